@@ -1,0 +1,1 @@
+"""The Pulumi program: reads model files and a stack file, makes one plan, renders it."""
