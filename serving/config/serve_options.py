@@ -1,0 +1,77 @@
+"""What a model file means to Ray Serve: deployment options and the replica's placement group, as plain data.
+
+The planner packs nodes with these bundles and the replica asks Ray for the same ones, so they cannot disagree.
+RayLLM made N+1 bundles (the replica's own, then one per worker): `facts` of the format are in `models/README.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.config.schema import ModelConfig
+
+Bundle = dict[str, float]
+
+
+def placement_bundles(model: ModelConfig) -> list[Bundle]:
+    """Ray placement-group bundles of one replica, the replica's own first; zero entries are dropped.
+
+    Without GPUs the workers are child processes of the replica, so everything is one bundle.
+    """
+    actor, scaling = model.deployment_config.ray_actor_options, model.scaling_config
+    replica: Bundle = {
+        "CPU": 1.0 if actor.num_cpus is None else actor.num_cpus,
+        "GPU": actor.num_gpus or 0.0,
+        "memory": float(actor.memory or 0),
+        **actor.resources,
+    }
+    worker: Bundle = {
+        "CPU": scaling.num_cpus_per_worker,
+        "GPU": float(scaling.num_gpus_per_worker),
+        **scaling.resources_per_worker,
+    }
+    if not scaling.num_gpus_per_worker:
+        return [_without_zeros(_sum([replica] + [worker] * scaling.num_workers))]
+    return [b for b in map(_without_zeros, [replica] + [worker] * scaling.num_workers) if b]
+
+
+def deployment_options(model: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of Ray Serve's `Deployment.options`, without the placement group."""
+    config = model.deployment_config
+    options: dict[str, Any] = config.model_dump(
+        include={
+            "max_ongoing_requests",
+            "max_queued_requests",
+            "health_check_period_s",
+            "health_check_timeout_s",
+            "graceful_shutdown_wait_loop_s",
+            "graceful_shutdown_timeout_s",
+        }
+    )
+    if config.autoscaling_config is None:
+        options["num_replicas"] = config.num_replicas or 1
+    else:
+        options["autoscaling_config"] = config.autoscaling_config.model_dump(exclude_none=True)
+    return options
+
+
+def replica_bounds(model: ModelConfig) -> tuple[int, int, int]:
+    """Minimum, initial and maximum number of replicas."""
+    scaling = model.deployment_config.autoscaling_config
+    if scaling is None:
+        fixed = model.deployment_config.num_replicas or 1
+        return fixed, fixed, fixed
+    initial = scaling.min_replicas if scaling.initial_replicas is None else scaling.initial_replicas
+    return scaling.min_replicas, initial, scaling.max_replicas
+
+
+def _sum(bundles: list[Bundle]) -> Bundle:
+    total: Bundle = {}
+    for bundle in bundles:
+        for resource, amount in bundle.items():
+            total[resource] = total.get(resource, 0.0) + amount
+    return total
+
+
+def _without_zeros(bundle: Bundle) -> Bundle:
+    return {resource: amount for resource, amount in bundle.items() if amount}
