@@ -1,0 +1,96 @@
+"""Reading `stacks/Pulumi.<env>.yaml`: the typed configuration and, beside it, which secrets are set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.stack.schema import SECRET_KEYS, StackConfig
+from serving.config.document import Document, KeyPath, dotted, read_document
+from serving.config.errors import Finding, InputErrors, Severity, errors_in
+from serving.config.validation import validate
+
+NAMESPACE = "modelfleet:"
+
+
+@dataclass(frozen=True)
+class LoadedStack:
+    """A valid stack file. `secrets` names the secret keys that are set; their values stay with Pulumi."""
+
+    name: str
+    config: StackConfig
+    region: str | None
+    document: Document
+    secrets: frozenset[str]
+    notices: tuple[Finding, ...] = ()
+
+    def finding(self, path: KeyPath, message: str, severity: Severity = Severity.ERROR) -> Finding:
+        """A finding at a key of the stack file, e.g. `("pools", 0, "accelerator")`."""
+        inside: KeyPath = ("config", f"{NAMESPACE}{path[0]}", *path[1:]) if path else ("config",)
+        shown = dotted((f"{NAMESPACE}{path[0]}", *path[1:])) if path else ""
+        return Finding(self.document.file, self.document.line(inside), shown, message, severity)
+
+
+def stack_file(root: Path, name: str) -> Path:
+    """Where the stack's file is."""
+    return root / "stacks" / f"Pulumi.{name}.yaml"
+
+
+def load_stack(root: Path, name: str) -> LoadedStack:
+    """Read and validate a stack file under `root`; raises `InputErrors` with every fault."""
+    path = stack_file(root, name)
+    if not path.is_file():
+        known = sorted(p.name.split(".")[1] for p in (root / "stacks").glob("Pulumi.*.yaml"))
+        raise InputErrors([Finding(f"stacks/{path.name}", 0, "", f"no such stack; stacks/ has {', '.join(known) or 'none'}")])
+    document = read_document(path, f"stacks/{path.name}")
+    settings = _settings(document)
+    ours = {key.removeprefix(NAMESPACE): value for key, value in settings.items() if key.startswith(NAMESPACE)}
+    secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) is not None)
+    moved = Document(document.file, document.data, {_inner(p): n for p, n in document.lines.items()}, document.findings)
+    result = validate(StackConfig, moved, ours)
+    findings = list(document.findings) + (result if isinstance(result, list) else [])
+    findings += _plain_secrets(document, settings)
+    if isinstance(result, list) or errors_in(findings):
+        raise InputErrors([_outer(f) for f in errors_in(findings)])
+    region = settings.get("aws:region")
+    return LoadedStack(name, result, str(region) if region else None, document, secrets, tuple(findings))
+
+
+def _settings(document: Document) -> dict[str, Any]:
+    data = document.data if isinstance(document.data, dict) else {}
+    config = data.get("config")
+    if not isinstance(config, dict):
+        message = "has no `config:` mapping; see stacks/Pulumi.local.yaml for an example"
+        raise InputErrors([Finding(document.file, document.line(()), "", message)])
+    return config
+
+
+def _inner(path: KeyPath) -> KeyPath:
+    """`("config", "modelfleet:pools", 0)` → `("pools", 0)`, so that validation finds its lines."""
+    if len(path) >= 2 and path[0] == "config" and str(path[1]).startswith(NAMESPACE):
+        return (str(path[1]).removeprefix(NAMESPACE), *path[2:])
+    return () if path in ((), ("config",)) else ("", *path)
+
+
+def _outer(finding: Finding) -> Finding:
+    """The key as it stands in the file: with its `modelfleet:`."""
+    if not finding.path or ":" in finding.path:
+        return finding
+    return Finding(finding.file, finding.line, f"{NAMESPACE}{finding.path}", finding.message, finding.severity)
+
+
+def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding]:
+    """A secret in plain text is refused: it would be in git."""
+    return [
+        document.finding(("config", f"{NAMESPACE}{key}"), f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`")
+        for key in SECRET_KEYS
+        if (value := settings.get(f"{NAMESPACE}{key}")) is not None and not _is_secure(value)
+    ]
+
+
+def _is_secure(value: Any) -> bool:
+    """Pulumi writes `secure:` at the leaf, or inside a list or an object set with --path."""
+    if isinstance(value, dict):
+        return "secure" in value or (bool(value) and all(_is_secure(v) for v in value.values()))
+    return isinstance(value, list) and bool(value) and all(_is_secure(item) for item in value)
