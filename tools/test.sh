@@ -1,0 +1,11 @@
+#!/bin/sh
+# Runs the tests by tier: `all`, `fast`, or a folder of tests/. Two processes at most: vLLM and Ray need the rest.
+set -eu
+cd "$(dirname "$0")/.."
+tier=${1:-all}
+pytest=".venv/bin/python -m pytest -q --durations=10"
+case "$tier" in
+fast) exec $pytest -n 2 -m "not slow" tests/unit ;;
+all) exec $pytest -n 2 --dist loadgroup tests ;;
+*) exec $pytest "tests/$tier" ;;
+esac
