@@ -1,0 +1,62 @@
+"""The one door through which everything is printed: results to stdout, progress and messages to stderr.
+
+`NO_COLOR` and pipes are respected by rich itself: colour and spinners appear on a terminal only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from serving.config.errors import Finding, Severity
+
+_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
+
+#: Narrowest width for tables in a pipe, where there is no terminal to ask: nothing is cut there.
+PIPE_WIDTH = 160
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, soft_wrap=False, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def show(renderable: RenderableType) -> None:
+    """A result: a table or a line, to stdout."""
+    _console(stderr=False).print(renderable, markup=False) if isinstance(renderable, str) else _console(
+        stderr=False
+    ).print(renderable)
+
+
+def show_json(value: Any) -> None:
+    """A result for machines, to stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def say(text: str, style: str = "") -> None:
+    """A message about progress, to stderr; long lines are not broken, so that they can be copied."""
+    _console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+
+
+def show_findings(findings: Iterable[Finding]) -> None:
+    """Each finding on a line of its own, to stderr."""
+    for finding in findings:
+        say(finding.sentence(), _STYLE[finding.severity])
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """A spinner on a terminal, one plain line elsewhere."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        say(text)
+        yield
+        return
+    with console.status(Text(text)):
+        yield
