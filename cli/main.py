@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli import output
-from serving.config.errors import EXIT_ENVIRONMENT, InputErrors, ModelfleetError
+from serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT, InputErrors, ModelfleetError
 
 app = typer.Typer(
     name="modelfleet",
@@ -125,6 +125,9 @@ def render(
 
 def main() -> None:
     """Entry point of the `modelfleet` script."""
+    # A wrong option is the user's input like a wrong key; typer itself would exit with 2, our code for the environment.
+    usage_error: Any = typer.BadParameter.__base__
+    usage_error.exit_code = EXIT_INPUT
     try:
         app()
     except InputErrors as error:
