@@ -42,7 +42,9 @@ def load_stack(root: Path, name: str) -> LoadedStack:
     path = stack_file(root, name)
     if not path.is_file():
         known = sorted(p.name.split(".")[1] for p in (root / "stacks").glob("Pulumi.*.yaml"))
-        raise InputErrors([Finding(f"stacks/{path.name}", 0, "", f"no such stack; stacks/ has {', '.join(known) or 'none'}")])
+        raise InputErrors(
+            [Finding(f"stacks/{path.name}", 0, "", f"no such stack; stacks/ has {', '.join(known) or 'none'}")]
+        )
     document = read_document(path, f"stacks/{path.name}")
     settings = _settings(document)
     ours = {key.removeprefix(NAMESPACE): value for key, value in settings.items() if key.startswith(NAMESPACE)}
@@ -83,7 +85,9 @@ def _outer(finding: Finding) -> Finding:
 def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding]:
     """A secret in plain text is refused: it would be in git."""
     return [
-        document.finding(("config", f"{NAMESPACE}{key}"), f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`")
+        document.finding(
+            ("config", f"{NAMESPACE}{key}"), f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`"
+        )
         for key in SECRET_KEYS
         if (value := settings.get(f"{NAMESPACE}{key}")) is not None and not _is_secure(value)
     ]

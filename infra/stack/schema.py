@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 AcceleratorName = Literal["T4", "L4", "A10G", "A100-40G", "A100-80G", "CPU"]
@@ -15,24 +24,50 @@ class StackSection(BaseModel):
     """Base of every part: unknown keys are refused, keys are camelCase in the file."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, loc_by_alias=True,
-        protected_namespaces=(), validate_default=True,
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        loc_by_alias=True,
+        protected_namespaces=(),
+        validate_default=True,
     )
+
+
+class NodeSize(StackSection):
+    """One node of an existing cluster as `kubectl get node -o yaml` shows its allocatable."""
+
+    cpus: PositiveInt = Field(description="Allocatable CPUs, whole.")
+    memory_gib: PositiveInt = Field(description="Allocatable memory in GiB.")
+    gpus: NonNegativeInt = Field(0, description="Allocatable nvidia.com/gpu.")
 
 
 class Pool(StackSection):
     """One ordered entry of `pools`: one EKS node group per zone set, one Ray worker group."""
 
-    name: str = Field(description="Name of the pool, never changed once it is live.", pattern=r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$")
+    name: str = Field(
+        description="Name of the pool, never changed once it is live.", pattern=r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$"
+    )
     accelerator: AcceleratorName = Field(description="The accelerator that models name.")
-    purchase: Literal["on-demand", "spot", "capacity-block"] = Field("on-demand", description="How EC2 instances are bought.")
+    purchase: Literal["on-demand", "spot", "capacity-block"] = Field(
+        "on-demand", description="How EC2 instances are bought."
+    )
     instance_types: list[str] | Literal["auto"] = Field(
-        "auto", description="EC2 instance types of one shape, first is preferred; `auto` takes the cheapest that carries the pool's models."
+        "auto",
+        description="EC2 instance types of one shape, first is preferred; `auto` takes the cheapest that carries the pool's models.",
+    )
+    node: NodeSize | None = Field(
+        None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
     )
     min_nodes: NonNegativeInt = Field(0, description="Fewest nodes, also when nothing needs them.")
     max_nodes: PositiveInt = Field(description="Most nodes.")
-    zones: list[str] | None = Field(None, description="Availability zones; default: all of the network's that offer the type.")
-    capacity_reservation_id: str | None = Field(None, description="Capacity Block reservation, for purchase capacity-block.", pattern=r"^cr-[0-9a-f]+$")
+    zones: list[str] | None = Field(
+        None, description="Availability zones; default: all of the network's that offer the type."
+    )
+    capacity_reservation_id: str | None = Field(
+        None, description="Capacity Block reservation, for purchase capacity-block.", pattern=r"^cr-[0-9a-f]+$"
+    )
     efa: bool = Field(False, description="Elastic Fabric Adapter, only on p4d and p4de.")
 
     @model_validator(mode="after")
@@ -61,9 +96,13 @@ class Network(StackSection):
     cidr: str = Field("10.0.0.0/16", description="Address range of the new VPC.")
     zones: int = Field(3, ge=2, le=6, description="Number of availability zones of the new VPC.")
     nat: Literal["none", "single", "per-zone"] = Field("single", description="NAT gateways of the new VPC.")
-    interface_endpoints: bool = Field(False, description="Interface endpoints for ECR, STS and others, so that nodes need no NAT.")
+    interface_endpoints: bool = Field(
+        False, description="Interface endpoints for ECR, STS and others, so that nodes need no NAT."
+    )
     vpc_id: str | None = Field(None, description="Existing VPC; then privateSubnetIds too.", pattern=r"^vpc-[0-9a-f]+$")
-    private_subnet_ids: list[str] = Field(default_factory=list, description="Private subnets of the existing VPC, in at least two zones.")
+    private_subnet_ids: list[str] = Field(
+        default_factory=list, description="Private subnets of the existing VPC, in at least two zones."
+    )
 
     @model_validator(mode="after")
     def existing_network_has_both_ids(self) -> Self:
@@ -76,11 +115,17 @@ class Cluster(StackSection):
     """The EKS cluster."""
 
     version: str = Field("1.35", description="Kubernetes minor version.", pattern=r"^1\.\d{2}$")
-    public_access_cidrs: list[str] = Field(default_factory=list, description="CIDRs that reach the public endpoint; empty: private only.")
-    allow_public_access_from_anywhere: bool = Field(False, description="Said beside 0.0.0.0/0 in publicAccessCidrs, or it is refused.")
+    public_access_cidrs: list[str] = Field(
+        default_factory=list, description="CIDRs that reach the public endpoint; empty: private only."
+    )
+    allow_public_access_from_anywhere: bool = Field(
+        False, description="Said beside 0.0.0.0/0 in publicAccessCidrs, or it is refused."
+    )
     admin_role_arns: list[str] = Field(default_factory=list, description="IAM roles that administer the cluster.")
     deletion_protection: bool = Field(False, description="Protect cluster, key and bucket from deletion.")
-    system_instance_type: str = Field("m7i.xlarge", description="Instance type of the system pool (Ray head, operator, add-ons).")
+    system_instance_type: str = Field(
+        "m7i.xlarge", description="Instance type of the system pool (Ray head, operator, add-ons)."
+    )
     system_nodes: PositiveInt = Field(2, description="Nodes of the system pool.")
 
 
@@ -89,12 +134,19 @@ class Kubernetes(StackSection):
 
     kubeconfig: str | None = Field(None, description="Path of a kubeconfig; default $KUBECONFIG or ~/.kube/config.")
     context: str | None = Field(None, description="Context of the kubeconfig.")
-    namespace: str | None = Field(None, description="Namespace; default modelfleet-<stack>.", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    image: str | None = Field(None, description="Image of head and workers; default the pinned one built from serving/Dockerfile.")
-    rollout: Literal["surge", "replace", "incremental"] = Field(
-        "surge", description="What a changed image or pool does: a second cluster first, the old one first away, or step by step (Gateway API)."
+    namespace: str | None = Field(
+        None, description="Namespace; default modelfleet-<stack>.", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
     )
-    redis_address: str | None = Field(None, description="External Redis for fault tolerance of the Ray head, host:port.")
+    image: str | None = Field(
+        None, description="Image of head and workers; default the pinned one built from serving/Dockerfile."
+    )
+    rollout: Literal["surge", "replace", "incremental"] = Field(
+        "surge",
+        description="What a changed image or pool does: a second cluster first, the old one first away, or step by step (Gateway API).",
+    )
+    redis_address: str | None = Field(
+        None, description="External Redis for fault tolerance of the Ray head, host:port."
+    )
 
 
 class Mirror(StackSection):
@@ -111,13 +163,17 @@ class Mirror(StackSection):
 class Budget(StackSection):
     """A hard ceiling on spend."""
 
-    max_usd_per_hour: PositiveFloat | None = Field(None, description="A plan whose maximum costs more fails, in USD per hour.")
+    max_usd_per_hour: PositiveFloat | None = Field(
+        None, description="A plan whose maximum costs more fails, in USD per hour."
+    )
 
 
 class Gateway(StackSection):
     """The HAProxy in front."""
 
-    requests_per_minute: PositiveInt | None = Field(None, description="Requests per minute and API key; default no limit.")
+    requests_per_minute: PositiveInt | None = Field(
+        None, description="Requests per minute and API key; default no limit."
+    )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests per API key; default no limit.")
     max_body_mib: PositiveInt = Field(64, description="Largest request body in MiB.")
     timeout_s: PositiveInt = Field(3600, description="Longest request, streams included, in seconds.")
@@ -134,7 +190,10 @@ class Local(StackSection):
     s3_port: Port = Field(8002, ge=1, le=65535, description="Port of the S3 emulator.")
     dashboard_port: Port = Field(8265, ge=1, le=65535, description="Port of the Ray dashboard.")
     gcs_port: Port = Field(6380, ge=1, le=65535, description="Port of Ray's control store.")
-    cpus: PositiveInt | None = Field(None, description="CPUs that Ray counts with; default what the models' replicas ask for.")
+    cpus: PositiveInt | None = Field(
+        None, description="CPUs that Ray counts with, in all pools together; default 32. They steer placement only."
+    )
+    gpus: PositiveInt = Field(1, description="GPUs of this machine, for pools with a GPU accelerator.")
 
     @model_validator(mode="after")
     def ports_differ(self) -> Self:
@@ -148,9 +207,13 @@ class StackConfig(StackSection):
     """One environment: what to serve and where."""
 
     models: list[str] = Field(min_length=1, description="Model files under models/, without suffix; globs allowed.")
-    target: Literal["eks", "kubernetes", "local"] = Field(description="Where: a new EKS cluster, an existing cluster, or this machine.")
+    target: Literal["eks", "kubernetes", "local"] = Field(
+        description="Where: a new EKS cluster, an existing cluster, or this machine."
+    )
     pools: list[Pool] = Field(default_factory=list, description="Ordered; append only.")
-    account_id: str | None = Field(None, description="AWS account that the credentials must belong to.", pattern=r"^\d{12}$")
+    account_id: str | None = Field(
+        None, description="AWS account that the credentials must belong to.", pattern=r"^\d{12}$"
+    )
     network: Network = Field(default_factory=lambda: Network(), description="The VPC.")
     cluster: Cluster = Field(default_factory=lambda: Cluster(), description="The EKS cluster.")
     kubernetes: Kubernetes = Field(default_factory=lambda: Kubernetes(), description="Namespace, image and rollout.")
@@ -158,7 +221,9 @@ class StackConfig(StackSection):
     budget: Budget = Field(default_factory=lambda: Budget(), description="Ceiling on spend.")
     gateway: Gateway = Field(default_factory=lambda: Gateway(), description="The HAProxy in front.")
     local: Local = Field(default_factory=lambda: Local(), description="Ports of the local target.")
-    auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to whoever reaches it; local stacks may.")
+    auth: Literal["keys", "none"] = Field(
+        "keys", description="`none` opens the API to whoever reaches it; local stacks may."
+    )
     tags: dict[str, str] = Field(default_factory=dict, description="Tags on every AWS resource.")
 
     @model_validator(mode="after")

@@ -1,0 +1,91 @@
+"""Serve applications, weights, bucket and routes: what each model becomes behind the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from infra.planning.plan import BucketPlan, CodeArtifact, GatewayPlan, MirrorPlan, Route, ServeApplication
+from infra.stack import LoadedStack
+from serving.config.errors import Finding
+from serving.config.load import LoadedModel
+from serving.config.schema import ModelConfig
+
+IMPORT_PATH = "serving.app:build"
+
+
+def mirror_plan(stack: LoadedStack, model: ModelConfig) -> MirrorPlan:
+    """Where the weights come from, and the prefix of the stack's own copy if it keeps one."""
+    engine = model.engine_config
+    source = stack.config.mirror.sources.get(engine.weights_id, engine.weights_id)
+    if engine.s3_mirror_config is not None and engine.s3_mirror_config.bucket_uri:
+        return MirrorPlan(engine.s3_mirror_config.bucket_uri, engine.revision, None)
+    if engine.gcs_mirror_config is not None:
+        return MirrorPlan(engine.gcs_mirror_config.bucket_uri, engine.revision, None)
+    on_node = engine.weights_id.startswith("/") and source == engine.weights_id
+    mirrored = stack.config.mirror.create and not on_node
+    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None)
+
+
+def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact) -> ServeApplication:
+    """One Serve application per model, its whole file in `args`, its code named by content."""
+    args: dict[str, Any] = {
+        "model": model.model_dump(mode="json", exclude_unset=True),
+        "weights": {
+            "source": mirror.source,
+            "revision": mirror.revision,
+            "mirror": f"s3://{bucket}/{mirror.prefix}" if mirror.prefix else None,
+        },
+    }
+    return ServeApplication(
+        name=model.slug,
+        route_prefix=f"/{model.slug}",
+        import_path=IMPORT_PATH,
+        args=args,
+        runtime_env={"working_dir": f"s3://{bucket}/{code.key}"},
+    )
+
+
+def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[BucketPlan, list[Finding]]:
+    """The stack's bucket: it keeps the code of the applications, and the weights."""
+    config = stack.config
+    findings: list[Finding] = []
+    name = config.mirror.bucket
+    if name is None and config.target == "local":
+        name = f"modelfleet-{stack.name}"
+    elif name is None and config.account_id:
+        name = f"modelfleet-{stack.name}-{config.account_id}"
+    elif name is None:
+        message = "has no name; give `bucket`, or `modelfleet:accountId` for the default modelfleet-<stack>-<accountId>"
+        findings.append(stack.finding(("mirror",), message))
+    read_only = {
+        uri.removeprefix("s3://").rstrip("/")
+        for model in models
+        if (mirror := model.config.engine_config.s3_mirror_config) is not None and (uri := mirror.bucket_uri)
+    }
+    return BucketPlan(config.mirror.create, name, config.target == "eks", tuple(sorted(read_only))), findings
+
+
+def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPlan:
+    """Routes by model id, LoRA adapters' names with their model's."""
+    gateway = stack.config.gateway
+    routes = tuple(
+        Route(
+            model_id=config.model_id,
+            slug=config.slug,
+            model_ids=(config.model_id, *(adapter.name for adapter in config.engine_config.lora)),
+            description=config.engine_config.model_description,
+        )
+        for config in sorted((m.config for m in models), key=lambda c: c.model_id)
+    )
+    return GatewayPlan(
+        routes=routes,
+        auth=stack.config.auth,
+        requests_per_minute=gateway.requests_per_minute,
+        concurrent_requests=gateway.concurrent_requests,
+        max_body_mib=gateway.max_body_mib,
+        timeout_s=gateway.timeout_s,
+        replicas=gateway.replicas,
+        hostname=gateway.hostname,
+        tls_secret=gateway.tls_secret,
+    )

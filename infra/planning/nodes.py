@@ -1,0 +1,59 @@
+"""What one node offers to the Ray worker pod that takes it whole: the instance's allocatable minus daemon sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infra.catalog import InstanceType
+from infra.planning.plan import NodeShape
+from serving.config.accelerators import CPU, resource_name
+
+MIB = 1024 * 1024
+
+#: Share of an instance's memory that the hypervisor and kernel keep; Karpenter's VM_MEMORY_OVERHEAD_PERCENT.
+VM_OVERHEAD = 0.075
+#: Kubelet's eviction threshold for memory on EKS, MiB.
+EVICTION_MIB = 100
+#: Requests of the daemon sets on every GPU node, see `daemon-sets` in docs; CPU in millicores, memory in MiB.
+DAEMON_SETS_CPU_MILLIS = 350
+DAEMON_SETS_MEMORY_MIB = 512
+#: /dev/shm of a worker pod: Ray's object store and NCCL; a quarter of the memory, at most this many MiB.
+MAX_SHM_MIB = 16 * 1024
+
+
+def allocatable_cpu_millis(vcpus: int) -> int:
+    """Kubelet's allocatable CPU on EKS: 6 % of the first core is reserved, 1 % of the second, 0.5 % of the next
+    two, 0.25 % of the rest (amazon-eks-ami, nodeadm internal/kubelet/config.go)."""
+    tenths = 600 + 100 * (vcpus > 1) + 50 * min(max(vcpus - 2, 0), 2) + 25 * max(vcpus - 4, 0)
+    return vcpus * 1000 - tenths // 10
+
+
+def allocatable_memory_mib(memory_mib: int, max_pods: int) -> int:
+    """Kubelet's allocatable memory in MiB, by Karpenter's safe lower bound (7.5 % VM overhead first)."""
+    return int(memory_mib * (1 - VM_OVERHEAD)) - (11 * max_pods + 255) - EVICTION_MIB
+
+
+def node_shape(types: Sequence[InstanceType]) -> NodeShape:
+    """What a node of any of `types` offers: the least of each resource."""
+    return NodeShape(
+        cpu_millis=min(allocatable_cpu_millis(one.vcpus) for one in types) - DAEMON_SETS_CPU_MILLIS,
+        memory_mib=(
+            memory := min(allocatable_memory_mib(t.memory_mib, t.max_pods) for t in types) - DAEMON_SETS_MEMORY_MIB
+        ),
+        gpus=min(one.gpus for one in types),
+        gpu_memory_mib=min(one.gpu_memory_mib for one in types),
+        nvme_gb=min(one.nvme_gb for one in types),
+        shm_mib=min(memory // 4, MAX_SHM_MIB),
+    )
+
+
+def sized_node(cpus: int, memory_gib: int, gpus: int) -> NodeShape:
+    """A node of an existing cluster whose allocatable the stack file gives; daemon sets are taken off here."""
+    memory = memory_gib * 1024 - DAEMON_SETS_MEMORY_MIB
+    return NodeShape(cpus * 1000 - DAEMON_SETS_CPU_MILLIS, memory, gpus, 0, 0, min(memory // 4, MAX_SHM_MIB))
+
+
+def ray_resources(accelerator: str, node: NodeShape) -> dict[str, float]:
+    """The Ray resources of a worker on this node, as the worker group declares them (memory is Ray's own)."""
+    offered = {"CPU": float(node.cpu_millis // 1000), resource_name(accelerator): 1.0}
+    return offered if accelerator == CPU else {**offered, "GPU": float(node.gpus)}
