@@ -1,0 +1,31 @@
+"""What all tests share: a clean environment, and which tests must stay on one worker because they share a service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+#: Tiers whose tests share one expensive service (a Ray with vLLM, a control plane): one worker runs each of them.
+ONE_WORKER = ("serving", "cluster", "gateway")
+
+#: Settings of the caller's shell that would change what the code under test does.
+FOREIGN = ("AWS_", "PULUMI_", "RAY_", "VLLM_", "HF_", "HUGGING_FACE_", "MODELFLEET_", "KUBECONFIG", "NO_COLOR", "FORCE_COLOR")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a tier's tests, or in `engine` a file's tests, together on one worker."""
+    for item in items:
+        parts = Path(item.fspath).relative_to(Path(__file__).parent).parts
+        if parts[0] in ONE_WORKER:
+            item.add_marker(pytest.mark.xdist_group(parts[0]))
+        elif parts[0] == "engine":
+            item.add_marker(pytest.mark.xdist_group("/".join(parts)))
+
+
+def pytest_configure() -> None:
+    """Take the caller's settings out of the environment, before any module reads them."""
+    for name in list(os.environ):
+        if name.startswith(FOREIGN):
+            del os.environ[name]
