@@ -1,0 +1,179 @@
+"""`pulumi-language-python`: Pulumi's Python language host where the real one is missing.
+
+It runs the program with the project's own Python through Pulumi's `pulumi-language-python-exec` (from the Go
+module that the CLI was built from), and tells the engine how it ended. It installs nothing, generates no
+code and runs no plugins: those calls are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from asyncio.subprocess import Process
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2
+
+from tools.standin.resource import NotDone
+from tools.standin.serve import engine_address, serve
+
+EXEC = "pulumi-language-python-exec"
+
+SAID_ITS_ERROR = 32
+"""Exit code of a program that showed its message through `pulumi.log.error`: nothing is added to it."""
+
+
+class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
+    """Runs programs; everything else that the protocol knows is refused by name."""
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._programs: set[Process] = set()
+
+    async def Handshake(self, request: Any, context: Any) -> Any:
+        self._engine = request.engine_address or self._engine
+        return language_pb2.LanguageHandshakeResponse()
+
+    async def GetPluginInfo(self, request: Any, context: Any) -> Any:
+        return plugin_pb2.PluginInfo(version="0.0.0")
+
+    async def GetRequiredPlugins(self, request: Any, context: Any) -> Any:
+        return language_pb2.GetRequiredPluginsResponse()
+
+    async def GetRequiredPackages(self, request: Any, context: Any) -> Any:
+        # None in advance: the engine finds each provider when the program first uses it, and a provider that
+        # this stack never uses is not asked for.
+        return language_pb2.GetRequiredPackagesResponse()
+
+    async def RuntimeOptionsPrompts(self, request: Any, context: Any) -> Any:
+        return language_pb2.RuntimeOptionsResponse()
+
+    async def About(self, request: Any, context: Any) -> Any:
+        version = ".".join(map(str, sys.version_info[:3]))
+        return language_pb2.AboutResponse(
+            executable=sys.executable, version=version, metadata={"host": "modelfleet stand-in"}
+        )
+
+    async def GetProgramDependencies(self, request: Any, context: Any) -> Any:
+        return language_pb2.GetProgramDependenciesResponse()
+
+    async def InstallDependencies(self, request: Any, context: Any) -> None:
+        await self._refuse(context, "pulumi install")
+
+    async def RunPlugin(self, request: Any, context: Any) -> None:
+        await self._refuse(context, "running a plugin written in Python")
+
+    async def GenerateProgram(self, request: Any, context: Any) -> None:
+        await self._refuse(context, "generating programs")
+
+    async def GenerateProject(self, request: Any, context: Any) -> None:
+        await self._refuse(context, "generating projects")
+
+    async def GeneratePackage(self, request: Any, context: Any) -> None:
+        await self._refuse(context, "generating packages")
+
+    async def Pack(self, request: Any, context: Any) -> None:
+        await self._refuse(context, "packing")
+
+    async def Run(self, request: Any, context: Any) -> Any:
+        try:
+            command = command_line(request, self._engine)
+        except FileNotFoundError as missing:
+            return language_pb2.RunResponse(error=str(missing))
+        program = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=request.info.program_directory or request.pwd,
+            env=environment(request),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # a SIGINT for the engine's plugins must not print a traceback here
+        )
+        self._programs.add(program)
+        try:
+            code = await program.wait()
+        except asyncio.CancelledError:
+            self.end_programs()
+            raise
+        finally:
+            self._programs.discard(program)
+        if code == 0:
+            return language_pb2.RunResponse()
+        if code == SAID_ITS_ERROR:
+            return language_pb2.RunResponse(bail=True)
+        if code < 0:
+            return language_pb2.RunResponse(error=f"the program was ended by signal {-code}")
+        return language_pb2.RunResponse(error=f"Program exited with non-zero exit code: {code}")
+
+    def end_programs(self) -> None:
+        """Ends what still runs: its engine is going, so nobody would hear it."""
+        for program in list(self._programs):
+            if program.returncode is None:
+                program.kill()
+
+    async def _refuse(self, context: Any, what: str) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(NotDone(what)))
+
+
+def command_line(request: Any, engine: str) -> list[str]:
+    """The program's command: the same arguments that the real host gives to Pulumi's exec script."""
+    script = shutil.which(EXEC)
+    if script is None:
+        raise FileNotFoundError(f"{EXEC} is not on PATH; run: make tools")
+    values = {
+        "monitor": request.monitor_address,
+        "engine": engine,
+        "project": request.project,
+        "root_directory": request.info.root_directory,
+        "stack": request.stack,
+        "pwd": request.pwd,
+        "dry_run": "true" if request.dryRun else "false",
+        "parallel": str(request.parallel),
+        "organization": request.organization,
+    }
+    arguments = [part for key, value in values.items() if value for part in (f"--{key}", value)]
+    return [
+        python_for(request.info),
+        "-u",
+        script,
+        *arguments,
+        request.info.entry_point or ".",
+        *request.args,
+    ]
+
+
+def python_for(info: Any) -> str:
+    """The interpreter: the `virtualenv` of Pulumi.yaml's runtime options, else the one that runs this host."""
+    chosen = json_format.MessageToDict(info.options).get("virtualenv")
+    if not chosen:
+        return os.environ.get("MODELFLEET_PYTHON") or sys.executable
+    python = Path(info.root_directory, chosen, "bin", "python")
+    if not python.exists():
+        raise FileNotFoundError(f"Pulumi.yaml: runtime.options.virtualenv: '{python}' is missing; run: make setup")
+    return str(python)
+
+
+def environment(request: Any) -> dict[str, str]:
+    """The program's environment: the host's own plus the stack's config, as the SDK reads it."""
+    return {
+        **os.environ,
+        "PULUMI_CONFIG": json.dumps(dict(request.config)),
+        "PULUMI_CONFIG_SECRET_KEYS": json.dumps(list(request.configSecretKeys)),
+    }
+
+
+def main() -> None:
+    """Serves the engine that started this process."""
+    host = LanguageHost(engine_address(sys.argv[1:]) or "")
+    serve(
+        lambda server: language_pb2_grpc.add_LanguageRuntimeServicer_to_server(host, server),
+        at_end=host.end_programs,
+    )
+
+
+if __name__ == "__main__":
+    main()
