@@ -1,0 +1,136 @@
+"""Values on the plugin's wire and in plain Python, and what differs between two of them.
+
+On the wire every number is a float, a secret is wrapped, and what is not known yet at preview is one fixed
+string (`pulumi.runtime.rpc.UNKNOWN`), not the SDK's `Computed`, which its `marshal` refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from pulumi.provider.experimental.property_value import PropertyValue
+from pulumi.runtime.rpc import UNKNOWN as _UNKNOWN
+
+UNKNOWN: str = _UNKNOWN
+"""A value that is not known before the deployment; compare with `==`."""
+
+Props = dict[str, Any]
+"""Plain Python properties: camelCase keys, whole numbers as `int`, no secret wrappers."""
+
+Wire = dict[str, PropertyValue]
+"""The same as the SDK's `PropertyValue`s, with their secret marks."""
+
+
+def plain(value: PropertyValue) -> Any:
+    """`value` without its marks; a whole number becomes `int`, because boto3 and JSON APIs refuse 3.0."""
+    raw = value.value
+    if isinstance(raw, bool) or raw is None or isinstance(raw, str):
+        return raw
+    if isinstance(raw, float):
+        return int(raw) if raw.is_integer() else raw
+    if isinstance(raw, Mapping):
+        return {key: plain(item) for key, item in raw.items()}
+    if isinstance(raw, Sequence):
+        return [plain(item) for item in raw]
+    return raw  # assets, archives and references pass as they are
+
+
+def plain_map(values: Mapping[str, PropertyValue]) -> Props:
+    """`plain` for each entry."""
+    return {key: plain(value) for key, value in values.items()}
+
+
+def wire(value: Any) -> PropertyValue:
+    """A plain value as the wire wants it: `int` becomes `float`, which is the only number it knows."""
+    if isinstance(value, PropertyValue):
+        return value
+    if isinstance(value, bool) or value is None:
+        return PropertyValue(value)
+    if isinstance(value, (int, float)):
+        return PropertyValue(float(value))
+    if isinstance(value, Mapping):
+        return PropertyValue({str(key): wire(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return PropertyValue([wire(item) for item in value])
+    return PropertyValue(value)
+
+
+def wire_map(values: Mapping[str, Any]) -> Wire:
+    """`wire` for each entry."""
+    return {key: wire(value) for key, value in values.items()}
+
+
+def with_secrets_of(values: Mapping[str, Any], sources: Mapping[str, PropertyValue]) -> Wire:
+    """`values` for the wire, where each key whose source holds a secret is secret as a whole.
+
+    A key whose plain value is the source's own keeps the source, so that only the secret part is encrypted.
+    """
+    marked: Wire = {}
+    for key, value in values.items():
+        source = sources.get(key)
+        if source is not None and plain(source) == value:
+            marked[key] = source
+        elif source is not None and source.contains_secret():
+            marked[key] = wire(value).with_secret(True)
+        else:
+            marked[key] = wire(value)
+    return marked
+
+
+def contains_unknown(value: Any) -> bool:
+    """Whether any part of a plain value is not known yet."""
+    if isinstance(value, Mapping):
+        return any(contains_unknown(item) for item in value.values())
+    if isinstance(value, list):
+        return any(contains_unknown(item) for item in value)
+    return bool(value == UNKNOWN)
+
+
+def covers(wanted: Any, live: Any) -> bool:
+    """Whether `live` has all that `wanted` asks for; keys that only the service knows do not matter."""
+    if isinstance(wanted, Mapping) and isinstance(live, Mapping):
+        return all(key in live and covers(item, live[key]) for key, item in wanted.items())
+    if isinstance(wanted, list) and isinstance(live, list):
+        return len(wanted) == len(live) and all(covers(*pair) for pair in zip(wanted, live, strict=True))
+    return bool(wanted == live)
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Property paths that differ, as the engine prints them (`tags.a`, `subnetIds[1]`), with what happened.
+
+    The second part is `add`, `delete` or `update`.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            at = _joined(path, key)
+            if key not in new:
+                yield at, "delete"
+            elif key not in old:
+                yield at, "add"
+            else:
+                yield from differences(old[key], new[key], at)
+    elif isinstance(old, list) and isinstance(new, list):
+        for index in range(max(len(old), len(new))):
+            at = f"{path}[{index}]"
+            if index >= len(new):
+                yield at, "delete"
+            elif index >= len(old):
+                yield at, "add"
+            else:
+                yield from differences(old[index], new[index], at)
+    elif old != new:
+        yield path, "update"
+
+
+def _joined(path: str, key: str) -> str:
+    simple = key.replace("_", "").replace("-", "").isalnum()
+    name = key if simple else f'["{key}"]'
+    if not path:
+        return name
+    return f"{path}.{name}" if simple else f"{path}{name}"
+
+
+def as_mapping(values: Any) -> Wire:
+    """The entries of a wire map value (for nested `PropertyValue`s)."""
+    return cast(Wire, dict(values.value))
