@@ -11,7 +11,18 @@ import pytest
 ONE_WORKER = ("serving", "cluster", "gateway")
 
 #: Settings of the caller's shell that would change what the code under test does.
-FOREIGN = ("AWS_", "PULUMI_", "RAY_", "VLLM_", "HF_", "HUGGING_FACE_", "MODELFLEET_", "KUBECONFIG", "NO_COLOR", "FORCE_COLOR")
+FOREIGN = (
+    "AWS_",
+    "PULUMI_",
+    "RAY_",
+    "VLLM_",
+    "HF_",
+    "HUGGING_FACE_",
+    "MODELFLEET_",
+    "KUBECONFIG",
+    "NO_COLOR",
+    "FORCE_COLOR",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
