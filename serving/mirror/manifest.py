@@ -1,0 +1,120 @@
+"""The mirror's manifest: what the copy of a model consists of, byte for byte.
+
+    <uri>/manifest.json        written last; without it the mirror counts as absent
+    <uri>/<version>/<file>…    the files in Hugging Face layout; `version` names their content
+
+A changed model gets a new version beside the old one, so a replica that is still reading is never disturbed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+
+from serving.errors import MirrorError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+CHUNK_BYTES = 32 * 2**20
+"""Size of the pieces that are hashed, sent and read on their own. S3 allows 10 000 parts of 5 MiB to 5 GiB each."""
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_FILES = 10_000
+MAX_FILE_BYTES = 320_000 * 2**20
+"""10 000 parts of `CHUNK_BYTES`: what one upload can hold."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ManifestFile(BaseModel):
+    """One file: path below the version's folder, size in bytes, hash of the whole and of each chunk."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    path: str = Field(max_length=512)
+    size: NonNegativeInt = Field(le=MAX_FILE_BYTES)
+    sha256: str = Field(pattern=_SHA256.pattern, max_length=64)
+    chunks: list[str]
+
+    @field_validator("path")
+    @classmethod
+    def path_stays_in_its_folder(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        clean = str(path) == value and not path.is_absolute() and ".." not in path.parts and value != "."
+        if not clean or not value.isprintable() or "\\" in value or value == MANIFEST:
+            raise ValueError("is no clean relative path")
+        return value
+
+    @model_validator(mode="after")
+    def every_chunk_has_a_hash(self) -> Self:
+        if len(self.chunks) != -(-self.size // CHUNK_BYTES) or not all(map(_SHA256.fullmatch, self.chunks)):
+            raise ValueError("chunks do not cover the file")
+        return self
+
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """(index, first byte, length) of each chunk."""
+        for index in range(len(self.chunks)):
+            offset = index * CHUNK_BYTES
+            yield index, offset, min(CHUNK_BYTES, self.size - offset)
+
+
+class Manifest(BaseModel):
+    """A whole copy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    model_id: str
+    source: str
+    source_revision: str | None
+    chunk_bytes: int = CHUNK_BYTES
+    files: list[ManifestFile] = Field(min_length=1, max_length=MAX_FILES)
+
+    @model_validator(mode="after")
+    def schema_is_known(self) -> Self:
+        if self.schema_version != SCHEMA or self.chunk_bytes != CHUNK_BYTES:
+            raise ValueError(f"schema {self.schema_version} with chunks of {self.chunk_bytes} bytes is not known")
+        return self
+
+    @model_validator(mode="after")
+    def no_file_is_named_twice_or_is_a_folder(self) -> Self:
+        paths = [file.path for file in self.files]
+        folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+        if len(set(paths)) != len(paths) or folders & set(paths):
+            raise ValueError("a path is named twice, or is a file and a folder")
+        return self
+
+    @property
+    def version(self) -> str:
+        """Name of the content: the same files give the same version."""
+        lines = sorted(f"{file.path}\0{file.size}\0{file.sha256}" for file in self.files)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: sorted keys, files in order of their path."""
+        data = self.model_dump(by_alias=True)
+        data["files"].sort(key=lambda file: file["path"])
+        return json.dumps(data, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`; raises `MirrorError` for anything that cannot be trusted."""
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise MirrorError(
+            f"{where}: the manifest is not acceptable ({place}: {first['msg']}); fill the mirror again"
+        ) from None

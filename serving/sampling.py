@@ -1,0 +1,79 @@
+"""`generation.generate_kwargs` and `generation.stopping_sequences` of a model file, split by how vLLM takes them. Pure.
+
+RayLLM's own code made most of `generate_kwargs` inert (a request's missing field overwrote it); here they are what
+their authors meant: defaults that a request overrides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+OVERRIDES = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+)
+"""Keys that vLLM's `override_generation_config` takes as defaults (vLLM 0.32 `get_diff_sampling_param`)."""
+
+MAX_TOKENS = ("max_tokens", "max_new_tokens")
+"""Default length; not through `override_generation_config`, where it would also cap what a request asks for."""
+
+INERT = frozenset({"do_sample", "return_token_type_ids", "ignore_eos_token"})
+"""Keys of shipped RayLLM files that never did anything."""
+
+BODY_DEFAULTS = frozenset(
+    {"seed", "min_tokens", "ignore_eos", "skip_special_tokens", "logprobs", "bad_words", "logit_bias"}
+)
+"""Keys that only a request field can carry."""
+
+
+def generation_overrides(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `generate_kwargs` that goes into `override_generation_config`."""
+    return {key: value for key, value in generate_kwargs.items() if key in OVERRIDES and value is not None}
+
+
+def default_max_tokens(generate_kwargs: Mapping[str, Any]) -> int | None:
+    """The answer's default length in tokens, None for vLLM's own (what is left of the model's length)."""
+    for key in MAX_TOKENS:
+        if generate_kwargs.get(key) is not None:
+            return int(generate_kwargs[key])
+    return None
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends an answer, besides the checkpoint's end-of-sequence tokens."""
+
+    strings: tuple[str, ...]
+    token_ids: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.strings or self.token_ids)
+
+
+def compile_stops(
+    sequences: Sequence[Any] | None,
+    extra: Any,
+    *,
+    special_tokens: Mapping[str, int],
+    decode: Callable[[list[int]], str],
+) -> Stops:
+    """Stop strings and stop token ids from `stopping_sequences` and `generate_kwargs.stop`.
+
+    An int is a token id, a list of ints one sequence of tokens (matched by its text, or as an id when it is one
+    token), a string that is a special token an id, because special tokens never show in an answer's text.
+    """
+    strings: list[str] = []
+    token_ids: list[int] = []
+    extra = [] if extra is None else [extra] if isinstance(extra, str) else list(extra)
+    for entry in [*(sequences or ()), *extra]:
+        parts = entry if isinstance(entry, list) else [entry]
+        if len(parts) == 1 and isinstance(parts[0], int):
+            token_ids.append(parts[0])
+            continue
+        text = "".join(part if isinstance(part, str) else decode([part]) for part in parts)
+        if text in special_tokens:
+            token_ids.append(special_tokens[text])
+        elif text:
+            strings.append(text)
+    return Stops(tuple(dict.fromkeys(strings)), tuple(dict.fromkeys(token_ids)))
