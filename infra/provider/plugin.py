@@ -6,6 +6,8 @@ unknown values, the old inputs in Diff, Read of something absent, names from the
 exist but failed, secrets, and calls that block.
 """
 
+# ruff: noqa: D102 - the methods of the servicer are the protocol's, described in provider.proto
+
 from __future__ import annotations
 
 import asyncio
@@ -24,7 +26,8 @@ from pulumi.runtime import proto
 from pulumi.runtime.proto import errors_pb2, provider_pb2_grpc, status_pb2
 
 from infra.provider.diff import diff_response
-from infra.provider.resource import Call, InvokeDef, Made, NotDone, PartlyMade, Refused, ResourceDef, Session
+from infra.provider.resource import Call as ResourceCall
+from infra.provider.resource import InvokeDef, Made, NotDone, PartlyMade, Refused, ResourceDef, Session
 from infra.provider.serve import EngineLog, engine_address, serve
 from infra.provider.values import (
     UNKNOWN,
@@ -45,6 +48,8 @@ class Plugin(Generic[Session]):
     """The package, such as `aws`."""
     version = ""
     """Its version; a stand-in has that of the SDK that it stands in for."""
+    called = "plugin in use"
+    """What its messages call it; a stand-in is called one."""
     way_out = ""
     """What a user can do about something that the plugin does not do."""
 
@@ -173,7 +178,10 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         def work() -> Props | None:
             definition = self._definition(request.urn)
             call = self._call(request)
-            return self._unless_gone(call, lambda: definition.read(call, request.id, plain_map(state)), None)
+            found: Props | None = self._unless_gone(
+                call, lambda: definition.read(call, request.id, plain_map(state)), None
+            )
+            return found
 
         live = await self._do(context, work)
         if live is None:
@@ -225,7 +233,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
     def _not_done(self, what: str) -> str:
         way_out = f"; {self._plugin.way_out}" if self._plugin.way_out else ""
-        return f"{what}: the {self._plugin.name} plugin in use does not do this{way_out}"
+        return f"{what}: the {self._plugin.called} does not do this{way_out}"
 
     def _live(self) -> Session:
         if self._session is None:
@@ -239,8 +247,8 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             raise NotDone(token)
         return definition
 
-    def _call(self, request: Any) -> Call[Session]:
-        return Call(
+    def _call(self, request: Any) -> ResourceCall[Session]:
+        return ResourceCall(
             session=self._live(),
             urn=request.urn,
             name=request.urn.rpartition("::")[2],
@@ -249,7 +257,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             note=lambda message: self._log.info(message, request.urn),
         )
 
-    def _unless_gone(self, call: Call[Session], work: Callable[[], Any], instead: Any) -> Any:
+    def _unless_gone(self, call: ResourceCall[Session], work: Callable[[], Any], instead: Any) -> Any:
         try:
             return work()
         except Exception as error:
@@ -274,12 +282,12 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, self._not_done(missing.what))
         except Refused as refused:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refused))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a service raises, the user reads a sentence
             await context.abort(grpc.StatusCode.UNKNOWN, self._plugin.explain(error))
 
     async def _abort_partly(self, context: Any, partly: PartlyMade, sources: Wire) -> None:
         inputs = plain_map(sources)
-        detail = errors_pb2.ErrorResourceInitFailed(
+        detail = errors_pb2.ErrorResourceInitFailed(  # type: ignore[attr-defined]
             id=partly.id,
             reasons=partly.reasons,
             properties=PropertyValue.marshal_map(with_secrets_of({**inputs, **partly.outputs}, sources)),
@@ -297,10 +305,12 @@ class _Nothing(Provider):
     """The SDK's server wants a provider; every method that would reach it is overridden."""
 
 
-def main(plugin: Plugin[Any], argv: list[str] | None = None) -> None:
-    """The `main` of a plugin's executable."""
-    servicer: PluginServicer[Any] = PluginServicer(plugin, sys.argv[1:] if argv is None else argv)
-    serve(lambda server: provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server))
+def main(
+    plugin: Plugin[Any], argv: list[str] | None = None, *, servicer: type[PluginServicer[Any]] = PluginServicer
+) -> None:
+    """The `main` of a plugin's executable; `servicer` may be a subclass that does more of the protocol."""
+    serving = servicer(plugin, sys.argv[1:] if argv is None else argv)
+    serve(lambda server: provider_pb2_grpc.add_ResourceProviderServicer_to_server(serving, server))
 
 
 def _token(urn: str) -> str:
@@ -311,7 +321,7 @@ def _settings(args: Mapping[str, PropertyValue]) -> Props:
     """Provider settings; structured ones arrive as JSON text."""
     settings = {}
     for key, value in plain_map(args).items():
-        structured = isinstance(value, str) and value[:1] in ("{", "[") or value in ("true", "false")
+        structured = (isinstance(value, str) and value[:1] in ("{", "[")) or value in ("true", "false")
         settings[key] = json.loads(value) if structured else value
     return settings
 

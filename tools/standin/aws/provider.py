@@ -1,5 +1,7 @@
 """The aws stand-in as a whole: every module of `resources/` adds its tables."""
 
+# ruff: noqa: D102 - the methods are described in infra.provider.Plugin
+
 from __future__ import annotations
 
 import importlib
@@ -8,11 +10,9 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
+from infra.provider import InvokeDef, Plugin, Props, ResourceDef
 from tools.standin.aws import resources
 from tools.standin.aws.session import Aws, emulator_has_ended, explain, open_session
-from tools.standin.base import StandinProvider
-from tools.standin.resource import InvokeDef, ResourceDef
-from tools.standin.values import Props
 
 
 def _modules() -> Iterable[ModuleType]:
@@ -37,10 +37,12 @@ def all_invokes() -> dict[str, InvokeDef[Aws]]:
     return {function.token: function for module in _modules() for function in getattr(module, "INVOKES", ())}
 
 
-class AwsStandin(StandinProvider[Aws]):
+class AwsStandin(Plugin[Aws]):
     """Stands in for the plugin `aws` where it cannot be downloaded."""
 
     name = "aws"
+    called = "stand-in"
+    way_out = "install the real plugin: pulumi plugin install resource aws"
 
     def __init__(self) -> None:
         super().__init__(all_resources(), all_invokes())

@@ -13,8 +13,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from tools.standin.resource import NotDone, Refused
-from tools.standin.values import Props
+from infra.provider import NotDone, Props, Refused
 
 SETTINGS = frozenset(
     {

@@ -1,0 +1,1 @@
+"""Stand-in for Pulumi's Python language host."""

@@ -5,6 +5,8 @@ module that the CLI was built from), and tells the engine how it ended. It insta
 code and runs no plugins: those calls are refused.
 """
 
+# ruff: noqa: D102 - the methods of the host are the protocol's, described in language.proto
+
 from __future__ import annotations
 
 import asyncio
@@ -13,6 +15,7 @@ import os
 import shutil
 import sys
 from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,7 @@ import grpc
 from google.protobuf import json_format
 from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2
 
-from tools.standin.resource import NotDone
-from tools.standin.serve import engine_address, serve
+from infra.provider.serve import engine_address, serve
 
 EXEC = "pulumi-language-python-exec"
 
@@ -63,11 +65,13 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
     async def GetProgramDependencies(self, request: Any, context: Any) -> Any:
         return language_pb2.GetProgramDependenciesResponse()
 
-    async def InstallDependencies(self, request: Any, context: Any) -> None:
+    async def InstallDependencies(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._refuse(context, "pulumi install")
+        yield  # never reached; it makes the method a stream, as the protocol wants
 
-    async def RunPlugin(self, request: Any, context: Any) -> None:
+    async def RunPlugin(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._refuse(context, "running a plugin written in Python")
+        yield  # never reached; it makes the method a stream, as the protocol wants
 
     async def GenerateProgram(self, request: Any, context: Any) -> None:
         await self._refuse(context, "generating programs")
@@ -116,7 +120,10 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
                 program.kill()
 
     async def _refuse(self, context: Any, what: str) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(NotDone(what)))
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"{what}: the stand-in language host does not do this; install the Pulumi CLI",
+        )
 
 
 def command_line(request: Any, engine: str) -> list[str]:

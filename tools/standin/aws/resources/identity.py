@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from infra.provider import InvokeDef, NotDone, Props
 from tools.standin.aws.session import Aws
-from tools.standin.resource import InvokeDef, NotDone
-from tools.standin.values import Props
 
 _REGION_NAMES = {"us-east-1": "US East (N. Virginia)", "us-east-2": "US East (Ohio)", "us-west-2": "US West (Oregon)"}
 

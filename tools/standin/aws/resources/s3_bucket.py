@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.provider import UNKNOWN, Autoname, Call, Made, Props, Refused, ResourceDef
 from tools.standin.aws.session import Aws, error_code
-from tools.standin.resource import Autoname, Call, Made, Refused, ResourceDef
-from tools.standin.values import UNKNOWN, Props
 
 # https://docs.aws.amazon.com/general/latest/gr/s3.html (2026-11): the zone of S3 website records per region.
 _HOSTED_ZONES = {"us-east-1": "Z3AQBSTGFYJSTF", "us-east-2": "Z2O1EMRO9K5GLX", "us-west-2": "Z3BJ6K6RIION7M"}

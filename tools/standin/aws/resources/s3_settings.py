@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from infra.provider import UNKNOWN, Call, Made, NotDone, Props, ResourceDef
 from tools.standin.aws.session import Aws, error_code
-from tools.standin.resource import Call, Made, NotDone, ResourceDef
-from tools.standin.values import UNKNOWN, Props
 
 _GONE = frozenset({"404", "NoSuchBucket"})
 
