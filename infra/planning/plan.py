@@ -180,6 +180,8 @@ class Route:
     slug: str
     model_ids: tuple[str, ...]
     description: str | None = None
+    #: A model with min_replicas 0: readiness must not wake it.
+    scales_to_zero: bool = False
 
 
 @dataclass(frozen=True)
