@@ -1,0 +1,174 @@
+"""The gateway: the plan's HAProxy configuration as a Deployment, a Service, and an Ingress when it has a host name.
+
+A change of configuration or keys is a rolling update: the new pods take new requests, the old ones end when their
+last stream has (SIGUSR1 is the image's stop signal, HAProxy's word for "finish what you have").
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from infra.gateway import GatewayFiles, Runtime, render
+from infra.kubernetes.manifests.pods import Manifest, container_security, pod_security, system_placement
+from infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
+from infra.kubernetes.versions import HAPROXY_IMAGE
+from infra.planning.plan import Plan
+
+PORT: Final = 8080
+METRICS_PORT: Final = 8405
+BODIES_METRICS_PORT: Final = 8406
+#: The user of the official image.
+HAPROXY_USER: Final = 99
+CONFIG_PATH, KEYS_PATH, RUN_PATH = "/etc/gateway", "/etc/gateway-keys", "/run/gateway"
+KEY_MAP: Final = "keys.map"
+#: Idle time that Application Load Balancers allow at most, in seconds.
+MOST_ALB_IDLE_S: Final = 4000
+BODIES_MEMORY_MIB: Final = 2048
+
+
+def gateway_files(plan: Plan) -> GatewayFiles:
+    """HAProxy's configuration; the upstream is KubeRay's Service, which follows an upgrade by itself."""
+    runtime = Runtime(
+        bind=f":{PORT}",
+        folder=CONFIG_PATH,
+        run_folder=RUN_PATH,
+        key_map=f"{KEYS_PATH}/{KEY_MAP}",
+        metrics_bind=f":{METRICS_PORT}",
+        bodies_metrics_bind=f":{BODIES_METRICS_PORT}",
+        threads=2,
+        bodies_memory_mib=BODIES_MEMORY_MIB,
+        resolve_names=True,
+    )
+    return render(plan.gateway, runtime, upstream=f"{SERVE_SERVICE}.{plan.namespace}.svc.cluster.local:{SERVE_PORT}")
+
+
+def gateway_config(plan: Plan) -> Manifest:
+    """The ConfigMap with the rendered files."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(plan),
+        "data": dict(sorted(gateway_files(plan).texts.items())),
+    }
+
+
+def gateway_deployment(plan: Plan, keys_id: str) -> Manifest:
+    """The Deployment; `keys_id` is a hash of the key map, so that changed keys roll the pods too."""
+    content = {"modelfleet.dev/config": gateway_files(plan).content_id, "modelfleet.dev/keys": keys_id}
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(GATEWAY)},
+    }
+    pod = {
+        "serviceAccountName": GATEWAY,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(HAPROXY_USER),
+        "affinity": system_placement(plan),
+        "topologySpreadConstraints": [spread, {**spread, "topologyKey": "topology.kubernetes.io/zone"}],
+        # As long as the longest stream: an old pod ends earlier when its last request does.
+        "terminationGracePeriodSeconds": plan.gateway.timeout_s + 30,
+        "containers": [_container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies(plan)],
+        "volumes": [
+            {"name": "config", "configMap": {"name": GATEWAY}},
+            {"name": "keys", "secret": {"secretName": GATEWAY_KEYS, "optional": plan.gateway.auth == "none"}},
+            {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        ],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(plan),
+        "spec": {
+            "replicas": plan.gateway.replicas,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "selector": {"matchLabels": selector(GATEWAY)},
+            "template": {"metadata": {"labels": labels(plan, GATEWAY), "annotations": content}, "spec": pod},
+        },
+    }
+
+
+def gateway_service(plan: Plan) -> Manifest:
+    """Inside the cluster only; an Ingress is the way out."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(plan),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": selector(GATEWAY),
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}],
+        },
+    }
+
+
+def gateway_ingress(plan: Plan) -> list[Manifest]:
+    """One Ingress when the stack has a host name: TLS, internal, idle time above the longest stream."""
+    if plan.gateway.hostname is None:
+        return []
+    backend = {"service": {"name": GATEWAY, "port": {"name": "http"}}}
+    tls = [{"hosts": [plan.gateway.hostname], "secretName": plan.gateway.tls_secret}] if plan.gateway.tls_secret else []
+    rule = {"host": plan.gateway.hostname, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
+    return [
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": {**_metadata(plan), "annotations": _ingress_annotations(plan)},
+            "spec": {"rules": [rule], **({"tls": tls} if tls else {})},
+        }
+    ]
+
+
+def _ingress_annotations(plan: Plan) -> dict[str, str]:
+    """For the two controllers that most clusters have; others ignore them."""
+    timeout, body = plan.gateway.timeout_s, plan.gateway.max_body_mib
+    alb = "alb.ingress.kubernetes.io"
+    nginx = "nginx.ingress.kubernetes.io"
+    return {
+        f"{alb}/scheme": "internal",
+        f"{alb}/target-type": "ip",
+        f"{alb}/listen-ports": '[{"HTTPS": 443}]',
+        f"{alb}/healthcheck-path": "/health",
+        f"{alb}/load-balancer-attributes": f"idle_timeout.timeout_seconds={min(timeout, MOST_ALB_IDLE_S)}",
+        f"{nginx}/proxy-read-timeout": str(timeout),
+        f"{nginx}/proxy-send-timeout": str(timeout),
+        f"{nginx}/proxy-buffering": "off",
+        f"{nginx}/proxy-body-size": f"{body}m",
+    }
+
+
+def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
+    mounts = [("config", CONFIG_PATH, True), ("keys", KEYS_PATH, True), ("run", RUN_PATH, False)]
+    probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5}
+    return {
+        "name": name,
+        "image": HAPROXY_IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["haproxy", "-W", "-db", "-f", f"{CONFIG_PATH}/{config}"],
+        "ports": [{"name": "http", "containerPort": PORT}, {"name": "metrics", "containerPort": metrics}],
+        # Live means that the process answers; ready, that a model does, would take away the 503 that says why not.
+        "readinessProbe": {**probe, "failureThreshold": 2},
+        "livenessProbe": {**probe, "failureThreshold": 6},
+        "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": container_security(read_only=True),
+        "volumeMounts": [{"name": n, "mountPath": p, **({"readOnly": True} if ro else {})} for n, p, ro in mounts],
+    }
+
+
+def _bodies(plan: Plan) -> Manifest:
+    """The second process, for request bodies beyond the first one's buffer; reached by its socket only."""
+    container = _container(plan, "bodies", "bodies.cfg", BODIES_METRICS_PORT)
+    container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
+    for probe in ("readinessProbe", "livenessProbe"):
+        container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, "periodSeconds": 5}
+    container["resources"] = {
+        "requests": {"cpu": "100m", "memory": "256Mi"},
+        "limits": {"memory": f"{BODIES_MEMORY_MIB + 512}Mi"},
+    }
+    return container
+
+
+def _metadata(plan: Plan) -> Manifest:
+    return {"name": GATEWAY, "namespace": plan.namespace, "labels": labels(plan, GATEWAY)}

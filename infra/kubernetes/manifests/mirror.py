@@ -1,0 +1,94 @@
+"""One Job per mirrored model. Its name holds its content: it runs again when source, revision or target change."""
+
+from __future__ import annotations
+
+from infra.kubernetes.manifests.pods import (
+    RAY_USER,
+    WEIGHTS_PATH,
+    Manifest,
+    container_security,
+    environment,
+    object_storage,
+    pod_security,
+    resources,
+    system_placement,
+)
+from infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from infra.kubernetes.names import HUGGINGFACE, MIRROR_ACCOUNT, SCRIPTS, SERVING_CODE, digest, dns_name, labels
+from infra.planning.plan import ModelPlan, Plan
+
+RETRIES = 6
+
+
+def mirrored(plan: Plan) -> list[ModelPlan]:
+    """The models whose weights the stack copies."""
+    return [model for model in plan.models if model.mirror.prefix is not None]
+
+
+def job_name(plan: Plan, model: ModelPlan) -> str:
+    """`mirror-<model>-<content hash>`."""
+    content = [model.mirror.source, model.mirror.revision, plan.bucket.name, model.mirror.prefix]
+    return f"mirror-{dns_name(model.slug)}-{digest(content)}"
+
+
+def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
+    """The Job of one model, on an untainted node; GPUs are not kept waiting for a download."""
+    name = job_name(plan, model)
+    own = {**labels(plan, MIRROR_ACCOUNT), "modelfleet.dev/model": dns_name(model.slug, limit=63)}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": plan.namespace, "labels": own},
+        "spec": {
+            "backoffLimit": RETRIES,
+            "podReplacementPolicy": "Failed",
+            "template": {"metadata": {"labels": own}, "spec": _pod(plan, model)},
+        },
+    }
+
+
+def _pod(plan: Plan, model: ModelPlan) -> Manifest:
+    values = environment(
+        {
+            "SOURCE": model.mirror.source,
+            "REVISION": model.mirror.revision,
+            "MIRROR": f"s3://{plan.bucket.name}/{model.mirror.prefix}",
+            "MODEL_ID": model.model_id,
+            "AWS_REGION": plan.region,
+            "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
+            "HOME": WEIGHTS_PATH,
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+    code = {"name": "CODE", "valueFrom": {"configMapKeyRef": {"name": SERVING_CODE, "key": "uri"}}}
+    token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": HUGGINGFACE, "key": "token", "optional": True}}}
+    container = {
+        "name": "mirror",
+        "image": plan.ray_cluster.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", f"{SCRIPTS_PATH}/mirror_job.py"],
+        "env": [*values, code, token],
+        "envFrom": object_storage(),
+        "resources": resources("1", "2Gi", limit_memory="4Gi"),
+        "securityContext": container_security(read_only=True),
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": WEIGHTS_PATH},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of this pod alone
+            {"name": "scripts", "mountPath": SCRIPTS_PATH, "readOnly": True},
+        ],
+    }
+    return {
+        "serviceAccountName": MIRROR_ACCOUNT,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # The container is started again in the same pod, whose volume keeps what is fetched.
+        "restartPolicy": "OnFailure",
+        "securityContext": pod_security(RAY_USER),
+        "affinity": system_placement(plan),
+        "containers": [container],
+        "volumes": [
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "scripts", "configMap": {"name": SCRIPTS}},
+        ],
+    }

@@ -1,0 +1,69 @@
+"""Parts that several pods share: security, environment, volumes. Every pod passes Pod Security `restricted`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from infra.kubernetes.names import OBJECT_STORAGE, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
+from infra.planning.plan import Plan, Taint
+
+Manifest = dict[str, Any]
+
+#: `ray` of the official Ray images, and of serving/Dockerfile.
+RAY_USER: Final = 1000
+WEIGHTS_PATH: Final = "/var/lib/modelfleet"
+
+
+def pod_security(user: int) -> Manifest:
+    """Pod level: not root, its own group on volumes, the runtime's seccomp profile."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        # Weights are hundreds of GB: changing the owner of each file at every start would take minutes.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security(*, read_only: bool) -> Manifest:
+    """Container level, as `restricted` demands it."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": read_only,
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def environment(values: Mapping[str, str | None]) -> list[Manifest]:
+    """Environment entries in the mapping's order; those without a value are left out."""
+    return [{"name": name, "value": value} for name, value in values.items() if value is not None]
+
+
+def object_storage() -> list[Manifest]:
+    """Credentials of the object store from a Secret that need not exist: on EKS the pod's role is enough."""
+    return [{"secretRef": {"name": OBJECT_STORAGE, "optional": True}}]
+
+
+def tolerations(taints: Iterable[Taint]) -> list[Manifest]:
+    """One toleration per taint of the pool."""
+    return [{"key": t.key, "operator": "Equal", "value": t.value, "effect": t.effect} for t in taints]
+
+
+def system_placement(plan: Plan) -> Manifest:
+    """Prefer the system pool; any untainted node will do, so that an existing cluster needs no label."""
+    expressions = [
+        {"key": STACK_LABEL, "operator": "In", "values": [plan.stack]},
+        {"key": POOL_LABEL, "operator": "In", "values": [SYSTEM_POOL]},
+    ]
+    preferred = [{"weight": 100, "preference": {"matchExpressions": expressions}}]
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+
+
+def resources(cpu: str, memory: str, *, limit_memory: str | None = None) -> Manifest:
+    """Requests, and a memory limit only: a CPU limit throttles, and takes nothing that anybody else gets."""
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit_memory or memory}}

@@ -1,0 +1,226 @@
+"""The RayService: one Ray cluster from the plan's worker groups, one Serve application per model.
+
+`rayClusterConfig` is made from pools, image and rollout only. Nothing of a model may come in here: KubeRay builds a
+second cluster, with all its GPUs, for any other change than replicas, tolerations or a group appended at the end
+(kuberay#2274, `GenerateHashWithoutReplicasAndWorkersToDelete` in its `utils/util.go`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from infra.kubernetes.manifests.pods import (
+    RAY_USER,
+    WEIGHTS_PATH,
+    Manifest,
+    container_security,
+    environment,
+    object_storage,
+    pod_security,
+    resources,
+    system_placement,
+    tolerations,
+)
+from infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from infra.kubernetes.names import (
+    DASHBOARD_PORT,
+    HEAD_ACCOUNT,
+    RAY_METRICS_PORT,
+    RAY_SERVICE,
+    REPLICA_HUGGINGFACE,
+    SCRIPTS,
+    SERVE_PORT,
+    WORKER_ACCOUNT,
+    labels,
+)
+from infra.planning.plan import Plan, WorkerGroup
+
+#: Time that a worker has to finish its requests before it is killed; a node group's update waits 15 min per node.
+DRAIN_SECONDS: Final = 840
+#: Ray's object store carries no tensors here (vLLM's workers share memory by themselves).
+OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
+HEAD_CPU, HEAD_MEMORY = "2", "8Gi"
+HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
+
+#: What `rollout` means to KubeRay. `replace` is done by Pulumi, which deletes the RayService first.
+UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None", "incremental": "NewClusterWithIncrementalUpgrade"}
+#: Steps of an incremental upgrade; it needs the Gateway API in the cluster and KubeRay's feature gate.
+INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 60}
+
+#: YAML readers refuse these in a double-quoted string, JSON writers leave them as they are.
+_NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+
+
+def ray_service(plan: Plan) -> Manifest:
+    """The RayService of the stack."""
+    spec: Manifest = {
+        "serveConfigV2": serve_config_text(plan.serve_config),
+        "upgradeStrategy": _upgrade(plan),
+        # The old cluster goes when its last stream can have ended.
+        "rayClusterDeletionDelaySeconds": plan.gateway.timeout_s,
+        "rayClusterConfig": ray_cluster(plan),
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": RAY_SERVICE, "namespace": plan.namespace, "labels": labels(plan, "ray")},
+        "spec": spec,
+    }
+
+
+def serve_config_text(config: dict[str, Any]) -> str:
+    """`serveConfigV2` as JSON, which every YAML reader reads alike.
+
+    A YAML writer and a YAML reader of different languages disagree about plain words such as `1e3` or `on`; prompt
+    templates hold anything.
+    """
+    text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
+    return _NOT_YAML.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def ray_cluster(plan: Plan) -> Manifest:
+    """`rayClusterConfig`."""
+    cluster = plan.ray_cluster
+    config: Manifest = {
+        "rayVersion": cluster.ray_version,
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "idleTimeoutSeconds": cluster.idle_timeout_s,
+            "upscalingMode": "Default",
+            "imagePullPolicy": "IfNotPresent",
+            "resources": resources("500m", "1Gi"),
+            "securityContext": container_security(read_only=False),
+        },
+        "headGroupSpec": _head(plan),
+        "workerGroupSpecs": [_worker_group(plan, group) for group in cluster.worker_groups],
+    }
+    if cluster.redis_address is not None:
+        config["gcsFaultToleranceOptions"] = {"redisAddress": cluster.redis_address}
+    return config
+
+
+def _upgrade(plan: Plan) -> Manifest:
+    upgrade: Manifest = {"type": UPGRADE_TYPES[plan.ray_cluster.rollout]}
+    if plan.ray_cluster.rollout == "incremental":
+        upgrade["clusterUpgradeOptions"] = {**INCREMENTAL_OPTIONS, "gatewayClassName": "modelfleet"}
+    return upgrade
+
+
+def _head(plan: Plan) -> Manifest:
+    metadata = {
+        "labels": labels(plan, "ray-head"),
+        # The head is the only one of its kind: the cluster autoscaler must not move it to save a node.
+        "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+    }
+    container = {
+        **_container(plan, "ray-head"),
+        "resources": resources(HEAD_CPU, HEAD_MEMORY),
+        "ports": [
+            {"name": "gcs-server", "containerPort": 6379},
+            {"name": "dashboard", "containerPort": DASHBOARD_PORT},
+            {"name": "client", "containerPort": 10001},
+            {"name": "serve", "containerPort": SERVE_PORT},
+            {"name": "metrics", "containerPort": RAY_METRICS_PORT},
+        ],
+    }
+    spec = {
+        **_pod(plan, HEAD_ACCOUNT, shm_mib=1024),
+        "affinity": system_placement(plan),
+        "containers": [container],
+    }
+    return {
+        # No replica may land on the head: when it is out of memory, everything is.
+        "resources": {"CPU": "0"},
+        "rayStartParams": {"dashboard-host": "0.0.0.0", "object-store-memory": str(OBJECT_STORE_BYTES)},
+        "template": {"metadata": metadata, "spec": spec},
+    }
+
+
+def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
+    container = {
+        **_container(plan, "ray-worker"),
+        "resources": _whole_node(group),
+        "ports": [{"name": "serve", "containerPort": SERVE_PORT}, {"name": "metrics", "containerPort": RAY_METRICS_PORT}],
+        "lifecycle": {"preStop": {"exec": {"command": ["python3", f"{SCRIPTS_PATH}/drain.py"]}}},
+    }
+    spec = {
+        **_pod(plan, WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
+        "nodeSelector": dict(sorted(group.labels.items())),
+        "tolerations": tolerations(group.taints),
+        "terminationGracePeriodSeconds": DRAIN_SECONDS + 60,
+        "containers": [container],
+    }
+    return {
+        "groupName": group.name,
+        "replicas": group.min_replicas,
+        "minReplicas": group.min_replicas,
+        "maxReplicas": group.max_replicas,
+        "resources": {name: f"{value:g}" for name, value in sorted(group.ray_resources.items())},
+        "rayStartParams": {"object-store-memory": str(OBJECT_STORE_BYTES)},
+        "template": {"metadata": {"labels": {**labels(plan, "ray-worker"), **_pool_label(group)}}, "spec": spec},
+    }
+
+
+def _whole_node(group: WorkerGroup) -> Manifest:
+    """All that a node offers, so that the scheduler puts one worker on a node and the node autoscaler buys one each."""
+    memory = f"{group.node.memory_mib}Mi"
+    gpus = {"nvidia.com/gpu": str(group.node.gpus)} if group.node.gpus else {}
+    return {
+        "requests": {"cpu": f"{group.node.cpu_millis}m", "memory": memory, **gpus},
+        "limits": {"memory": memory, **gpus},
+    }
+
+
+def _pool_label(group: WorkerGroup) -> dict[str, str]:
+    return {key: value for key, value in group.labels.items() if key == "modelfleet.dev/pool"}
+
+
+def _container(plan: Plan, name: str) -> Manifest:
+    return {
+        "name": name,
+        "image": plan.ray_cluster.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": environment(_environment(plan)),
+        "envFrom": object_storage(),
+        "securityContext": container_security(read_only=False),
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "weights", "mountPath": WEIGHTS_PATH},
+            {"name": "scripts", "mountPath": SCRIPTS_PATH, "readOnly": True},
+            {"name": "huggingface", "mountPath": HUGGINGFACE_PATH, "readOnly": True},
+        ],
+    }
+
+
+def _environment(plan: Plan) -> dict[str, str | None]:
+    """The same on head and workers; nothing of a model and nothing secret."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "AWS_REGION": plan.region,
+        "MODELFLEET_MODEL_CACHE": f"{WEIGHTS_PATH}/models",
+        "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
+        # A file, because the kubelet renews it when the Secret changes; a variable stays until the pod ends.
+        "HF_TOKEN_PATH": f"{HUGGINGFACE_PATH}/token",
+        "VLLM_CACHE_ROOT": f"{WEIGHTS_PATH}/vllm",
+    }
+
+
+def _pod(plan: Plan, account: str, *, shm_mib: int) -> Manifest:
+    return {
+        "serviceAccountName": account,
+        "automountServiceAccountToken": account == HEAD_ACCOUNT,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(RAY_USER),
+        "volumes": [
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib}Mi"}},
+            # On nodes whose NVMe disks are set up as a RAID 0, the kubelet's folder and so this one is on them.
+            {"name": "weights", "emptyDir": {}},
+            {"name": "scripts", "configMap": {"name": SCRIPTS}},
+            {"name": "huggingface", "secret": {"secretName": REPLICA_HUGGINGFACE, "optional": True}},
+        ],
+    }

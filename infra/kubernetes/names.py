@@ -1,0 +1,66 @@
+"""Names of objects and labels in a stack's namespace; other parts (IAM, docs, tests) refer to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from infra.planning.plan import Plan
+
+RAY_SERVICE: Final = "fleet"
+#: KubeRay makes this Service and moves it from the old cluster to the new one in an upgrade.
+SERVE_SERVICE: Final = f"{RAY_SERVICE}-serve-svc"
+
+OPERATOR: Final = "kuberay-operator"
+GATEWAY: Final = "gateway"
+GATEWAY_KEYS: Final = "gateway-keys"
+HUGGINGFACE: Final = "huggingface"
+#: Only there when a model loads straight from the Hub; GPU pods never see the mirror Job's token.
+REPLICA_HUGGINGFACE: Final = "replica-huggingface"
+#: Made by the user where pods have no role of their own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …
+OBJECT_STORAGE: Final = "object-storage"
+SCRIPTS: Final = "ray-scripts"
+SERVING_CODE: Final = "serving-code"
+
+#: ServiceAccounts; Pod Identity associations are made for these three (the gateway and the operator get none).
+HEAD_ACCOUNT: Final = "ray-head"
+WORKER_ACCOUNT: Final = "ray-worker"
+MIRROR_ACCOUNT: Final = "mirror"
+READ_ACCOUNTS: Final = (HEAD_ACCOUNT, WORKER_ACCOUNT)
+
+STACK_LABEL: Final = "modelfleet.dev/stack"
+POOL_LABEL: Final = "modelfleet.dev/pool"
+SYSTEM_POOL: Final = "system"
+
+SERVE_PORT: Final = 8000
+DASHBOARD_PORT: Final = 8265
+RAY_METRICS_PORT: Final = 8080
+
+
+def labels(plan: Plan, component: str) -> dict[str, str]:
+    """The recommended labels of an object, https://kubernetes.io/docs/reference/labels-annotations-taints/."""
+    return {
+        "app.kubernetes.io/name": component,
+        "app.kubernetes.io/part-of": "modelfleet",
+        "app.kubernetes.io/managed-by": "pulumi",
+        STACK_LABEL: plan.stack,
+    }
+
+
+def selector(component: str) -> dict[str, str]:
+    """Labels that pick a component's pods; never changed, a Deployment's selector is immutable."""
+    return {"app.kubernetes.io/name": component, "app.kubernetes.io/part-of": "modelfleet"}
+
+
+def dns_name(text: str, *, limit: int = 40) -> str:
+    """`meta-llama--Llama-2-7b.chat` as part of an object's name: lower case, `-` for the rest."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].strip("-") or "x"
+
+
+def digest(value: Mapping[str, Any] | list[Any] | str, length: int = 10) -> str:
+    """A short content hash, the same for the same value whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

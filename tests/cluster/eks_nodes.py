@@ -1,0 +1,50 @@
+"""Nodes as EKS brings them: what a kubelet of each instance type reports, worked out here apart from the planner.
+
+Sources: awslabs/amazon-eks-ami nodeadm internal/kubelet/config.go (reservations), EC2's instance types, and the
+memory that such instances really show the kernel (about 3 % less than advertised on the sizes used here).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra.planning.plan import Plan, PoolPlan
+from tools.kubernetes.nodes import fake_node
+
+#: vCPUs, advertised memory in MiB, GPUs, most pods (amazon-vpc-cni's table).
+SHAPES = {
+    "m7i.xlarge": (4, 16384, 0, 58),
+    "g4dn.12xlarge": (48, 196608, 4, 234),
+    "g6.2xlarge": (8, 32768, 1, 58),
+    "g5.12xlarge": (48, 196608, 4, 737),
+    "p4d.24xlarge": (96, 1179648, 8, 737),
+    "p4de.24xlarge": (96, 1179648, 8, 737),
+    "c7i.2xlarge": (8, 16384, 0, 58),
+}
+SHOWN_TO_KERNEL = 0.97
+
+
+def allocatable(instance_type: str) -> dict[str, str]:
+    """What the kubelet of an AL2023 node offers to pods."""
+    vcpus, memory_mib, gpus, pods = SHAPES[instance_type]
+    reserved = 60.0 + 10.0 * (vcpus > 1) + 5.0 * max(min(vcpus, 4) - 2, 0) + 2.5 * max(vcpus - 4, 0)
+    memory = int(memory_mib * SHOWN_TO_KERNEL) - (11 * pods + 255) - 100
+    amounts = {"cpu": f"{vcpus * 1000 - int(reserved)}m", "memory": f"{memory}Mi", "pods": str(pods)}
+    return {**amounts, "nvidia.com/gpu": str(gpus)} if gpus else amounts
+
+
+def pool_nodes(plan: Plan, pool: PoolPlan, count: int) -> list[dict[str, Any]]:
+    """`count` nodes of the pool's node group with the labels and taints that the plan gives the group."""
+    taints = [{"key": t.key, "value": t.value, "effect": t.effect} for t in pool.taints]
+    kind = pool.instance_types[0]
+    return [
+        fake_node(f"{pool.name}-{i}", allocatable(kind), labels={**pool.labels, "node.kubernetes.io/instance-type": kind}, taints=taints)
+        for i in range(count)
+    ]
+
+
+def system_nodes(plan: Plan, count: int = 2) -> list[dict[str, Any]]:
+    """The untainted nodes for the head, the operator, the gateway and the Jobs."""
+    labels = {"modelfleet.dev/stack": plan.stack, "modelfleet.dev/pool": "system"}
+    kind = plan.config.cluster.system_instance_type
+    return [fake_node(f"system-{i}", allocatable(kind), labels=labels) for i in range(count)]

@@ -1,0 +1,309 @@
+"""Starts and stops a real control plane on loopback: `with ControlPlane() as cluster: cluster.api.apply(...)`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from serving.config.errors import SetupError
+from tools.kubernetes.api import Api, ApiError, Unreachable
+from tools.kubernetes.binaries import BINARIES, KUBERAY_VERSION, module_folder, require
+
+#: Nobody else's default, and below the ephemeral range that outgoing connections take ports from.
+PORTS = range(16400, 16600)
+START_SECONDS = 60.0
+CORE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
+
+
+class ControlPlane:
+    """etcd, API server, scheduler, controller manager and kwok; `start_operator` adds KubeRay.
+
+    Everything binds to 127.0.0.1, state and logs are under `folder` (a temporary one unless given).
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._temporary = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="modelfleet-kubernetes-"))
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        self._admin = secrets.token_urlsafe(24)
+        self.api: Api
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.folder / "kubeconfig"
+
+    @property
+    def server(self) -> str:
+        """The API server's address."""
+        return f"https://127.0.0.1:{self._ports['apiserver']}"
+
+    def pids(self) -> dict[str, int]:
+        """The running processes, by name."""
+        return {name: process.pid for name, process in self._processes.items() if process.poll() is None}
+
+    def start(self) -> None:
+        """Start everything and wait until the API server is ready; raises `SetupError` when something ends."""
+        require(CORE)
+        self._choose_ports()
+        self._write_files()
+        self.start_etcd()
+        self.start_apiserver()
+        self.api = Api.from_kubeconfig(self.kubeconfig)
+        self._spawn("kube-controller-manager", self._controller_manager_arguments())
+        self._spawn("kube-scheduler", self._scheduler_arguments())
+        self._spawn("kwok", self._kwok_arguments())
+        self._wait(self._has_default_account, "the service account controller")
+
+    def start_etcd(self) -> None:
+        """Start etcd (again)."""
+        self._spawn("etcd", self._etcd_arguments())
+
+    def start_apiserver(self) -> None:
+        """Start the API server (again) and wait until it is ready."""
+        self._spawn("kube-apiserver", self._apiserver_arguments())
+        self._wait(self._ready, "the API server")
+
+    def start_operator(self, kubeconfig: Path | None = None, *, arguments: tuple[str, ...] = ()) -> None:
+        """Start the KubeRay operator as `kubeconfig` (default: the administrator), through the API server's proxy."""
+        require(["kuberay-operator"])
+        flags = ["-metrics-addr=0", "-health-probe-bind-address=0", "-use-kubernetes-proxy", *arguments]
+        environment = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "ENABLE_INIT_CONTAINER_INJECTION": "true"}
+        self._spawn("kuberay-operator", flags, environment)
+
+    def kubeconfig_for(self, namespace: str, service_account: str) -> Path:
+        """A kubeconfig that acts as a ServiceAccount, as a pod of it would."""
+        path = self.folder / f"kubeconfig-{namespace}-{service_account}"
+        _write_private(path, self._kubeconfig_text(self.api.token(namespace, service_account, seconds=24 * 3600)))
+        return path
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End one process, by default as a crash would."""
+        process = self._processes.pop(name)
+        process.send_signal(number)
+        process.wait(timeout=30)
+
+    def log(self, name: str) -> str:
+        """What a process has written."""
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """End all processes, the last started first, and remove a temporary folder."""
+        if hasattr(self, "api"):
+            self.api.close()
+        for name in reversed(list(self._processes)):
+            process = self._processes.pop(name)
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait(timeout=10)
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _choose_ports(self) -> None:
+        names = ("etcd", "peer", "apiserver", "controller", "scheduler", "kwok")
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+
+    def _write_files(self) -> None:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+        _write_private(self.folder / "service-account.key", pem.decode())
+        _write_private(self.folder / "tokens.csv", f'{self._admin},admin,admin,"system:masters"\n')
+        _write_private(self.folder / "kwok.yaml", json.dumps(_KWOK_CONFIGURATION))
+
+    def _kubeconfig_text(self, token: str) -> str:
+        ca = base64.b64encode((self.folder / "certificates" / "apiserver.crt").read_bytes()).decode()
+        cluster = {"server": self.server, "certificate-authority-data": ca}
+        return json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "local", "cluster": cluster}],
+                "users": [{"name": "user", "user": {"token": token}}],
+                "contexts": [{"name": "local", "context": {"cluster": "local", "user": "user"}}],
+                "current-context": "local",
+            },
+            indent=2,
+        )
+
+    def _etcd_arguments(self) -> list[str]:
+        client, peer = (f"http://127.0.0.1:{self._ports[name]}" for name in ("etcd", "peer"))
+        return [
+            f"--data-dir={self.folder / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",  # a test's data need not survive a power cut
+            "--log-level=warn",
+        ]
+
+    def _apiserver_arguments(self) -> list[str]:
+        key = self.folder / "service-account.key"
+        return [
+            f"--etcd-servers=http://127.0.0.1:{self._ports['etcd']}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={self._ports['apiserver']}",
+            f"--cert-dir={self.folder / 'certificates'}",
+            f"--token-auth-file={self.folder / 'tokens.csv'}",
+            "--authorization-mode=Node,RBAC",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-signing-key-file={key}",
+            f"--service-account-key-file={key}",
+            "--endpoint-reconciler-type=none",
+        ]
+
+    def _controller_manager_arguments(self) -> list[str]:
+        return [
+            f"--kubeconfig={self.kubeconfig}",
+            f"--service-account-private-key-file={self.folder / 'service-account.key'}",
+            "--use-service-account-credentials=false",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._ports['controller']}",
+            f"--cert-dir={self.folder / 'controller'}",
+            "--allocate-node-cidrs=false",
+        ]
+
+    def _scheduler_arguments(self) -> list[str]:
+        return [
+            f"--kubeconfig={self.kubeconfig}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._ports['scheduler']}",
+            f"--cert-dir={self.folder / 'scheduler'}",
+        ]
+
+    def _kwok_arguments(self) -> list[str]:
+        return [
+            f"--kubeconfig={self.kubeconfig}",
+            f"--config={self.folder / 'kwok.yaml'}",
+            "--manage-all-nodes=false",
+            "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            f"--server-address=127.0.0.1:{self._ports['kwok']}",
+            "--cidr=10.86.0.1/16",  # EndpointSlices refuse loopback addresses
+        ]
+
+    def _ready(self) -> bool:
+        if not (self.folder / "certificates" / "apiserver.crt").exists():
+            return False
+        if not self.kubeconfig.exists():
+            _write_private(self.kubeconfig, self._kubeconfig_text(self._admin))
+        try:
+            api = Api.from_kubeconfig(self.kubeconfig)
+            try:
+                api.version()
+                return api.get("v1", "Namespace", "kube-system") is not None
+            finally:
+                api.close()
+        except (Unreachable, ApiError):
+            return False
+
+    def _has_default_account(self) -> bool:
+        return self.api.get("v1", "ServiceAccount", "default", "default") is not None
+
+    def _spawn(self, name: str, arguments: list[str], extra: dict[str, str] | None = None) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [str(BINARIES[name].path), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**_without_proxies(), **(extra or {})},
+                start_new_session=True,  # Ctrl-C in a terminal must reach the test, which then stops these in order
+            )
+
+    def _wait(self, done: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + START_SECONDS
+        while not done():
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    raise SetupError(f"{name} ended with {process.returncode}: {self.log(name)[-800:]}")
+            if time.monotonic() > end:
+                raise SetupError(f"{what} did not come up in {START_SECONDS:.0f} s; see {self.folder}")
+            time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Free loopback ports from `PORTS`, in random order so that two runs rarely meet; raises `SetupError`."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise SetupError(f"fewer than {count} ports are free in {PORTS.start} to {PORTS.stop - 1} on 127.0.0.1")
+
+
+def crd_manifests() -> list[dict[str, Any]]:
+    """KubeRay's CustomResourceDefinitions as its own Go module brings them."""
+    import yaml
+
+    folder = module_folder("kuberay", "github.com/ray-project/kuberay/ray-operator") / "config" / "crd" / "bases"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [yaml.load(path.read_text(), Loader=loader) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _without_proxies() -> dict[str, str]:
+    """The API server forwards to pods by HTTP, and would ask a proxy for their addresses."""
+    return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
+_KWOK_CONFIGURATION = {
+    "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
+    "kind": "KwokConfiguration",
+    "options": {"nodeIP": "127.0.0.1", "nodePort": 10250},
+}
+
+__all__ = ["CORE", "KUBERAY_VERSION", "ControlPlane", "crd_manifests", "free_ports"]
