@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-#: Ray head and workers, in the stack's namespace: reads weights and code.
-REPLICA = "modelfleet-replica"
+from typing import Final
+
+#: Ray head and workers, in the stack's namespace: they read weights and code.
+READERS: Final = ("ray-head", "ray-worker")
 #: The mirror Job, in the stack's namespace: writes weights; the only one with the Hugging Face token.
-MIRROR = "modelfleet-mirror"
+WRITER: Final = "mirror"
 #: cluster-autoscaler, in `kube-system`.
-AUTOSCALER = "cluster-autoscaler"
-AUTOSCALER_NAMESPACE = "kube-system"
+AUTOSCALER: Final = "cluster-autoscaler"
+AUTOSCALER_NAMESPACE: Final = "kube-system"

@@ -127,6 +127,14 @@ class Cluster(StackSection):
         "m7i.xlarge", description="Instance type of the system pool (Ray head, operator, add-ons)."
     )
     system_nodes: PositiveInt = Field(2, description="Nodes of the system pool.")
+    addon_versions: dict[str, str] = Field(
+        default_factory=dict, description="Pinned versions of EKS add-ons by name; default EKS's own for the cluster's version."
+    )
+    node_release: str | None = Field(
+        None,
+        description="Release of the EKS node AMIs, such as 1.35.0-20261101; default the newest when a node group is made.",
+        pattern=r"^1\.\d{2}\.\d+-\d{8}$",
+    )
 
 
 class Kubernetes(StackSection):

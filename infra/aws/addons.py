@@ -1,0 +1,109 @@
+"""EKS add-ons, in two groups: what a node needs to become Ready, and what needs nodes to run on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.aws import policies
+from infra.aws.site import Site
+
+#: The VPC CNI by default keeps a whole spare interface per node, 98 addresses on a large one
+#: (amazon-vpc-cni-k8s docs/eni-and-ip-target.md); our GPU nodes run one pod and a few daemon sets.
+CNI_ADDRESSES = {"env": {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "10"}}
+CNI_POLICY = "AmazonEKS_CNI_Policy"
+
+
+@dataclass(frozen=True)
+class AddonSpec:
+    """One add-on. `role_policy` is the AWS-managed policy of its service account's own role."""
+
+    name: str
+    configuration: Mapping[str, Any] | None = None
+    service_account: str | None = None
+    role_policy: str | None = None
+
+
+#: Before any node: without `vpc-cni` nodes stay NotReady and bill (terraform-aws-eks#3446).
+BEFORE_NODES = (
+    AddonSpec("eks-pod-identity-agent"),
+    AddonSpec("kube-proxy"),
+    AddonSpec("vpc-cni", CNI_ADDRESSES, "aws-node", CNI_POLICY),
+)
+#: After the untainted system pool: with tainted groups only, CoreDNS has nowhere to run (containers-roadmap#1389).
+#: The monitoring agent is what makes node repair see GPU faults (XID, DCGM), not kubelet alone.
+#: No EBS CSI driver: nothing that modelfleet makes has a volume claim.
+AFTER_NODES = (AddonSpec("coredns"), AddonSpec("eks-node-monitoring-agent"), AddonSpec("metrics-server"))
+
+
+class Addons(pulumi.ComponentResource):
+    """Children: per add-on the add-on, and where it talks to AWS a role tied to it by Pod Identity."""
+
+    ready: Sequence[pulumi.Resource]
+
+    def __init__(
+        self,
+        name: str,
+        site: Site,
+        specs: Sequence[AddonSpec],
+        *,
+        cluster: aws.eks.Cluster,
+        kubernetes_version: str,
+        pinned: Mapping[str, str],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("modelfleet:aws:Addons", name, None, opts)
+        self._name, self._site, self._cluster = name, site, cluster
+        self._kubernetes_version, self._pinned = kubernetes_version, pinned
+        self._child = pulumi.ResourceOptions(parent=self)
+        self.ready = [self._create_addon(spec) for spec in specs]
+        self.register_outputs({})
+
+    def _create_addon(self, spec: AddonSpec) -> pulumi.Resource:
+        name = f"{self._name}-{spec.name}"
+        identity = {}
+        if spec.service_account and spec.role_policy:
+            role = self._create_role(name, spec.service_account, spec.role_policy)
+            identity = {"service_account": spec.service_account, "role_arn": role.arn}
+        return aws.eks.Addon(
+            name,
+            cluster_name=self._cluster.name,
+            addon_name=spec.name,
+            addon_version=self._pinned.get(spec.name) or self._default_version(spec.name),
+            configuration_values=json.dumps(spec.configuration) if spec.configuration else None,
+            pod_identity_associations=[identity] if identity else None,
+            resolve_conflicts_on_create="OVERWRITE",
+            resolve_conflicts_on_update="PRESERVE",
+            tags=self._site.tagged(name),
+            opts=self._child,
+        )
+
+    def _default_version(self, addon: str) -> str:
+        """EKS's default for the cluster's version, not the newest: it moves seldom, and only with reason."""
+        found = aws.eks.get_addon_version(
+            addon_name=addon,
+            kubernetes_version=self._kubernetes_version,
+            most_recent=False,
+            opts=pulumi.InvokeOptions(parent=self),
+        )
+        return found.version
+
+    def _create_role(self, name: str, service_account: str, managed_policy: str) -> aws.iam.Role:
+        trust = policies.pod_trust(
+            cluster_arn=self._site.cluster_arn, namespace="kube-system", service_account=service_account
+        )
+        role = aws.iam.Role(
+            name, assume_role_policy=json.dumps(trust), tags=self._site.tagged(name), opts=self._child
+        )
+        aws.iam.RolePolicyAttachment(
+            name,
+            role=role.name,
+            policy_arn=f"arn:{self._site.partition}:iam::aws:policy/{managed_policy}",
+            opts=self._child,
+        )
+        return role

@@ -1,0 +1,35 @@
+"""The serving code as an object of the stack's bucket, named by its content: immutable, one per version."""
+
+from __future__ import annotations
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.aws.site import Site
+from infra.planning.plan import CodeArtifact
+
+
+class Code(pulumi.ComponentResource):
+    """Child: the object. A new version is a new object; the old one goes after the applications have moved."""
+
+    def __init__(
+        self,
+        name: str,
+        site: Site,
+        artifact: CodeArtifact,
+        *,
+        bucket: pulumi.Input[str],
+        source: pulumi.Asset,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("modelfleet:aws:Code", name, None, opts)
+        self.object = aws.s3.BucketObjectv2(
+            f"{name}-{artifact.sha256[:12]}",
+            bucket=bucket,
+            key=artifact.key,
+            source=source,
+            content_type="application/zip",
+            tags=site.tagged(name),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({"key": self.object.key})

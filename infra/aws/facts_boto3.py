@@ -1,0 +1,100 @@
+"""Reads `AccountFacts` with boto3, for `modelfleet plan --preflight`: the same findings without Pulumi."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, AccountFacts, SubnetFact, zones_by_type
+from infra.aws.preflight import Place, instance_types, preflight, quota_codes
+from infra.planning.plan import Plan
+from serving.config.errors import Finding, SetupError
+
+CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 3})
+
+
+def run_preflight(plan: Plan, *, place: Place | None = None) -> list[Finding]:
+    """Ask AWS and judge; raises `SetupError` when AWS cannot be asked at all."""
+    return preflight(plan, read_facts_with_boto3(plan), place=place)
+
+
+def read_facts_with_boto3(plan: Plan, session: boto3.Session | None = None) -> AccountFacts:
+    """The account of the ambient credentials; raises `SetupError` without credentials, region or network."""
+    if not plan.region:
+        raise SetupError("no region is set: add `aws:region` to the stack file")
+    session = session or boto3.Session(region_name=plan.region)
+    try:
+        return _read(plan, session)
+    except (BotoCoreError, ClientError) as error:
+        raise SetupError(
+            f"AWS could not be asked: {error}. Log in (`aws sso login`, AWS_PROFILE), then run the command again; "
+            f"it reads only sts:GetCallerIdentity, ec2:Describe*, servicequotas:GetServiceQuota, iam:GetRole"
+        ) from error
+
+
+def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
+    caller = session.client("sts", config=CONFIG).get_caller_identity()
+    ec2 = session.client("ec2", region_name=plan.region, config=CONFIG)
+    quotas, unread = _quotas(plan, session)
+    types = instance_types(plan)
+    return AccountFacts(
+        account=caller["Account"],
+        partition=caller["Arn"].split(":")[1],
+        region=str(plan.region),
+        caller_role_arn=_role_arn(caller["Arn"], session),
+        zones=_zones(ec2),
+        offerings=_offerings(ec2, types),
+        quotas=quotas,
+        unread=unread,
+        subnets=_subnets(plan, ec2),
+    )
+
+
+def _role_arn(caller_arn: str, session: boto3.Session) -> str:
+    """`assumed-role/NAME/SESSION` as the role's own ARN, with its path; a user's ARN as it is."""
+    kind, _, rest = caller_arn.partition(":assumed-role/")
+    if not rest:
+        return caller_arn
+    name = rest.partition("/")[0]
+    return str(session.client("iam", config=CONFIG).get_role(RoleName=name)["Role"]["Arn"])
+
+
+def _zones(ec2: Any) -> tuple[str, ...]:
+    found = ec2.describe_availability_zones(
+        Filters=[{"Name": "zone-type", "Values": ["availability-zone"]}, {"Name": "state", "Values": ["available"]}]
+    )["AvailabilityZones"]
+    return tuple(sorted(zone["ZoneName"] for zone in found if zone["ZoneId"] not in NO_CONTROL_PLANE_ZONE_IDS))
+
+
+def _offerings(ec2: Any, types: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    pages = ec2.get_paginator("describe_instance_type_offerings").paginate(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": list(types)}]
+    )
+    found = [(entry["InstanceType"], entry["Location"]) for page in pages for entry in page["InstanceTypeOfferings"]]
+    return zones_by_type(found, types)
+
+
+def _quotas(plan: Plan, session: boto3.Session) -> tuple[dict[str, float], dict[str, str]]:
+    client = session.client("service-quotas", region_name=plan.region, config=CONFIG)
+    quotas: dict[str, float] = {}
+    unread: dict[str, str] = {}
+    for code in quota_codes(plan):
+        try:
+            quotas[code] = float(client.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"])
+        except (BotoCoreError, ClientError) as error:
+            unread[code] = str(error)
+    return quotas, unread
+
+
+def _subnets(plan: Plan, ec2: Any) -> tuple[SubnetFact, ...]:
+    wanted = plan.config.network.private_subnet_ids
+    if not wanted:
+        return ()
+    found = ec2.describe_subnets(Filters=[{"Name": "subnet-id", "Values": wanted}])["Subnets"]
+    return tuple(
+        SubnetFact(one["SubnetId"], one["VpcId"], one["AvailabilityZone"], one["AvailableIpAddressCount"])
+        for one in found
+    )

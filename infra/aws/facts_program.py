@@ -1,0 +1,72 @@
+"""Reads `AccountFacts` inside a Pulumi program, through the provider that will make the resources."""
+
+from __future__ import annotations
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, AccountFacts, SubnetFact, zones_by_type
+from infra.aws.preflight import instance_types, quota_codes
+from infra.planning.plan import Plan
+
+
+def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountFacts:
+    """The account as the stack's AWS provider sees it; also in a preview, for these are reads."""
+    opts = pulumi.InvokeOptions(parent=parent)
+    caller = aws.get_caller_identity(opts=opts)
+    quotas, unread = _quotas(plan, opts)
+    types = instance_types(plan)
+    return AccountFacts(
+        account=caller.account_id,
+        partition=aws.get_partition(opts=opts).partition,
+        region=aws.get_region(opts=opts).region,
+        caller_role_arn=aws.iam.get_session_context(arn=caller.arn, opts=opts).issuer_arn,
+        zones=_zones(opts),
+        offerings=_offerings(types, opts),
+        quotas=quotas,
+        unread=unread,
+        subnets=_subnets(plan, opts),
+    )
+
+
+def _zones(opts: pulumi.InvokeOptions) -> tuple[str, ...]:
+    """Zones proper, without Local and Wavelength Zones and without those that EKS refuses."""
+    found = aws.get_availability_zones(
+        state="available",
+        filters=[{"name": "zone-type", "values": ["availability-zone"]}],
+        exclude_zone_ids=list(NO_CONTROL_PLANE_ZONE_IDS),
+        opts=opts,
+    )
+    return tuple(sorted(found.names))
+
+
+def _offerings(types: tuple[str, ...], opts: pulumi.InvokeOptions) -> dict[str, frozenset[str]]:
+    found = aws.ec2.get_instance_type_offerings(
+        location_type="availability-zone",
+        filters=[{"name": "instance-type", "values": list(types)}],
+        opts=opts,
+    )
+    return zones_by_type(zip(found.instance_types, found.locations, strict=True), types)
+
+
+def _quotas(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[dict[str, float], dict[str, str]]:
+    quotas: dict[str, float] = {}
+    unread: dict[str, str] = {}
+    for code in quota_codes(plan):
+        try:
+            quotas[code] = aws.servicequotas.get_service_quota(service_code="ec2", quota_code=code, opts=opts).value
+        except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
+            unread[code] = str(error)
+    return quotas, unread
+
+
+def _subnets(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[SubnetFact, ...]:
+    wanted = plan.config.network.private_subnet_ids
+    if not wanted:
+        return ()
+    there = aws.ec2.get_subnets(filters=[{"name": "subnet-id", "values": wanted}], opts=opts).ids
+    found = [aws.ec2.get_subnet(id=subnet_id, opts=opts) for subnet_id in wanted if subnet_id in there]
+    return tuple(
+        SubnetFact(subnet.id, subnet.vpc_id, subnet.availability_zone, subnet.available_ip_address_count)
+        for subnet in found
+    )

@@ -1,0 +1,226 @@
+"""The AWS half of a stack, from its Plan: network, cluster, node groups, bucket, roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pulumi
+
+from infra.aws import policies
+from infra.aws.addons import AFTER_NODES, BEFORE_NODES, Addons, AddonSpec
+from infra.aws.cluster import Cluster
+from infra.aws.code import Code
+from infra.aws.facts import AccountFacts
+from infra.aws.facts_program import read_facts
+from infra.aws.identity import PodRole, as_documents
+from infra.aws.mirror import Mirror
+from infra.aws.network import Network
+from infra.aws.node_groups import NodeGroups, NodeRole, SystemPool
+from infra.aws.preflight import Place, preflight
+from infra.aws.site import Site, site_of
+from infra.aws.zones import network_zones, pool_zones
+from infra.planning.plan import Plan
+from infra.planning.service_accounts import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
+from serving.config.errors import InputErrors, errors_in
+
+
+class AwsFleet(pulumi.ComponentResource):
+    """Everything of a stack that AWS makes; `ready` is what a workload in the cluster has to wait for.
+
+    Raises `InputErrors` with all findings of the preflight before the first resource is registered.
+    """
+
+    kubeconfig: pulumi.Output[str]
+    endpoint: pulumi.Output[str]
+    cluster_name: pulumi.Output[str]
+    bucket: pulumi.Output[str]
+    pools: Mapping[str, pulumi.Output[str]]
+    ready: Sequence[pulumi.Resource]
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        code: pulumi.Asset | None = None,
+        place: Place | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        facts = read_facts(plan, parent=opts.parent if opts else None)
+        findings = preflight(plan, facts, place=place)
+        if errors := errors_in(findings):
+            raise InputErrors(errors)
+        super().__init__("modelfleet:aws:Fleet", name, None, opts)
+        self._name, self._plan, self._facts = name, plan, facts
+        self._site = site_of(plan, facts)
+        self._child = pulumi.ResourceOptions(parent=self)
+        for finding in findings:
+            pulumi.log.warn(finding.sentence(), self)
+        subnets = self._create_subnets()
+        cluster = self._create_cluster(subnets)
+        basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
+        system, groups = self._create_nodes(cluster, subnets, basics.ready)
+        services = self._create_addons("services", AFTER_NODES, cluster, [system.node_group])
+        mirror = self._create_mirror()
+        roles = self._create_roles(cluster, mirror)
+        self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
+        self.cluster_name = cluster.name
+        self.bucket = mirror.bucket_name if mirror else pulumi.Output.from_input(plan.bucket.name or "")
+        objects = self._create_code(code, mirror)
+        self.pools = {pool: group.node_group_name for pool, group in groups.groups.items()}
+        associations = [role.association for role in roles]
+        nodes = [system.node_group, *groups.groups.values()]
+        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *objects]
+        self._register()
+
+    def _create_subnets(self) -> Mapping[str, Sequence[pulumi.Input[str]]]:
+        """Private subnets by zone: of the new network, or those that the stack names."""
+        config = self._plan.config.network
+        if config.vpc_id:
+            return _subnets_by_zone(self._facts)
+        zones = network_zones(self._plan, self._facts)
+        network = Network(f"{self._name}-network", self._site, config, zones, opts=self._child)
+        return {zone: [subnet] for zone, subnet in network.private_subnet_ids.items()}
+
+    def _create_cluster(self, subnets: Mapping[str, Sequence[pulumi.Input[str]]]) -> Cluster:
+        config = self._plan.config.cluster
+        return Cluster(
+            f"{self._name}-cluster",
+            self._site,
+            config,
+            subnet_ids=[subnet for ids in subnets.values() for subnet in ids],
+            administrators=config.admin_role_arns or [self._facts.caller_role_arn],
+            opts=self._child,
+        )
+
+    def _create_addons(
+        self, suffix: str, specs: Sequence[AddonSpec], cluster: Cluster, after: list[pulumi.Resource]
+    ) -> Addons:
+        config = self._plan.config.cluster
+        return Addons(
+            f"{self._name}-{suffix}",
+            self._site,
+            specs,
+            cluster=cluster.cluster,
+            kubernetes_version=config.version,
+            pinned=config.addon_versions,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=after),
+        )
+
+    def _create_nodes(
+        self,
+        cluster: Cluster,
+        subnets: Mapping[str, Sequence[pulumi.Input[str]]],
+        basics: Sequence[pulumi.Resource],
+    ) -> tuple[SystemPool, NodeGroups]:
+        """Node groups wait for the add-ons without which a node never becomes Ready."""
+        plan, config = self._plan, self._plan.config.cluster
+        after = pulumi.ResourceOptions(parent=self, depends_on=[*basics])
+        role = NodeRole(f"{self._name}-node", self._site, opts=self._child)
+        everywhere = [subnet for ids in subnets.values() for subnet in ids]
+        system = SystemPool(
+            f"{self._name}-system",
+            self._site,
+            config,
+            cluster=cluster.cluster,
+            role=role,
+            subnet_ids=everywhere,
+            opts=after,
+        )
+        zones = network_zones(plan, self._facts)
+        chosen = {pool.name: pool_zones(pool, zones, self._facts) for pool in plan.pools}
+        groups = NodeGroups(
+            f"{self._name}-pool",
+            self._site,
+            plan.pools,
+            config=config,
+            cluster=cluster.cluster,
+            security_group_id=cluster.security_group_id,
+            role=role,
+            subnet_ids={pool: [s for zone in own for s in subnets[zone]] for pool, own in chosen.items()},
+            opts=after,
+        )
+        return system, groups
+
+    def _create_mirror(self) -> Mirror | None:
+        """The stack's bucket; None when it uses an existing one."""
+        if not self._plan.bucket.create:
+            return None
+        return Mirror(f"{self._name}-mirror", self._site, self._plan.bucket, opts=self._child)
+
+    def _create_roles(self, cluster: Cluster, mirror: Mirror | None) -> list[PodRole]:
+        site, bucket = self._site, self._plan.bucket
+        own = bucket.name or ""
+        reads = policies.read_objects(own, [policies.CODE, policies.MODELS], partition=site.partition)
+        writes = [
+            *policies.write_objects(own, [policies.MODELS], partition=site.partition),
+            *reads,
+        ]
+        foreign = policies.read_existing(bucket.read_only, partition=site.partition)
+        roles = [
+            self._pod_role(f"{account}", site.namespace, account, [*reads, *foreign], cluster, mirror, write=False)
+            for account in READERS
+        ]
+        roles.append(self._pod_role(WRITER, site.namespace, WRITER, [*writes, *foreign], cluster, mirror, write=True))
+        scaling = policies.cluster_autoscaler(
+            cluster_name=site.cluster_name, partition=site.partition, region=site.region, account=site.account
+        )
+        roles.append(self._pod_role("autoscaler", AUTOSCALER_NAMESPACE, AUTOSCALER, scaling, cluster, None, write=False))
+        return roles
+
+    def _pod_role(
+        self,
+        suffix: str,
+        namespace: str,
+        service_account: str,
+        statements: Sequence[policies.Statement],
+        cluster: Cluster,
+        mirror: Mirror | None,
+        *,
+        write: bool,
+    ) -> PodRole:
+        documents: dict[str, pulumi.Input[str]] = dict(as_documents("access", statements))
+        if mirror is not None:
+            documents["key"] = policies_for_key(mirror, self._site, write=write)
+        return PodRole(
+            f"{self._name}-{suffix}",
+            self._site,
+            documents,
+            cluster_name=cluster.name,
+            namespace=namespace,
+            service_account=service_account,
+            opts=self._child,
+        )
+
+    def _create_code(self, code: pulumi.Asset | None, mirror: Mirror | None) -> list[pulumi.Resource]:
+        if code is None:
+            return []
+        after = pulumi.ResourceOptions(parent=self, depends_on=mirror.ready if mirror else [])
+        return [Code(f"{self._name}-code", self._site, self._plan.code, bucket=self.bucket, source=code, opts=after).object]
+
+    def _register(self) -> None:
+        cost = self._plan.cost
+        self.register_outputs(
+            {
+                "kubeconfig": self.kubeconfig,
+                "endpoint": self.endpoint,
+                "cluster_name": self.cluster_name,
+                "bucket": self.bucket,
+                "pools": dict(self.pools),
+                "usd_per_hour": {"min": cost.min_usd_per_hour, "max": cost.max_usd_per_hour},
+            }
+        )
+
+
+def policies_for_key(mirror: Mirror, site: Site, *, write: bool) -> pulumi.Output[str]:
+    """The policy on the bucket's key, a document of its own because its ARN is known only when it is made."""
+    return mirror.key.arn.apply(
+        lambda arn: policies.as_json(policies.document(policies.use_key(arn, write=write, region=site.region)))
+    )
+
+
+def _subnets_by_zone(facts: AccountFacts) -> dict[str, list[pulumi.Input[str]]]:
+    zones: dict[str, list[pulumi.Input[str]]] = {}
+    for subnet in facts.subnets:
+        zones.setdefault(subnet.zone, []).append(subnet.id)
+    return zones

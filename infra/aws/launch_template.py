@@ -1,0 +1,100 @@
+"""What a node is made of: root volume, IMDSv2, user data, EFA, Capacity Block. Pure but for `launch_template`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.aws.site import Site
+from infra.aws.user_data import node_config, user_data
+from infra.planning.plan import PoolPlan
+
+#: A vLLM image unpacks to some 30 GB; the default 20 GiB ends in DiskPressure. Where the type has NVMe, images and
+#: weights lie there; where it has none, weights lie on the root volume too.
+ROOT_GIB_WITH_NVME = 200
+ROOT_GIB_WITHOUT_NVME = 500
+ROOT_GIB_SYSTEM = 50
+#: Parallel image pull wants at least 600 MiB/s (amazon-eks-ami nodeadm/doc/examples.md).
+ROOT_THROUGHPUT_MIB_S = 600
+ROOT_IOPS = 6000
+#: One hop: pods cannot reach the node's credentials. Whoever needs the region or VPC is told it.
+METADATA = {"http_endpoint": "enabled", "http_tokens": "required", "http_put_response_hop_limit": 1}
+#: Network cards with EFA of p4d and p4de (EC2 describe-instance-types).
+EFA_CARDS = 4
+
+
+def root_gib(pool: PoolPlan) -> int:
+    """Size of the root volume in GiB."""
+    return ROOT_GIB_WITH_NVME if pool.node.nvme_gb else ROOT_GIB_WITHOUT_NVME
+
+
+def root_volume(gib: int, *, fast: bool) -> dict[str, Any]:
+    """An encrypted gp3 root volume."""
+    ebs: dict[str, Any] = {
+        "volume_type": "gp3",
+        "volume_size": gib,
+        "encrypted": "true",
+        "delete_on_termination": "true",
+    }
+    if fast:
+        ebs |= {"throughput": ROOT_THROUGHPUT_MIB_S, "iops": ROOT_IOPS}
+    return {"device_name": "/dev/xvda", "ebs": ebs}
+
+
+def purchase_options(pool: PoolPlan) -> dict[str, Any]:
+    """Launch template arguments of a Capacity Block: there EKS wants the instance type in the template.
+
+    https://docs.aws.amazon.com/eks/latest/userguide/capacity-blocks-mng.html
+    """
+    if pool.purchase != "capacity-block":
+        return {}
+    target = {"capacity_reservation_id": pool.capacity_reservation_id}
+    return {
+        "instance_type": pool.instance_types[0],
+        "instance_market_options": {"market_type": "capacity-block"},
+        "capacity_reservation_specification": {"capacity_reservation_target": target},
+    }
+
+
+def efa_interfaces(groups: list[pulumi.Input[str]]) -> list[dict[str, Any]]:
+    """One EFA interface per network card; the first carries the node's address too."""
+    return [
+        {
+            "network_card_index": card,
+            "device_index": 0 if card == 0 else 1,
+            "interface_type": "efa",
+            "security_groups": groups,
+            "delete_on_termination": "true",
+        }
+        for card in range(EFA_CARDS)
+    ]
+
+
+def launch_template(
+    name: str,
+    site: Site,
+    *,
+    volume: dict[str, Any],
+    gpu: bool,
+    labels: dict[str, str],
+    opts: pulumi.ResourceOptions,
+    **more: Any,
+) -> aws.ec2.LaunchTemplate:
+    """A launch template for a managed node group; `labels` become tags of instances and volumes, for cost reports.
+
+    Without network interfaces EKS attaches the cluster's security group itself.
+    """
+    tags = site.tagged(name, **labels)
+    return aws.ec2.LaunchTemplate(
+        name,
+        block_device_mappings=[volume],
+        metadata_options=METADATA,
+        user_data=user_data(node_config(gpu=gpu)),
+        tag_specifications=[{"resource_type": kind, "tags": tags} for kind in ("instance", "volume")],
+        update_default_version=True,
+        tags=tags,
+        opts=opts,
+        **more,
+    )

@@ -1,0 +1,128 @@
+"""The stack's bucket: versioned, encrypted, private, TLS only; and the code of the Serve applications in it."""
+
+from __future__ import annotations
+
+import json
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.aws import policies
+from infra.aws.site import Site
+from infra.planning.plan import BucketPlan
+
+ABORT_UPLOAD_DAYS = 7
+EXPIRE_NONCURRENT_DAYS = 30
+KEY_DELETION_DAYS = 30
+
+
+class Mirror(pulumi.ComponentResource):
+    """Children: key, bucket and the bucket's settings, each a resource of its own."""
+
+    bucket: aws.s3.Bucket
+    bucket_name: pulumi.Output[str]
+    key: aws.kms.Key
+    ready: list[pulumi.Resource]
+
+    def __init__(
+        self, name: str, site: Site, plan: BucketPlan, *, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("modelfleet:aws:Mirror", name, None, opts)
+        self._name, self._site, self._plan = name, site, plan
+        self._child = pulumi.ResourceOptions(parent=self)
+        self.key = self._create_key()
+        self.bucket = self._create_bucket()
+        self.bucket_name = self.bucket.bucket
+        self.ready = [
+            self._create_encryption(),
+            self._create_versioning(),
+            *self._create_access(),
+            self._create_lifecycle(),
+        ]
+        self.register_outputs({"bucket": self.bucket_name})
+
+    def _create_key(self) -> aws.kms.Key:
+        policy = policies.account_key(partition=self._site.partition, account=self._site.account)
+        key = aws.kms.Key(
+            self._name,
+            description=f"Weights of the modelfleet stack {self._site.stack}",
+            enable_key_rotation=True,
+            deletion_window_in_days=KEY_DELETION_DAYS,
+            policy=json.dumps(policy),
+            tags=self._site.tagged(self._name),
+            opts=pulumi.ResourceOptions(parent=self, protect=self._plan.protect),
+        )
+        name = f"alias/modelfleet-{self._site.stack}-mirror"
+        aws.kms.Alias(self._name, name=name, target_key_id=key.id, opts=self._child)
+        return key
+
+    def _create_bucket(self) -> aws.s3.Bucket:
+        return aws.s3.Bucket(
+            self._name,
+            bucket=self._plan.name,
+            # Weights are copies: a stack without protection takes them along when it goes.
+            force_destroy=not self._plan.protect,
+            tags=self._site.tagged(self._name),
+            opts=pulumi.ResourceOptions(parent=self, protect=self._plan.protect),
+        )
+
+    def _create_encryption(self) -> pulumi.Resource:
+        by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": self.key.arn}
+        return aws.s3.BucketServerSideEncryptionConfiguration(
+            self._name,
+            bucket=self.bucket.bucket,
+            # The bucket key spares a KMS call, and its price, for each of thousands of objects.
+            rules=[{"apply_server_side_encryption_by_default": by_default, "bucket_key_enabled": True}],
+            opts=self._child,
+        )
+
+    def _create_versioning(self) -> pulumi.Resource:
+        return aws.s3.BucketVersioning(
+            self._name,
+            bucket=self.bucket.bucket,
+            versioning_configuration={"status": "Enabled"},
+            opts=self._child,
+        )
+
+    def _create_access(self) -> list[pulumi.Resource]:
+        block = aws.s3.BucketPublicAccessBlock(
+            self._name,
+            bucket=self.bucket.bucket,
+            block_public_acls=True,
+            block_public_policy=True,
+            ignore_public_acls=True,
+            restrict_public_buckets=True,
+            opts=self._child,
+        )
+        ownership = aws.s3.BucketOwnershipControls(
+            self._name,
+            bucket=self.bucket.bucket,
+            rule={"object_ownership": "BucketOwnerEnforced"},
+            opts=self._child,
+        )
+        policy = aws.s3.BucketPolicy(
+            self._name,
+            bucket=self.bucket.bucket,
+            policy=self.bucket.bucket.apply(
+                lambda name: json.dumps(policies.tls_only(name, partition=self._site.partition))
+            ),
+            # S3 answers 409 when a policy and the access block are set at the same time.
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[block]),
+        )
+        return [block, ownership, policy]
+
+    def _create_lifecycle(self) -> pulumi.Resource:
+        return aws.s3.BucketLifecycleConfiguration(
+            self._name,
+            bucket=self.bucket.bucket,
+            rules=[
+                {
+                    "id": "tidy",
+                    "status": "Enabled",
+                    "filter": {"prefix": ""},
+                    "abort_incomplete_multipart_upload": {"days_after_initiation": ABORT_UPLOAD_DAYS},
+                    "noncurrent_version_expiration": {"noncurrent_days": EXPIRE_NONCURRENT_DAYS},
+                }
+            ],
+            opts=self._child,
+        )

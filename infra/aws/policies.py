@@ -1,0 +1,223 @@
+"""IAM documents as plain data: who may take a role, and what the role may do. Pure, so that tests evaluate them.
+
+No action is ever `*`. A `*` resource stands only where AWS has no finer one; `UNSCOPED` says which and why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Statement = Mapping[str, Any]
+Document = dict[str, Any]
+
+VERSION = "2012-10-17"
+#: IAM's limit for one managed policy, in characters without whitespace.
+#: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
+MANAGED_POLICY_CHARACTERS = 6144
+#: A statement stays far below one policy's limit, so that `split` can always place it.
+PREFIXES_PER_STATEMENT = 20
+#: Prefixes of the stack's bucket: weights by model, the serving code by content hash.
+MODELS = "models"
+CODE = "code"
+
+#: What CloudWatch Logs does with a key. https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/encrypt-log-data-kms.html
+LOGS_KEY_ACTIONS = (
+    "kms:Decrypt",
+    "kms:DescribeKey",
+    "kms:Encrypt",
+    "kms:GenerateDataKey",
+    "kms:GenerateDataKeyWithoutPlaintext",
+    "kms:ReEncryptFrom",
+    "kms:ReEncryptTo",
+)
+
+#: Actions without resource-level permissions, with the reason; only these may stand on `*`.
+#: https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
+UNSCOPED: Mapping[str, str] = {
+    "autoscaling:DescribeAutoScalingGroups": "a list action, AWS gives it no resource type",
+    "autoscaling:DescribeAutoScalingInstances": "a list action, AWS gives it no resource type",
+    "autoscaling:DescribeLaunchConfigurations": "a list action, AWS gives it no resource type",
+    "autoscaling:DescribeScalingActivities": "a list action, AWS gives it no resource type",
+    "autoscaling:DescribeTags": "a list action, AWS gives it no resource type",
+    "ec2:DescribeImages": "a list action, AWS gives it no resource type",
+    "ec2:DescribeInstanceTypes": "a list action, AWS gives it no resource type",
+    "ec2:DescribeLaunchTemplateVersions": "a list action, AWS gives it no resource type",
+    "ec2:GetInstanceTypesFromInstanceRequirements": "a list action, AWS gives it no resource type",
+}
+
+
+def document(statements: Iterable[Statement]) -> Document:
+    """A policy document of these statements."""
+    return {"Version": VERSION, "Statement": list(statements)}
+
+
+def service_trust(service: str) -> Document:
+    """Trust of an AWS service, such as `eks.amazonaws.com`."""
+    return document([{"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}])
+
+
+def pod_trust(*, cluster_arn: str, namespace: str, service_account: str) -> Document:
+    """Trust of EKS Pod Identity for one service account of one cluster.
+
+    `sts:TagSession` is not optional: Pod Identity tags each session and fails without it.
+    """
+    return document(
+        [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "pods.eks.amazonaws.com"},
+                "Action": ["sts:AssumeRole", "sts:TagSession"],
+                "Condition": {
+                    "StringEquals": {
+                        "aws:RequestTag/eks-cluster-arn": cluster_arn,
+                        "aws:RequestTag/kubernetes-namespace": namespace,
+                        "aws:RequestTag/kubernetes-service-account": service_account,
+                    }
+                },
+            }
+        ]
+    )
+
+
+def read_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> list[Statement]:
+    """Read the objects below `prefixes` of a bucket, and list just them; `""` is the whole bucket."""
+    arn = f"arn:{partition}:s3:::{bucket}"
+    listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": arn}
+    if "" not in prefixes:
+        listing["Condition"] = {"StringLike": {"s3:prefix": [p for prefix in prefixes for p in (prefix, f"{prefix}/*")]}}
+    below = [f"{arn}/{prefix}/*" if prefix else f"{arn}/*" for prefix in prefixes]
+    return [{"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": below}, listing]
+
+
+def write_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> list[Statement]:
+    """Put objects below `prefixes`, also in parts, and read them back to verify. Nothing is ever deleted."""
+    arn = f"arn:{partition}:s3:::{bucket}"
+    return [
+        {
+            "Effect": "Allow",
+            "Action": ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
+            "Resource": [f"{arn}/{prefix}/*" for prefix in prefixes],
+        }
+    ]
+
+
+def use_key(key_arn: str, *, write: bool, region: str) -> list[Statement]:
+    """Use a bucket's KMS key through S3 only; a multipart upload needs both actions."""
+    return [
+        {
+            "Effect": "Allow",
+            "Action": ["kms:Decrypt", "kms:GenerateDataKey"] if write else ["kms:Decrypt"],
+            "Resource": key_arn,
+            "Condition": {"StringEquals": {"kms:ViaService": f"s3.{region}.amazonaws.com"}},
+        }
+    ]
+
+
+def read_existing(locations: Sequence[str], *, partition: str) -> list[Statement]:
+    """Read the existing buckets that models name themselves, as `bucket/prefix` or `bucket`."""
+    by_bucket: dict[str, list[str]] = {}
+    for location in sorted(locations):
+        bucket, _, prefix = location.partition("/")
+        by_bucket.setdefault(bucket, []).append(prefix.strip("/"))
+    return [
+        statement
+        for bucket, prefixes in by_bucket.items()
+        for some in _in_groups(prefixes, PREFIXES_PER_STATEMENT)
+        for statement in read_objects(bucket, some, partition=partition)
+    ]
+
+
+def _in_groups(items: Sequence[str], count: int) -> Iterator[Sequence[str]]:
+    return (items[start : start + count] for start in range(0, len(items), count))
+
+
+def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, account: str) -> list[Statement]:
+    """cluster-autoscaler: look at everything, change only this cluster's Auto Scaling groups.
+
+    The tag `eks:cluster-name` is put on a managed node group's Auto Scaling group by EKS itself.
+    https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/README.md
+    """
+    return [
+        {"Effect": "Allow", "Action": sorted(UNSCOPED), "Resource": "*"},
+        {
+            "Effect": "Allow",
+            "Action": ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
+            "Resource": f"arn:{partition}:autoscaling:{region}:{account}:autoScalingGroup:*:autoScalingGroupName/eks-*",
+            "Condition": {"StringEquals": {"aws:ResourceTag/eks:cluster-name": cluster_name}},
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["eks:DescribeNodegroup"],
+            "Resource": f"arn:{partition}:eks:{region}:{account}:nodegroup/{cluster_name}/*/*",
+        },
+    ]
+
+
+def tls_only(bucket: str, *, partition: str) -> Document:
+    """A bucket policy that refuses every request without TLS."""
+    arn = f"arn:{partition}:s3:::{bucket}"
+    return document(
+        [
+            {
+                "Sid": "TlsOnly",
+                "Effect": "Deny",
+                "Principal": "*",
+                "Action": "s3:*",
+                "Resource": [arn, f"{arn}/*"],
+                "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+            }
+        ]
+    )
+
+
+def cluster_key(*, partition: str, region: str, account: str, log_group: str) -> Document:
+    """Policy of the cluster's key: the account's IAM decides, and CloudWatch Logs may use it for one log group."""
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{log_group}"
+    return document(
+        [
+            _key_owner(partition, account),
+            {
+                "Sid": "Logs",
+                "Effect": "Allow",
+                "Principal": {"Service": f"logs.{region}.amazonaws.com"},
+                "Action": [*LOGS_KEY_ACTIONS],
+                "Resource": "*",
+                "Condition": {"ArnEquals": {"kms:EncryptionContext:aws:logs:arn": logs}},
+            },
+        ]
+    )
+
+
+def account_key(*, partition: str, account: str) -> Document:
+    """Policy of a key that IAM policies of its account decide on."""
+    return document([_key_owner(partition, account)])
+
+
+def _key_owner(partition: str, account: str) -> Statement:
+    # `kms:*` for the account's root is AWS's default key policy: without it a key can become unmanageable.
+    # It gives nobody anything by itself, IAM policies do. In a key policy `*` means this key.
+    # https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-default.html
+    root = {"AWS": f"arn:{partition}:iam::{account}:root"}
+    return {"Sid": "Account", "Effect": "Allow", "Principal": root, "Action": "kms:*", "Resource": "*"}
+
+
+def split(statements: Sequence[Statement], limit: int = MANAGED_POLICY_CHARACTERS) -> list[Document]:
+    """Statements as documents that each fit a managed policy; a long list of resources stays in one statement."""
+    documents: list[list[Statement]] = [[]]
+    for statement in statements:
+        if documents[-1] and size(document([*documents[-1], statement])) > limit:
+            documents.append([])
+        documents[-1].append(statement)
+    return [document(group) for group in documents if group]
+
+
+def size(policy: Document) -> int:
+    """Characters of a policy as IAM counts them (no whitespace)."""
+    return len(json.dumps(policy, separators=(",", ":")))
+
+
+def as_json(policy: Document) -> str:
+    """A policy as text."""
+    return json.dumps(policy)
