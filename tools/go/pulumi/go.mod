@@ -1,6 +1,6 @@
 module modelfleet.local/tools/pulumi
 
-go 1.26
+go 1.25.11
 
 require (
 	cel.dev/expr v0.25.2 // indirect

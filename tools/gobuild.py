@@ -1,0 +1,126 @@
+"""Builds the commands of a pinned Go module once per machine.
+
+    folder = build(GoModule("etcd-v3.6.13", ROOT / "tools/kubernetes/modules/etcd",
+                            [GoCommand("etcd", "go.etcd.io/etcd/server/v3")]))
+    folder / "etcd"
+
+The module's folder holds only `go.mod` and `go.sum`: every version and every hash is pinned there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.config.errors import SetupError
+from tools.cache import once
+from tools.progress import Step, say
+
+_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class GoCommand:
+    """One executable: the name to give it, its package and the linker flags (versions)."""
+
+    name: str
+    package: str
+    ldflags: str = ""
+
+
+@dataclass(frozen=True)
+class GoModule:
+    """What to build from `folder` (go.mod, go.sum) into the cache's folder `name`, such as `pulumi-v3.259.0`."""
+
+    name: str
+    folder: Path
+    commands: Sequence[GoCommand]
+    minutes: str = "a few minutes"
+    """How long it takes on two cores with an empty Go cache, for the user."""
+    needed_for: str = "the tools"
+
+
+def build(module: GoModule, finish: Callable[[Path], None] = lambda folder: None) -> Path:
+    """The folder with the module's executables, built if it is not in the cache.
+
+    `finish(folder)` may add files before the folder appears. Raises `SetupError` when Go is missing or the build fails.
+    """
+
+    def make(part: Path) -> None:
+        go = _go(module)
+        say(f"{module.name}: building from Go modules, {module.minutes} the first time")
+        for command in module.commands:
+            with Step(f"go build {command.name}") as step:
+                _run(_command_line(go, command, part), module, step)
+        finish(part)
+
+    return once(module.name, make, waiting=lambda: say(f"{module.name}: another run builds it, waiting"))
+
+
+def _go(module: GoModule) -> str:
+    go = shutil.which("go")
+    if go is None:
+        raise SetupError(
+            f"Go is not installed; {module.needed_for} needs it. Install Go {_go_version(module)} or newer "
+            "(https://go.dev/dl) so that `go version` works, then run: make tools"
+        )
+    return go
+
+
+def _go_version(module: GoModule) -> str:
+    found = re.search(r"^go (\d+\.\d+)", (module.folder / "go.mod").read_text(), re.MULTILINE)
+    return found.group(1) if found else "1.25"
+
+
+def _command_line(go: str, command: GoCommand, part: Path) -> list[str]:
+    flags = ["-ldflags", command.ldflags] if command.ldflags else []
+    # -v prints each package as it is compiled: the sign of life, and what the step shows.
+    return [
+        go,
+        "build",
+        "-v",
+        "-buildvcs=false",
+        "-mod=readonly",
+        *flags,
+        "-o",
+        str(part / command.name),
+        command.package,
+    ]
+
+
+def _run(command: list[str], module: GoModule, step: Step) -> None:
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    packages = 0
+    process = subprocess.Popen(
+        command, cwd=module.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line.rstrip())
+            packages += 1
+            step.detail(f"{packages} lines, {line.strip()[:70]}")
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    if code != 0:
+        shown = "\n".join(tail)
+        raise SetupError(
+            f"go build of {module.name} failed with exit code {code}:\n{shown}\n"
+            "Check that the Go proxy can be reached (go env GOPROXY) and 4 GB of disk are free, then run: make tools"
+        )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    timer = threading.Timer(5, process.kill)
+    timer.start()
+    process.wait()
+    timer.cancel()

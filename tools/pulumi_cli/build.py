@@ -1,0 +1,62 @@
+"""Builds the Pulumi CLI from Go modules, with Pulumi's own exec script for Python programs beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from serving.config.errors import SetupError
+from tools.gobuild import GoCommand, GoModule, build
+from tools.paths import ROOT
+from tools.pulumi_cli.find import BUILT, BUILT_VERSION, LANGUAGE_HOST
+
+_FOLDER = ROOT / "tools" / "go" / "pulumi"
+_EXEC = "pulumi-language-python-exec"
+
+# Beside the CLI the engine takes it for the bundled host and does not warn about PATH in every run. The cache is shared
+# by all clones, so it asks the `pulumi` command which checkout it works for.
+_HOST = """#!/bin/sh
+# modelfleet's stand-in for Pulumi's Python language host: the CLI beside it was built from Go modules, which lack one.
+exec "${MODELFLEET_ROOT:?run pulumi from the .venv/bin that make tools wrote}/tools/standin/bin/language/%s" "$@"
+"""
+
+
+def build_cli() -> Path:
+    """The cache's folder with `pulumi`; built when it is not there. Raises `SetupError`."""
+    return build(
+        GoModule(
+            BUILT,
+            _FOLDER,
+            [
+                GoCommand(
+                    "pulumi",
+                    "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi",
+                    f"-X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v{BUILT_VERSION}",
+                )
+            ],
+            minutes="about 3 minutes on two cores",
+            needed_for="building the Pulumi CLI",
+        ),
+        _finish,
+    )
+
+
+def _finish(folder: Path) -> None:
+    """Adds the exec script from the SDK's module and the launcher of the language host's stand-in."""
+    listed = subprocess.run(
+        ["go", "list", "-m", "-json", "github.com/pulumi/pulumi/sdk/v3"],
+        cwd=_FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        module = Path(json.loads(listed.stdout)["Dir"])
+        shutil.copyfile(module / "python" / "cmd" / _EXEC, folder / _EXEC)
+    except (ValueError, KeyError, OSError) as error:
+        raise SetupError(f"the Go module of Pulumi's SDK lacks {_EXEC}: {listed.stderr.strip() or error}") from error
+    (folder / LANGUAGE_HOST).write_text(_HOST % LANGUAGE_HOST)
+    for name in (_EXEC, LANGUAGE_HOST):
+        (folder / name).chmod(0o755)
