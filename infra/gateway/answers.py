@@ -1,0 +1,88 @@
+"""Bodies that the gateway answers itself, in the shape of vLLM's `ErrorResponse`.
+
+Source: vllm/entrypoints/serve/engine/protocol.py, 0.32.0.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+JSON_TYPE = "application/json"
+#: Seconds after which a refused request may be tried again, by what refused it.
+RETRY_AFTER_RATE_S = 10
+RETRY_AFTER_BUSY_S = 1
+RETRY_AFTER_DOWN_S = 5
+
+
+def quoted(text: str) -> str:
+    """Text as one strongly quoted word of HAProxy's configuration language."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def log_format(text: str) -> str:
+    """Text as a literal inside a log-format string, where `%` begins a field."""
+    return text.replace("%", "%%")
+
+
+def error(message: str, kind: str, code: int, param: str | None = None) -> str:
+    """vLLM's error body as compact JSON."""
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=True)
+
+
+def returns(status: int, body: str, *, headers: dict[str, str] | None = None, dynamic: bool = False) -> str:
+    """An `http-request return` action; with `dynamic` the body is a log-format string."""
+    extra = "".join(f" hdr {name} {quoted(value)}" for name, value in (headers or {}).items())
+    form = "lf-string" if dynamic else "string"
+    return f"http-request return status {status} content-type {JSON_TYPE}{extra} {form} {quoted(body)}"
+
+
+def refuses(
+    status: int, message: str, kind: str, *, param: str | None = None, headers: dict[str, str] | None = None
+) -> str:
+    """An `http-request return` of an error body."""
+    return returns(status, error(message, kind, status, param), headers=headers)
+
+
+#: Answers to what HAProxy itself finds wrong: status, message, type, Retry-After in seconds.
+PROXY_ERRORS: tuple[tuple[int, str, str, int | None], ...] = (
+    (400, "The request is not valid HTTP, or its headers are too large.", "Bad Request", None),
+    (408, "The request did not arrive in time.", "Request Timeout", None),
+    (413, "The request body is too large.", "Request Entity Too Large", None),
+    (500, "The gateway failed.", "InternalServerError", None),
+    (502, "The model's server closed the connection without an answer.", "Bad Gateway", RETRY_AFTER_DOWN_S),
+    (
+        503,
+        "The model's server cannot be reached, or too many requests wait for it.",
+        "Service Unavailable",
+        RETRY_AFTER_DOWN_S,
+    ),
+    (504, "The model's server did not answer in time.", "Gateway Timeout", None),
+)
+
+
+def proxy_errors() -> list[str]:
+    """`http-error` lines for a defaults section."""
+    lines = []
+    for status, message, kind, retry_after_s in PROXY_ERRORS:
+        retry = f" hdr Retry-After {retry_after_s}" if retry_after_s else ""
+        lines.append(
+            f"http-error status {status} content-type {JSON_TYPE}{retry} string {quoted(error(message, kind, status))}"
+        )
+    return lines
+
+
+def model_card(model_id: str, root: str, parent: str | None, description: str | None) -> dict[str, Any]:
+    """One entry of `GET /v1/models`. `created` is 0: the plan has no clock, and equal plans give equal text."""
+    card: dict[str, Any] = {
+        "id": model_id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "vllm",
+        "root": root,
+        "parent": parent,
+    }
+    if description:
+        card["description"] = description
+    return card

@@ -1,0 +1,69 @@
+"""What the renderer needs to know about the place where HAProxy runs, and what it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: Rendered files by their role. `keys.map` is not among them: it comes from a Secret, see `render_key_map`.
+HAPROXY_CFG = "haproxy.cfg"
+BODIES_CFG = "bodies.cfg"
+MODELS_MAP = "models.map"
+SLUGS_MAP = "slugs.map"
+CARDS_MAP = "cards.map"
+LUA = "gateway.lua"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Addresses and folders at run time. Folders are absolute; HAProxy never writes into `folder`.
+
+    `bind` and `metrics_bind` are `address:port`; `run_folder` takes the sockets;
+    `key_map` is the file of key hashes, used only with auth `keys`. `resolve_names` is for Kubernetes, where the
+    upstream is a DNS name that may not exist yet. `bodies_memory_mib` bounds what request bodies too large for the
+    first process may take in the second one.
+    """
+
+    bind: str
+    folder: str
+    run_folder: str
+    key_map: str
+    metrics_bind: str = "127.0.0.1:9101"
+    bodies_metrics_bind: str | None = None
+    log: str = "stdout"
+    threads: int | None = None
+    max_connections: int = 4096
+    bodies_memory_mib: int = 2048
+    resolve_names: bool = False
+    ready_interval_s: int = 2
+
+    @property
+    def admin_socket(self) -> str:
+        """HAProxy's runtime API, mode 0600."""
+        return f"{self.run_folder}/admin.sock"
+
+    @property
+    def bodies_admin_socket(self) -> str:
+        """The second process's runtime API, mode 0600."""
+        return f"{self.run_folder}/bodies-admin.sock"
+
+    @property
+    def bodies_socket(self) -> str:
+        """Where the second process listens, mode 0600."""
+        return f"{self.run_folder}/bodies.sock"
+
+
+@dataclass(frozen=True)
+class GatewayFiles:
+    """The rendered texts by file name, all to be placed in `Runtime.folder`."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_id(self) -> str:
+        """sha256 over names and texts: changes exactly when a reload is due."""
+        digest = hashlib.sha256()
+        for name, text in sorted(self.texts.items()):
+            digest.update(f"{name}\0{len(text)}\0{text}".encode())
+        return digest.hexdigest()

@@ -1,0 +1,137 @@
+-- Reads the model's name out of a request body where HAProxy's json_query found none: escaped text ("org\/name"),
+-- nesting deeper than mjson's 20 levels, multipart forms; and tells what is wrong with a body that names no model.
+-- Sets txn.model, or txn.fault to one of: json, type, missing.
+
+local MAX_NAME = 512
+
+local function string_end(text, start)
+  local at = start + 1
+  while true do
+    at = text:find('["\\]', at)
+    if not at then return nil end
+    if text:byte(at) == 34 then return at end
+    at = at + 2
+  end
+end
+
+local function container_end(text, start)
+  local depth, at = 0, start
+  while true do
+    at = text:find('["%[%]{}]', at)
+    if not at then return nil end
+    local char = text:byte(at)
+    if char == 34 then
+      at = string_end(text, at)
+      if not at then return nil end
+    elseif char == 91 or char == 123 then
+      depth = depth + 1
+    else
+      depth = depth - 1
+      if depth == 0 then return at end
+    end
+    at = at + 1
+  end
+end
+
+local function value_end(text, start)
+  local char = text:sub(start, start)
+  if char == '"' then return string_end(text, start) end
+  if char == '{' or char == '[' then return container_end(text, start) end
+  local after = text:find('[,}%]%s]', start)
+  if not after or after == start then return nil end
+  return after - 1
+end
+
+local ESCAPES = { b = '\b', f = '\f', n = '\n', r = '\r', t = '\t' }
+
+local function decoded(text)
+  if not text:find('\\', 1, true) then return text end
+  text = text:gsub('\\u([dD][89aAbB]%x%x)\\u([dD][c-fC-F]%x%x)', function(high, low)
+    return utf8.char(0x10000 + (tonumber(high, 16) - 0xD800) * 0x400 + tonumber(low, 16) - 0xDC00)
+  end)
+  return (text:gsub('\\(.)(%x?%x?%x?%x?)', function(char, hex)
+    if char == 'u' and #hex == 4 then return utf8.char(tonumber(hex, 16)) end
+    return (ESCAPES[char] or char) .. hex
+  end))
+end
+
+-- The top-level key "model" of a JSON object: its name, or nil and the fault.
+local function model_of_json(text)
+  local at = text:find('[^ \t\r\n]')
+  if not at or text:byte(at) ~= 123 then return nil, 'json' end
+  while true do
+    at = text:find('[^ \t\r\n,]', at + 1)
+    if not at then return nil, 'json' end
+    if text:byte(at) == 125 then return nil, 'missing' end
+    if text:byte(at) ~= 34 then return nil, 'json' end
+    local close = string_end(text, at)
+    if not close then return nil, 'json' end
+    local key = decoded(text:sub(at + 1, close - 1))
+    local colon = text:find('[^ \t\r\n]', close + 1)
+    if not colon or text:byte(colon) ~= 58 then return nil, 'json' end
+    local first = text:find('[^ \t\r\n]', colon + 1)
+    local last = first and value_end(text, first)
+    if not last then return nil, 'json' end
+    if key == 'model' then
+      if text:byte(first) == 34 then return decoded(text:sub(first + 1, last - 1)) end
+      if text:sub(first, last) == 'null' then return nil, 'missing' end
+      return nil, 'type'
+    end
+    at = last
+  end
+end
+
+-- The form field "model" of a multipart body.
+local function model_of_form(text, content_type)
+  local boundary = content_type:match('[bB][oO][uU][nN][dD][aA][rR][yY]="?([^";,%s]+)')
+  if not boundary then return nil, 'json' end
+  local marker = '--' .. boundary
+  local at = text:find(marker, 1, true)
+  while at do
+    local head = at + #marker
+    local blank = text:find('\r\n\r\n', head, true)
+    local following = text:find('\r\n' .. marker, head, true)
+    if blank and following and blank < following and text:sub(head, blank):match('[%s;]name="?model"?[%s;\r]') then
+      return text:sub(blank + 4, following - 1)
+    end
+    at = following and following + 2
+  end
+  return nil, 'missing'
+end
+
+core.register_action('read_model', { 'http-req' }, function(txn)
+  local body = txn.f:req_body() or ''
+  local content_type = txn.f:req_fhdr('content-type') or ''
+  local form = content_type:lower():find('^%s*multipart/')
+  local model, fault
+  if form then model, fault = model_of_form(body, content_type) else model, fault = model_of_json(body) end
+  if model and #model > MAX_NAME then model = model:sub(1, MAX_NAME) end
+  if model and not utf8.len(model) then model, fault = nil, 'json' end
+  if model then txn:set_var('txn.model', model) else txn:set_var('txn.fault', fault) end
+end)
+
+-- Requests and bytes per key, by the key's name, as Prometheus text.
+local KEY_METRICS = {
+  { 'modelfleet_gateway_key_requests_total', 'counter', 'http_req_cnt', 'Requests by API key, refused ones too.' },
+  { 'modelfleet_gateway_key_errors_total', 'counter', 'http_err_cnt', 'Requests by API key that ended in a 4xx.' },
+  { 'modelfleet_gateway_key_sent_bytes_total', 'counter', 'bytes_out_cnt', 'Response bytes by API key.' },
+  { 'modelfleet_gateway_key_open_requests', 'gauge', 'conn_cur', 'Requests open now by API key.' },
+}
+
+core.register_service('key_metrics', 'http', function(applet)
+  local entries = core.backends['limits'].stktable:dump()
+  local lines = {}
+  for _, metric in ipairs(KEY_METRICS) do
+    lines[#lines + 1] = '# HELP ' .. metric[1] .. ' ' .. metric[4]
+    lines[#lines + 1] = '# TYPE ' .. metric[1] .. ' ' .. metric[2]
+    for key, entry in pairs(entries) do
+      lines[#lines + 1] = metric[1] .. '{key="' .. key .. '"} ' .. tostring(entry[metric[3]] or 0)
+    end
+  end
+  local text = table.concat(lines, '\n') .. '\n'
+  applet:set_status(200)
+  applet:add_header('content-type', 'text/plain; version=0.0.4')
+  applet:add_header('content-length', tostring(#text))
+  applet:start_response()
+  applet:send(text)
+end)

@@ -1,0 +1,218 @@
+"""Two HAProxy configurations from the plan: the gateway, and beside it the process for bodies beyond its buffer.
+
+Why two: HAProxy routes by a body only when the whole body fits `tune.bufsize`, and that also is what anybody, key or
+not, may send as headers. So the first process has small buffers, checks keys and limits, and answers nearly
+everything; only a body that is larger and has not named its model within the first buffer goes, over a socket that
+only the first process can open, to a second process with buffers of the stack's `maxBodyMib` and few connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+from infra.gateway import files, maps, rules
+from infra.gateway.answers import proxy_errors
+from infra.gateway.files import GatewayFiles, Runtime
+from infra.planning.plan import GatewayPlan, Route
+
+#: Bytes of a buffer in the first process: a request of some 50,000 tokens; bounds the headers of strangers, too.
+BUFFER = 256 << 10
+#: Bytes that rewriting may add to a request in a buffer, and headers may take beside the largest body.
+REWRITE = 16 << 10
+#: Seconds in which a request's head, and its body, must have arrived.
+HEAD_TIMEOUT_S = 15
+BODY_TIMEOUT_S = 60
+#: HTX blocks hold 256 MiB at most (haproxy/htx-t.h).
+MOST_BODY_MIB = 200
+
+LOG = (
+    '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","request_id":"%[var(txn.request_id),json(utf8s)]",'
+    '"key":"%[var(txn.key)]","method":"%HM","path":"%[var(txn.path),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
+    '"status":%ST,"bytes":%B,"request_bytes":%U,"first_byte_ms":%Tr,"total_ms":%Ta,"queue_ms":%Tw,"backend":"%b","end":"%ts"}'
+)
+
+#: Per key: open requests, allowed requests in the last minute, and what `/metrics/keys` shows.
+LIMITS_TABLE = (
+    "stick-table type string len 64 size 100k expire 24h "
+    "store conn_cur,gpc0,gpc0_rate(60s),http_req_cnt,http_err_cnt,bytes_out_cnt"
+)
+
+
+def render(
+    gateway: GatewayPlan, runtime: Runtime, *, upstream: str, upstreams: Mapping[str, str] | None = None
+) -> GatewayFiles:
+    """All files of the gateway but the key map. Pure: equal arguments give equal text.
+
+    `upstream` is the `host:port` of Ray Serve's HTTP server; `upstreams` overrides it for single slugs.
+    Raises `ValueError` for a plan that HAProxy could misread (`plan()` makes none).
+    """
+    maps.check_routes(gateway.routes)
+    if not 1 <= gateway.max_body_mib <= MOST_BODY_MIB:
+        raise ValueError(f"maxBodyMib: found {gateway.max_body_mib}; allowed are 1 to {MOST_BODY_MIB}")
+    servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
+    return GatewayFiles(
+        {
+            files.HAPROXY_CFG: _first(gateway, runtime, servers),
+            files.BODIES_CFG: _second(gateway, runtime, servers),
+            files.MODELS_MAP: maps.models_map(gateway),
+            files.SLUGS_MAP: maps.slugs_map(gateway),
+            files.CARDS_MAP: maps.cards_map(gateway),
+            files.LUA: resources.files("infra.gateway").joinpath(files.LUA).read_text(encoding="utf-8"),
+        }
+    )
+
+
+def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:
+    frontend = [
+        f"bind {runtime.bind}",
+        f"log-format '{LOG}'",
+        "http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found }",
+        "http-after-response del-header server",
+        "http-response set-var(txn.model) res.fhdr(x-modelfleet-model) if { res.fhdr(x-modelfleet-model) -m found }",
+        "http-response del-header x-modelfleet- -m beg",
+        *rules.identity(),
+        *rules.probes(gateway),
+        *rules.keys(gateway, runtime.key_map),
+        *rules.listing(runtime.folder),
+        *rules.paths(runtime.folder),
+        *rules.size(gateway),
+        *rules.limits(gateway),
+        *rules.routing(gateway, runtime.folder, buffer=BUFFER, last=False, wait_s=BODY_TIMEOUT_S),
+        "use_backend bodies if direct { var(txn.chunked) -m found }",
+        "use_backend model.%[var(txn.slug)] if { var(txn.slug) -m found }",
+        "default_backend bodies",
+    ]
+    slots = bodies_at_once(gateway, runtime)
+    sections = [
+        _global(gateway, runtime, buffer=BUFFER, most=runtime.max_connections, admin=runtime.admin_socket),
+        _defaults(gateway),
+        _resolvers(runtime),
+        _section("frontend api", frontend),
+        *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
+        *(_readiness(route, servers[route.slug], runtime) for route in gateway.routes),
+        _section(
+            "backend bodies", ["timeout queue 10s", f"server bodies unix@{runtime.bodies_socket} maxconn {slots}"]
+        ),
+        _section("backend limits", [LIMITS_TABLE]),
+        _metrics(runtime.metrics_bind, key_metrics=True),
+    ]
+    return _text(sections)
+
+
+def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:
+    frontend = [
+        f"bind unix@{runtime.bodies_socket} mode 600",
+        "no log",
+        "http-response set-header x-modelfleet-model %[var(txn.model)]",
+        "acl reads method GET HEAD",
+        *rules.paths(runtime.folder),
+        *rules.routing(gateway, runtime.folder, buffer=0, last=True, wait_s=BODY_TIMEOUT_S),
+        "use_backend model.%[var(txn.slug)]",
+    ]
+    buffer = (gateway.max_body_mib << 20) + BUFFER
+    sections = [
+        _global(
+            gateway,
+            runtime,
+            buffer=buffer,
+            most=2 * bodies_at_once(gateway, runtime) + 8,
+            admin=runtime.bodies_admin_socket,
+        ),
+        _defaults(gateway),
+        _resolvers(runtime),
+        _section("frontend bodies", frontend),
+        *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
+        *([_metrics(runtime.bodies_metrics_bind, key_metrics=False)] if runtime.bodies_metrics_bind else []),
+    ]
+    return _text(sections)
+
+
+def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
+    """Connections that the second process takes: a body may stand in two buffers, its own and its connection's."""
+    return max(4, runtime.bodies_memory_mib // (2 * gateway.max_body_mib))
+
+
+def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str) -> str:
+    lines = [
+        f"log {runtime.log} format raw local0 info",
+        f"maxconn {most}",
+        f"hard-stop-after {gateway.timeout_s + BODY_TIMEOUT_S}s",
+        f"stats socket {admin} mode 600 level admin expose-fd listeners",
+        "max-spread-checks 50",
+        "set-var proc.started date()",
+        f"tune.bufsize {buffer}",
+        f"tune.maxrewrite {REWRITE}",
+        f"lua-load-per-thread {runtime.folder}/{files.LUA}",
+    ]
+    if runtime.threads:
+        lines.append(f"nbthread {runtime.threads}")
+    return _section("global", lines)
+
+
+def _defaults(gateway: GatewayPlan) -> str:
+    return _section(
+        "defaults",
+        [
+            "mode http",
+            "log global",
+            "option dontlognull",
+            "option abortonclose",
+            "option http-restrict-req-hdr-names delete",
+            f"timeout http-request {HEAD_TIMEOUT_S}s",
+            "timeout http-keep-alive 75s",
+            "timeout connect 5s",
+            "timeout queue 30s",
+            f"timeout client {gateway.timeout_s}s",
+            f"timeout server {gateway.timeout_s}s",
+            "retries 2",
+            *proxy_errors(),
+        ],
+    )
+
+
+def _resolvers(runtime: Runtime) -> str | None:
+    return _section("resolvers cluster", ["parse-resolv-conf", "hold valid 10s"]) if runtime.resolve_names else None
+
+
+def _server(upstream: str, runtime: Runtime, options: str = "") -> str:
+    resolve = " resolvers cluster init-addr last,libc,none" if runtime.resolve_names else ""
+    return f"server serve {upstream}{resolve}{options}"
+
+
+def _model(route: Route, upstream: str, runtime: Runtime) -> str:
+    """No health check here: while a replica is replaced Ray Serve keeps requests waiting, and HAProxy must let it."""
+    return _section(f"backend model.{route.slug}", [_server(upstream, runtime)])
+
+
+def _readiness(route: Route, upstream: str, runtime: Runtime) -> str:
+    """Checked for `/ready` only. A model that may sleep is ready when Serve is: asking the model would wake it."""
+    path = "/-/healthz" if route.scales_to_zero else f"/{route.slug}/health"
+    checks = [
+        f"option httpchk GET {path}",
+        "http-check expect status 200",
+        "timeout check 5s",
+        "no log",
+        _server(upstream, runtime, f" check inter {runtime.ready_interval_s}s fall 2 rise 1"),
+    ]
+    return _section(f"backend ready.{route.slug}", checks)
+
+
+def _metrics(bind: str, *, key_metrics: bool) -> str:
+    lines = [
+        f"bind {bind}",
+        "no log",
+        "http-request use-service prometheus-exporter if { path /metrics }",
+        *(["http-request use-service lua.key_metrics if { path /metrics/keys }"] if key_metrics else []),
+        "http-request return status 404",
+    ]
+    return _section("frontend metrics", lines)
+
+
+def _section(head: str, lines: Sequence[str]) -> str:
+    return "\n".join([head, *(f"    {line}" for line in lines)]) + "\n"
+
+
+def _text(sections: Sequence[str | None]) -> str:
+    note = "# Rendered by modelfleet from the stack's plan; edits are overwritten.\n"
+    return "\n".join([note, *(section for section in sections if section)])

@@ -1,0 +1,221 @@
+"""The `http-request` rules of the gateway, in the order in which a request meets them."""
+
+from __future__ import annotations
+
+from infra.gateway.answers import (
+    RETRY_AFTER_BUSY_S,
+    RETRY_AFTER_RATE_S,
+    error,
+    log_format,
+    refuses,
+    returns,
+)
+from infra.gateway.maps import names_of
+from infra.planning.plan import GatewayPlan
+
+#: Where a body names its model. Everything else of vLLM's app stays shut (`/invocations` generates text, too).
+BY_MODEL = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/tokenize",
+    "/detokenize",
+    "/pooling",
+    "/classify",
+)
+#: Forms in which a client's own request id is taken over.
+REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
+#: Read-only paths of one model, below `/<slug>`.
+DIRECT_GET = ("/v1/models", "/health")
+#: How many characters of an unknown model's name an answer repeats.
+ECHOED_NAME = 200
+
+
+def identity() -> list[str]:
+    """Request id: the client's when it is harmless, else a new one; nothing of ours can be sent by a client."""
+    return [
+        "http-request set-var(txn.path) path",
+        f"acl harmless_id req.fhdr(x-request-id) -m reg {REQUEST_ID}",
+        "http-request set-var(txn.request_id) req.fhdr(x-request-id) if harmless_id",
+        "http-request set-var(txn.request_id) uuid() unless { var(txn.request_id) -m found }",
+        "http-request set-header x-request-id %[var(txn.request_id)]",
+        "http-request del-header x-modelfleet- -m beg",
+    ]
+
+
+def probes(gateway: GatewayPlan) -> list[str]:
+    """`/health`: the gateway lives. `/ready`: every model does. Both without a key."""
+    states = ",".join(
+        f'{{"id":"{route.model_id}","ready":%[nbsrv(ready.{route.slug}),bool,iif(true,false)]}}'
+        for route in sorted(gateway.routes, key=lambda r: r.model_id)
+    )
+    ready = returns(200, f'{{"ready":true,"models":[{states}]}}', dynamic=True)
+    not_ready = returns(503, f'{{"ready":false,"models":[{states}]}}', dynamic=True)
+    return [
+        "acl reads method GET HEAD",
+        returns(200, '{"status":"ok"}') + " if { path /health } reads",
+        # For its first second a process has asked no model yet, and HAProxy takes a server it has not asked for up.
+        "acl down date,sub(proc.started) lt 2",
+        *(f"acl down nbsrv(ready.{route.slug}) lt 1" for route in gateway.routes),
+        *([f"{not_ready} if {{ path /ready }} reads down"] if gateway.routes else []),
+        f"{ready} if {{ path /ready }} reads",
+    ]
+
+
+def keys(gateway: GatewayPlan, key_map: str) -> list[str]:
+    """The key's name by its hash; the key itself goes no further. With auth `none` the client's address counts."""
+    drop = ["http-request del-header authorization", "http-request del-header x-api-key"]
+    if gateway.auth == "none":
+        return ["http-request set-var(txn.key) src", *drop]
+    lookup = f"sha2(256),hex,lower,map_str({key_map})"
+    refusal = refuses(
+        401, "No valid API key was given. Send it as `Authorization: Bearer <key>`.", "AuthenticationError",
+        headers={"WWW-Authenticate": "Bearer"},
+    )  # fmt: skip
+    return [
+        refuses(400, "Authorization was given more than once.", "Bad Request")
+        + " if { req.fhdr_cnt(authorization) gt 1 }",
+        f"http-request set-var(txn.key) http_auth_bearer,{lookup}",
+        f"http-request set-var(txn.key) req.fhdr(x-api-key),{lookup} unless {{ var(txn.key) -m found }}",
+        refusal + " unless { var(txn.key) -m found }",
+        *drop,
+    ]
+
+
+def listing(folder: str) -> list[str]:
+    """`GET /v1/models` and `/v1/models/{id}` from the plan."""
+    cards = f"{folder}/cards.map"
+    missing = _with_field(
+        error("The model `{0}` does not exist.", "NotFoundError", 404, "model"), "var(txn.model),json(utf8s)"
+    )
+    return [
+        f"{returns(200, f'%[str(*),map_str({cards})]', dynamic=True)} if {{ path /v1/models }} reads",
+        "acl one_model path_beg /v1/models/",
+        f"http-request set-var(txn.model) path,url_dec,regsub(^/v1/models/,),bytes(0,{ECHOED_NAME}) if one_model reads",
+        "acl whole_list var(txn.model) -m str *",
+        f"http-request set-var(txn.card) var(txn.model),map_str({cards}) if one_model reads !whole_list",
+        f"{returns(200, '%[var(txn.card)]', dynamic=True)} if one_model reads {{ var(txn.card) -m found }}",
+        f"{returns(404, missing, dynamic=True)} if one_model reads",
+    ]
+
+
+def paths(folder: str) -> list[str]:
+    """What is open: exact paths only, so that no spelling of another path slips through."""
+    unknown = _with_field(error("There is no {0} here.", "NotFoundError", 404), "var(txn.path),json(utf8s)")
+    return [
+        *(f"acl by_model path -m str {path}" for path in BY_MODEL),
+        f"http-request set-var(txn.slug) path,field(2,/),map_str({folder}/slugs.map)",
+        "http-request set-var(txn.rest) path,regsub(^/[^/]+,) if { var(txn.slug) -m found }",
+        *(f"acl direct var(txn.rest) -m str {path}" for path in BY_MODEL),
+        *(f"acl direct_get var(txn.rest) -m str {path}" for path in DIRECT_GET),
+        "acl known_get path -m str /health /ready /v1/models",
+        "acl known_get path_beg /v1/models/",
+        "acl posts method POST",
+        wrong_method("POST") + " if by_model !posts or direct !posts",
+        wrong_method("GET") + " if known_get !reads or direct_get !reads",
+        f"{returns(404, unknown, dynamic=True)} if !by_model !direct !direct_get",
+        "http-request set-var(txn.model) var(txn.slug) if direct or direct_get",
+    ]
+
+
+def wrong_method(allowed: str) -> str:
+    """405 with the method that the path takes."""
+    return refuses(405, f"This path takes {allowed}.", "Method Not Allowed", headers={"Allow": allowed})
+
+
+def _with_field(body: str, fetch: str) -> str:
+    """The body as a log-format string with one dynamic field in place of `{0}`."""
+    return log_format(body).replace("{0}", f"%[{fetch}]")
+
+
+def limits(gateway: GatewayPlan) -> list[str]:
+    """Per key (or address): open requests and requests per minute; a refused request does not count."""
+    lines = ["http-request track-sc0 var(txn.key) table limits if posts"]
+    if gateway.concurrent_requests:
+        allowed = gateway.concurrent_requests
+        lines.append(
+            refuses(
+                429, f"Too many open requests for this API key; allowed are {allowed} at a time.", "RateLimitError",
+                headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
+            ) + f" if posts {{ sc0_conn_cur gt {allowed} }}"
+        )  # fmt: skip
+    if gateway.requests_per_minute:
+        allowed = gateway.requests_per_minute
+        lines.append(
+            refuses(
+                429, f"Too many requests for this API key; allowed are {allowed} per minute.", "RateLimitError",
+                headers={"Retry-After": str(RETRY_AFTER_RATE_S)},
+            ) + f" if posts {{ sc0_gpc0_rate ge {allowed} }}"
+        )  # fmt: skip
+        lines.append("http-request sc-inc-gpc0(0) if posts")
+    return lines
+
+
+def size(gateway: GatewayPlan) -> list[str]:
+    """Bodies above the stack's limit are refused before they are read."""
+    limit = gateway.max_body_mib << 20
+    message = f"The request body is too large; allowed are {gateway.max_body_mib} MiB."
+    return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_size gt {limit} }}"]
+
+
+def partly_read(gateway: GatewayPlan, *, buffer: int, last: bool) -> list[str]:
+    """What happens to a body that is larger than the buffer: off to the second process, or refused by it.
+
+    A chunked body has no length to compare with: from half a buffer on it counts as partly read.
+    """
+    if last:
+        limit = gateway.max_body_mib << 20
+        message = f"The request body is too large; allowed are {gateway.max_body_mib} MiB."
+        return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_len gt {limit} }}"]
+    chunked = f"{{ req.fhdr(transfer-encoding) -m found }} {{ req.body_len gt {buffer // 2} }}"
+    return [
+        "http-request set-var(txn.body_len) req.body_len",
+        "http-request set-var(txn.partial) bool(true) if { req.body_size,sub(txn.body_len) gt 0 }",
+        f"http-request set-var(txn.chunked) bool(true) if {chunked}",
+        "http-request allow if direct { var(txn.chunked) -m found }",
+        "http-request allow if by_model !routed { var(txn.partial) -m found }",
+        "http-request allow if by_model !routed { var(txn.chunked) -m found }",
+    ]
+
+
+def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_s: int) -> list[str]:
+    """Slug of the body's model, in the first process and in the `last`, whose buffer holds every body."""
+    names = ", ".join(name for route in sorted(gateway.routes, key=lambda r: r.model_id) for name in names_of(route))
+    unknown = error(f"The model `{{0}}` does not exist. Valid aliases: {names}.", "NotFoundError", 404, "model")
+    unknown = _with_field(unknown, f"var(txn.model),bytes(0,{ECHOED_NAME}),json(utf8s)")
+    models = f"map_str({folder}/models.map)"
+    only = gateway.routes[0] if len(gateway.routes) == 1 else None
+    missing = (
+        [f"http-request set-var(txn.model) str({only.model_id}) if missing"]
+        if only
+        else [
+            refuses(400, f"The body names no `model`; this gateway serves {names}.", "BadRequestError", param="model")
+            + " if missing"
+        ]
+    )
+    return [
+        f"http-request wait-for-body time {wait_s}s if posts",
+        "acl form req.fhdr(content-type) -m beg -i multipart/",
+        "acl routed var(txn.slug) -m found",
+        "acl named var(txn.model) -m found",
+        "http-request set-var(txn.model) req.body,json_query('$.model') if by_model !form",
+        f"http-request set-var(txn.slug) var(txn.model),{models} if by_model named",
+        *partly_read(gateway, buffer=buffer, last=last),
+        "http-request lua.read_model if by_model !routed",
+        "acl missing var(txn.fault) -m str missing",
+        refuses(400, "The request body is not valid JSON.", "Bad Request", param="body")
+        + " if { var(txn.fault) -m str json }",
+        refuses(400, "`model` is not a string.", "Bad Request", param="body.model")
+        + " if { var(txn.fault) -m str type }",
+        *missing,
+        f"http-request set-var(txn.slug) var(txn.model),{models} if by_model !routed named",
+        f"{returns(404, unknown, dynamic=True)} if by_model !routed",
+        "http-request set-path /%[var(txn.slug)]%[path] if by_model",
+    ]

