@@ -19,6 +19,8 @@ class Process:
     pid: int
     started: float
     name: str
+    identity: str
+    """What no other process has, also after the clock was set or the machine restarted: remember it with the pid."""
 
 
 def look_up(pid: int) -> Process | None:
@@ -35,7 +37,9 @@ def look_up(pid: int) -> Process | None:
         fields = rest.split()
         if fields[0] in "ZXx":
             return None
-        return Process(pid, _boot_time() + int(fields[19]) / os.sysconf("SC_CLK_TCK"), name)
+        ticks = int(fields[19])
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Process(pid, _boot_time() + ticks / os.sysconf("SC_CLK_TCK"), name, f"{boot}:{ticks}")
     return _look_up_with_ps(pid)
 
 
@@ -54,4 +58,4 @@ def _look_up_with_ps(pid: int) -> Process | None:
     if asked.returncode != 0 or len(parts) < 7 or parts[0].startswith("Z"):
         return None
     started = time.mktime(time.strptime(" ".join(parts[1:6])))
-    return Process(pid, started, Path(parts[6].strip()).name)
+    return Process(pid, started, Path(parts[6].strip()).name, f"{started:.0f}")

@@ -3,7 +3,8 @@
 Pulumi writes the salt of a passphrase into the stack's file, `stacks/Pulumi.<stack>.yaml`, which is under version
 control and shared, while the passphrase is private to this checkout. So the salt is kept beside the state: the stack is
 made from a folder under .modelfleet/, and the CLI gets a copy of the stack's file with the salt (`--config-file`),
-written anew each time. A stack file that names its own secrets provider or salt is used as it is. Standard library only.
+written anew each time. A stack file that names its own secrets provider or salt is used as it is. Standard library
+only.
 """
 
 from __future__ import annotations
