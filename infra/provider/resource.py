@@ -103,6 +103,9 @@ class ResourceDef(Generic[Session]):
     """Top-level inputs that the plugin honours; any other input is refused by name."""
     outputs: frozenset[str] = frozenset()
     required: frozenset[str] = frozenset()
+    changes_on_update: Callable[[Props, Props], frozenset[str]] | None = None
+    """Outputs that an update from (state) to (inputs) changes, such as a template's latest version: unknown when the
+    update is previewed."""
     force_new: frozenset[str] = frozenset()
     """Property paths whose change replaces the resource (`ForceNew` in the Terraform provider), without indexes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
