@@ -203,7 +203,8 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             definition = self._definition(request.urn)
             kept = {key: state[key] for key in definition.outputs if key in state}
             if request.preview:
-                return Made(request.id, kept)
+                changes = definition.changes_on_update
+                return Made(request.id, kept | dict.fromkeys(changes(state, inputs) if changes else (), UNKNOWN))
             if definition.update is None:
                 raise Refused(f"{definition.token} cannot be changed in place")
             return Made(request.id, {**kept, **definition.update(self._call(request), request.id, state, inputs)})
@@ -306,11 +307,18 @@ class _Nothing(Provider):
 
 
 def main(
-    plugin: Plugin[Any], argv: list[str] | None = None, *, servicer: type[PluginServicer[Any]] = PluginServicer
+    plugin: Plugin[Any],
+    argv: list[str] | None = None,
+    *,
+    servicer: type[PluginServicer[Any]] = PluginServicer,
+    at_end: Callable[[], None] = lambda: None,
 ) -> None:
-    """The `main` of a plugin's executable; `servicer` may be a subclass that does more of the protocol."""
+    """The `main` of a plugin's executable; `servicer` may be a subclass that does more of the protocol.
+
+    `at_end` runs when the engine ends the plugin, or is gone itself.
+    """
     serving = servicer(plugin, sys.argv[1:] if argv is None else argv)
-    serve(lambda server: provider_pb2_grpc.add_ResourceProviderServicer_to_server(serving, server))
+    serve(lambda server: provider_pb2_grpc.add_ResourceProviderServicer_to_server(serving, server), at_end=at_end)
 
 
 def _token(urn: str) -> str:
