@@ -39,15 +39,15 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
 
 
-def say(text: str, style: str = "") -> None:
+def say(text: str, style: str = "", *, stderr: bool = True) -> None:
     """A message about progress, to stderr; long lines are not broken, so that they can be copied."""
-    _console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+    _console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)
 
 
-def show_findings(findings: Iterable[Finding]) -> None:
-    """Each finding on a line of its own, to stderr."""
+def show_findings(findings: Iterable[Finding], *, stderr: bool = True) -> None:
+    """Each finding on a line of its own; `stderr=False` where findings are the command's result."""
     for finding in findings:
-        say(finding.sentence(), _STYLE[finding.severity])
+        say(finding.sentence(), _STYLE[finding.severity], stderr=stderr)
 
 
 @contextmanager

@@ -7,17 +7,22 @@ alias expansion are bounded, only plain YAML types are built, and of a repeated 
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from serving.config.errors import Finding, InputErrors, Severity
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 128 * 1024
 MAX_DEPTH = 50
-MAX_NODES = 100_000
+MAX_NODES = 20_000
+MAX_INTEGER = 2**63 - 1
+
+_MERGE = "tag:yaml.org,2002:merge"
+_PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 KeyPath = tuple[str | int, ...]
 
@@ -47,8 +52,13 @@ def dotted(path: KeyPath) -> str:
     """`("a", "b", 0)` → `a.b[0]`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        text += f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" if text else shortened(part)
     return text
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """`text` cut to `limit` characters, for messages about what somebody wrote."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def read_document(path: Path, name: str | None = None) -> Document:
@@ -58,37 +68,51 @@ def read_document(path: Path, name: str | None = None) -> Document:
     """
     shown = name or str(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputErrors([Finding(shown, 0, "", "is not a file")])
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputErrors([Finding(shown, 0, "", f"cannot be read: {error.strerror or error}")]) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputErrors([Finding(shown, 0, "", f"cannot be read: {reason}")]) from None
     return parse_document(raw, shown)
 
 
 def parse_document(raw: bytes, file: str) -> Document:
     """Like `read_document`, over bytes."""
     if len(raw) > MAX_BYTES:
-        raise InputErrors([Finding(file, 0, "", f"is larger than {MAX_BYTES} bytes; a model or stack file is a few KiB")])
+        raise InputErrors(
+            [Finding(file, 0, "", f"is larger than {MAX_BYTES} bytes; a model or stack file is a few KiB")]
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputErrors([Finding(file, line, "", f"byte {error.start} is not UTF-8; save the file as UTF-8")]) from None
+        raise InputErrors(
+            [Finding(file, line, "", f"byte {error.start} is not UTF-8; save the file as UTF-8")]
+        ) from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return _Builder(file).document(node)
+        return _Builder(file).document(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise InputErrors([Finding(file, mark.line + 1 if mark else 0, "", f"is not YAML: {error.problem or error.context}")]) from None
+        found = Finding(file, mark.line + 1 if mark else 0, "", f"is not YAML: {_reason(error)}")
     except yaml.YAMLError as error:
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-        raise InputErrors([Finding(file, line, "", f"is not YAML: {getattr(error, 'reason', error)}")]) from None
+        found = Finding(file, line, "", f"is not YAML: {_reason(error)}")
     except RecursionError:
-        raise InputErrors([Finding(file, 0, "", f"is nested deeper than {MAX_DEPTH} levels")]) from None
+        found = Finding(file, 0, "", f"is nested deeper than {MAX_DEPTH} levels")
+    raise InputErrors([found])
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    for name in ("problem", "context", "reason"):
+        if text := getattr(error, name, None):
+            return shortened(str(text), 200)
+    return "it cannot be read"
 
 
 class _Builder:
-    """Builds plain data from composed nodes, noting lines and counting what aliases expand to."""
+    """Builds plain data from composed nodes, noting lines and counting what aliases and merges expand to."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -96,6 +120,7 @@ class _Builder:
         self.findings: list[Finding] = []
         self.nodes = 0
         self.scalars = yaml.SafeLoader("")
+        self.merged: dict[int, list[tuple[yaml.Node, yaml.Node]]] = {}
 
     def document(self, node: yaml.Node | None) -> Document:
         data = None if node is None else self.build(node, ())
@@ -109,37 +134,87 @@ class _Builder:
             self.stop(line, path, f"expands to more than {MAX_NODES} values; anchors and aliases multiply")
         if len(path) > MAX_DEPTH:
             self.stop(line, path[:4], f"is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path)
+        if node.tag not in _PLAIN_TAGS:
+            self.stop(line, path, f"has the tag {shortened(node.tag)!r}; plain YAML only")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self.scalar(node, path)
+        return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        self.scalars.flatten_mapping(node) if any(k.tag == "tag:yaml.org,2002:merge" for k, _ in node.value) else None
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self.entries(node, path):
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.stop(line, path, "has a key that is a list or a mapping; keys are names")
-            key = str(key_node.value)
+            key = self.key(key_node, path)
             here = (*path, key)
             if key in result:
                 message = f"stands twice (first in line {self.lines[here]}); the last one counts"
                 self.findings.append(Finding(self.file, line, dotted(here), message, Severity.WARNING))
+                if isinstance(result[key], dict | list):
+                    self.lines = {known: at for known, at in self.lines.items() if known[: len(here)] != here}
             self.lines[here] = line
             result[key] = self.build(value_node, here)
         return result
 
-    def scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+    def entries(self, node: yaml.MappingNode, path: KeyPath) -> list[tuple[yaml.Node, yaml.Node]]:
+        """The entries, after those that `<<` brings in; each mapping is merged once, however often it is referred to."""
+        if not any(key.tag == _MERGE for key, _ in node.value):
+            return list(node.value)
+        if id(node) in self.merged:
+            return self.merged[id(node)]
+        self.merged[id(node)] = []  # a mapping that merges itself brings nothing
+        own = [(key, value) for key, value in node.value if key.tag != _MERGE]
+        names = {key.value for key, _ in own if isinstance(key, yaml.ScalarNode)}
+        brought: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for _, value in (entry for entry in node.value if entry[0].tag == _MERGE):
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    self.stop(value.start_mark.line + 1, (*path, "<<"), "merges what is no mapping")
+                self.bring(self.entries(source, path), names, brought, path)
+        self.merged[id(node)] = [*brought.values(), *own]
+        return self.merged[id(node)]
+
+    def bring(
+        self,
+        entries: list[tuple[yaml.Node, yaml.Node]],
+        names: set[str],
+        brought: dict[str, tuple[yaml.Node, yaml.Node]],
+        path: KeyPath,
+    ) -> None:
+        """Add merged entries; what the mapping or an earlier source says itself counts."""
+        inside: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in entries:
+            self.nodes += 1
+            if self.nodes > MAX_NODES:
+                self.stop(key.start_mark.line + 1, path, f"expands to more than {MAX_NODES} values; merges multiply")
+            inside[self.key(key, path)] = (key, value)
+        for name, entry in inside.items():
+            if name not in names:
+                brought.setdefault(name, entry)
+
+    def key(self, node: yaml.Node, path: KeyPath) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            self.stop(node.start_mark.line + 1, path, "has a key that is a list or a mapping; keys are names")
+        return self.text(str(node.value), node, path)
+
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         try:
             value = self.scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, ArithmeticError, LookupError, TypeError) as error:
             reason = getattr(error, "problem", None) or str(error)
-            self.stop(node.start_mark.line + 1, path, f"has a value that cannot be read: {reason}")
-        if value is None or isinstance(value, str | bool | int | float):
+            self.stop(node.start_mark.line + 1, path, f"has a value that cannot be read: {shortened(reason, 200)}")
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_INTEGER:
+            self.stop(node.start_mark.line + 1, path, f"has a number beyond {MAX_INTEGER}")
+        if value is None or isinstance(value, bool | int | float):
             return value
-        return str(node.value)
+        return self.text(value if isinstance(value, str) else str(node.value), node, path)
 
-    def stop(self, line: int, path: KeyPath, message: str) -> Any:
+    def text(self, value: str, node: yaml.Node, path: KeyPath) -> str:
+        """Escapes can make what no file name, request or environment can carry."""
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+            self.stop(node.start_mark.line + 1, path, "has an escape for NUL or half a character")
+        return value
+
+    def stop(self, line: int, path: KeyPath, message: str) -> NoReturn:
         raise InputErrors([Finding(self.file, line, dotted(path), message)])

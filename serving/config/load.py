@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config.document import Document, read_document
+from serving.config.engine_rules import engine_findings
 from serving.config.errors import Finding, InputErrors, errors_in
+from serving.config.legacy import normalise
+from serving.config.rules import rule_findings
 from serving.config.schema import ModelConfig
-from serving.config.validation import validate
+from serving.config.validation import shown, validate
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,32 @@ def load_model(path: Path, name: str | None = None) -> tuple[LoadedModel | None,
         document = read_document(path, name)
     except InputErrors as error:
         return None, list(error.findings)
+    return model_of(document)
+
+
+def model_of(document: Document) -> tuple[LoadedModel | None, list[Finding]]:
+    """The model in a document and all findings about it; no model when one of them is an error."""
     findings = list(document.findings)
     if not isinstance(document.data, dict):
-        expected = "expected a mapping with engine_config and scaling_config"
-        what = "is empty" if document.data is None else f"is a {type(document.data).__name__}"
+        expected = "a mapping with engine_config and scaling_config is expected"
+        what = "is empty" if document.data is None else f"found {shown(document.data)}"
         return None, [*findings, document.finding((), f"{what}; {expected}")]
-    result = validate(ModelConfig, document, document.data)
+    rewriter = normalise(document)
+    findings += rewriter.findings
+    today = rewriter.result()
+    result = validate(ModelConfig, today, today.data)
     if isinstance(result, list):
-        return None, findings + result
-    return LoadedModel(result, document), findings
+        findings += [finding for finding in result if not _is_answered(finding, findings)]
+    findings += [*rule_findings(today, today.data), *engine_findings(today, today.data)]
+    findings = sorted(set(findings))
+    if isinstance(result, list) or errors_in(findings):
+        return None, findings
+    return LoadedModel(result, today), findings
+
+
+def _is_answered(finding: Finding, earlier: list[Finding]) -> bool:
+    """A missing engine_config is no second fault where Aviary's model_config stands for it."""
+    return finding.path == "engine_config" and any(f.path == "model_config" for f in errors_in(earlier))
 
 
 def load_models(paths: Iterable[Path], root: Path | None = None) -> Loading:

@@ -7,38 +7,64 @@ see them (`legacy.py`). Every field's description becomes the reference in `mode
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from serving.config.accelerators import CPU, accelerator_of
+from serving.config.validation import KeyFault
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+WEIGHTS_ID = re.compile(rf"{MODEL_ID.pattern}|/[^\s]*")
+
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
+Amount = Annotated[float, Field(ge=0, le=1e12)]
+PositiveAmount = Annotated[float, Field(gt=0, le=1e12)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are not changed after loading."""
+    """Base of every section: unknown keys are refused, values are not changed after loading, null is left out."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_left_out(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {key: value for key, value in data.items() if value is not None or key not in optional}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which Python counts as 1."""
+        field = cls.model_fields[info.field_name] if info.field_name else None
+        if isinstance(value, bool) and field is not None and field.annotation in (int, float, int | None, float | None):
+            raise ValueError(f"found {str(value).lower()}; a number is expected")
+        return value
 
 
 class AutoscalingConfig(Section):
     """Ray Serve's autoscaling of a model's replicas."""
 
-    min_replicas: NonNegativeInt = Field(1, description="Fewest replicas; 0 lets the model go to zero.")
-    initial_replicas: NonNegativeInt | None = Field(None, description="Replicas at first deployment; default min_replicas.")
-    max_replicas: PositiveInt = Field(1, description="Most replicas.")
-    target_ongoing_requests: PositiveFloat = Field(
-        1.0, description="Average ongoing requests per replica that the autoscaler aims at; about 40 % of max_ongoing_requests."
+    min_replicas: Count = Field(1, description="Fewest replicas; 0 lets the model go to zero.")
+    initial_replicas: Count | None = Field(None, description="Replicas at first deployment; default min_replicas.")
+    max_replicas: PositiveCount = Field(1, description="Most replicas.")
+    target_ongoing_requests: PositiveAmount = Field(
+        1.0,
+        description="Average ongoing requests per replica that the autoscaler aims at; about 40 % of max_ongoing_requests.",
     )
-    metrics_interval_s: PositiveFloat = Field(10.0, description="Seconds between a replica's reports.")
-    look_back_period_s: PositiveFloat = Field(30.0, description="Seconds over which reports are averaged.")
-    upscaling_factor: PositiveFloat = Field(1.0, description="Gain of each upscaling decision; below 1 slows it.")
-    downscaling_factor: PositiveFloat = Field(1.0, description="Gain of each downscaling decision; below 1 slows it.")
-    upscale_delay_s: NonNegativeFloat = Field(30.0, description="Seconds that more load must last before replicas are added.")
-    downscale_delay_s: NonNegativeFloat = Field(600.0, description="Seconds that less load must last before replicas go.")
-    downscale_to_zero_delay_s: NonNegativeFloat | None = Field(
+    metrics_interval_s: PositiveAmount = Field(10.0, description="Seconds between a replica's reports.")
+    look_back_period_s: PositiveAmount = Field(30.0, description="Seconds over which reports are averaged.")
+    upscaling_factor: PositiveAmount = Field(1.0, description="Gain of each upscaling decision; below 1 slows it.")
+    downscaling_factor: PositiveAmount = Field(1.0, description="Gain of each downscaling decision; below 1 slows it.")
+    upscale_delay_s: Amount = Field(30.0, description="Seconds that more load must last before replicas are added.")
+    downscale_delay_s: Amount = Field(600.0, description="Seconds that less load must last before replicas go.")
+    downscale_to_zero_delay_s: Amount | None = Field(
         None, description="Seconds before the last replica goes; default downscale_delay_s."
     )
 
@@ -46,9 +72,10 @@ class AutoscalingConfig(Section):
     def min_initial_and_max_are_in_order(self) -> Self:
         initial = self.min_replicas if self.initial_replicas is None else self.initial_replicas
         if not self.min_replicas <= initial <= self.max_replicas:
-            raise ValueError(
+            raise KeyFault(
+                "max_replicas" if self.min_replicas > self.max_replicas else "initial_replicas",
                 f"found min_replicas {self.min_replicas}, initial_replicas {initial}, max_replicas {self.max_replicas}; "
-                "allowed is min_replicas <= initial_replicas <= max_replicas"
+                "allowed is min_replicas <= initial_replicas <= max_replicas",
             )
         return self
 
@@ -56,10 +83,12 @@ class AutoscalingConfig(Section):
 class RayActorOptions(Section):
     """Resources of the replica actor itself, beside its workers' (RayLLM's first bundle)."""
 
-    num_cpus: NonNegativeFloat | None = Field(None, description="CPUs of the replica actor; default 1.")
-    num_gpus: NonNegativeFloat | None = Field(None, description="GPUs of the replica actor itself; default 0. The workers bring their own.")
-    memory: PositiveInt | None = Field(None, description="Bytes of memory that the replica actor reserves.")
-    resources: dict[str, PositiveFloat] = Field(
+    num_cpus: Amount | None = Field(None, description="CPUs of the replica actor; default 1.")
+    num_gpus: Amount | None = Field(
+        None, description="GPUs of the replica actor itself; default 0. The workers bring their own."
+    )
+    memory: PositiveCount | None = Field(None, description="Bytes of memory that the replica actor reserves.")
+    resources: dict[str, PositiveAmount] = Field(
         default_factory=dict, description="Custom resources, e.g. `accelerator_type:L4: 0.001`."
     )
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray runtime environment of the replica.")
@@ -69,19 +98,29 @@ class DeploymentConfig(Section):
     """Ray Serve's deployment options of the model."""
 
     autoscaling_config: AutoscalingConfig | None = Field(None, description="Absent: num_replicas fixed replicas.")
-    num_replicas: PositiveInt | None = Field(None, description="Fixed number of replicas, when autoscaling_config is absent; default 1.")
-    max_ongoing_requests: PositiveInt = Field(100, description="Requests that one replica works on at a time; the rest waits.")
-    max_queued_requests: int = Field(-1, ge=-1, description="Requests that may wait per proxy; -1 is no limit, beyond it 503.")
-    ray_actor_options: RayActorOptions = Field(default_factory=lambda: RayActorOptions(), description="Resources of the replica actor.")
-    health_check_period_s: PositiveFloat = Field(10.0, description="Seconds between health checks of a replica.")
-    health_check_timeout_s: PositiveFloat = Field(30.0, description="Seconds until a health check counts as failed.")
-    graceful_shutdown_wait_loop_s: PositiveFloat = Field(2.0, description="Seconds between checks for open requests at shutdown.")
-    graceful_shutdown_timeout_s: PositiveFloat = Field(60.0, description="Seconds that open requests get at shutdown.")
+    num_replicas: PositiveCount | None = Field(
+        None, description="Fixed number of replicas, when autoscaling_config is absent; default 1."
+    )
+    max_ongoing_requests: PositiveCount = Field(
+        100, description="Requests that one replica works on at a time; the rest waits."
+    )
+    max_queued_requests: int = Field(
+        -1, ge=-1, description="Requests that may wait per proxy; -1 is no limit, beyond it 503."
+    )
+    ray_actor_options: RayActorOptions = Field(
+        default_factory=RayActorOptions, description="Resources of the replica actor."
+    )
+    health_check_period_s: PositiveAmount = Field(10.0, description="Seconds between health checks of a replica.")
+    health_check_timeout_s: PositiveAmount = Field(30.0, description="Seconds until a health check counts as failed.")
+    graceful_shutdown_wait_loop_s: PositiveAmount = Field(
+        2.0, description="Seconds between checks for open requests at shutdown."
+    )
+    graceful_shutdown_timeout_s: PositiveAmount = Field(60.0, description="Seconds that open requests get at shutdown.")
 
     @model_validator(mode="after")
     def replicas_are_given_once(self) -> Self:
         if self.num_replicas is not None and self.autoscaling_config is not None:
-            raise ValueError("num_replicas and autoscaling_config exclude each other; keep one of them")
+            raise KeyFault("num_replicas", "num_replicas and autoscaling_config exclude each other; keep one of them")
         return self
 
 
@@ -90,22 +129,30 @@ class PromptFormat(Section):
 
     system: str = Field(description="Template of the system message; contains `{instruction}`.")
     assistant: str = Field(description="Template of an assistant message; contains `{instruction}`.")
-    user: str = Field(description="Template of a user message; contains `{instruction}`, and `{system}` when system_in_user.")
+    user: str = Field(
+        description="Template of a user message; contains `{instruction}`, and `{system}` when system_in_user."
+    )
     trailing_assistant: str = Field(description="Appended last, verbatim; may be empty.")
     default_system_message: str = Field("", description="System message when the request has none.")
     system_in_user: bool = Field(False, description="The system text goes into the first user message at `{system}`.")
-    add_system_tags_even_if_message_is_empty: bool = Field(False, description="Render the system template for an empty system message too.")
+    add_system_tags_even_if_message_is_empty: bool = Field(
+        False, description="Render the system template for an empty system message too."
+    )
     strip_whitespace: bool = Field(True, description="Strip both ends of each message's content.")
 
 
 class GenerationConfig(Section):
     """Defaults of text generation."""
 
-    prompt_format: PromptFormat | None = Field(None, description="Chat templates; absent or null: the checkpoint's own.")
+    prompt_format: PromptFormat | None = Field(
+        None, description="Chat templates; absent or null: the checkpoint's own."
+    )
     stopping_sequences: list[str | int | list[str | int]] | None = Field(
         None, description="Stop strings; an int or a list of ints is token ids. Merged with the request's."
     )
-    generate_kwargs: dict[str, Any] = Field(default_factory=dict, description="Sampling defaults that a request overrides, e.g. temperature.")
+    generate_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Sampling defaults that a request overrides, e.g. temperature."
+    )
 
 
 class ExtraFile(Section):
@@ -119,14 +166,19 @@ class S3AwsCredentials(Section):
     """Where temporary AWS credentials come from, when the environment's role is not enough."""
 
     create_aws_credentials_url: str = Field(description="URL that answers a POST with AWS credentials as JSON.")
-    auth_token_env_variable: str | None = Field(None, description="Environment variable whose value is sent as a bearer token.")
+    auth_token_env_variable: str | None = Field(
+        None, description="Environment variable whose value is sent as a bearer token."
+    )
 
 
 class S3MirrorConfig(Section):
     """Load the weights from this S3 prefix instead of the Hub."""
 
     bucket_uri: str | None = Field(None, description="`s3://bucket/prefix`.", pattern=r"^s3://[^/]+")
-    s3_sync_args: list[str] = Field(default_factory=list, description="Flags of RayLLM's `aws s3 sync`: `--no-sign-request` acts, others are refused.")
+    s3_sync_args: list[str] = Field(
+        default_factory=list,
+        description="Flags of RayLLM's `aws s3 sync`: `--no-sign-request` acts, others are refused.",
+    )
     s3_aws_credentials: S3AwsCredentials | None = Field(None, description="Endpoint for temporary credentials.")
     extra_files: list[ExtraFile] = Field(default_factory=list, description="More files to fetch.")
 
@@ -149,8 +201,14 @@ class EngineConfig(Section):
     """Which model, and how vLLM runs it."""
 
     model_id: str = Field(description="The model's name in the API; unique in a stack.")
-    hf_model_id: str | None = Field(None, description="Hugging Face id or absolute path of the weights; default model_id.")
-    revision: str | None = Field(None, description="Commit, tag or branch of the Hub repository; a commit is safest.")
+    hf_model_id: str | None = Field(
+        None, description="Hugging Face id or absolute path of the weights; default model_id."
+    )
+    revision: str | None = Field(
+        None,
+        description="Commit, tag or branch of the Hub repository; a commit is safest.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+    )
     type: Literal["VLLMEngine"] = Field("VLLMEngine", description="The inference engine.")
     model_type: Literal["text-generation", "text-generation-finetuned", "embedding"] = Field(
         "text-generation", description="What the model is for; shown to clients."
@@ -158,15 +216,24 @@ class EngineConfig(Section):
     model_url: str | None = Field(None, description="Where the model is described; shown to clients.")
     model_description: str | None = Field(None, description="One sentence about the model; shown to clients.")
     tokenizer_id: str | None = Field(None, description="Tokenizer's Hub id, when it differs from the weights'.")
-    max_total_tokens: PositiveInt = Field(2048, description="Tokens of prompt and answer together: the model length, and default max_tokens.")
-    engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="vLLM engine arguments, e.g. `gpu_memory_utilization: 0.9`.")
-    generation: GenerationConfig = Field(default_factory=lambda: GenerationConfig(), description="Defaults of text generation.")
-    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray runtime environment of replica and workers.")
+    max_total_tokens: PositiveCount = Field(
+        2048, description="Tokens of prompt and answer together: the model length, and default max_tokens."
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="vLLM engine arguments, e.g. `gpu_memory_utilization: 0.9`."
+    )
+    generation: GenerationConfig = Field(default_factory=GenerationConfig, description="Defaults of text generation.")
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict, description="Ray runtime environment of replica and workers."
+    )
     env_vars_to_propogate: list[str] = Field(
-        default_factory=list, description="Environment variables of the node that replica and workers see (RayLLM's spelling)."
+        default_factory=list,
+        description="Environment variables of the node that replica and workers see (RayLLM's spelling).",
     )
     s3_mirror_config: S3MirrorConfig | None = Field(None, description="Weights from S3 instead of the Hub.")
-    gcs_mirror_config: GcsMirrorConfig | None = Field(None, description="Weights from Google Cloud Storage instead of the Hub.")
+    gcs_mirror_config: GcsMirrorConfig | None = Field(
+        None, description="Weights from Google Cloud Storage instead of the Hub."
+    )
     lora: list[LoraAdapter] = Field(default_factory=list, description="LoRA adapters served beside the model.")
 
     @field_validator("model_id")
@@ -179,10 +246,20 @@ class EngineConfig(Section):
             )
         return value
 
+    @field_validator("hf_model_id", "tokenizer_id")
+    @classmethod
+    def weights_are_an_id_or_a_path(cls, value: str | None) -> str | None:
+        if value is not None and (not WEIGHTS_ID.fullmatch(value) or ".." in value):
+            hint = "; a bucket goes into s3_mirror_config or gcs_mirror_config" if "://" in value else ""
+            raise ValueError(f"found {value[:100]!r}; allowed is a Hugging Face id or an absolute path{hint}")
+        return value
+
     @model_validator(mode="after")
     def one_mirror_at_most(self) -> Self:
         if self.s3_mirror_config is not None and self.gcs_mirror_config is not None:
-            raise ValueError("s3_mirror_config and gcs_mirror_config exclude each other; keep one of them")
+            raise KeyFault(
+                "gcs_mirror_config", "s3_mirror_config and gcs_mirror_config exclude each other; keep one of them"
+            )
         return self
 
     @property
@@ -194,16 +271,16 @@ class EngineConfig(Section):
 class ScalingConfig(Section):
     """What one replica takes: its workers and where they are placed."""
 
-    num_workers: PositiveInt = Field(description="Workers per replica: the tensor parallel size.")
+    num_workers: PositiveCount = Field(description="Workers per replica: the tensor parallel size.")
     num_gpus_per_worker: Literal[0, 1] = Field(1, description="GPUs per worker: 1, or 0 on CPU.")
-    num_cpus_per_worker: NonNegativeFloat = Field(1.0, description="CPUs per worker; usually 8.")
+    num_cpus_per_worker: Amount = Field(1.0, description="CPUs per worker; usually 8.")
     placement_strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = Field(
         "PACK", description="Ray placement strategy; STRICT_PACK keeps all workers on one node."
     )
-    resources_per_worker: dict[str, PositiveFloat] = Field(
+    resources_per_worker: dict[str, PositiveAmount] = Field(
         default_factory=dict, description="Custom resources per worker, e.g. `accelerator_type:L4: 0.001`."
     )
-    pg_timeout_s: PositiveFloat = Field(600.0, description="Accepted for old files; has no effect.")
+    pg_timeout_s: PositiveAmount = Field(600.0, description="Accepted for old files; has no effect.")
 
     @field_validator("num_gpus_per_worker", mode="before")
     @classmethod
@@ -214,22 +291,12 @@ class ScalingConfig(Section):
 class ModelConfig(Section):
     """One model file."""
 
-    deployment_config: DeploymentConfig = Field(default_factory=lambda: DeploymentConfig(), description="Ray Serve options of the model.")
+    deployment_config: DeploymentConfig = Field(
+        default_factory=DeploymentConfig, description="Ray Serve options of the model."
+    )
     engine_config: EngineConfig = Field(description="Which model, and how vLLM runs it.")
     scaling_config: ScalingConfig = Field(description="What one replica takes.")
     enabled: bool = Field(True, description="false leaves the model out of every stack.")
-
-    @model_validator(mode="after")
-    def one_accelerator_is_named(self) -> Self:
-        names = self.accelerators_named()
-        if len(names) > 1:
-            raise ValueError(f"found resources for {', '.join(sorted(names))}; a model runs on one accelerator")
-        if not names and self.scaling_config.num_gpus_per_worker:
-            raise ValueError(
-                "no accelerator is named; add `accelerator_type:L4: 0.001` (or T4, A10G, A100-40G, A100-80G) "
-                "to scaling_config.resources_per_worker"
-            )
-        return self
 
     def accelerators_named(self) -> set[str]:
         """Every accelerator that the two resource maps name."""
@@ -239,7 +306,7 @@ class ModelConfig(Section):
     @property
     def accelerator(self) -> str:
         """The accelerator that decides the pool; `CPU` when no GPU is asked for."""
-        return next(iter(self.accelerators_named()), CPU)
+        return min(self.accelerators_named(), default=CPU)
 
     @property
     def model_id(self) -> str:

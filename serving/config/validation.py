@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from serving.config.document import Document, KeyPath
+from serving.config.document import Document, KeyPath, shortened
 from serving.config.errors import Finding
 
-
 T = TypeVar("T", bound=BaseModel)
+
+
+class KeyFault(ValueError):
+    """A section's rule is broken; `key` is the one that a reader should look at."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(message)
 
 
 def validate(schema: type[T], document: Document, data: Any, at: KeyPath = ()) -> T | list[Finding]:
@@ -23,34 +30,96 @@ def validate(schema: type[T], document: Document, data: Any, at: KeyPath = ()) -
         return list(_findings(error, schema, document, at))
 
 
-def near(word: str, allowed: list[str]) -> str:
-    """`, did you mean X?` when one of `allowed` is near, else the whole list."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"allowed are {', '.join(allowed)}"
+def near(word: str, allowed: Iterable[str], *, at_most: int = 20) -> str:
+    """`did you mean X?` when one of `allowed` is near, else the list, when it is short enough to read."""
+    names = sorted(allowed)
+    folded = {name.lower(): name for name in names}
+    if close := difflib.get_close_matches(word.lower()[:100], folded, n=1, cutoff=0.6):
+        return f"did you mean {folded[close[0]]}?"
+    return f"allowed are {', '.join(names)}" if 0 < len(names) <= at_most else "no name is near"
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as YAML writes it, short."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, dict | list):
+        kind = "a mapping" if isinstance(value, dict) else "a list"
+        return f"{kind} of {len(value)}"
+    return shortened(repr(value), 60)
 
 
 def _findings(error: ValidationError, schema: type[BaseModel], document: Document, at: KeyPath) -> Iterator[Finding]:
+    seen: set[Finding] = set()
     for fault in error.errors(include_url=False, include_context=True):
-        location = tuple(part for part in fault["loc"] if not _is_union_branch(part))
-        path = (*at, *location)
-        yield document.finding(path, _message(fault, schema, location))
+        location = _without_branches(schema, fault["loc"])
+        if isinstance(key_fault := fault.get("ctx", {}).get("error"), KeyFault):
+            location = (*location, key_fault.key)
+        finding = document.finding((*at, *location), _message(fault, schema, location))
+        if finding not in seen:
+            seen.add(finding)
+            yield finding
 
 
-def _is_union_branch(part: str | int) -> bool:
-    """pydantic adds the tried branch of a union (`list[...]`, `function-before[...]`) to the location."""
-    return isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool"})
+def _without_branches(schema: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The location in the file: pydantic adds the tried branch of a union (`list[...]`, `str`) after the field's name."""
+    kept: list[str | int] = []
+    current: Any = schema
+    for part in location:
+        if isinstance(part, str) and current is None and _is_branch(part):
+            continue
+        kept.append(part)
+        if isinstance(part, str):
+            field = _field(current, part) if current is not None else None
+            current = _model_in(field.annotation) if field is not None else None
+    return tuple(kept)
+
+
+def _is_branch(part: str) -> bool:
+    return "[" in part or part in {"str", "int", "float", "bool"}
+
+
+_SENTENCES = {
+    "int_parsing": "a whole number is expected",
+    "int_type": "a whole number is expected",
+    "int_from_float": "a whole number is expected",
+    "float_parsing": "a number is expected",
+    "float_type": "a number is expected",
+    "finite_number": "a finite number is expected",
+    "bool_parsing": "true or false is expected",
+    "bool_type": "true or false is expected",
+    "string_type": "text is expected; put it in quotes",
+    "list_type": "a list is expected",
+    "dict_type": "a mapping is expected",
+    "model_type": "a mapping is expected",
+    "model_attributes_type": "a mapping is expected",
+}
 
 
 def _message(fault: Any, schema: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    context = fault.get("ctx", {})
+    found = f"found {shown(fault.get('input'))}"
     match fault["type"]:
         case "extra_forbidden":
-            return f"unknown, {near(str(location[-1]), sorted(_keys(schema, location[:-1])))}"
+            return f"unknown, {near(str(location[-1]), _keys(schema, location[:-1]), at_most=30)}"
         case "missing":
             return "is missing; it is required"
         case "value_error":
-            return str(fault["ctx"]["error"])
-        case _:
-            return f"found {_shown(fault.get('input'))}; {_uncapital(str(fault['msg']))}"
+            return str(context["error"])
+        case "greater_than_equal":
+            return f"{found}; must be at least {context['ge']}"
+        case "greater_than":
+            return f"{found}; must be above {context['gt']}"
+        case "less_than_equal":
+            return f"{found}; must be at most {context['le']}"
+        case "less_than":
+            return f"{found}; must be below {context['lt']}"
+        case "literal_error":
+            return f"{found}; allowed are {context['expected']}"
+        case "string_pattern_mismatch":
+            return f"{found}; must match {context['pattern']}"
+        case kind:
+            return f"{found}; {_SENTENCES.get(kind) or _uncapital(str(fault['msg']))}"
 
 
 def _keys(schema: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
@@ -76,11 +145,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if (found := _model_in(inner)) is not None:
             return found
     return None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _uncapital(text: str) -> str:

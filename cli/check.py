@@ -1,0 +1,132 @@
+"""`modelfleet check`: every fault of every file, sorted, and `--fix` for old names."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli import output
+from serving.config.errors import EXIT_INPUT, Finding, InputErrors, Severity, errors_in
+from serving.config.load import load_model
+
+STACK_FILE = re.compile(r"Pulumi\.(?P<stack>[^/]+)\.ya?ml")
+MODEL_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass
+class Checked:
+    """What was looked at and found."""
+
+    files: int = 0
+    models: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    rewritten: list[str] = field(default_factory=list)
+
+    def count(self, severity: Severity) -> int:
+        """How many findings have this severity."""
+        return sum(finding.severity is severity for finding in self.findings)
+
+
+def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool) -> int:
+    """Check model and stack files, print what was found, and return the exit code."""
+    checked = Checked()
+    chosen = list(map(str, paths)) or ([] if stack else ["models"])
+    files, missing = files_of(chosen)
+    checked.findings += missing
+    for path in files:
+        _check_file(path, checked, fix=fix)
+    if stack is not None:
+        _check_stack(stack, checked)
+    checked.findings = sorted(set(checked.findings))
+    _print(checked, as_json=as_json)
+    return EXIT_INPUT if errors_in(checked.findings) else 0
+
+
+def files_of(patterns: Iterable[str]) -> tuple[list[Path], list[Finding]]:
+    """The files behind paths, folders (their .yaml and .yml files) and globs; a finding for what gives none."""
+    files: dict[Path, None] = {}
+    findings: list[Finding] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix in MODEL_SUFFIXES and p.is_file())
+        elif path.exists():
+            found = [path]
+        else:
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+        if not found:
+            findings.append(Finding(pattern, 0, "", "no such file, and no folder with .yaml files"))
+        files |= dict.fromkeys(found)
+    return list(files), findings
+
+
+def _check_file(path: Path, checked: Checked, *, fix: bool) -> None:
+    checked.files += 1
+    if match := STACK_FILE.fullmatch(path.name):
+        _check_stack_file(path, match["stack"], checked)
+        return
+    if fix:
+        from serving.config.fix import fix_file
+
+        notes = fix_file(path)
+        if notes:
+            checked.rewritten.append(str(path))
+    model, findings = load_model(path)
+    checked.findings += findings
+    if model is not None:
+        checked.models.append(model.config.model_id)
+
+
+def _check_stack_file(path: Path, name: str, checked: Checked) -> None:
+    from infra.stack import load_stack
+
+    try:
+        checked.findings += load_stack(path.resolve().parent.parent, name).notices
+    except InputErrors as error:
+        checked.findings += error.findings
+
+
+def _check_stack(name: str, checked: Checked) -> None:
+    """The stack's file, its models, and whether they make a plan."""
+    from infra.workspace import make_plan
+
+    checked.files += 1
+    try:
+        make_plan(Path.cwd(), name)
+    except InputErrors as error:
+        checked.findings += error.findings
+
+
+def _print(checked: Checked, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(
+            {
+                "files": checked.files,
+                "models": checked.models,
+                "rewritten": checked.rewritten,
+                "findings": [finding.as_json() for finding in checked.findings],
+            }
+        )
+        return
+    output.show_findings(checked.findings, stderr=False)
+    for path in checked.rewritten:
+        output.say(f"rewritten: {path}")
+    output.say(_summary(checked))
+
+
+def _summary(checked: Checked) -> str:
+    counts = {severity: checked.count(severity) for severity in Severity}
+    parts = [_number(count, severity.value) for severity, count in counts.items() if count]
+    text = f"{_number(checked.files, 'file')}: {', '.join(parts) or 'nothing to say'}."
+    if counts[Severity.ERROR]:
+        return text
+    if counts[Severity.NOTICE]:
+        return f"{text} Next: modelfleet check --fix rewrites old names, or modelfleet plan."
+    return f"{text} Next: modelfleet plan"
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -1,0 +1,164 @@
+"""Rules of `engine_config.engine_kwargs`, against the pinned vLLM's own list of arguments."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from serving.config.catalogs import engine_arguments, front_end_arguments, removed, vllm_version
+from serving.config.document import Document, KeyPath
+from serving.config.errors import Finding
+from serving.config.validation import near, shown
+
+KWARGS: KeyPath = ("engine_config", "engine_kwargs")
+
+_ONE_REPLICA = "a replica is scaling_config.num_workers tensor parallel workers; leave it out"
+_GATEWAY = "the gateway in front does this; leave it out"
+
+#: Arguments that follow from other keys, and what says them.
+RESERVED: dict[str, str] = {
+    "model": "engine_config.hf_model_id (or model_id) says it",
+    "model_weights": "engine_config.hf_model_id (or model_id) says it",
+    "revision": "engine_config.revision says it",
+    "tensor_parallel_size": "scaling_config.num_workers says it",
+    "max_model_len": "engine_config.max_total_tokens says it",
+    "served_model_name": "engine_config.model_id says it",
+    "distributed_executor_backend": "it follows from scaling_config",
+    "worker_use_ray": "it follows from scaling_config",
+    "disable_log_stats": "the metrics need vLLM's statistics; leave it out",
+    "hf_token": "a token is a secret; `pulumi config set --secret modelfleet:huggingFaceToken`",
+    "load_s3_path": "it belonged to a private fork of vLLM; s3_mirror_config.bucket_uri says it",
+    "lora_modules": "engine_config.lora says it",
+    "api_key": "a key is a secret; `pulumi config set --secret modelfleet:apiKeys`",
+} | dict.fromkeys(
+    (
+        "pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size", "data_parallel_rank",
+        "data_parallel_start_rank", "data_parallel_size_local", "data_parallel_address", "data_parallel_rpc_port",
+        "data_parallel_hybrid_lb", "data_parallel_external_lb", "data_parallel_multi_port_external_lb",
+        "data_parallel_backend", "nnodes", "node_rank", "master_addr", "master_port",
+    ),
+    _ONE_REPLICA,
+)  # fmt: skip
+
+#: The front-end arguments that a model file may set; the others are about listening, which is not the replica's.
+FRONT_END = frozenset(
+    {
+        "chat_template", "chat_template_content_format", "default_chat_template_kwargs", "enable_auto_tool_choice",
+        "enable_force_include_usage", "enable_log_deltas", "enable_log_outputs", "enable_per_request_metrics",
+        "enable_prompt_tokens_details", "exclude_tools_when_tool_choice_none", "max_log_len", "response_role",
+        "return_tokens_as_token_ids", "tool_call_parser", "tool_parser_plugin", "tool_strict_level",
+    }
+)  # fmt: skip
+
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
+    "str": ("text", (str,)),
+    "object": ("a mapping", (dict,)),
+    "list": ("a list", (list,)),
+    "null": ("null", (type(None),)),
+}
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+
+
+def engine_findings(document: Document, data: Any) -> Iterator[Finding]:
+    """Everything that is wrong with the engine arguments of a model file's (normalised) data."""
+    engine = data.get("engine_config")
+    kwargs = engine.get("engine_kwargs") if isinstance(engine, dict) else None
+    if not isinstance(kwargs, dict):
+        return
+    for name, value in kwargs.items():
+        for path, message in _argument(name, value):
+            yield document.finding((*KWARGS, name, *path), message)
+    for name, message in _together(kwargs, engine):
+        yield document.finding((*KWARGS, name), message)
+
+
+def _argument(name: str, value: Any) -> Iterator[tuple[KeyPath, str]]:
+    if name in RESERVED:
+        yield (), f"is not set here: {RESERVED[name]}"
+    elif name in removed("arguments"):
+        yield (), removed("arguments")[name].sentence()
+    elif (entry := _allowed().get(name)) is not None:
+        yield from _value(name, value, entry)
+    elif name in front_end_arguments():
+        yield (), f"is not set here: {_GATEWAY}"
+    else:
+        suggestion = near(name, [*_allowed(), *RESERVED])
+        yield (), f"unknown to vLLM {vllm_version()}, {suggestion}"
+
+
+def _allowed() -> dict[str, dict[str, Any]]:
+    front_end = {name: entry for name, entry in front_end_arguments().items() if name in FRONT_END}
+    return front_end | engine_arguments()
+
+
+def _value(name: str, value: Any, entry: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    kinds, choices = entry["kinds"], entry.get("choices", [])
+    if name == "quantization" and value in removed("quantization"):
+        yield (), f"found {value!r}, which {removed('quantization')[value].sentence()}"
+    elif name == "quantization" and isinstance(value, str) and value not in choices:
+        yield (), f"found {value!r}; {near(value, map(str, choices), at_most=40)}"
+    elif value is None and "null" not in kinds:
+        yield (), "found null; leave it out for vLLM's default"
+    elif value is None or any(value == choice and type(value) is type(choice) for choice in choices):
+        return
+    elif not _is_of(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
+        yield (), f"found {shown(value)}; {_expected(value, kinds, choices)}"
+    elif fault := _out_of_bounds(value, entry):
+        yield (), f"found {shown(value)}; must be {fault}"
+    elif isinstance(value, dict) and "keys" in entry:
+        for key in value:
+            if key not in entry["keys"]:
+                yield (key,), f"unknown, {near(str(key), entry['keys'])}"
+
+
+def _is_of(value: Any, kinds: list[str]) -> bool:
+    """Python's bool is an int, YAML's is not."""
+    return any(isinstance(value, _KINDS[kind][1]) and (kind == "bool" or not isinstance(value, bool)) for kind in kinds)
+
+
+def _expected(value: Any, kinds: list[str], choices: list[Any]) -> str:
+    if choices and "str" not in kinds:
+        return near(str(value), map(str, choices), at_most=40)
+    return " or ".join(_KINDS[kind][0] for kind in kinds if kind != "null") + " is expected"
+
+
+def _out_of_bounds(value: Any, entry: dict[str, Any]) -> str | None:
+    if not isinstance(value, int | float):
+        return None
+    for name, (word, holds) in _BOUNDS.items():
+        if name in entry and not holds(value, entry[name]):
+            return f"{word} {entry[name]}"
+    return None
+
+
+def _together(kwargs: dict[str, Any], engine: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rules over more than one argument."""
+    batched, seqs = kwargs.get("max_num_batched_tokens"), kwargs.get("max_num_seqs")
+    if isinstance(batched, int) and isinstance(seqs, int) and batched < seqs:
+        yield "max_num_batched_tokens", f"found {batched}; must be at least max_num_seqs, {seqs}"
+    length = engine.get("max_total_tokens", 2048)
+    if kwargs.get("enable_chunked_prefill") is False and isinstance(batched, int) and isinstance(length, int):
+        if batched < length:
+            yield (
+                "max_num_batched_tokens",
+                f"found {batched}; without chunked prefill it must be at least max_total_tokens, {length}",
+            )
+    generation = engine.get("generation")
+    if kwargs.get("chat_template") and isinstance(generation, dict) and generation.get("prompt_format"):
+        yield "chat_template", "excludes generation.prompt_format; keep one of them"
+    if kwargs.get("tokenizer") and engine.get("tokenizer_id"):
+        yield "tokenizer", "excludes engine_config.tokenizer_id; keep one of them"
+    if kwargs.get("enable_auto_tool_choice") is True and not kwargs.get("tool_call_parser"):
+        yield "enable_auto_tool_choice", "needs tool_call_parser, the name of the model's tool call format"

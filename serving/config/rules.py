@@ -1,0 +1,245 @@
+"""Rules over more than one key, run on the normalised data so that one wrong key does not hide the others.
+
+An error is what can never work; a warning is what works badly; a hint is advice. Types and bounds of single keys are
+the schema's, engine arguments are in `engine_rules.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from serving.config.accelerators import ACCELERATORS, CPU, RESOURCE_PREFIX, STEERING_FRACTION, accelerator_of
+from serving.config.catalogs import serve_options
+from serving.config.document import Document, KeyPath
+from serving.config.errors import Finding, Severity
+from serving.config.prompt_rules import TEMPLATES, template_faults
+from serving.config.validation import near, shown
+
+Fault = tuple[KeyPath, str, Severity]
+
+ACTOR: KeyPath = ("deployment_config", "ray_actor_options")
+AUTOSCALING: KeyPath = ("deployment_config", "autoscaling_config")
+WORKERS: KeyPath = ("scaling_config", "resources_per_worker")
+
+_GPU_ACCELERATORS = ", ".join(name for name in ACCELERATORS if name != CPU)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+_LOOKS_LIKE_ACCELERATOR = re.compile(r"^accel\w*[:_ ]", re.IGNORECASE)
+
+
+def rule_findings(document: Document, data: dict[str, Any]) -> Iterator[Finding]:
+    """Every broken rule, warning and hint of a model file's (normalised) data."""
+    for rule in (
+        _accelerator,
+        _resources,
+        _placement,
+        _replica,
+        _autoscaling,
+        _stops,
+        _prompts,
+        _runtime_envs,
+        _mirror,
+    ):
+        for path, message, severity in rule(data):
+            yield document.finding(path, message, severity)
+
+
+def _section(data: Any, *path: str | int) -> dict[str, Any]:
+    for part in path:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _number(section: dict[str, Any], key: str, default: float | None) -> float | None:
+    """The number at `key`, the default where it is left out, None where it is no number (the schema says so)."""
+    value = section.get(key)
+    if value is None:
+        return default
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _gpus(data: Any) -> float | None:
+    return _number(_section(data, "scaling_config"), "num_gpus_per_worker", 1)
+
+
+def _error(path: KeyPath, message: str) -> Fault:
+    return path, message, Severity.ERROR
+
+
+def _accelerator(data: Any) -> Iterator[Fault]:
+    """Exactly one accelerator is named, and it goes with the number of GPUs."""
+    if "scaling_config" not in data:
+        return
+    named = {
+        name: (*path, resource)
+        for path in ((*ACTOR, "resources"), WORKERS)
+        for resource in _section(data, *path)
+        if (name := accelerator_of(resource)) is not None
+    }
+    gpus = _gpus(data)
+    if len(named) > 1:
+        path = named[max(named, key=list(named).index)]
+        yield _error(path, f"found resources for {', '.join(sorted(named))}; a model runs on one accelerator")
+    elif not named and gpus and not any(_LOOKS_LIKE_ACCELERATOR.match(name) for name in _section(data, *WORKERS)):
+        yield _error(
+            WORKERS,
+            f"no accelerator is named; add `{RESOURCE_PREFIX}L4: {STEERING_FRACTION}` (allowed are {_GPU_ACCELERATORS})",
+        )
+    elif CPU in named and gpus:
+        yield _error(named[CPU], f"found {CPU} with GPUs; write num_gpus_per_worker: 0, or one of {_GPU_ACCELERATORS}")
+    elif named and CPU not in named and gpus == 0:
+        path = ("scaling_config", "num_gpus_per_worker")
+        yield _error(path, f"found 0 with {', '.join(named)}; 0 goes with {RESOURCE_PREFIX}{CPU} only, write 1")
+
+
+def _resources(data: Any) -> Iterator[Fault]:
+    """Names of accelerators are known, and their value is the steering fraction."""
+    for path in ((*ACTOR, "resources"), WORKERS):
+        for name, value in _section(data, *path).items():
+            accelerator = accelerator_of(name)
+            if accelerator is not None and value != STEERING_FRACTION:
+                yield _error(
+                    (*path, name),
+                    f"found {shown(value)}; must be {STEERING_FRACTION}: it only steers to the right nodes, "
+                    "the GPUs do the limiting",
+                )
+            elif accelerator is None and _LOOKS_LIKE_ACCELERATOR.match(name):
+                allowed = [f"{RESOURCE_PREFIX}{one}" for one in ACCELERATORS]
+                kind = re.split(r"[:_ ]+", name, maxsplit=2)[-1]
+                close = near(kind, ACCELERATORS)
+                hint = f"did you mean {RESOURCE_PREFIX}{close[13:-1]}?" if close.startswith("did") else ""
+                yield _error((*path, name), hint or f"unknown accelerator; allowed are {', '.join(allowed)}")
+
+
+def _placement(data: Any) -> Iterator[Fault]:
+    """Tensor parallel workers share a node; a replica and its only worker do too, or the strategy is STRICT_PACK."""
+    scaling = _section(data, "scaling_config")
+    workers, gpus = _number(scaling, "num_workers", None), _gpus(data)
+    strategy = scaling.get("placement_strategy", "PACK")
+    path = ("scaling_config", "placement_strategy")
+    if workers is not None and workers > 1 and strategy != "STRICT_PACK":
+        yield _error(
+            path,
+            f"found {shown(strategy)} with {shown(scaling['num_workers'])} workers; tensor parallel workers must share "
+            "a node: write STRICT_PACK",
+        )
+    if gpus is not None and gpus > 1:
+        message = f"found {shown(scaling['num_gpus_per_worker'])}; a worker has one GPU: change num_workers instead"
+        yield _error(("scaling_config", "num_gpus_per_worker"), message)
+    replica = {accelerator_of(name) for name in _section(data, *ACTOR, "resources")} - {None}
+    worker = {accelerator_of(name) for name in _section(data, *WORKERS)} - {None}
+    if worker and not replica and strategy != "STRICT_PACK" and gpus:
+        message = "the replica itself may land on another node; write STRICT_PACK, or name the accelerator in "
+        yield path, f"{message}deployment_config.ray_actor_options.resources too", Severity.WARNING
+
+
+def _replica(data: Any) -> Iterator[Fault]:
+    """The replica's own actor has no GPU: vLLM would take its bundle for a worker's."""
+    actor = _section(data, *ACTOR)
+    if _number(actor, "num_gpus", 0):
+        message = f"found {shown(actor['num_gpus'])}; the workers bring the GPUs: leave it out"
+        yield _error((*ACTOR, "num_gpus"), message)
+
+
+def _autoscaling(data: Any) -> Iterator[Fault]:
+    scaling = _section(data, *AUTOSCALING)
+    if not scaling:
+        return
+    lowest, most = _number(scaling, "min_replicas", 1), _number(scaling, "max_replicas", 1)
+    if lowest is None or most is None or lowest == most:
+        return
+    yield from _target(data, scaling)
+    window = _number(scaling, "look_back_period_s", 30)
+    for key, default in (("upscale_delay_s", 30), ("downscale_delay_s", 600)):
+        delay = _number(scaling, key, default)
+        if delay is not None and window is not None and delay < window:
+            yield (
+                (*AUTOSCALING, key),
+                f"{delay:g} s is shorter than look_back_period_s, {window:g} s: replicas may come and go on the same "
+                "load (ray#26455); the delay should be at least as long",
+                Severity.WARNING,
+            )
+    interval = _number(scaling, "metrics_interval_s", 10)
+    if interval is not None and window is not None and window <= interval:
+        message = f"{window:g} s must be longer than metrics_interval_s, {interval:g} s; Ray Serve averages over it"
+        yield _error((*AUTOSCALING, "look_back_period_s"), message)
+
+
+def _target(data: Any, scaling: dict[str, Any]) -> Iterator[Fault]:
+    path = (*AUTOSCALING, "target_ongoing_requests")
+    target = _number(scaling, "target_ongoing_requests", 1.0)
+    limit = _number(_section(data, "deployment_config"), "max_ongoing_requests", 100)
+    if target is None or limit is None or limit <= 0:
+        return
+    if target >= limit:
+        yield _error(
+            path,
+            f"found {target:g}; must be below max_ongoing_requests, {limit:g}, or replicas are full before another "
+            f"comes: about 40 % of it is {0.4 * limit:g}",
+        )
+    elif not 0.1 <= target / limit <= 0.8:
+        message = f"{target:g} is {target / limit:.0%} of max_ongoing_requests, {limit:g}; usual is about 40 %: "
+        yield path, f"{message}{0.4 * limit:g}", Severity.NOTICE
+
+
+def _stops(data: Any) -> Iterator[Fault]:
+    path: KeyPath = ("engine_config", "generation", "stopping_sequences")
+    sequences = _section(data, "engine_config", "generation").get("stopping_sequences")
+    for index, entry in enumerate(sequences if isinstance(sequences, list) else []):
+        if entry in ("", []):
+            yield _error((*path, index), "is empty, and an empty stop sequence stops at once; leave it out")
+        elif any(isinstance(part, int) and part < 0 for part in (entry if isinstance(entry, list) else [entry])):
+            yield _error((*path, index), f"found {shown(entry)}; a token id is not negative")
+
+
+def _prompts(data: Any) -> Iterator[Fault]:
+    path: KeyPath = ("engine_config", "generation", "prompt_format")
+    prompts = _section(data, *path)
+    for name in TEMPLATES:
+        if isinstance(template := prompts.get(name), str):
+            for message in template_faults(name, template, system_in_user=prompts.get("system_in_user") is True):
+                yield _error((*path, name), message)
+
+
+def _runtime_envs(data: Any) -> Iterator[Fault]:
+    known = [key for key in serve_options()["runtime_env"] if key not in ("working_dir", "excludes")]
+    for path in (("engine_config", "runtime_env"), (*ACTOR, "runtime_env")):
+        for key, value in _section(data, *path).items():
+            if key in ("working_dir", "excludes"):
+                yield _error((*path, key), "is not set here: it is where the serving code comes from")
+            elif key not in known:
+                yield _error((*path, key), f"unknown to Ray, {near(str(key), known)}")
+            elif key == "env_vars":
+                yield from _environment((*path, key), value)
+
+
+def _environment(path: KeyPath, variables: Any) -> Iterator[Fault]:
+    if not isinstance(variables, dict):
+        yield _error(path, f"found {shown(variables)}; a mapping of names to text is expected")
+        return
+    for name, value in variables.items():
+        if not isinstance(value, str):
+            yield _error((*path, name), f"found {shown(value)}; text is expected: put it in quotes")
+        elif _SECRET.search(name) and value:
+            yield _error(
+                (*path, name),
+                "a secret does not stand in a model file; `pulumi config set --secret modelfleet:huggingFaceToken` "
+                "for the Hub's token, env_vars_to_propogate for one that the nodes have",
+            )
+        elif not name or "=" in name:
+            yield _error((*path, name), "is no name of an environment variable")
+
+
+def _mirror(data: Any) -> Iterator[Fault]:
+    """Flags of `aws s3 sync` that RayLLM passed on: only the one that has a meaning here is taken."""
+    path: KeyPath = ("engine_config", "s3_mirror_config", "s3_sync_args")
+    flags = _section(data, *path[:-1]).get("s3_sync_args")
+    for index, flag in enumerate(flags if isinstance(flags, list) else []):
+        if flag != "--no-sign-request":
+            yield _error((*path, index), f"found {shown(flag)}; allowed is --no-sign-request, for a public bucket")
