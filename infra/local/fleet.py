@@ -1,0 +1,118 @@
+"""The whole stack on this machine: bucket, weights, code, Ray, one application per model, gateway."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pulumi
+import pulumi_aws as aws
+
+from infra.local import emulator
+from infra.local.resources import LocalResource
+from infra.planning.plan import ModelPlan, Plan
+
+#: Resources that `ray start` takes by options of their own.
+BUILT_IN = ("CPU", "GPU", "memory")
+#: What vLLM and Ray read in every replica of this machine. CPU settings do nothing where a GPU is used.
+REPLICA_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class LocalFleet(pulumi.ComponentResource):
+    """Everything of a stack with target `local`, rendered from its plan.
+
+    Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, one Application per
+    model, Gateway. `folder` takes logs, lock files and the gateway's configuration.
+    """
+
+    def __init__(self, name: str, plan: Plan, *, folder: Path, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("modelfleet:local:LocalFleet", name, None, opts)
+        self._plan = plan
+        self._local = plan.config.local
+        self._folder = str(folder)
+        self._endpoint = emulator.endpoint(self._local.s3_port)
+        self.bucket = self._create_bucket()
+        self._weights = {m.slug: self._create_weights(m) for m in plan.models if m.mirror.prefix}
+        self._code = self._create_code()
+        self._ray = self._create_ray()
+        self._applications = [self._create_application(m) for m in plan.models]
+        self.base_url = f"http://127.0.0.1:{self._local.serve_port}"
+        self.register_outputs({"base_url": self.base_url})
+
+    def _create_bucket(self) -> aws.s3.Bucket:
+        """The bucket, by the aws provider against the emulator; a user's real credentials are not looked at."""
+        provider = aws.Provider(
+            "emulator",
+            region=emulator.REGION,
+            access_key=emulator.ACCESS_KEY,
+            secret_key=emulator.ACCESS_KEY,
+            endpoints=[{"s3": self._endpoint}],
+            s3_use_path_style=True,
+            skip_credentials_validation=True,
+            skip_metadata_api_check=True,
+            skip_region_validation=True,
+            skip_requesting_account_id=True,
+            opts=self._child(),
+        )
+        # Emptied with the stack: what is in it can be made again, and so can the emulator's memory.
+        options = self._child(provider=provider)
+        return aws.s3.Bucket("bucket", bucket=self._plan.bucket.name, force_destroy=True, opts=options)
+
+    def _create_weights(self, model: ModelPlan) -> LocalResource:
+        props = {
+            "endpoint": self._endpoint,
+            "bucket": self.bucket.bucket,
+            "prefix": model.mirror.prefix,
+            "modelId": model.model_id,
+            "source": model.mirror.source,
+            "revision": model.mirror.revision,
+        }
+        return LocalResource("Weights", f"weights-{model.slug}", props, self._child())
+
+    def _create_code(self) -> LocalResource:
+        code = self._plan.code
+        props = {"endpoint": self._endpoint, "bucket": self.bucket.bucket, "key": code.key, "sha256": code.sha256}
+        return LocalResource("Code", "code", props, self._child())
+
+    def _create_ray(self) -> LocalResource:
+        """One Ray node that stands for a node of every pool: their resources together."""
+        resources: dict[str, float] = {}
+        for pool in self._plan.pools:
+            for resource, amount in pool.ray_resources.items():
+                if resource not in BUILT_IN:
+                    resources[resource] = resources.get(resource, 0) + amount
+        props = {
+            "folder": self._folder,
+            "gcsPort": self._local.gcs_port,
+            "servePort": self._local.serve_port,
+            "dashboardPort": self._local.dashboard_port,
+            "cpus": sum(pool.node.cpu_millis for pool in self._plan.pools) // 1000,
+            "gpus": sum(pool.node.gpus for pool in self._plan.pools),
+            "resources": resources,
+            "environment": {**REPLICA_ENVIRONMENT, **emulator.environment(self._local.s3_port)},
+        }
+        return LocalResource("Ray", "ray", props, self._child())
+
+    def _create_application(self, model: ModelPlan) -> LocalResource:
+        """Waits for the weights and the code; a copy that is made anew does not restart what already runs."""
+        props = {
+            "folder": self._folder,
+            "ray": self._ray.id,
+            "servePort": self._local.serve_port,
+            "dashboardPort": self._local.dashboard_port,
+            # As text: Pulumi's values know neither whole numbers nor null.
+            "config": json.dumps(model.application.as_config(), sort_keys=True),
+        }
+        needs = [self._code, *(w for slug, w in self._weights.items() if slug == model.slug)]
+        return LocalResource("Application", model.slug, props, self._child(depends_on=needs))
+
+    def _child(
+        self, *, provider: aws.Provider | None = None, depends_on: list[LocalResource] | None = None
+    ) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(parent=self, provider=provider, depends_on=depends_on)

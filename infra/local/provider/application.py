@@ -1,0 +1,164 @@
+"""`modelfleet:local:Application`: one Serve application, applied through Ray's Serve REST API.
+
+Serve restarts an application whose code, arguments or runtime environment changed, and only that one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from infra.local.provider.progress import Progress
+from infra.local.provider.ray import serve_api, tail
+from infra.local.provider.serve_api import ServeApi, Unreachable
+from infra.local.provider.session import LocalSession
+from infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
+
+#: Weights, compilation and a busy machine: what the slowest start may take unless the resource says otherwise.
+READY_TIMEOUT_S = 1800.0
+GONE_TIMEOUT_S = 120.0
+POLL_S = 0.5
+#: The dashboard does not answer while the machine is out of breath; Ray itself is watched by its own resource.
+PATIENCE_S = 60.0
+
+
+def create(call: Call[LocalSession], inputs: Props) -> Made:
+    """Deploys the application and waits until it runs; one that a killed run left behind is taken over."""
+    config = json.loads(inputs["config"])
+    _deploy(call, inputs, config)
+    return Made(config["name"], {})
+
+
+def update(call: Call[LocalSession], id: str, state: Props, inputs: Props) -> Props:
+    """Deploys the changed configuration; Serve leaves the other applications alone."""
+    _deploy(call, inputs, json.loads(inputs["config"]))
+    return {}
+
+
+def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
+    """The configuration that runs; None when Ray or the application is gone, or the application failed for good."""
+    try:
+        found = serve_api(state).application(id)
+    except Unreachable:
+        return None
+    if found is None or found["status"] in ("DELETING", "NOT_STARTED"):
+        return None
+    if found["status"] == "DEPLOY_FAILED":
+        call.note(f"{id} has failed; it will be deployed again")
+        return None
+    live: dict[str, Any] | None = found.get("deployed_app_config")
+    if live is None or _same(json.loads(state["config"]), live):
+        return state
+    return {**state, "config": json.dumps(live, sort_keys=True)}
+
+
+def delete(call: Call[LocalSession], id: str, state: Props) -> None:
+    """Removes the application and waits until its replicas have ended."""
+    api, progress = serve_api(state), Progress(call.note)
+    try:
+        if api.application(id) is None:
+            return
+        _remove(api, id, progress)
+    except Unreachable:
+        return  # without Ray there is no application
+
+
+def _deploy(call: Call[LocalSession], inputs: Props, config: dict[str, Any]) -> None:
+    api, progress, name = serve_api(inputs), Progress(call.note), config["name"]
+    try:
+        found = api.application(name)
+        if found is not None and found["status"] == "DEPLOY_FAILED":
+            _remove(api, name, progress)  # Serve does not try the same configuration again by itself
+        api.put(config)
+        _wait_until_running(api, name, progress, call.timeout_seconds or READY_TIMEOUT_S)
+    except Unreachable as error:
+        raise PartlyMade(name, {}, [f"Ray ended while {name} was deployed: {error}"]) from error
+    except NotReady as error:
+        raise PartlyMade(name, {}, [str(error)]) from error
+    progress.say(f"{name} is ready")
+
+
+class NotReady(Exception):
+    """The application failed, or took too long; the text says why."""
+
+
+def _wait_until_running(api: ServeApi, name: str, progress: Progress, timeout_s: float) -> None:
+    answered = time.monotonic()
+    while True:
+        try:
+            found = api.application(name)
+            answered = time.monotonic()
+        except Unreachable:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+            found = {"status": "DEPLOYING", "message": "waiting for Ray's dashboard"}
+        if found is None or found["status"] == "DEPLOY_FAILED":
+            raise NotReady(_failure(name, found or {}))
+        if found["status"] == "RUNNING":
+            return
+        if progress.seconds > timeout_s:
+            raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {_doing(found)}")
+        progress.say(f"{name}: {_doing(found)}")
+        time.sleep(POLL_S)
+
+
+def _remove(api: ServeApi, name: str, progress: Progress) -> None:
+    api.remove(name)
+    until = time.monotonic() + GONE_TIMEOUT_S
+    while api.application(name) is not None:
+        if time.monotonic() > until:
+            raise Refused(
+                f"{name} still has replicas {GONE_TIMEOUT_S:.0f} s after it was deleted; end Ray to be rid of it"
+            )
+        progress.say(f"{name}: its replicas are ending")
+        time.sleep(POLL_S)
+
+
+def _doing(found: dict[str, Any]) -> str:
+    """What the application is at, in one line: the deployment's message, or the replica's last log line."""
+    for deployment in found.get("deployments", {}).values():
+        for replica in deployment.get("replicas", []):
+            log = _log_file(replica)
+            if replica.get("state") == "STARTING" and log and (line := tail(log, 1)) != "no output":
+                return f"replica is starting: {_message_of(line)}"
+        if message := deployment.get("message"):
+            return " ".join(message.split())[:300]
+    return " ".join((found.get("message") or "").split())[:300] or found["status"].lower()
+
+
+def _log_file(logs: Path, replica: dict[str, Any]) -> Path | None:
+    """The replica's log; Serve names it relative to Ray's log folder, with a slash in front."""
+    path = replica.get("log_file_path")
+    return logs / path.lstrip("/") if path else None
+
+
+def _message_of(line: str) -> str:
+    """A log line without its time, level and place."""
+    return line.split(" -- ", 1)[-1][:200]
+
+
+def _failure(name: str, found: dict[str, Any]) -> str:
+    reasons = [found.get("message") or "", *(d.get("message") or "" for d in found.get("deployments", {}).values())]
+    lines = [line.strip() for reason in reasons for line in reason.splitlines() if line.strip()]
+    return f"{name} failed to start: " + (" | ".join(dict.fromkeys(lines[-12:]))[-1500:] or "Serve gave no reason")
+
+
+def _same(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
+    """Whether Serve runs what was asked for; it adds defaults of its own."""
+    return all(key in live and live[key] == value for key, value in wanted.items())
+
+
+APPLICATION = ResourceDef[LocalSession](
+    token="modelfleet:local:Application",  # noqa: S106 - Pulumi's word for a type
+    inputs=frozenset({"folder", "ray", "servePort", "dashboardPort", "config"}),
+    required=frozenset({"folder", "ray", "dashboardPort", "servePort", "config"}),
+    # Another Ray has nothing of the old one's.
+    force_new=frozenset({"folder", "ray", "dashboardPort", "servePort"}),
+    create=create,
+    read=read,
+    update=update,
+    delete=delete,
+    delete_before_replace=True,
+)

@@ -1,0 +1,187 @@
+"""`modelfleet:local:Ray`: one Ray on this machine's loopback address, with the plan's custom resources.
+
+`ray start --block` is the one process that is kept in state: it ends the rest of Ray when a core process dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from infra.local.provider.ports import LOOPBACK, free_port, require_free
+from infra.local.provider.processes import ProcessId, end, end_all, left_behind, mark, members, spawn
+from infra.local.provider.progress import Progress
+from infra.local.provider.serve_api import ServeApi, Unreachable
+from infra.local.provider.session import LocalSession
+from infra.provider import Call, Made, Props, Refused, ResourceDef
+
+START_TIMEOUT_S = 180.0
+#: Ray's own graceful end; replicas get their own time from Serve when an application is deleted.
+END_GRACE_S = 10.0
+#: A dashboard that is busy with a starting replica may take this long to answer; after that it counts as dead.
+ANSWER_TIMEOUT_S = 15.0
+OBJECT_STORE_BYTES = 256 * 1024**2
+#: Ray puts unix sockets below its folder, whose paths may have 107 bytes; its own part takes about 64 of them.
+MAX_FOLDER_LENGTH = 40
+#: Ray turns 127.0.0.1 into the machine's outer address and listens on all of them, unless this says that it shall not
+#: form clusters (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def create(call: Call[LocalSession], inputs: Props) -> Made:
+    """Starts Ray and waits until its dashboard answers; what a killed run left of it is ended before."""
+    mine = mark(inputs["folder"], "ray")
+    if left := end_all(lambda: left_behind(mine), END_GRACE_S):
+        call.note(f"ended {left} processes of an earlier Ray of this stack")
+    require_free(
+        {"gcsPort": inputs["gcsPort"], "servePort": inputs["servePort"], "dashboardPort": inputs["dashboardPort"]}
+    )
+    folder = Path(inputs["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    temp, log = _private(temp_folder(inputs["folder"])), folder / "ray.log"
+    log.unlink(missing_ok=True)
+    process = spawn(_command(inputs, temp), mark=mine, log=log, cwd=temp, env=_environment(inputs["environment"]))
+    try:
+        _wait(call, inputs, process, log)
+    except Refused:
+        end_all(lambda: members(process), END_GRACE_S)
+        raise
+    outputs = {"pid": process.pid, "started": process.started, "dashboardUrl": dashboard_url(inputs)}
+    return Made(f"ray-{process.pid}-{int(process.started)}", {**outputs, "logs": str(temp / "session_latest" / "logs")})
+
+
+def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
+    """None when Ray's process ended or its dashboard stopped answering: the next run makes it again."""
+    if ProcessId(state["pid"], state["started"]).find() is None:
+        call.note("Ray is not running any more; it will be started again")
+        return None
+    try:
+        serve_api(state).details(ANSWER_TIMEOUT_S)
+    except Unreachable as error:
+        call.note(f"Ray runs but {error}; it will be started again")
+        return None
+    return state
+
+
+def delete(call: Call[LocalSession], id: str, state: Props) -> None:
+    """Ends exactly the processes of this Ray and removes its folder below the temporary one."""
+    call.note("ending Ray")
+    leader = ProcessId(state["pid"], state["started"])
+    if process := leader.find():
+        end([process], END_GRACE_S)  # it ends the others in Ray's own order
+    end_all(lambda: members(leader), END_GRACE_S)
+    shutil.rmtree(temp_folder(state["folder"]), ignore_errors=True)
+
+
+def dashboard_url(inputs: Props) -> str:
+    """Base URL of Ray's dashboard."""
+    return f"http://{LOOPBACK}:{inputs['dashboardPort']}"
+
+
+def serve_api(inputs: Props) -> ServeApi:
+    """Serve on this Ray."""
+    return ServeApi(dashboard_url(inputs), inputs["servePort"], Path(inputs["folder"]) / "applications.lock")
+
+
+def temp_folder(folder: str) -> Path:
+    """Ray's folder: short, the same for every run of one stack, nobody else's."""
+    digest = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:8]
+    chosen = Path(tempfile.gettempdir()) / f"modelfleet-{os.getuid()}-{digest}"
+    return chosen if len(str(chosen)) <= MAX_FOLDER_LENGTH else Path("/tmp") / chosen.name  # noqa: S108 - see _private
+
+
+def _private(folder: Path) -> Path:
+    """Makes the folder for this user only; a folder that another user put there is refused."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise Refused(f"{folder} belongs to somebody else, and Ray's files go there; remove it, or set TMPDIR")
+    folder.chmod(0o700)
+    return folder
+
+
+def _command(inputs: Props, temp: Path) -> list[str]:
+    options = {
+        "node-ip-address": LOOPBACK,
+        "port": inputs["gcsPort"],
+        "dashboard-host": LOOPBACK,
+        "dashboard-port": inputs["dashboardPort"],
+        # Fixed by default, and then a second Ray on this machine does not start.
+        "dashboard-agent-listen-port": free_port(),
+        "ray-client-server-port": free_port(),
+        "num-cpus": inputs["cpus"],
+        "num-gpus": inputs["gpus"],
+        "resources": json.dumps(inputs["resources"], sort_keys=True),
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "temp-dir": temp,
+        "include-dashboard": "true",
+        "include-log-monitor": "false",  # it copies replicas' logs to drivers, and there is no driver
+    }
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    return [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        *arguments,
+    ]
+
+
+def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """The user's environment without what would change Python or Pulumi for Ray's workers, plus the stack's own."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PULUMI_", "PYTHON", "RAY_", "GRPC_", "AWS_"))}
+    return {
+        **own,
+        **LOOPBACK_ONLY,
+        **extra,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def _wait(call: Call[LocalSession], inputs: Props, process: ProcessId, log: Path) -> None:
+    progress, api = Progress(call.note), serve_api(inputs)
+    while True:
+        if process.find() is None:
+            raise Refused(f"Ray ended while it started: {tail(log)} (whole output: {log})")
+        try:
+            api.details(timeout_s=5)
+        except Unreachable:
+            if progress.seconds > START_TIMEOUT_S:
+                raise Refused(
+                    f"Ray is not ready after {START_TIMEOUT_S:.0f} s: {tail(log)} (whole output: {log})"
+                ) from None
+            progress.say(f"starting Ray on {LOOPBACK}:{inputs['gcsPort']}")
+            time.sleep(0.3)
+        else:
+            return
+
+
+def tail(log: Path, lines: int = 3) -> str:
+    """The last lines of a log file that say something, as one."""
+    if not log.is_file():
+        return "no output"
+    text = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return " | ".join(text[-lines:])[-600:] or "no output"
+
+
+RAY = ResourceDef[LocalSession](
+    token="modelfleet:local:Ray",  # noqa: S106 - Pulumi's word for a type
+    inputs=frozenset({"folder", "gcsPort", "servePort", "dashboardPort", "cpus", "gpus", "resources", "environment"}),
+    required=frozenset({"folder", "gcsPort", "servePort", "dashboardPort", "cpus", "resources", "environment"}),
+    defaults={"gpus": 0},
+    outputs=frozenset({"pid", "started", "dashboardUrl", "logs"}),
+    create=create,
+    read=read,
+    delete=delete,
+    delete_before_replace=True,
+)

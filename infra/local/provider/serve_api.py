@@ -1,0 +1,83 @@
+"""Ray's dashboard over HTTP: is it there, and Serve's applications (`/api/serve/applications/`, Ray 2.60).
+
+The API knows one operation: PUT the whole list. An application that is left out is deleted, so one application is
+changed by reading the list, changing one entry and writing it back, under a lock that all writers of the stack take.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from infra.provider import Refused
+
+TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 120.0
+
+
+class Unreachable(Exception):
+    """Nothing answers at the dashboard's address."""
+
+
+@dataclass(frozen=True)
+class ServeApi:
+    """Serve on one Ray. `lock` is a file that all processes which write to this Ray share."""
+
+    dashboard_url: str
+    serve_port: int
+    lock: Path
+
+    def details(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """Everything that Serve tells; raises `Unreachable`."""
+        answer: dict[str, Any] = json.loads(self._request("GET", timeout_s=timeout_s))
+        return answer
+
+    def application(self, name: str) -> dict[str, Any] | None:
+        """Details of one application, None when there is none; raises `Unreachable`."""
+        found: dict[str, Any] | None = self.details().get("applications", {}).get(name)
+        return found
+
+    def put(self, config: dict[str, Any]) -> None:
+        """Deploys one application, or changes it; the others stay as they are."""
+        self._write(config["name"], [config])
+
+    def remove(self, name: str) -> None:
+        """Deletes one application; the others stay as they are."""
+        self._write(name, [])
+
+    def _write(self, name: str, instead: list[dict[str, Any]]) -> None:
+        with FileLock(self.lock, timeout=LOCK_TIMEOUT_S):
+            others = [
+                found["deployed_app_config"]
+                for other, found in self.details().get("applications", {}).items()
+                if other != name and found.get("deployed_app_config") and found["status"] != "DELETING"
+            ]
+            body = {
+                "proxy_location": "HeadOnly",
+                "http_options": {"host": "127.0.0.1", "port": self.serve_port},
+                "applications": others + instead,
+            }
+            self._request("PUT", json.dumps(body).encode())
+
+    def _request(self, method: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
+        url = f"{self.dashboard_url}/api/serve/applications/"
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - our own loopback address
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=timeout_s) as answer:
+                text: bytes = answer.read()
+                return text
+        except urllib.error.HTTPError as error:
+            detail = error.read().decode(errors="replace").strip()
+            if error.code in (500, 503):
+                raise Unreachable(f"Ray Serve answered {error.code}: {detail[-500:]}") from error
+            raise Refused(f"Ray Serve refused the application: {detail[-1500:]}") from error
+        except (OSError, ValueError) as error:
+            raise Unreachable(f"no Ray dashboard answers at {self.dashboard_url}: {error}") from error
