@@ -38,7 +38,12 @@ def pool_nodes(plan: Plan, pool: PoolPlan, count: int) -> list[dict[str, Any]]:
     taints = [{"key": t.key, "value": t.value, "effect": t.effect} for t in pool.taints]
     kind = pool.instance_types[0]
     return [
-        fake_node(f"{pool.name}-{i}", allocatable(kind), labels={**pool.labels, "node.kubernetes.io/instance-type": kind}, taints=taints)
+        fake_node(
+            f"{plan.stack}-{pool.name}-{i}",
+            allocatable(kind),
+            labels={**pool.labels, "node.kubernetes.io/instance-type": kind},
+            taints=taints,
+        )
         for i in range(count)
     ]
 
@@ -47,4 +52,4 @@ def system_nodes(plan: Plan, count: int = 2) -> list[dict[str, Any]]:
     """The untainted nodes for the head, the operator, the gateway and the Jobs."""
     labels = {"modelfleet.dev/stack": plan.stack, "modelfleet.dev/pool": "system"}
     kind = plan.config.cluster.system_instance_type
-    return [fake_node(f"system-{i}", allocatable(kind), labels=labels) for i in range(count)]
+    return [fake_node(f"{plan.stack}-system-{i}", allocatable(kind), labels=labels) for i in range(count)]

@@ -81,7 +81,9 @@ def write_project(
         "mirror": {"create": True, "bucket": "fleet-mirror"},
         **config,
     }
-    document = {"config": {"aws:region": "us-west-2", **{f"modelfleet:{key}": value for key, value in settings.items()}}}
+    document = {
+        "config": {"aws:region": "us-west-2", **{f"modelfleet:{key}": value for key, value in settings.items()}}
+    }
     (root / "stacks" / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serving.config.errors import ModelfleetError, SetupError
 from tools.kubernetes import binaries, crds
-from tools.kubernetes.control_plane import ControlPlane
+from tools.kubernetes.control_plane import ControlPlane, crd_manifests
 
 FOLDER = Path(".modelfleet") / "kubernetes"
 STATE = FOLDER / "processes.json"
@@ -36,7 +36,7 @@ def main() -> int:
 
 def _run(command: str, operator: bool) -> int:
     if command == "build":
-        binaries.build()
+        binaries.build_all()
         print("\n".join(str(binary.path) for binary in binaries.BINARIES.values()))
     elif command == "crds":
         print(crds.write())
@@ -52,12 +52,12 @@ def _run(command: str, operator: bool) -> int:
 def _start(operator: bool) -> None:
     if any(_alive(pid) for pid in _pids().values()):
         raise SetupError("a control plane runs already; run: python -m tools.kubernetes stop")
-    binaries.build()
+    binaries.build_all()
     plane = ControlPlane(FOLDER.resolve())
     try:
         plane.start()
         if operator:
-            for manifest in crds.crd_manifests():
+            for manifest in crd_manifests():
                 plane.api.apply(manifest, manager="modelfleet-tools", force=True)
             plane.start_operator()
     except BaseException:

@@ -2,78 +2,66 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
+import json
 import subprocess
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config.errors import SetupError
+from tools.gobuild import GoCommand, GoModule, build
+from tools.paths import tools_cache
 
 MODULES = Path(__file__).parent / "modules"
+NEEDED_FOR = "the Kubernetes control plane of the tests"
 
-#: Kubernetes takes its version from the linker; without it the API server calls itself v0.0.0.
 KUBERNETES_VERSION = "1.36.3"
 KUBERAY_VERSION = "1.6.2"
+KUBERAY_MODULE = "github.com/ray-project/kuberay/ray-operator"
+
+#: Kubernetes takes its version from the linker; without it the API server calls itself v0.0.0.
 _VERSION = "k8s.io/component-base/version"
-_KUBERNETES_FLAGS = f"-X {_VERSION}.gitVersion=v{KUBERNETES_VERSION} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=36"
+_KUBERNETES = f"-X {_VERSION}.gitVersion=v{KUBERNETES_VERSION} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=36"
+_KWOK = "-X sigs.k8s.io/kwok/pkg/consts.Version=v0.7.0"
+
+
+def _module(name: str, folder: str, minutes: str, *commands: tuple[str, str, str]) -> GoModule:
+    # -s -w: no debug tables; a third of the disk and of the linker's time.
+    made = [GoCommand(command, package, f"-s -w {flags}".strip()) for command, package, flags in commands]
+    return GoModule(name, MODULES / folder, made, minutes=minutes, needed_for=NEEDED_FOR)
+
+
+GO_MODULES = (
+    _module("etcd-3.6.13", "etcd", "about a minute", ("etcd", "go.etcd.io/etcd/server/v3", "")),
+    _module(
+        f"kubernetes-{KUBERNETES_VERSION}",
+        "kubernetes",
+        "about 5 minutes",
+        ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", _KUBERNETES),
+        ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", _KUBERNETES),
+        ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", _KUBERNETES),
+    ),
+    _module("kwok-0.7.0", "kwok", "about a minute", ("kwok", "sigs.k8s.io/kwok/cmd/kwok", _KWOK)),
+    _module(
+        f"kuberay-operator-{KUBERAY_VERSION}", "kuberay", "about a minute", ("kuberay-operator", KUBERAY_MODULE, "")
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Binary:
-    """One program: its name, version, the folder under `modules/` that pins it and the Go package to build."""
+    """One program and the Go module that it is built from."""
 
     name: str
-    version: str
-    module: str
-    package: str
-    ldflags: str = ""
+    module: GoModule
 
     @property
     def path(self) -> Path:
         """Where the built program is."""
-        return cache_folder() / f"{self.name}-{self.version}" / self.name
+        return tools_cache() / self.module.name / self.name
 
 
-BINARIES = {
-    binary.name: binary
-    for binary in (
-        Binary("etcd", "3.6.13", "etcd", "go.etcd.io/etcd/server/v3"),
-        Binary(
-            "kube-apiserver",
-            KUBERNETES_VERSION,
-            "kubernetes",
-            "k8s.io/kubernetes/cmd/kube-apiserver",
-            _KUBERNETES_FLAGS,
-        ),
-        Binary(
-            "kube-controller-manager",
-            KUBERNETES_VERSION,
-            "kubernetes",
-            "k8s.io/kubernetes/cmd/kube-controller-manager",
-            _KUBERNETES_FLAGS,
-        ),
-        Binary(
-            "kube-scheduler",
-            KUBERNETES_VERSION,
-            "kubernetes",
-            "k8s.io/kubernetes/cmd/kube-scheduler",
-            _KUBERNETES_FLAGS,
-        ),
-        Binary("kwok", "0.7.0", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "-X sigs.k8s.io/kwok/pkg/consts.Version=v0.7.0"),
-        Binary("kuberay-operator", KUBERAY_VERSION, "kuberay", "github.com/ray-project/kuberay/ray-operator"),
-    )
-}
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/modelfleet/tools`, where every built tool lives."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "modelfleet" / "tools"
+BINARIES = {command.name: Binary(command.name, module) for module in GO_MODULES for command in module.commands}
 
 
 def missing(names: Iterable[str] = tuple(BINARIES)) -> list[str]:
@@ -89,63 +77,23 @@ def require(names: Iterable[str] = tuple(BINARIES)) -> None:
         )
 
 
-def build(names: Iterable[str] = tuple(BINARIES)) -> None:
-    """Build what is missing, one at a time; raises `SetupError` when Go is missing or a build fails."""
-    for name in missing(names):
-        binary = BINARIES[name]
-        binary.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(binary.path.parent / ".lock"):
-            if not binary.path.is_file():
-                print(f"building {name} {binary.version} from its Go module (minutes, once)", file=sys.stderr)
-                _go_build(binary)
+def build_all() -> None:
+    """Build what is missing, one module at a time; raises `SetupError` when Go is missing or a build fails."""
+    for module in GO_MODULES:
+        build(module)
 
 
-def module_folder(module: str, path: str) -> Path:
-    """Where Go keeps the sources of the module `path` that `modules/<module>` pins; downloads them when needed."""
-    run = subprocess.run(
-        [go(), "list", "-m", "-f", "{{.Dir}}", path],
-        cwd=MODULES / module,
-        env=_environment(),
+def kuberay_sources() -> Path:
+    """Where Go keeps the sources of the operator; downloads them when needed. Raises `SetupError`."""
+    # `download` says where the module is, whether it had to be fetched or not; go.sum decides what is accepted.
+    done = subprocess.run(
+        ["go", "mod", "download", "-json", KUBERAY_MODULE],
+        cwd=MODULES / "kuberay",
+        check=False,
         capture_output=True,
         text=True,
     )
-    folder = run.stdout.strip()
-    if run.returncode or not folder:
-        _run([go(), "mod", "download", path], MODULES / module)
-        return module_folder(module, path)
-    return Path(folder)
-
-
-def go() -> str:
-    """The Go tool; raises `SetupError` when there is none."""
-    found = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
-    if found is None:
-        raise SetupError("go is not installed, and it builds the test control plane; install Go 1.26 or newer")
-    return found
-
-
-def _go_build(binary: Binary) -> None:
-    part = binary.path.with_name(f".{binary.name}.part")
-    flags = f"-s -w {binary.ldflags}".strip()
-    _run([go(), "build", "-trimpath", "-ldflags", flags, "-o", str(part), binary.package], MODULES / binary.module)
-    part.replace(binary.path)
-
-
-def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
-    if done.returncode:
-        last = "\n".join(done.stderr.splitlines()[-5:])
-        raise SetupError(f"{' '.join(command[:2])} failed in {folder.name}: {last}")
-
-
-def _environment() -> dict[str, str]:
-    # readonly: the pinned go.sum decides, a changed dependency fails instead of being taken.
-    return {**os.environ, "GOFLAGS": "-mod=readonly -buildvcs=false", "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Two runs at once build a program once."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    try:
+        return Path(json.loads(done.stdout)["Dir"])
+    except (ValueError, KeyError) as error:
+        raise SetupError(f"go mod download {KUBERAY_MODULE} failed: {done.stderr.strip()[-300:]}") from error

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from serving.config.errors import SetupError
 from tools.kubernetes.api import Api, ApiError, Unreachable
-from tools.kubernetes.binaries import BINARIES, KUBERAY_VERSION, module_folder, require
+from tools.kubernetes.binaries import BINARIES, KUBERAY_VERSION, kuberay_sources, require
 
 #: Nobody else's default, and below the ephemeral range that outgoing connections take ports from.
 PORTS = range(16400, 16600)
@@ -188,6 +188,7 @@ class ControlPlane:
             f"--cert-dir={self.folder / 'certificates'}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
+            "--allow-privileged=true",  # as on EKS; Pod Security decides, namespace by namespace
             "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-signing-key-file={key}",
@@ -285,7 +286,7 @@ def crd_manifests() -> list[dict[str, Any]]:
     """KubeRay's CustomResourceDefinitions as its own Go module brings them."""
     import yaml
 
-    folder = module_folder("kuberay", "github.com/ray-project/kuberay/ray-operator") / "config" / "crd" / "bases"
+    folder = kuberay_sources() / "config" / "crd" / "bases"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [yaml.load(path.read_text(), Loader=loader) for path in sorted(folder.glob("*.yaml"))]
 

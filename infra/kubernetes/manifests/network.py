@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from infra.kubernetes.manifests.pods import Manifest
-from infra.kubernetes.names import DASHBOARD_PORT, GATEWAY, MIRROR_ACCOUNT, OPERATOR, RAY_METRICS_PORT, SERVE_PORT, labels
+from infra.kubernetes.names import (
+    DASHBOARD_PORT,
+    GATEWAY,
+    MIRROR_ACCOUNT,
+    OPERATOR,
+    RAY_METRICS_PORT,
+    SERVE_PORT,
+    labels,
+)
 from infra.planning.plan import Plan
 
 #: Instance metadata: a pod has its own role, never the node's.

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infra.kubernetes.manifests.pods import Manifest, container_security, environment, pod_security, resources, system_placement
+from infra.kubernetes.manifests.pods import (
+    Manifest,
+    container_security,
+    environment,
+    pod_security,
+    resources,
+    system_placement,
+)
 from infra.kubernetes.names import OPERATOR, labels, selector
 from infra.kubernetes.versions import KUBERAY, KUBERAY_IMAGE
 from infra.planning.plan import Plan
@@ -16,6 +23,7 @@ CRDS_FILE = Path(__file__).parent.parent / "crds" / f"kuberay-{KUBERAY}.json.gz"
 #: The user of the operator's image, gcr.io/distroless/base-debian12:nonroot.
 OPERATOR_USER = 65532
 
+_KINDS = ("rayclusters", "rayjobs", "rayservices", "raycronjobs")
 _ALL = ["create", "delete", "get", "list", "patch", "update", "watch"]
 #: The rules of KubeRay's own `config/rbac/role.yaml` v1.6.2, less those for features that a stack does not use
 #: (OpenShift routes, batch schedulers) and for anything outside the namespace.
@@ -34,9 +42,13 @@ _RULES: list[tuple[str, list[str], list[str]]] = [
     ("discovery.k8s.io", ["endpointslices"], ["get", "list", "watch"]),
     ("networking.k8s.io", ["ingresses"], _ALL),
     ("gateway.networking.k8s.io", ["gateways", "httproutes"], ["create", "get", "list", "update", "watch"]),
-    ("ray.io", ["rayclusters", "rayjobs", "rayservices", "raycronjobs"], _ALL),
-    ("ray.io", [f"{kind}/finalizers" for kind in ("rayclusters", "rayjobs", "rayservices", "raycronjobs")], ["update"]),
-    ("ray.io", [f"{kind}/status" for kind in ("rayclusters", "rayjobs", "rayservices", "raycronjobs")], ["get", "patch", "update"]),
+    ("ray.io", [*_KINDS], _ALL),
+    ("ray.io", [f"{kind}/finalizers" for kind in _KINDS], ["update"]),
+    (
+        "ray.io",
+        [f"{kind}/status" for kind in _KINDS],
+        ["get", "patch", "update"],
+    ),
     ("rbac.authorization.k8s.io", ["roles", "rolebindings"], ["create", "delete", "get", "list", "update", "watch"]),
 ]
 

@@ -42,6 +42,8 @@ DRAIN_SECONDS: Final = 840
 #: Ray's object store carries no tensors here (vLLM's workers share memory by themselves).
 OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
 HEAD_CPU, HEAD_MEMORY = "2", "8Gi"
+#: A pod's own address is known to Kubernetes only; the network policy says who may come in.
+EVERYWHERE: Final = "0.0.0.0"  # noqa: S104
 HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
 
 #: What `rollout` means to KubeRay. `replace` is done by Pulumi, which deletes the RayService first.
@@ -120,10 +122,7 @@ def _head(plan: Plan) -> Manifest:
         "resources": resources(HEAD_CPU, HEAD_MEMORY),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
-            {"name": "dashboard", "containerPort": DASHBOARD_PORT},
-            {"name": "client", "containerPort": 10001},
-            {"name": "serve", "containerPort": SERVE_PORT},
-            {"name": "metrics", "containerPort": RAY_METRICS_PORT},
+            *_ports(dashboard=DASHBOARD_PORT, client=10001, serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         ],
     }
     spec = {
@@ -134,7 +133,7 @@ def _head(plan: Plan) -> Manifest:
     return {
         # No replica may land on the head: when it is out of memory, everything is.
         "resources": {"CPU": "0"},
-        "rayStartParams": {"dashboard-host": "0.0.0.0", "object-store-memory": str(OBJECT_STORE_BYTES)},
+        "rayStartParams": {"dashboard-host": EVERYWHERE, "object-store-memory": str(OBJECT_STORE_BYTES)},
         "template": {"metadata": metadata, "spec": spec},
     }
 
@@ -143,7 +142,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     container = {
         **_container(plan, "ray-worker"),
         "resources": _whole_node(group),
-        "ports": [{"name": "serve", "containerPort": SERVE_PORT}, {"name": "metrics", "containerPort": RAY_METRICS_PORT}],
+        "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         "lifecycle": {"preStop": {"exec": {"command": ["python3", f"{SCRIPTS_PATH}/drain.py"]}}},
     }
     spec = {
@@ -174,6 +173,10 @@ def _whole_node(group: WorkerGroup) -> Manifest:
     }
 
 
+def _ports(**ports: int) -> list[Manifest]:
+    return [{"name": name, "containerPort": port} for name, port in ports.items()]
+
+
 def _pool_label(group: WorkerGroup) -> dict[str, str]:
     return {key: value for key, value in group.labels.items() if key == "modelfleet.dev/pool"}
 
@@ -187,7 +190,7 @@ def _container(plan: Plan, name: str) -> Manifest:
         "envFrom": object_storage(),
         "securityContext": container_security(read_only=False),
         "volumeMounts": [
-            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  a volume of this pod alone
             {"name": "weights", "mountPath": WEIGHTS_PATH},
             {"name": "scripts", "mountPath": SCRIPTS_PATH, "readOnly": True},
             {"name": "huggingface", "mountPath": HUGGINGFACE_PATH, "readOnly": True},

@@ -1,0 +1,155 @@
+"""One real control plane per test process; each test has its own stack, and so its own namespace and nodes."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.kubernetes.manifests import everything
+from infra.kubernetes.manifests.operator import custom_resource_definitions
+from infra.planning import Plan
+from tests.cluster.eks_nodes import pool_nodes, system_nodes
+from tests.cluster.fleet import planned
+from tools.kubernetes.api import Api, ApiError
+from tools.kubernetes.binaries import build_all, missing
+from tools.kubernetes.control_plane import ControlPlane
+
+MANAGER = "modelfleet-tests"
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[ControlPlane]:
+    """The control plane with KubeRay's CRDs."""
+    if missing() and shutil.which("go") is None:
+        pytest.skip("Go is not installed, and it builds the control plane")
+    build_all()
+    with ControlPlane() as plane:
+        for crd in custom_resource_definitions():
+            plane.api.apply(crd, manager=MANAGER, force=True, timeout=120)
+        wait_for("the CRDs", lambda: plane.api.kind("ray.io/v1", "RayService"))
+        yield plane
+
+
+@pytest.fixture
+def stack_name() -> str:
+    """A name that no other test of this process has."""
+    return f"t{next(numbers)}"
+
+
+@dataclass
+class Stack:
+    """A stack that is applied to the cluster, with its nodes and its own operator."""
+
+    plan: Plan
+    cluster: ControlPlane
+    root: Path
+
+    @property
+    def api(self) -> Api:
+        return self.cluster.api
+
+    @property
+    def namespace(self) -> str:
+        return self.plan.namespace
+
+    def apply(self, plan: Plan | None = None) -> None:
+        """Apply every manifest as the renderer wrote it."""
+        self.plan = plan or self.plan
+        apply_all(self.api, everything(self.plan))
+
+    def start_operator(self) -> None:
+        """The real operator with the rights of its ServiceAccount, and no others."""
+        kubeconfig = self.cluster.kubeconfig_for(self.namespace, "kuberay-operator")
+        flags = (f"-watch-namespace={self.namespace}", f"-leader-election-namespace={self.namespace}")
+        self.cluster.start_operator(kubeconfig, arguments=flags)
+
+    def ray_cluster(self) -> dict[str, Any]:
+        """The one RayCluster of the stack."""
+        found = wait_for("a RayCluster", lambda: self.api.list("ray.io/v1", "RayCluster", self.namespace))
+        assert len(found) == 1, [item["metadata"]["name"] for item in found]
+        return found[0]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Worker pods that are not going away."""
+        pods = self.api.list("v1", "Pod", self.namespace, "ray.io/node-type=worker")
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def scale(self, replicas: dict[str, int]) -> None:
+        """What Ray's autoscaler does: set `replicas` of worker groups in the RayCluster."""
+        live = self.ray_cluster()
+        groups = live["spec"]["workerGroupSpecs"]
+        for group in groups:
+            group["replicas"] = replicas.get(group["groupName"], group.get("replicas", 0))
+        self.api.merge(
+            "ray.io/v1", "RayCluster", live["metadata"]["name"], self.namespace, {"spec": {"workerGroupSpecs": groups}}
+        )
+
+
+@pytest.fixture
+def stack_of(cluster: ControlPlane, stack_name: str, tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Plans a project, makes its nodes, applies it and starts its operator; takes all of it away afterwards."""
+    made: list[Stack] = []
+
+    def make(models: list[dict[str, Any]], *, nodes: bool = True, **config: Any) -> Stack:
+        stack = Stack(planned(tmp_path, models, stack=stack_name, **config), cluster, tmp_path)
+        made.append(stack)
+        if nodes:
+            fleet = [node for pool in stack.plan.pools for node in pool_nodes(stack.plan, pool, pool.max_nodes)]
+            for node in [*system_nodes(stack.plan), *fleet]:
+                cluster.api.create(node)
+        stack.apply()
+        stack.start_operator()
+        return stack
+
+    yield make
+    for stack in made:
+        take_away(stack)
+
+
+def take_away(stack: Stack) -> None:
+    """Leave the shared cluster as it was, in the order of `pulumi destroy`: workloads, operator, namespace."""
+    api, where = stack.api, stack.namespace
+    for api_version, kind, name in (
+        ("ray.io/v1", "RayService", "fleet"),
+        ("apps/v1", "Deployment", "gateway"),
+        ("apps/v1", "Deployment", "kuberay-operator"),
+    ):
+        api.delete(api_version, kind, name, where)
+    for kind in ("nvidia-device-plugin", "dcgm-exporter"):
+        api.delete("apps/v1", "DaemonSet", kind, "kube-system")
+    for job in api.list("batch/v1", "Job", where):
+        api.delete("batch/v1", "Job", job["metadata"]["name"], where)
+    wait_for("all pods to go", lambda: not api.list("v1", "Pod", where), seconds=60)
+    if "kuberay-operator" in stack.cluster.pids():
+        stack.cluster.kill("kuberay-operator")
+    api.delete("v1", "Namespace", where)
+    for node in api.list("v1", "Node", selector=f"modelfleet.dev/stack={stack.plan.stack}"):
+        api.delete("v1", "Node", node["metadata"]["name"])
+
+
+def apply_all(api: Api, manifests: list[dict[str, Any]]) -> None:
+    """Apply in order, as one manager."""
+    for manifest in manifests:
+        api.apply(manifest, manager=MANAGER)
+
+
+def wait_for(what: str, probe: Callable[[], Any], *, seconds: float = 30.0) -> Any:
+    """The first true value of `probe`; fails with `what` after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if value := probe():
+                return value
+        except ApiError as error:
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}: {error}") from error
+        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.2)
