@@ -91,15 +91,13 @@ class Addons(pulumi.ComponentResource):
             most_recent=False,
             opts=pulumi.InvokeOptions(parent=self),
         )
-        return found.version
+        return str(found.version)
 
     def _create_role(self, name: str, service_account: str, managed_policy: str) -> aws.iam.Role:
         trust = policies.pod_trust(
             cluster_arn=self._site.cluster_arn, namespace="kube-system", service_account=service_account
         )
-        role = aws.iam.Role(
-            name, assume_role_policy=json.dumps(trust), tags=self._site.tagged(name), opts=self._child
-        )
+        role = aws.iam.Role(name, assume_role_policy=json.dumps(trust), tags=self._site.tagged(name), opts=self._child)
         aws.iam.RolePolicyAttachment(
             name,
             role=role.name,

@@ -55,7 +55,7 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
 
 def _role_arn(caller_arn: str, session: boto3.Session) -> str:
     """`assumed-role/NAME/SESSION` as the role's own ARN, with its path; a user's ARN as it is."""
-    kind, _, rest = caller_arn.partition(":assumed-role/")
+    _, _, rest = caller_arn.partition(":assumed-role/")
     if not rest:
         return caller_arn
     name = rest.partition("/")[0]

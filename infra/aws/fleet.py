@@ -165,7 +165,9 @@ class AwsFleet(pulumi.ComponentResource):
         scaling = policies.cluster_autoscaler(
             cluster_name=site.cluster_name, partition=site.partition, region=site.region, account=site.account
         )
-        roles.append(self._pod_role("autoscaler", AUTOSCALER_NAMESPACE, AUTOSCALER, scaling, cluster, None, write=False))
+        roles.append(
+            self._pod_role("autoscaler", AUTOSCALER_NAMESPACE, AUTOSCALER, scaling, cluster, None, write=False)
+        )
         return roles
 
     def _pod_role(
@@ -196,7 +198,9 @@ class AwsFleet(pulumi.ComponentResource):
         if code is None:
             return []
         after = pulumi.ResourceOptions(parent=self, depends_on=mirror.ready if mirror else [])
-        return [Code(f"{self._name}-code", self._site, self._plan.code, bucket=self.bucket, source=code, opts=after).object]
+        return [
+            Code(f"{self._name}-code", self._site, self._plan.code, bucket=self.bucket, source=code, opts=after).object
+        ]
 
     def _register(self) -> None:
         cost = self._plan.cost

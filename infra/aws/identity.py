@@ -31,12 +31,8 @@ class PodRole(pulumi.ComponentResource):
     ) -> None:
         super().__init__("modelfleet:aws:PodRole", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        trust = policies.pod_trust(
-            cluster_arn=site.cluster_arn, namespace=namespace, service_account=service_account
-        )
-        self.role = aws.iam.Role(
-            name, assume_role_policy=json.dumps(trust), tags=site.tagged(name), opts=child
-        )
+        trust = policies.pod_trust(cluster_arn=site.cluster_arn, namespace=namespace, service_account=service_account)
+        self.role = aws.iam.Role(name, assume_role_policy=json.dumps(trust), tags=site.tagged(name), opts=child)
         attached = [self._attach(f"{name}-{short}", document, site) for short, document in documents.items()]
         self.association = aws.eks.PodIdentityAssociation(
             name,
@@ -59,5 +55,6 @@ def as_documents(name: str, statements: Sequence[policies.Statement]) -> dict[st
     """Statements as JSON policies by short name, split where one would be too long for IAM."""
     documents = policies.split(statements)
     return {
-        name if index == 0 else f"{name}-{index + 1}": policies.as_json(document) for index, document in enumerate(documents)
+        name if index == 0 else f"{name}-{index + 1}": policies.as_json(document)
+        for index, document in enumerate(documents)
     }

@@ -24,9 +24,7 @@ class Mirror(pulumi.ComponentResource):
     key: aws.kms.Key
     ready: list[pulumi.Resource]
 
-    def __init__(
-        self, name: str, site: Site, plan: BucketPlan, *, opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, site: Site, plan: BucketPlan, *, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:aws:Mirror", name, None, opts)
         self._name, self._site, self._plan = name, site, plan
         self._child = pulumi.ResourceOptions(parent=self)

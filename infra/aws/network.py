@@ -103,9 +103,7 @@ class Network(pulumi.ComponentResource):
                 tags=self._site.tagged(name, **{"kubernetes.io/role/elb": "1"}),
                 opts=self._child,
             )
-            aws.ec2.RouteTableAssociation(
-                name, subnet_id=subnets[zone].id, route_table_id=table.id, opts=self._child
-            )
+            aws.ec2.RouteTableAssociation(name, subnet_id=subnets[zone].id, route_table_id=table.id, opts=self._child)
         return subnets
 
     def _create_nats(

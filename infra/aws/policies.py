@@ -86,7 +86,9 @@ def read_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> lis
     arn = f"arn:{partition}:s3:::{bucket}"
     listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": arn}
     if "" not in prefixes:
-        listing["Condition"] = {"StringLike": {"s3:prefix": [p for prefix in prefixes for p in (prefix, f"{prefix}/*")]}}
+        listing["Condition"] = {
+            "StringLike": {"s3:prefix": [p for prefix in prefixes for p in (prefix, f"{prefix}/*")]}
+        }
     below = [f"{arn}/{prefix}/*" if prefix else f"{arn}/*" for prefix in prefixes]
     return [{"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": below}, listing]
 

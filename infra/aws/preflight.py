@@ -28,7 +28,9 @@ ReadFacts = Callable[[Plan], AccountFacts]
 class Place(Protocol):
     """`LoadedStack.finding`: a finding at a key of the stack file."""
 
-    def __call__(self, path: KeyPath, message: str, severity: Severity = Severity.ERROR) -> Finding: ...
+    def __call__(self, path: KeyPath, message: str, severity: Severity = Severity.ERROR) -> Finding:
+        """A finding at a key path such as `("pools", 0, "zones")`."""
+        ...
 
 
 def place_without_lines(plan: Plan) -> Place:
@@ -91,13 +93,16 @@ def _account(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]
     if admins and facts.caller_role_arn not in admins:
         yield place(
             ("cluster", "adminRoleArns"),
-            f"does not have {facts.caller_role_arn}, which runs Pulumi: it could make the cluster but nothing in it; add it",
+            f"does not have {facts.caller_role_arn}, which runs Pulumi: "
+            f"it could make the cluster but nothing in it; add it",
         )
 
 
 def _zones(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
     if not facts.zones:
-        yield place((), f"region {facts.region} has no zone that this account may use; enable the region or choose another")
+        yield place(
+            (), f"region {facts.region} has no zone that this account may use; enable the region or choose another"
+        )
         return
     wanted = plan.config.network.zones
     if not plan.config.network.vpc_id and len(facts.zones) < wanted:
@@ -118,7 +123,9 @@ def _subnets(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]
         elif subnet.vpc_id != network.vpc_id:
             yield place(path, f"found '{subnet_id}', which is in {subnet.vpc_id}; vpcId is {network.vpc_id}")
         elif subnet.free_addresses is not None and subnet.free_addresses < ADDRESSES_PER_NODE:
-            message = f"'{subnet_id}' has {subnet.free_addresses} free addresses; one node takes about {ADDRESSES_PER_NODE}"
+            message = (
+                f"'{subnet_id}' has {subnet.free_addresses} free addresses; one node takes about {ADDRESSES_PER_NODE}"
+            )
             yield place(path, message, Severity.WARNING)
     zones = {subnet.zone for subnet in facts.subnets}
     if facts.subnets and len(zones) < FEWEST_ZONES:
@@ -183,8 +190,9 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
             yield place(
                 ("pools",),
                 f"need up to {vcpus} vCPUs of {group} {purchase} instances, the account's quota {code} in "
-                f"{facts.region} is {facts.quotas[code]:g}; request {vcpus}: aws service-quotas request-service-quota-increase "
-                f"--service-code ec2 --quota-code {code} --desired-value {vcpus} --region {facts.region}, or lower maxNodes",
+                f"{facts.region} is {facts.quotas[code]:g}; lower maxNodes, or request it: aws service-quotas "
+                f"request-service-quota-increase --service-code ec2 --quota-code {code} --desired-value {vcpus} "
+                f"--region {facts.region}",
             )
 
 

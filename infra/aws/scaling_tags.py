@@ -22,5 +22,8 @@ def scaling_tags(pool: PoolPlan) -> dict[str, tuple[str, str]]:
     if pool.node.gpus:
         tags["gpus"] = (f"{TEMPLATE}/resources/nvidia.com/gpu", str(pool.node.gpus))
     for taint in pool.taints:
-        tags[f"taint-{taint.key.rpartition('/')[2]}"] = (f"{TEMPLATE}/taint/{taint.key}", f"{taint.value}:{taint.effect}")
+        tags[f"taint-{taint.key.rpartition('/')[2]}"] = (
+            f"{TEMPLATE}/taint/{taint.key}",
+            f"{taint.value}:{taint.effect}",
+        )
     return tags

@@ -22,7 +22,9 @@ LARGEST_VPC_PREFIX = 16
 #: An IPv4 range wider than /8 is as good as the whole internet: two /1 are 0.0.0.0/0 in disguise.
 WIDEST_PUBLIC_PREFIX = 8
 WIDEST_PUBLIC_PREFIX_V6 = 16
-PRIVATE_ADDRESSES = tuple(ip_network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"))
+PRIVATE_ADDRESSES = tuple(
+    ip_network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _way_out_findings(stack: LoadedStack, network: Network) -> Iterator[Finding]
     if network.nat == "none" and not network.interface_endpoints:
         yield stack.finding(
             ("network", "nat"),
-            "found 'none' without interfaceEndpoints: nodes would reach neither EKS nor ECR; set interfaceEndpoints: true, or nat: single",
+            "found 'none' without interfaceEndpoints: nodes would reach neither EKS nor ECR; "
+            "set interfaceEndpoints: true, or nat: single",
         )
 
 

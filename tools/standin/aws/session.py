@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from infra.provider import NotDone, Props, Refused
+from tools.standin.aws.faults import Faults, scripted
 
 SETTINGS = frozenset(
     {
@@ -50,6 +51,7 @@ class Aws:
     keys: dict[str, str] = field(repr=False)
     _clients: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _faults: Faults | None = field(default_factory=scripted, repr=False)
 
     def client(self, service: str, region: str | None = None) -> Any:
         """A boto3 client for `service` against the emulator; `region` overrides the provider's."""
@@ -69,7 +71,19 @@ class Aws:
                     ),
                     **self.keys,
                 )
+                if self._faults is not None:
+                    self._clients[key].meta.events.register("provide-client-params.*", self._before_client_call)
             return self._clients[key]
+
+    def before_call(self, service: str, operation: str, about: str = "") -> None:
+        """Lets a test's script fail this call."""
+        if self._faults is not None:
+            self._faults.before(service, operation, about)
+
+    def _before_client_call(self, params: Props, model: Any, **_: Any) -> None:
+        about = "table" if params.get("Bucket") == "standin-table" else repr(sorted(params.items(), key=str))
+        if about != "table":
+            self.before_call(model.service_model.service_name, model.name, about)
 
     def endpoint(self, service: str) -> str:
         """The emulator's URL for `service`; without one, or with one off this machine, the call is refused."""

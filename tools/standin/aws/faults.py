@@ -1,0 +1,71 @@
+"""Scripted failures of AWS calls, for tests only: a JSON file named by `MODELFLEET_STANDIN_FAULTS`.
+
+    {"once": true, "code": "InternalFailure"}        each different call fails the first time it is made
+    {"at": 7, "code": "InternalFailure"}             the seventh call of a plugin process fails
+    {"first": 40, "code": "ThrottlingException"}     the first forty calls fail, then all is well
+    {"after": {"CreateNodegroup": 30}}               the call sleeps 30 s before it is sent (to be killed in)
+
+`log` in the file names a file that gets one line per call. Reads do not fail, or a preview could not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+VARIABLE = "MODELFLEET_STANDIN_FAULTS"
+#: Operations that change nothing.
+READS = ("Get", "Describe", "List", "Head")
+
+
+class Faults:
+    """The script and how far it has come."""
+
+    def __init__(self, script: dict[str, Any]) -> None:
+        self._script = script
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def before(self, service: str, operation: str, about: str = "") -> None:
+        """Called before each AWS call; raises the scripted error as AWS would answer it."""
+        if operation.startswith(READS):
+            return
+        with self._lock:
+            self._count += 1
+            count = self._count
+            line = f"{service}:{operation}:{about}"
+            seen = self._note(line)
+        time.sleep(self._script.get("after", {}).get(operation, 0))
+        if self._fails(count, seen):
+            code = self._script.get("code", "InternalFailure")
+            raise ClientError({"Error": {"Code": code, "Message": f"scripted failure of call {count}"}}, operation)
+
+    def _note(self, line: str) -> bool:
+        """Writes the call down; whether it was made before."""
+        log = self._script.get("log")
+        if not log:
+            return False
+        path = Path(log)
+        seen = path.is_file() and line in path.read_text(encoding="utf-8").splitlines()
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        return seen
+
+    def _fails(self, count: int, seen: bool) -> bool:
+        return bool(
+            (self._script.get("once") and not seen)
+            or count == self._script.get("at")
+            or count <= self._script.get("first", 0)
+        )
+
+
+def scripted() -> Faults | None:
+    """The faults that the environment asks for; None outside of tests."""
+    path = os.environ.get(VARIABLE)
+    return Faults(json.loads(Path(path).read_text(encoding="utf-8"))) if path else None

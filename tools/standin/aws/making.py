@@ -1,0 +1,97 @@
+"""What resource types of the aws stand-in share: absent things, half-made things, tags, the forms of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from infra.provider import Call, Made, PartlyMade, Props, Refused
+from tools.standin.aws.session import Aws, error_code, explain
+
+ACCOUNT = "123456789012"
+"""moto's account."""
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether a service says that the thing is not there."""
+    code = error_code(error)
+    return "NotFound" in code or code in ("NoSuchEntity", "NoSuchBucket", "NoSuchKey", "404")
+
+
+def unless_absent(work: Callable[[], Any]) -> Any:
+    """`work()`, or None when what it is about is not there."""
+    try:
+        return work()
+    except ClientError as error:
+        if is_absent(error):
+            return None
+        raise
+
+
+def made(id: str, outputs: Props, *steps: Callable[[], Any]) -> Made:
+    """A resource that exists, after further calls that complete it; one that fails leaves it to be repaired.
+
+    Without this a second `pulumi up` would make another one beside the first.
+    """
+    for step in steps:
+        try:
+            step()
+        except (ClientError, Refused) as error:
+            raise PartlyMade(id, outputs, [explain(error) if isinstance(error, ClientError) else str(error)]) from error
+    return Made(id, outputs)
+
+
+def client(call: Call[Aws], service: str, props: Props) -> Any:
+    """The service's client in the resource's region."""
+    return call.session.client(service, props.get("region"))
+
+
+def region(call: Call[Aws], props: Props) -> str:
+    """The resource's region."""
+    return str(props.get("region") or call.session.region)
+
+
+def capital(name: str) -> str:
+    """`cidrBlock` as EC2 writes it."""
+    return name[:1].upper() + name[1:]
+
+
+def given(props: Props, *names: str) -> Props:
+    """The inputs that are set, with EC2's capital letters."""
+    return {capital(name): props[name] for name in names if props.get(name) is not None}
+
+
+def as_tags(tags: Mapping[str, str], key: str = "Key", value: str = "Value") -> list[dict[str, str]]:
+    """Tags as a list of pairs."""
+    return [{key: name, value: text} for name, text in tags.items()]
+
+
+def from_tags(pairs: Iterable[Mapping[str, str]], key: str = "Key", value: str = "Value") -> dict[str, str]:
+    """A list of pairs as tags, without those that AWS sets itself."""
+    return {pair[key]: pair[value] for pair in pairs if not pair[key].startswith("aws:")}
+
+
+def live_tags(call: Call[Aws], state: Props, found: Mapping[str, str]) -> Props:
+    """`tags` and `tagsAll` as they are in the account: the provider's default tags are not the resource's own."""
+    own = state.get("tags") or {}
+    tags = {name: text for name, text in found.items() if name in own or name not in call.session.default_tags}
+    return {"tagsAll": dict(found), **({"tags": tags} if tags or own else {})}
+
+
+def tag_specification(call: Call[Aws], kind: str, inputs: Props) -> Props:
+    """EC2's `TagSpecifications` for a new resource."""
+    tags = call.session.tags(inputs)
+    return {"TagSpecifications": [{"ResourceType": kind, "Tags": as_tags(tags)}]} if tags else {}
+
+
+def retag(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    """Brings an EC2 resource's tags to what the program says; answers `tagsAll`."""
+    wanted, had = call.session.tags(inputs), state.get("tagsAll") or {}
+    ec2 = client(call, "ec2", inputs)
+    if gone := [{"Key": name} for name in had if name not in wanted]:
+        ec2.delete_tags(Resources=[id], Tags=gone)
+    if changed := {name: text for name, text in wanted.items() if had.get(name) != text}:
+        ec2.create_tags(Resources=[id], Tags=as_tags(changed))
+    return {"tagsAll": wanted}

@@ -1,0 +1,236 @@
+"""Route tables, routes, associations, security groups and their rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra.provider import Autoname, Call, Made, Props, ResourceDef
+from tools.standin.aws.making import (
+    ACCOUNT,
+    client,
+    from_tags,
+    given,
+    live_tags,
+    region,
+    retag,
+    tag_specification,
+    unless_absent,
+)
+from tools.standin.aws.session import Aws
+
+# --- route table -----------------------------------------------------------------------------------------
+
+
+def _create_table(call: Call[Aws], inputs: Props) -> Made:
+    tags = tag_specification(call, "route-table", inputs)
+    answer = client(call, "ec2", inputs).create_route_table(VpcId=inputs["vpcId"], **tags)
+    id = answer["RouteTable"]["RouteTableId"]
+    outputs = {
+        "arn": f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:route-table/{id}",
+        "ownerId": ACCOUNT,
+        "region": region(call, inputs),
+        "tagsAll": call.session.tags(inputs),
+    }
+    return Made(id, outputs)
+
+
+def _find_table(call: Call[Aws], id: str, props: Props) -> Any:
+    ec2 = client(call, "ec2", props)
+    found = unless_absent(lambda: ec2.describe_route_tables(RouteTableIds=[id])["RouteTables"])
+    return found[0] if found else None
+
+
+def _read_table(call: Call[Aws], id: str, state: Props) -> Props | None:
+    found = _find_table(call, id, state)
+    if not found:
+        return None
+    return {**state, "vpcId": found["VpcId"], **live_tags(call, state, from_tags(found.get("Tags", [])))}
+
+
+TABLE = ResourceDef(
+    token="aws:ec2/routeTable:RouteTable",
+    inputs=frozenset({"region", "tags", "vpcId"}),
+    required=frozenset({"vpcId"}),
+    outputs=frozenset({"arn", "ownerId", "region", "tagsAll"}),
+    force_new=frozenset({"region", "vpcId"}),
+    create=_create_table,
+    read=_read_table,
+    update=retag,
+    delete=lambda call, id, state: unless_absent(
+        lambda: client(call, "ec2", state).delete_route_table(RouteTableId=id)
+    ),
+)
+
+# --- route -----------------------------------------------------------------------------------------------
+
+_TARGETS = ("gatewayId", "natGatewayId")
+
+
+def _route(inputs: Props) -> Props:
+    return given(inputs, "routeTableId", "destinationCidrBlock", *_TARGETS)
+
+
+def _create_route(call: Call[Aws], inputs: Props) -> Made:
+    client(call, "ec2", inputs).create_route(**_route(inputs))
+    id = f"r-{inputs['routeTableId']}-{inputs['destinationCidrBlock']}"
+    return Made(id, {"origin": "CreateRoute", "state": "active", "region": region(call, inputs)})
+
+
+def _read_route(call: Call[Aws], id: str, state: Props) -> Props | None:
+    table = _find_table(call, state["routeTableId"], state)
+    for route in table["Routes"] if table else ():
+        if route.get("DestinationCidrBlock") == state["destinationCidrBlock"]:
+            live = {"gatewayId": route.get("GatewayId"), "natGatewayId": route.get("NatGatewayId")}
+            return {**state, **{key: value for key, value in live.items() if key in state or value}}
+    return None
+
+
+def _update_route(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    client(call, "ec2", inputs).replace_route(**_route(inputs))
+    return {}
+
+
+def _delete_route(call: Call[Aws], id: str, state: Props) -> None:
+    wanted = given(state, "routeTableId", "destinationCidrBlock")
+    unless_absent(lambda: client(call, "ec2", state).delete_route(**wanted))
+
+
+ROUTE = ResourceDef(
+    token="aws:ec2/route:Route",
+    inputs=frozenset({"destinationCidrBlock", "region", "routeTableId", *_TARGETS}),
+    required=frozenset({"destinationCidrBlock", "routeTableId"}),
+    outputs=frozenset({"origin", "region", "state"}),
+    force_new=frozenset({"destinationCidrBlock", "region", "routeTableId"}),
+    create=_create_route,
+    read=_read_route,
+    update=_update_route,
+    delete=_delete_route,
+)
+
+# --- association -----------------------------------------------------------------------------------------
+
+
+def _associate(call: Call[Aws], inputs: Props) -> Made:
+    wanted = given(inputs, "subnetId", "routeTableId")
+    answer = client(call, "ec2", inputs).associate_route_table(**wanted)
+    return Made(answer["AssociationId"], {"region": region(call, inputs)})
+
+
+def _read_association(call: Call[Aws], id: str, state: Props) -> Props | None:
+    table = _find_table(call, state["routeTableId"], state)
+    for item in table["Associations"] if table else ():
+        if item.get("RouteTableAssociationId") == id:
+            return {**state, "subnetId": item.get("SubnetId"), "routeTableId": item["RouteTableId"]}
+    return None
+
+
+ASSOCIATION = ResourceDef(
+    token="aws:ec2/routeTableAssociation:RouteTableAssociation",
+    inputs=frozenset({"region", "routeTableId", "subnetId"}),
+    required=frozenset({"routeTableId", "subnetId"}),
+    outputs=frozenset({"region"}),
+    # AWS can move an association to another table; the stand-in makes a new one.
+    force_new=frozenset({"region", "routeTableId", "subnetId"}),
+    delete_before_replace=True,
+    create=_associate,
+    read=_read_association,
+    delete=lambda call, id, state: unless_absent(
+        lambda: client(call, "ec2", state).disassociate_route_table(AssociationId=id)
+    ),
+)
+
+# --- security group --------------------------------------------------------------------------------------
+
+
+def _create_group(call: Call[Aws], inputs: Props) -> Made:
+    ec2 = client(call, "ec2", inputs)
+    answer = ec2.create_security_group(
+        GroupName=inputs["name"],
+        Description=inputs.get("description", "Managed by Pulumi"),
+        VpcId=inputs["vpcId"],
+        **tag_specification(call, "security-group", inputs),
+    )
+    id = answer["GroupId"]
+    # As the real plugin does: AWS opens every new group outwards, the program says what it wants.
+    everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+    ec2.revoke_security_group_egress(GroupId=id, IpPermissions=everything)
+    arn = f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:security-group/{id}"
+    return Made(id, {"arn": arn, "region": region(call, inputs), "tagsAll": call.session.tags(inputs)})
+
+
+def _read_group(call: Call[Aws], id: str, state: Props) -> Props | None:
+    ec2 = client(call, "ec2", state)
+    found = unless_absent(lambda: ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"])
+    if not found:
+        return None
+    live = {"name": found[0]["GroupName"], "description": found[0]["Description"], "vpcId": found[0]["VpcId"]}
+    return {**state, **live, **live_tags(call, state, from_tags(found[0].get("Tags", [])))}
+
+
+GROUP = ResourceDef(
+    token="aws:ec2/securityGroup:SecurityGroup",
+    inputs=frozenset({"description", "name", "region", "tags", "vpcId"}),
+    required=frozenset({"vpcId"}),
+    outputs=frozenset({"arn", "region", "tagsAll"}),
+    force_new=frozenset({"description", "name", "region", "vpcId"}),
+    defaults={"description": "Managed by Pulumi"},
+    autoname=Autoname("name", max_length=255),
+    create=_create_group,
+    read=_read_group,
+    update=retag,
+    delete=lambda call, id, state: unless_absent(lambda: client(call, "ec2", state).delete_security_group(GroupId=id)),
+)
+
+
+def _rule(direction: str) -> ResourceDef[Aws]:
+    """`SecurityGroupIngressRule` and `SecurityGroupEgressRule` are alike but for the call."""
+    kind = f"SecurityGroup{direction.capitalize()}Rule"
+
+    def create(call: Call[Aws], inputs: Props) -> Made:
+        permission: Props = given(inputs, "ipProtocol", "fromPort", "toPort")
+        text = {"Description": inputs["description"]} if inputs.get("description") else {}
+        if inputs.get("cidrIpv4"):
+            permission["IpRanges"] = [{"CidrIp": inputs["cidrIpv4"], **text}]
+        else:
+            permission["UserIdGroupPairs"] = [{"GroupId": inputs["referencedSecurityGroupId"], **text}]
+        authorize = getattr(client(call, "ec2", inputs), f"authorize_security_group_{direction}")
+        tags = tag_specification(call, "security-group-rule", inputs)
+        answer = authorize(GroupId=inputs["securityGroupId"], IpPermissions=[permission], **tags)
+        id = answer["SecurityGroupRules"][0]["SecurityGroupRuleId"]
+        arn = f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:security-group-rule/{id}"
+        outputs = {"arn": arn, "securityGroupRuleId": id, "region": region(call, inputs)}
+        return Made(id, {**outputs, "tagsAll": call.session.tags(inputs)})
+
+    def read(call: Call[Aws], id: str, state: Props) -> Props | None:
+        ec2 = client(call, "ec2", state)
+        found = unless_absent(
+            lambda: ec2.describe_security_group_rules(
+                Filters=[{"Name": "group-id", "Values": [state["securityGroupId"]]}]
+            )["SecurityGroupRules"]
+        )
+        for rule in found or ():
+            if rule["SecurityGroupRuleId"] == id:
+                live = {"ipProtocol": rule["IpProtocol"], "cidrIpv4": rule.get("CidrIpv4")}
+                return {**state, **{key: value for key, value in live.items() if value is not None}}
+        return None
+
+    def delete(call: Call[Aws], id: str, state: Props) -> None:
+        revoke = getattr(client(call, "ec2", state), f"revoke_security_group_{direction}")
+        unless_absent(lambda: revoke(GroupId=state["securityGroupId"], SecurityGroupRuleIds=[id]))
+
+    place = ("cidrIpv4", "fromPort", "ipProtocol", "referencedSecurityGroupId", "securityGroupId", "toPort")
+    return ResourceDef(
+        token=f"aws:vpc/{kind[0].lower()}{kind[1:]}:{kind}",
+        inputs=frozenset({"description", "region", "tags", *place}),
+        required=frozenset({"ipProtocol", "securityGroupId"}),
+        outputs=frozenset({"arn", "region", "securityGroupRuleId", "tagsAll"}),
+        # In AWS all but the group can be changed in place; moto takes any change without looking at it.
+        force_new=frozenset({"description", "region", *place}),
+        create=create,
+        read=read,
+        update=retag,
+        delete=delete,
+    )
+
+
+RESOURCES = (TABLE, ROUTE, ASSOCIATION, GROUP, _rule("ingress"), _rule("egress"))

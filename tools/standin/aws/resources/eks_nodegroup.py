@@ -1,0 +1,295 @@
+"""`aws:eks/nodeGroup:NodeGroup`: moto keeps it; what moto drops or cannot update stands in `eks/nodegroups/…`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+from infra.provider import UNKNOWN, Call, Made, Props, Refused, ResourceDef
+from tools.standin.aws.making import client, live_tags, made, region, unless_absent
+from tools.standin.aws.session import Aws
+from tools.standin.aws.table import Table, validated
+
+_INPUTS = frozenset(
+    {
+        "amiType",
+        "capacityType",
+        "clusterName",
+        "instanceTypes",
+        "labels",
+        "launchTemplate",
+        "nodeGroupName",
+        "nodeGroupNamePrefix",
+        "nodeRepairConfig",
+        "nodeRoleArn",
+        "region",
+        "releaseVersion",
+        "scalingConfig",
+        "subnetIds",
+        "tags",
+        "taints",
+        "updateConfig",
+        "version",
+    }
+)
+#: Length of the suffix that the Terraform provider puts behind a prefix; the whole name has at most 63 characters.
+_SUFFIX = 26
+_LONGEST_NAME = 63
+#: moto updates these; the rest of what changes in place lives in the table.
+_IN_MOTO = ("labels", "taints", "scalingConfig", "updateConfig", "nodeRepairConfig")
+
+
+def entry(cluster: str, name: str) -> str:
+    """The table key of a node group."""
+    return f"eks/nodegroups/{cluster}/{name}"
+
+
+def _id(cluster: str, name: str) -> str:
+    return f"{cluster}:{name}"
+
+
+def _name(call: Call[Aws], inputs: Props) -> str:
+    if inputs.get("nodeGroupName"):
+        return str(inputs["nodeGroupName"])
+    seed = hashlib.sha256(f"{call.urn}{time.time_ns()}".encode()).hexdigest()
+    return f"{inputs['nodeGroupNamePrefix']}{seed[:_SUFFIX]}"
+
+
+def _template(inputs: Props) -> Props | None:
+    template = inputs.get("launchTemplate")
+    return {key: str(template[key]) for key in ("id", "name", "version") if template.get(key)} if template else None
+
+
+def _request(call: Call[Aws], inputs: Props, name: str) -> Props:
+    request: Props = {
+        "clusterName": inputs["clusterName"],
+        "nodegroupName": name,
+        "nodeRole": inputs["nodeRoleArn"],
+        "subnets": inputs["subnetIds"],
+        "scalingConfig": inputs["scalingConfig"],
+        "labels": inputs.get("labels") or {},
+        "taints": inputs.get("taints") or [],
+        "tags": call.session.tags(inputs),
+    }
+    for key in (
+        "amiType",
+        "capacityType",
+        "instanceTypes",
+        "nodeRepairConfig",
+        "releaseVersion",
+        "updateConfig",
+        "version",
+    ):
+        if inputs.get(key) is not None:
+            request[key] = inputs[key]
+    if template := _template(inputs):
+        request["launchTemplate"] = template
+    return request
+
+
+def _create(call: Call[Aws], inputs: Props) -> Made:
+    name = _name(call, inputs)
+    request = validated("eks", "CreateNodegroup", _request(call, inputs, name))
+    _refuse(call, inputs, request)
+    client(call, "eks", inputs).create_nodegroup(
+        **{key: value for key, value in request.items() if key not in ("updateConfig", "nodeRepairConfig")}
+    )
+    cluster = inputs["clusterName"]
+    known = {"nodeGroupName": name, "tagsAll": request["tags"]}
+    done = made(
+        _id(cluster, name),
+        known,
+        lambda: Table(call.session).put(entry(cluster, name), _extra(request)),
+        lambda: _configure(call, inputs, name, ("updateConfig", "nodeRepairConfig")),
+    )
+    return Made(done.id, {**done.outputs, **_outputs(call, inputs, name)})
+
+
+def _extra(request: Props) -> Props:
+    """What moto cannot change later: the table's part."""
+    kept = ("version", "releaseVersion", "launchTemplate", "tags", "updateConfig", "nodeRepairConfig")
+    return {key: request[key] for key in kept if key in request}
+
+
+def _refuse(call: Call[Aws], inputs: Props, request: Props) -> None:
+    """What EKS refuses and moto takes."""
+    where = "CreateNodegroup: InvalidParameterException:"
+    if problem := _scaling_fault(inputs["scalingConfig"]):
+        raise Refused(f"{where} {problem}")
+    ec2 = client(call, "ec2", inputs)
+    subnets = ec2.describe_subnets(SubnetIds=request["subnets"])["Subnets"]
+    template = _template_data(call, inputs)
+    own_type = template.get("InstanceType")
+    if own_type and inputs.get("instanceTypes"):
+        raise Refused(f"{where} the instance type is in the launch template and in the request")
+    if inputs.get("capacityType") == "CAPACITY_BLOCK":
+        target = template.get("CapacityReservationSpecification", {}).get("CapacityReservationTarget")
+        market = template.get("InstanceMarketOptions", {}).get("MarketType")
+        if market != "capacity-block" or not target or not own_type:
+            raise Refused(f"{where} CAPACITY_BLOCK wants market type, reservation and instance type in the template")
+    zones = sorted({subnet["AvailabilityZone"] for subnet in subnets})
+    for name in [own_type] if own_type else inputs.get("instanceTypes") or []:
+        offered = ec2.describe_instance_type_offerings(
+            LocationType="availability-zone",
+            Filters=[{"Name": "instance-type", "Values": [name]}, {"Name": "location", "Values": zones}],
+        )["InstanceTypeOfferings"]
+        if not offered:
+            raise Refused(f"{where} instance type {name} is not offered in {', '.join(zones)}")
+    call.session.client("iam", "us-east-1").get_role(RoleName=request["nodeRole"].rpartition("/")[2])
+
+
+def _template_data(call: Call[Aws], inputs: Props) -> Any:
+    template = _template(inputs)
+    if not template:
+        return {}
+    ec2 = client(call, "ec2", inputs)
+    answer = ec2.describe_launch_template_versions(LaunchTemplateId=template["id"], Versions=[template["version"]])
+    return answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+
+
+def _scaling_fault(scaling: Props) -> str:
+    low, desired, high = (scaling.get(key, 0) for key in ("minSize", "desiredSize", "maxSize"))
+    return "" if low <= desired <= high and high >= 1 else f"sizes {low} <= {desired} <= {high} do not hold"
+
+
+def _describe(call: Call[Aws], props: Props, name: str) -> Any:
+    eks = client(call, "eks", props)
+    return unless_absent(
+        lambda: eks.describe_nodegroup(clusterName=props["clusterName"], nodegroupName=name)["nodegroup"]
+    )
+
+
+def _outputs(call: Call[Aws], props: Props, name: str) -> Props:
+    live = _describe(call, props, name)
+    groups = [{"name": group["name"]} for group in live["resources"]["autoScalingGroups"]]
+    return {
+        "arn": live["nodegroupArn"],
+        "nodeGroupName": name,
+        "region": region(call, props),
+        "resources": [{"autoscalingGroups": groups, "remoteAccessSecurityGroupId": ""}],
+        "status": live["status"],
+        "tagsAll": call.session.tags(props),
+    }
+
+
+def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
+    cluster, _, name = id.partition(":")
+    live = _describe(call, {**state, "clusterName": cluster}, name)
+    if not live:
+        return None
+    extra = Table(call.session).find(entry(cluster, name)) or {}
+    seen = {
+        "amiType": live["amiType"],
+        "capacityType": live["capacityType"],
+        "labels": live.get("labels", {}),
+        "taints": live.get("taints", []),
+        "scalingConfig": live["scalingConfig"],
+        "subnetIds": _in_order_of(state.get("subnetIds") or [], live["subnets"]),
+        "nodeRoleArn": live["nodeRole"],
+        "updateConfig": live.get("updateConfig") or extra.get("updateConfig"),
+        "nodeRepairConfig": live.get("nodeRepairConfig") or extra.get("nodeRepairConfig"),
+        "version": extra.get("version"),
+        "releaseVersion": extra.get("releaseVersion"),
+        "launchTemplate": extra.get("launchTemplate"),
+        **({"instanceTypes": live["instanceTypes"]} if state.get("instanceTypes") else {}),
+    }
+    tags = live_tags(call, state, extra.get("tags", {}))
+    outputs = _outputs(call, state, name)
+    return {**state, "clusterName": cluster, **{k: v for k, v in seen.items() if k in state}, **outputs, **tags}
+
+
+def _in_order_of(known: list[str], found: list[str]) -> list[str]:
+    return [item for item in known if item in found] + sorted(set(found) - set(known))
+
+
+def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    cluster, _, name = id.partition(":")
+    table = Table(call.session)
+    extra = table.find(entry(cluster, name)) or {}
+    request = _request(call, inputs, name)
+    if problem := _scaling_fault(inputs["scalingConfig"]):
+        raise Refused(f"UpdateNodegroupConfig: InvalidParameterException: {problem}")
+    changed = tuple(key for key in _IN_MOTO if inputs.get(key) != state.get(key) or key not in extra)
+    _configure(call, inputs, name, changed, state)
+    version: Props = {k: request[k] for k in ("version", "releaseVersion", "launchTemplate") if k in request}
+    if any(version[key] != extra.get(key) for key in version):
+        table.call("eks", "UpdateNodegroupVersion", {"clusterName": cluster, "nodegroupName": name, **version})
+    table.put(entry(cluster, name), _extra(request))
+    return _outputs(call, inputs, name)
+
+
+def _configure(call: Call[Aws], inputs: Props, name: str, keys: tuple[str, ...], state: Props | None = None) -> None:
+    """UpdateNodegroupConfig for what changed, in the add-and-remove form that EKS wants."""
+    old = state or {}
+    changes: Props = {}
+    for key in keys:
+        new = inputs.get(key)
+        if key == "labels":
+            gone = sorted(set(old.get(key) or {}) - set(new or {}))
+            changes[key] = {"addOrUpdateLabels": new or {}, "removeLabels": gone}
+        elif key == "taints":
+            gone_taints = [taint for taint in old.get(key) or [] if taint not in (new or [])]
+            changes[key] = {"addOrUpdateTaints": new or [], "removeTaints": gone_taints}
+        elif new is not None:
+            changes[key] = new
+    if changes:
+        params = {"clusterName": inputs["clusterName"], "nodegroupName": name, **changes}
+        client(call, "eks", inputs).update_nodegroup_config(**params)
+
+
+def _delete(call: Call[Aws], id: str, state: Props) -> None:
+    cluster, _, name = id.partition(":")
+    live = _describe(call, {**state, "clusterName": cluster}, name)
+    table = Table(call.session)
+    if live:
+        for group in live["resources"]["autoScalingGroups"]:  # the group goes, and its tags with it
+            for key in table.keys(f"autoscaling/tags/{group['name']}/"):
+                table.delete(key)
+        eks = client(call, "eks", state)
+        unless_absent(lambda: eks.delete_nodegroup(clusterName=cluster, nodegroupName=name))
+    table.delete(entry(cluster, name))
+
+
+def _check(inputs: Props) -> list[tuple[str, str]]:
+    faults = []
+    prefix = inputs.get("nodeGroupNamePrefix")
+    if isinstance(prefix, str) and prefix != UNKNOWN and len(prefix) > _LONGEST_NAME - _SUFFIX:
+        faults.append(("nodeGroupNamePrefix", f"at most {_LONGEST_NAME - _SUFFIX} characters, found {len(prefix)}"))
+    if not inputs.get("nodeGroupName") and not prefix:
+        faults.append(("nodeGroupName", "name the group or give a prefix"))
+    scaling = inputs.get("scalingConfig")
+    if isinstance(scaling, dict) and UNKNOWN not in scaling.values() and (problem := _scaling_fault(scaling)):
+        faults.append(("scalingConfig", problem))
+    return faults
+
+
+RESOURCES = (
+    ResourceDef(
+        token="aws:eks/nodeGroup:NodeGroup",
+        inputs=_INPUTS,
+        required=frozenset({"clusterName", "nodeRoleArn", "scalingConfig", "subnetIds"}),
+        outputs=frozenset({"arn", "nodeGroupName", "region", "resources", "status", "tagsAll"}),
+        # terraform-provider-aws internal/service/eks/node_group.go
+        force_new=frozenset(
+            {
+                "amiType",
+                "capacityType",
+                "clusterName",
+                "instanceTypes",
+                "launchTemplate.id",
+                "launchTemplate.name",
+                "nodeGroupName",
+                "nodeGroupNamePrefix",
+                "nodeRoleArn",
+                "region",
+                "subnetIds",
+            }
+        ),
+        check=_check,
+        create=_create,
+        read=_read,
+        update=_update,
+        delete=_delete,
+    ),
+)

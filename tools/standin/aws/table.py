@@ -1,0 +1,106 @@
+"""What moto has no API for, kept beside it: one JSON object per entry in a bucket of the emulator itself.
+
+So the entries live exactly as long as everything else that the emulator holds, and a test reads them with boto3.
+Each call is held against botocore's own model of the operation before it touches the table: a parameter that AWS
+does not know, a missing one or a wrong type is refused with botocore's words.
+
+    validated("eks", "CreateAddon", {"clusterName": "c", "addonName": "coredns"})
+    table = Table(session)
+    table.put("eks/addons/c/coredns", {...})
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from functools import cache
+from typing import Any
+
+import botocore.session
+from botocore.exceptions import ClientError
+from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
+
+from infra.provider import Props, Refused
+from tools.standin.aws.session import Aws, error_code
+
+BUCKET = "standin-table"
+"""The emulator's bucket with the entries; it is the stand-in's own and no part of any stack."""
+
+_ABSENT = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
+
+
+class Absent(LookupError):
+    """The table has no such entry."""
+
+
+class Table:
+    """Entries by slash-separated key, in the emulator that `session` talks to."""
+
+    _lock = threading.Lock()
+
+    def __init__(self, session: Aws) -> None:
+        self._session = session
+        self._s3 = session.client("s3", "us-east-1")
+
+    def call(self, service: str, operation: str, params: Props) -> None:
+        """Validates a call that only reaches the table, and counts it like one that reaches the emulator."""
+        validated(service, operation, params)
+        self._session.before_call(service, operation, repr(sorted(params.items(), key=str)))
+
+    def put(self, key: str, value: Props) -> None:
+        """Writes an entry."""
+        with self._lock:
+            self._s3.create_bucket(Bucket=BUCKET)  # idempotent for its owner in us-east-1
+        self._s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(value).encode())
+
+    def get(self, key: str) -> Props:
+        """An entry; raises `Absent`."""
+        try:
+            body = self._s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        except ClientError as error:
+            if error_code(error) in _ABSENT:
+                raise Absent(key) from None
+            raise
+        found: Props = json.loads(body)
+        return found
+
+    def find(self, key: str) -> Props | None:
+        """An entry, or None."""
+        try:
+            return self.get(key)
+        except Absent:
+            return None
+
+    def delete(self, key: str) -> None:
+        """Takes an entry away; one that is not there is fine."""
+        try:
+            self._s3.delete_object(Bucket=BUCKET, Key=key)
+        except ClientError as error:
+            if error_code(error) not in _ABSENT:
+                raise
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of entries below a prefix."""
+        try:
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+            return [item["Key"] for page in pages for item in page.get("Contents", ())]
+        except ClientError as error:
+            if error_code(error) in _ABSENT:
+                return []
+            raise
+
+
+@cache
+def service_model(service: str) -> ServiceModel:
+    """botocore's model of a service."""
+    return botocore.session.get_session().get_service_model(service)
+
+
+def validated(service: str, operation: str, params: Props) -> Props:
+    """`params` as they are; raises `Refused` with botocore's report when the operation would not take them."""
+    shape: Any = service_model(service).operation_model(operation).input_shape
+    report = ParamValidator().validate(params, shape)
+    if report.has_errors():
+        raise Refused(f"{operation}: {report.generate_report()}")
+    return params
