@@ -58,7 +58,7 @@ def code_artifact() -> CodeArtifact:
 
 
 def build_code_zip(serving: Path = SERVING) -> bytes:
-    """The serving package as a zip, the same bytes for the same files: sorted, fixed times and modes, not compressed."""
+    """The serving package as a zip, the same bytes for the same files: sorted, fixed times and modes, stored."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(serving.rglob("*")):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
+CPU = "CPU"
 
 
 class UnknownInstanceType(LookupError):
@@ -46,11 +48,58 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Accelerator:
+    """A GPU: memory in MiB, compute capability as (major, minor), which types its tensor cores know."""
+
+    name: str
+    memory_mib: int
+    compute_capability: tuple[int, int]
+    bfloat16: bool
+    fp8: bool
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What vLLM asks of a GPU for a quantization method; `bits` per weight, None when the checkpoint decides."""
+
+    method: str
+    min_compute_capability: tuple[int, int]
+    native_compute_capability: tuple[int, int]
+    bits: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class DaemonSet:
+    """What one daemon set requests on every worker node: millicores and MiB."""
+
+    name: str
+    gpu_only: bool
+    cpu_millis: int
+    memory_mib: int
+
+
+@dataclass(frozen=True)
+class CatalogModel:
+    """A known model: its `config.json` in the names that Hugging Face uses, and its published parameter count."""
+
+    hf_id: str
+    parameters: int
+    config: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
 class Catalog:
     """The tables. Make a small one by hand in a test, or take `default_catalog()`."""
 
     instance_types: Mapping[str, InstanceType]
     prices: Mapping[tuple[str, str], Price]
+    accelerators: Mapping[str, Accelerator] = field(default_factory=dict)
+    quantizations: Mapping[str, Quantization] = field(default_factory=dict)
+    models: Mapping[str, CatalogModel] = field(default_factory=dict)
+    daemon_sets: tuple[DaemonSet, ...] = ()
+    services: Mapping[tuple[str, str], Price] = field(default_factory=dict)
 
     def instance_type(self, name: str) -> InstanceType:
         """The instance type; raises `UnknownInstanceType`."""
@@ -75,6 +124,18 @@ class Catalog:
         """The on-demand price in USD per hour; raises `NoPrice`."""
         return self.price(instance_type, region=region).usd_per_hour
 
+    def service_price(self, service: str, *, region: str) -> Price:
+        """Price per hour of something that is not an instance (`eks-cluster`, `nat-gateway`); raises `NoPrice`."""
+        try:
+            return self.services[region, service]
+        except KeyError:
+            raise NoPrice(f"{service} in {region}") from None
+
+    def daemon_requests(self, *, gpu: bool) -> tuple[int, int]:
+        """Millicores and MiB that the daemon sets of a worker node request together."""
+        found = [one for one in self.daemon_sets if gpu or not one.gpu_only]
+        return sum(one.cpu_millis for one in found), sum(one.memory_mib for one in found)
+
     def with_prices(self, prices: Mapping[tuple[str, str], Price]) -> Catalog:
         """This catalog with more prices by (region, instance type), e.g. from the AWS Pricing API."""
         return dataclasses.replace(self, prices={**self.prices, **prices})
@@ -88,13 +149,22 @@ def default_catalog() -> Catalog:
 
 def load_catalog(folder: Path) -> Catalog:
     """The catalog of a folder's CSV files."""
-    types = [_gpu_instance(row) for row in _rows(folder / "ec2-gpu-instances.csv")]
-    types += [_cpu_instance(row) for row in _rows(folder / "ec2-cpu-instances.csv")]
-    prices = {
-        (row["region"], row["instance_type"]): Price(float(row["usd_per_hour"]), row["date"], "catalog")
-        for row in _rows(folder / "ec2-prices.csv")
-    }
-    return Catalog({one.name: one for one in types}, prices)
+    types = [
+        *map(_instance, _rows(folder / "ec2-gpu-instances.csv")),
+        *map(_instance, _rows(folder / "ec2-cpu-instances.csv")),
+    ]
+    accelerators = [_accelerator(row) for row in _rows(folder / "accelerators.csv")]
+    quantizations = [_quantization(row) for row in _rows(folder / "quantization.csv")]
+    models = [_model(row) for row in _rows(folder / "models.csv")]
+    return Catalog(
+        instance_types={one.name: one for one in types},
+        prices={(row["region"], row["instance_type"]): _price(row) for row in _rows(folder / "ec2-prices.csv")},
+        accelerators={one.name: one for one in accelerators},
+        quantizations={one.method: one for one in quantizations},
+        models={one.hf_id: one for one in models},
+        daemon_sets=tuple(_daemon_set(row) for row in _rows(folder / "daemon-sets.csv")),
+        services={(row["region"], row["service"]): _price(row) for row in _rows(folder / "service-prices.csv")},
+    )
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -103,20 +173,72 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(line for line in stream if not line.startswith("#"))
 
 
-def _gpu_instance(row: dict[str, str]) -> InstanceType:
+def _instance(row: dict[str, str]) -> InstanceType:
     return InstanceType(
         name=row["instance_type"],
-        accelerator=row["accelerator"],
+        accelerator=row.get("accelerator", CPU),
         vcpus=int(row["vcpus"]),
-        memory_mib=round(float(row["memory_gib"]) * 1024),
-        gpus=int(row["gpus"]),
-        gpu_memory_mib=int(row["gpu_memory_mib"]),
+        memory_mib=int(row["memory_gib"]) * 1024,
+        gpus=int(row.get("gpus", 0)),
+        gpu_memory_mib=int(row.get("gpu_memory_mib", 0)),
         nvme_gb=int(row["local_nvme_gb"]),
         network_gbps=float(row["network_gbps"]),
-        efa_interfaces=int(row["efa_interfaces"]),
+        efa_interfaces=int(row.get("efa_interfaces", 0)),
         max_pods=int(row["max_pods"]),
     )
 
 
-def _cpu_instance(row: dict[str, str]) -> InstanceType:
-    return _gpu_instance({"accelerator": "CPU", "gpus": "0", "gpu_memory_mib": "0", "efa_interfaces": "0", **row})
+def _price(row: dict[str, str]) -> Price:
+    return Price(float(row["usd_per_hour"]), row["date"], "catalog")
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
+
+
+def _accelerator(row: dict[str, str]) -> Accelerator:
+    capability = _capability(row["compute_capability"])
+    return Accelerator(
+        row["accelerator"], int(row["memory_mib"]), capability, row["bfloat16"] == "true", row["fp8"] == "true"
+    )
+
+
+def _quantization(row: dict[str, str]) -> Quantization:
+    least, native = _capability(row["min_compute_capability"]), _capability(row["native_compute_capability"])
+    return Quantization(row["method"], least, native, float(row["bits"]) if row["bits"] else None, row["note"])
+
+
+def _daemon_set(row: dict[str, str]) -> DaemonSet:
+    return DaemonSet(row["name"], row["gpu_only"] == "true", int(row["cpu_millis"]), int(row["memory_mib"]))
+
+
+#: Columns of models.csv that have another name in `config.json`.
+_CONFIG_NAMES = {
+    "architecture": "model_type",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "max_positions": "max_position_embeddings",
+    "sliding_pattern": "sliding_window_pattern",
+    "experts_per_token": "num_experts_per_tok",
+    "shared_experts": "n_shared_experts",
+    "dense_layers": "first_k_dense_replace",
+}
+#: And the columns whose name there depends on the architecture.
+_EXPERTS = {"mixtral": "num_local_experts", "gpt_oss": "num_local_experts", "deepseek_v2": "n_routed_experts"}
+_NOT_IN_CONFIG = {"hf_id", "parameters", "source", "tied", "experts", "quantization", "bits"}
+
+
+def _model(row: dict[str, str]) -> CatalogModel:
+    config: dict[str, Any] = {
+        _CONFIG_NAMES.get(column, column): int(value) if value.isdigit() else value
+        for column, value in row.items()
+        if value and column not in _NOT_IN_CONFIG
+    }
+    config["tie_word_embeddings"] = row["tied"] == "true"
+    if row["experts"]:
+        config[_EXPERTS.get(row["architecture"], "num_experts")] = int(row["experts"])
+    if row["quantization"]:
+        config["quantization_config"] = {"quant_method": row["quantization"], "bits": float(row["bits"])}
+    return CatalogModel(row["hf_id"], int(row["parameters"]), config, row["source"])

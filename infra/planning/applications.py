@@ -89,3 +89,19 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         hostname=gateway.hostname,
         tls_secret=gateway.tls_secret,
     )
+
+
+def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:
+    """Names that clients use are unique over all models: ids, and LoRA adapters' names."""
+    taken = {model.config.model_id: model.file for model in models}
+    findings: list[Finding] = []
+    for model in models:
+        for index, adapter in enumerate(model.config.engine_config.lora):
+            path = ("engine_config", "lora", index, "name")
+            if adapter.name in taken:
+                message = (
+                    f"found {adapter.name!r}, which {taken[adapter.name]} has too; clients tell models by these names"
+                )
+                findings.append(model.document.finding(path, message))
+            taken.setdefault(adapter.name, model.file)
+    return findings

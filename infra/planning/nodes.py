@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.catalog import InstanceType
+from infra.catalog import Catalog, InstanceType
 from infra.planning.plan import NodeShape
 from serving.config.accelerators import CPU, resource_name
 
@@ -14,9 +14,6 @@ MIB = 1024 * 1024
 VM_OVERHEAD = 0.075
 #: Kubelet's eviction threshold for memory on EKS, MiB.
 EVICTION_MIB = 100
-#: Requests of the daemon sets on every GPU node, see `daemon-sets` in docs; CPU in millicores, memory in MiB.
-DAEMON_SETS_CPU_MILLIS = 350
-DAEMON_SETS_MEMORY_MIB = 512
 #: /dev/shm of a worker pod: Ray's object store and NCCL; a quarter of the memory, at most this many MiB.
 MAX_SHM_MIB = 16 * 1024
 
@@ -33,24 +30,25 @@ def allocatable_memory_mib(memory_mib: int, max_pods: int) -> int:
     return int(memory_mib * (1 - VM_OVERHEAD)) - (11 * max_pods + 255) - EVICTION_MIB
 
 
-def node_shape(types: Sequence[InstanceType]) -> NodeShape:
-    """What a node of any of `types` offers: the least of each resource."""
+def node_shape(types: Sequence[InstanceType], catalog: Catalog) -> NodeShape:
+    """What a node of any of `types` offers: the least of each resource, daemon sets taken off."""
+    cpu, memory = catalog.daemon_requests(gpu=types[0].gpus > 0)
+    offered = min(allocatable_memory_mib(one.memory_mib, one.max_pods) for one in types) - memory
     return NodeShape(
-        cpu_millis=min(allocatable_cpu_millis(one.vcpus) for one in types) - DAEMON_SETS_CPU_MILLIS,
-        memory_mib=(
-            memory := min(allocatable_memory_mib(t.memory_mib, t.max_pods) for t in types) - DAEMON_SETS_MEMORY_MIB
-        ),
+        cpu_millis=min(allocatable_cpu_millis(one.vcpus) for one in types) - cpu,
+        memory_mib=offered,
         gpus=min(one.gpus for one in types),
         gpu_memory_mib=min(one.gpu_memory_mib for one in types),
         nvme_gb=min(one.nvme_gb for one in types),
-        shm_mib=min(memory // 4, MAX_SHM_MIB),
+        shm_mib=min(offered // 4, MAX_SHM_MIB),
     )
 
 
-def sized_node(cpus: int, memory_gib: int, gpus: int) -> NodeShape:
+def sized_node(cpus: int, memory_gib: int, gpus: int, catalog: Catalog) -> NodeShape:
     """A node of an existing cluster whose allocatable the stack file gives; daemon sets are taken off here."""
-    memory = memory_gib * 1024 - DAEMON_SETS_MEMORY_MIB
-    return NodeShape(cpus * 1000 - DAEMON_SETS_CPU_MILLIS, memory, gpus, 0, 0, min(memory // 4, MAX_SHM_MIB))
+    cpu, memory = catalog.daemon_requests(gpu=gpus > 0)
+    offered = memory_gib * 1024 - memory
+    return NodeShape(cpus * 1000 - cpu, offered, gpus, 0, 0, min(offered // 4, MAX_SHM_MIB))
 
 
 def ray_resources(accelerator: str, node: NodeShape) -> dict[str, float]:

@@ -18,6 +18,7 @@ MAX_EXACT_COPIES = 64
 SEARCH_BUDGET = 20_000
 
 Amounts = Mapping[str, float]
+Steps = Mapping[str, int]
 Vector = tuple[int, ...]
 
 
@@ -29,31 +30,25 @@ class Copies:
     count: int
 
 
-def steps(amounts: Amounts) -> dict[str, int]:
+def steps(amounts: Amounts) -> Steps:
     """Resource amounts in Ray's smallest steps, so that sums are exact; zeros are left out."""
     return {name: value for name, amount in amounts.items() if (value := round(amount * STEP))}
 
 
-def copies_per_node(demand: Amounts, node: Amounts) -> int:
-    """How many times `demand` fits on an empty node."""
-    room = steps(node)
-    return min((room.get(name, 0) // amount for name, amount in steps(demand).items()), default=0)
+def copies(demand: Steps, room: Steps) -> int:
+    """How many times `demand` fits into `room`."""
+    return min((room.get(name, 0) // amount for name, amount in demand.items()), default=0)
 
 
-def nodes_needed(items: Sequence[tuple[Amounts, int]], node: Amounts) -> int | None:
-    """Fewest nodes that carry `count` copies of each demand; None when one of them fits no node."""
-    room = steps(node)
-    names = sorted({name for demand, count in items if count for name in steps(demand)})
+def fewest_on(items: Sequence[tuple[Steps, int]], room: Steps) -> int:
+    """Fewest nodes with `room` that carry `count` copies of each demand; each demand must fit an empty node."""
+    names = sorted({name for demand, _ in items for name in demand})
     full = tuple(room.get(name, 0) for name in names)
     counts: dict[Vector, int] = {}
     for demand, count in items:
-        if count:
-            wanted = steps(demand)
-            vector = tuple(wanted.get(name, 0) for name in names)
-            counts[vector] = counts.get(vector, 0) + count
-    if any(_copies(demand, full) == 0 for demand in counts):
-        return None
-    return fewest_nodes([Copies(demand, count) for demand, count in counts.items()], full)
+        vector = tuple(demand.get(name, 0) for name in names)
+        counts[vector] = counts.get(vector, 0) + count
+    return fewest_nodes([Copies(demand, count) for demand, count in counts.items() if count], full)
 
 
 def fewest_nodes(classes: Sequence[Copies], full: Vector) -> int:
@@ -101,7 +96,9 @@ def first_fit(classes: Sequence[Copies], full: Vector) -> int:
             kept += _filled(room, one.demand, fit, whole) + _filled(room, one.demand, rest, 1 if rest else 0)
             kept += [(room, nodes - whole - bool(rest))] if nodes - whole - bool(rest) else []
         fit = _copies(one.demand, full)
-        kept += _filled(full, one.demand, fit, left // fit) + _filled(full, one.demand, left % fit, 1 if left % fit else 0)
+        kept += _filled(full, one.demand, fit, left // fit) + _filled(
+            full, one.demand, left % fit, 1 if left % fit else 0
+        )
         groups = kept
     return sum(nodes for _, nodes in groups)
 

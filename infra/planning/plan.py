@@ -11,6 +11,9 @@ from serving.config.errors import Finding
 
 Target = Literal["eks", "kubernetes", "local"]
 
+#: As AWS's own calculator counts a month.
+HOURS_PER_MONTH = 730
+
 
 @dataclass(frozen=True)
 class CostRange:
@@ -18,6 +21,20 @@ class CostRange:
 
     min_usd_per_hour: float | None
     max_usd_per_hour: float | None
+
+
+@dataclass(frozen=True)
+class FixedCost:
+    """What a stack pays for beside its pools: `count` of something, and USD per hour of one."""
+
+    name: str
+    count: int
+    usd_each: float | None
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Of all of them together."""
+        return None if self.usd_each is None else self.count * self.usd_each
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,8 @@ class PoolPlan:
     """One pool: one EKS node group per zone set, one Ray worker group.
 
     `min_nodes` is what `min_replicas` of the pool's models and the pool's own minNodes need, `max_nodes` the
-    pool's limit, `needed_nodes` what `max_replicas` would take (≤ max_nodes, or the plan is refused).
+    pool's limit, `needed_nodes` what `max_replicas` of all models at once would take: above `max_nodes` the plan
+    warns, and its cost stops at `max_nodes`. `usd_per_node_hour` of spot is its ceiling, the on-demand price.
     `ray_resources` is the worker group's `resources:` map.
     """
 
@@ -240,6 +258,13 @@ class Plan:
     cost: CostRange
     prices: str
     notices: tuple[Finding, ...] = field(default=())
+    #: EKS control plane, system nodes, NAT gateways; they are part of `cost`.
+    fixed: tuple[FixedCost, ...] = field(default=())
+
+    @property
+    def idle_usd_per_month(self) -> float | None:
+        """What 730 hours at the minimum cost."""
+        return None if self.cost.min_usd_per_hour is None else self.cost.min_usd_per_hour * HOURS_PER_MONTH
 
     @property
     def serve_config(self) -> dict[str, Any]:

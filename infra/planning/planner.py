@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from infra.catalog import Catalog, default_catalog
-from infra.planning.applications import application, bucket_plan, gateway_plan, mirror_plan
-from infra.planning.cost import model_costs, pool_cost, total
+from infra.planning.applications import application, bucket_plan, gateway_plan, mirror_plan, name_findings
+from infra.planning.candidates import PoolChoice
+from infra.planning.cost import (
+    budget_findings,
+    fixed_cost_range,
+    fixed_costs,
+    model_costs,
+    pool_cost,
+    prices_note,
+    total,
+)
 from infra.planning.demand import Demand, demand_of
-from infra.planning.local import local_node
+from infra.planning.facts import ModelFacts, catalog_facts
+from infra.planning.fit import memory_of
+from infra.planning.fit_findings import fit_findings
+from infra.planning.network import network_findings
 from infra.planning.nodes import ray_resources
-from infra.planning.packing import copies_per_node
+from infra.planning.packing import copies
 from infra.planning.plan import CodeArtifact, ModelPlan, Plan, PoolPlan, RayClusterPlan, Replicas, Taint, WorkerGroup
-from infra.planning.pools import PoolChoice, assign, pool_choice
+from infra.planning.pools import settle
 from infra.stack import LoadedStack
 from serving.config.accelerators import CPU
 from serving.config.errors import Finding, InputErrors, errors_in
@@ -25,26 +38,32 @@ GPU_TAINT = Taint("nvidia.com/gpu", "true", "NoSchedule")
 
 
 def plan(
-    models: Sequence[LoadedModel], stack: LoadedStack, *, code: CodeArtifact, catalog: Catalog | None = None
+    models: Sequence[LoadedModel],
+    stack: LoadedStack,
+    *,
+    code: CodeArtifact,
+    catalog: Catalog | None = None,
+    facts: Mapping[str, ModelFacts | None] | None = None,
 ) -> Plan:
     """The plan of a stack. Pure: files were read before, nothing is made here.
 
-    Raises `InputErrors` with every finding, each at the line of the model or stack file that has to change.
+    `facts` by `model_id` says what is known about each model, default what the catalog knows. Raises `InputErrors`
+    with every finding, each at the line of the model or stack file that has to change.
     """
     catalog = catalog or default_catalog()
-    demands = [demand_of(model) for model in sorted(models, key=lambda m: m.config.model_id)]
-    by_pool, findings = assign(stack, demands)
-    choices: list[PoolChoice] = []
-    for index, pool in enumerate(stack.config.pools):
-        choice, found = pool_choice(index, stack, by_pool[pool.name], catalog)
-        findings += found
-        choices += [choice] if choice is not None else []
+    facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
+    models = sorted(models, key=lambda model: model.config.model_id)
+    choices, findings = settle(stack, [demand_of(model) for model in models], catalog)
     bucket, found = bucket_plan(stack, models)
-    findings += found + _auth(stack)
+    findings += [*found, *name_findings(models), *_stack_findings(stack), *fit_findings(models, facts, catalog)]
+    pools = tuple(_pool_plan(stack, choice) for choice in choices)
+    fixed = fixed_costs(stack, catalog)
+    cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
+    findings += budget_findings(stack, cost, pools)
     if errors := errors_in(findings):
         raise InputErrors(errors)
-    pools = tuple(_pool_plan(stack, choice) for choice in choices)
-    planned = tuple(_model_plan(stack, c, d, bucket.name, code) for c in choices for d in c.demands)
+    planned = [_model_plan(stack, c, d, bucket.name, code) for c in choices for d in c.demands]
+    remembered = {m.model_id: memory_of(m, facts.get(m.model_id), catalog) for m in (model.config for model in models)}
     return Plan(
         stack=stack.name,
         target=stack.config.target,
@@ -52,31 +71,46 @@ def plan(
         namespace=stack.config.kubernetes.namespace or f"modelfleet-{stack.name}",
         config=stack.config,
         pools=pools,
-        models=tuple(sorted(planned, key=lambda m: m.model_id)),
+        models=tuple(replace(m, memory=remembered[m.model_id]) for m in sorted(planned, key=lambda m: m.model_id)),
         ray_cluster=_ray_cluster(stack, pools),
         gateway=gateway_plan(stack, models),
         bucket=bucket,
         code=code,
-        cost=total([pool.cost for pool in pools]),
-        prices=_prices(stack, catalog, pools),
+        cost=cost,
+        prices=prices_note(stack, catalog, [name for pool in pools for name in pool.instance_types]),
         notices=tuple(sorted([*stack.notices, *findings])),
+        fixed=fixed,
     )
+
+
+def _stack_findings(stack: LoadedStack) -> list[Finding]:
+    """What is wrong with the stack file whatever the models are."""
+    return [*_auth(stack), *_region(stack), *(network_findings(stack) if stack.config.target == "eks" else [])]
+
+
+def _region(stack: LoadedStack) -> list[Finding]:
+    if stack.config.target != "eks" or stack.region:
+        return []
+    return [stack.finding((), "aws:region is missing; run `pulumi config set aws:region us-east-1`")]
 
 
 def _auth(stack: LoadedStack) -> list[Finding]:
     if stack.config.auth == "none" or "apiKeys" in stack.secrets:
         return []
-    message = "is not set, and auth is keys; run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, or say `modelfleet:auth: none`"
+    message = (
+        "is not set, and auth is keys; run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, "
+        "or say `modelfleet:auth: none`"
+    )
     return [stack.finding(("apiKeys",), message)]
 
 
 def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
     labels = {"modelfleet.dev/stack": stack.name, "modelfleet.dev/pool": choice.pool.name}
-    if choice.node.gpus:
+    if choice.candidate.node.gpus:
         labels |= {
             "k8s.amazonaws.com/accelerator": choice.pool.accelerator.lower(),
             "nvidia.com/gpu.present": "true",
-            "nvidia.com/gpu.count": str(choice.node.gpus),
+            "nvidia.com/gpu.count": str(choice.candidate.node.gpus),
         }
     return labels
 
@@ -88,8 +122,8 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
         name=pool.name,
         accelerator=pool.accelerator,
         purchase=pool.purchase,
-        instance_types=choice.instance_types,
-        node=choice.node,
+        instance_types=choice.candidate.instance_types,
+        node=choice.candidate.node,
         min_nodes=min_nodes,
         needed_nodes=choice.max_nodes,
         max_nodes=pool.max_nodes,
@@ -99,9 +133,9 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
         efa=pool.efa,
         labels=_labels(stack, choice),
         taints=() if pool.accelerator == CPU else (GPU_TAINT,),
-        ray_resources=ray_resources(pool.accelerator, choice.node),
-        vcpus_per_node=choice.vcpus,
-        usd_per_node_hour=choice.usd_per_hour,
+        ray_resources=ray_resources(pool.accelerator, choice.candidate.node),
+        vcpus_per_node=choice.candidate.vcpus,
+        usd_per_node_hour=choice.candidate.usd_per_hour,
         cost=pool_cost(stack.config.target, choice),
     )
 
@@ -119,7 +153,7 @@ def _model_plan(
         pool=choice.pool.name,
         workers=model.scaling_config.num_workers,
         replicas=Replicas(demand.min, demand.initial, demand.max),
-        replicas_per_node=copies_per_node(demand.total, choice.offer),
+        replicas_per_node=copies(demand.whole, choice.candidate.room),
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
@@ -153,18 +187,3 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPla
         redis_address=kubernetes.redis_address,
         idle_timeout_s=IDLE_TIMEOUT_S,
     )
-
-
-def _prices(stack: LoadedStack, catalog: Catalog, pools: Sequence[PoolPlan]) -> str:
-    """The notice about where prices come from."""
-    if stack.config.target == "local":
-        return "this machine: no price"
-    dates = {
-        f"{price.date}, {price.source}"
-        for pool in pools
-        for name in pool.instance_types
-        if (price := catalog.prices.get((stack.region or "", name))) is not None
-    }
-    if not dates:
-        return f"no price is known for {stack.region or 'this cluster'}"
-    return f"EC2 on-demand Linux, {stack.region}, {'; '.join(sorted(dates))}"

@@ -55,7 +55,7 @@ class Pool(StackSection):
     )
     instance_types: list[str] | Literal["auto"] = Field(
         "auto",
-        description="EC2 instance types of one shape, first is preferred; `auto` takes the cheapest that carries the pool's models.",
+        description="EC2 instance types of one shape, first is preferred; `auto`: the cheapest that carries its models.",
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
@@ -72,12 +72,14 @@ class Pool(StackSection):
 
     @model_validator(mode="after")
     def min_is_at_most_max(self) -> Self:
+        """minNodes is at most maxNodes."""
         if self.min_nodes > self.max_nodes:
             raise ValueError(f"found minNodes {self.min_nodes} above maxNodes {self.max_nodes}")
         return self
 
     @model_validator(mode="after")
     def capacity_block_names_its_reservation(self) -> Self:
+        """A Capacity Block and its reservation go together."""
         if (self.purchase == "capacity-block") != (self.capacity_reservation_id is not None):
             raise ValueError("capacityReservationId goes with purchase capacity-block, and only with it")
         return self
@@ -85,6 +87,7 @@ class Pool(StackSection):
     @field_validator("instance_types")
     @classmethod
     def instance_types_are_named(cls, value: list[str] | str) -> list[str] | str:
+        """A list of types names at least one."""
         if not value:
             raise ValueError("found an empty list; name at least one type or leave instanceTypes out")
         return value
@@ -106,6 +109,7 @@ class Network(StackSection):
 
     @model_validator(mode="after")
     def existing_network_has_both_ids(self) -> Self:
+        """An existing VPC comes with its subnets."""
         if (self.vpc_id is None) != (not self.private_subnet_ids):
             raise ValueError("vpcId and privateSubnetIds go together")
         return self
@@ -128,11 +132,11 @@ class Cluster(StackSection):
     )
     system_nodes: PositiveInt = Field(2, description="Nodes of the system pool.")
     addon_versions: dict[str, str] = Field(
-        default_factory=dict, description="Pinned versions of EKS add-ons by name; default EKS's own for the cluster's version."
+        default_factory=dict, description="Pinned versions of EKS add-ons by name; default the cluster version's own."
     )
     node_release: str | None = Field(
         None,
-        description="Release of the EKS node AMIs, such as 1.35.0-20261101; default the newest when a node group is made.",
+        description="Release of the EKS node AMIs, such as 1.35.0-20261101; default the newest at creation.",
         pattern=r"^1\.\d{2}\.\d+-\d{8}$",
     )
 
@@ -150,7 +154,7 @@ class Kubernetes(StackSection):
     )
     rollout: Literal["surge", "replace", "incremental"] = Field(
         "surge",
-        description="What a changed image or pool does: a second cluster first, the old one first away, or step by step (Gateway API).",
+        description="What a changed image does: a second cluster first, the old one first away, or step by step.",
     )
     redis_address: str | None = Field(
         None, description="External Redis for fault tolerance of the Ray head, host:port."
@@ -205,6 +209,7 @@ class Local(StackSection):
 
     @model_validator(mode="after")
     def ports_differ(self) -> Self:
+        """Each service has its own port."""
         ports = [self.gateway_port, self.serve_port, self.s3_port, self.dashboard_port, self.gcs_port]
         if len(set(ports)) != len(ports):
             raise ValueError(f"found ports {ports}; each service needs its own")
@@ -222,13 +227,13 @@ class StackConfig(StackSection):
     account_id: str | None = Field(
         None, description="AWS account that the credentials must belong to.", pattern=r"^\d{12}$"
     )
-    network: Network = Field(default_factory=lambda: Network(), description="The VPC.")
-    cluster: Cluster = Field(default_factory=lambda: Cluster(), description="The EKS cluster.")
-    kubernetes: Kubernetes = Field(default_factory=lambda: Kubernetes(), description="Namespace, image and rollout.")
-    mirror: Mirror = Field(default_factory=lambda: Mirror(), description="The weights' bucket.")
-    budget: Budget = Field(default_factory=lambda: Budget(), description="Ceiling on spend.")
-    gateway: Gateway = Field(default_factory=lambda: Gateway(), description="The HAProxy in front.")
-    local: Local = Field(default_factory=lambda: Local(), description="Ports of the local target.")
+    network: Network = Field(default_factory=Network, description="The VPC.")
+    cluster: Cluster = Field(default_factory=Cluster, description="The EKS cluster.")
+    kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Namespace, image and rollout.")
+    mirror: Mirror = Field(default_factory=Mirror, description="The weights' bucket.")
+    budget: Budget = Field(default_factory=Budget, description="Ceiling on spend.")
+    gateway: Gateway = Field(default_factory=Gateway, description="The HAProxy in front.")
+    local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field(
         "keys", description="`none` opens the API to whoever reaches it; local stacks may."
     )
@@ -236,6 +241,7 @@ class StackConfig(StackSection):
 
     @model_validator(mode="after")
     def pool_names_differ(self) -> Self:
+        """Each pool has its own name."""
         names = [pool.name for pool in self.pools]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"pools: found {', '.join(twice)} twice; each pool has its own name")

@@ -27,7 +27,9 @@ CPU_FAMILIES = ("c7i", "m7i", "r7i")
 #: Beyond this a CPU pool gains nothing: one replica does not use more.
 MAX_CPU_VCPUS = 64
 
-GPU_COLUMNS = "accelerator,gpu_memory_mib,instance_type,vcpus,memory_gib,gpus,local_nvme_gb,network_gbps,efa_interfaces,max_pods"
+GPU_COLUMNS = (
+    "accelerator,gpu_memory_mib,instance_type,vcpus,memory_gib,gpus,local_nvme_gb,network_gbps,efa_interfaces,max_pods"
+)
 CPU_COLUMNS = "instance_type,vcpus,memory_gib,local_nvme_gb,network_gbps,max_pods"
 
 
@@ -100,10 +102,20 @@ def main() -> None:
     gpu, cpu = tables(arguments.types.read_text("utf-8"))
     date, usd = prices(arguments.prices.read_text("utf-8"))
     source = "Source: Karpenter's instance-type reference, v1.14 docs"
-    write(CATALOG / "ec2-gpu-instances.csv", f"EC2 types with a GPU; gpu_memory_mib is per GPU. {source}.", GPU_COLUMNS, gpu)
+    write(
+        CATALOG / "ec2-gpu-instances.csv",
+        f"EC2 types with a GPU; gpu_memory_mib is per GPU. {source}.",
+        GPU_COLUMNS,
+        gpu,
+    )
     write(CATALOG / "ec2-cpu-instances.csv", f"EC2 types without GPU (AVX-512, AMX). {source}.", CPU_COLUMNS, cpu)
     rows = [
-        {"region": "us-east-1", "instance_type": r["instance_type"], "usd_per_hour": f"{usd[r['instance_type']]:g}", "date": date}
+        {
+            "region": "us-east-1",
+            "instance_type": r["instance_type"],
+            "usd_per_hour": f"{usd[r['instance_type']]:g}",
+            "date": date,
+        }
         for r in [*gpu, *cpu]
     ]
     header = "On-demand Linux prices in USD per hour. Source: Karpenter's generated pricing table (AWS Price List API)."

@@ -1,0 +1,128 @@
+"""The findings of the memory check, each at the key of the model file that has to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from infra.catalog import Accelerator, Catalog, Quantization, default_catalog
+from infra.planning.facts import ModelFacts
+from infra.planning.fit import MIB, Setting, gpu_memory, sequence_bytes, setting_of
+from infra.planning.ways_out import ways_out, workers_allowed
+from serving.config.accelerators import CPU
+from serving.config.document import KeyPath
+from serving.config.errors import Finding, Severity, errors_in
+from serving.config.load import LoadedModel
+
+KWARGS: KeyPath = ("engine_config", "engine_kwargs")
+LENGTH: KeyPath = ("engine_config", "max_total_tokens")
+WORKERS: KeyPath = ("scaling_config", "num_workers")
+#: Architectures that vLLM 0.32 refuses in float16: vllm/config/model.py.
+NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
+#: Methods whose weights come quantized in the checkpoint.
+CHECKPOINT_METHODS = {"awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin"}
+
+
+def fit_findings(
+    models: Iterable[LoadedModel], facts: Mapping[str, ModelFacts | None], catalog: Catalog | None = None
+) -> list[Finding]:
+    """Findings of all models; `facts` by `model_id`, None or absent: unknown, which is said as a notice."""
+    tables = catalog or default_catalog()
+    return sorted(
+        finding for model in models for finding in model_findings(model, facts.get(model.config.model_id), tables)
+    )
+
+
+def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalog) -> list[Finding]:
+    """Findings of one model."""
+    accelerator = catalog.accelerators.get(model.config.accelerator)
+    if facts is None:
+        if model.config.accelerator == CPU:
+            return []
+        message = (
+            f"nothing is known about {model.config.engine_config.weights_id}, so its memory is not checked; "
+            "facts come from a local folder, the mirror, the Hub or infra/catalog/models.csv"
+        )
+        return [model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE)]
+    found = [*_length(model, facts), *_division(model, facts)]
+    if accelerator is None:
+        return found
+    setting = setting_of(model.config, facts, accelerator, catalog)
+    found += [*_dtype(model, facts, accelerator), *_kernels(model, facts, setting, catalog)]
+    return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog)]
+
+
+def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
+    engine = model.config.engine_config
+    asked, limit = engine.max_total_tokens, facts.max_positions
+    environment = engine.runtime_env.get("env_vars") or {}
+    longer = environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1" or "hf_overrides" in engine.engine_kwargs
+    if limit is None or asked <= limit or longer:
+        return []
+    return [
+        model.document.finding(
+            LENGTH, f"found {asked}; the checkpoint ends at {limit} positions; allowed is up to {limit}"
+        )
+    ]
+
+
+def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
+    workers = model.config.scaling_config.num_workers
+    if workers_allowed(facts, workers):
+        return []
+    allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count)]
+    message = f"found {workers}; {facts.heads} attention heads do not divide evenly; allowed are {', '.join(allowed)}"
+    return [model.document.finding(WORKERS, message)]
+
+
+def _dtype(model: LoadedModel, facts: ModelFacts, accelerator: Accelerator) -> list[Finding]:
+    if accelerator.bfloat16:
+        return []
+    asked = str(model.config.engine_config.engine_kwargs.get("dtype", "auto"))
+    name, path = accelerator.name, (*KWARGS, "dtype")
+    if asked == "bfloat16":
+        return [model.document.finding(path, f"found 'bfloat16', which a {name} does not have; write `dtype: half`")]
+    if facts.architecture in NO_FLOAT16:
+        message = f"{facts.architecture} does not run in float16, and a {name} has no bfloat16; take L4, A10G or A100"
+        return [model.document.finding(("scaling_config", "resources_per_worker"), message)]
+    if asked == "auto" and facts.dtype == "bfloat16":
+        message = (
+            f"the checkpoint is bfloat16, which a {name} does not have; vLLM falls back to half, write `dtype: half`"
+        )
+        return [model.document.finding(KWARGS, message, Severity.WARNING)]
+    return []
+
+
+def _kernels(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[Finding]:
+    path = (*KWARGS, "quantization")
+    asked = model.config.engine_config.engine_kwargs.get("quantization")
+    if asked in CHECKPOINT_METHODS and facts.quantization is None:
+        message = (
+            f"found {asked!r}, but {model.config.engine_config.weights_id} is not quantized; name such a checkpoint"
+        )
+        return [model.document.finding(path, message)]
+    row = catalog.quantizations.get(setting.quantization or "")
+    accelerator = setting.accelerator
+    if row is None or accelerator.compute_capability >= row.min_compute_capability:
+        return []
+    return [model.document.finding(path, _too_old(row, accelerator, catalog))]
+
+
+def _too_old(row: Quantization, accelerator: Accelerator, catalog: Catalog) -> str:
+    able = [one.name for one in catalog.accelerators.values() if one.compute_capability >= row.min_compute_capability]
+    least, has = (".".join(map(str, pair)) for pair in (row.min_compute_capability, accelerator.compute_capability))
+    return f"{row.method} needs compute capability {least}, a {accelerator.name} has {has}; {', '.join(able)} can"
+
+
+def _memory(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[Finding]:
+    memory = gpu_memory(facts, setting)
+    if memory.full_length_sequences >= 1:
+        return []
+    usable = setting.accelerator.memory_mib * setting.utilization / 1024
+    one = sequence_bytes(facts, setting) / MIB / 1024
+    ways = "; ".join(way.sentence() for way in ways_out(facts, setting, catalog)[:3])
+    message = (
+        f"does not fit: of {usable:.1f} GiB usable on a {setting.accelerator.name}, weights take "
+        f"{memory.weights_mib / 1024:.1f} GiB and the reserve {memory.reserve_mib / 1024:.1f} GiB; one sequence of "
+        f"{setting.length} tokens needs {one:.1f} GiB of KV cache. Ways out: {ways or 'no known accelerator carries it'}"
+    )
+    return [model.document.finding(LENGTH, message)]

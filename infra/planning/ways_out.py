@@ -1,0 +1,115 @@
+"""What helps a model that does not fit: every setting that would, with its price, the cheapest first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from infra.catalog import Accelerator, Catalog, NoPrice
+from infra.planning.facts import ModelFacts
+from infra.planning.fit import Setting, fits, gpu_memory, shortened
+
+#: Prices that compare ways out; a ratio between instance types differs little from region to region.
+REFERENCE_REGION = "us-east-1"
+HIGH_UTILIZATION = 0.95
+
+
+@dataclass(frozen=True)
+class WayOut:
+    """One change that makes the model fit. `effort` orders changes that cost the same."""
+
+    usd_per_replica_hour: float
+    effort: int
+    text: str
+
+    def sentence(self) -> str:
+        """The change and its price."""
+        return f"{self.text} ({self.usd_per_replica_hour:.2f} USD/h per replica)"
+
+
+def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[WayOut]:
+    """All that help, cheapest first."""
+    found = [*_same_gpus(facts, setting, catalog), *_more_workers(facts, setting, catalog)]
+    found += _other_accelerators(facts, setting, catalog)
+    return sorted(found, key=lambda way: (way.usd_per_replica_hour, way.effort, way.text))
+
+
+def replica_price(accelerator: str, workers: int, catalog: Catalog) -> float | None:
+    """USD per hour of the cheapest share of a node with `workers` GPUs; None when no instance type has so many."""
+    prices = []
+    for one in catalog.instance_types_with(accelerator):
+        if one.gpus < workers:
+            continue
+        try:
+            prices.append(catalog.usd_per_hour(one.name, region=REFERENCE_REGION) / (one.gpus // workers))
+        except NoPrice:
+            continue
+    return min(prices, default=None)
+
+
+def workers_allowed(facts: ModelFacts, workers: int) -> bool:
+    """Heads and inner width divide evenly; fewer KV heads than workers are copied, evenly too."""
+    kv_heads = [layers.kv_heads for layers in facts.kv if not layers.shared]
+    even = all(heads % workers == 0 or workers % heads == 0 for heads in kv_heads)
+    return facts.heads % workers == 0 and facts.intermediate_size % workers == 0 and even
+
+
+def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
+    price = replica_price(setting.accelerator.name, setting.workers, catalog)
+    if price is None:
+        return
+    high = dataclasses.replace(setting, utilization=HIGH_UTILIZATION)
+    if setting.utilization < HIGH_UTILIZATION and fits(facts, high):
+        yield WayOut(price, 0, f"gpu_memory_utilization: {HIGH_UTILIZATION}{_room(facts, high)}")
+    if (short := shortened(facts, setting)) is not None:
+        yield WayOut(price, 1, f"max_total_tokens: {short.length}{_room(facts, short)}")
+    half = dataclasses.replace(setting, kv_value_bytes=1.0)
+    if setting.kv_value_bytes > 1 and setting.accelerator.fp8 and fits(facts, half):
+        yield WayOut(price, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
+    for way in _quantized(facts, setting, catalog):
+        yield dataclasses.replace(way, usd_per_replica_hour=price)
+
+
+def _quantized(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
+    if setting.quantization:
+        return
+    for method, effort, text in (("fp8", 3, "quantization: fp8"), ("awq", 4, "an AWQ or GPTQ checkpoint (4-bit)")):
+        row = catalog.quantizations.get(method)
+        if row is None or row.bits is None or setting.accelerator.compute_capability < row.min_compute_capability:
+            continue
+        small = dataclasses.replace(setting, quantization=method, bits=row.bits)
+        if fits(facts, small):
+            yield WayOut(0.0, effort, f"{text}{_room(facts, small)}")
+
+
+def _more_workers(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
+    for workers in (2, 4, 8):
+        wider = dataclasses.replace(setting, workers=workers)
+        price = replica_price(setting.accelerator.name, workers, catalog)
+        if workers > setting.workers and price and workers_allowed(facts, workers) and fits(facts, wider):
+            yield WayOut(price, 5, f"num_workers: {workers}{_room(facts, wider)}")
+            return
+
+
+def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
+    for accelerator in catalog.accelerators.values():
+        if accelerator.name == setting.accelerator.name or not _usable(accelerator, setting, catalog):
+            continue
+        for workers in (1, 2, 4, 8):
+            there = dataclasses.replace(setting, accelerator=accelerator, workers=workers)
+            price = replica_price(accelerator.name, workers, catalog)
+            if price and workers_allowed(facts, workers) and fits(facts, there):
+                text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"
+                yield WayOut(price, 6, text + _room(facts, there))
+                break
+
+
+def _usable(accelerator: Accelerator, setting: Setting, catalog: Catalog) -> bool:
+    row = catalog.quantizations.get(setting.quantization or "")
+    return row is None or accelerator.compute_capability >= row.min_compute_capability
+
+
+def _room(facts: ModelFacts, setting: Setting) -> str:
+    count = gpu_memory(facts, setting).full_length_sequences
+    return f": {count} full-length sequence{'s' if count != 1 else ''}"
