@@ -36,6 +36,7 @@ HOST = "127.0.0.1"
 SETTING = "modelfleet:local.s3Port"
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 10.0
+HANG_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def start(port: int, state_dir: Path = RUN_TIME) -> Running:
     """The emulator on `port`, started if it does not run. Raises `SetupError`, also when the port is another's."""
     with _one_at_a_time(port, state_dir):
         running = is_running(port, state_dir)
-        if running is not None and _answers(port):
+        if running is not None and _answers_in_time(port):
             return running
         if running is not None:  # it is ours, it lives, but it hangs
             _end(running.pid)
@@ -160,9 +161,17 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
         time.sleep(0.1)
 
 
+def _answers_in_time(port: int) -> bool:
+    """Whether a running emulator is alive: a busy machine makes it slow, and to end it is to lose all buckets."""
+    deadline = time.monotonic() + HANG_SECONDS
+    while not (alive := _answers(port)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return alive
+
+
 def _answers(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/moto-api/data.json", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/moto-api/", timeout=5) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False

@@ -256,6 +256,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             token=_token(request.urn),
             timeout_seconds=float(request.timeout),
             note=lambda message: self._log.info(message, request.urn),
+            step=lambda message: self._log.progress(message, request.urn),
         )
 
     def _unless_gone(self, call: ResourceCall[Session], work: Callable[[], Any], instead: Any) -> Any:

@@ -72,7 +72,9 @@ class Call(Generic[Session]):
     token: str
     timeout_seconds: float
     note: Callable[[str], None]
-    """Shows one line beside the resource in the user's terminal."""
+    """Shows one line beside the resource in the user's terminal, and again in the summary at the end."""
+    step: Callable[[str], None] = lambda line: None
+    """Shows one line beside the resource while it lasts: progress, which nobody needs afterwards."""
 
 
 @dataclass(frozen=True)

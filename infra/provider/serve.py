@@ -35,16 +35,22 @@ class EngineLog:
         """One plain line, beside the resource `urn` when given."""
         self._write(engine_pb2.INFO, message, urn)
 
+    def progress(self, message: str, urn: str = "") -> None:
+        """One line beside the resource `urn` that is not kept for the summary at the end."""
+        self._write(engine_pb2.INFO, message, urn, ephemeral=True)
+
     def warning(self, message: str, urn: str = "") -> None:
         """One warning line, beside the resource `urn` when given."""
         self._write(engine_pb2.WARNING, message, urn)
 
-    def _write(self, severity: Any, message: str, urn: str) -> None:
+    def _write(self, severity: Any, message: str, urn: str, *, ephemeral: bool = False) -> None:
         if self._stub is None:
             print(message, file=sys.stderr)
             return
         try:
-            self._stub.Log(engine_pb2.LogRequest(severity=severity, message=message, urn=urn), timeout=5)
+            self._stub.Log(
+                engine_pb2.LogRequest(severity=severity, message=message, urn=urn, ephemeral=ephemeral), timeout=5
+            )
         except grpc.RpcError:
             print(message, file=sys.stderr)  # the engine is going away; the line must not be lost
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.provider.progress import Progress
-from infra.local.provider.ray import serve_api, tail
+from infra.local.provider.ray import logs_folder, serve_api, tail
 from infra.local.provider.serve_api import ServeApi, Unreachable
 from infra.local.provider.session import LocalSession
 from infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
@@ -56,7 +56,7 @@ def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
 
 def delete(call: Call[LocalSession], id: str, state: Props) -> None:
     """Removes the application and waits until its replicas have ended."""
-    api, progress = serve_api(state), Progress(call.note)
+    api, progress = serve_api(state), Progress(call.step)
     try:
         if api.application(id) is None:
             return
@@ -66,13 +66,13 @@ def delete(call: Call[LocalSession], id: str, state: Props) -> None:
 
 
 def _deploy(call: Call[LocalSession], inputs: Props, config: dict[str, Any]) -> None:
-    api, progress, name = serve_api(inputs), Progress(call.note), config["name"]
+    api, progress, name = serve_api(inputs), Progress(call.step), config["name"]
     try:
         found = api.application(name)
         if found is not None and found["status"] == "DEPLOY_FAILED":
             _remove(api, name, progress)  # Serve does not try the same configuration again by itself
         api.put(config)
-        _wait_until_running(api, name, progress, call.timeout_seconds or READY_TIMEOUT_S)
+        _wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds or READY_TIMEOUT_S)
     except Unreachable as error:
         raise PartlyMade(name, {}, [f"Ray ended while {name} was deployed: {error}"]) from error
     except NotReady as error:
@@ -84,7 +84,7 @@ class NotReady(Exception):
     """The application failed, or took too long; the text says why."""
 
 
-def _wait_until_running(api: ServeApi, name: str, progress: Progress, timeout_s: float) -> None:
+def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path, timeout_s: float) -> None:
     answered = time.monotonic()
     while True:
         try:
@@ -95,12 +95,12 @@ def _wait_until_running(api: ServeApi, name: str, progress: Progress, timeout_s:
                 raise
             found = {"status": "DEPLOYING", "message": "waiting for Ray's dashboard"}
         if found is None or found["status"] == "DEPLOY_FAILED":
-            raise NotReady(_failure(name, found or {}))
+            raise NotReady(_failure(name, found or {}, logs))
         if found["status"] == "RUNNING":
             return
         if progress.seconds > timeout_s:
-            raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {_doing(found)}")
-        progress.say(f"{name}: {_doing(found)}")
+            raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {_doing(found, logs)}")
+        progress.say(f"{name}: {_doing(found, logs)}")
         time.sleep(POLL_S)
 
 
@@ -116,12 +116,12 @@ def _remove(api: ServeApi, name: str, progress: Progress) -> None:
         time.sleep(POLL_S)
 
 
-def _doing(found: dict[str, Any]) -> str:
+def _doing(found: dict[str, Any], logs: Path) -> str:
     """What the application is at, in one line: the deployment's message, or the replica's last log line."""
     for deployment in found.get("deployments", {}).values():
         for replica in deployment.get("replicas", []):
-            log = _log_file(replica)
-            if replica.get("state") == "STARTING" and log and (line := tail(log, 1)) != "no output":
+            log = _log_file(logs, replica)
+            if replica.get("state") == "STARTING" and log and (line := tail(log, 1)):
                 return f"replica is starting: {_message_of(line)}"
         if message := deployment.get("message"):
             return " ".join(message.split())[:300]
@@ -139,10 +139,11 @@ def _message_of(line: str) -> str:
     return line.split(" -- ", 1)[-1][:200]
 
 
-def _failure(name: str, found: dict[str, Any]) -> str:
-    reasons = [found.get("message") or "", *(d.get("message") or "" for d in found.get("deployments", {}).values())]
-    lines = [line.strip() for reason in reasons for line in reason.splitlines() if line.strip()]
-    return f"{name} failed to start: " + (" | ".join(dict.fromkeys(lines[-12:]))[-1500:] or "Serve gave no reason")
+def _failure(name: str, found: dict[str, Any], logs: Path) -> str:
+    """The exception's last line; the way to it is in the replica's log."""
+    reasons = [*(d.get("message") or "" for d in found.get("deployments", {}).values()), found.get("message") or ""]
+    lines = [line.strip() for reason in reasons if reason for line in reason.splitlines()[-1:]]
+    return f"{name} failed to start: {lines[0][:1500] if lines else 'Serve gave no reason'} (logs: {logs / 'serve'})"
 
 
 def _same(wanted: dict[str, Any], live: dict[str, Any]) -> bool:

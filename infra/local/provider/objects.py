@@ -47,7 +47,7 @@ def create_weights(call: Call[LocalSession], inputs: Props) -> Made:
     """Gets the model's files onto this machine and copies them into the bucket; both go on where they were stopped."""
     from serving.mirror import fill
 
-    progress = Progress(call.note)
+    progress = Progress(call.step)
     try:
         folder = _materialize(call.session.root, inputs, progress)
         manifest = fill(

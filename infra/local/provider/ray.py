@@ -27,6 +27,7 @@ START_TIMEOUT_S = 180.0
 END_GRACE_S = 10.0
 #: A dashboard that is busy with a starting replica may take this long to answer; after that it counts as dead.
 ANSWER_TIMEOUT_S = 15.0
+TAIL_BYTES = 16384
 OBJECT_STORE_BYTES = 256 * 1024**2
 #: Ray puts unix sockets below its folder, whose paths may have 107 bytes; its own part takes about 64 of them.
 MAX_FOLDER_LENGTH = 40
@@ -54,7 +55,7 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
         end_all(lambda: members(process), END_GRACE_S)
         raise
     outputs = {"pid": process.pid, "started": process.started, "dashboardUrl": dashboard_url(inputs)}
-    return Made(f"ray-{process.pid}-{int(process.started)}", {**outputs, "logs": str(temp / "session_latest" / "logs")})
+    return Made(f"ray-{process.pid}-{int(process.started)}", {**outputs, "logs": str(logs_folder(inputs["folder"]))})
 
 
 def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
@@ -72,7 +73,7 @@ def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
 
 def delete(call: Call[LocalSession], id: str, state: Props) -> None:
     """Ends exactly the processes of this Ray and removes its folder below the temporary one."""
-    call.note("ending Ray")
+    call.step("ending Ray")
     leader = ProcessId(state["pid"], state["started"])
     if process := leader.find():
         end([process], END_GRACE_S)  # it ends the others in Ray's own order
@@ -95,6 +96,11 @@ def temp_folder(folder: str) -> Path:
     digest = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:8]
     chosen = Path(tempfile.gettempdir()) / f"modelfleet-{os.getuid()}-{digest}"
     return chosen if len(str(chosen)) <= MAX_FOLDER_LENGTH else Path("/tmp") / chosen.name  # noqa: S108 - see _private
+
+
+def logs_folder(folder: str) -> Path:
+    """Where this Ray and its replicas write their logs."""
+    return temp_folder(folder) / "session_latest" / "logs"
 
 
 def _private(folder: Path) -> Path:
@@ -149,7 +155,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
 
 
 def _wait(call: Call[LocalSession], inputs: Props, process: ProcessId, log: Path) -> None:
-    progress, api = Progress(call.note), serve_api(inputs)
+    progress, api = Progress(call.step), serve_api(inputs)
     while True:
         if process.find() is None:
             raise Refused(f"Ray ended while it started: {tail(log)} (whole output: {log})")
@@ -167,11 +173,13 @@ def _wait(call: Call[LocalSession], inputs: Props, process: ProcessId, log: Path
 
 
 def tail(log: Path, lines: int = 3) -> str:
-    """The last lines of a log file that say something, as one."""
+    """The last lines of a log file that say something, as one; empty when there are none yet."""
     if not log.is_file():
-        return "no output"
-    text = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(text[-lines:])[-600:] or "no output"
+        return ""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        text = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    return " | ".join(text[-lines:])[-600:]
 
 
 RAY = ResourceDef[LocalSession](
