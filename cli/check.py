@@ -56,7 +56,7 @@ def files_of(patterns: Iterable[str]) -> tuple[list[Path], list[Finding]]:
         elif path.exists():
             found = [path]
         else:
-            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+            found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns too)
         if not found:
             findings.append(Finding(pattern, 0, "", "no such file, and no folder with .yaml files"))
         files |= dict.fromkeys(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def architecture_fault(architecture: str) -> str | None:
     if plugin := known["plugin"].get(architecture):
         return f"vLLM runs {architecture} with the plugin at {plugin} only"
     return None
+
+
+def architecture_of_id(hf_id: str) -> str | None:
+    """The architecture of a retired family of models, by its Hub id; None for every other (`config.json` says it).
+
+    Source: vLLM's list of supported models up to 0.28, which names these repositories under the architecture.
+    """
+    return next((name for pattern, name in _RETIRED.items() if fnmatchcase(hf_id.lower(), pattern)), None)
+
+
+_RETIRED = {"mosaicml/mpt-*": "MPTForCausalLM", "baichuan-inc/baichuan-*": "BaichuanForCausalLM"}
 
 
 @cache

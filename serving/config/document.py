@@ -158,7 +158,7 @@ class _Builder:
         return result
 
     def entries(self, node: yaml.MappingNode, path: KeyPath) -> list[tuple[yaml.Node, yaml.Node]]:
-        """The entries, after those that `<<` brings in; each mapping is merged once, however often it is referred to."""
+        """The entries, after those that `<<` brings in; a mapping is merged once, however often it is referred to."""
         if not any(key.tag == _MERGE for key, _ in node.value):
             return list(node.value)
         if id(node) in self.merged:

@@ -149,12 +149,10 @@ def _together(kwargs: dict[str, Any], engine: dict[str, Any]) -> Iterator[tuple[
     if isinstance(batched, int) and isinstance(seqs, int) and batched < seqs:
         yield "max_num_batched_tokens", f"found {batched}; must be at least max_num_seqs, {seqs}"
     length = engine.get("max_total_tokens", 2048)
-    if kwargs.get("enable_chunked_prefill") is False and isinstance(batched, int) and isinstance(length, int):
-        if batched < length:
-            yield (
-                "max_num_batched_tokens",
-                f"found {batched}; without chunked prefill it must be at least max_total_tokens, {length}",
-            )
+    whole_prompts = kwargs.get("enable_chunked_prefill") is False
+    if whole_prompts and isinstance(batched, int) and isinstance(length, int) and batched < length:
+        message = f"found {batched}; without chunked prefill it must be at least max_total_tokens, {length}"
+        yield "max_num_batched_tokens", message
     generation = engine.get("generation")
     if kwargs.get("chat_template") and isinstance(generation, dict) and generation.get("prompt_format"):
         yield "chat_template", "excludes generation.prompt_format; keep one of them"

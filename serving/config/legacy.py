@@ -216,7 +216,7 @@ def _meant(name: str) -> str | None:
 
 
 def _one_kind_of_node(doc: Rewriter) -> None:
-    """Old files put the replica on a CPU node and its workers on GPU nodes; today a replica and its workers share a pool."""
+    """Old files put a replica on a CPU node and its workers on GPU nodes; today they share a pool."""
     cpu = resource_name("CPU")
     workers = [name for name in doc.mapping(*WORKER_RESOURCES) if _meant(name) not in (None, "CPU")]
     if len(workers) != 1 or cpu not in doc.mapping(*ACTOR_RESOURCES):

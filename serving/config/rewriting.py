@@ -1,4 +1,4 @@
-"""Renames, moves and removals on a document, remembered so that `modelfleet check --fix` can repeat them on the file."""
+"""Renames, moves and removals on a document, remembered so that `check --fix` can repeat them on the file."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.config.accelerators import ACCELERATORS, CPU, RESOURCE_PREFIX, STEERING_FRACTION, accelerator_of
-from serving.config.catalogs import serve_options
+from serving.config.catalogs import architecture_fault, architecture_of_id, serve_options
 from serving.config.document import Document, KeyPath
 from serving.config.errors import Finding, Severity
 from serving.config.prompt_rules import TEMPLATES, template_faults
@@ -89,7 +89,8 @@ def _accelerator(data: Any) -> Iterator[Fault]:
     elif not named and gpus and not any(_LOOKS_LIKE_ACCELERATOR.match(name) for name in _section(data, *WORKERS)):
         yield _error(
             WORKERS,
-            f"no accelerator is named; add `{RESOURCE_PREFIX}L4: {STEERING_FRACTION}` (allowed are {_GPU_ACCELERATORS})",
+            f"no accelerator is named; add `{RESOURCE_PREFIX}L4: {STEERING_FRACTION}` "
+            f"(allowed are {_GPU_ACCELERATORS})",
         )
     elif CPU in named and gpus:
         yield _error(named[CPU], f"found {CPU} with GPUs; write num_gpus_per_worker: 0, or one of {_GPU_ACCELERATORS}")
@@ -129,9 +130,6 @@ def _placement(data: Any) -> Iterator[Fault]:
             f"found {shown(strategy)} with {shown(scaling['num_workers'])} workers; tensor parallel workers must share "
             "a node: write STRICT_PACK",
         )
-    if gpus is not None and gpus > 1:
-        message = f"found {shown(scaling['num_gpus_per_worker'])}; a worker has one GPU: change num_workers instead"
-        yield _error(("scaling_config", "num_gpus_per_worker"), message)
     replica = {accelerator_of(name) for name in _section(data, *ACTOR, "resources")} - {None}
     worker = {accelerator_of(name) for name in _section(data, *WORKERS)} - {None}
     if worker and not replica and strategy != "STRICT_PACK" and gpus:
@@ -243,3 +241,18 @@ def _mirror(data: Any) -> Iterator[Fault]:
     for index, flag in enumerate(flags if isinstance(flags, list) else []):
         if flag != "--no-sign-request":
             yield _error((*path, index), f"found {shown(flag)}; allowed is --no-sign-request, for a public bucket")
+
+
+def _architecture(data: Any) -> Iterator[Fault]:
+    """Families of models that vLLM dropped, known by their ids; planning judges others by their `config.json`."""
+    engine = _section(data, "engine_config")
+    key = "hf_model_id" if engine.get("hf_model_id") else "model_id"
+    architecture = architecture_of_id(engine[key]) if isinstance(engine.get(key), str) else None
+    if architecture is not None and (fault := architecture_fault(architecture)) is not None:
+        yield _error(("engine_config", key), f"found {engine[key]!r}: {fault}")
+
+
+_RULES = (
+    _accelerator, _resources, _placement, _replica, _autoscaling, _stops, _prompts, _runtime_envs, _mirror,
+    _architecture,
+)  # fmt: skip

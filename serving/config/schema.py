@@ -33,6 +33,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def null_is_left_out(cls, data: Any) -> Any:
+        """A key without a value counts as left out."""
         if not isinstance(data, dict):
             return data
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
@@ -56,7 +57,7 @@ class AutoscalingConfig(Section):
     max_replicas: PositiveCount = Field(1, description="Most replicas.")
     target_ongoing_requests: PositiveAmount = Field(
         1.0,
-        description="Average ongoing requests per replica that the autoscaler aims at; about 40 % of max_ongoing_requests.",
+        description="Ongoing requests per replica that the autoscaler aims at; about 40 % of max_ongoing_requests.",
     )
     metrics_interval_s: PositiveAmount = Field(10.0, description="Seconds between a replica's reports.")
     look_back_period_s: PositiveAmount = Field(30.0, description="Seconds over which reports are averaged.")
@@ -70,12 +71,13 @@ class AutoscalingConfig(Section):
 
     @model_validator(mode="after")
     def min_initial_and_max_are_in_order(self) -> Self:
+        """`min <= initial <= max`."""
         initial = self.min_replicas if self.initial_replicas is None else self.initial_replicas
         if not self.min_replicas <= initial <= self.max_replicas:
             raise KeyFault(
                 "max_replicas" if self.min_replicas > self.max_replicas else "initial_replicas",
-                f"found min_replicas {self.min_replicas}, initial_replicas {initial}, max_replicas {self.max_replicas}; "
-                "allowed is min_replicas <= initial_replicas <= max_replicas",
+                f"found min_replicas {self.min_replicas}, initial_replicas {initial}, max_replicas "
+                f"{self.max_replicas}; allowed is min_replicas <= initial_replicas <= max_replicas",
             )
         return self
 
@@ -119,6 +121,7 @@ class DeploymentConfig(Section):
 
     @model_validator(mode="after")
     def replicas_are_given_once(self) -> Self:
+        """Fixed or autoscaled, not both."""
         if self.num_replicas is not None and self.autoscaling_config is not None:
             raise KeyFault("num_replicas", "num_replicas and autoscaling_config exclude each other; keep one of them")
         return self
@@ -239,6 +242,7 @@ class EngineConfig(Section):
     @field_validator("model_id")
     @classmethod
     def model_id_is_a_name(cls, value: str) -> str:
+        """A Hub-like id; `--` stands for `/` in a slug."""
         if not MODEL_ID.fullmatch(value) or "--" in value or len(value) > 96:
             raise ValueError(
                 f"found {value[:100]!r}; allowed is `name` or `organization/name` of letters, digits, `.`, `_`, `-`, "
@@ -249,6 +253,7 @@ class EngineConfig(Section):
     @field_validator("hf_model_id", "tokenizer_id")
     @classmethod
     def weights_are_an_id_or_a_path(cls, value: str | None) -> str | None:
+        """A bucket has a section of its own."""
         if value is not None and (not WEIGHTS_ID.fullmatch(value) or ".." in value):
             hint = "; a bucket goes into s3_mirror_config or gcs_mirror_config" if "://" in value else ""
             raise ValueError(f"found {value[:100]!r}; allowed is a Hugging Face id or an absolute path{hint}")
@@ -256,6 +261,7 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def one_mirror_at_most(self) -> Self:
+        """S3 or GCS."""
         if self.s3_mirror_config is not None and self.gcs_mirror_config is not None:
             raise KeyFault(
                 "gcs_mirror_config", "s3_mirror_config and gcs_mirror_config exclude each other; keep one of them"
@@ -284,8 +290,15 @@ class ScalingConfig(Section):
 
     @field_validator("num_gpus_per_worker", mode="before")
     @classmethod
-    def whole_gpus(cls, value: object) -> object:
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+    def one_gpu_or_none(cls, value: object) -> object:
+        """Says where more GPUs are asked for; `1.0` and `"1"` are 1, as in RayLLM."""
+        try:
+            gpus = float(value) if isinstance(value, int | float | str) else None
+        except ValueError:
+            return value
+        if gpus is None or gpus in (0, 1):
+            return value if gpus is None or isinstance(value, bool) else int(gpus)
+        raise ValueError(f"found {value}; a worker has one GPU (0 on {CPU}): change num_workers instead")
 
 
 class ModelConfig(Section):

@@ -62,7 +62,7 @@ def _findings(error: ValidationError, schema: type[BaseModel], document: Documen
 
 
 def _without_branches(schema: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """The location in the file: pydantic adds the tried branch of a union (`list[...]`, `str`) after the field's name."""
+    """The location in the file: pydantic adds the tried branch of a union (`list[...]`, `str`) after the field."""
     kept: list[str | int] = []
     current: Any = schema
     for part in location:

@@ -21,7 +21,7 @@ _KINDS: dict[Any, str] = {
 
 
 def described(hint: Any) -> dict[str, Any]:
-    """A type hint as `kinds` (`int`, `float`, `bool`, `str`, `object`, `list`, `null`), `choices`, and `keys` of an object.
+    """A type hint as `kinds` (`int`, `float`, `bool`, `str`, `object`, `list`, `null`), `choices`, an object's `keys`.
 
     Hints that YAML cannot say (classes, callables) are left out.
     """

@@ -32,7 +32,7 @@ def engine_arguments() -> dict[str, Any]:
 
 
 def architectures() -> dict[str, Any]:
-    """Names in a checkpoint's `architectures` that vLLM runs, ran once (with the last version), or runs with a plugin."""
+    """Names in a checkpoint's `architectures` that vLLM runs, ran once (and until when), or runs with a plugin."""
     from vllm.model_executor.models import registry
 
     return {

@@ -1,0 +1,307 @@
+"""`modelfleet check --fix`: today's names written into the file itself, everything else left byte for byte.
+
+The edits that `legacy.py` made on the data are repeated on the file's text, one by one, at the places where the YAML
+parser saw the keys. Comments, order, quotes and blank lines stay because they are never touched; a rewriting YAML
+library would lay the whole file out anew. A file whose text then does not read as the normalised data is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serving.config.document import Document, KeyPath, parse_document, read_document
+from serving.config.errors import Finding, InputErrors
+from serving.config.legacy import normalise
+from serving.config.rewriting import Edit, apply
+
+_BOM = "\N{BYTE ORDER MARK}"
+_COMMENT = re.compile(r"(?:^|\s)(#.*)$")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One `key: value` as it stands in the text; `end` is behind the value's last character."""
+
+    key: yaml.ScalarNode
+    value: yaml.Node
+    mapping: yaml.MappingNode
+    index: int
+
+    @property
+    def start(self) -> int:
+        return int(self.key.start_mark.index)
+
+    @property
+    def end(self) -> int:
+        return _end(self.value)
+
+    @property
+    def column(self) -> int:
+        return int(self.key.start_mark.column)
+
+    @property
+    def in_flow(self) -> bool:
+        return bool(self.mapping.flow_style)
+
+
+def fix_file(path: Path) -> list[Finding]:
+    """Rewrite the file at `path` by today's names; the notices of what was changed, none when nothing was.
+
+    Raises `InputErrors` when the file cannot be read as YAML, or not be rewritten.
+    """
+    document = read_document(path)
+    text = path.read_bytes().decode("utf-8")
+    fixed, findings = fixed_text(text, str(path))
+    if fixed != text:
+        _write(path, fixed, document)
+    return findings
+
+
+def fixed_text(text: str, file: str) -> tuple[str, list[Finding]]:
+    """The text by today's names and the findings about what was changed; raises `InputErrors` like `fix_file`."""
+    bom = text.startswith(_BOM)
+    body = text.removeprefix(_BOM)
+    document = parse_document(body.encode(), file)
+    rewriter = normalise(document)
+    findings = [*document.findings, *rewriter.findings] if rewriter.edits or document.findings else []
+    if not findings:
+        return text, []
+    try:
+        for path in _repeated(body):
+            body = _without_repetitions(body, path)
+        for edit in rewriter.edits:
+            body = _edited(body, edit)
+        done = parse_document(body.encode(), file)
+    except (InputErrors, LookupError, ValueError) as error:
+        raise InputErrors([_by_hand(document)]) from error
+    if done.data != _expected(document, rewriter.edits):
+        raise InputErrors([_by_hand(document)])
+    return (_BOM if bom else "") + body, findings
+
+
+def _expected(document: Document, edits: list[Edit]) -> Any:
+    """What the file should say afterwards: the data with the edits, and without what a refusal took out."""
+    import copy
+
+    data = copy.deepcopy(document.data)
+    for edit in edits:
+        apply(data, edit)
+    return data
+
+
+def _by_hand(document: Document) -> Finding:
+    return document.finding((), "old names here are shared by anchors or merges; change them by hand")
+
+
+def _edited(text: str, edit: Edit) -> str:
+    root = _compose(text)
+    if not edit.path:
+        return _put_all(text, edit.puts)
+    entry = _find(root, edit.path)
+    here = [(path[-1], value) for path, value in edit.puts if path[:-1] == edit.path[:-1]]
+    elsewhere = tuple(put for put in edit.puts if put[0][:-1] != edit.path[:-1])
+    text = _renamed(text, entry, here) if here else _removed(text, root, entry, edit.path)
+    return _put_all(text, elsewhere)
+
+
+def _renamed(text: str, entry: _Entry, names: list[tuple[str | int, Any]]) -> str:
+    """The entry under its new names: the first in its place, the others behind it."""
+    old = text[entry.value.start_mark.index : entry.end]
+    copies = [f"{name}: {old if _value(old) == value else _scalar(value)}" for name, value in names]
+    indent = " " * entry.column
+    between = ", " if entry.in_flow else f"{_newline(text)}{indent}"
+    gap = text[entry.key.end_mark.index : entry.value.start_mark.index] if old else ": "
+    copies[0] = copies[0].replace(": ", gap, 1) if gap.strip() == ":" else copies[0]
+    if len(copies) == 1 or entry.in_flow:
+        return text[: entry.start] + between.join(copies) + text[entry.end :]
+    line_end = _line_end(text, entry.end)
+    rest = text[entry.end : line_end]
+    more = "".join(between + copy for copy in copies[1:])
+    return text[: entry.start] + copies[0] + rest + more + text[line_end:]
+
+
+def _removed(text: str, root: yaml.Node, entry: _Entry, path: KeyPath) -> str:
+    """The text without the entry; its comments stay, on lines of their own."""
+    if len(entry.mapping.value) == 1 and len(path) > 1:
+        text = _cut(text, entry)
+        parent = _find(root, path[:-1])
+        colon = text.index(":", parent.key.end_mark.index) + 1
+        return text if entry.in_flow else f"{text[:colon]} {{}}{text[colon:]}"
+    return _cut(text, entry)
+
+
+def _cut(text: str, entry: _Entry) -> str:
+    if entry.in_flow:
+        siblings = entry.mapping.value
+        if entry.index + 1 < len(siblings):
+            return text[: entry.start] + text[siblings[entry.index + 1][0].start_mark.index :]
+        start = _end(siblings[entry.index - 1][1]) if entry.index else entry.start
+        return text[:start] + text[entry.end :]
+    start = text.rfind("\n", 0, entry.start) + 1
+    stop = min(_line_end(text, entry.end) + len(_newline(text)), len(text))
+    return text[:start] + _comments(text, entry, start, stop) + text[stop:]
+
+
+def _comments(text: str, entry: _Entry, start: int, stop: int) -> str:
+    """Comments between `start` and `stop`, outside of scalars, each on a line at the entry's column."""
+    masked = list(text[start:stop])
+    for node in _scalars(entry.value):
+        for position in range(node.start_mark.index, min(node.end_mark.index, stop)):
+            if masked[position - start] not in "\r\n":
+                masked[position - start] = "."
+    lines = "".join(masked).splitlines()
+    found = [match[1] for line in lines if (match := _COMMENT.search(line))]
+    return "".join(f"{' ' * entry.column}{comment}{_newline(text)}" for comment in found)
+
+
+def _put_all(text: str, puts: tuple[tuple[KeyPath, Any], ...]) -> str:
+    for path, value in puts:
+        text = _put(text, path, value)
+    return text
+
+
+def _put(text: str, path: KeyPath, value: Any) -> str:
+    """A new entry, behind the last one-line entry of its mapping; the mapping is made where it is missing."""
+    root = _compose(text)
+    mapping: yaml.Node = root if len(path) == 1 else _value_node(root, path[:-1])
+    if mapping is _NOTHING:
+        return _put(text, path[:-1], {path[-1]: value})
+    if not isinstance(mapping, yaml.MappingNode) or not mapping.value:
+        start, end = mapping.start_mark.index, mapping.end_mark.index
+        before = "" if end > start else " "
+        return f"{text[:start]}{before}{{{path[-1]}: {_scalar(value)}}}{text[end:]}"
+    entries = [_Entry(key, node, mapping, index) for index, (key, node) in enumerate(mapping.value)]
+    if mapping.flow_style:
+        end = entries[-1].end
+        return f"{text[:end]}, {path[-1]}: {_scalar(value)}{text[end:]}"
+    lines = [e for e in entries if isinstance(e.value, yaml.ScalarNode) and e.value.style not in ("|", ">")]
+    indent, newline = " " * entries[0].column, _newline(text)
+    if not lines:
+        return f"{text[: entries[0].start]}{path[-1]}: {_scalar(value)}{newline}{indent}{text[entries[0].start :]}"
+    end = _line_end(text, lines[-1].end)
+    return f"{text[:end]}{newline}{indent}{path[-1]}: {_scalar(value)}{text[end:]}"
+
+
+_NOTHING = yaml.ScalarNode("", "")
+
+
+def _compose(text: str) -> yaml.Node:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is None:
+        raise LookupError("the file is empty")
+    return root
+
+
+def _find(root: yaml.Node, path: KeyPath) -> _Entry:
+    """The entry at `path`; raises `LookupError` where only a merge brings it."""
+    node: yaml.Node = root
+    entry: _Entry | None = None
+    for part in path:
+        entry = next((e for e in _entries(node) if e.key.value == part), None)
+        if entry is None:
+            raise LookupError(part)
+        node = entry.value
+    if entry is None:
+        raise LookupError("no path")
+    return entry
+
+
+def _entries(node: yaml.Node) -> list[_Entry]:
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    return [_Entry(key, value, node, index) for index, (key, value) in enumerate(node.value)]
+
+
+def _value_node(root: yaml.Node, path: KeyPath) -> yaml.Node:
+    try:
+        return _find(root, path).value
+    except LookupError:
+        return _NOTHING
+
+
+def _repeated(text: str) -> list[KeyPath]:
+    """Mappings with a repeated key, innermost last."""
+    found: list[KeyPath] = []
+
+    def walk(node: yaml.Node, path: KeyPath) -> None:
+        names = [entry.key.value for entry in _entries(node)]
+        if len(set(names)) < len(names):
+            found.append(path)
+        for entry in _entries(node):
+            walk(entry.value, (*path, entry.key.value))
+
+    walk(_compose(text), ())
+    return found
+
+
+def _without_repetitions(text: str, path: KeyPath) -> str:
+    """Of a repeated key the last stays, because it counted."""
+    while True:
+        root = _compose(text)
+        mapping = root if not path else _find(root, path).value
+        names = [entry.key.value for entry in _entries(mapping)]
+        earlier = [e for e in _entries(mapping) if e.key.value in names[e.index + 1 :]]
+        if not earlier:
+            return text
+        text = _cut(text, earlier[0])
+
+
+def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        return [node]
+    children = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    return [scalar for child in children for scalar in _scalars(child)]
+
+
+def _end(node: yaml.Node) -> int:
+    """Behind the last character: a block mapping's own end mark is at the next token, comments and blanks included."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
+        return len(node.end_mark.buffer[: node.end_mark.index].rstrip("\r\n")) if node.end_mark.buffer else 0
+    return int(node.end_mark.index)
+
+
+def _line_end(text: str, position: int) -> int:
+    end = text.find("\n", position)
+    if end < 0:
+        return len(text)
+    return end - 1 if text[end - 1] == "\r" and end > position else end
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _value(source: str) -> Any:
+    return yaml.safe_load(source) if source else None
+
+
+def _scalar(value: Any) -> str:
+    """A value on one line, as YAML writes it."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False)
+    return text.strip().removesuffix("...").strip()
+
+
+def _write(path: Path, text: str, document: Document) -> None:
+    """In one step, with the file's mode; a symlink stays one."""
+    target = path.resolve()
+    mode = stat.S_IMODE(target.stat().st_mode)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(target)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise InputErrors([document.finding((), f"cannot be written: {error.strerror or error}")]) from None
