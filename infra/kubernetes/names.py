@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from infra.planning.plan import Plan
+from infra.planning.service_accounts import READERS, WRITER
 
 RAY_SERVICE: Final = "fleet"
 #: KubeRay makes this Service and moves it from the old cluster to the new one in an upgrade.
@@ -25,11 +26,9 @@ OBJECT_STORAGE: Final = "object-storage"
 SCRIPTS: Final = "ray-scripts"
 SERVING_CODE: Final = "serving-code"
 
-#: ServiceAccounts; Pod Identity associations are made for these three (the gateway and the operator get none).
-HEAD_ACCOUNT: Final = "ray-head"
-WORKER_ACCOUNT: Final = "ray-worker"
-MIRROR_ACCOUNT: Final = "mirror"
-READ_ACCOUNTS: Final = (HEAD_ACCOUNT, WORKER_ACCOUNT)
+#: ServiceAccounts with a role in AWS; the gateway and the operator have none.
+HEAD_ACCOUNT, WORKER_ACCOUNT = READERS
+MIRROR_ACCOUNT: Final = WRITER
 
 STACK_LABEL: Final = "modelfleet.dev/stack"
 POOL_LABEL: Final = "modelfleet.dev/pool"

@@ -13,9 +13,7 @@ import pytest
 
 from infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import Stack, wait_for
-from tests.cluster.eks_nodes import allocatable
 from tests.cluster.fleet import five_models
-from tools.kubernetes.nodes import fake_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 

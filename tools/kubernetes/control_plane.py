@@ -21,8 +21,8 @@ from typing import Any, Self
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from infra.kubernetes.api import Api, ApiError, Unreachable
 from serving.config.errors import SetupError
-from tools.kubernetes.api import Api, ApiError, Unreachable
 from tools.kubernetes.binaries import BINARIES, KUBERAY_VERSION, kuberay_sources, require
 
 #: Nobody else's default, and below the ephemeral range that outgoing connections take ports from.

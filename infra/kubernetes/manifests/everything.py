@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.kubernetes.manifests.autoscaler import cluster_autoscaler
 from infra.kubernetes.manifests.gateway import (
     PORT,
     gateway_config,
@@ -25,24 +26,39 @@ from infra.kubernetes.manifests.scripts import scripts, serving_code
 from infra.planning.plan import Plan
 
 
-def everything(plan: Plan, *, keys_id: str = "") -> list[Manifest]:
-    """The stack without CRDs (see `operator.custom_resource_definitions`) and without Secrets."""
-    add_ons = [device_plugin(plan), dcgm_exporter(plan)] if plan.target == "eks" else []
+def cluster_add_ons(plan: Plan, cluster_name: str) -> list[Manifest]:
+    """What a new EKS cluster lacks; an existing cluster is taken as its owner made it."""
+    if plan.target != "eks":
+        return []
+    return [device_plugin(plan), dcgm_exporter(plan), *cluster_autoscaler(plan, cluster_name)]
+
+
+def operator(plan: Plan) -> list[Manifest]:
+    """KubeRay's operator with its rights, without its CRDs."""
+    return [operator_account(plan), operator_role(plan), operator_binding(plan), operator_deployment(plan)]
+
+
+def base(plan: Plan) -> list[Manifest]:
+    """The namespace and its rules."""
     return [
-        *add_ons,
         namespace(plan),
         quota(plan),
         *service_accounts(plan),
         *network_policies(plan, PORT),
-        operator_account(plan),
-        operator_role(plan),
-        operator_binding(plan),
-        operator_deployment(plan),
+        *disruption_budgets(plan),
+    ]
+
+
+def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list[Manifest]:
+    """The stack without CRDs (see `operator.custom_resource_definitions`) and without Secrets."""
+    return [
+        *cluster_add_ons(plan, cluster_name),
+        *base(plan),
+        *operator(plan),
         scripts(plan),
         serving_code(plan),
         *(mirror_job(plan, model) for model in mirrored(plan)),
         ray_service(plan),
-        *disruption_budgets(plan),
         gateway_config(plan),
         gateway_deployment(plan, keys_id),
         gateway_service(plan),

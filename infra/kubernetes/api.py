@@ -1,4 +1,4 @@
-"""The Kubernetes API in plain HTTP: what the stand-in provider, the test control plane and the tests need, no more.
+"""The Kubernetes API in plain HTTP: for looking at a cluster before a run, for the stand-in provider and the tests.
 
     api = Api.from_kubeconfig(path)
     api.apply(manifest, manager="modelfleet")        # server-side apply
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import ssl
 import subprocess
 import threading
@@ -18,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
-import httpx
+import urllib3
 import yaml
 
 Manifest = dict[str, Any]
@@ -76,10 +77,10 @@ class Api:
 
     def __init__(self, access: Access, *, timeout_seconds: float = 30.0) -> None:
         self.access = access
-        headers = {"Authorization": f"Bearer {access.token}"} if access.token else {}
-        self._http = httpx.Client(
-            base_url=access.server, headers=headers, verify=_tls(access), timeout=timeout_seconds, trust_env=False
-        )
+        self._headers = {"Authorization": f"Bearer {access.token}"} if access.token else {}
+        self._timeout = timeout_seconds
+        # Not `requests`: it adds its own authorities to the cluster's, and asks proxies from the environment.
+        self._http = urllib3.PoolManager(maxsize=16, ssl_context=_tls(access), retries=False)
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._lock = threading.Lock()
 
@@ -90,7 +91,7 @@ class Api:
 
     def close(self) -> None:
         """Let the connections go."""
-        self._http.close()
+        self._http.clear()
 
     def version(self) -> str:
         """The server's version, such as `v1.36.3`."""
@@ -208,14 +209,20 @@ class Api:
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """One call; raises `Unreachable` or `ApiError`."""
-        headers = {"Content-Type": kind} if kind else {}
-        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        url = self.access.server.rstrip("/") + path + (f"?{urlencode(params)}" if params else "")
+        headers = {**self._headers, **({"Content-Type": kind} if kind else {})}
         try:
-            answer = self._http.request(method, path, params=params, content=content, headers=headers, **options)
-        except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+            answer = self._http.request(
+                method,
+                url,
+                body=content.encode() if content else None,
+                headers=headers,
+                timeout=timeout or self._timeout,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(f"no Kubernetes API answers at {self.access.server}: {_cause(error)}") from error
-        if answer.is_success:
-            return _json(answer, self.access.server)
+        if 200 <= answer.status < 300:
+            return _json(answer.data, self.access.server)
         raise _refusal(answer)
 
 
@@ -292,10 +299,10 @@ def _exec_token(spec: Mapping[str, Any]) -> str | None:
     return str(json.loads(done.stdout)["status"]["token"])
 
 
-def _tls(access: Access) -> ssl.SSLContext | bool:
-    if access.insecure:
-        return False
+def _tls(access: Access) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=access.ca) if access.ca else ssl.create_default_context()
+    if access.insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if access.certificate:
         _load_certificate(context, *access.certificate)
     return context
@@ -303,8 +310,6 @@ def _tls(access: Access) -> ssl.SSLContext | bool:
 
 def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
     """`load_cert_chain` reads files only; a file in memory keeps the key off the disk."""
-    import os
-
     fd = os.memfd_create("client")
     try:
         os.write(fd, f"{certificate}\n{key}\n".encode())
@@ -317,22 +322,22 @@ def _group_path(api_version: str) -> str:
     return f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
 
 
-def _json(answer: httpx.Response, server: str) -> dict[str, Any]:
+def _json(data: bytes, server: str) -> dict[str, Any]:
     try:
-        return dict(answer.json())
+        return dict(json.loads(data))
     except ValueError as error:
         raise Unreachable(f"{server} answers, but is not a Kubernetes API") from error
 
 
-def _refusal(answer: httpx.Response) -> ApiError:
+def _refusal(answer: urllib3.BaseHTTPResponse) -> ApiError:
     """The server's Status object; a path that it does not serve at all answers plain text."""
+    word = answer.reason or str(answer.status)
     try:
-        status = answer.json()
-        message, reason = str(status["message"]), str(status.get("reason") or answer.reason_phrase)
-        details = status.get("details")
+        status = json.loads(answer.data)
+        message, reason = str(status["message"]), str(status.get("reason") or word)
+        return ApiError(answer.status, reason, message, status.get("details"))
     except (ValueError, KeyError, TypeError):
-        message, reason, details = answer.text.strip()[:300] or answer.reason_phrase, answer.reason_phrase, None
-    return ApiError(answer.status_code, reason, message, details)
+        return ApiError(answer.status, word, answer.data.decode(errors="replace").strip()[:300] or word)
 
 
 def _cause(error: BaseException) -> str:

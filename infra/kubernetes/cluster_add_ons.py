@@ -1,0 +1,18 @@
+"""`ClusterAddOns`: the device plugin, the GPU exporter and the node autoscaler of a new EKS cluster."""
+
+from __future__ import annotations
+
+import pulumi
+
+from infra.kubernetes.manifests.everything import cluster_add_ons
+from infra.kubernetes.objects import each
+from infra.planning.plan import Plan
+
+
+class ClusterAddOns(pulumi.ComponentResource):
+    """Children: DaemonSets and the autoscaler's account, role, binding and Deployment, all in kube-system."""
+
+    def __init__(self, name: str, plan: Plan, cluster_name: str, *, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("modelfleet:kubernetes:ClusterAddOns", name, None, opts)
+        each(name, cluster_add_ons(plan, cluster_name), pulumi.ResourceOptions(parent=self))
+        self.register_outputs({})

@@ -1,0 +1,79 @@
+"""`KubernetesFleet`: the cluster half of a stack, on EKS or on any cluster with a kubeconfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.kubernetes.cluster_add_ons import ClusterAddOns
+from infra.kubernetes.gateway import Gateway
+from infra.kubernetes.mirrors import Mirrors
+from infra.kubernetes.namespace import Namespace
+from infra.kubernetes.operator import Operator
+from infra.kubernetes.ray import RayFleet
+from infra.kubernetes.secrets import Secrets
+from infra.planning.plan import Plan
+
+
+def provider(
+    name: str, plan: Plan, *, kubeconfig: pulumi.Input[str] | None = None, opts: pulumi.ResourceOptions | None = None
+) -> k8s.Provider:
+    """The connection: `kubeconfig` (of a new cluster), else the stack's own settings, else kubectl's."""
+    settings = plan.config.kubernetes
+    return k8s.Provider(
+        name,
+        kubeconfig=kubeconfig if kubeconfig is not None else settings.kubeconfig,
+        context=None if kubeconfig is not None else settings.context,
+        enable_server_side_apply=True,
+        # Else a changed key map or configuration deletes the Secret or ConfigMap before it makes the new one.
+        enable_config_map_mutable=True,
+        enable_secret_mutable=True,
+        opts=opts,
+    )
+
+
+class KubernetesFleet(pulumi.ComponentResource):
+    """Children in order: add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
+
+    `ready` is what has to be there first: the cluster's access and nodes, the code artifact in the bucket.
+    `destroy` goes the other way: the RayService's pods end while the operator still runs.
+    """
+
+    base_url: str
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        provider: k8s.Provider,
+        cluster_name: str = "",
+        huggingface_token: pulumi.Output[str] | None = None,
+        api_keys: pulumi.Output[Mapping[str, str]] | None = None,
+        ready: Sequence[pulumi.Resource] = (),
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
+        self._provider, self._ready = provider, list(ready)
+        ClusterAddOns(f"{name}-add-ons", plan, cluster_name, opts=self._child())
+        namespace = Namespace(f"{name}-base", plan, opts=self._child())
+        operator = Operator(f"{name}-operator", plan, opts=self._child(*namespace.ready))
+        secrets = Secrets(
+            f"{name}-secrets",
+            plan,
+            huggingface_token=huggingface_token,
+            api_keys=api_keys,
+            opts=self._child(namespace.namespace),
+        )
+        Mirrors(f"{name}-mirrors", plan, opts=self._child(*namespace.ready, *secrets.ready))
+        RayFleet(f"{name}-ray", plan, opts=self._child(*namespace.ready, *operator.ready, *secrets.ready))
+        gateway = Gateway(
+            f"{name}-gateway", plan, keys_id=secrets.keys_id, opts=self._child(*namespace.ready, *secrets.ready)
+        )
+        self.base_url = gateway.base_url
+        self.register_outputs({"base_url": self.base_url})
+
+    def _child(self, *after: pulumi.Resource) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(parent=self, providers=[self._provider], depends_on=[*self._ready, *after])

@@ -1,0 +1,32 @@
+"""Secrets of the namespace. Their values may be Pulumi outputs; nothing else in the cluster holds one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra.kubernetes.manifests.gateway import KEY_MAP
+from infra.kubernetes.manifests.pods import Manifest
+from infra.kubernetes.names import GATEWAY_KEYS, HUGGINGFACE, REPLICA_HUGGINGFACE, labels
+from infra.planning.plan import Plan
+
+
+def huggingface(plan: Plan, token: Any) -> list[Manifest]:
+    """For mirror Jobs; for replicas only when a model is loaded straight from the Hub."""
+    from_hub = any(model.mirror.prefix is None and "://" not in model.mirror.source for model in plan.models)
+    names = [HUGGINGFACE, REPLICA_HUGGINGFACE] if from_hub else [HUGGINGFACE]
+    return [_secret(plan, name, {"token": token}) for name in names]
+
+
+def gateway_keys(plan: Plan, key_map: Any) -> Manifest:
+    """The sha256 of each API key beside its name, as HAProxy looks it up; never a key."""
+    return _secret(plan, GATEWAY_KEYS, {KEY_MAP: key_map})
+
+
+def _secret(plan: Plan, name: str, data: dict[str, Any]) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": plan.namespace, "labels": labels(plan, name)},
+        "type": "Opaque",
+        "stringData": data,
+    }

@@ -1,0 +1,57 @@
+"""From a manifest to the pulumi-kubernetes resource of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.kubernetes.manifests.pods import Manifest
+
+#: The typed resource of each kind that this project renders; anything else is a CustomResource.
+KINDS: Mapping[tuple[str, str], Any] = {
+    ("v1", "Namespace"): k8s.core.v1.Namespace,
+    ("v1", "ResourceQuota"): k8s.core.v1.ResourceQuota,
+    ("v1", "ServiceAccount"): k8s.core.v1.ServiceAccount,
+    ("v1", "ConfigMap"): k8s.core.v1.ConfigMap,
+    ("v1", "Secret"): k8s.core.v1.Secret,
+    ("v1", "Service"): k8s.core.v1.Service,
+    ("apps/v1", "Deployment"): k8s.apps.v1.Deployment,
+    ("apps/v1", "DaemonSet"): k8s.apps.v1.DaemonSet,
+    ("batch/v1", "Job"): k8s.batch.v1.Job,
+    ("policy/v1", "PodDisruptionBudget"): k8s.policy.v1.PodDisruptionBudget,
+    ("networking.k8s.io/v1", "NetworkPolicy"): k8s.networking.v1.NetworkPolicy,
+    ("networking.k8s.io/v1", "Ingress"): k8s.networking.v1.Ingress,
+    ("rbac.authorization.k8s.io/v1", "Role"): k8s.rbac.v1.Role,
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"): k8s.rbac.v1.RoleBinding,
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"): k8s.rbac.v1.ClusterRole,
+    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"): k8s.rbac.v1.ClusterRoleBinding,
+    ("apiextensions.k8s.io/v1", "CustomResourceDefinition"): k8s.apiextensions.v1.CustomResourceDefinition,
+}
+
+#: Top-level fields of manifests as the SDK spells its arguments.
+ARGUMENTS: Mapping[str, str] = {
+    "automountServiceAccountToken": "automount_service_account_token",
+    "roleRef": "role_ref",
+    "stringData": "string_data",
+}
+
+
+def resource(name: str, manifest: Manifest, opts: pulumi.ResourceOptions) -> pulumi.CustomResource:
+    """The resource `name` for a manifest, whose values may be outputs."""
+    key = (manifest["apiVersion"], manifest["kind"])
+    fields = {ARGUMENTS.get(k, k): v for k, v in manifest.items() if k not in ("apiVersion", "kind")}
+    if typed := KINDS.get(key):
+        made: pulumi.CustomResource = typed(name, **fields, opts=opts)
+        return made
+    return k8s.apiextensions.CustomResource(name, api_version=key[0], kind=key[1], **fields, opts=opts)
+
+
+def each(prefix: str, manifests: list[Manifest], opts: pulumi.ResourceOptions) -> list[pulumi.CustomResource]:
+    """One resource per manifest, named `<prefix>-<kind>-<name>`."""
+    return [
+        resource(f"{prefix}-{manifest['kind'].lower()}-{manifest['metadata']['name']}", manifest, opts)
+        for manifest in manifests
+    ]

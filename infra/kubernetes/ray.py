@@ -1,0 +1,51 @@
+"""`RayFleet`: the scripts that pods mount, and the RayService with the cluster and all applications."""
+
+from __future__ import annotations
+
+import pulumi
+
+from infra.kubernetes.manifests.ray import ray_service
+from infra.kubernetes.manifests.scripts import scripts
+from infra.kubernetes.objects import resource
+from infra.planning.plan import Plan
+
+#: Until the first models answer: nodes are bought, images pulled, weights copied and loaded.
+#: At the end pods have their requests finished first.
+TIMEOUTS = pulumi.CustomTimeouts(create="90m", update="90m", delete="30m")
+WAIT_FOR_READY = {"pulumi.com/waitFor": "condition=Ready"}
+
+#: With `rollout: replace` these replace the RayService, deleting it first. What KubeRay changes in place (replicas,
+#: tolerations, a group appended at the end) is not among them.
+REPLACES = [
+    "spec.rayClusterConfig.rayVersion",
+    "spec.rayClusterConfig.headGroupSpec.template.spec.containers",
+    "spec.rayClusterConfig.workerGroupSpecs[*].groupName",
+    "spec.rayClusterConfig.workerGroupSpecs[*].resources",
+    "spec.rayClusterConfig.workerGroupSpecs[*].template.spec.containers",
+    "spec.rayClusterConfig.workerGroupSpecs[*].template.spec.nodeSelector",
+]
+
+
+class RayFleet(pulumi.ComponentResource):
+    """Children: ConfigMap `ray-scripts`, RayService `fleet`."""
+
+    def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
+        files = resource(f"{name}-scripts", scripts(plan), pulumi.ResourceOptions(parent=self))
+        manifest = ray_service(plan)
+        manifest["metadata"]["annotations"] = dict(WAIT_FOR_READY)
+        replace = plan.ray_cluster.rollout == "replace"
+        self.service = resource(
+            f"{name}-service",
+            manifest,
+            pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[files],
+                custom_timeouts=pulumi.CustomTimeouts(
+                    create=READY_TIMEOUT, update=READY_TIMEOUT, delete=DELETE_TIMEOUT
+                ),
+                replace_on_changes=REPLACES if replace else None,
+                delete_before_replace=True,  # the name is fixed
+            ),
+        )
+        self.register_outputs({})

@@ -1,0 +1,48 @@
+"""`Secrets`: the Hugging Face token and the hashes of the API keys, from Pulumi's encrypted configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import pulumi
+
+from infra.gateway import render_key_map
+from infra.kubernetes.manifests import secrets
+from infra.kubernetes.objects import each, resource
+from infra.planning.plan import Plan
+
+
+class Secrets(pulumi.ComponentResource):
+    """Children: Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, those that are needed.
+
+    `keys_id` changes with the keys and tells nothing about them; it rolls the gateway's pods.
+    """
+
+    keys_id: pulumi.Output[str]
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        huggingface_token: pulumi.Output[str] | None,
+        api_keys: pulumi.Output[Mapping[str, str]] | None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("modelfleet:kubernetes:Secrets", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        self.ready: list[pulumi.Resource] = []
+        if huggingface_token is not None:
+            self.ready += each(name, secrets.huggingface(plan, pulumi.Output.secret(huggingface_token)), child)
+        self.keys_id = pulumi.Output.from_input("")
+        if api_keys is not None:
+            key_map = pulumi.Output.secret(api_keys.apply(render_key_map))
+            self.ready.append(resource(f"{name}-gateway-keys", secrets.gateway_keys(plan, key_map), child))
+            self.keys_id = pulumi.Output.unsecret(key_map.apply(_short_hash))
+        self.register_outputs({})
+
+
+def _short_hash(key_map: str) -> str:
+    """A hash of hashes; 64 bits of it are enough to see a change."""
+    return hashlib.sha256(key_map.encode()).hexdigest()[:16]
