@@ -13,6 +13,9 @@ from infra.planning.plan import GatewayPlan, Route
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+#: First segments of paths that are the gateway's own.
+RESERVED = frozenset({"v1", "health", "ready", "metrics", "tokenize", "detokenize", "pooling", "classify"})
+
 
 def check_routes(routes: Iterable[Route]) -> None:
     """Raise `ValueError` for a route that HAProxy could misread; `plan()` never makes one."""
@@ -20,6 +23,8 @@ def check_routes(routes: Iterable[Route]) -> None:
     for route in routes:
         if not SLUG.fullmatch(route.slug):
             raise ValueError(f"the slug {route.slug!r} is not of letters, digits, `.`, `_`, `-`")
+        if route.slug in RESERVED:
+            raise ValueError(f"the slug {route.slug!r} is a path of the gateway itself; give the model another id")
         for name in dict.fromkeys((route.model_id, *route.model_ids)):
             if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"the model id {name!r} is not of letters, digits, `.`, `_`, `/`, `-`")
@@ -47,7 +52,7 @@ def cards_map(gateway: GatewayPlan) -> str:
     """`<path below /v1/models> <JSON>`, also with `--` for `/`, and `*` for the whole list."""
     cards: dict[str, str] = {}
     listed = []
-    for route in sorted(gateway.routes, key=lambda r: r.model_id):
+    for route in gateway.routes:
         for name in names_of(route):
             parent = None if name == route.model_id else route.model_id
             card = model_card(name, route.model_id, parent, route.description)

@@ -9,6 +9,7 @@ only the first process can open, to a second process with buffers of the stack's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 
 from infra.gateway import files, maps, rules
@@ -48,6 +49,7 @@ def render(
     Raises `ValueError` for a plan that HAProxy could misread (`plan()` makes none).
     """
     maps.check_routes(gateway.routes)
+    gateway = replace(gateway, routes=tuple(sorted(gateway.routes, key=lambda route: route.model_id)))
     if not 1 <= gateway.max_body_mib <= MOST_BODY_MIB:
         raise ValueError(f"maxBodyMib: found {gateway.max_body_mib}; allowed are 1 to {MOST_BODY_MIB}")
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
@@ -137,6 +139,8 @@ def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, a
     lines = [
         f"log {runtime.log} format raw local0 info",
         f"maxconn {most}",
+        # Two processes on one port would share its connections in silence; a reload hands its sockets over instead.
+        "noreuseport",
         f"hard-stop-after {gateway.timeout_s + BODY_TIMEOUT_S}s",
         f"stats socket {admin} mode 600 level admin expose-fd listeners",
         "max-spread-checks 50",

