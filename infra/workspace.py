@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from infra.catalog import default_catalog
+from infra.model_facts import read_facts
 from infra.planning import Plan, plan
 from infra.planning.plan import CodeArtifact
+from infra.prices import with_known_prices
 from infra.stack import LoadedStack, load_stack
-from serving.config.errors import Finding, InputErrors
+from serving.config.errors import Finding, InputErrors, errors_in
 from serving.config.load import LoadedModel, load_models
 from serving.config.validation import near
 
@@ -20,20 +24,49 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 SERVING = Path(__file__).resolve().parent.parent / "serving"
 
 
-def open_workspace(root: Path, stack_name: str) -> tuple[tuple[LoadedModel, ...], LoadedStack, CodeArtifact]:
-    """Model files that the stack names, the stack, and the code; raises `InputErrors` with every fault of all files."""
+@dataclass(frozen=True)
+class Workspace:
+    """What was read: valid models, the stack, the code, and every finding about the model files."""
+
+    models: tuple[LoadedModel, ...]
+    stack: LoadedStack
+    code: CodeArtifact
+    findings: tuple[Finding, ...]
+
+
+def read_workspace(root: Path, stack_name: str) -> Workspace:
+    """Read a stack and the model files that it names; raises `InputErrors` only for the stack file itself."""
     stack = load_stack(root, stack_name)
     paths, findings = model_files(root, stack)
     loading = load_models(paths, root)
-    if findings:
-        raise InputErrors([*findings, *loading.findings])
-    return loading.valid(), stack, code_artifact()
+    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings))
 
 
-def make_plan(root: Path, stack_name: str) -> Plan:
-    """Read the files and plan; raises `InputErrors`."""
-    models, stack, code = open_workspace(root, stack_name)
-    return plan(models, stack, code=code)
+def open_workspace(root: Path, stack_name: str) -> tuple[tuple[LoadedModel, ...], LoadedStack, CodeArtifact]:
+    """Model files that the stack names, the stack, and the code; raises `InputErrors` with every fault of all files."""
+    workspace = read_workspace(root, stack_name)
+    if errors := errors_in(workspace.findings):
+        raise InputErrors(errors)
+    return workspace.models, workspace.stack, workspace.code
+
+
+def make_plan(root: Path, stack_name: str, *, network: bool = False) -> Plan:
+    """Read the files and plan; raises `InputErrors` with the faults of all files and of the plan at once.
+
+    `network` lets prices, the mirror and the Hub be asked for what the catalog does not know.
+    """
+    workspace = read_workspace(root, stack_name)
+    errors = errors_in(workspace.findings)
+    models, stack = workspace.models, workspace.stack
+    facts = read_facts(models, root, stack, network=network)
+    catalog = with_known_prices(default_catalog(), stack, root, network=network)
+    try:
+        made = plan(models, stack, code=workspace.code, catalog=catalog, facts=facts)
+    except InputErrors as refused:
+        raise InputErrors([*errors, *refused.findings]) from None
+    if errors:
+        raise InputErrors(errors)
+    return replace(made, notices=tuple(sorted([*workspace.findings, *made.notices])))
 
 
 def model_files(root: Path, stack: LoadedStack) -> tuple[list[Path], list[Finding]]:
@@ -44,12 +77,25 @@ def model_files(root: Path, stack: LoadedStack) -> tuple[list[Path], list[Findin
     chosen: dict[str, Path] = {}
     findings: list[Finding] = []
     for index, pattern in enumerate(stack.config.models):
-        matched = {name: path for name, path in names.items() if fnmatchcase(name, pattern.removesuffix(".yaml"))}
+        matched = {name: path for name, path in names.items() if _matches(name, pattern.removesuffix(".yaml"))}
         if not matched:
             message = f"no file of models/ ({len(names)} there) matches {pattern!r}; {near(pattern, sorted(names))}"
             findings.append(stack.finding(("models", index), message))
         chosen |= matched
     return [chosen[name] for name in sorted(chosen)], findings
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a path matches a glob, folder by folder: `*` stays inside a folder, `**` is any number of them."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    if wanted[0] == "**":
+        rest = "/".join(wanted[1:]) or "*"
+        return any(_matches("/".join(parts[start:]), rest) for start in range(len(parts)))
+    if not fnmatchcase(parts[0], wanted[0]):
+        return False
+    if len(parts) == 1 or len(wanted) == 1:
+        return len(parts) == len(wanted)
+    return _matches("/".join(parts[1:]), "/".join(wanted[1:]))
 
 
 def code_artifact() -> CodeArtifact:

@@ -12,6 +12,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 CPU = "CPU"
+#: In service-prices.csv: the price is the same in all commercial regions.
+EVERY_REGION = "*"
 
 
 class UnknownInstanceType(LookupError):
@@ -126,10 +128,16 @@ class Catalog:
 
     def service_price(self, service: str, *, region: str) -> Price:
         """Price per hour of something that is not an instance (`eks-cluster`, `nat-gateway`); raises `NoPrice`."""
-        try:
-            return self.services[region, service]
-        except KeyError:
-            raise NoPrice(f"{service} in {region}") from None
+        found = self.services.get((region, service)) or self.services.get((EVERY_REGION, service))
+        if found is None:
+            raise NoPrice(f"{service} in {region}")
+        return found
+
+    def knows_price(self, name: str, *, region: str) -> bool:
+        """Whether an instance type or a service has a price in the region."""
+        return any(
+            key in table for key in ((region, name), (EVERY_REGION, name)) for table in (self.prices, self.services)
+        )
 
     def daemon_requests(self, *, gpu: bool) -> tuple[int, int]:
         """Millicores and MiB that the daemon sets of a worker node request together."""
@@ -137,8 +145,10 @@ class Catalog:
         return sum(one.cpu_millis for one in found), sum(one.memory_mib for one in found)
 
     def with_prices(self, prices: Mapping[tuple[str, str], Price]) -> Catalog:
-        """This catalog with more prices by (region, instance type), e.g. from the AWS Pricing API."""
-        return dataclasses.replace(self, prices={**self.prices, **prices})
+        """This catalog with more prices by (region, instance type or service), e.g. from the AWS Pricing API."""
+        types = {key: price for key, price in prices.items() if key[1] in self.instance_types}
+        services = {key: price for key, price in prices.items() if key[1] not in self.instance_types}
+        return dataclasses.replace(self, prices={**self.prices, **types}, services={**self.services, **services})
 
 
 @cache

@@ -107,7 +107,8 @@ def budget_findings(stack: LoadedStack, cost: CostRange, pools: Sequence[PoolPla
     dearest = max(pools, key=lambda pool: pool.cost.max_usd_per_hour or 0)
     message = (
         f"found {limit:g}; at its maximum the stack costs {cost.max_usd_per_hour:.2f} USD/h, most of it pool "
-        f"{dearest.name} ({dearest.cost.max_usd_per_hour or 0:.2f}); lower its maxNodes or max_replicas, or raise the budget"
+        f"{dearest.name} ({dearest.cost.max_usd_per_hour or 0:.2f}); "
+        "lower its maxNodes or max_replicas, or raise the budget"
     )
     return [stack.finding(at, message)]
 

@@ -123,6 +123,7 @@ def _memory(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Ca
     message = (
         f"does not fit: of {usable:.1f} GiB usable on a {setting.accelerator.name}, weights take "
         f"{memory.weights_mib / 1024:.1f} GiB and the reserve {memory.reserve_mib / 1024:.1f} GiB; one sequence of "
-        f"{setting.length} tokens needs {one:.1f} GiB of KV cache. Ways out: {ways or 'no known accelerator carries it'}"
+        f"{setting.length} tokens needs {one:.1f} GiB of KV cache. "
+        f"Ways out: {ways or 'no known accelerator carries it'}"
     )
     return [model.document.finding(LENGTH, message)]

@@ -55,7 +55,7 @@ class Pool(StackSection):
     )
     instance_types: list[str] | Literal["auto"] = Field(
         "auto",
-        description="EC2 instance types of one shape, first is preferred; `auto`: the cheapest that carries its models.",
+        description="EC2 types of one shape, first is preferred; `auto`: the cheapest that carries its models.",
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."

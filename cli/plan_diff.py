@@ -1,0 +1,221 @@
+"""`modelfleet plan --diff REV`: what a branch changes about a stack, as text and as Markdown for a pull request."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.plan_table import UNKNOWN, nodes_text, replicas_text, usd
+from infra.planning import Plan
+from infra.planning.plan import ModelPlan, PoolPlan
+from infra.workspace import make_plan
+from serving.config.errors import Finding, InputErrors, SetupError
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line: `sign` is `+`, `-` or `~`; `what` is `model` or `pool`."""
+
+    sign: str
+    what: str
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What changed between two plans of a stack; `before` is None when the revision has no such plan."""
+
+    stack: str
+    revision: str
+    before: Plan | None
+    after: Plan
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+
+def difference(root: Path, revision: str, after: Plan) -> Difference:
+    """Plan the revision too and compare; raises `InputErrors` or `SetupError` when git does not know it."""
+    before, reason = _plan_of(root, revision, after.stack)
+    warnings = [f"{revision} has no plan of stack {after.stack}: {reason}"] if reason else []
+    if before is not None:
+        warnings += _warnings(before, after)
+    return Difference(after.stack, revision, before, after, tuple(_changes(before, after)), tuple(warnings))
+
+
+def _plan_of(root: Path, revision: str, stack: str) -> tuple[Plan | None, str]:
+    """The plan of a revision's models/ and stacks/, or why there is none."""
+    with tempfile.TemporaryDirectory(prefix="modelfleet-") as folder:
+        old = Path(folder)
+        with tarfile.open(fileobj=io.BytesIO(_archive(root, revision))) as archive:
+            archive.extractall(old, filter="data")
+        kept = root / ".modelfleet"
+        if kept.is_dir():
+            (old / ".modelfleet").symlink_to(kept.resolve(), target_is_directory=True)
+        try:
+            return make_plan(old, stack), ""
+        except InputErrors as error:
+            return None, error.findings[0].sentence()
+
+
+def _archive(root: Path, revision: str) -> bytes:
+    """models/ and stacks/ of the revision as a tar file."""
+    if revision.startswith("-"):
+        raise _wrong(f"found {revision!r}; name a git revision, e.g. main or HEAD~1")
+    try:
+        there = _git(root, "ls-tree", "--name-only", revision, "models", "stacks")
+        if there.returncode == 0:
+            names = there.stdout.decode().split()
+            return _git(root, "archive", "--format=tar", revision, "--", *names).stdout if names else _empty_tar()
+    except FileNotFoundError:
+        raise SetupError("git is not installed, and --diff reads the other revision from it") from None
+    message = there.stderr.decode(errors="replace").strip().splitlines()
+    raise _wrong(f"git does not know {revision!r}: {message[-1] if message else 'unknown revision'}")
+
+
+def _wrong(message: str) -> InputErrors:
+    return InputErrors([Finding("--diff", 0, "", message)])
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+
+
+def _empty_tar() -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w"):
+        pass
+    return stream.getvalue()
+
+
+def _changes(before: Plan | None, after: Plan) -> Iterator[Change]:
+    old_pools, new_pools = _named(before.pools if before else ()), _named(after.pools)
+    for name in [*new_pools, *(n for n in old_pools if n not in new_pools)]:
+        yield from _change("pool", name, _pool_facts(old_pools.get(name)), _pool_facts(new_pools.get(name)))
+    old_models = {model.model_id: model for model in (before.models if before else ())}
+    new_models = {model.model_id: model for model in after.models}
+    for name in sorted(old_models.keys() | new_models.keys()):
+        old, new = old_models.get(name), new_models.get(name)
+        yield from _change("model", name, _model_facts(old), _model_facts(new))
+
+
+def _named(pools: tuple[PoolPlan, ...]) -> dict[str, PoolPlan]:
+    return {pool.name: pool for pool in pools}
+
+
+def _pool_facts(pool: PoolPlan | None) -> dict[str, str]:
+    if pool is None:
+        return {}
+    return {
+        "accelerator": pool.accelerator,
+        "instance types": ", ".join(pool.instance_types) or "given node",
+        "purchase": pool.purchase,
+        "nodes": nodes_text(pool),
+        "maxNodes": str(pool.max_nodes),
+        "USD/h": f"{usd(pool.cost.min_usd_per_hour)}–{usd(pool.cost.max_usd_per_hour)}",
+    }
+
+
+def _model_facts(model: ModelPlan | None) -> dict[str, str]:
+    if model is None:
+        return {}
+    facts = {
+        "accelerator": model.accelerator,
+        "pool": model.pool,
+        "replicas": replicas_text(model),
+        "workers": str(model.workers),
+        "USD/h": f"{usd(model.cost.min_usd_per_hour)}–{usd(model.cost.max_usd_per_hour)}",
+    }
+    weights = {"weights": model.mirror.source, "revision": model.mirror.revision or "main"}
+    return {**facts, **weights, **dict(_flat(model.application.args["model"]))}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The model file's keys with their values."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, str(value)
+
+
+def _change(what: str, name: str, old: dict[str, str], new: dict[str, str]) -> Iterator[Change]:
+    if not old:
+        shown = [f"{key} {new[key]}" for key in ("instance types", "pool", "nodes", "replicas", "USD/h") if key in new]
+        yield Change("+", what, name, ", ".join(shown))
+    elif not new:
+        yield Change("-", what, name, f"was {old['USD/h']} USD/h")
+    else:
+        keys = [key for key in [*new, *(k for k in old if k not in new)] if old.get(key) != new.get(key)]
+        texts = [f"{key} {old.get(key, 'unset')} → {new.get(key, 'unset')}" for key in keys]
+        if texts:
+            yield Change("~", what, name, "; ".join(texts))
+
+
+def _warnings(before: Plan, after: Plan) -> list[str]:
+    """What a change of the Ray cluster means: KubeRay builds a second one unless groups are only appended."""
+    old, new = before.ray_cluster, after.ray_cluster
+    shared = new.worker_groups[: len(old.worker_groups)]
+    unchanged = [
+        a.name == b.name and (a.ray_resources, a.node, a.labels) == (b.ray_resources, b.node, b.labels)
+        for a, b in zip(old.worker_groups, shared, strict=False)
+    ]
+    if len(shared) == len(old.worker_groups) and all(unchanged) and old.image == new.image:
+        return []
+    names = [a.name for a, same in zip(old.worker_groups, unchanged, strict=False) if not same]
+    why = f"worker groups {', '.join(names)}" if names else "its image" if old.image != new.image else "fewer groups"
+    return [
+        f"the Ray cluster changes ({why}): KubeRay builds a second one before the first goes, so for a while the "
+        "stack takes twice the nodes; append pools at the end instead of changing them"
+    ]
+
+
+def cost_line(diff: Difference) -> str:
+    """`at most 12.00 → 14.50 USD/h (+2.50)`."""
+    new = diff.after.cost.max_usd_per_hour
+    old = diff.before.cost.max_usd_per_hour if diff.before else 0.0
+    delta = f" ({new - old:+,.2f})" if new is not None and old is not None else ""
+    return f"at most {usd(old) if diff.before else UNKNOWN if old is None else '0.00'} → {usd(new)} USD/h{delta}"
+
+
+def as_text(diff: Difference) -> str:
+    """For a terminal."""
+    lines = [f"Stack {diff.stack} since {diff.revision}: {cost_line(diff)}"]
+    lines += [f"  {c.sign} {c.what} {c.name}: {c.detail}" for c in diff.changes] or ["  nothing changes"]
+    lines += [f"  ! {warning}" for warning in diff.warnings]
+    return "\n".join(lines)
+
+
+def as_markdown(diff: Difference) -> str:
+    """For a pull request."""
+    lines = [f"### `{diff.stack}`: {cost_line(diff)}", ""]
+    if diff.changes:
+        lines += ["| | | | change |", "|---|---|---|---|"]
+        lines += [f"| {c.sign} | {c.what} | `{c.name}` | {_cell(c.detail)} |" for c in diff.changes]
+    else:
+        lines.append("Nothing changes.")
+    lines += ["", *(f"> **Warning:** {warning}" for warning in diff.warnings)] if diff.warnings else []
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that cannot leave its table cell or become markup."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def as_json(diff: Difference) -> dict[str, Any]:
+    """For machines."""
+    return {
+        "stack": diff.stack,
+        "revision": diff.revision,
+        "max_usd_per_hour_before": diff.before.cost.max_usd_per_hour if diff.before else None,
+        "max_usd_per_hour_after": diff.after.cost.max_usd_per_hour,
+        "changes": [{"sign": c.sign, "what": c.what, "name": c.name, "detail": c.detail} for c in diff.changes],
+        "warnings": list(diff.warnings),
+    }
