@@ -17,25 +17,36 @@ from infra.kubernetes.secrets import Secrets
 from infra.planning.plan import Plan
 
 
-def provider(
-    name: str, plan: Plan, *, kubeconfig: pulumi.Input[str] | None = None, opts: pulumi.ResourceOptions | None = None
+def connection(
+    name: str,
+    plan: Plan,
+    *,
+    kubeconfig: pulumi.Input[str] | None = None,
+    take_over: bool = False,
+    opts: pulumi.ResourceOptions | None = None,
 ) -> k8s.Provider:
-    """The connection: `kubeconfig` (of a new cluster), else the stack's own settings, else kubectl's."""
+    """The provider: `kubeconfig` (of a new cluster), else the stack's own settings, else kubectl's.
+
+    Without `take_over` an object that is there already is an error, so that nothing of others is changed or deleted.
+    """
     settings = plan.config.kubernetes
     return k8s.Provider(
         name,
         kubeconfig=kubeconfig if kubeconfig is not None else settings.kubeconfig,
         context=None if kubeconfig is not None else settings.context,
+        # A kubeconfig's text changes (tokens, certificates); only another stack is another cluster.
+        cluster_identifier=plan.stack,
         enable_server_side_apply=True,
         # Else a changed key map or configuration deletes the Secret or ConfigMap before it makes the new one.
         enable_config_map_mutable=True,
         enable_secret_mutable=True,
+        upsert_existing_objects=take_over,
         opts=opts,
     )
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
     `ready` is what has to be there first: the cluster's access and nodes, the code artifact in the bucket.
     `destroy` goes the other way: the RayService's pods end while the operator still runs.
@@ -48,7 +59,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         name: str,
         plan: Plan,
         *,
-        provider: k8s.Provider,
+        kubeconfig: pulumi.Input[str] | None = None,
         cluster_name: str = "",
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
@@ -56,10 +67,13 @@ class KubernetesFleet(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
-        self._provider, self._ready = provider, list(ready)
+        child = pulumi.ResourceOptions(parent=self)
+        self._provider = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)
+        shared = connection(f"{name}-shared", plan, kubeconfig=kubeconfig, take_over=True, opts=child)
+        self._ready = list(ready)
         ClusterAddOns(f"{name}-add-ons", plan, cluster_name, opts=self._child())
         namespace = Namespace(f"{name}-base", plan, opts=self._child())
-        operator = Operator(f"{name}-operator", plan, opts=self._child(*namespace.ready))
+        operator = Operator(f"{name}-operator", plan, shared=shared, opts=self._child(*namespace.ready))
         secrets = Secrets(
             f"{name}-secrets",
             plan,

@@ -1,22 +1,35 @@
-"""`Operator`: KubeRay's CRDs and after them its operator; an old CRD with a new operator lost workers (kuberay#2084)."""
+"""`Operator`: KubeRay's CRDs, then its operator; a new operator on an old CRD lost workers (kuberay#2084)."""
 
 from __future__ import annotations
 
 import pulumi
+import pulumi_kubernetes as k8s
 
 from infra.kubernetes.manifests.everything import operator
 from infra.kubernetes.manifests.operator import custom_resource_definitions
 from infra.kubernetes.objects import each
 from infra.planning.plan import Plan
 
+#: The last run that applied the CRDs owns them, whoever did before.
+FORCE = {"pulumi.com/patchForce": "true"}
+
 
 class Operator(pulumi.ComponentResource):
-    """Children: the CRDs, kept when the stack goes because other stacks may use them; account, role, Deployment."""
+    """Children: the CRDs; account, role, binding and Deployment of the operator.
 
-    def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+    The CRDs belong to the cluster: `shared` takes over what is there, and they stay when the stack goes, because
+    other stacks may use them.
+    """
+
+    def __init__(
+        self, name: str, plan: Plan, *, shared: k8s.Provider, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
         super().__init__("modelfleet:kubernetes:Operator", name, None, opts)
-        keep = pulumi.ResourceOptions(parent=self, retain_on_delete=True)
-        crds = each(name, custom_resource_definitions(), keep)
+        manifests = custom_resource_definitions()
+        for crd in manifests:
+            crd["metadata"].setdefault("annotations", {}).update(FORCE)
+        keep = pulumi.ResourceOptions(parent=self, provider=shared, retain_on_delete=True)
+        crds = each(name, manifests, keep)
         after = pulumi.ResourceOptions(parent=self, depends_on=crds)
         self.ready = [*crds, *each(name, operator(plan), after)]
         self.register_outputs({})

@@ -41,9 +41,7 @@ class RayFleet(pulumi.ComponentResource):
             pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[files],
-                custom_timeouts=pulumi.CustomTimeouts(
-                    create=READY_TIMEOUT, update=READY_TIMEOUT, delete=DELETE_TIMEOUT
-                ),
+                custom_timeouts=TIMEOUTS,
                 replace_on_changes=REPLACES if replace else None,
                 delete_before_replace=True,  # the name is fixed
             ),
