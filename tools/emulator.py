@@ -148,6 +148,7 @@ def _start(port: int, state_dir: Path) -> Running:
 def _environment() -> dict[str, str]:
     """moto's environment: no credentials and no settings of the caller's AWS account."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    kept["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"  # roles attach AWS's own policies; read at the first IAM call
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
