@@ -28,7 +28,7 @@ def run_plan(
     _refuse_together({"--json": as_json, "--html": html is not None, "--markdown": markdown})
     if markdown and diff is None:
         raise InputErrors([Finding("--markdown", 0, "", "goes with --diff REV")])
-    plan = make_plan(root, stack, network=True)
+    plan = make_plan(root, stack, network=True, deploying=False)
     output.show_findings(plan.notices)
     refused = _preflight(root, plan) if preflight else []
     if pin:

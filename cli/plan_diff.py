@@ -59,7 +59,7 @@ def _plan_of(root: Path, revision: str, stack: str) -> tuple[Plan | None, str]:
         if kept.is_dir():
             (old / ".modelfleet").symlink_to(kept.resolve(), target_is_directory=True)
         try:
-            return make_plan(old, stack), ""
+            return make_plan(old, stack, deploying=False), ""
         except InputErrors as error:
             return None, error.findings[0].sentence()
 

@@ -48,12 +48,13 @@ def _pools(plan: Plan) -> Table:
 
 def _models(plan: Plan) -> Table:
     columns = [("model", False), ("pool", False), ("replicas", True), ("workers", True), ("per node", True)]
-    columns += [("GPU memory", True), ("KV cache", True), ("sequences", True)]
+    known = any(model.memory for model in plan.models)
+    columns += [("GPU memory", True), ("KV cache", True), ("sequences", True)] if known else []
     columns += [("USD/h min", True), ("USD/h max", True)] if plan.target != "local" else []
     table = _table("Models", columns)
     for model in plan.models:
         row = [model.model_id, model.pool, replicas_text(model), str(model.workers), per_node_text(model)]
-        row += memory_texts(model.memory)
+        row += memory_texts(model.memory) if known else []
         row += _range(model.cost) if plan.target != "local" else []
         table.add_row(*row)
     return table

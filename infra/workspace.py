@@ -50,10 +50,11 @@ def open_workspace(root: Path, stack_name: str) -> tuple[tuple[LoadedModel, ...]
     return workspace.models, workspace.stack, workspace.code
 
 
-def make_plan(root: Path, stack_name: str, *, network: bool = False) -> Plan:
+def make_plan(root: Path, stack_name: str, *, network: bool = False, deploying: bool = True) -> Plan:
     """Read the files and plan; raises `InputErrors` with the faults of all files and of the plan at once.
 
-    `network` lets prices, the mirror and the Hub be asked for what the catalog does not know.
+    `network` lets prices, the mirror and the Hub be asked for what the catalog does not know; `deploying` is False
+    where the plan is only looked at.
     """
     workspace = read_workspace(root, stack_name)
     errors = errors_in(workspace.findings)
@@ -61,7 +62,7 @@ def make_plan(root: Path, stack_name: str, *, network: bool = False) -> Plan:
     facts = read_facts(models, root, stack, network=network)
     catalog = with_known_prices(default_catalog(), stack, root, network=network)
     try:
-        made = plan(models, stack, code=workspace.code, catalog=catalog, facts=facts)
+        made = plan(models, stack, code=workspace.code, catalog=catalog, facts=facts, deploying=deploying)
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
     if errors:

@@ -51,10 +51,11 @@ class Price:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A GPU: memory in MiB, compute capability as (major, minor), which types its tensor cores know."""
+    """A GPU: memory in MiB as sold and as CUDA reports it, compute capability as (major, minor)."""
 
     name: str
     memory_mib: int
+    usable_mib: int
     compute_capability: tuple[int, int]
     bfloat16: bool
     fp8: bool
@@ -210,7 +211,12 @@ def _capability(text: str) -> tuple[int, int]:
 def _accelerator(row: dict[str, str]) -> Accelerator:
     capability = _capability(row["compute_capability"])
     return Accelerator(
-        row["accelerator"], int(row["memory_mib"]), capability, row["bfloat16"] == "true", row["fp8"] == "true"
+        row["accelerator"],
+        int(row["memory_mib"]),
+        int(row["usable_mib"]),
+        capability,
+        row["bfloat16"] == "true",
+        row["fp8"] == "true",
     )
 
 

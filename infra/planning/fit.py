@@ -139,12 +139,12 @@ def _layer_tokens(layers: KvLayers, setting: Setting) -> int:
 
 def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
     """How one GPU's memory is used; `full_length_sequences` 0 means that it does not fit."""
-    total = float(setting.accelerator.memory_mib * MIB)
+    total = float(setting.accelerator.usable_mib * MIB)
     weights, reserve = weight_bytes(facts, setting) / setting.workers, reserve_bytes(facts, setting)
     cache = max(0.0, total * setting.utilization - weights - reserve)
     one = sequence_bytes(facts, setting)
     return GpuMemory(
-        total_mib=setting.accelerator.memory_mib,
+        total_mib=setting.accelerator.usable_mib,
         weights_mib=weights / MIB,
         kv_cache_mib=cache / MIB,
         reserve_mib=reserve / MIB,

@@ -117,7 +117,7 @@ def _memory(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Ca
     memory = gpu_memory(facts, setting)
     if memory.full_length_sequences >= 1:
         return []
-    usable = setting.accelerator.memory_mib * setting.utilization / 1024
+    usable = setting.accelerator.usable_mib * setting.utilization / 1024
     one = sequence_bytes(facts, setting) / MIB / 1024
     ways = "; ".join(way.sentence() for way in ways_out(facts, setting, catalog)[:3])
     message = (

@@ -28,7 +28,7 @@ from infra.planning.plan import CodeArtifact, ModelPlan, Plan, PoolPlan, RayClus
 from infra.planning.pools import settle
 from infra.stack import LoadedStack
 from serving.config.accelerators import CPU
-from serving.config.errors import Finding, InputErrors, errors_in
+from serving.config.errors import Finding, InputErrors, Severity, errors_in
 from serving.config.load import LoadedModel
 
 RAY_VERSION = "2.60.0"
@@ -44,18 +44,25 @@ def plan(
     code: CodeArtifact,
     catalog: Catalog | None = None,
     facts: Mapping[str, ModelFacts | None] | None = None,
+    deploying: bool = True,
 ) -> Plan:
     """The plan of a stack. Pure: files were read before, nothing is made here.
 
-    `facts` by `model_id` says what is known about each model, default what the catalog knows. Raises `InputErrors`
-    with every finding, each at the line of the model or stack file that has to change.
+    `facts` by `model_id` says what is known about each model, default what the catalog knows. Without `deploying`,
+    secrets that are not set yet are a warning, for the plan is only looked at. Raises `InputErrors` with every
+    finding, each at the line of the model or stack file that has to change.
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
     models = sorted(models, key=lambda model: model.config.model_id)
     choices, findings = settle(stack, [demand_of(model) for model in models], catalog)
     bucket, found = bucket_plan(stack, models)
-    findings += [*found, *name_findings(models), *_stack_findings(stack), *fit_findings(models, facts, catalog)]
+    findings += [
+        *found,
+        *name_findings(models),
+        *_stack_findings(stack, deploying=deploying),
+        *fit_findings(models, facts, catalog),
+    ]
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
     fixed = fixed_costs(stack, catalog)
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
@@ -83,9 +90,13 @@ def plan(
     )
 
 
-def _stack_findings(stack: LoadedStack) -> list[Finding]:
+def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     """What is wrong with the stack file whatever the models are."""
-    return [*_auth(stack), *_region(stack), *(network_findings(stack) if stack.config.target == "eks" else [])]
+    return [
+        *_auth(stack, deploying=deploying),
+        *_region(stack),
+        *(network_findings(stack) if stack.config.target == "eks" else []),
+    ]
 
 
 def _region(stack: LoadedStack) -> list[Finding]:
@@ -94,14 +105,14 @@ def _region(stack: LoadedStack) -> list[Finding]:
     return [stack.finding((), "aws:region is missing; run `pulumi config set aws:region us-east-1`")]
 
 
-def _auth(stack: LoadedStack) -> list[Finding]:
+def _auth(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     if stack.config.auth == "none" or "apiKeys" in stack.secrets:
         return []
     message = (
         "is not set, and auth is keys; run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, "
         "or say `modelfleet:auth: none`"
     )
-    return [stack.finding(("apiKeys",), message)]
+    return [stack.finding(("apiKeys",), message, Severity.ERROR if deploying else Severity.WARNING)]
 
 
 def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:

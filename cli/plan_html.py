@@ -1,0 +1,71 @@
+"""The plan as one self-contained page: bars of GPU memory, pools with their nodes, cost per model. No network, no script."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cli.plan_table import node_text, nodes_text, per_node_text, replicas_text, summary, usd
+from infra.planning import Plan
+from infra.planning.plan import CostRange, GpuMemory, PoolPlan
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+#: More nodes than these are told as a number.
+MAX_DRAWN_NODES = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a bar: `share` in percent."""
+
+    kind: str
+    label: str
+    gib: float
+    share: float
+
+
+def plan_page(plan: Plan) -> str:
+    """The page as HTML text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["usd"] = usd
+    functions = (segments, nodes_text, replicas_text, per_node_text, node_text, drawn_nodes, cost_share)
+    return environment.get_template("plan.html.j2").render(
+        plan=plan,
+        summary=summary(plan),
+        priced=plan.target != "local",
+        max_drawn=MAX_DRAWN_NODES,
+        **{function.__name__: function for function in functions},
+    )
+
+
+def segments(memory: GpuMemory) -> list[Segment]:
+    """One GPU's memory from left to right: weights, KV cache, reserve, and what vLLM leaves alone."""
+    parts = [
+        ("weights", "weights", memory.weights_mib),
+        ("cache", "KV cache", memory.kv_cache_mib),
+        ("reserve", "reserve", memory.reserve_mib),
+        ("free", "free", memory.free_mib),
+    ]
+    return [Segment(kind, label, mib / 1024, 100 * mib / memory.total_mib) for kind, label, mib in parts]
+
+
+def drawn_nodes(pool: PoolPlan) -> list[str]:
+    """One word per drawn node: always on, on demand, or only the limit."""
+    most = min(max(pool.needed_nodes, pool.min_nodes), pool.max_nodes)
+    kinds = ["always"] * pool.min_nodes + ["demand"] * (most - pool.min_nodes) + ["limit"] * (pool.max_nodes - most)
+    return kinds[:MAX_DRAWN_NODES]
+
+
+def cost_share(cost: CostRange, plan: Plan) -> float:
+    """A cost's part of the whole maximum in percent; 0 where it is not known."""
+    whole, part = plan.cost.max_usd_per_hour, cost.max_usd_per_hour
+    return 100 * part / whole if whole and part else 0.0
