@@ -76,12 +76,8 @@ def architecture_fault(architecture: str) -> str | None:
     """
     known = _json("vllm_architectures.json")
     if last := known["removed_after"].get(architecture):
-        return f"vLLM runs {architecture} up to {last} and no longer in {known['version']}; use a newer model"
-    if architecture == "RWForCausalLM":
-        return (
-            f"vLLM {known['version']} does not know RWForCausalLM, the first name of Falcon; use an upload whose "
-            "config.json names FalconForCausalLM"
-        )
+        way_out = _SUCCESSORS.get(architecture, "use a newer model")
+        return f"vLLM runs {architecture} up to {last} and no longer in {known['version']}; {way_out}"
     if plugin := known["plugin"].get(architecture):
         return f"vLLM runs {architecture} with the plugin at {plugin} only"
     return None
@@ -95,6 +91,7 @@ def architecture_of_id(hf_id: str) -> str | None:
     return next((name for pattern, name in _RETIRED.items() if fnmatchcase(hf_id.lower(), pattern)), None)
 
 
+_SUCCESSORS = {"RWForCausalLM": "use an upload whose config.json names FalconForCausalLM"}
 _RETIRED = {"mosaicml/mpt-*": "MPTForCausalLM", "baichuan-inc/baichuan-*": "BaichuanForCausalLM"}
 
 

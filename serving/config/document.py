@@ -16,7 +16,7 @@ import yaml
 
 from serving.config.errors import Finding, InputErrors, Severity
 
-MAX_BYTES = 128 * 1024
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 50
 MAX_NODES = 20_000
 MAX_INTEGER = 2**63 - 1

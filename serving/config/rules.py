@@ -30,17 +30,7 @@ _LOOKS_LIKE_ACCELERATOR = re.compile(r"^accel\w*[:_ ]", re.IGNORECASE)
 
 def rule_findings(document: Document, data: dict[str, Any]) -> Iterator[Finding]:
     """Every broken rule, warning and hint of a model file's (normalised) data."""
-    for rule in (
-        _accelerator,
-        _resources,
-        _placement,
-        _replica,
-        _autoscaling,
-        _stops,
-        _prompts,
-        _runtime_envs,
-        _mirror,
-    ):
+    for rule in _RULES:
         for path, message, severity in rule(data):
             yield document.finding(path, message, severity)
 

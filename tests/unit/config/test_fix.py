@@ -1,0 +1,185 @@
+"""`--fix` changes names and nothing else. Damage otherwise: a team's comments are gone after one command."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from serving.config.document import parse_document
+from serving.config.errors import InputErrors, Severity
+from serving.config.fix import fix_file, fixed_text
+from serving.config.legacy import normalise
+from serving.config.load import load_model, model_of
+
+SHIPPED = sorted((Path(__file__).parent / "rayllm").glob("*.yaml"))
+
+
+def fixed(text: str) -> str:
+    return fixed_text(text, "m.yaml")[0]
+
+
+def comments(text: str) -> Counter[str]:
+    return Counter(re.findall(r"(?m)(?:^|\s)(#.*)$", text))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_file_needs_no_notice_afterwards_and_means_the_same(path: Path) -> None:
+    before = path.read_text()
+    after = fixed(before)
+    document = parse_document(after.encode(), path.name)
+    assert normalise(document).edits == [], "no old name is left"
+    assert [f for f in model_of(document)[1] if f.severity is Severity.NOTICE] == []
+    assert document.findings == (), "no repeated key is left"
+    assert document.data == normalise(parse_document(before.encode(), path.name)).data or "trtllm" in path.name
+    assert comments(after) == comments(before)
+    assert fixed(after) == after, "a second run changes nothing"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_lines_without_an_old_name_stay_byte_for_byte(path: Path) -> None:
+    old = re.compile(
+        r"target_num_|smoothing_factor|max_concurrent_queries|accelerator_type_|do_sample|return_token_type_ids"
+    )
+    kept = [line for line in path.read_text().splitlines() if not old.search(line)]
+    if path.name == "amazon--LightGPT.yaml":
+        kept = [line for line in kept if "Below is an instruction" not in line]
+    after = fixed(path.read_text()).splitlines()
+    assert [line for line in after if line in kept] == kept, "the order is kept too"
+
+
+COMMENTED = """\
+# About the model
+deployment_config:  # how it scales
+  autoscaling_config:
+    min_replicas: 1
+
+    # how many each
+    target_num_ongoing_requests_per_replica: 24   # measured in May
+    # how quick
+    smoothing_factor: 0.6 # not faster
+    # the end
+  'max_concurrent_queries' : 64
+  ray_actor_options: {resources: {accelerator_type_a10: 0.01}}   # steering
+engine_config:
+  model_id: "a/b"   # public
+  engine_kwargs:
+    swap_space: 4   # GiB
+    # the last
+  generation:
+    generate_kwargs:
+      # why not
+      do_sample: true  # sample
+    stopping_sequences: [a,
+      b]
+multiplex_config:  # nobody used it
+  # at all
+  max_num_models_per_replica: 4
+scaling_config:
+  num_workers: 2   # tensor parallel
+  resources_per_worker:
+    accelerator_type_a10: 0.01"""
+
+EXPECTED = """\
+# About the model
+deployment_config:  # how it scales
+  autoscaling_config:
+    min_replicas: 1
+
+    # how many each
+    target_ongoing_requests: 24   # measured in May
+    # how quick
+    upscaling_factor: 0.6 # not faster
+    downscaling_factor: 0.6
+    # the end
+  max_ongoing_requests : 64
+  ray_actor_options: {resources: {accelerator_type:A10G: 0.001}}   # steering
+engine_config:
+  model_id: "a/b"   # public
+  engine_kwargs: {}
+    # GiB
+    # the last
+  generation:
+    generate_kwargs: {}
+      # why not
+      # sample
+    stopping_sequences: [a,
+      b]
+# nobody used it
+# at all
+scaling_config:
+  num_workers: 2   # tensor parallel
+  placement_strategy: STRICT_PACK
+  resources_per_worker:
+    accelerator_type:A10G: 0.001"""
+
+
+def test_comments_order_quotes_and_blank_lines_are_kept() -> None:
+    assert fixed(COMMENTED) == EXPECTED
+
+
+def test_windows_line_ends_are_kept() -> None:
+    assert fixed(COMMENTED.replace("\n", "\r\n")) == EXPECTED.replace("\n", "\r\n")
+
+
+def test_a_byte_order_mark_is_kept() -> None:
+    assert fixed("\N{BYTE ORDER MARK}" + COMMENTED) == "\N{BYTE ORDER MARK}" + EXPECTED
+
+
+def test_keys_move_into_sections_that_are_missing() -> None:
+    text = (
+        "engine_config:\n  model_id: a/b\n  type: TextGenerationInferenceEngine\n  scheduler:\n    policy:\n"
+        "      max_batch_prefill_tokens: 6000  # tokens\n      max_total_tokens: 4096\n  model_init_kwargs:\n"
+        "    trust_remote_code: true\nscaling_config: {num_workers: 1, num_gpus_per_worker: 0}\n"
+    )
+    after = fixed(text)
+    assert parse_document(after.encode(), "m.yaml").data == {
+        "engine_config": {
+            "model_id": "a/b",
+            "type": "VLLMEngine",
+            "max_total_tokens": 4096,
+            "engine_kwargs": {"max_num_batched_tokens": 6000, "trust_remote_code": True},
+        },
+        "scaling_config": {"num_workers": 1, "num_gpus_per_worker": 0},
+    }
+    assert "# tokens" in after
+
+
+def test_everything_in_braces_is_rewritten_too() -> None:
+    text = (
+        "{deployment_config: {max_concurrent_queries: 9, user_config: {a: 1}, autoscaling_config: {smoothing_factor: 2}},"
+        " engine_config: {model_id: a/b}, scaling_config: {pg_timeout_s: 5, num_workers: 1, num_gpus_per_worker: 0}}\n"
+    )
+    assert fixed(text) == (
+        "{deployment_config: {max_ongoing_requests: 9, "
+        "autoscaling_config: {upscaling_factor: 2, downscaling_factor: 2}},"
+        " engine_config: {model_id: a/b}, scaling_config: {num_workers: 1, num_gpus_per_worker: 0}}\n"
+    )
+
+
+def test_what_anchors_share_is_left_alone_with_a_finding() -> None:
+    text = "deployment_config: &a {max_concurrent_queries: 9}\nother: *a\n"
+    with pytest.raises(InputErrors, match="by hand"):
+        fixed(text)
+
+
+def test_a_file_by_todays_names_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text("engine_config: {model_id: a/b}\nscaling_config: {num_workers: 1, num_gpus_per_worker: 0}\n")
+    before = path.stat().st_mtime_ns
+    assert fix_file(path) == []
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_files_mode_and_a_link_to_it_stay(tmp_path: Path) -> None:
+    path, link = tmp_path / "m.yaml", tmp_path / "link.yaml"
+    path.write_bytes(SHIPPED[0].read_bytes())
+    path.chmod(0o640)
+    link.symlink_to(path)
+    assert fix_file(link)
+    assert link.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert load_model(path)[0] is not None
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], "no temporary file is left"

@@ -1,0 +1,273 @@
+"""Rules over more than one key: found before anything is made, at the line of the key that is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.config.document import parse_document
+from serving.config.errors import Finding, Severity
+from serving.config.load import model_of
+
+GOOD = """\
+deployment_config:
+  autoscaling_config:
+    min_replicas: 1
+    initial_replicas: 1
+    max_replicas: 4
+    target_ongoing_requests: 24
+    look_back_period_s: 30
+    upscale_delay_s: 30
+    downscale_delay_s: 300
+  max_ongoing_requests: 64
+  ray_actor_options:
+    resources:
+      accelerator_type:L4: 0.001
+engine_config:
+  model_id: org/name
+  max_total_tokens: 2048
+  engine_kwargs:
+    max_num_seqs: 64
+  generation:
+    prompt_format:
+      system: "<sys>{instruction}</sys>"
+      user: "<user>{instruction}"
+      assistant: "<bot>{instruction}"
+      trailing_assistant: "<bot>"
+    stopping_sequences: ["</s>"]
+scaling_config:
+  num_workers: 1
+  num_gpus_per_worker: 1
+  num_cpus_per_worker: 4
+  placement_strategy: STRICT_PACK
+  resources_per_worker:
+    accelerator_type:L4: 0.001
+"""
+
+
+def findings_of(text: str) -> list[Finding]:
+    return model_of(parse_document(text.encode(), "m.yaml"))[1]
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, f"{old!r} must stand once in the example"
+    return GOOD.replace(old, new)
+
+
+def only(text: str) -> Finding:
+    findings = findings_of(text)
+    assert len(findings) == 1, [finding.sentence() for finding in findings]
+    return findings[0]
+
+
+def test_the_example_has_nothing_to_say() -> None:
+    assert findings_of(GOOD) == []
+
+
+BAD = {
+    "min_above_max": ("min_replicas: 1", "min_replicas: 5", "max_replicas", "min_replicas <= initial_replicas"),
+    "initial_above_max": ("initial_replicas: 1", "initial_replicas: 9", "initial_replicas", "<= max_replicas"),
+    "max_zero": ("max_replicas: 4", "max_replicas: 0", "max_replicas", "must be at least 1"),
+    "target_not_below_limit": (
+        "target_ongoing_requests: 24",
+        "target_ongoing_requests: 64",
+        "target_ongoing_requests",
+        "must be below max_ongoing_requests, 64",
+    ),
+    "target_zero": (
+        "target_ongoing_requests: 24",
+        "target_ongoing_requests: 0",
+        "target_ongoing_requests",
+        "must be above 0",
+    ),
+    "no_boolean_count": ("max_replicas: 4", "max_replicas: yes", "max_replicas", "found true; a number is expected"),
+    "infinite": ("look_back_period_s: 30", "look_back_period_s: .inf", "look_back_period_s", "finite"),
+    "window_not_above_interval": (
+        "look_back_period_s: 30",
+        "look_back_period_s: 10",
+        "look_back_period_s",
+        "must be longer than metrics_interval_s",
+    ),
+    "fractional_gpu": (
+        "num_gpus_per_worker: 1",
+        "num_gpus_per_worker: 0.5",
+        "num_gpus_per_worker",
+        "found 0.5; a worker has one GPU",
+    ),
+    "two_gpus": (
+        "num_gpus_per_worker: 1",
+        "num_gpus_per_worker: 2",
+        "num_gpus_per_worker",
+        "change num_workers instead",
+    ),
+    "no_gpu_on_a_gpu": (
+        "num_gpus_per_worker: 1",
+        "num_gpus_per_worker: 0",
+        "num_gpus_per_worker",
+        "goes with accelerator_type:CPU only",
+    ),
+    "unknown_key": ("num_cpus_per_worker", "num_cpu_per_worker", "num_cpu_per_worker", "did you mean num_cpus_per_"),
+    "unknown_section": (
+        "scaling_config:\n  num_w",
+        "scalling_config:\n  num_w",
+        "scalling_config",
+        "did you mean scaling_config?",
+    ),
+    "id_with_dashes": ("org/name", "org/na--me", "model_id", "without `--`"),
+    "id_with_space": ("org/name", "org/na me", "model_id", "allowed is"),
+    "pack_with_workers": (
+        "num_workers: 1\n  num_gpus_per_worker: 1\n  num_cpus_per_worker: 4\n  placement_strategy: STRICT_PACK",
+        "num_workers: 2\n  placement_strategy: PACK",
+        "placement_strategy",
+        "write STRICT_PACK",
+    ),
+    "unknown_strategy": ("STRICT_PACK", "STRICT", "placement_strategy", "allowed are 'PACK'"),
+    "empty_stop": ('["</s>"]', '["</s>", ""]', "stopping_sequences[1]", "is empty"),
+    "bare_stop": ('["</s>"]', '"</s>"', "stopping_sequences", "a list is expected"),
+    "negative_stop": ('["</s>"]', "[-2]", "stopping_sequences[0]", "not negative"),
+    "replica_with_gpu": (
+        "ray_actor_options:",
+        "ray_actor_options:\n    num_gpus: 1",
+        "num_gpus",
+        "the workers bring the GPUs",
+    ),
+    "no_instruction": ("<user>{instruction}", "<user>", "prompt_format.user", "has no {instruction}"),
+    "unknown_placeholder": ("<user>{", "<user>{history}{", "prompt_format.user", "placeholder {history}"),
+    "system_without_flag": ("<user>{", "<user>{system}{", "prompt_format.user", "needs system_in_user: true"),
+    "flag_without_system": (
+        "      system:",
+        "      system_in_user: true\n      system:",
+        "prompt_format.user",
+        "has no {system}",
+    ),
+    "open_brace": ("<bot>{instruction}", "<bot>{instruction", "prompt_format.assistant", "is no format string"),
+    "attribute": ("<sys>{instruction}", "<sys>{instruction.x}", "prompt_format.system", "placeholder"),
+    "conversion": ("<sys>{instruction}", "<sys>{instruction!r}", "prompt_format.system", "alone"),
+    "prompt_key_missing": ('      trailing_assistant: "<bot>"\n', "", "trailing_assistant", "is missing"),
+    "length_zero": ("max_total_tokens: 2048", "max_total_tokens: 0", "max_total_tokens", "must be at least 1"),
+    "bucket_as_model": (
+        "model_id: org/name",
+        "model_id: org/name\n  hf_model_id: s3://b/p",
+        "hf_model_id",
+        "goes into s3_mirror_config",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "key", "message"), BAD.values(), ids=BAD.keys())
+def test_a_broken_rule_is_found_at_its_key(old: str, new: str, key: str, message: str) -> None:
+    text = changed(old, new)
+    at_key = [f for f in findings_of(text) if f.severity is Severity.ERROR and f.path.endswith(key)]
+    errors = [f for f in at_key if message in f.message]
+    assert len(errors) == 1, [finding.sentence() for finding in findings_of(text)]
+    name = key.split(".")[-1].split("[")[0]
+    line = text.splitlines()[errors[0].line - 1]
+    missing = "is missing" in errors[0].message
+    assert missing or name in line, f"line {errors[0].line} is {line!r}, which is not where {name} stands"
+
+
+@pytest.mark.parametrize("amount", ["1", "0.01001", "0.5", "0"])
+def test_the_steering_fraction_is_one_thousandth(amount: str) -> None:
+    """A value of 1 with two workers on a node is pending for ever (ray-llm#143)."""
+    text = GOOD[: GOOD.rindex("0.001")] + amount + "\n"
+    errors = [f for f in findings_of(text) if f.severity is Severity.ERROR]
+    assert errors and all(f.path == "scaling_config.resources_per_worker.accelerator_type:L4" for f in errors)
+    assert "0.001" in errors[0].message or amount == "0"
+
+
+def test_an_unknown_accelerator_is_refused_with_those_there_are() -> None:
+    errors = findings_of(GOOD.replace("accelerator_type:L4", "accelerator_type:H100"))
+    assert len([f for f in errors if "T4" in f.message and "A100-80G" in f.message]) == 2
+
+
+def test_a_near_accelerator_is_suggested() -> None:
+    errors = findings_of(GOOD.replace("accelerator_type:L4", "accelerator_type:A100-80"))
+    assert errors[0].message == "did you mean accelerator_type:A100-80G?"
+
+
+def test_no_accelerator_is_refused_with_the_line_to_add() -> None:
+    finding = only(GOOD.replace("accelerator_type:L4: 0.001", "other: 1"))
+    assert "accelerator_type:L4: 0.001" in finding.message
+
+
+def test_two_accelerators_are_refused() -> None:
+    text = GOOD[: GOOD.rindex("accelerator_type:L4")] + "accelerator_type:T4: 0.001\n"
+    assert "L4, T4; a model runs on one" in only(text).message
+
+
+@pytest.mark.parametrize("key", ["upscale_delay_s: 30", "downscale_delay_s: 300"])
+def test_a_delay_shorter_than_the_window_is_a_warning(key: str) -> None:
+    """Replicas then come and go on the same load (ray#26455)."""
+    name = key.split(":", maxsplit=1)[0]
+    finding = only(changed(key, f"{name}: 5"))
+    assert (finding.severity, finding.path.split(".")[-1]) == (Severity.WARNING, name)
+    assert "5 s is shorter than look_back_period_s, 30 s" in finding.message
+
+
+def test_forty_per_cent_is_a_hint() -> None:
+    finding = only(changed("target_ongoing_requests: 24", "target_ongoing_requests: 60"))
+    assert finding.severity is Severity.NOTICE
+    assert finding.message == "60 is 94% of max_ongoing_requests, 64; usual is about 40 %: 25.6"
+
+
+def test_where_nothing_scales_the_target_does_not_matter() -> None:
+    assert findings_of(changed("max_replicas: 4", "max_replicas: 1").replace("requests: 24", "requests: 900")) == []
+
+
+def test_both_mirrors_are_refused() -> None:
+    mirrors = "  s3_mirror_config: {bucket_uri: s3://b/p}\n  gcs_mirror_config: {bucket_uri: gs://b/p}\n"
+    finding = only(changed("  max_total_tokens: 2048\n", mirrors))
+    assert (finding.line, finding.path) == (17, "engine_config.gcs_mirror_config")
+
+
+def test_flags_of_the_old_sync_are_refused_but_one() -> None:
+    mirror = "  s3_mirror_config: {bucket_uri: s3://b/p, s3_sync_args: [--no-sign-request, --delete]}\n"
+    finding = only(changed("  max_total_tokens: 2048\n", mirror))
+    assert finding.path == "engine_config.s3_mirror_config.s3_sync_args[1]"
+
+
+@pytest.mark.parametrize(
+    ("runtime_env", "key", "message"),
+    [
+        ("{pips: [a]}", "pips", "did you mean pip?"),
+        ("{working_dir: s3://b/x.zip}", "working_dir", "is not set here"),
+        ("{env_vars: {A: 1}}", "env_vars.A", "put it in quotes"),
+        ("{env_vars: {HF_TOKEN: hf_abc}}", "env_vars.HF_TOKEN", "a secret does not stand in a model file"),
+        ("{env_vars: {AWS_SECRET_ACCESS_KEY: abc}}", "env_vars.AWS_SECRET_ACCESS_KEY", "a secret"),
+    ],
+)
+def test_runtime_environments_are_checked(runtime_env: str, key: str, message: str) -> None:
+    finding = only(changed("  max_total_tokens: 2048", f"  runtime_env: {runtime_env}"))
+    assert finding.path == f"engine_config.runtime_env.{key}"
+    assert message in finding.message
+    assert "hf_abc" not in finding.sentence(), "a secret is not repeated in a message"
+
+
+def test_a_replica_that_may_land_elsewhere_is_a_warning() -> None:
+    """Tensor parallel workers spread over nodes were a common fault (ray PR#56980)."""
+    text = changed("STRICT_PACK", "PACK").replace(
+        "  ray_actor_options:\n    resources:\n      accelerator_type:L4: 0.001\n", ""
+    )
+    assert only(text).severity is Severity.WARNING
+
+
+def test_fixed_and_autoscaled_replicas_exclude_each_other() -> None:
+    assert only(changed("  max_ongoing_requests: 64", "  num_replicas: 2\n  max_ongoing_requests: 64")).line == 10
+
+
+def test_all_faults_come_at_once_and_sorted() -> None:
+    text = (
+        GOOD.replace("min_replicas: 1", "min_replicas: -1")
+        .replace("max_num_seqs", "max_num_seq")
+        .replace("<user>{instruction}", "<user>")
+        .replace("num_workers: 1", "num_workers: two")
+    )
+    findings = findings_of(text)
+    assert [f.path.split(".")[-1] for f in findings] == ["min_replicas", "max_num_seq", "user", "num_workers"]
+    assert findings == sorted(findings)
+
+
+def test_a_sentence_is_where_found_and_way_out() -> None:
+    text = changed("max_num_seqs", "max_num_seq")
+    assert only(text).sentence() == (
+        "m.yaml:18: engine_config.engine_kwargs.max_num_seq: unknown to vLLM 0.32.0, did you mean max_num_seqs?"
+    )
