@@ -1,1 +1,1 @@
-"""The package that runs in the cluster: model file to engine arguments, weights and chat template, vLLM behind Ray Serve."""
+"""The package that runs in the cluster: from a model file to vLLM behind Ray Serve."""

@@ -39,7 +39,7 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: ModelConfig
-    weights: WeightsArgs = Field(default_factory=lambda: WeightsArgs())
+    weights: WeightsArgs = Field(default_factory=WeightsArgs)
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -1,47 +1,107 @@
-"""vLLM's engine and OpenAI application in this process. Imports vLLM: only a replica imports this module."""
+"""vLLM's engine and OpenAI application in this process. Imports vLLM: only a replica imports this module.
+
+Everything that a model file asks for and vLLM has no argument for is hooked in here, behind the HTTP layer, so that it
+acts on every endpoint alike: stop sequences, the default answer length, and the refusals of `prompt_format`.
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from serving.body_defaults import BodyDefaults
 from serving.config.schema import ModelConfig
 from serving.engine_args import engine_arguments
-from serving.sampling import default_max_tokens
+from serving.prompt import MessagesRefused, check_messages
+from serving.sampling import Stops, body_defaults, compile_stops, default_max_tokens
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-async def start(model: ModelConfig, weights: str) -> tuple[FastAPI, AsyncLLM]:
-    """Starts the engine on `weights` (folder or Hub id) and builds vLLM's application on it."""
-    args = namespace(engine_arguments(model, weights))
+class FleetEngine(AsyncLLM):
+    """vLLM's engine with a model file's stop sequences added to every request."""
+
+    stops = Stops((), ())
+
+    def generate(  # type: ignore[override]  # the same generator, without a layer of its own per token
+        self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As vLLM's, after merging the stops: here no limit of the HTTP layer on their number applies."""
+        if self.stops:
+            add_stops(sampling_params, self.stops)
+        outputs: AsyncGenerator[RequestOutput, None] = super().generate(prompt, sampling_params, *args, **kwargs)
+        return outputs
+
+
+def add_stops(params: SamplingParams, stops: Stops) -> None:
+    """Adds to what the request itself asks for, keeping what `SamplingParams.__post_init__` derived from it."""
+    if stops.strings and params.detokenize:
+        params.stop = list(dict.fromkeys([*(params.stop or ()), *stops.strings]))
+        if not params.include_stop_str_in_output:
+            params.output_text_buffer_length = max(map(len, params.stop)) - 1
+    if stops.token_ids:
+        params.stop_token_ids = list(dict.fromkeys([*(params.stop_token_ids or ()), *stops.token_ids]))
+        params.all_stop_token_ids.update(stops.token_ids)
+
+
+async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path]) -> tuple[FastAPI, AsyncLLM]:
+    """Starts the engine on the folder `weights` and builds vLLM's application on it; `adapters` by their model ids."""
+    generation = model.engine_config.generation
+    args = namespace(engine_arguments(model, weights, adapters))
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
-    engine = AsyncLLM.from_vllm_config(
+    engine = FleetEngine.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
     )
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
+    if defaults := body_defaults(generation.generate_kwargs):
+        app.add_middleware(BodyDefaults, defaults=defaults)
     await init_app_state(engine, app.state, args, tasks)
-    _default_length(app, default_max_tokens(model.engine_config.generation.generate_kwargs))
+    engine.stops = _stops(model, engine)
+    _default_length(app, default_max_tokens(generation.generate_kwargs))
+    if generation.prompt_format is not None:
+        _as_rayllm(app.state.online_renderer)
     return app, engine
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:
     """vLLM's parsed command line with its defaults, and `arguments` over them."""
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     for name, value in arguments.items():
         setattr(args, name, value)
+    if args.lora_modules:
+        args.lora_modules = [LoRAModulePath(**module) for module in args.lora_modules]
     validate_parsed_serve_args(args)
     return args
+
+
+def _stops(model: ModelConfig, engine: AsyncLLM) -> Stops:
+    generation, tokenizer = model.engine_config.generation, engine.renderer.tokenizer
+    special = getattr(tokenizer, "all_special_tokens", ())
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = {str(token): number for number, token in added.items() if getattr(token, "special", False)}
+    ids |= {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+    return compile_stops(
+        generation.stopping_sequences,
+        generation.generate_kwargs.get("stop"),
+        special_tokens=ids,
+        decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False),
+    )
 
 
 def _default_length(app: FastAPI, max_tokens: int | None) -> None:
@@ -52,3 +112,23 @@ def _default_length(app: FastAPI, max_tokens: int | None) -> None:
         serving = getattr(app.state, handler, None)
         if serving is not None:
             serving.default_sampling_params["max_tokens"] = max_tokens
+
+
+def _as_rayllm(renderer: Any) -> None:
+    """Refuses what RayLLM refused, and adds the BOS token once.
+
+    A compiled template has no BOS of its own and vLLM's chat endpoints add none unless the request says so, but
+    RayLLM's formats rely on it.
+    """
+    preprocess = renderer.preprocess_chat
+
+    async def preprocess_chat(request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            check_messages(messages)
+        except MessagesRefused as error:
+            raise VLLMValidationError(str(error), parameter="messages") from None
+        if "add_special_tokens" not in request.model_fields_set and hasattr(request, "add_special_tokens"):
+            request.add_special_tokens = True
+        return await preprocess(request, messages, *args, **kwargs)
+
+    renderer.preprocess_chat = preprocess_chat

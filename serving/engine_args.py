@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from serving.config.schema import ModelConfig
@@ -11,12 +14,17 @@ from serving.sampling import generation_overrides
 SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "enable_request_id_headers": True}
 """Front-end arguments of every model: no docs pages, one access log (the gateway's), request id in the answer."""
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
 
-def engine_arguments(model: ModelConfig, path: str, revision: str | None = None) -> dict[str, Any]:
+
+def engine_arguments(model: ModelConfig, path: Path, adapters: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """vLLM arguments by their Python names; what the model file's `engine_kwargs` says wins over our defaults.
 
-    `path` is a local folder or a Hub id. `generation_config: vllm` keeps RayLLM's sampling defaults (temperature 1.0)
-    where the checkpoint's own `generation_config.json` would change them.
+    `path` is the folder with the weights, `adapters` are LoRA folders by their model ids. `generation_config: vllm`
+    keeps RayLLM's sampling defaults (temperature 1.0) where the checkpoint's `generation_config.json` would change
+    them. Without GPUs vLLM runs eagerly: the CPU build's compiled kernels gave wrong answers (vLLM 0.32 with torch
+    2.13 and one OMP thread, SmolLM2: French for "What is the capital of France?"), and compiling takes minutes.
     """
     engine = model.engine_config
     arguments: dict[str, Any] = {
@@ -24,16 +32,21 @@ def engine_arguments(model: ModelConfig, path: str, revision: str | None = None)
         "enable_log_requests": False,
         **SHUT,
         **engine.engine_kwargs,
-        "model": path,
-        "revision": revision,
+        "model": str(path),
         "served_model_name": [engine.model_id],
         "max_model_len": engine.max_total_tokens,
         "tensor_parallel_size": model.scaling_config.num_workers,
     }
+    if not model.scaling_config.num_gpus_per_worker and "compilation_config" not in arguments:
+        arguments.setdefault("enforce_eager", True)
     if engine.tokenizer_id is not None:
         arguments["tokenizer"] = engine.tokenizer_id
     if backend := executor_backend(model):
         arguments.setdefault("distributed_executor_backend", backend)
+    if adapters:
+        arguments["enable_lora"] = True
+        arguments["lora_modules"] = [{"name": name, "path": str(folder)} for name, folder in adapters.items()]
+        arguments.setdefault("max_lora_rank", max(lora_rank(folder) for folder in adapters.values()))
     overrides = generation_overrides(engine.generation.generate_kwargs)
     if overrides:
         arguments["override_generation_config"] = {**overrides, **arguments.get("override_generation_config", {})}
@@ -41,6 +54,12 @@ def engine_arguments(model: ModelConfig, path: str, revision: str | None = None)
         arguments["chat_template"] = compile_chat_template(engine.generation.prompt_format)
         arguments["chat_template_content_format"] = "string"
     return arguments
+
+
+def lora_rank(folder: Path) -> int:
+    """The smallest rank that vLLM knows and the adapter fits into (`max_lora_rank`, vLLM 0.32)."""
+    rank = int(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r", 8))
+    return next((known for known in LORA_RANKS if known >= rank), rank)
 
 
 def executor_backend(model: ModelConfig) -> str | None:

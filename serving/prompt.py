@@ -18,6 +18,7 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from serving.config.prompt_rules import template_faults
 from serving.config.schema import PromptFormat
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -121,24 +122,14 @@ def _default_system(prompt_format: PromptFormat) -> str:
 
 def _pieces(key: str, template: str, names: Mapping[str, str]) -> list[str]:
     """A Python format string as Jinja expressions; `names` maps its fields to template variables."""
-    for name in names:
-        if f"{{{name}}}" not in template:
-            raise PromptFormatError(f"{key}: found {template!r}; it must contain {{{name}}}")
+    if faults := list(template_faults(key, template, system_in_user="system" in names)):
+        raise PromptFormatError(f"prompt_format.{key}: {'; '.join(faults)}")
     expressions = []
-    try:
-        for text, field, spec, conversion in string.Formatter().parse(template):
-            if text:
-                expressions.append(_literal(text))
-            if field is None:
-                continue
-            if field not in names or spec or conversion:
-                allowed = " and ".join(f"{{{name}}}" for name in names)
-                raise PromptFormatError(f"{key}: found {{{field}}}; allowed is {allowed}, a brace itself is {{{{ or }}}}")
+    for text, field, _, _ in string.Formatter().parse(template):
+        if text:
+            expressions.append(_literal(text))
+        if field is not None:
             expressions.append(names[field])
-    except ValueError as error:
-        if isinstance(error, PromptFormatError):
-            raise
-        raise PromptFormatError(f"{key}: {error}; a brace itself is written {{{{ or }}}}") from None
     return expressions
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.config.errors import ModelfleetError
 from serving.config.schema import ModelConfig
+from serving.errors import EngineError
+from serving.explain import sentence
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -17,6 +22,16 @@ ENGINE_POLL_S = 0.25
 
 LAST_WORDS_S = 1.0
 """Seconds for open streams to receive their error event before the process of a dead engine ends."""
+
+DEFAULT_ENVIRONMENT = {
+    # RayLLM's limits of a request: 8 stop strings (vLLM's default is 4); answers per request bounded (OpenAI's 128).
+    "VLLM_MAX_STOP_STRINGS": "8",
+    "VLLM_MAX_N_SEQUENCES": "128",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Environment of vLLM where the node or the model file's `runtime_env` does not say otherwise."""
+
+LOG_TAIL_BYTES = 256 * 1024
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,21 +43,45 @@ class VllmReplica:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         self._engine: Any = None
+        for name, value in DEFAULT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica's process is up; the replica is ready when this returns."""
-        from serving.engine import start
-        from serving.weights import resolve
-
-        weights = await asyncio.to_thread(resolve, self._model, self._weights)
-        app, self._engine = await start(self._model, weights)
-        self._watch = asyncio.create_task(self._exit_with_engine())
-        return app
+        try:
+            return await self._start()
+        except ModelfleetError as error:
+            logger.error("%s", error)
+            # Serve puts the formatted traceback into the deployment's status message; this process is about to end,
+            # and what is left of the message is the one line that a user can act on.
+            sys.tracebacklimit = 0
+            raise error.with_traceback(None) from None
 
     async def check_health(self) -> None:
         """Serve's health check: the engine answers."""
         if self._engine is not None:
             await self._engine.check_health()
+
+    async def _start(self) -> ASGIApp:
+        from serving.weights import resolve, resolve_adapter
+
+        weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
+        adapters = {
+            adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)
+            for adapter in self._model.engine_config.lora
+        }
+        log, offset = _own_log()
+        try:
+            from serving.engine import start
+
+            app, self._engine = await start(self._model, weights, adapters)
+        except ModelfleetError:
+            raise
+        except Exception as error:
+            logger.exception("vLLM cannot start %s", self._model.model_id)
+            raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
+        self._watch = asyncio.create_task(self._exit_with_engine())
+        return app
 
     async def _exit_with_engine(self) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.
@@ -54,3 +93,18 @@ class VllmReplica:
         logger.error("the engine of %s died; this replica ends so that Serve starts a new one", self._model.model_id)
         await asyncio.sleep(LAST_WORDS_S)
         os._exit(1)
+
+
+def _own_log() -> tuple[Path | None, int]:
+    """The file that this process and vLLM's child processes write their errors to (Ray redirects it), and its end."""
+    path = Path("/proc/self/fd/2").resolve()
+    return (path, path.stat().st_size) if path.is_file() else (None, 0)
+
+
+def _read_from(path: Path | None, offset: int) -> str:
+    if path is None:
+        return ""
+    sys.stderr.flush()
+    with path.open("rb") as stream:
+        stream.seek(max(offset, path.stat().st_size - LOG_TAIL_BYTES))
+        return stream.read().decode(errors="replace")

@@ -40,6 +40,11 @@ def default_max_tokens(generate_kwargs: Mapping[str, Any]) -> int | None:
     return None
 
 
+def body_defaults(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `generate_kwargs` that is written into each request that does not say it itself."""
+    return {key: value for key, value in generate_kwargs.items() if key in BODY_DEFAULTS and value is not None}
+
+
 @dataclass(frozen=True)
 class Stops:
     """What ends an answer, besides the checkpoint's end-of-sequence tokens."""

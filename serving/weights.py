@@ -1,25 +1,74 @@
-"""Where a replica's weights are: the model file's own path, mirrors, the stack's mirror, the Hub. No silent fallback."""
+"""Where a replica's weights come from. The first place that is named counts: when it fails, so does the replica.
+
+    1. hf_model_id is an absolute path       the folder as it is
+    2. s3_mirror_config.bucket_uri           everything below the prefix
+    3. the stack's mirror                    what its manifest says
+    4. gcs_mirror_config.bucket_uri          everything below the prefix
+    5. the Hugging Face Hub                  at engine_config.revision
+
+RayLLM fell back to the Hub, without a word, when a mirror could not be read; here that is an error.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.config.schema import ModelConfig
-from serving.errors import WeightsError
+from serving.config.schema import ExtraFile, LoraAdapter, ModelConfig, S3AwsCredentials, S3MirrorConfig
+from serving.errors import MirrorError, WeightsError
+from serving.hub import download
 from serving.mirror import fetch
+from serving.mirror.download import Report
+from serving.mirror.prefix import fetch_extra_file, fetch_prefix
+
+UNSIGNED = "--no-sign-request"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "aws_access_key_id",
+    "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
+    "AWS_SESSION_TOKEN": "aws_session_token",
+}
+CREDENTIALS_TIMEOUT_S = 30
 
 
-def resolve(model: ModelConfig, weights: Mapping[str, Any]) -> str:
-    """The folder (or Hub id) that vLLM loads. The first place that is named counts; when it fails, so does this."""
-    engine = model.engine_config
-    if os.path.isabs(engine.weights_id):
-        return str(_local_folder(Path(engine.weights_id)))
+def resolve(model: ModelConfig, weights: Mapping[str, Any], report: Report = lambda line: None) -> Path:
+    """The folder that vLLM loads, complete on this node; raises `MirrorError` or `WeightsError`."""
+    engine, cache = model.engine_config, default_cache()
+    if engine.s3_mirror_config is not None:
+        _extra_files(engine.s3_mirror_config.extra_files, report, **_s3_options(engine.s3_mirror_config))
+    if engine.gcs_mirror_config is not None:
+        _extra_files(engine.gcs_mirror_config.extra_files, report)
+    if Path(engine.weights_id).is_absolute():
+        return _model_folder(Path(engine.weights_id), "hf_model_id")
+    if engine.s3_mirror_config is not None and engine.s3_mirror_config.bucket_uri:
+        uri = engine.s3_mirror_config.bucket_uri
+        folder = fetch_prefix(uri, cache, report=report, **_s3_options(engine.s3_mirror_config))
+        return _model_folder(folder, f"s3_mirror_config.bucket_uri {uri}")
     if mirror := weights.get("mirror"):
-        return str(fetch(mirror, default_cache()))
-    return engine.weights_id
+        return _model_folder(fetch(mirror, cache, report=report), mirror)
+    if engine.gcs_mirror_config is not None:
+        uri = engine.gcs_mirror_config.bucket_uri
+        return _model_folder(fetch_prefix(uri, cache, report=report), f"gcs_mirror_config.bucket_uri {uri}")
+    report(f"fetching {engine.weights_id} from the Hugging Face Hub")
+    return download(engine.weights_id, engine.revision)
+
+
+def resolve_adapter(adapter: LoraAdapter, report: Report = lambda line: None) -> Path:
+    """The folder of a LoRA adapter on this node; raises `MirrorError` or `WeightsError`."""
+    if Path(adapter.source).is_absolute():
+        folder = Path(adapter.source)
+    elif adapter.source.startswith(("s3://", "gs://")):
+        folder = fetch_prefix(adapter.source, default_cache(), report=report)
+    else:
+        report(f"fetching the adapter {adapter.source} from the Hugging Face Hub")
+        folder = download(adapter.source, None, needs="adapter_config.json")
+    if not (folder / "adapter_config.json").is_file():
+        raise WeightsError(f"lora {adapter.name}: {adapter.source} has no adapter_config.json; correct its source")
+    return folder
 
 
 def default_cache() -> Path:
@@ -30,7 +79,40 @@ def default_cache() -> Path:
     return Path(base) / "modelfleet" / "models"
 
 
-def _local_folder(path: Path) -> Path:
+def _model_folder(path: Path, what: str) -> Path:
     if not (path / "config.json").is_file():
-        raise WeightsError(f"hf_model_id: found {path}, which has no config.json on this node; correct the path")
+        raise WeightsError(f"{what}: {path} has no config.json on this node, so it is no model; correct it")
     return path
+
+
+def _extra_files(files: list[ExtraFile], report: Report, **options: Any) -> None:
+    for file in files:
+        destination = Path(os.path.expandvars(file.destination_path)).expanduser()
+        report(f"fetching {file.bucket_uri} to {destination}")
+        fetch_extra_file(file.bucket_uri, destination, report=report, **options)
+
+
+def _s3_options(config: S3MirrorConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if UNSIGNED in config.s3_sync_args:
+        options["signed"] = False
+    if config.s3_aws_credentials is not None:
+        options["credentials"] = _temporary_credentials(config.s3_aws_credentials)
+    return options
+
+
+def _temporary_credentials(config: S3AwsCredentials) -> dict[str, str]:
+    """Credentials from the endpoint that the model file names; RayLLM went on without them when it failed."""
+    url, variable = config.create_aws_credentials_url, config.auth_token_env_variable
+    if not url.startswith(("https://", "http://")):
+        raise MirrorError(f"create_aws_credentials_url: found {url!r}; expected an https:// URL")
+    request = urllib.request.Request(url, method="POST")  # noqa: S310  # the scheme is checked above
+    if variable and (token := os.environ.get(variable)):
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=CREDENTIALS_TIMEOUT_S) as answer:  # noqa: S310
+            data = json.load(answer)
+        return {CREDENTIALS[name]: str(value) for name, value in data.items() if name in CREDENTIALS}
+    except (urllib.error.URLError, OSError, ValueError, AttributeError) as error:
+        reason = getattr(error, "reason", error)
+        raise MirrorError(f"{url} gave no AWS credentials ({reason}); check it and {variable or 'its token'}") from None

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from serving.errors import MirrorError
 from serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Manifest, ManifestFile
 from serving.mirror.read import read_manifest
-from serving.mirror.store import PARALLEL, Location, client, is_missing, parse_uri, plain_errors, sizes_below
+from serving.mirror.store import PARALLEL, Location, S3Store, client, is_missing, parse_uri, plain_errors
 
 Report = Callable[[str], None]
 IGNORED = (".cache", ".git", ".lock", ".incomplete")
@@ -62,7 +62,7 @@ def fill(
 def _current(s3: Any, location: Location) -> Manifest | None:
     """The manifest that is there; a damaged one is about to be replaced and counts as none."""
     try:
-        return read_manifest(s3, location)
+        return read_manifest(S3Store(location.bucket, s3), location)
     except MirrorError:
         return None
 
@@ -109,7 +109,7 @@ class _Fill:
         prefix = self.location.key("")
         stale = [
             key
-            for key in sizes_below(self.s3, self.location)
+            for key in S3Store(self.location.bucket, self.s3).list(prefix)
             if (version := key.removeprefix(prefix).split("/")[0]) not in versions and version != MANIFEST
         ]
         for start in range(0, len(stale), 1000):

@@ -45,6 +45,7 @@ class ManifestFile(BaseModel):
     @field_validator("path")
     @classmethod
     def path_stays_in_its_folder(cls, value: str) -> str:
+        """No path may lead out of the folder that it is written to."""
         path = PurePosixPath(value)
         clean = str(path) == value and not path.is_absolute() and ".." not in path.parts and value != "."
         if not clean or not value.isprintable() or "\\" in value or value == MANIFEST:
@@ -53,6 +54,7 @@ class ManifestFile(BaseModel):
 
     @model_validator(mode="after")
     def every_chunk_has_a_hash(self) -> Self:
+        """Each byte is covered by exactly one hash."""
         if len(self.chunks) != -(-self.size // CHUNK_BYTES) or not all(map(_SHA256.fullmatch, self.chunks)):
             raise ValueError("chunks do not cover the file")
         return self
@@ -78,12 +80,14 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def schema_is_known(self) -> Self:
+        """Another schema was written by another modelfleet."""
         if self.schema_version != SCHEMA or self.chunk_bytes != CHUNK_BYTES:
             raise ValueError(f"schema {self.schema_version} with chunks of {self.chunk_bytes} bytes is not known")
         return self
 
     @model_validator(mode="after")
     def no_file_is_named_twice_or_is_a_folder(self) -> Self:
+        """All files can exist beside each other."""
         paths = [file.path for file in self.files]
         folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
         if len(set(paths)) != len(paths) or folders & set(paths):

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from serving.errors import MirrorError
 from serving.mirror.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
-from serving.mirror.store import Location, client, is_missing, parse_uri, plain_errors, sizes_below
+from serving.mirror.store import Location, S3Store, Store, parse_uri, plain_errors
 
 
 class Status(StrEnum):
@@ -25,10 +25,11 @@ def status(uri: str, *, s3: Any = None) -> Status:
 
     A missing bucket counts as absent; raises `MirrorError` when S3 cannot be asked.
     """
-    s3, location = s3 or client(), parse_uri(uri)
+    location = parse_uri(uri)
+    store = S3Store(location.bucket, s3)
     with plain_errors(f"look at {uri}"):
         try:
-            manifest = read_manifest(s3, location)
+            manifest = read_manifest(store, location)
         except MirrorError:
             return Status.DAMAGED
         except ClientError as error:
@@ -37,24 +38,17 @@ def status(uri: str, *, s3: Any = None) -> Status:
             raise
         if manifest is None:
             return Status.ABSENT
-        return Status.DAMAGED if missing_files(s3, location, manifest) else Status.COMPLETE
+        return Status.DAMAGED if missing_files(store, location, manifest) else Status.COMPLETE
 
 
-def read_manifest(s3: Any, location: Location) -> Manifest | None:
+def read_manifest(store: Store, location: Location) -> Manifest | None:
     """The manifest, None when there is none; raises `MirrorError` when it cannot be trusted."""
-    try:
-        answer = s3.get_object(Bucket=location.bucket, Key=location.key(MANIFEST))
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
-    with answer["Body"] as body:
-        if answer["ContentLength"] > MAX_MANIFEST_BYTES:
-            raise MirrorError(f"{location}: the manifest has {answer['ContentLength']} bytes; fill the mirror again")
-        return parse_manifest(body.read(), str(location))
+    data = store.read(location.key(MANIFEST), MAX_MANIFEST_BYTES)
+    return None if data is None else parse_manifest(data, str(location))
 
 
-def missing_files(s3: Any, location: Location, manifest: Manifest) -> list[str]:
+def missing_files(store: Store, location: Location, manifest: Manifest) -> list[str]:
     """Paths that the manifest names and that are not there in their size."""
-    there = sizes_below(s3, location, manifest.version)
-    return [file.path for file in manifest.files if there.get(location.key(manifest.version, file.path)) != file.size]
+    folder = location.key(manifest.version, "")
+    there = {key.removeprefix(folder): stored.size for key, stored in store.list(folder).items()}
+    return [file.path for file in manifest.files if there.get(file.path) != file.size]

@@ -1,11 +1,14 @@
-"""Object storage behind a mirror: one S3 client, its errors turned into one line with a way out."""
+"""Object storage behind a mirror: reading from S3, and its errors turned into one line with a way out.
+
+`Store` is what reading needs; `gcs.py` has the same for Google Cloud Storage. Only S3 is ever written (`fill.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import boto3
@@ -18,35 +21,66 @@ PARALLEL = 8
 """Transfers at a time; with chunks of 32 MiB this bounds memory to a quarter of a GiB."""
 
 
+PIECE_BYTES = 2**20
+"""Bytes that a transfer holds in memory at a time."""
+
+
 @dataclass(frozen=True)
 class Location:
-    """`s3://bucket/prefix`; the prefix has no slash at either end."""
+    """`s3://bucket/prefix` or `gs://bucket/prefix`; the prefix has no slash at either end."""
 
     bucket: str
     prefix: str
+    scheme: str = "s3"
 
     def key(self, *parts: str) -> str:
         """The object key of `parts` below the prefix."""
         return "/".join([*([self.prefix] if self.prefix else []), *parts])
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
+        return f"{self.scheme}://{self.bucket}/{self.prefix}"
 
 
-def parse_uri(uri: str) -> Location:
-    """The location that an s3:// URI names; raises `MirrorError` for another form."""
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
-        raise MirrorError(f"found mirror {uri!r}; expected s3://bucket/prefix")
-    return Location(parts.netloc, parts.path.strip("/"))
+def parse_uri(uri: str, *schemes: str) -> Location:
+    """The location that a URI names; raises `MirrorError` for another form. `schemes` default to s3."""
+    parts, schemes = urlsplit(uri), schemes or ("s3",)
+    if parts.scheme not in schemes or not parts.netloc or parts.query or parts.fragment:
+        allowed = " or ".join(f"{scheme}://bucket/prefix" for scheme in schemes)
+        raise MirrorError(f"found mirror {uri!r}; expected {allowed}")
+    return Location(parts.netloc, parts.path.strip("/"), parts.scheme)
 
 
-def client(*, signed: bool = True) -> Any:
-    """An S3 client from the environment: its role or keys, region, and `AWS_ENDPOINT_URL` when set."""
+@dataclass(frozen=True)
+class StoredObject:
+    """An object's size in bytes, and a tag that changes with its content."""
+
+    size: int
+    tag: str
+
+
+class Store(Protocol):
+    """Reading one bucket."""
+
+    def list(self, prefix: str) -> dict[str, StoredObject]:
+        """Key → object of everything whose key begins with `prefix`."""
+
+    def read(self, key: str, at_most_bytes: int) -> bytes | None:
+        """A small object, None when it is not there; raises `MirrorError` when it is larger."""
+
+    def stream(self, key: str, offset: int, length: int, tag: str | None = None) -> Iterator[bytes]:
+        """Bytes of a range, in pieces; fails when the object no longer has `tag`."""
+
+
+def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None) -> Any:
+    """An S3 client from the environment: its role or keys, region, and `AWS_ENDPOINT_URL` when set.
+
+    `credentials` are boto3's `aws_access_key_id` and so on, when they come from elsewhere.
+    """
     from botocore import UNSIGNED
 
     return boto3.client(
         "s3",
+        **(credentials or {}),
         config=Config(
             retries={"mode": "standard", "max_attempts": 6},
             max_pool_connections=2 * PARALLEL,
@@ -89,7 +123,51 @@ def is_missing(error: ClientError) -> bool:
     return error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}
 
 
-def sizes_below(s3: Any, location: Location, *parts: str) -> dict[str, int]:
-    """Object key → size in bytes for everything below `parts`."""
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=location.bucket, Prefix=location.key(*parts) + "/")
-    return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", ())}
+class S3Store:
+    """A bucket of S3."""
+
+    def __init__(self, bucket: str, s3: Any = None) -> None:
+        self.bucket, self.s3 = bucket, s3 or client()
+
+    def list(self, prefix: str) -> dict[str, StoredObject]:
+        """See `Store`."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        entries = (entry for page in pages for entry in page.get("Contents", ()))
+        return {entry["Key"]: StoredObject(entry["Size"], entry["ETag"]) for entry in entries}
+
+    def read(self, key: str, at_most_bytes: int) -> bytes | None:
+        """See `Store`."""
+        try:
+            answer = self.s3.get_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if is_missing(error):
+                return None
+            raise
+        with answer["Body"] as body:
+            if answer["ContentLength"] > at_most_bytes:
+                raise too_large(f"s3://{self.bucket}/{key}", answer["ContentLength"])
+            data: bytes = body.read()
+            return data
+
+    def stream(self, key: str, offset: int, length: int, tag: str | None = None) -> Iterator[bytes]:
+        """See `Store`."""
+        condition: Mapping[str, str] = {"IfMatch": tag} if tag else {}
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        answer = self.s3.get_object(Bucket=self.bucket, Key=key, Range=wanted, **condition)
+        with answer["Body"] as body:
+            while piece := body.read(PIECE_BYTES):
+                yield piece
+
+
+def too_large(what: str, size: int) -> MirrorError:
+    """An object that should be small and is not."""
+    return MirrorError(f"{what} has {size} bytes, which no manifest has; fill the mirror again")
+
+
+def open_store(location: Location, **options: Any) -> Store:
+    """The store of a location; `options` are the S3 client's."""
+    if location.scheme == "gs":
+        from serving.mirror.gcs import GcsStore
+
+        return GcsStore(location.bucket)
+    return S3Store(location.bucket, client(**options))

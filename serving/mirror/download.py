@@ -1,0 +1,145 @@
+"""Bringing a folder to exactly a list of objects: chunk by chunk, in parallel, going on from what is there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.errors import MirrorError, WeightsError
+from serving.mirror.manifest import CHUNK_BYTES
+from serving.mirror.store import PARALLEL, PIECE_BYTES, Store
+
+Report = Callable[[str], None]
+SPARE_BYTES = 256 * 2**20
+"""What stays free on the node's disk."""
+REPORT_EVERY_S = 3.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file: its path in the folder, its object, size in bytes, and what proves its content.
+
+    `chunks` are hashes of its pieces of `CHUNK_BYTES`; without them, `tag` keeps the pieces of one and the same object.
+    """
+
+    path: str
+    key: str
+    size: int
+    tag: str | None
+    chunks: Sequence[str] | None
+
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """(index, first byte, length) of each chunk."""
+        for index, offset in enumerate(range(0, self.size, CHUNK_BYTES)):
+            yield index, offset, min(CHUNK_BYTES, self.size - offset)
+
+
+@dataclass
+class Download:
+    """Brings `folder` to what `wanted` says, reading from `store`; `where` names it in messages."""
+
+    store: Store
+    where: str
+    wanted: Sequence[Wanted]
+    folder: Path
+    report: Report
+    _done: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _reported: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.size for file in self.wanted)
+
+    def run(self) -> None:
+        """Raises `MirrorError` when an object is not what it should be, `WeightsError` when the disk is too small."""
+        self.folder.mkdir(exist_ok=True)
+        self._drop_strangers()
+        self._disk_has_room()
+        self.report(f"fetching {self.where}: {len(self.wanted)} files, {self.total_bytes / 1e6:.0f} MB")
+        paths = [self._prepare(file) for file in self.wanted]
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            jobs = [
+                pool.submit(self._chunk, file, path, *chunk)
+                for file, path in zip(self.wanted, paths, strict=True)
+                for chunk in file.ranges()
+            ]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _drop_strangers(self) -> None:
+        """Deletes what something else left: the folder must end as exactly the wanted files."""
+        wanted = {file.path for file in self.wanted}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_symlink() or (path.is_file() and path.relative_to(self.folder).as_posix() not in wanted):
+                path.unlink()
+
+    def _disk_has_room(self) -> None:
+        here = sum(path.stat().st_blocks * 512 for path in self.folder.rglob("*") if path.is_file())
+        needed, free = self.total_bytes - here + SPARE_BYTES, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise WeightsError(
+                f"{self.folder.parent} has {free / 1e9:.1f} GB free and the model needs {needed / 1e9:.1f} GB; "
+                "give the node a larger disk, or set MODELFLEET_MODEL_CACHE to one"
+            )
+
+    def _prepare(self, file: Wanted) -> Path:
+        """The file in its full size, with holes where nothing arrived yet."""
+        path = self.folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            stream.truncate(file.size)
+        return path
+
+    def _chunk(self, file: Wanted, path: Path, index: int, offset: int, length: int) -> None:
+        expected = file.chunks[index] if file.chunks is not None else None
+        # Without a hash nothing tells whether an earlier run wrote this chunk whole, so it is read again.
+        if expected is None or _hash_range(path, offset, length) != expected:
+            digest, written = hashlib.sha256(), 0
+            with path.open("r+b", buffering=0) as stream:
+                stream.seek(offset)
+                for piece in self.store.stream(file.key, offset, length, file.tag):
+                    digest.update(piece)
+                    stream.write(piece)
+                    written += len(piece)
+            if written != length or (expected is not None and digest.hexdigest() != expected):
+                raise MirrorError(f"{self.where}: {file.path} is damaged at byte {offset}; fill the mirror again")
+        self._progress(length)
+
+    def _progress(self, length: int) -> None:
+        with self._lock:
+            self._done += length
+            now = time.monotonic()
+            if now - self._reported >= REPORT_EVERY_S:
+                self._reported = now
+                speed = self._done / 1e6 / (now - self._started)
+                self.report(f"{self._done / 1e6:.0f} of {self.total_bytes / 1e6:.0f} MB, {speed:.0f} MB/s")
+
+
+def _hash_range(path: Path, offset: int, length: int) -> str | None:
+    """Hash of what is there; None, without reading, when the range was never written (a hole)."""
+    with path.open("rb") as stream:
+        try:
+            if os.lseek(stream.fileno(), offset, os.SEEK_DATA) >= offset + length:
+                return None
+        except OSError:  # ENXIO: nothing but a hole up to the end
+            return None
+        digest = hashlib.sha256()
+        stream.seek(offset)
+        while length and (piece := stream.read(min(PIECE_BYTES, length))):
+            digest.update(piece)
+            length -= len(piece)
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Files that other tools put into a bucket: a model file's own `s3_mirror_config` / `gcs_mirror_config`.
+
+A prefix with a manifest of ours is verified by it. Any other is taken as it lies there: every object below the prefix,
+each read as one unchanged object, in its listed size; there is nothing to check the bytes against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from serving.errors import MirrorError
+from serving.mirror.download import Download, Report, Wanted
+from serving.mirror.fetch import fetch_manifest, node_name, once
+from serving.mirror.manifest import MAX_FILES
+from serving.mirror.read import read_manifest
+from serving.mirror.store import Location, Store, StoredObject, open_store, parse_uri, plain_errors
+
+
+def fetch_prefix(uri: str, cache: Path, *, report: Report = lambda line: None, **options: Any) -> Path:
+    """The folder with everything below `uri`; `options` are the S3 client's (`signed`, `credentials`).
+
+    Raises `MirrorError` when nothing is there or it cannot be read, `WeightsError` when the disk is too small.
+    """
+    location = parse_uri(uri, "s3", "gs")
+    with plain_errors(f"fetch {uri}"):
+        store = open_store(location, **options)
+        manifest = read_manifest(store, location)
+        if manifest is not None:
+            return fetch_manifest(store, location, manifest, cache, report)
+        wanted = _below(store, location)
+        listing = "\n".join(f"{file.path}\0{file.size}\0{file.tag}" for file in wanted)
+        version = hashlib.sha256(listing.encode()).hexdigest()[:16]
+        final = cache / node_name(location, version)
+        if final.is_dir():
+            return final
+        return once(final, lambda partial: Download(store, uri, wanted, partial, report).run())
+
+
+def fetch_extra_file(uri: str, destination: Path, *, report: Report = lambda line: None, **options: Any) -> None:
+    """RayLLM's `extra_files`: one object, or everything below a prefix, to a place of its own on the node."""
+    location = parse_uri(uri, "s3", "gs")
+    with plain_errors(f"fetch {uri}"):
+        store = open_store(location, **options)
+        exact = store.list(location.prefix).get(location.prefix)
+        if exact is not None:
+            target = destination / PurePosixPath(location.prefix).name if destination.is_dir() else destination
+            wanted = [Wanted(target.name, location.prefix, exact.size, exact.tag, None)]
+            folder = target.parent
+        else:
+            wanted, folder = _below(store, location), destination
+        partial = folder / f".{folder.name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        Download(store, uri, wanted, partial, report).run()
+        for file in wanted:
+            (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / file.path).replace(folder / file.path)
+        shutil.rmtree(partial)
+
+
+def _below(store: Store, location: Location) -> list[Wanted]:
+    folder = location.key("")
+    found = {key.removeprefix(folder): stored for key, stored in store.list(folder).items() if not key.endswith("/")}
+    if not found or len(found) > MAX_FILES:
+        raise MirrorError(f"{location} holds {len(found)} objects; correct bucket_uri, or fill it")
+    return [_wanted(location, path, stored) for path, stored in sorted(found.items())]
+
+
+def _wanted(location: Location, path: str, stored: StoredObject) -> Wanted:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or str(pure) != path or not path.isprintable():
+        raise MirrorError(f"{location} holds an object named {path!r}, which is no file name; delete it")
+    return Wanted(path, location.key(path), stored.size, stored.tag, None)
