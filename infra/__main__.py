@@ -22,12 +22,15 @@ except ModelfleetError as error:
 for notice in plan.notices:
     pulumi.log.warn(notice.sentence())
 
+keys = pulumi.Config("modelfleet").get_secret_object("apiKeys")
+
 if plan.target == "local":
     from infra.local import LocalFleet
     from infra.local.emulator import ensure_emulator
 
-    ensure_emulator(ROOT, plan.config.local.s3_port)
-    fleet = LocalFleet(plan.stack, plan, folder=ROOT / ".modelfleet" / "local" / plan.stack)
+    ensure_emulator(plan.config.local.s3_port)
+    folder = ROOT / ".modelfleet" / "local" / plan.stack
+    fleet = LocalFleet(plan.stack, plan, folder=folder, api_keys=keys if plan.gateway.auth == "keys" else None)
     pulumi.export("base_url", fleet.base_url)
 else:
     raise pulumi.RunError(f"target {plan.target} is not there yet")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving.config.errors import SetupError
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
 #: moto takes any credentials; these keep the user's real ones out of Ray's environment and out of the state.
 ACCESS_KEY = "modelfleet-local"
@@ -33,9 +34,11 @@ def environment(s3_port: int) -> dict[str, str]:
     }
 
 
-def ensure_emulator(root: Path, s3_port: int) -> None:
+def ensure_emulator(s3_port: int) -> None:
     """Starts the emulator where it does not run, by the tool that knows how; raises `SetupError` with its sentence."""
     command = [sys.executable, "-m", "tools.emulator", "start", "--port", str(s3_port)]
-    result = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if result.returncode:
         raise SetupError((result.stderr.strip().splitlines() or ["the S3 emulator does not start"])[-1])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pulumi
 import pulumi_aws as aws
 
+from infra.gateway import render
 from infra.local import emulator
 from infra.local.resources import LocalResource
+from infra.local.runtime import gateway_runtime
 from infra.planning.plan import ModelPlan, Plan
 
 #: Resources that `ray start` takes by options of their own.
@@ -31,7 +34,15 @@ class LocalFleet(pulumi.ComponentResource):
     model, Gateway. `folder` takes logs, lock files and the gateway's configuration.
     """
 
-    def __init__(self, name: str, plan: Plan, *, folder: Path, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        folder: Path,
+        api_keys: pulumi.Output[Mapping[str, str]] | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("modelfleet:local:LocalFleet", name, None, opts)
         self._plan = plan
         self._local = plan.config.local
@@ -42,7 +53,8 @@ class LocalFleet(pulumi.ComponentResource):
         self._code = self._create_code()
         self._ray = self._create_ray()
         self._applications = [self._create_application(m) for m in plan.models]
-        self.base_url = f"http://127.0.0.1:{self._local.serve_port}"
+        self._create_gateway(api_keys)
+        self.base_url = f"http://127.0.0.1:{self._local.gateway_port}"
         self.register_outputs({"base_url": self.base_url})
 
     def _create_bucket(self) -> aws.s3.Bucket:
@@ -111,6 +123,21 @@ class LocalFleet(pulumi.ComponentResource):
         }
         needs = [self._code, *(w for slug, w in self._weights.items() if slug == model.slug)]
         return LocalResource("Application", model.slug, props, self._child(depends_on=needs))
+
+    def _create_gateway(self, api_keys: pulumi.Output[Mapping[str, str]] | None) -> LocalResource:
+        """Needs nothing of the others: it answers 503 until Serve answers."""
+        ports = self._local.gateway_port, self._local.metrics_port
+        files = render(
+            self._plan.gateway, gateway_runtime(self._folder, *ports), upstream=f"127.0.0.1:{self._local.serve_port}"
+        )
+        props = {
+            "folder": self._folder,
+            "port": ports[0],
+            "metricsPort": ports[1],
+            "texts": dict(files.texts),
+            "keys": None if api_keys is None else pulumi.Output.secret(api_keys),
+        }
+        return LocalResource("Gateway", "gateway", props, self._child())
 
     def _child(
         self, *, provider: aws.Provider | None = None, depends_on: list[LocalResource] | None = None

@@ -123,10 +123,11 @@ def set_keys(runtime: Runtime, keys: Mapping[str, str]) -> None:
 
 def admin(runtime: Runtime, command: str) -> str:
     """One command to HAProxy's runtime API; raises `SetupError` when nobody listens."""
-    return _ask(runtime.admin_socket, command)
+    return ask(runtime.admin_socket, command)
 
 
-def _ask(path: str, command: str) -> str:
+def ask(path: str, command: str) -> str:
+    """One command to the runtime API at socket `path`; raises `SetupError` when nobody listens."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
@@ -152,7 +153,7 @@ def _spawn(runtime: Runtime, name: str, binary: str, log_file: Path, old: int | 
             words = log_file.read_bytes()[offset:].decode(errors="replace").strip()
             raise SetupError(f"haproxy ended with code {process.returncode}: {words[-2000:]}")
         with suppress(SetupError):
-            if f"Pid: {process.pid}\n" in _ask(socket_path, "show info"):
+            if f"Pid: {process.pid}\n" in ask(socket_path, "show info"):
                 return process.pid
         time.sleep(0.02)
     process.kill()

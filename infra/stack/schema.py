@@ -200,6 +200,7 @@ class Local(StackSection):
     gateway_port: Port = Field(8000, ge=1, le=65535, description="Port of the gateway, the base URL.")
     serve_port: Port = Field(8001, ge=1, le=65535, description="Port of Ray Serve's HTTP server.")
     s3_port: Port = Field(8002, ge=1, le=65535, description="Port of the S3 emulator.")
+    metrics_port: Port = Field(8003, ge=1, le=65535, description="Port of the gateway's metrics.")
     dashboard_port: Port = Field(8265, ge=1, le=65535, description="Port of the Ray dashboard.")
     gcs_port: Port = Field(6380, ge=1, le=65535, description="Port of Ray's control store.")
     cpus: PositiveInt | None = Field(
@@ -210,7 +211,14 @@ class Local(StackSection):
     @model_validator(mode="after")
     def ports_differ(self) -> Self:
         """Each service has its own port."""
-        ports = [self.gateway_port, self.serve_port, self.s3_port, self.dashboard_port, self.gcs_port]
+        ports = [
+            self.gateway_port,
+            self.serve_port,
+            self.s3_port,
+            self.metrics_port,
+            self.dashboard_port,
+            self.gcs_port,
+        ]
         if len(set(ports)) != len(ports):
             raise ValueError(f"found ports {ports}; each service needs its own")
         return self

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from infra.local.provider.application import APPLICATION
+from infra.local.provider.gateway import GATEWAY
 from infra.local.provider.objects import CODE, WEIGHTS, end_fetching
 from infra.local.provider.ray import RAY
 from infra.local.provider.session import LocalSession
 from infra.provider import Plugin, Props, main
 
-RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION)
+RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION, GATEWAY)
 
 
 class LocalPlugin(Plugin[LocalSession]):

@@ -60,14 +60,19 @@ def members(leader: ProcessId) -> list[psutil.Process]:
 
 
 def left_behind(value: str) -> list[psutil.Process]:
-    """This user's running processes of the sessions in which any process carries the mark `value`."""
+    """This user's running processes of the sessions that a process with the mark `value` began.
+
+    A marked process in a session that another living program leads is not followed: that may be the user's shell.
+    """
     sessions = set()
     for process in psutil.process_iter():
         # Other users' processes cannot be read, and are none of ours.
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == value:
-                sessions.add(os.getsid(process.pid))
-    return _in_sessions(sessions - {os.getsid(0)})
+                session = os.getsid(process.pid)
+                if session == process.pid or not psutil.pid_exists(session):
+                    sessions.add(session)
+    return _in_sessions(sessions)
 
 
 def _in_sessions(sessions: set[int]) -> list[psutil.Process]:

@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import stat
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from infra.local.provider.folders import run_folder
 from infra.local.provider.ports import LOOPBACK, free_port, require_free
 from infra.local.provider.processes import ProcessId, end, end_all, left_behind, mark, members, spawn
 from infra.local.provider.progress import Progress
 from infra.local.provider.serve_api import ServeApi, Unreachable
 from infra.local.provider.session import LocalSession
+from infra.local.runtime import short_folder
 from infra.provider import Call, Made, Props, Refused, ResourceDef
 
 START_TIMEOUT_S = 180.0
@@ -29,8 +28,6 @@ END_GRACE_S = 10.0
 ANSWER_TIMEOUT_S = 15.0
 TAIL_BYTES = 16384
 OBJECT_STORE_BYTES = 256 * 1024**2
-#: Ray puts unix sockets below its folder, whose paths may have 107 bytes; its own part takes about 64 of them.
-MAX_FOLDER_LENGTH = 40
 #: Ray turns 127.0.0.1 into the machine's outer address and listens on all of them, unless this says that it shall not
 #: form clusters (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -46,7 +43,7 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
     )
     folder = Path(inputs["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    temp, log = _private(temp_folder(inputs["folder"])), folder / "ray.log"
+    temp, log = run_folder(inputs["folder"], "ray"), folder / "ray.log"
     log.unlink(missing_ok=True)
     process = spawn(_command(inputs, temp), mark=mine, log=log, cwd=temp, env=_environment(inputs["environment"]))
     try:
@@ -93,24 +90,12 @@ def serve_api(inputs: Props) -> ServeApi:
 
 def temp_folder(folder: str) -> Path:
     """Ray's folder: short, the same for every run of one stack, nobody else's."""
-    digest = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:8]
-    chosen = Path(tempfile.gettempdir()) / f"modelfleet-{os.getuid()}-{digest}"
-    return chosen if len(str(chosen)) <= MAX_FOLDER_LENGTH else Path("/tmp") / chosen.name  # noqa: S108 - see _private
+    return short_folder(folder, "ray")
 
 
 def logs_folder(folder: str) -> Path:
     """Where this Ray and its replicas write their logs."""
     return temp_folder(folder) / "session_latest" / "logs"
-
-
-def _private(folder: Path) -> Path:
-    """Makes the folder for this user only; a folder that another user put there is refused."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise Refused(f"{folder} belongs to somebody else, and Ray's files go there; remove it, or set TMPDIR")
-    folder.chmod(0o700)
-    return folder
 
 
 def _command(inputs: Props, temp: Path) -> list[str]:
