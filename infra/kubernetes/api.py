@@ -118,6 +118,12 @@ class Api:
             raise NoSuchKind(api_version, kind)
         return self._kinds[key]
 
+    @staticmethod
+    def is_custom(api_version: str) -> bool:
+        """Whether a group is made by a CustomResourceDefinition: Kubernetes' own have no dot, or end in k8s.io."""
+        group = api_version.rpartition("/")[0]
+        return "." in group and not group.endswith("k8s.io")
+
     def _discover(self, api_version: str) -> None:
         try:
             answer = self.request("GET", _group_path(api_version))
@@ -136,11 +142,16 @@ class Api:
         manager: str,
         force: bool = False,
         dry_run: bool = False,
+        strict: bool = True,
         timeout: float | None = None,
     ) -> Manifest:
-        """Server-side apply; with `dry_run` the server validates and admits, and stores nothing."""
+        """Server-side apply; `dry_run`: validated and admitted, not stored; `strict`: unknown fields are refused."""
         meta = manifest["metadata"]
-        query = {"fieldManager": manager, "fieldValidation": "Strict", "force": str(force).lower()}
+        query = {
+            "fieldManager": manager,
+            "fieldValidation": "Strict" if strict else "Warn",
+            "force": str(force).lower(),
+        }
         if dry_run:
             query["dryRun"] = "All"
         path = self.path(manifest["apiVersion"], manifest["kind"], meta["name"], meta.get("namespace"))

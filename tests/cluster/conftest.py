@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from infra.kubernetes.api import Api, ApiError
 from infra.kubernetes.manifests import everything
 from infra.kubernetes.manifests.operator import custom_resource_definitions
 from infra.planning import Plan
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import planned
-from infra.kubernetes.api import Api, ApiError
 from tools.kubernetes.binaries import build_all, missing
 from tools.kubernetes.control_plane import ControlPlane
 

@@ -27,11 +27,13 @@ from infra.kubernetes.manifests.scripts import SCRIPTS_PATH
 from infra.kubernetes.names import (
     DASHBOARD_PORT,
     HEAD_ACCOUNT,
+    POOL_LABEL,
     RAY_METRICS_PORT,
     RAY_SERVICE,
     REPLICA_HUGGINGFACE,
     SCRIPTS,
     SERVE_PORT,
+    STACK_LABEL,
     WORKER_ACCOUNT,
     labels,
 )
@@ -50,6 +52,9 @@ HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
 UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None", "incremental": "NewClusterWithIncrementalUpgrade"}
 #: Steps of an incremental upgrade; it needs the Gateway API in the cluster and KubeRay's feature gate.
 INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 60}
+
+#: Made by the user when their Redis wants one: Secret `redis`, key `password`.
+REDIS_PASSWORD: Final = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password", "optional": True}}}
 
 #: YAML readers refuse these in a double-quoted string, JSON writers leave them as they are.
 _NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
@@ -100,7 +105,7 @@ def ray_cluster(plan: Plan) -> Manifest:
         "workerGroupSpecs": [_worker_group(plan, group) for group in cluster.worker_groups],
     }
     if cluster.redis_address is not None:
-        config["gcsFaultToleranceOptions"] = {"redisAddress": cluster.redis_address}
+        config["gcsFaultToleranceOptions"] = {"redisAddress": cluster.redis_address, "redisPassword": REDIS_PASSWORD}
     return config
 
 
@@ -147,7 +152,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     }
     spec = {
         **_pod(plan, WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
-        "nodeSelector": dict(sorted(group.labels.items())),
+        "nodeSelector": _own_labels(group),
         "tolerations": tolerations(group.taints),
         "terminationGracePeriodSeconds": DRAIN_SECONDS + 60,
         "containers": [container],
@@ -159,7 +164,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         "maxReplicas": group.max_replicas,
         "resources": {name: f"{value:g}" for name, value in sorted(group.ray_resources.items())},
         "rayStartParams": {"object-store-memory": str(OBJECT_STORE_BYTES)},
-        "template": {"metadata": {"labels": {**labels(plan, "ray-worker"), **_pool_label(group)}}, "spec": spec},
+        "template": {"metadata": {"labels": {**labels(plan, "ray-worker"), **_own_labels(group)}}, "spec": spec},
     }
 
 
@@ -177,8 +182,9 @@ def _ports(**ports: int) -> list[Manifest]:
     return [{"name": name, "containerPort": port} for name, port in ports.items()]
 
 
-def _pool_label(group: WorkerGroup) -> dict[str, str]:
-    return {key: value for key, value in group.labels.items() if key == "modelfleet.dev/pool"}
+def _own_labels(group: WorkerGroup) -> dict[str, str]:
+    """Stack and pool, the two labels that users of an existing cluster put on nodes; GPUs are asked for by number."""
+    return {key: group.labels[key] for key in (POOL_LABEL, STACK_LABEL)}
 
 
 def _container(plan: Plan, name: str) -> Manifest:

@@ -12,7 +12,10 @@ from infra.planning.plan import Plan
 
 def huggingface(plan: Plan, token: Any) -> list[Manifest]:
     """For mirror Jobs; for replicas only when a model is loaded straight from the Hub."""
-    from_hub = any(model.mirror.prefix is None and "://" not in model.mirror.source for model in plan.models)
+    from_hub = any(
+        model.mirror.prefix is None and "://" not in model.mirror.source and not model.mirror.source.startswith("/")
+        for model in plan.models
+    )
     names = [HUGGINGFACE, REPLICA_HUGGINGFACE] if from_hub else [HUGGINGFACE]
     return [_secret(plan, name, {"token": token}) for name in names]
 

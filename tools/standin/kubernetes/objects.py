@@ -155,7 +155,11 @@ def delete(call: Call[Kubernetes], id: str, state: Props) -> None:
 def _apply(call: Call[Kubernetes], manifest: Manifest, *, dry_run: bool = False) -> Manifest:
     annotations = manifest["metadata"].get("annotations") or {}
     force = call.session.force or annotations.get("pulumi.com/patchForce") == "true"
-    return call.session.api.apply(manifest, manager=FIELD_MANAGER, force=force, dry_run=dry_run, timeout=120)
+    # At preview a custom resource may be newer than the definition that this very run brings up to date.
+    strict = not (dry_run and call.session.api.is_custom(manifest["apiVersion"]))
+    return call.session.api.apply(
+        manifest, manager=FIELD_MANAGER, force=force, dry_run=dry_run, strict=strict, timeout=120
+    )
 
 
 def _ready(call: Call[Kubernetes], live: Manifest) -> Props:

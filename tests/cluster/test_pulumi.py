@@ -1,0 +1,132 @@
+"""`pulumi up` and `destroy` of the cluster half on the real engine, the real API server and the real operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.planning import Plan
+from tests.cluster.conftest import wait_for
+from tests.cluster.eks_nodes import pool_nodes, system_nodes
+from tests.cluster.fleet import model, planned
+from tests.cluster.head import FakeRay, head_address, on_loopback
+from tests.engine.engine import Project, Run
+from tools.kubernetes.control_plane import ControlPlane
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
+ROOT = Path(__file__).parents[2]
+L4 = [{"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}]
+
+PROGRAM = f"""\
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+import pulumi
+from infra.kubernetes.fleet import KubernetesFleet
+from infra.workspace import make_plan
+
+config = pulumi.Config()
+plan = make_plan(Path(os.environ["FLEET_ROOT"]), os.environ["FLEET_STACK"])
+fleet = KubernetesFleet(
+    "fleet",
+    plan,
+    huggingface_token=config.get_secret("token"),
+    api_keys=config.get_secret_object("keys"),
+)
+pulumi.export("base_url", fleet.base_url)
+"""
+
+
+class Fleet:
+    """A project whose program is the cluster half, with the cluster's nodes and what answers for its head."""
+
+    def __init__(self, folder: Path, cluster: ControlPlane, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.source = folder / "fleet"
+        environ = {"FLEET_ROOT": str(self.source), "FLEET_STACK": name, "KUBECONFIG": str(cluster.kubeconfig)}
+        self.project = Project(folder / "project", environ=environ)
+        self.project.program(PROGRAM, prelude="")
+        self.plan: Plan
+        self.ray: FakeRay
+        self._after = ExitStack()
+
+    def write(self, models: list[dict[str, Any]], **config: Any) -> None:
+        self.plan = planned(self.source, models, stack=self.name, **{"pools": L4, **config})
+
+    def first_up(self) -> Run:
+        """`pulumi up` from nothing: while it waits, the operator comes up and the head answers."""
+        api = self.cluster.api
+        for node in [*system_nodes(self.plan), *(n for p in self.plan.pools for n in pool_nodes(self.plan, p, 1))]:
+            api.create(node)
+        running = self.project.start("up")
+        try:
+            self.start_operator()
+            address = self._after.enter_context(on_loopback(head_address(api, self.plan.namespace)))
+            self.ray = self._after.enter_context(FakeRay(address))
+        except BaseException:
+            run = running.interrupt()
+            print(run.text)
+            raise
+        run = running.finish()
+        assert run.code == 0, run.text
+        return run
+
+    def start_operator(self) -> None:
+        where = self.plan.namespace
+        wait_for(
+            "the operator's rights",
+            lambda: self.cluster.api.get("rbac.authorization.k8s.io/v1", "RoleBinding", "kuberay-operator", where),
+            seconds=240,
+        )
+        kubeconfig = self.cluster.kubeconfig_for(where, "kuberay-operator")
+        flags = (f"-watch-namespace={where}", f"-leader-election-namespace={where}")
+        self.cluster.start_operator(kubeconfig, arguments=flags)
+
+    def close(self) -> None:
+        api = self.cluster.api
+        if api.get("v1", "Namespace", self.plan.namespace) is not None:
+            self.project.destroy(check=False)
+        self._after.close()
+        if "kuberay-operator" in self.cluster.pids():
+            self.cluster.kill("kuberay-operator")
+        for node in api.list("v1", "Node", selector=f"modelfleet.dev/stack={self.name}"):
+            api.delete("v1", "Node", node["metadata"]["name"])
+
+
+@pytest.fixture
+def fleet(cluster: ControlPlane, tmp_path: Path, stack_name: str) -> Iterator[Fleet]:
+    made = Fleet(tmp_path, cluster, stack_name)
+    yield made
+    made.close()
+
+
+def test_up_is_ready_then_unchanged_then_an_edit_touches_the_ray_service_only_then_nothing_is_left(
+    fleet: Fleet,
+) -> None:
+    fleet.write([model("org/one", "L4"), model("org/two", "L4", replicas=(0, 1))])
+    fleet.first_up()
+    api, where = fleet.cluster.api, fleet.plan.namespace
+    service = api.get("ray.io/v1", "RayService", "fleet", where)
+    assert service is not None
+    conditions = {c["type"]: c["status"] for c in service["status"]["conditions"]}
+    assert conditions["Ready"] == "True"
+    assert [a["name"] for a in fleet.ray.config["applications"]] == ["org--one", "org--two"]
+
+    second = fleet.project.up("--refresh")
+    assert set(second.changes) == {"same"}, second.text
+
+    fleet.write([model("org/one", "L4", max_total_tokens=1024), model("org/two", "L4", replicas=(0, 1))])
+    assert ("update", "fleet-ray-service") in fleet.project.preview().steps()
+    third = fleet.project.up()
+    assert third.steps() == [("update", "fleet-ray-service")], third.text
+
+    fleet.project.destroy()
+    assert api.get("v1", "Namespace", where) is None
+    assert api.list("ray.io/v1", "RayService") == []
+    assert api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayclusters.ray.io") is not None
+    assert fleet.project.deployment().get("resources", []) == []

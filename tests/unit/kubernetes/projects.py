@@ -1,0 +1,27 @@
+"""The stacks whose manifests are kept under `rendered/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.planning import Plan
+from tests.cluster.fleet import five_models, model, planned
+
+L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}
+
+
+def eks(root: Path) -> Plan:
+    """All five accelerators on a new EKS cluster."""
+    return planned(root, five_models(), stack="prod", target="eks")
+
+
+def existing(root: Path) -> Plan:
+    """An existing cluster, with a host name, keys' limits, Redis and `rollout: replace`."""
+    models = [model("org/chat", "L4"), model("org/straight", "L4", hf_model_id="/models/straight")]
+    kubernetes = {"rollout": "replace", "redisAddress": "redis.data:6379", "image": "registry.example/serving:1"}
+    gateway = {"hostname": "llm.example.com", "tlsSecret": "llm-tls", "requestsPerMinute": 60, "timeoutS": 1800}
+    return planned(root, models, stack="dev", pools=[L4], kubernetes=kubernetes, gateway=gateway)
+
+
+STACKS: dict[str, Callable[[Path], Plan]] = {"eks": eks, "existing-cluster": existing}

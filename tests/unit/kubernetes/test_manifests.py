@@ -1,0 +1,141 @@
+"""What must hold for the manifests of any stack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from infra.kubernetes.manifests import everything
+from infra.kubernetes.manifests.mirror import job_name, mirror_job
+from infra.kubernetes.manifests.ray import ray_cluster, ray_service, serve_config_text
+from infra.kubernetes.manifests.secrets import gateway_keys, huggingface
+from infra.kubernetes.names import dns_name
+from tests.cluster.fleet import five_models, model, planned
+from tests.unit.kubernetes.projects import L4
+
+POOLS = [L4, {"name": "t4", "accelerator": "T4", "maxNodes": 1, "instanceTypes": ["g4dn.12xlarge"]}]
+
+
+def pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pod specs in a manifest, wherever they are."""
+    if "containers" in manifest:
+        return [manifest]
+    nested = [v for v in manifest.values() if isinstance(v, dict)]
+    nested += [item for v in manifest.values() if isinstance(v, list) for item in v if isinstance(item, dict)]
+    return [pod for one in nested for pod in pods(one)]
+
+
+def test_no_change_of_models_changes_the_ray_cluster(tmp_path: Path) -> None:
+    """Another rayClusterConfig and KubeRay builds a second cluster with as many GPUs (kuberay#2274)."""
+    one, two = model("org/one", "L4"), model("org/two", "T4", workers=1)
+    edited = model("org/one", "L4", max_total_tokens=512, engine_kwargs={"max_num_seqs": 3})
+    more = model("org/three", "L4", replicas=(0, 3))
+    seen = {
+        json.dumps(ray_cluster(planned(tmp_path, models, pools=POOLS)))
+        for models in ([one], [one, two], [two, one], [edited, two], [edited, two, more], [more])
+    }
+    assert len(seen) == 1
+
+
+def test_a_pool_appended_keeps_the_groups_before_it(tmp_path: Path) -> None:
+    before = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS[:1]))["workerGroupSpecs"]
+    after = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS))["workerGroupSpecs"]
+    assert after[: len(before)] == before
+
+
+def test_a_mirror_job_is_named_by_source_revision_and_target_only(tmp_path: Path) -> None:
+    def name(**engine: Any) -> str:
+        plan = planned(tmp_path, [model("org/one", "L4", **engine)], pools=POOLS)
+        return job_name(plan, plan.models[0])
+
+    same = name()
+    assert name(max_total_tokens=9) == same, "an edit of the model copied its weights again"
+    assert len({same, name(revision="a1"), name(revision="b2"), name(hf_model_id="other/weights")}) == 4
+
+
+def test_new_code_does_not_change_a_mirror_job(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [model("org/one", "L4")], pools=POOLS)
+    assert plan.code.sha256 not in json.dumps(mirror_job(plan, plan.models[0]))
+
+
+def test_gpu_pods_never_see_the_mirrors_token(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models())
+    for manifest in everything(plan):
+        for pod in pods(manifest):
+            text = json.dumps(pod)
+            assert ('"name": "huggingface", "key"' in text) == (pod.get("serviceAccountName") == "mirror")
+    assert [s["metadata"]["name"] for s in huggingface(plan, "t")] == ["huggingface"]
+
+
+def test_a_model_straight_from_the_hub_brings_the_replicas_token(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [model("org/one", "L4")], pools=POOLS, mirror={"create": False, "bucket": "code"})
+    assert [s["metadata"]["name"] for s in huggingface(plan, "t")] == ["huggingface", "replica-huggingface"]
+
+
+def test_no_environment_literal_is_a_secret(tmp_path: Path) -> None:
+    names = {
+        entry["name"]
+        for manifest in everything(planned(tmp_path, five_models(), target="eks"))
+        for pod in pods(manifest)
+        for container in pod["containers"]
+        for entry in container.get("env", [])
+        if "value" in entry
+    }
+    assert not {n for n in names if any(w in n for w in ("TOKEN", "SECRET", "PASSWORD", "KEY"))} - {"HF_TOKEN_PATH"}
+
+
+def test_the_gateways_secret_holds_hashes(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models())
+    assert gateway_keys(plan, "0a1b alice\n")["stringData"] == {"keys.map": "0a1b alice\n"}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Job", "RayService"])
+def test_no_pod_of_the_namespace_is_root_or_can_become_it(tmp_path: Path, kind: str) -> None:
+    plan = planned(tmp_path, five_models())
+    found = [pod for m in everything(plan) if m["kind"] == kind for pod in pods(m)]
+    assert found
+    for pod in found:
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_every_container_says_what_it_needs(tmp_path: Path) -> None:
+    for manifest in everything(planned(tmp_path, five_models(), target="eks"), cluster_name="c"):
+        for pod in pods(manifest):
+            for container in pod["containers"]:
+                assert {"cpu", "memory"} <= set(container["resources"]["requests"]), container["name"]
+                assert "memory" in container["resources"]["limits"], container["name"]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    st.dictionaries(
+        st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=6)
+    )
+)
+def test_a_serve_config_survives_a_yaml_reader(config: dict[str, Any]) -> None:
+    try:
+        json.dumps(config, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return  # lone surrogates never come out of a YAML file
+    assert yaml.load(serve_config_text(config), Loader=yaml.SafeLoader) == config
+
+
+def test_a_slug_becomes_a_name_that_kubernetes_takes() -> None:
+    assert dns_name("meta-llama--Llama-2_7b.chat") == "meta-llama-llama-2-7b-chat"
+    assert dns_name("---") == "x"
+    assert len(dns_name("a" * 90)) == 40
+
+
+@pytest.mark.parametrize(("rollout", "kind"), [("surge", "NewCluster"), ("replace", "None")])
+def test_rollout_is_said_in_kuberays_words(tmp_path: Path, rollout: str, kind: str) -> None:
+    plan = planned(tmp_path, five_models(), kubernetes={"rollout": rollout})
+    assert ray_service(plan)["spec"]["upgradeStrategy"] == {"type": kind}
