@@ -1,4 +1,4 @@
-"""The plan as one self-contained page: bars of GPU memory, pools with their nodes, cost per model. No network, no script."""
+"""The plan as one self-contained page, without network or script: GPU memory, nodes of each pool, cost per model."""
 
 from __future__ import annotations
 

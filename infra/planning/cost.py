@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from infra.catalog import Catalog, NoPrice
 from infra.planning.candidates import PoolChoice
+from infra.planning.demand import Demand
 from infra.planning.plan import CostRange, FixedCost, PoolPlan
 from infra.stack import LoadedStack
 from serving.config.errors import Finding, Severity
@@ -36,28 +37,25 @@ def pool_cost(target: str, choice: PoolChoice) -> CostRange:
     return CostRange(least * price, most * price)
 
 
-def model_costs(choice: PoolChoice, cost: CostRange) -> dict[str, CostRange]:
+def model_costs(choice: PoolChoice, cost: CostRange) -> list[tuple[Demand, CostRange]]:
     """A pool's cost shared among its models by the part of a node that their replicas take, so that they add up."""
     room = choice.candidate.room
-    parts = {
-        demand.model_id: max(
-            (amount / room[name] for name, amount in demand.whole.items() if room.get(name)), default=0
-        )
+    parts = [
+        max((amount / room[name] for name, amount in demand.whole.items() if room.get(name)), default=0)
         for demand in choice.demands
-    }
-    low = {demand.model_id: parts[demand.model_id] * demand.min for demand in choice.demands}
-    high = {demand.model_id: parts[demand.model_id] * demand.max for demand in choice.demands}
-    return {
-        name: CostRange(_share(cost.min_usd_per_hour, low, name), _share(cost.max_usd_per_hour, high, name))
-        for name in parts
-    }
+    ]
+    high = [part * demand.max for part, demand in zip(parts, choice.demands, strict=True)]
+    low = [part * demand.min for part, demand in zip(parts, choice.demands, strict=True)]
+    shares = zip(
+        _shared(cost.min_usd_per_hour, low if any(low) else high), _shared(cost.max_usd_per_hour, high), strict=True
+    )
+    return [(demand, CostRange(least, most)) for demand, (least, most) in zip(choice.demands, shares, strict=True)]
 
 
-def _share(usd: float | None, weights: Mapping[str, float], name: str) -> float | None:
-    whole = sum(weights.values())
-    if usd is None:
-        return None
-    return usd * weights[name] / whole if whole else 0.0
+def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
+    """`usd` in proportion to the weights."""
+    whole = sum(weights)
+    return [None if usd is None else usd * weight / whole if whole else 0.0 for weight in weights]
 
 
 def fixed_costs(stack: LoadedStack, catalog: Catalog) -> tuple[FixedCost, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from infra.catalog import Catalog, default_catalog
 from infra.planning.applications import application, bucket_plan, gateway_plan, mirror_plan, name_findings
@@ -24,7 +23,18 @@ from infra.planning.fit_findings import fit_findings
 from infra.planning.network import network_findings
 from infra.planning.nodes import ray_resources
 from infra.planning.packing import copies
-from infra.planning.plan import CodeArtifact, ModelPlan, Plan, PoolPlan, RayClusterPlan, Replicas, Taint, WorkerGroup
+from infra.planning.plan import (
+    CodeArtifact,
+    CostRange,
+    GpuMemory,
+    ModelPlan,
+    Plan,
+    PoolPlan,
+    RayClusterPlan,
+    Replicas,
+    Taint,
+    WorkerGroup,
+)
 from infra.planning.pools import settle
 from infra.stack import LoadedStack
 from serving.config.accelerators import CPU
@@ -69,8 +79,12 @@ def plan(
     findings += budget_findings(stack, cost, pools)
     if errors := errors_in(findings):
         raise InputErrors(errors)
-    planned = [_model_plan(stack, c, d, bucket.name, code) for c in choices for d in c.demands]
-    remembered = {m.model_id: memory_of(m, facts.get(m.model_id), catalog) for m in (model.config for model in models)}
+    memory = {m.config.model_id: memory_of(m.config, facts.get(m.config.model_id), catalog) for m in models}
+    planned = [
+        _model_plan(stack, choice, demand, bucket.name, code, memory=memory[demand.model_id], cost=cost_of_one)
+        for choice in choices
+        for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
+    ]
     return Plan(
         stack=stack.name,
         target=stack.config.target,
@@ -78,7 +92,7 @@ def plan(
         namespace=stack.config.kubernetes.namespace or f"modelfleet-{stack.name}",
         config=stack.config,
         pools=pools,
-        models=tuple(replace(m, memory=remembered[m.model_id]) for m in sorted(planned, key=lambda m: m.model_id)),
+        models=tuple(sorted(planned, key=lambda model: model.model_id)),
         ray_cluster=_ray_cluster(stack, pools),
         gateway=gateway_plan(stack, models),
         bucket=bucket,
@@ -152,7 +166,14 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
 
 
 def _model_plan(
-    stack: LoadedStack, choice: PoolChoice, demand: Demand, bucket: str | None, code: CodeArtifact
+    stack: LoadedStack,
+    choice: PoolChoice,
+    demand: Demand,
+    bucket: str | None,
+    code: CodeArtifact,
+    *,
+    memory: GpuMemory | None,
+    cost: CostRange,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model)
@@ -169,8 +190,8 @@ def _model_plan(
         placement_strategy=demand.strategy,
         mirror=mirror,
         application=application(model, mirror, bucket, code),
-        memory=None,
-        cost=model_costs(choice, pool_cost(stack.config.target, choice))[model.model_id],
+        memory=memory,
+        cost=cost,
     )
 
 

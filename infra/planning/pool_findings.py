@@ -79,8 +79,8 @@ def choice_findings(
     if choice.pool.instance_types == "auto" and stack.config.target == "eks":
         path = ("pools", index)
         message = (
-            f"instanceTypes is left open and now is {choice.candidate.name}; "
-            f"`modelfleet plan --stack {stack.name} --pin` writes it down, so that a later model cannot change a live pool"
+            f"instanceTypes is left open and now is {choice.candidate.name}; `modelfleet plan --stack {stack.name} "
+            "--pin` writes it down, so that a later model cannot change a live pool"
         )
         found.append(stack.finding(path, message, Severity.NOTICE))
         found += [hint for demand in choice.demands if (hint := _cpu_hint(demand, choice, candidates)) is not None]

@@ -51,8 +51,10 @@ def _take(
     pool: Pool, candidates: Sequence[Candidate], queue: Sequence[Demand], *, last: bool
 ) -> tuple[PoolChoice, list[Demand]]:
     """As many of the queue as the pool carries, and the rest."""
-    fitting = [d for d in queue if any(d.fits(c.room) for c in candidates)]
-    rest = [d for d in queue if d not in fitting]
+    fitting: list[Demand] = []
+    rest: list[Demand] = []
+    for demand in queue:
+        (fitting if any(demand.fits(c.room) for c in candidates) else rest).append(demand)
 
     def choice_of(count: int) -> PoolChoice | None:
         found = cheapest(pool, candidates, fitting[:count])

@@ -1,0 +1,80 @@
+"""Model and stack files as the planner gets them, made from a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from infra.planning import Plan, plan
+from infra.planning.plan import CodeArtifact
+from infra.stack import LoadedStack, StackConfig
+from serving.config.document import parse_document
+from serving.config.load import LoadedModel
+from serving.config.schema import ModelConfig
+
+CODE = CodeArtifact("0" * 64)
+ACCOUNT = "111122223333"
+
+
+def model(
+    model_id: str = "org/model",
+    accelerator: str = "L4",
+    *,
+    workers: int = 1,
+    cpus: float = 1,
+    replicas: tuple[int, int] = (1, 1),
+    strategy: str = "STRICT_PACK",
+    actor: Mapping[str, Any] | None = None,
+    resources: Mapping[str, float] | None = None,
+    **engine: Any,
+) -> LoadedModel:
+    """A model file with one accelerator; further keywords go to `engine_config`."""
+    named = {f"accelerator_type:{accelerator}": 0.001}
+    data = {
+        "deployment_config": {
+            "autoscaling_config": {"min_replicas": replicas[0], "max_replicas": replicas[1]},
+            "ray_actor_options": {"num_cpus": 1, "resources": named, **(actor or {})},
+        },
+        "engine_config": {"model_id": model_id, **engine},
+        "scaling_config": {
+            "num_workers": workers,
+            "num_gpus_per_worker": 0 if accelerator == "CPU" else 1,
+            "num_cpus_per_worker": cpus,
+            "placement_strategy": strategy,
+            "resources_per_worker": {**named, **(resources or {})},
+        },
+    }
+    document = parse_document(
+        yaml.safe_dump(data, sort_keys=False).encode(), f"models/{model_id.replace('/', '--')}.yaml"
+    )
+    return LoadedModel(ModelConfig.model_validate(data), document)
+
+
+def stack(
+    *pools: Mapping[str, Any],
+    target: str = "eks",
+    region: str | None = "us-east-1",
+    secrets: Sequence[str] = (),
+    **keys: Any,
+) -> LoadedStack:
+    """A stack file; further keywords are its camelCase keys."""
+    keys = {"auth": "none", "accountId": ACCOUNT, **keys}
+    settings = {"models": ["*"], "target": target, "pools": list(pools), **keys}
+    config = {
+        **({"aws:region": region} if region else {}),
+        **{f"modelfleet:{key}": value for key, value in settings.items()},
+    }
+    document = parse_document(yaml.safe_dump({"config": config}, sort_keys=False).encode(), "stacks/Pulumi.test.yaml")
+    return LoadedStack("test", StackConfig.model_validate(settings), region, document, frozenset(secrets))
+
+
+def pool(name: str = "l4", accelerator: str = "L4", **keys: Any) -> dict[str, Any]:
+    """A pool; maxNodes 8 unless said otherwise."""
+    return {"name": name, "accelerator": accelerator, "maxNodes": 8, **keys}
+
+
+def planned(models: Sequence[LoadedModel], made: LoadedStack, **keys: Any) -> Plan:
+    """The plan; what is not known about models is no matter here."""
+    return plan(models, made, code=CODE, facts=keys.pop("facts", {}), **keys)
