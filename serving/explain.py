@@ -43,7 +43,7 @@ _CASES = (
         "lower engine_config.max_total_tokens to the checkpoint's own limit",
     ),
     _case(
-        r"not supported for now|are not supported|has no vLLM implementation|Unrecognized model|not recognize this arch",
+        r"not supported for now|are not supported|no vLLM implementation|Unrecognized model|not recognize this arch",
         "this vLLM does not know the checkpoint's architecture; use another checkpoint or a newer release",
     ),
     _case(

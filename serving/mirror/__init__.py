@@ -7,9 +7,9 @@
 Needs boto3 only; credentials, region and endpoint come from the environment.
 """
 
-from serving.mirror.fetch import fetch
-from serving.mirror.fill import fill
 from serving.mirror.manifest import Manifest
+from serving.mirror.node import fetch
 from serving.mirror.read import Status, status
+from serving.mirror.upload import fill
 
 __all__ = ["Manifest", "Status", "fetch", "fill", "status"]

@@ -26,7 +26,7 @@ REPORT_EVERY_S = 3.0
 class Wanted:
     """One file: its path in the folder, its object, size in bytes, and what proves its content.
 
-    `chunks` are hashes of its pieces of `CHUNK_BYTES`; without them, `tag` keeps the pieces of one and the same object.
+    `chunks` are hashes of its pieces; without them, `tag` keeps the pieces of one and the same object.
     """
 
     path: str
@@ -34,11 +34,6 @@ class Wanted:
     size: int
     tag: str | None
     chunks: Sequence[str] | None
-
-    def ranges(self) -> Iterator[tuple[int, int, int]]:
-        """(index, first byte, length) of each chunk."""
-        for index, offset in enumerate(range(0, self.size, CHUNK_BYTES)):
-            yield index, offset, min(CHUNK_BYTES, self.size - offset)
 
 
 @dataclass
@@ -50,6 +45,7 @@ class Download:
     wanted: Sequence[Wanted]
     folder: Path
     report: Report
+    chunk_bytes: int = CHUNK_BYTES
     _done: int = 0
     _started: float = field(default_factory=time.monotonic)
     _reported: float = field(default_factory=time.monotonic)
@@ -71,7 +67,7 @@ class Download:
             jobs = [
                 pool.submit(self._chunk, file, path, *chunk)
                 for file, path in zip(self.wanted, paths, strict=True)
-                for chunk in file.ranges()
+                for chunk in ranges(file.size, self.chunk_bytes)
             ]
             try:
                 for job in jobs:
@@ -127,6 +123,12 @@ class Download:
                 self._reported = now
                 speed = self._done / 1e6 / (now - self._started)
                 self.report(f"{self._done / 1e6:.0f} of {self.total_bytes / 1e6:.0f} MB, {speed:.0f} MB/s")
+
+
+def ranges(size: int, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(index, first byte, length) of each chunk of a file."""
+    for index, offset in enumerate(range(0, size, chunk_bytes)):
+        yield index, offset, min(chunk_bytes, size - offset)
 
 
 def _hash_range(path: Path, offset: int, length: int) -> str | None:

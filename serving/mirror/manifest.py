@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Self
 
@@ -22,12 +21,15 @@ from serving.errors import MirrorError
 MANIFEST = "manifest.json"
 SCHEMA = 1
 CHUNK_BYTES = 32 * 2**20
-"""Size of the pieces that are hashed, sent and read on their own. S3 allows 10 000 parts of 5 MiB to 5 GiB each."""
+"""Size of the pieces that are hashed, sent and read on their own (small parts are up to four times slower)."""
+
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 5 * 2**20, 512 * 2**20
+"""S3's smallest part of an upload, and a bound for what a sender holds in memory per transfer."""
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 10_000
-MAX_FILE_BYTES = 320_000 * 2**20
-"""10 000 parts of `CHUNK_BYTES`: what one upload can hold."""
+MAX_PARTS = 10_000
+"""Parts of one S3 upload: 320 GB in chunks of 32 MiB, and no checkpoint has larger files."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -38,9 +40,9 @@ class ManifestFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str = Field(max_length=512)
-    size: NonNegativeInt = Field(le=MAX_FILE_BYTES)
+    size: NonNegativeInt
     sha256: str = Field(pattern=_SHA256.pattern, max_length=64)
-    chunks: list[str]
+    chunks: list[str] = Field(max_length=MAX_PARTS)
 
     @field_validator("path")
     @classmethod
@@ -52,19 +54,6 @@ class ManifestFile(BaseModel):
             raise ValueError("is no clean relative path")
         return value
 
-    @model_validator(mode="after")
-    def every_chunk_has_a_hash(self) -> Self:
-        """Each byte is covered by exactly one hash."""
-        if len(self.chunks) != -(-self.size // CHUNK_BYTES) or not all(map(_SHA256.fullmatch, self.chunks)):
-            raise ValueError("chunks do not cover the file")
-        return self
-
-    def ranges(self) -> Iterator[tuple[int, int, int]]:
-        """(index, first byte, length) of each chunk."""
-        for index in range(len(self.chunks)):
-            offset = index * CHUNK_BYTES
-            yield index, offset, min(CHUNK_BYTES, self.size - offset)
-
 
 class Manifest(BaseModel):
     """A whole copy."""
@@ -75,14 +64,22 @@ class Manifest(BaseModel):
     model_id: str
     source: str
     source_revision: str | None
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int = Field(CHUNK_BYTES, ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)
     files: list[ManifestFile] = Field(min_length=1, max_length=MAX_FILES)
 
     @model_validator(mode="after")
     def schema_is_known(self) -> Self:
         """Another schema was written by another modelfleet."""
-        if self.schema_version != SCHEMA or self.chunk_bytes != CHUNK_BYTES:
-            raise ValueError(f"schema {self.schema_version} with chunks of {self.chunk_bytes} bytes is not known")
+        if self.schema_version != SCHEMA:
+            raise ValueError(f"schema {self.schema_version} is not known, only {SCHEMA}")
+        return self
+
+    @model_validator(mode="after")
+    def every_byte_has_a_hash(self) -> Self:
+        """Each byte of each file is covered by exactly one chunk."""
+        for file in self.files:
+            if len(file.chunks) != -(-file.size // self.chunk_bytes) or not all(map(_SHA256.fullmatch, file.chunks)):
+                raise ValueError(f"chunks do not cover {file.path}")
         return self
 
     @model_validator(mode="after")

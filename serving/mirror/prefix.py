@@ -13,8 +13,8 @@ from typing import Any
 
 from serving.errors import MirrorError
 from serving.mirror.download import Download, Report, Wanted
-from serving.mirror.fetch import fetch_manifest, node_name, once
 from serving.mirror.manifest import MAX_FILES
+from serving.mirror.node import fetch_manifest, node_name, once
 from serving.mirror.read import read_manifest
 from serving.mirror.store import Location, Store, StoredObject, open_store, parse_uri, plain_errors
 

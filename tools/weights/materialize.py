@@ -33,8 +33,9 @@ def materialize(
 ) -> Path:
     """The folder with the weights of `source`, made in `cache` when it is not there yet.
 
-    `revision` is for a Hub id without one of its own. `report` gets one line per step. May be killed at any moment and called by several processes at once.
-    Raises `InputErrors` for a source of unknown form and `SetupError` when fetching, disk or conversion fail.
+    `revision` is for a Hub id without one of its own; `report` gets one line per step. May be killed at any moment and
+    called by several processes at once. Raises `InputErrors` for a source of unknown form and `SetupError` when
+    fetching, disk or conversion fail.
     """
     parsed = parse_source(source)
     if isinstance(parsed, FolderSource):

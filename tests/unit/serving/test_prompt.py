@@ -91,7 +91,10 @@ def test_a_format_renders_as_written(case: Any) -> None:
 REFUSED: dict[str, tuple[object, str]] = {
     "two system messages": ([message("system", "a")] * 2, "Only one system message can be specified."),
     "an unknown role": ([message("developer", "a")], "messages.0.role"),
-    "a list of parts": ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "messages.0.content must be a string"),
+    "a list of parts": (
+        [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        "messages.0.content must be a string",
+    ),
     "no content": ([{"role": "user"}], "messages.0.content"),
     "an empty assistant message": ([message("assistant", "")], "must not be empty"),
     "a tool call": ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "no place for tool calls"),
@@ -177,7 +180,11 @@ def test_the_compiled_template_and_the_reference_agree(fmt: dict[str, Any], mess
 
 
 @settings(max_examples=100, deadline=None)
-@given(messages=st.recursive(st.none() | st.booleans() | st.integers() | TEXT, lambda x: st.lists(x) | st.dictionaries(TEXT, x)))
+@given(
+    messages=st.recursive(
+        st.none() | st.booleans() | st.integers() | TEXT, lambda x: st.lists(x) | st.dictionaries(TEXT, x)
+    )
+)
 def test_no_json_value_breaks_the_check(messages: Any) -> None:
     try:
         check_messages(messages)

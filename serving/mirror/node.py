@@ -44,7 +44,9 @@ def fetch_manifest(store: Store, location: Location, manifest: Manifest, cache: 
         )
     folder = location.key(manifest.version, "")
     wanted = [Wanted(file.path, folder + file.path, file.size, None, file.chunks) for file in manifest.files]
-    return once(final, lambda partial: Download(store, str(location), wanted, partial, report).run())
+    return once(
+        final, lambda partial: Download(store, str(location), wanted, partial, report, manifest.chunk_bytes).run()
+    )
 
 
 def node_name(location: Location, version: str) -> str:

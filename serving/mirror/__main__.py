@@ -1,0 +1,110 @@
+"""The mirror by hand and in a Kubernetes Job.
+
+    python -m serving.mirror fill s3://bucket/models/slug --model-id org/name --from /folder
+    python -m serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV]
+    python -m serving.mirror status s3://bucket/models/slug
+    python -m serving.mirror fetch s3://bucket/models/slug --cache /folder
+
+`fill` from the Hub leaves a mirror alone that holds this revision already, so that a Job may run at every `pulumi up`.
+Results go to stdout, progress to stderr; exit 1 for wrong arguments or a mirror that is not complete, 2 for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from serving.config.errors import EXIT_INPUT, ModelfleetError
+from serving.hub import download
+from serving.mirror.node import fetch
+from serving.mirror.read import Status, read_manifest, status
+from serving.mirror.store import S3Store, parse_uri, plain_errors
+from serving.mirror.upload import fill
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except ModelfleetError as error:
+        _report(str(error))
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving.mirror", description="Mirrors of models in S3.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    filling = commands.add_parser("fill", help="upload a model; goes on where an earlier call stopped")
+    filling.add_argument("uri", metavar="s3://bucket/prefix")
+    filling.add_argument("--model-id", required=True, help="the model's public name")
+    origin = filling.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--from", dest="folder", type=Path, help="a folder in Hugging Face layout")
+    origin.add_argument("--hub", help="a Hugging Face id")
+    filling.add_argument("--revision", help="commit, tag or branch on the Hub")
+    filling.add_argument("--scratch", type=Path, help="folder for the download from the Hub; default a temporary one")
+    filling.set_defaults(run=_fill)
+    looking = commands.add_parser("status", help="absent, complete or damaged")
+    looking.add_argument("uri", metavar="s3://bucket/prefix")
+    looking.set_defaults(run=_status)
+    fetching = commands.add_parser("fetch", help="download a verified copy")
+    fetching.add_argument("uri", metavar="s3://bucket/prefix")
+    fetching.add_argument("--cache", type=Path, required=True, help="folder that holds this node's copies")
+    fetching.set_defaults(run=_fetch)
+    return parser
+
+
+def _fill(parsed: argparse.Namespace) -> int:
+    if parsed.folder is not None:
+        source, revision = f"file://{parsed.folder.resolve()}", parsed.revision
+        manifest = fill(
+            parsed.folder, parsed.uri, model_id=parsed.model_id, source=source, source_revision=revision, report=_report
+        )
+    else:
+        if _holds(parsed.uri, parsed.hub, parsed.revision):
+            _report(f"{parsed.uri} holds {parsed.hub} at {parsed.revision} already")
+            return 0
+        with tempfile.TemporaryDirectory(prefix="modelfleet-") as temporary:
+            _report(f"fetching {parsed.hub} from the Hugging Face Hub")
+            folder = download(parsed.hub, parsed.revision, parsed.scratch or Path(temporary))
+            manifest = fill(
+                folder,
+                parsed.uri,
+                model_id=parsed.model_id,
+                source=parsed.hub,
+                source_revision=parsed.revision,
+                report=_report,
+            )
+    print(manifest.version)
+    return 0
+
+
+def _holds(uri: str, source: str, revision: str | None) -> bool:
+    """Whether a named revision is there whole; a branch may have moved on, so it is fetched again."""
+    if revision is None or status(uri) is not Status.COMPLETE:
+        return False
+    location = parse_uri(uri)
+    with plain_errors(f"look at {uri}"):
+        manifest = read_manifest(S3Store(location.bucket), location)
+    return manifest is not None and (manifest.source, manifest.source_revision) == (source, revision)
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    found = status(parsed.uri)
+    print(found)
+    return 0 if found is Status.COMPLETE else EXIT_INPUT
+
+
+def _fetch(parsed: argparse.Namespace) -> int:
+    print(fetch(parsed.uri, parsed.cache, report=_report))
+    return 0
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
