@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
@@ -34,8 +35,10 @@ from infra.provider.values import (
     Props,
     Wire,
     covers,
+    marshal_map,
     plain,
     plain_map,
+    unmarshal_map,
     wire_map,
     with_secrets_of,
 )
@@ -85,6 +88,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         self._plugin = plugin
         self._log = EngineLog(address)
         self._session: Session | None = None
+        self._cancelled = threading.Event()
 
     # --- provider ---------------------------------------------------------------------------------------
 
@@ -104,7 +108,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         return proto.DiffResponse(changes=proto.DiffResponse.DIFF_NONE)
 
     async def Configure(self, request: Any, context: Any) -> Any:
-        settings = _settings(PropertyValue.unmarshal_map(request.args))
+        settings = _settings(unmarshal_map(request.args))
 
         def work() -> Session:
             session = self._plugin.configure(settings)
@@ -121,10 +125,11 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         )
 
     async def Cancel(self, request: Any, context: Any) -> Any:
+        self._cancelled.set()
         return empty_pb2.Empty()
 
     async def Invoke(self, request: Any, context: Any) -> Any:
-        args = plain_map(PropertyValue.unmarshal_map(request.args))
+        args = plain_map(unmarshal_map(request.args))
 
         def work() -> Props:
             function = self._plugin.invokes.get(request.tok)
@@ -133,12 +138,12 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             return function.call(self._live(), args)
 
         result = await self._do(context, work)
-        return proto.InvokeResponse(**{"return": PropertyValue.marshal_map(wire_map(result))})
+        return proto.InvokeResponse(**{"return": marshal_map(wire_map(result))})
 
     # --- resources --------------------------------------------------------------------------------------
 
     async def Check(self, request: Any, context: Any) -> Any:
-        news, olds = PropertyValue.unmarshal_map(request.news), PropertyValue.unmarshal_map(request.olds)
+        news, olds = unmarshal_map(request.news), unmarshal_map(request.olds)
 
         def work() -> tuple[Wire, list[tuple[str, str]]]:
             definition = self._definition(request.urn)
@@ -148,17 +153,17 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
         inputs, faults = await self._do(context, work)
         return proto.CheckResponse(
-            inputs=PropertyValue.marshal_map(inputs),
+            inputs=marshal_map(inputs),
             failures=[proto.CheckFailure(property=key, reason=reason) for key, reason in faults],
         )
 
     async def Diff(self, request: Any, context: Any) -> Any:
-        old = plain_map(PropertyValue.unmarshal_map(request.old_inputs))
-        new = plain_map(PropertyValue.unmarshal_map(request.news))
+        old = plain_map(unmarshal_map(request.old_inputs))
+        new = plain_map(unmarshal_map(request.news))
         return await self._do(context, lambda: diff_response(self._definition(request.urn), old, new))
 
     async def Create(self, request: Any, context: Any) -> Any:
-        sources = PropertyValue.unmarshal_map(request.properties)
+        sources = unmarshal_map(request.properties)
         inputs = plain_map(sources)
 
         def work() -> Made:
@@ -169,11 +174,11 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
         made = await self._do(context, work, sources)
         state = self._state(request.urn, {**inputs, **made.outputs}, sources)
-        return proto.CreateResponse(id=made.id, properties=PropertyValue.marshal_map(state))
+        return proto.CreateResponse(id=made.id, properties=marshal_map(state))
 
     async def Read(self, request: Any, context: Any) -> Any:
-        sources = PropertyValue.unmarshal_map(request.inputs)
-        state = PropertyValue.unmarshal_map(request.properties)
+        sources = unmarshal_map(request.inputs)
+        state = unmarshal_map(request.properties)
 
         def work() -> Props | None:
             definition = self._definition(request.urn)
@@ -190,13 +195,13 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         whole = {**plain_map(sources), **live}
         return proto.ReadResponse(
             id=request.id,
-            properties=PropertyValue.marshal_map(self._state(request.urn, whole, {**state, **sources})),
-            inputs=PropertyValue.marshal_map(with_secrets_of(inputs, sources)),
+            properties=marshal_map(self._state(request.urn, whole, {**state, **sources})),
+            inputs=marshal_map(with_secrets_of(inputs, sources)),
         )
 
     async def Update(self, request: Any, context: Any) -> Any:
-        sources = PropertyValue.unmarshal_map(request.news)
-        olds = PropertyValue.unmarshal_map(request.olds)
+        sources = unmarshal_map(request.news)
+        olds = unmarshal_map(request.olds)
         state, inputs = plain_map(olds), plain_map(sources)
 
         def work() -> Made:
@@ -211,10 +216,10 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
         made = await self._do(context, work, sources)
         whole = self._state(request.urn, {**inputs, **made.outputs}, sources)
-        return proto.UpdateResponse(properties=PropertyValue.marshal_map(whole))
+        return proto.UpdateResponse(properties=marshal_map(whole))
 
     async def Delete(self, request: Any, context: Any) -> Any:
-        state = plain_map(PropertyValue.unmarshal_map(request.properties))
+        state = plain_map(unmarshal_map(request.properties))
 
         def work() -> None:
             definition = self._definition(request.urn)
@@ -236,6 +241,11 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         way_out = f"; {self._plugin.way_out}" if self._plugin.way_out else ""
         return f"{what}: the {self._plugin.called} does not do this{way_out}"
 
+    def _step(self, message: str, urn: str) -> None:
+        if self._cancelled.is_set():
+            raise Refused("stopped by the user; the next run goes on here")
+        self._log.progress(message, urn)
+
     def _live(self) -> Session:
         if self._session is None:
             raise Refused(f"the {self._plugin.name} plugin was not configured")
@@ -256,7 +266,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             token=_token(request.urn),
             timeout_seconds=float(request.timeout),
             note=lambda message: self._log.info(message, request.urn),
-            step=lambda message: self._log.progress(message, request.urn),
+            step=lambda message: self._step(message, request.urn),
         )
 
     def _unless_gone(self, call: ResourceCall[Session], work: Callable[[], Any], instead: Any) -> Any:
@@ -292,8 +302,8 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         detail = errors_pb2.ErrorResourceInitFailed(  # type: ignore[attr-defined]
             id=partly.id,
             reasons=partly.reasons,
-            properties=PropertyValue.marshal_map(with_secrets_of({**inputs, **partly.outputs}, sources)),
-            inputs=PropertyValue.marshal_map(sources),
+            properties=marshal_map(with_secrets_of({**inputs, **partly.outputs}, sources)),
+            inputs=marshal_map(sources),
         )
         packed = any_pb2.Any()
         packed.Pack(detail)

@@ -74,7 +74,10 @@ class Call(Generic[Session]):
     note: Callable[[str], None]
     """Shows one line beside the resource in the user's terminal, and again in the summary at the end."""
     step: Callable[[str], None] = lambda line: None
-    """Shows one line beside the resource while it lasts: progress, which nobody needs afterwards."""
+    """Shows one line beside the resource while it lasts: progress, which nobody needs afterwards.
+
+    Raises `Refused` once the user has asked the run to stop, so call it often while waiting.
+    """
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,17 @@ import time
 from collections.abc import Callable
 
 SAY_EVERY_S = 4.0
+SHOWN = 200
 
 
 class Progress:
-    """Passes lines on when they are new, and repeats the last one with the time it takes when nothing is."""
+    """Passes lines on when they are new, and repeats the last one with the time it takes when nothing is.
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
+    `step` raises when the user stops the run: see `Call.step`.
+    """
+
+    def __init__(self, step: Callable[[str], None]) -> None:
+        self._step = step
         self._began = time.monotonic()
         self._said_at = 0.0
         self._last = ""
@@ -26,5 +30,5 @@ class Progress:
         """Shows `line` at once if it is new, else every few seconds."""
         now = time.monotonic()
         if line != self._last or now - self._said_at >= SAY_EVERY_S:
-            self._note(f"{line} ({self.seconds:.0f} s)")
+            self._step(f"{line[:SHOWN]} ({self.seconds:.0f} s)")
             self._said_at, self._last = now, line
