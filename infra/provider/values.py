@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import pulumi
+from google.protobuf import struct_pb2
 from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime.rpc import UNKNOWN as _UNKNOWN
+from pulumi.runtime.rpc import _special_asset_sig, _special_secret_sig, _special_sig_key
 
 UNKNOWN: str = _UNKNOWN
 """A value that is not known before the deployment; compare with `==`."""
@@ -76,6 +79,61 @@ def with_secrets_of(values: Mapping[str, Any], sources: Mapping[str, PropertyVal
         else:
             marked[key] = wire(value)
     return marked
+
+
+class HashedAsset(pulumi.FileAsset):
+    """A file input that is equal to another of the same content; in state the engine keeps its hash alone."""
+
+    def __init__(self, path: str, digest: str) -> None:
+        super().__init__(path)
+        self.digest = digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HashedAsset) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def unmarshal_map(message: struct_pb2.Struct) -> Wire:
+    """`PropertyValue.unmarshal_map`, which refuses an asset that comes back from the state."""
+    return {key: _unmarshal(value) for key, value in message.fields.items()}
+
+
+def _unmarshal(value: struct_pb2.Value) -> PropertyValue:
+    if value.HasField("list_value"):
+        return PropertyValue([_unmarshal(item) for item in value.list_value.values])
+    fields = value.struct_value.fields if value.HasField("struct_value") else {}
+    sign = fields[_special_sig_key].string_value if _special_sig_key in fields else None
+    if value.HasField("struct_value") and sign is None:
+        return PropertyValue({key: _unmarshal(item) for key, item in fields.items()})
+    if sign == _special_secret_sig and "value" in fields:
+        return _unmarshal(fields["value"]).with_secret(True)
+    if sign == _special_asset_sig and "hash" in fields and "text" not in fields:
+        path = fields["path"].string_value if "path" in fields else ""
+        return PropertyValue(HashedAsset(path, fields["hash"].string_value))
+
+    return PropertyValue.unmarshal(value)
+
+
+def marshal_map(values: Wire) -> struct_pb2.Struct:
+    """`PropertyValue.marshal_map`, which would leave an asset's hash out, and so the engine's only memory of it."""
+    message = PropertyValue.marshal_map(values)
+    for key, value in values.items():
+        _add_hashes(value, message.fields[key])
+    return message
+
+
+def _add_hashes(value: PropertyValue, message: struct_pb2.Value) -> None:
+    inner = message.struct_value.fields["value"] if value.is_secret else message
+    if isinstance(value.value, HashedAsset):
+        inner.struct_value.fields["hash"].string_value = value.value.digest
+    elif isinstance(value.value, Mapping):
+        for key, item in value.value.items():
+            _add_hashes(item, inner.struct_value.fields[key])
+    elif isinstance(value.value, Sequence) and not isinstance(value.value, str):
+        for item, place in zip(value.value, inner.list_value.values, strict=True):
+            _add_hashes(item, place)
 
 
 def contains_unknown(value: Any) -> bool:
