@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.provider.progress import Progress
-from infra.local.provider.ray import logs_folder, serve_api, tail
+from infra.local.provider.ray import logs_folder, serve_api
+from infra.local.provider.replica_log import doing
 from infra.local.provider.serve_api import ServeApi, Unreachable
 from infra.local.provider.session import LocalSession
 from infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
@@ -99,8 +100,8 @@ def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path
         if found["status"] == "RUNNING":
             return
         if progress.seconds > timeout_s:
-            raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {_doing(found, logs)}")
-        progress.say(f"{name}: {_doing(found, logs)}")
+            raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {doing(found, logs)}")
+        progress.say(f"{name}: {doing(found, logs)}")
         time.sleep(POLL_S)
 
 
@@ -114,29 +115,6 @@ def _remove(api: ServeApi, name: str, progress: Progress) -> None:
             )
         progress.say(f"{name}: its replicas are ending")
         time.sleep(POLL_S)
-
-
-def _doing(found: dict[str, Any], logs: Path) -> str:
-    """What the application is at, in one line: the deployment's message, or the replica's last log line."""
-    for deployment in found.get("deployments", {}).values():
-        for replica in deployment.get("replicas", []):
-            log = _log_file(logs, replica)
-            if replica.get("state") == "STARTING" and log and (line := tail(log, 1)):
-                return f"replica is starting: {_message_of(line)}"
-        if message := deployment.get("message"):
-            return " ".join(message.split())[:300]
-    return " ".join((found.get("message") or "").split())[:300] or found["status"].lower()
-
-
-def _log_file(logs: Path, replica: dict[str, Any]) -> Path | None:
-    """The replica's log; Serve names it relative to Ray's log folder, with a slash in front."""
-    path = replica.get("log_file_path")
-    return logs / path.lstrip("/") if path else None
-
-
-def _message_of(line: str) -> str:
-    """A log line without its time, level and place."""
-    return line.split(" -- ", 1)[-1][:200]
 
 
 def _failure(name: str, found: dict[str, Any], logs: Path) -> str:

@@ -16,6 +16,7 @@ from infra.local.provider.folders import run_folder
 from infra.local.provider.ports import LOOPBACK, free_port, require_free
 from infra.local.provider.processes import ProcessId, end, end_all, left_behind, mark, members, spawn
 from infra.local.provider.progress import Progress
+from infra.local.provider.replica_log import tail
 from infra.local.provider.serve_api import ServeApi, Unreachable
 from infra.local.provider.session import LocalSession
 from infra.local.runtime import short_folder
@@ -26,7 +27,6 @@ START_TIMEOUT_S = 180.0
 END_GRACE_S = 10.0
 #: A dashboard that is busy with a starting replica may take this long to answer; after that it counts as dead.
 ANSWER_TIMEOUT_S = 15.0
-TAIL_BYTES = 16384
 OBJECT_STORE_BYTES = 256 * 1024**2
 #: Ray turns 127.0.0.1 into the machine's outer address and listens on all of them, unless this says that it shall not
 #: form clusters (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
@@ -143,28 +143,18 @@ def _wait(call: Call[LocalSession], inputs: Props, process: ProcessId, log: Path
     progress, api = Progress(call.step), serve_api(inputs)
     while True:
         if process.find() is None:
-            raise Refused(f"Ray ended while it started: {tail(log)} (whole output: {log})")
+            raise Refused(f"Ray ended while it started: {tail(log) or 'no output'} (whole output: {log})")
         try:
             api.details(timeout_s=5)
         except Unreachable:
             if progress.seconds > START_TIMEOUT_S:
                 raise Refused(
-                    f"Ray is not ready after {START_TIMEOUT_S:.0f} s: {tail(log)} (whole output: {log})"
+                    f"Ray is not ready after {START_TIMEOUT_S:.0f} s: {tail(log) or 'no output'} (whole output: {log})"
                 ) from None
             progress.say(f"starting Ray on {LOOPBACK}:{inputs['gcsPort']}")
             time.sleep(0.3)
         else:
             return
-
-
-def tail(log: Path, lines: int = 3) -> str:
-    """The last lines of a log file that say something, as one; empty when there are none yet."""
-    if not log.is_file():
-        return ""
-    with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
-        text = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(text[-lines:])[-600:]
 
 
 RAY = ResourceDef[LocalSession](

@@ -1,0 +1,103 @@
+"""Running the real `pulumi` for a stack: streamed to the user, ended gently, and waited for when another run works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli import output
+from serving.config.errors import SetupError
+from tools.pulumi_cli.local_state import STATE
+from tools.pulumi_lock import is_dead, locks
+
+SAY_EVERY_S = 5.0
+#: What happens to a resource without anything being changed.
+UNCHANGED = {"same", "refresh", "read"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished operation: its exit code and how many resources it changed, by operation."""
+
+    code: int
+    changes: dict[str, int]
+    interrupted: bool
+
+
+def command() -> str:
+    """The `pulumi` of this environment, else the one on PATH; raises `SetupError` when there is none."""
+    own = Path(sys.prefix) / "bin" / "pulumi"
+    found = str(own) if own.is_file() else shutil.which("pulumi")
+    if found is None:
+        raise SetupError("the pulumi command is missing; run `make tools`")
+    return found
+
+
+def operate(root: Path, stack: str, operation: str, *more: str) -> Finished:
+    """`pulumi up`, `destroy`, …: everything that it prints goes to stderr; waits while another run has the stack.
+
+    On Ctrl-C the engine, which gets the signal too, finishes or undoes its current step before this returns.
+    """
+    _wait_for_other_run(stack)
+    with tempfile.TemporaryDirectory(prefix="modelfleet-") as folder:
+        events = Path(folder) / "events"
+        arguments = [operation, "--stack", stack, "--yes", "--skip-preview", *more, "--event-log", str(events)]
+        environment = {**os.environ, "PULUMI_DEBUG_COMMANDS": "true"}  # for --event-log
+        process = subprocess.Popen([command(), *arguments], cwd=root, env=environment, stdout=sys.stderr)
+        interrupted = False
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                interrupted = True
+        return Finished(code, _changes(events), interrupted)
+
+
+def ask(root: Path, arguments: Sequence[str]) -> str | None:
+    """What a command of the CLI prints; None when it fails, such as for a stack that does not exist."""
+    result = subprocess.run(
+        [command(), *arguments], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    return result.stdout if result.returncode == 0 else None
+
+
+def outputs(root: Path, stack: str) -> dict[str, Any] | None:
+    """The stack's outputs; None when the stack does not exist."""
+    text = ask(root, ["stack", "output", "--json", "--stack", stack])
+    return None if text is None else dict(json.loads(text))
+
+
+def _wait_for_other_run(stack: str) -> None:
+    """A killed `modelfleet` may leave its engine at work; it ends by itself, and two at once cannot work."""
+    backend = os.environ.get("PULUMI_BACKEND_URL") or f"file://{STATE}"
+    said = 0.0
+    while living := [lock for lock in locks(backend, stack) if not is_dead(lock)]:
+        if time.monotonic() - said >= SAY_EVERY_S:
+            output.say(f"{living[0].sentence()}; waiting for it")
+            said = time.monotonic()
+        time.sleep(0.5)
+
+
+def _changes(events: Path) -> dict[str, int]:
+    if not events.is_file():
+        return {}
+    found: dict[str, int] = {}
+    for line in events.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut off: the engine was killed while it wrote
+        if "summaryEvent" in event:
+            changes = event["summaryEvent"].get("resourceChanges") or {}
+            found = {kind: count for kind, count in changes.items() if count and kind not in UNCHANGED}
+    return found
