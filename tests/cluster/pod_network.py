@@ -1,0 +1,173 @@
+"""A network of real processes at the addresses of pods: one network namespace per pod, on a bridge, as a CNI makes it.
+
+kwok runs no container. A test that wants a pod to live runs the pod's own command, as KubeRay wrote it, in a namespace
+that has the pod's address: ports collide with nobody's, and the API server's proxy reaches them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GATEWAY = "10.86.255.254"
+BRIDGE = "mfpods"
+KUBERNETES_PORT = 443
+#: Folders of the image that a test maps to its own.
+IMAGE_FOLDER = "/var/lib/modelfleet"
+
+
+class PodNetwork:
+    """The bridge, its namespaces, and the processes in them; all gone at the end."""
+
+    def __init__(self, folder: Path, api_port: int) -> None:
+        self.folder, self._api_port = folder, api_port
+        self._namespaces: dict[str, str] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forward: socket.socket | None = None
+
+    def __enter__(self) -> PodNetwork:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to make network namespaces")
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"{GATEWAY}/16", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        self._forward = forward((GATEWAY, KUBERNETES_PORT), ("127.0.0.1", self._api_port))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in reversed(self._processes):
+            end(process)
+        for name in self._namespaces.values():
+            for pid in ip("netns", "pids", name).split():
+                os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "del", name)
+        if self._forward is not None:
+            self._forward.close()
+        ip("link", "del", BRIDGE)
+
+    def run(
+        self, pod: dict[str, Any], *, container: int = 0, extra: Mapping[str, str], names: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """Start a container's command at the pod's address; `names` replaces what DNS would resolve, and sizes."""
+        spec, address = pod["spec"]["containers"][container], pod["status"]["podIP"]
+        command = " ".join(spec.get("args") or [])
+        for name, value in names.items():
+            command = command.replace(name, value)
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_")) and "proxy" not in k.lower()
+        }
+        environment |= {k: v.replace(IMAGE_FOLDER, str(self.folder)) for k, v in pod_environment(pod, spec).items()}
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **extra}
+        command = re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], command)
+        with (self.folder / f"{pod['metadata']['name']}-{spec['name']}.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self._namespace(address), "bash", "-c", f"{self._secrets(pod)}{command}"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def give_token(self, account: str, token: str, ca: Path, namespace: str) -> None:
+        """What the kubelet mounts for a ServiceAccount at /var/run/secrets/kubernetes.io/serviceaccount."""
+        place = self.folder / "secrets" / account / "kubernetes.io" / "serviceaccount"
+        place.mkdir(parents=True)
+        (place / "token").write_text(token)
+        (place / "ca.crt").write_bytes(ca.read_bytes())
+        (place / "namespace").write_text(namespace)
+
+    def _secrets(self, pod: dict[str, Any]) -> str:
+        """`ip netns exec` has its own mounts, so this one is seen by the pod's processes only."""
+        folder = self.folder / "secrets" / pod["spec"].get("serviceAccountName", "none")
+        if not folder.is_dir():
+            return ""
+        return f"mkdir -p /var/run/secrets && mount --bind {folder} /var/run/secrets && "
+
+    def _namespace(self, address: str) -> str:
+        if address not in self._namespaces:
+            name = f"mf{address.replace('.', '-')}"
+            outer, inner = f"o{address[-8:]}".replace(".", ""), f"i{address[-8:]}".replace(".", "")
+            hosts = Path("/etc/netns") / name
+            hosts.mkdir(parents=True, exist_ok=True)
+            (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{GATEWAY} kubernetes.default\n")
+            ip("netns", "add", name)
+            ip("link", "add", outer, "type", "veth", "peer", "name", inner)
+            ip("link", "set", outer, "master", BRIDGE, "up")
+            ip("link", "set", inner, "netns", name)
+            for command in (f"addr add {address}/16 dev {inner}", f"link set {inner} up", "link set lo up"):
+                ip("-n", name, *command.split())
+            ip("-n", name, "route", "add", "default", "via", GATEWAY)
+            self._namespaces[address] = name
+        return self._namespaces[address]
+
+
+def pod_environment(pod: dict[str, Any], container: dict[str, Any]) -> dict[str, str]:
+    """The container's environment: literals, and what the kubelet would take from the pod itself."""
+    found = {}
+    for entry in container.get("env", []):
+        if "value" in entry:
+            found[entry["name"]] = entry["value"]
+        elif path := entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath"):
+            label = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
+            meta = pod["metadata"]
+            found[entry["name"]] = meta["labels"][label[1]] if label else meta[path.removeprefix("metadata.")]
+    return found
+
+
+def ip(*arguments: str) -> str:
+    """The `ip` command."""
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its session."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=15)
+
+
+def forward(listen: tuple[str, int], target: tuple[str, int]) -> socket.socket:
+    """Connections to `listen` go to `target`, as a Service would send them; closing the socket ends it."""
+    server = socket.create_server(listen, reuse_port=False)
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass  # one side has gone; the other is told below
+        for side in (source, sink):
+            try:
+                side.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return  # closed: the end
+            upstream = socket.create_connection(target)
+            for pair in ((client, upstream), (upstream, client)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return server
