@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cli import output
@@ -69,15 +69,22 @@ def _check_file(path: Path, checked: Checked, *, fix: bool) -> None:
         _check_stack_file(path, match["stack"], checked)
         return
     if fix:
-        from serving.config.fix import fix_file
-
-        notes = fix_file(path)
-        if notes:
-            checked.rewritten.append(str(path))
+        _fix(path, checked)
     model, findings = load_model(path)
     checked.findings += findings
     if model is not None:
         checked.models.append(model.config.model_id)
+
+
+def _fix(path: Path, checked: Checked) -> None:
+    from serving.config.fix import fix_file
+
+    try:
+        if notices := fix_file(path):
+            checked.rewritten.append(str(path))
+            checked.findings += [replace(notice, message=f"rewritten: {notice.message}") for notice in notices]
+    except InputErrors as error:
+        checked.findings += error.findings
 
 
 def _check_stack_file(path: Path, name: str, checked: Checked) -> None:

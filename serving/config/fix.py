@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from serving.config.document import Document, KeyPath, parse_document, read_document
-from serving.config.errors import Finding, InputErrors
+from serving.config.errors import Finding, InputErrors, Severity
 from serving.config.legacy import normalise
 from serving.config.rewriting import Edit, apply
 
@@ -71,7 +71,8 @@ def fixed_text(text: str, file: str) -> tuple[str, list[Finding]]:
     body = text.removeprefix(_BOM)
     document = parse_document(body.encode(), file)
     rewriter = normalise(document)
-    findings = [*document.findings, *rewriter.findings] if rewriter.edits or document.findings else []
+    notices = [f for f in rewriter.findings if f.severity is not Severity.ERROR]
+    findings = [*document.findings, *notices] if rewriter.edits or document.findings else []
     if not findings:
         return text, []
     try:
@@ -80,7 +81,7 @@ def fixed_text(text: str, file: str) -> tuple[str, list[Finding]]:
         for edit in rewriter.edits:
             body = _edited(body, edit)
         done = parse_document(body.encode(), file)
-    except (InputErrors, LookupError, ValueError) as error:
+    except (InputErrors, LookupError, ValueError, RecursionError) as error:
         raise InputErrors([_by_hand(document)]) from error
     if done.data != _expected(document, rewriter.edits):
         raise InputErrors([_by_hand(document)])
@@ -230,9 +231,13 @@ def _value_node(root: yaml.Node, path: KeyPath) -> yaml.Node:
 def _repeated(text: str) -> list[KeyPath]:
     """Mappings with a repeated key, innermost last."""
     found: list[KeyPath] = []
+    seen: set[int] = set()
 
     def walk(node: yaml.Node, path: KeyPath) -> None:
-        names = [entry.key.value for entry in _entries(node)]
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        names = _names(node)
         if len(set(names)) < len(names):
             found.append(path)
         for entry in _entries(node):
@@ -242,13 +247,19 @@ def _repeated(text: str) -> list[KeyPath]:
     return found
 
 
+def _names(node: yaml.Node) -> list[str]:
+    """The keys of a mapping without `<<`, which may stand more than once."""
+    return [entry.key.value for entry in _entries(node) if entry.key.tag != "tag:yaml.org,2002:merge"]
+
+
 def _without_repetitions(text: str, path: KeyPath) -> str:
     """Of a repeated key the last stays, because it counted."""
     while True:
         root = _compose(text)
         mapping = root if not path else _find(root, path).value
-        names = [entry.key.value for entry in _entries(mapping)]
-        earlier = [e for e in _entries(mapping) if e.key.value in names[e.index + 1 :]]
+        last = {entry.key.value: entry.index for entry in _entries(mapping)}
+        names = _names(mapping)
+        earlier = [e for e in _entries(mapping) if e.key.value in names and last[e.key.value] > e.index]
         if not earlier:
             return text
         text = _cut(text, earlier[0])

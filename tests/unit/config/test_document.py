@@ -48,7 +48,10 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
         ("a: 1\n---\nb: 2", "is not YAML: but found another document"),
         ("\ta: 1", "is not YAML"),
         ("a: *nobody", "is not YAML: found undefined alias"),
-        ("a: !!python/object/apply:os.system ['true']", "has the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
+        (
+            "a: !!python/object/apply:os.system ['true']",
+            "has the tag 'tag:yaml.org,2002:python/object/apply:os.system'",
+        ),
         ("a: !!python/name:os.system", "has a value that cannot be read"),
         ("!!python/object/new:os.system {a: 1}", "has the tag"),
         ("a: !mine {b: 1}", "has the tag '!mine'"),

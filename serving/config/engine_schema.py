@@ -1,0 +1,238 @@
+"""`engine_config`: which model, where its weights come from, and how vLLM runs it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from serving.config.section import Section, Tokens
+from serving.config.validation import KeyFault
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+WEIGHTS_ID = re.compile(rf"{MODEL_ID.pattern}|/[^\s]*")
+
+
+class PromptFormat(Section):
+    """Templates from which a chat prompt is made; absent, the checkpoint's own chat template is used."""
+
+    system: str = Field(
+        description="Template of the system message; contains `{instruction}`.",
+        examples=["<<SYS>>{instruction}<</SYS>>"],
+    )
+    assistant: str = Field(
+        description="Template of an assistant message; contains `{instruction}`.", examples=[" {instruction} </s><s>"]
+    )
+    user: str = Field(
+        description="Template of a user message; contains `{instruction}`, and `{system}` when system_in_user.",
+        examples=["[INST] {system}{instruction} [/INST]"],
+    )
+    trailing_assistant: str = Field(description="Appended last, verbatim; may be empty.", examples=[""])
+    default_system_message: str = Field(
+        "", description="System message when the request has none.", examples=["You are helpful."]
+    )
+    system_in_user: bool = Field(
+        False, description="The system text goes into the first user message at `{system}`.", examples=[True]
+    )
+    add_system_tags_even_if_message_is_empty: bool = Field(
+        False, description="Render the system template for an empty system message too.", examples=[False]
+    )
+    strip_whitespace: bool = Field(True, description="Strip both ends of each message's content.", examples=[True])
+
+
+class GenerationConfig(Section):
+    """Defaults of text generation."""
+
+    prompt_format: PromptFormat | None = Field(
+        None, description="Chat templates; absent or null: the checkpoint's own.", examples=[None]
+    )
+    stopping_sequences: list[str | int | list[str | int]] | None = Field(
+        None,
+        description="Stop strings; an int or a list of ints is token ids. Merged with the request's.",
+        examples=[["<|im_end|>", 2]],
+    )
+    generate_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Sampling defaults that a request overrides, e.g. temperature.",
+        examples=[{"temperature": 0.4}],
+    )
+
+
+class ExtraFile(Section):
+    """One more file that is fetched beside the weights."""
+
+    bucket_uri: str = Field(description="Object to fetch, s3:// or gs://.", examples=["s3://weights/vocabulary.json"])
+    destination_path: str = Field(
+        description="Where the node keeps it; `~` and environment variables are expanded.",
+        examples=["~/vocabulary.json"],
+    )
+
+
+class S3AwsCredentials(Section):
+    """Where temporary AWS credentials come from, when the environment's role is not enough."""
+
+    create_aws_credentials_url: str = Field(
+        description="URL that answers a POST with AWS credentials as JSON.",
+        examples=["https://credentials.internal/aws"],
+    )
+    auth_token_env_variable: str | None = Field(
+        None, description="Environment variable whose value is sent as a bearer token.", examples=["CREDENTIALS_TOKEN"]
+    )
+
+
+class S3MirrorConfig(Section):
+    """Load the weights from this S3 prefix instead of the Hub."""
+
+    bucket_uri: str | None = Field(
+        None, description="`s3://bucket/prefix`.", pattern=r"^s3://[^/]+", examples=["s3://weights/llama"]
+    )
+    s3_sync_args: list[str] = Field(
+        default_factory=list,
+        description="Flags of RayLLM's `aws s3 sync`: `--no-sign-request` acts, others are refused.",
+        examples=[["--no-sign-request"]],
+    )
+    s3_aws_credentials: S3AwsCredentials | None = Field(
+        None,
+        description="Endpoint for temporary credentials.",
+        examples=[{"create_aws_credentials_url": "https://credentials.internal/aws"}],
+    )
+    extra_files: list[ExtraFile] = Field(
+        default_factory=list,
+        description="More files to fetch.",
+        examples=[[{"bucket_uri": "s3://weights/vocabulary.json", "destination_path": "~/vocabulary.json"}]],
+    )
+
+
+class GcsMirrorConfig(Section):
+    """Load the weights from this Google Cloud Storage prefix instead of the Hub."""
+
+    bucket_uri: str = Field(
+        description="`gs://bucket/prefix`.", pattern=r"^gs://[^/]+", examples=["gs://weights/llama"]
+    )
+    extra_files: list[ExtraFile] = Field(
+        default_factory=list,
+        description="More files to fetch.",
+        examples=[[{"bucket_uri": "s3://weights/vocabulary.json", "destination_path": "~/vocabulary.json"}]],
+    )
+
+
+class LoraAdapter(Section):
+    """One LoRA adapter, served under its own model id."""
+
+    name: str = Field(
+        description="The adapter's model id in the API.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        examples=["team/llama-legal"],
+    )
+    source: str = Field(
+        description="Hub id, `s3://` or `gs://` prefix, or absolute path.", examples=["s3://weights/llama-legal"]
+    )
+
+
+class EngineConfig(Section):
+    """Which model, and how vLLM runs it."""
+
+    model_id: str = Field(
+        description="The model's name in the API; unique in a stack.", examples=["meta-llama/Llama-2-7b-chat-hf"]
+    )
+    hf_model_id: str | None = Field(
+        None,
+        description="Hugging Face id or absolute path of the weights; default model_id.",
+        examples=["/models/llama"],
+    )
+    revision: str | None = Field(
+        None,
+        description="Commit, tag or branch of the Hub repository; a commit is safest.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        examples=["f5db02db724555f92da89c216ac04704f23d4590"],
+    )
+    type: Literal["VLLMEngine"] = Field("VLLMEngine", description="The inference engine.", examples=["VLLMEngine"])
+    model_type: Literal["text-generation", "text-generation-finetuned", "embedding"] = Field(
+        "text-generation", description="What the model is for; shown to clients.", examples=["text-generation"]
+    )
+    model_url: str | None = Field(
+        None,
+        description="Where the model is described; shown to clients.",
+        examples=["https://huggingface.co/meta-llama/Llama-2-7b-chat-hf"],
+    )
+    model_description: str | None = Field(
+        None, description="One sentence about the model; shown to clients.", examples=["Llama 2 for chats."]
+    )
+    tokenizer_id: str | None = Field(
+        None,
+        description="Tokenizer's Hub id, when it differs from the weights'.",
+        examples=["hf-internal-testing/llama-tokenizer"],
+    )
+    max_total_tokens: Tokens = Field(
+        2048,
+        description="Tokens of prompt and answer together: the model length, and default max_tokens.",
+        examples=[4096],
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM engine arguments, e.g. `gpu_memory_utilization: 0.9`.",
+        examples=[{"max_num_seqs": 64}],
+    )
+    generation: GenerationConfig = Field(
+        default_factory=GenerationConfig,
+        description="Defaults of text generation.",
+        examples=[{"stopping_sequences": ["</s>"]}],
+    )
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Ray runtime environment of replica and workers.",
+        examples=[{"env_vars": {"OMP_NUM_THREADS": "8"}}],
+    )
+    env_vars_to_propogate: list[str] = Field(
+        default_factory=list,
+        description="Environment variables of the node that replica and workers see (RayLLM's spelling).",
+        examples=[["TEAM_PROXY"]],
+    )
+    s3_mirror_config: S3MirrorConfig | None = Field(
+        None, description="Weights from S3 instead of the Hub.", examples=[{"bucket_uri": "s3://weights/llama"}]
+    )
+    gcs_mirror_config: GcsMirrorConfig | None = Field(
+        None,
+        description="Weights from Google Cloud Storage instead of the Hub.",
+        examples=[{"bucket_uri": "gs://weights/llama"}],
+    )
+    lora: list[LoraAdapter] = Field(
+        default_factory=list,
+        description="LoRA adapters served beside the model.",
+        examples=[[{"name": "team/llama-legal", "source": "s3://weights/llama-legal"}]],
+    )
+
+    @field_validator("model_id")
+    @classmethod
+    def model_id_is_a_name(cls, value: str) -> str:
+        """A Hub-like id; `--` stands for `/` in a slug."""
+        if not MODEL_ID.fullmatch(value) or "--" in value or len(value) > 96:
+            raise ValueError(
+                f"found {value[:100]!r}; allowed is `name` or `organization/name` of letters, digits, `.`, `_`, `-`, "
+                "without `--`, at most 96 characters"
+            )
+        return value
+
+    @field_validator("hf_model_id", "tokenizer_id")
+    @classmethod
+    def weights_are_an_id_or_a_path(cls, value: str | None) -> str | None:
+        """A bucket has a section of its own."""
+        if value is not None and (not WEIGHTS_ID.fullmatch(value) or ".." in value):
+            hint = "; a bucket goes into s3_mirror_config or gcs_mirror_config" if "://" in value else ""
+            raise ValueError(f"found {value[:100]!r}; allowed is a Hugging Face id or an absolute path{hint}")
+        return value
+
+    @model_validator(mode="after")
+    def one_mirror_at_most(self) -> Self:
+        """S3 or GCS."""
+        if self.s3_mirror_config is not None and self.gcs_mirror_config is not None:
+            raise KeyFault(
+                "gcs_mirror_config", "s3_mirror_config and gcs_mirror_config exclude each other; keep one of them"
+            )
+        return self
+
+    @property
+    def weights_id(self) -> str:
+        """What is loaded: the Hub id or absolute path of the weights."""
+        return self.hf_model_id or self.model_id

@@ -1,0 +1,114 @@
+"""Any bytes at all in a model or stack file give findings. Damage otherwise: a pull request that stops everybody's CI.
+
+10,000 files in a full run (`MODELFLEET_FUZZ=10000`), 400 by default.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from infra.stack import load_stack
+from serving.config.document import parse_document
+from serving.config.errors import Finding, InputErrors, errors_in
+from serving.config.fix import fixed_text
+from serving.config.load import model_of
+from tests.unit.config.mutations import REAL, mutated, structures
+
+FILES = int(os.environ.get("MODELFLEET_FUZZ", "400"))
+SECONDS = 2.0
+STACKS = [path.read_bytes() for path in sorted((Path(__file__).parents[3] / "stacks").glob("*.yaml"))]
+FUZZ = settings(
+    max_examples=FILES // 10,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+
+def check(raw: bytes) -> list[Finding]:
+    """Everything that `check` and `check --fix` do with a model file's bytes; the time is bounded."""
+    started = time.process_time()
+    findings = _findings(raw)
+    try:
+        fixed_text(raw.decode(errors="surrogateescape"), "m.yaml")
+    except (InputErrors, UnicodeEncodeError) as error:
+        assert isinstance(error, InputErrors) or b"" != raw
+    assert time.process_time() - started < SECONDS, "a file must not keep anybody waiting"
+    for finding in findings:
+        sentence = finding.sentence()
+        assert sentence.isprintable() and len(sentence) < 3000, "no control character reaches a terminal"
+        sentence.encode("utf-8")
+    return findings
+
+
+def _findings(raw: bytes) -> list[Finding]:
+    try:
+        model, findings = model_of(parse_document(raw, "m.yaml"))
+    except InputErrors as error:
+        assert error.findings
+        return list(error.findings)
+    if model is None:
+        assert errors_in(findings), "a file without a model has an error that says why"
+    else:
+        assert model.config.model_dump_json()
+    return findings
+
+
+def test_mutated_real_files_give_findings() -> None:
+    loads = 0
+    for seed in range(FILES * 7 // 10):
+        try:
+            loads += not errors_in(check(mutated(seed)))
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
+    assert FILES // 100 < loads < FILES * 7 // 10, "some mutations must still load, or the deeper rules are never reached"
+
+
+@FUZZ
+@given(structures)
+def test_any_structure_gives_findings(data: object) -> None:
+    check(yaml.safe_dump(data, allow_unicode=True).encode("utf-8", "surrogatepass"))
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from(["deployment_config", "engine_config", "scaling_config"]), structures))
+def test_any_section_gives_findings(data: object) -> None:
+    check(yaml.safe_dump(data, allow_unicode=True).encode("utf-8", "surrogatepass"))
+
+
+@FUZZ
+@given(st.one_of(st.binary(max_size=400), st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass"))))
+def test_any_bytes_give_findings(raw: bytes) -> None:
+    check(raw)
+
+
+def test_mutated_stack_files_give_findings(tmp_path: Path) -> None:
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    file = folder / "Pulumi.fuzz.yaml"
+    for seed in range(FILES * 3 // 10):
+        file.write_bytes(mutated(seed, STACKS + REAL[:1]))
+        started = time.process_time()
+        try:
+            load_stack(tmp_path, "fuzz")
+        except InputErrors as error:
+            assert error.findings
+            assert all(finding.sentence().isprintable() for finding in error.findings)
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
+        assert time.process_time() - started < SECONDS
+
+
+@pytest.mark.parametrize("raw", REAL, ids=range(len(REAL)))
+def test_a_file_cut_anywhere_gives_findings(raw: bytes) -> None:
+    for length in range(0, len(raw), 97):
+        check(raw[:length])
