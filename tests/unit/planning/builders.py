@@ -10,7 +10,7 @@ import yaml
 from infra.planning import Plan, plan
 from infra.planning.plan import CodeArtifact
 from infra.stack import LoadedStack, StackConfig
-from serving.config.document import parse_document
+from serving.config.document import Document, parse_document
 from serving.config.load import LoadedModel
 from serving.config.schema import ModelConfig
 
@@ -28,9 +28,10 @@ def model(
     strategy: str = "STRICT_PACK",
     actor: Mapping[str, Any] | None = None,
     resources: Mapping[str, float] | None = None,
+    lined: bool = True,
     **engine: Any,
 ) -> LoadedModel:
-    """A model file with one accelerator; further keywords go to `engine_config`."""
+    """A model file with one accelerator; further keywords go to `engine_config`. Without `lined` it has no lines."""
     named = {f"accelerator_type:{accelerator}": 0.001}
     data = {
         "deployment_config": {
@@ -46,9 +47,10 @@ def model(
             "resources_per_worker": {**named, **(resources or {})},
         },
     }
-    document = parse_document(
-        yaml.safe_dump(data, sort_keys=False).encode(), f"models/{model_id.replace('/', '--')}.yaml"
-    )
+    file = f"models/{model_id.replace('/', '--')}.yaml"
+    if not lined:
+        return LoadedModel(ModelConfig.model_validate(data), Document(file, data, {}))
+    document = parse_document(yaml.safe_dump(data, sort_keys=False).encode(), file)
     return LoadedModel(ModelConfig.model_validate(data), document)
 
 

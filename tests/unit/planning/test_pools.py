@@ -1,0 +1,186 @@
+"""Which pool and node a model gets, and the sentences when it gets none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from infra.stack import LoadedStack
+from serving.config.errors import InputErrors, Severity
+from serving.config.load import LoadedModel
+from tests.unit.planning.builders import model, planned, pool, stack
+
+
+def refusals(models: Sequence[LoadedModel], made: LoadedStack) -> list[str]:
+    """The sentences of a refused plan."""
+    with pytest.raises(InputErrors) as caught:
+        planned(models, made)
+    return [finding.sentence() for finding in caught.value.findings]
+
+
+def test_the_cheapest_type_that_carries_the_replica_is_taken() -> None:
+    """One replica asks for 1 + 8 CPUs: more than g6.2xlarge has, so g6.4xlarge, not the dearer gr6.4xlarge."""
+    plan = planned([model(cpus=8)], stack(pool()))
+    assert plan.pools[0].instance_types == ("g6.4xlarge",)
+    assert plan.pools[0].usd_per_node_hour == 1.3232
+
+
+def test_the_replicas_own_bundle_is_counted() -> None:
+    """RayLLM's 1 + 8 CPUs never fit an eight-core node, and replicas waited for ever (rayllm.md, section 3)."""
+    sentence = refusals([model(cpus=7)], stack(pool(instanceTypes=["g6.2xlarge"])))[0]
+    assert sentence.startswith("models/org--model.yaml:")
+    assert "one replica asks for 8 CPU, 1 GPU; g6.2xlarge offers 7 CPU, 1 GPU" in sentence
+    assert "instanceTypes: [g6.4xlarge] (1.32 USD/h)" in sentence
+
+
+def test_two_models_share_a_node_when_that_is_cheaper() -> None:
+    """One g6.12xlarge at 4.60 carries both; a node each would be 4.60 + 0.80."""
+    plan = planned([model("org/large", workers=3), model("org/small")], stack(pool()))
+    assert plan.pools[0].instance_types == ("g6.12xlarge",)
+    assert (plan.pools[0].min_nodes, plan.pools[0].needed_nodes) == (1, 1)
+
+
+def test_a_missing_pool_is_told_at_the_pools_with_the_entry_to_append() -> None:
+    sentences = refusals([model("org/big", "A100-80G", replicas=(1, 3))], stack(pool()))
+    assert sentences == [
+        "stacks/Pulumi.test.yaml:6: modelfleet:pools: no pool has A100-80G, which org/big needs; "
+        "append {name: a100-80g, accelerator: A100-80G, maxNodes: 3} at the end of the list"
+    ]
+
+
+def test_max_nodes_below_min_replicas_is_an_error_with_the_number_that_works() -> None:
+    sentences = refusals([model(replicas=(3, 3))], stack(pool(maxNodes=2, instanceTypes=["g6.xlarge"])))
+    assert sentences == [
+        "stacks/Pulumi.test.yaml:9: modelfleet:pools[0].maxNodes: found 2; "
+        "min_replicas (org/model 3) need 3 nodes; write 3"
+    ]
+
+
+def test_max_nodes_below_max_replicas_is_a_warning_and_caps_the_cost() -> None:
+    """Several models may share a limit that not all of them reach at once."""
+    plan = planned([model(replicas=(1, 5))], stack(pool(maxNodes=2, instanceTypes=["g6.xlarge"])))
+    assert plan.pools[0].needed_nodes == 5
+    assert plan.pools[0].cost.max_usd_per_hour == pytest.approx(2 * 0.8048)
+    assert [n.message for n in plan.notices if n.severity is Severity.WARNING] == [
+        "found 2; max_replicas of all its models at once would take 5 nodes, so replicas beyond 2 nodes wait; "
+        "raise it or lower max_replicas"
+    ]
+
+
+def test_few_large_nodes_are_taken_where_max_nodes_allows_no_more() -> None:
+    """Three replicas on at most two nodes: one g6.12xlarge, though three g6.xlarge would be cheaper."""
+    plan = planned([model(replicas=(3, 3))], stack(pool(maxNodes=2)))
+    assert plan.pools[0].instance_types == ("g6.12xlarge",)
+
+
+def test_models_fill_pools_of_the_same_accelerator_in_their_order() -> None:
+    """A small reserved pool first, spot for the rest."""
+    pools = (
+        pool("steady", maxNodes=2, instanceTypes=["g6.xlarge"]),
+        pool("spot", purchase="spot", instanceTypes=["g6.xlarge"]),
+    )
+    plan = planned([model(f"org/{name}") for name in "abc"], stack(*pools))
+    assert {m.model_id: m.pool for m in plan.models} == {"org/a": "steady", "org/b": "steady", "org/c": "spot"}
+
+
+def test_a_model_too_large_for_the_first_pool_takes_the_next() -> None:
+    pools = (pool("small", instanceTypes=["g6.xlarge"]), pool("large", instanceTypes=["g6.12xlarge"]))
+    plan = planned([model("org/one"), model("org/four", workers=4)], stack(*pools))
+    assert {m.model_id: m.pool for m in plan.models} == {"org/one": "small", "org/four": "large"}
+
+
+@pytest.mark.parametrize(
+    ("types", "sentence"),
+    [
+        (["g6.xlrge"], "pools[0].instanceTypes[0]: found 'g6.xlrge', which has no L4; did you mean g6.xlarge?"),
+        (["g5.xlarge"], "pools[0].instanceTypes[0]: found 'g5.xlarge', which has no L4; did you mean g6.xlarge?"),
+        (
+            ["g6.xlarge", "g6.12xlarge"],
+            "pools[0].instanceTypes: found types with different numbers of GPUs (g6.xlarge has 1, g6.12xlarge has 4); "
+            "one pool per shape",
+        ),
+    ],
+    ids=["misspelt", "other accelerator", "two shapes"],
+)
+def test_wrong_instance_types_are_told_at_their_line(types: list[str], sentence: str) -> None:
+    assert sentence in refusals([], stack(pool(instanceTypes=types)))[0]
+
+
+def test_a_resource_that_no_node_offers_is_told_instead_of_waiting_for_ever() -> None:
+    """ray-llm#143: `resources available: {}`, unanswered."""
+    sentence = refusals([model(resources={"my_disk": 1.0})], stack(pool()))[0]
+    assert "scaling_config.resources_per_worker: asks for my_disk, which no node offers; nodes offer CPU" in sentence
+
+
+def test_pack_may_span_nodes_and_strict_pack_may_not() -> None:
+    two_nodes = pool(instanceTypes=["g6.xlarge"])
+    plan = planned([model(workers=2, strategy="PACK")], stack(two_nodes))
+    assert (plan.models[0].replicas_per_node, plan.pools[0].min_nodes) == (0, 2)
+    assert "one replica asks for 3 CPU, 2 GPU" in refusals([model(workers=2)], stack(two_nodes))[0]
+
+
+def test_strict_spread_takes_a_node_per_bundle() -> None:
+    """Three bundles (replica and two workers) on nodes that each could carry all."""
+    plan = planned([model(workers=2, strategy="STRICT_SPREAD")], stack(pool(instanceTypes=["g6.12xlarge"])))
+    assert plan.pools[0].min_nodes == 3
+
+
+def test_memory_of_the_replica_counts() -> None:
+    """g6.xlarge offers 13.4 GiB to Ray, g6.2xlarge 28."""
+    plan = planned([model(actor={"memory": 20 * 1024**3})], stack(pool()))
+    assert plan.pools[0].instance_types == ("g6.2xlarge",)
+
+
+def test_a_cheaper_node_is_hinted_when_cpus_alone_keep_a_model_off_it() -> None:
+    plan = planned([model(cpus=8)], stack(pool()))
+    hint = next(n for n in plan.notices if "num_cpus_per_worker" in n.path)
+    assert hint.message == "found 8; with 6 a replica would do with g6.2xlarge (0.98 instead of 1.32 USD/h)"
+
+
+def test_gpu_pools_carry_taint_and_labels_that_the_device_plugin_and_the_autoscaler_need() -> None:
+    """A GPU count label of 1 on a node with four, or none at all, buys nodes that stay empty (eks.md D3, D5)."""
+    made = planned([model(workers=4)], stack(pool())).pools[0]
+    assert [(t.key, t.value, t.effect) for t in made.taints] == [("nvidia.com/gpu", "true", "NoSchedule")]
+    assert made.labels["nvidia.com/gpu.count"] == "4"
+    assert made.labels["k8s.amazonaws.com/accelerator"] == "l4"
+    assert made.ray_resources == {"CPU": 47.0, "GPU": 4.0, "accelerator_type:L4": 1.0}
+
+
+def test_a_cpu_pool_has_no_taint_and_no_gpu() -> None:
+    made = planned([model("org/cpu", "CPU", cpus=4)], stack(pool("cpu", "CPU"))).pools[0]
+    assert made.taints == ()
+    assert "GPU" not in made.ray_resources
+    assert not made.instance_types[0].startswith("g")
+
+
+def test_an_existing_cluster_must_say_what_its_nodes_are() -> None:
+    sentence = refusals([model()], stack(pool(), target="kubernetes"))[0]
+    assert "give instanceTypes, or `node: {cpus, memoryGib, gpus}`" in sentence
+
+
+def test_an_existing_clusters_nodes_are_taken_as_given() -> None:
+    plan = planned([model(workers=4)], stack(pool(node={"cpus": 32, "memoryGib": 64, "gpus": 4}), target="kubernetes"))
+    assert plan.pools[0].node.gpus == 4
+    assert plan.cost.max_usd_per_hour is None, "a node without instance type has no known price, and 0 would be a lie"
+
+
+def test_without_api_keys_a_stack_is_only_looked_at() -> None:
+    """A cluster that serves whoever reaches it is asked for in so many words, never by forgetting a secret."""
+    made = stack(pool(), auth="keys")
+    assert "run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`" in refusals([model()], made)[0]
+    notices = planned([model()], made, deploying=False).notices
+    assert [n.severity for n in notices if "apiKeys" in n.path] == [Severity.WARNING]
+    planned([model()], stack(pool(), auth="keys", secrets=["apiKeys"]))
+
+
+def test_all_faults_come_at_once() -> None:
+    """No pool, no keys, no region, over the budget: one run tells all."""
+    made = stack(pool(minNodes=8), region=None, auth="keys")
+    text = "\n".join(refusals([model("org/b", "T4")], made))
+    assert all(words in text for words in ("no pool has T4", "apiKeys: is not set", "aws:region is missing"))
+
+
+def test_lora_names_are_told_apart_from_model_ids() -> None:
+    first = model("org/a", lora=[{"name": "org/b", "source": "x/y"}])
+    assert "found 'org/b', which models/org--b.yaml has too" in refusals([first, model("org/b")], stack(pool()))[0]
