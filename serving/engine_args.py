@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.config.schema import ModelConfig
+from serving.errors import EngineError
 from serving.prompt import compile_chat_template
-from serving.sampling import generation_overrides
+from serving.sampling import ALLOWED, generation_overrides
 
-SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "enable_request_id_headers": True}
-"""Front-end arguments of every model: no docs pages, one access log (the gateway's), request id in the answer."""
+SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
+"""Front-end arguments of every model: no docs pages, and one access log, the gateway's (Serve adds request ids)."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
@@ -47,6 +48,8 @@ def engine_arguments(model: ModelConfig, path: Path, adapters: Mapping[str, Path
         arguments["enable_lora"] = True
         arguments["lora_modules"] = [{"name": name, "path": str(folder)} for name, folder in adapters.items()]
         arguments.setdefault("max_lora_rank", max(lora_rank(folder) for folder in adapters.values()))
+    if unknown := sorted(engine.generation.generate_kwargs.keys() - ALLOWED):
+        raise EngineError(f"generate_kwargs: found {unknown[0]!r}; allowed are {', '.join(sorted(ALLOWED))}")
     overrides = generation_overrides(engine.generation.generate_kwargs)
     if overrides:
         arguments["override_generation_config"] = {**overrides, **arguments.get("override_generation_config", {})}

@@ -22,9 +22,13 @@ INERT = frozenset({"do_sample", "return_token_type_ids", "ignore_eos_token"})
 """Keys of shipped RayLLM files that never did anything."""
 
 BODY_DEFAULTS = frozenset(
-    {"seed", "min_tokens", "ignore_eos", "skip_special_tokens", "logprobs", "bad_words", "logit_bias"}
+    {"seed", "min_tokens", "ignore_eos", "skip_special_tokens", "bad_words", "logit_bias", "n", "stop_token_ids"}
 )
-"""Keys that only a request field can carry."""
+"""Keys that only a request's field can carry."""
+
+STOP = "stop"
+ALLOWED = OVERRIDES | BODY_DEFAULTS | INERT | {*MAX_TOKENS, STOP}
+"""Every key that `generate_kwargs` may have."""
 
 
 def generation_overrides(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
