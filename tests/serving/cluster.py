@@ -1,0 +1,125 @@
+"""One Ray with Serve for the whole tier: started and ended by process id, on ports and in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from infra.local.provider.processes import ProcessId, end_all, mark, members, spawn
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_S = 420.0
+"""A vLLM start takes one to several minutes on two busy cores."""
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on the loopback address that nobody listens on, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@dataclass
+class Cluster:
+    """A running Ray; `put` replaces all Serve applications, as the REST API does."""
+
+    dashboard: str
+    serve_port: int
+    logs: Path
+    process: ProcessId
+
+    def put(self, applications: Iterable[dict[str, Any]]) -> None:
+        """Declares the applications; the others go."""
+        config = {
+            "http_options": {"host": "127.0.0.1", "port": self.serve_port},
+            "proxy_location": "HeadOnly",
+            "applications": list(applications),
+        }
+        answer = requests.put(f"{self.dashboard}/api/serve/applications/", json=config, timeout=60)
+        assert answer.status_code == 200, answer.text
+
+    def application(self, name: str) -> dict[str, Any]:
+        """The application's details as Serve tells them; empty while it does not know it."""
+        answer = requests.get(f"{self.dashboard}/api/serve/applications/", timeout=60)
+        found: dict[str, Any] = answer.json()["applications"].get(name, {})
+        return found
+
+    def replicas(self, name: str) -> list[dict[str, Any]]:
+        """The application's replicas: state, pid and so on."""
+        return [
+            replica for one in self.application(name).get("deployments", {}).values() for replica in one["replicas"]
+        ]
+
+    def wait(self, name: str, status: str = "RUNNING", within_s: float = READY_S) -> dict[str, Any]:
+        """The application once it has `status`; fails when it fails or takes too long."""
+        deadline, details = time.monotonic() + within_s, {}
+        while time.monotonic() < deadline:
+            details = self.application(name)
+            if details.get("status") == status:
+                return details
+            assert details.get("status") != "DEPLOY_FAILED" or status == "DEPLOY_FAILED", details
+            time.sleep(0.5)
+        raise AssertionError(f"{name} is not {status} within {within_s} s: {details}")
+
+    def url(self, name: str) -> str:
+        """Base of the application's own route."""
+        return f"http://127.0.0.1:{self.serve_port}/{name}"
+
+    def stop(self) -> None:
+        """Ends every process of this Ray and no other."""
+        end_all(lambda: members(self.process), 10.0)
+
+
+def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
+    """Starts Ray; more CPUs than there are, because they only count for placement and all models share two cores."""
+    gcs, dashboard, serve, agent, client = free_ports(5)
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": gcs,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "ray-client-server-port": client,
+        "num-cpus": cpus,
+        "resources": '{"accelerator_type:CPU": 1}',
+        "object-store-memory": 128 * 2**20,
+        "temp-dir": folder,
+        "include-log-monitor": "false",
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    env = {**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": str(ROOT)}
+    folder.mkdir(parents=True, exist_ok=True)
+    process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
+    cluster = Cluster(f"http://127.0.0.1:{dashboard}", serve, folder / "session_latest" / "logs", process)
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            requests.get(f"{cluster.dashboard}/api/serve/applications/", timeout=10).raise_for_status()
+        except requests.RequestException:
+            assert process.find() is not None, (folder / "ray.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (folder / "ray.log").read_text()[-2000:]
+            time.sleep(0.5)
+        else:
+            return cluster

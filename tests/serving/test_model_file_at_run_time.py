@@ -1,0 +1,139 @@
+"""Keys of the model file, seen from outside: prompt_format, stops, defaults, LoRA, two workers, broken weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import requests
+
+from tests.serving.cluster import Cluster
+from tests.serving.conftest import BROKEN, FORMATTED, PARALLEL
+
+SLUG = FORMATTED.replace("/", "--")
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster) -> str:
+    cluster.wait(SLUG)
+    return cluster.url(SLUG)
+
+
+def post(url: str, path: str, **body: Any) -> requests.Response:
+    return requests.post(f"{url}{path}", json={"model": FORMATTED, **body}, timeout=120)
+
+
+def chat(url: str, messages: list[dict[str, Any]], **body: Any) -> requests.Response:
+    return post(url, "/v1/chat/completions", messages=messages, **body)
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_the_prompt_is_what_prompt_format_renders(url: str) -> None:
+    messages = [*user(" a "), {"role": "system", "content": "s"}, {"role": "assistant", "content": "b"}]
+    answer = chat(url, messages, return_prompt_text=True).json()
+    assert answer["prompt_text"] == "<S>s</S>[U]a[/U][A]b[/A][A]"
+
+
+def test_a_chat_prompt_is_tokenised_like_a_plain_one(url: str) -> None:
+    """RayLLM's formats rely on the tokenizer adding BOS where it does so; vLLM's chat adds none by itself."""
+    tokens = post(url, "/tokenize", messages=user("a")).json()["tokens"]
+    assert tokens == post(url, "/tokenize", prompt="[U]a[/U][A]").json()["tokens"]
+
+
+def test_completions_get_their_prompt_raw(url: str) -> None:
+    answer = post(url, "/v1/completions", prompt="raw", return_token_ids=True, max_tokens=1).json()
+    assert answer["choices"][0]["prompt_token_ids"] == post(url, "/tokenize", prompt="raw").json()["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "system", "content": "a"}] * 2, "Only one system message can be specified."),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "messages.0.content must be a string"),
+        ([{"role": "assistant", "content": ""}], "must not be empty"),
+    ],
+)
+def test_messages_that_rayllm_refused_get_400_and_the_reason(
+    url: str, messages: list[dict[str, Any]], reason: str
+) -> None:
+    answer = chat(url, messages)
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_the_file_says_the_default_length_and_a_request_may_ask_for_more(url: str) -> None:
+    for path, prompt in (("/v1/chat/completions", {"messages": user("a")}), ("/v1/completions", {"prompt": "a"})):
+        default = post(url, path, ignore_eos=True, **prompt).json()["usage"]["completion_tokens"]
+        longer = post(url, path, ignore_eos=True, max_tokens=12, **prompt).json()["usage"]["completion_tokens"]
+        assert (default, longer) == (7, 12), path
+
+
+def test_temperature_of_the_file_acts_and_a_request_overrides_it(url: str) -> None:
+    same = {chat(url, user("a")).json()["choices"][0]["message"]["content"] for _ in range(3)}
+    assert len(same) == 1
+    other = {
+        chat(url, user("a"), temperature=1.5, seed=seed).json()["choices"][0]["message"]["content"] for seed in range(4)
+    }
+    assert len(other) > 1
+
+
+def first_token(url: str) -> tuple[int, str]:
+    answer = post(url, "/v1/completions", prompt="a", max_tokens=3, return_token_ids=True).json()["choices"][0]
+    return answer["token_ids"][1], answer["text"]
+
+
+def test_a_request_stops_on_its_own_stops_besides_the_files(url: str) -> None:
+    token, _ = first_token(url)
+    answer = post(url, "/v1/completions", prompt="a", max_tokens=9, stop_token_ids=[token], ignore_eos=True).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["stop_reason"] == token
+
+
+def test_more_stops_than_vllm_allows_in_a_request_come_from_the_file(url: str) -> None:
+    """`stop-a` … `stop-e`: a text that holds one ends there. The random model is made to say it by its bias."""
+    ids = post(url, "/tokenize", prompt="stop-c", add_special_tokens=False).json()["tokens"]
+    answer = post(
+        url, "/v1/completions", prompt="a", max_tokens=9, structured_outputs={"regex": r"xy stop-c and more"}
+    ).json()["choices"][0]
+    assert ids
+    assert (answer["finish_reason"], answer["stop_reason"]) == ("stop", "stop-c")
+    assert answer["text"] == "xy "
+
+
+def test_a_special_token_stops_by_its_id(url: str) -> None:
+    answer = post(url, "/v1/completions", prompt="a", max_tokens=9, ignore_eos=True, logit_bias={"2": 100}).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["stop_reason"] == 2
+
+
+def test_a_lora_adapter_is_a_model_of_its_own_and_answers_differently(url: str) -> None:
+    listed = {one["id"]: one for one in requests.get(f"{url}/v1/models", timeout=60).json()["data"]}
+    assert listed["test/adapted"]["parent"] == FORMATTED
+    plain = post(url, "/v1/completions", prompt="a b c").json()["choices"][0]["text"]
+    body = {"model": "test/adapted", "prompt": "a b c"}
+    adapted = requests.post(f"{url}/v1/completions", json=body, timeout=120).json()["choices"][0]["text"]
+    assert adapted != plain
+
+
+def test_tensor_parallel_two_runs_on_the_cpu_and_answers_as_one_worker_does(cluster: Cluster, url: str) -> None:
+    slug = PARALLEL.replace("/", "--")
+    cluster.wait(slug)
+    body = {"prompt": "a b c", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    answers = []
+    for base, name in ((cluster.url(slug), PARALLEL), (url, FORMATTED)):
+        answer = requests.post(f"{base}/v1/completions", json=body | {"model": name}, timeout=120).json()
+        answers.append(answer["choices"][0]["text"])
+    assert answers[0] == answers[1]
+
+
+def test_a_broken_mirror_is_one_clear_line_in_the_deployments_status_and_no_fallback(cluster: Cluster) -> None:
+    details = cluster.wait(BROKEN.replace("/", "--"), "DEPLOY_FAILED")
+    (deployment,) = details["deployments"].values()
+    message = deployment["message"]
+    assert "s3://fleet/models/nothing-here has no manifest" in message
+    assert "fill it (`pulumi up` does)" in message
+    assert "Traceback" not in message
+    assert len(message.splitlines()) < 12, message

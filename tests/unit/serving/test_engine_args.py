@@ -1,0 +1,113 @@
+"""What a model file means to vLLM and to Ray Serve, as plain data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.config.schema import ModelConfig
+from serving.config.serve_options import actor_options, placement_bundles
+from serving.engine_args import engine_arguments, lora_rank
+from serving.errors import EngineError
+from serving.sampling import compile_stops
+
+GPU = {"accelerator_type:L4": 0.001}
+CPU = {"accelerator_type:CPU": 0.001}
+
+
+def model(engine: dict[str, Any] | None = None, actor: dict[str, Any] | None = None, **scaling: Any) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {
+            "deployment_config": {"ray_actor_options": actor or {}},
+            "engine_config": {"model_id": "org/name", **(engine or {})},
+            "scaling_config": {"num_workers": 1, "resources_per_worker": GPU, **scaling},
+        }
+    )
+
+
+def arguments(engine: dict[str, Any] | None = None, **scaling: Any) -> dict[str, Any]:
+    return engine_arguments(model(engine, **scaling), Path("/weights"))
+
+
+def test_the_file_decides_name_length_and_parallelism() -> None:
+    found = arguments({"max_total_tokens": 4096, "engine_kwargs": {"max_num_seqs": 64}}, num_workers=4)
+    wanted = {
+        "model": "/weights",
+        "served_model_name": ["org/name"],
+        "max_model_len": 4096,
+        "tensor_parallel_size": 4,
+        "max_num_seqs": 64,
+    }
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_sampling_defaults_are_rayllms_unless_the_file_says_otherwise() -> None:
+    assert arguments()["generation_config"] == "vllm", "the checkpoint's own would change temperature 1.0"
+    assert arguments({"engine_kwargs": {"generation_config": "auto"}})["generation_config"] == "auto"
+
+
+def test_generate_kwargs_are_defaults_and_max_tokens_is_no_cap() -> None:
+    generation = {"generate_kwargs": {"temperature": 0.4, "top_p": 0.9, "max_tokens": 99, "do_sample": True}}
+    assert arguments({"generation": generation})["override_generation_config"] == {"temperature": 0.4, "top_p": 0.9}
+
+
+def test_an_unknown_generate_kwarg_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(EngineError, match=r"generate_kwargs: found 'temprature'; allowed are .*temperature"):
+        arguments({"generation": {"generate_kwargs": {"temprature": 1}}})
+
+
+def test_even_one_gpu_worker_is_a_ray_actor_because_the_replica_has_no_gpu() -> None:
+    """vllm would start its engine in the replica and find no GPU (ray#51242)."""
+    assert arguments()["distributed_executor_backend"] == "ray"
+
+
+def test_cpu_workers_are_child_processes_and_run_eagerly() -> None:
+    one = arguments(num_gpus_per_worker=0, resources_per_worker=CPU)
+    assert one["enforce_eager"] is True, "the CPU build's compiled kernels answered wrongly"
+    assert "distributed_executor_backend" not in one
+    two = arguments(num_gpus_per_worker=0, resources_per_worker=CPU, num_workers=2)
+    assert two["distributed_executor_backend"] == "mp"
+
+
+def test_a_replica_with_gpus_has_a_bundle_of_its_own_before_its_workers() -> None:
+    one = model(actor={"resources": GPU}, num_workers=2, num_cpus_per_worker=8)
+    worker = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 0.001}
+    assert placement_bundles(one) == [{"CPU": 1.0, "accelerator_type:L4": 0.001}, worker, worker]
+    assert actor_options(one) == {"num_cpus": 1.0, "num_gpus": 0.0, "resources": {"accelerator_type:L4": 0.001}}
+
+
+def test_a_replica_without_gpus_is_one_bundle_that_it_takes_whole() -> None:
+    one = model(actor={"num_cpus": 0}, num_workers=2, num_gpus_per_worker=0, resources_per_worker=CPU)
+    assert placement_bundles(one) == [{"CPU": 2.0, "accelerator_type:CPU": 0.002}]
+    assert actor_options(one)["num_cpus"] == 2.0
+
+
+def test_both_runtime_environments_reach_the_replica_and_its_own_wins() -> None:
+    one = model(
+        {"runtime_env": {"pip": ["a"], "env_vars": {"A": "1", "B": "1"}}},
+        actor={"runtime_env": {"env_vars": {"B": "2"}}},
+    )
+    assert actor_options(one)["runtime_env"] == {"pip": ["a"], "env_vars": {"A": "1", "B": "2"}}
+
+
+def test_the_adapters_rank_sets_vllms_limit(tmp_path: Path) -> None:
+    for rank, expected in ((4, 8), (16, 16), (17, 32)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        assert lora_rank(tmp_path) == expected
+    found = engine_arguments(model(), Path("/weights"), {"org/other": tmp_path})
+    assert (found["enable_lora"], found["max_lora_rank"]) == (True, 32)
+    assert found["lora_modules"] == [{"name": "org/other", "path": str(tmp_path)}]
+
+
+def test_stops_become_strings_and_token_ids() -> None:
+    stops = compile_stops(
+        ["###", 7, [5, 6], ["a", 5], "<|end|>", "", "###"],
+        "more",
+        special_tokens={"<|end|>": 2},
+        decode=lambda ids: "".join(f"<{number}>" for number in ids),
+    )
+    assert stops.strings == ("###", "<5><6>", "a<5>", "more")
+    assert stops.token_ids == (7, 2)

@@ -1,0 +1,55 @@
+"""A failed start is one line that says what to do: the debugging cases of RayLLM's users."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.explain import root_cause, sentence, way_out
+
+LOG = """
+(EngineCore pid=12) ERROR 11-24 10:00:00 [core.py:1] EngineCore failed to start.
+(EngineCore pid=12) ERROR 11-24 10:00:00 [core.py:1] Traceback (most recent call last):
+(EngineCore pid=12) ERROR 11-24 10:00:00 [core.py:1]   File "x.py", line 3, in f
+(EngineCore pid=12) ERROR 11-24 10:00:00 [core.py:1] ValueError: No available memory for the cache blocks. Try more.
+(EngineCore pid=12) Process EngineCore:
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}
+"""
+
+
+def test_the_cause_is_the_first_error_and_not_what_followed_from_it() -> None:
+    assert root_cause(LOG) == "ValueError: No available memory for the cache blocks. Try more."
+
+
+def test_the_sentence_names_model_cause_and_way_out_in_one_line() -> None:
+    error = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    assert sentence("org/name", error, LOG) == (
+        "vLLM cannot start org/name: ValueError: No available memory for the cache blocks. Try more; lower "
+        "engine_config.max_total_tokens, raise engine_kwargs.gpu_memory_utilization, or use more num_workers"
+    )
+
+
+def test_an_error_of_our_own_process_needs_no_log() -> None:
+    found = sentence("m", ValueError("User-specified max_model_len (9) is\n greater than the derived"), "")
+    assert found.startswith("vLLM cannot start m: ValueError: User-specified max_model_len (9) is greater than")
+    assert found.endswith("to the checkpoint's own limit")
+
+
+def test_an_unknown_cause_points_to_the_log() -> None:
+    assert sentence("m", KeyError("x"), "").endswith("the replica's log has the whole story")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB", "gpu_memory_utilization"),
+        ("No CUDA GPUs are available", "num_gpus_per_worker"),
+        ("NCCL error: unhandled system error", "STRICT_PACK"),
+        ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype: half"),
+        ("Please pass the argument `trust_remote_code=True`", "trust_remote_code: true"),
+        ("Total number of attention heads (9) must be divisible by tensor parallel size (2).", "num_workers"),
+        ("[Errno 28] No space left on device", "larger disk"),
+        ("Model architectures ['X'] are not supported for now.", "architecture"),
+    ],
+)
+def test_known_causes_have_their_way_out(text: str, word: str) -> None:
+    assert word in (way_out(text) or "")
