@@ -35,7 +35,9 @@ def test_the_projects_models_have_nothing_to_say() -> None:
 
 def test_findings_go_to_stdout_and_the_exit_code_is_1(tmp_path: Path) -> None:
     bad = tmp_path / "m.yaml"
-    bad.write_text("engine_config: {model_id: a/b, engine_kwargs: {max_num_seq: 1}}\nscaling_config: {num_workers: 1}\n")
+    bad.write_text(
+        "engine_config: {model_id: a/b, engine_kwargs: {max_num_seq: 1}}\nscaling_config: {num_workers: 1}\n"
+    )
     done = run("m.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [

@@ -54,7 +54,9 @@ def test_our_defaults_are_ray_serves_where_rayllm_had_no_other() -> None:
     }, "a factor of None is smoothing_factor's 1.0"
 
 
-def test_a_drift_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_drift_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tools.schema import common
 
     monkeypatch.setattr(common, "ROOT", tmp_path)

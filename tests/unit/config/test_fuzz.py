@@ -69,7 +69,9 @@ def test_mutated_real_files_give_findings() -> None:
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
-    assert FILES // 100 < loads < FILES * 7 // 10, "some mutations must still load, or the deeper rules are never reached"
+    assert FILES // 100 < loads < FILES * 7 // 10, (
+        "some mutations must still load, or the deeper rules are never reached"
+    )
 
 
 @FUZZ
