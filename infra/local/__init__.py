@@ -1,5 +1,5 @@
-"""The local target: the same plan on this machine, with Ray, vLLM and an S3 emulator on loopback."""
+"""The local target: the same plan on this machine, with Ray, vLLM and an S3 emulator on loopback.
 
-from infra.local.fleet import LocalFleet
-
-__all__ = ["LocalFleet"]
+`infra.local.fleet.LocalFleet` is the component. It is not imported here: the plugin in `infra.local.provider` runs
+without pulumi-aws, whose import takes most of a second.
+"""

@@ -1,0 +1,121 @@
+"""A local stack with small Serve applications instead of vLLM: the real plugin and the real Ray, in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from infra.local.provider.processes import ProcessId
+from tests.engine.engine import Project, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+APPLICATION = """\
+import os
+import time
+
+from ray import serve
+from starlette.requests import Request
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0, "resources": {"accelerator_type:CPU": 0.001}})
+class Echo:
+    def __init__(self, args):
+        time.sleep(args.get("delay_s", 0))
+        if "refuse" in args:
+            raise RuntimeError(args["refuse"])
+        self.args = args
+
+    async def __call__(self, request: Request):
+        return {"pid": os.getpid(), "args": self.args}
+
+
+def build(args):
+    return Echo.bind(args)
+"""
+
+PROGRAM = """
+import json
+import sys
+
+import pulumi
+
+sys.path.insert(0, {root!r})
+from infra.local.resources import LocalResource
+
+config = pulumi.Config()
+ports = config.require_object("ports")
+ray = LocalResource("Ray", "ray", {{
+    "folder": {folder!r},
+    "gcsPort": ports["gcs"],
+    "servePort": ports["serve"],
+    "dashboardPort": ports["dashboard"],
+    "cpus": 4,
+    "resources": {{"accelerator_type:CPU": 1}},
+    "environment": {{"PYTHONPATH": {code!r}, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}},
+}})
+for name, args in config.require_object("applications").items():
+    LocalResource("Application", name, {{
+        "folder": {folder!r},
+        "ray": ray.id,
+        "servePort": ports["serve"],
+        "dashboardPort": ports["dashboard"],
+        "config": json.dumps({{
+            "name": name, "route_prefix": f"/{{name}}", "import_path": "echo:build", "args": args, "runtime_env": {{}}
+        }}),
+    }})
+"""
+
+
+class LocalStack(Project):
+    """A project whose program is Ray and one application per entry of `applications` (name → args)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run_folder = folder / "run"
+        plugin = {"name": "modelfleet", "path": str(ROOT / "infra" / "local" / "provider")}
+        self.ports = {"gcs": free_port(), "serve": free_port(), "dashboard": free_port()}
+        super().__init__(
+            folder,
+            pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},
+            config={"ports": self.ports, "applications": {}},
+        )
+        (folder / "code").mkdir()
+        (folder / "code" / "echo.py").write_text(APPLICATION)
+        values = {"root": str(ROOT), "folder": str(self.run_folder), "code": str(folder / "code")}
+        self.program(PROGRAM.format(**values), prelude="")
+
+    @property
+    def applications(self) -> dict[str, dict[str, Any]]:
+        """Args by application name; change it and `up` again."""
+        return self.config["applications"]  # type: ignore[no-any-return]
+
+    def ask(self, name: str) -> dict[str, Any]:
+        """What the application answers: its replica's process id and its args."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['serve']}/{name}", timeout=30) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
+    def ray(self) -> ProcessId | None:
+        """The Ray that the state knows."""
+        for resource in self.resources("modelfleet:local:Ray"):
+            return ProcessId(int(resource["outputs"]["pid"]), resource["outputs"]["started"])
+        return None
+
+    def open_ports(self) -> list[str]:
+        """Addresses on which this stack's processes listen."""
+        import psutil
+
+        leader = self.ray()
+        assert leader is not None
+        ours = {pid for pid in psutil.pids() if _session(pid) == leader.pid}
+        return [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
