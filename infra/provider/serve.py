@@ -84,12 +84,9 @@ def serve(register: Callable[[grpc.aio.Server], None], *, at_end: Callable[[], N
                 await asyncio.wait_for(ended.wait(), PARENT_POLL_SECONDS)
             except TimeoutError:
                 continue
-
-    try:
-        asyncio.run(run())
-    except KeyboardInterrupt:
-        pass  # a second SIGINT while ending: there is nothing left to do
-    finally:
         at_end()
-        # Threads of calls that were cut off and gRPC's own must not keep the process, nor print on the way out.
+        # From inside the loop: its orderly end would wait for the threads of calls that nobody waits for any more, and
+        # a create that goes on after its engine was killed works behind the next run's back.
         os._exit(0)
+
+    asyncio.run(run())

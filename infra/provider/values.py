@@ -65,20 +65,46 @@ def wire_map(values: Mapping[str, Any]) -> Wire:
 
 
 def with_secrets_of(values: Mapping[str, Any], sources: Mapping[str, PropertyValue]) -> Wire:
-    """`values` for the wire, where each key whose source holds a secret is secret as a whole.
+    """`values` for the wire, where what holds a secret of `sources` is secret.
 
-    A key whose plain value is the source's own keeps the source, so that only the secret part is encrypted.
+    A key whose plain value is the source's own keeps the source, so that only the secret part is encrypted. Another one
+    is secret as a whole when its own source was, or when a secret text of any source turns up in it (`tagsAll` repeats
+    `tags`).
     """
+    texts = frozenset(text for source in sources.values() for text in _secret_texts(source, source.is_secret))
     marked: Wire = {}
     for key, value in values.items():
         source = sources.get(key)
         if source is not None and plain(source) == value:
             marked[key] = source
-        elif source is not None and source.contains_secret():
+        elif (source is not None and source.contains_secret()) or _repeats(value, texts):
             marked[key] = wire(value).with_secret(True)
         else:
             marked[key] = wire(value)
     return marked
+
+
+def _secret_texts(value: PropertyValue, secret: bool) -> Iterator[str]:
+    """The texts inside secret parts of a value."""
+    inside = secret or value.is_secret
+    if isinstance(value.value, str):
+        if inside and value.value:
+            yield value.value
+    elif isinstance(value.value, Mapping):
+        for item in value.value.values():
+            yield from _secret_texts(item, inside)
+    elif isinstance(value.value, Sequence):
+        for item in value.value:
+            yield from _secret_texts(item, inside)
+
+
+def _repeats(value: Any, texts: frozenset[str]) -> bool:
+    """Whether a plain value holds one of `texts`; a very short one must be the whole text, or it would be everywhere."""
+    if isinstance(value, str):
+        return value in texts or any(len(text) >= 6 and text in value for text in texts)
+    if isinstance(value, Mapping):
+        return any(_repeats(item, texts) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(_repeats(item, texts) for item in value)
 
 
 class HashedAsset(pulumi.FileAsset):

@@ -1,0 +1,73 @@
+"""Fixtures of the engine tier: a throwaway project, and an S3 emulator that all tests of a file share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from tests.engine.engine import Project, free_port
+from tools import emulator as s3_emulator
+
+
+class Emulator:
+    """The emulator of a test file: `url`, boto3 clients, and an end or a restart that forgets everything."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self.port = free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, service: str = "s3", region: str = "us-west-2") -> Any:
+        """A boto3 client of the emulator."""
+        return boto3.session.Session().client(
+            service,
+            region_name=region,
+            endpoint_url=self.url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}),
+        )
+
+    def buckets(self) -> set[str]:
+        """The names of all buckets."""
+        return {bucket["Name"] for bucket in self.client().list_buckets()["Buckets"]}
+
+    def start(self) -> None:
+        """Starts it; nothing is in it then."""
+        s3_emulator.start(self.port, self._state_dir)
+
+    def stop(self) -> None:
+        """Ends it, and with it all it held."""
+        s3_emulator.stop(self.port, self._state_dir)
+
+    def restart(self) -> None:
+        """The same port, everything forgotten."""
+        self.stop()
+        self.start()
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """An emulator on a free port."""
+    running = Emulator(tmp_path_factory.mktemp("emulator"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def project(tmp_path: Path, emulator: Emulator) -> Iterator[Project]:
+    """An empty project whose `local_aws()` is the emulator; every process that it started must end with it."""
+    made = Project(tmp_path, config={"endpoint": emulator.url})
+    yield made
+    left = made.living_processes()
+    assert not left, f"processes outlive their test: {left}"
