@@ -12,6 +12,7 @@ from infra.kubernetes.gateway import Gateway
 from infra.kubernetes.mirrors import Mirrors
 from infra.kubernetes.namespace import Namespace
 from infra.kubernetes.operator import Operator
+from infra.kubernetes.preflight import check_cluster
 from infra.kubernetes.ray import RayFleet
 from infra.kubernetes.secrets import Secrets
 from infra.planning.plan import Plan
@@ -50,6 +51,7 @@ class KubernetesFleet(pulumi.ComponentResource):
 
     `ready` is what has to be there first: the cluster's access and nodes, the code artifact in the bucket.
     `destroy` goes the other way: the RayService's pods end while the operator still runs.
+    Raises `SetupError` before the first resource when an existing cluster lacks something.
     """
 
     base_url: str
@@ -66,6 +68,8 @@ class KubernetesFleet(pulumi.ComponentResource):
         ready: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
+        if plan.target == "kubernetes":
+            check_cluster(plan)
         super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         self._provider = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)

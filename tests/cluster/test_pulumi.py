@@ -27,17 +27,27 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 import pulumi
+import infra.kubernetes.operator
 from infra.kubernetes.fleet import KubernetesFleet
-from infra.workspace import make_plan
+from infra.planning import plan
+from infra.planning.plan import CodeArtifact
+from infra.workspace import open_workspace
+from serving.config.errors import ModelfleetError
 
 config = pulumi.Config()
-plan = make_plan(Path(os.environ["FLEET_ROOT"]), os.environ["FLEET_STACK"])
-fleet = KubernetesFleet(
-    "fleet",
-    plan,
-    huggingface_token=config.get_secret("token"),
-    api_keys=config.get_secret_object("keys"),
-)
+if not config.get_bool("crds"):
+    # The cluster has them, and they are most of the work of a run; one test applies them.
+    infra.kubernetes.operator.custom_resource_definitions = list
+models, stack, _ = open_workspace(Path(os.environ["FLEET_ROOT"]), os.environ["FLEET_STACK"])
+try:
+    fleet = KubernetesFleet(
+        "fleet",
+        plan(models, stack, code=CodeArtifact("0" * 64)),
+        huggingface_token=config.get_secret("token"),
+        api_keys=config.get_secret_object("keys"),
+    )
+except ModelfleetError as error:
+    raise pulumi.RunError(str(error)) from None
 pulumi.export("base_url", fleet.base_url)
 """
 

@@ -1,0 +1,38 @@
+"""Taking a stack's Ray objects away when their operator is gone: nobody would remove their finalizers.
+
+`pulumi destroy` deletes the RayService first and waits for KubeRay, which ends the pods and then lets go. Without an
+operator that waits for ever. `modelfleet down` calls `release` before it destroys.
+"""
+
+from __future__ import annotations
+
+from infra.kubernetes.api import Api
+from infra.kubernetes.names import OPERATOR
+
+KINDS = ("RayService", "RayCluster")
+GROUP = "ray.io/v1"
+
+
+def operator_is_there(api: Api, namespace: str) -> bool:
+    """Whether an operator has a pod in the namespace that could finish a deletion."""
+    deployment = api.get("apps/v1", "Deployment", OPERATOR, namespace)
+    return deployment is not None and bool(deployment.get("status", {}).get("availableReplicas"))
+
+
+def release(api: Api, namespace: str) -> list[str]:
+    """Remove the finalizers of the namespace's Ray objects if no operator is there to do it; what was released.
+
+    The pods of a RayCluster go with it: Kubernetes' own garbage collector follows their owner.
+    """
+    if operator_is_there(api, namespace):
+        return []
+    released = []
+    for kind in KINDS:
+        if api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", f"{kind.lower()}s.ray.io") is None:
+            continue
+        for item in api.list(GROUP, kind, namespace):
+            name = item["metadata"]["name"]
+            if item["metadata"].get("finalizers"):
+                api.merge(GROUP, kind, name, namespace, {"metadata": {"finalizers": None}})
+                released.append(f"{kind} {name}")
+    return released

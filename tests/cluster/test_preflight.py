@@ -1,0 +1,127 @@
+"""What is wrong with a cluster is said in one message before anything is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.kubernetes.preflight import check_cluster
+from infra.planning import Plan
+from serving.config.errors import SetupError
+from tests.cluster.conftest import MANAGER, Stack, wait_for
+from tests.cluster.eks_nodes import allocatable, pool_nodes
+from tests.cluster.fleet import model, planned
+from tools.kubernetes.control_plane import ControlPlane
+from tools.kubernetes.nodes import fake_node
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
+POOLS = [{"name": "l4", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.2xlarge"]}]
+
+
+def plan_for(root: Path, stack: str, kubeconfig: Path | str) -> Plan:
+    return planned(root, [model("org/one", "L4")], stack=stack, pools=POOLS, kubernetes={"kubeconfig": str(kubeconfig)})
+
+
+def message(plan: Plan) -> str:
+    with pytest.raises(SetupError) as caught:
+        check_cluster(plan)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in message(plan_for(tmp_path, "a", tmp_path / "none"))
+
+
+@pytest.mark.parametrize("text", ["", "][", "{}", "kind: Config\ncurrent-context: x\n"])
+def test_a_file_that_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config").write_text(text)
+    assert "is not a kubeconfig" in message(plan_for(tmp_path, "a", tmp_path / "config"))
+
+
+def test_nobody_answers(tmp_path: Path, cluster: ControlPlane) -> None:
+    config = json.loads(cluster.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    (tmp_path / "config").write_text(json.dumps(config))
+    assert "no Kubernetes API answers at https://127.0.0.1:1" in message(plan_for(tmp_path, "a", tmp_path / "config"))
+
+
+def test_another_clusters_certificate(tmp_path: Path, cluster: ControlPlane) -> None:
+    config = json.loads(cluster.kubeconfig.read_text())
+    del config["clusters"][0]["cluster"]["certificate-authority-data"]
+    (tmp_path / "config").write_text(json.dumps(config))
+    assert "certificate is not trusted" in message(plan_for(tmp_path, "a", tmp_path / "config"))
+
+
+def test_a_token_that_is_not_known(tmp_path: Path, cluster: ControlPlane) -> None:
+    config = json.loads(cluster.kubeconfig.read_text())
+    config["users"][0]["user"]["token"] = "wrong"
+    (tmp_path / "config").write_text(json.dumps(config))
+    text = message(plan_for(tmp_path, "a", tmp_path / "config"))
+    assert "refused" in text and "wrong" not in text
+
+
+def test_a_user_without_rights_learns_all_that_are_missing(tmp_path: Path, cluster: ControlPlane) -> None:
+    api = cluster.api
+    api.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "weak", "namespace": "default"}},
+        manager=MANAGER,
+    )
+    reader = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}
+    nodes = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "nodes"}}
+    api.apply({**nodes, "rules": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]}, manager=MANAGER)
+    for name, role in (("weak-view", reader), ("weak-nodes", {**reader, "name": "nodes"})):
+        subject = {"kind": "ServiceAccount", "name": "weak", "namespace": "default"}
+        binding = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+        }
+        api.apply({**binding, "roleRef": role, "subjects": [subject]}, manager=MANAGER)
+    text = message(plan_for(tmp_path, "a", cluster.kubeconfig_for("default", "weak")))
+    for part in ("create/patch/delete namespaces", "rayservices", "secrets", "customresourcedefinitions"):
+        assert part in text
+    assert "may not" in text
+
+
+def test_a_pool_without_a_node_says_how_to_label_one(tmp_path: Path, cluster: ControlPlane, stack_name: str) -> None:
+    text = message(plan_for(tmp_path, stack_name, cluster.kubeconfig))
+    assert f"kubectl label node NAME modelfleet.dev/pool=l4 modelfleet.dev/stack={stack_name}" in text
+
+
+def test_a_pool_whose_nodes_have_no_gpus(tmp_path: Path, cluster: ControlPlane, stack_name: str) -> None:
+    plan = plan_for(tmp_path, stack_name, cluster.kubeconfig)
+    amounts = {k: v for k, v in allocatable("g6.2xlarge").items() if "gpu" not in k}
+    cluster.api.create(fake_node(f"{stack_name}-bare", amounts, labels=plan.pools[0].labels))
+    assert "no node of pool l4 offers 1 nvidia.com/gpu" in message(plan)
+    cluster.api.delete("v1", "Node", f"{stack_name}-bare")
+
+
+def test_a_cluster_that_fits_is_accepted(tmp_path: Path, cluster: ControlPlane, stack_name: str) -> None:
+    plan = plan_for(tmp_path, stack_name, cluster.kubeconfig)
+    (node,) = pool_nodes(plan, plan.pools[0], 1)
+    cluster.api.create(node)
+    check_cluster(plan)
+    cluster.api.delete("v1", "Node", node["metadata"]["name"])
+
+
+def test_an_operator_that_watches_all_namespaces_is_named(
+    tmp_path: Path, cluster: ControlPlane, stack_of: Callable[..., Stack], stack_name: str
+) -> None:
+    stack = stack_of([model("org/one", "L4")], pools=POOLS)
+    plan = plan_for(tmp_path / "other", stack_name, cluster.kubeconfig)
+    check_cluster(plan)  # ours, and others that keep to their namespace, are no trouble
+    name = {"name": "kuberay-operator", "namespace": "default"}
+    pod: dict[str, Any] = {"containers": [{"name": "o", "image": "quay.io/kuberay/operator:v1.3.0"}]}
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}
+    cluster.api.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": name, "spec": spec}, manager=MANAGER)
+    wait_for("it", lambda: cluster.api.get("apps/v1", "Deployment", "kuberay-operator", "default"))
+    assert "in namespace default watches all namespaces" in message(plan)
+    cluster.api.delete("apps/v1", "Deployment", "kuberay-operator", "default")
+    assert stack.namespace != "default"
