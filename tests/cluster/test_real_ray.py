@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ POOLS = [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": [
 S3_PORT = 8443
 BUCKET, SEED = "fleet-mirror", "seed"
 START_SECONDS = 600.0
+HEAD_STARTS = 3
 
 
 @dataclass
@@ -167,9 +169,22 @@ class RealPods:
         token = self.stack.api.token(namespace, "ray-head", seconds=3600)
         ca = self.stack.cluster.folder / "certificates" / "apiserver.crt"
         self.network.give_token("ray-head", token, ca, namespace)
-        self.network.run(self.head, extra=self.extra, names=self._names())
         address = self.head["status"]["podIP"]
-        wait_for("the Ray dashboard", lambda: _answers(f"http://{address}:8265/api/version"), seconds=180)
+        for _ in range(HEAD_STARTS):
+            head = self.network.run(self.head, extra=self.extra, names=self._names())
+            if self._is_up(head, address):
+                return
+        raise AssertionError(f"the head ended {HEAD_STARTS} times; logs in {self.network.folder}")
+
+    def _is_up(self, head: subprocess.Popen[bytes], address: str) -> bool:
+        """Ray gives its own parts 30 s to start; on a busy machine it ends, and Kubernetes would start it again."""
+        end_of_start = time.monotonic() + 180
+        while head.poll() is None and time.monotonic() < end_of_start:
+            if _answers(f"http://{address}:8000/-/healthz") or _answers(f"http://{address}:8265/api/version"):
+                time.sleep(30)
+                return head.poll() is None
+            time.sleep(1)
+        return False
 
     def start_autoscaler(self) -> None:
         container = [c["name"] for c in self.head["spec"]["containers"]].index("autoscaler")

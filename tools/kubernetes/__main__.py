@@ -53,7 +53,7 @@ def _start(operator: bool) -> None:
     if any(_alive(pid) for pid in _pids().values()):
         raise SetupError("a control plane runs already; run: python -m tools.kubernetes stop")
     binaries.build_all()
-    plane = ControlPlane(FOLDER.resolve())
+    plane = ControlPlane(FOLDER.resolve(), outlive=True)
     try:
         plane.start()
         if operator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import random
@@ -34,11 +35,13 @@ CORE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "
 class ControlPlane:
     """etcd, API server, scheduler, controller manager and kwok; `start_operator` adds KubeRay.
 
-    Everything binds to 127.0.0.1, state and logs are under `folder` (a temporary one unless given).
+    Everything binds to 127.0.0.1, state and logs are under `folder` (a temporary one unless given). The processes end
+    with the one that started them, however it ends, unless they are to `outlive` it.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, outlive: bool = False) -> None:
         self._temporary = folder is None
+        self._outlive = outlive
         self.folder = folder or Path(tempfile.mkdtemp(prefix="modelfleet-kubernetes-"))
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -253,6 +256,7 @@ class ControlPlane:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_without_proxies(), **(extra or {})},
+                preexec_fn=None if self._outlive else _end_with_parent,
                 start_new_session=True,  # Ctrl-C in a terminal must reach the test, which then stops these in order
             )
 
@@ -289,6 +293,12 @@ def crd_manifests() -> list[dict[str, Any]]:
     folder = kuberay_sources() / "config" / "crd" / "bases"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [yaml.load(path.read_text(), Loader=loader) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the program: SIGTERM when the thread that started it is gone (prctl(2))."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _without_proxies() -> dict[str, str]:

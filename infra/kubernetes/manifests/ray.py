@@ -127,7 +127,7 @@ def _head(plan: Plan) -> Manifest:
         "resources": resources(HEAD_CPU, HEAD_MEMORY),
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
-            *_ports(dashboard=DASHBOARD_PORT, client=10001, serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
+            *_ports(dashboard=DASHBOARD_PORT, serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         ],
     }
     spec = {
