@@ -1,0 +1,121 @@
+"""What is in the emulated account, through boto3: the tests look there, and not at what the program was told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+from tests.engine.conftest import Emulator
+from tools.standin.aws.table import BUCKET as TABLE
+
+
+class Account:
+    """One account in one region."""
+
+    def __init__(self, emulator: Emulator, region: str) -> None:
+        self._emulator, self.region = emulator, region
+        self.ec2 = self.client("ec2")
+        self.eks = self.client("eks")
+        self.iam = self.client("iam")
+        self.kms = self.client("kms")
+        self.s3 = self.client("s3")
+
+    def client(self, service: str) -> Any:
+        """A client of the account."""
+        return self._emulator.client(service, self.region)
+
+    # --- EKS -----------------------------------------------------------------------------------------------
+
+    def cluster(self, name: str) -> dict[str, Any]:
+        """The cluster as moto has it, with what the stand-in's table adds."""
+        live = dict(self.eks.describe_cluster(name=name)["cluster"])
+        request = self.table(f"eks/clusters/{name}")["request"]
+        return {**live, **{key: request[key] for key in request if key not in ("name", "tags", "roleArn")}}
+
+    def node_groups(self, cluster: str) -> dict[str, dict[str, Any]]:
+        """Node groups by pool; the pool is read from the label, as the scheduler does."""
+        found = {}
+        for name in self.eks.list_nodegroups(clusterName=cluster, maxResults=100)["nodegroups"]:
+            group = self.eks.describe_nodegroup(clusterName=cluster, nodegroupName=name)["nodegroup"]
+            extra = self.table(f"eks/nodegroups/{cluster}/{name}")
+            pool = group["labels"]["modelfleet.dev/pool"]
+            assert pool not in found, f"two node groups of pool {pool}"
+            found[pool] = {**group, **extra}
+        return found
+
+    def template(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The launch template data of a node group, at the version that it names."""
+        template = group["launchTemplate"]
+        answer = self.ec2.describe_launch_template_versions(
+            LaunchTemplateId=template["id"], Versions=[template["version"]]
+        )
+        return dict(answer["LaunchTemplateVersions"][0]["LaunchTemplateData"])
+
+    def scaling_tags(self, group: dict[str, Any]) -> dict[str, str]:
+        """Tags of a node group's Auto Scaling group."""
+        name = group["resources"]["autoScalingGroups"][0]["name"]
+        entries = [self.table(key)["tag"] for key in self.table_keys(f"autoscaling/tags/{name}/")]
+        return {tag["key"]: tag["value"] for tag in entries}
+
+    # --- the stand-in's table ------------------------------------------------------------------------------
+
+    def table(self, key: str) -> dict[str, Any]:
+        """An entry of what moto has no API for."""
+        return dict(json.loads(self.s3.get_object(Bucket=TABLE, Key=key)["Body"].read()))
+
+    def table_keys(self, prefix: str = "") -> list[str]:
+        """Entries of the table."""
+        if TABLE not in self._emulator.buckets():
+            return []
+        return [item["Key"] for item in self.s3.list_objects_v2(Bucket=TABLE, Prefix=prefix).get("Contents", [])]
+
+    # --- IAM -----------------------------------------------------------------------------------------------
+
+    def role(self, service_account: str, namespace: str, cluster: str) -> dict[str, Any]:
+        """The role that Pod Identity gives a service account."""
+        arn = self.table(f"eks/pod-identity/{cluster}/{namespace}/{service_account}")["roleArn"]
+        return dict(self.iam.get_role(RoleName=arn.rpartition("/")[2])["Role"])
+
+    def statements(self, role: str) -> list[dict[str, Any]]:
+        """All statements of the policies that are attached to a role and are not AWS's own."""
+        found: list[dict[str, Any]] = []
+        for attached in self.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
+            arn = attached["PolicyArn"]
+            if ":aws:policy/" not in arn:
+                version = self.iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+                document = self.iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+                found += (json.loads(unquote(document)) if isinstance(document, str) else document)["Statement"]
+        return found
+
+    # --- everything ----------------------------------------------------------------------------------------
+
+    def everything(self) -> list[str]:
+        """All that a stack could have left, in every service that it uses."""
+        vpcs = self.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
+        own = {vpc["VpcId"] for vpc in vpcs}
+        return [
+            *own,
+            *(item["SubnetId"] for item in self.ec2.describe_subnets()["Subnets"] if item["VpcId"] in own),
+            *(item["AllocationId"] for item in self.ec2.describe_addresses()["Addresses"]),
+            *(n["NatGatewayId"] for n in self.ec2.describe_nat_gateways()["NatGateways"] if n["State"] != "deleted"),
+            *(i["InternetGatewayId"] for i in self.ec2.describe_internet_gateways()["InternetGateways"]),
+            *(e["VpcEndpointId"] for e in self.ec2.describe_vpc_endpoints()["VpcEndpoints"] if e["State"] != "deleted"),
+            *(g["GroupId"] for g in self.ec2.describe_security_groups()["SecurityGroups"] if g["VpcId"] in own),
+            *(t["LaunchTemplateId"] for t in self.ec2.describe_launch_templates()["LaunchTemplates"]),
+            *(t["RouteTableId"] for t in self.ec2.describe_route_tables()["RouteTables"] if t["VpcId"] in own),
+            *self.eks.list_clusters()["clusters"],
+            *(role["RoleName"] for role in self.iam.list_roles()["Roles"]),
+            *(policy["PolicyName"] for policy in self.iam.list_policies(Scope="Local")["Policies"]),
+            *self.keys(),
+            *(a["AliasName"] for a in self.kms.list_aliases()["Aliases"] if not a["AliasName"].startswith("alias/aws/")),
+            *(g["logGroupName"] for g in self.client("logs").describe_log_groups()["logGroups"]),
+            *(self._emulator.buckets() - {TABLE}),
+            *self.table_keys(),
+        ]
+
+    def keys(self) -> list[str]:
+        """Customer keys that are not on their way out (AWS keeps those for their window)."""
+        ids = [key["KeyId"] for key in self.kms.list_keys()["Keys"]]
+        states = {id: self.kms.describe_key(KeyId=id)["KeyMetadata"] for id in ids}
+        return [id for id, key in states.items() if key["KeyState"] != "PendingDeletion" and key["KeyManager"] != "AWS"]

@@ -1,0 +1,173 @@
+"""A fleet on the emulated AWS: the real planner and components, from a stack file and model files in a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.planning import Plan, plan
+from infra.planning.plan import CodeArtifact
+from infra.workspace import open_workspace
+from tests.engine.conftest import Emulator
+from tests.engine.engine import Project
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REGION = "us-west-2"
+ACCOUNT = "123456789012"
+
+PROGRAM = """\
+import os
+import sys
+from pathlib import Path
+
+import pulumi
+
+from infra.aws import AwsFleet
+from infra.planning import plan
+from infra.planning.plan import CodeArtifact
+from infra.workspace import open_workspace
+from serving.config.errors import InputErrors
+
+root = Path(os.environ["FLEET_ROOT"])
+models, stack, _ = open_workspace(root, os.environ["FLEET_STACK"])
+code = CodeArtifact("c0de" * 16)  # a fixed one: the serving package may change between two runs of a test
+archive = root / "serving.zip"
+archive.write_bytes(b"the serving package")
+try:
+    fleet = AwsFleet("aws", plan(models, stack, code=code), code=pulumi.FileAsset(str(archive)), place=stack.finding)
+except InputErrors as errors:
+    raise pulumi.RunError(str(errors))
+pulumi.export("kubeconfig", fleet.kubeconfig)
+pulumi.export("endpoint", fleet.endpoint)
+pulumi.export("bucket", fleet.bucket)
+pulumi.export("pools", fleet.pools)
+"""
+
+
+def model(
+    model_id: str, accelerator: str, *, workers: int = 1, replicas: tuple[int, int] = (0, 2), **engine: Any
+) -> Any:
+    """A model file's content."""
+    least, most = replicas
+    gpu = accelerator != "CPU"
+    return {
+        "deployment_config": {
+            "autoscaling_config": {"min_replicas": least, "initial_replicas": least, "max_replicas": most},
+        },
+        "engine_config": {"model_id": model_id, "type": "VLLMEngine", **engine},
+        "scaling_config": {
+            "num_workers": workers,
+            "num_gpus_per_worker": 1 if gpu else 0,
+            "num_cpus_per_worker": 1,
+            "placement_strategy": "STRICT_PACK",
+            "resources_per_worker": {f"accelerator_type:{accelerator}": 0.001},
+        },
+    }
+
+
+FIVE = {
+    "org--on-t4": model("org/on-t4", "T4"),
+    "org--on-l4": model("org/on-l4", "L4"),
+    "org--on-a10g": model("org/on-a10g", "A10G", replicas=(1, 3)),
+    "org--on-a100-40g": model("org/on-a100-40g", "A100-40G", workers=8),
+    "org--on-a100-80g": model(
+        "org/on-a100-80g", "A100-80G", workers=8, s3_mirror_config={"bucket_uri": "s3://company-weights/llama"}
+    ),
+}
+POOLS = [
+    {
+        "name": "t4",
+        "accelerator": "T4",
+        "purchase": "spot",
+        "maxNodes": 4,
+        "instanceTypes": ["g4dn.xlarge", "g4dn.2xlarge"],
+    },
+    {"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]},
+    {"name": "a10g", "accelerator": "A10G", "minNodes": 0, "maxNodes": 4, "instanceTypes": ["g5.xlarge"]},
+    {"name": "a100", "accelerator": "A100-40G", "maxNodes": 2, "instanceTypes": ["p4d.24xlarge"], "efa": True},
+    {
+        "name": "block",
+        "accelerator": "A100-80G",
+        "purchase": "capacity-block",
+        "capacityReservationId": "cr-0123456789abcdef0",
+        "maxNodes": 2,
+        "instanceTypes": ["p4de.24xlarge"],
+        "zones": ["us-west-2b"],
+    },
+]
+
+
+class FleetProject(Project):
+    """A project whose program is the AWS half, with stack and model files that a test writes."""
+
+    def __init__(self, folder: Path, emulator: Emulator, *, root: Path | None = None, stack: str = "test") -> None:
+        self.root = root or folder / "root"
+        super().__init__(
+            folder,
+            name="modelfleet",
+            stack=stack,
+            config={"aws:region": REGION, "aws:skipCredentialsValidation": True},
+            environ={
+                "AWS_ENDPOINT_URL": emulator.url,
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "PYTHONPATH": str(REPOSITORY),
+                "FLEET_ROOT": str(self.root),
+                "FLEET_STACK": stack,
+            },
+        )
+        self.emulator = emulator
+        self.region = REGION
+        self.program(PROGRAM, prelude="")
+
+    def files(self, stack: Mapping[str, Any], models: Mapping[str, Any]) -> None:
+        """Writes the stack file (keys without `modelfleet:`) and the model files; other models go."""
+        for folder in ("models", "stacks"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for old in (self.root / "models").glob("*.yaml"):
+            old.unlink()
+        for name, content in models.items():
+            (self.root / "models" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        settings = {f"modelfleet:{key}": value for key, value in stack.items()}
+        text = yaml.safe_dump({"config": {"aws:region": self.region, **settings}})
+        (self.root / "stacks" / f"Pulumi.{self.stack}.yaml").write_text(text)
+
+    def plan(self) -> Plan:
+        """What the program plans, by the same functions."""
+        models, stack, _ = open_workspace(self.root, self.stack)
+        return plan(models, stack, code=CodeArtifact("c0de" * 16))
+
+    def copy_stack_file(self, name: str) -> None:
+        """The repository's stack file and all its models, for the emulator's account and without API keys."""
+        settings = yaml.safe_load((REPOSITORY / "stacks" / f"Pulumi.{name}.yaml").read_text())["config"]
+        own = {key.removeprefix("modelfleet:"): value for key, value in settings.items() if key.startswith("modelfleet:")}
+        self.region = settings["aws:region"]
+        self.config["aws:region"] = self.region
+        self.files({**own, "accountId": ACCOUNT, "auth": "none"}, {})
+        shutil.copytree(REPOSITORY / "models", self.root / "models", dirs_exist_ok=True)
+
+    def faults(self, script: Mapping[str, Any] | None) -> None:
+        """Lets AWS calls of the following commands fail by a script (tools/standin/aws/faults.py); None: no more."""
+        self.environ.pop("MODELFLEET_STANDIN_FAULTS", None)
+        if script is not None:
+            path = self.folder / "faults.json"
+            path.write_text(json.dumps(script))
+            self.environ["MODELFLEET_STANDIN_FAULTS"] = str(path)
+
+
+def stack_of(**more: Any) -> dict[str, Any]:
+    """A small stack file: target, account, auth and two zones; `more` wins."""
+    return {
+        "models": ["*"],
+        "target": "eks",
+        "accountId": ACCOUNT,
+        "auth": "none",
+        "network": {"cidr": "10.0.0.0/16", "zones": 2},
+        "pools": [],
+        **more,
+    }

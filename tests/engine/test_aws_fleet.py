@@ -1,0 +1,417 @@
+"""One fleet with all five accelerators on the emulated AWS, from its first preview to its end.
+
+The tests of this file follow one another on one stack, because a fleet of 120 resources takes seconds to make.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from infra.planning.plan import Plan
+from infra.planning.service_accounts import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
+from tests.engine.aws_account import Account
+from tests.engine.aws_fleet import ACCOUNT, FIVE, POOLS, REGION, FleetProject, model, stack_of
+from tests.engine.conftest import Emulator
+from tests.engine.engine import Run
+from tests.unit.aws.evaluator import allowed
+
+CLUSTER = "modelfleet-test"
+NAMESPACE = "modelfleet-test"
+BUCKET = f"modelfleet-test-{ACCOUNT}"
+STACK = stack_of(pools=POOLS, network={"cidr": "10.0.0.0/16", "zones": 3, "nat": "single"}, tags={"team": "ml"})
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterator[FleetProject]:
+    project = FleetProject(tmp_path_factory.mktemp("fleet"), emulator)
+    project.files(STACK, FIVE)
+    yield project
+    assert not project.living_processes(), "processes outlive their test"
+
+
+@pytest.fixture(scope="module")
+def first_preview(fleet: FleetProject) -> Run:
+    return fleet.preview()
+
+
+@pytest.fixture(scope="module")
+def made(fleet: FleetProject, first_preview: Run) -> Run:
+    return fleet.up()
+
+
+@pytest.fixture(scope="module")
+def account(emulator: Emulator, made: Run) -> Account:
+    return Account(emulator, REGION)
+
+
+@pytest.fixture(scope="module")
+def plan(fleet: FleetProject) -> Plan:
+    return fleet.plan()
+
+
+def test_a_preview_before_the_first_up_shows_creates_only_and_makes_nothing(
+    first_preview: Run, emulator: Emulator
+) -> None:
+    assert set(first_preview.changes) == {"create"}
+    assert first_preview.changes["create"] > 100
+    assert emulator.client("eks", REGION).list_clusters()["clusters"] == []
+    assert emulator.buckets() == set()
+
+
+def test_the_up_makes_what_the_preview_said(first_preview: Run, made: Run) -> None:
+    assert made.changes == first_preview.changes
+
+
+def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, plan: Plan) -> None:
+    groups = account.node_groups(CLUSTER)
+    assert set(groups) == {"system", "t4", "l4", "a10g", "a100", "block"}
+    for pool in plan.pools:
+        assert groups[pool.name]["scalingConfig"] == {
+            "minSize": pool.floor_nodes,
+            "desiredSize": pool.min_nodes,
+            "maxSize": pool.max_nodes,
+        }
+    assert groups["a10g"]["scalingConfig"]["desiredSize"] == 1, "min_replicas 1 needs a node from the start"
+    assert groups["t4"]["scalingConfig"]["desiredSize"] == 0, "nothing needs a T4 yet, and it would bill"
+
+
+def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan: Plan) -> None:
+    groups = account.node_groups(CLUSTER)
+    for pool in plan.pools:
+        group = groups[pool.name]
+        assert group["labels"] == dict(pool.labels)
+        assert group["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}]
+    assert groups["a100"]["labels"]["nvidia.com/gpu.count"] == "8"
+    assert groups["t4"]["labels"]["nvidia.com/gpu.count"] == "1"
+    assert groups["system"].get("taints", []) == [], "coredns has nowhere to run when all groups are tainted"
+
+
+def test_each_node_group_buys_as_its_pool_says(account: Account) -> None:
+    groups = account.node_groups(CLUSTER)
+    bought = {pool: (group["capacityType"], group["amiType"]) for pool, group in groups.items()}
+    assert bought == {
+        "system": ("ON_DEMAND", "AL2023_x86_64_STANDARD"),
+        "t4": ("SPOT", "AL2023_x86_64_NVIDIA"),
+        "l4": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
+        "a10g": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
+        "a100": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
+        "block": ("CAPACITY_BLOCK", "AL2023_x86_64_NVIDIA"),
+    }
+    assert groups["t4"]["instanceTypes"] == ["g4dn.xlarge", "g4dn.2xlarge"]
+    block = account.template(groups["block"])
+    assert block["InstanceMarketOptions"] == {"MarketType": "capacity-block"}
+    assert block["InstanceType"] == "p4de.24xlarge"
+    target = block["CapacityReservationSpecification"]["CapacityReservationTarget"]
+    assert target == {"CapacityReservationId": "cr-0123456789abcdef0"}
+
+
+def test_updates_and_repairs_take_one_node_at_a_time(account: Account) -> None:
+    for pool, group in account.node_groups(CLUSTER).items():
+        assert group["updateConfig"] == {"maxUnavailable": 1, "updateStrategy": "MINIMAL"}, pool
+        assert group["nodeRepairConfig"]["enabled"] is True, pool
+        assert group["nodeRepairConfig"]["maxParallelNodesRepairedCount"] == 1, pool
+
+
+def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -> None:
+    groups = account.node_groups(CLUSTER)
+    zone_of = {s["SubnetId"]: s["AvailabilityZone"] for s in account.ec2.describe_subnets()["Subnets"]}
+    for pool, group in groups.items():
+        zones = {zone_of[subnet] for subnet in group["subnets"]}
+        types = group["instanceTypes"] if pool != "block" else ["p4de.24xlarge"]
+        offers = account.ec2.describe_instance_type_offerings(
+            LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": types[:1]}]
+        )["InstanceTypeOfferings"]
+        assert zones and zones <= {offer["Location"] for offer in offers}, pool
+    assert {zone_of[s] for s in groups["block"]["subnets"]} == {"us-west-2b"}
+    assert len(groups["a100"]["subnets"]) == 1, "EFA works within one zone"
+
+
+def test_each_node_has_imdsv2_an_encrypted_fast_volume_and_its_nvme_in_one_piece(account: Account, plan: Plan) -> None:
+    groups = account.node_groups(CLUSTER)
+    for pool in plan.pools:
+        data = account.template(groups[pool.name])
+        assert data["MetadataOptions"] == {
+            "HttpEndpoint": "enabled",
+            "HttpTokens": "required",
+            "HttpPutResponseHopLimit": 1,
+        }, pool.name
+        (device,) = data["BlockDeviceMappings"]
+        assert device["DeviceName"] == "/dev/xvda"
+        assert device["Ebs"]["Encrypted"] is True
+        assert (device["Ebs"]["VolumeType"], device["Ebs"]["VolumeSize"]) == ("gp3", 200)
+        assert device["Ebs"]["Throughput"] == 600, "SOCI below 600 MiB/s is slower than without"
+        node_config = base64.b64decode(data["UserData"]).decode()
+        assert "Content-Type: application/node.eks.aws" in node_config
+        assert '"strategy": "RAID0"' in node_config
+        kinds = {spec["ResourceType"] for spec in data["TagSpecifications"]}
+        assert kinds - {"launch-template"} == {"instance", "volume"}, "moto adds the template itself"
+
+
+def test_efa_comes_only_to_the_pool_that_wants_it(account: Account) -> None:
+    groups = account.node_groups(CLUSTER)
+    cards = account.template(groups["a100"])["NetworkInterfaces"]
+    assert [card["NetworkCardIndex"] for card in cards] == [0, 1, 2, 3]
+    assert {card["InterfaceType"] for card in cards} == {"efa"}
+    group = account.table(f"eks/clusters/{CLUSTER}")["securityGroupId"]
+    assert all(card["Groups"] == [group] for card in cards), "without the cluster's group nodes cannot join"
+    assert "NetworkInterfaces" not in account.template(groups["block"])
+
+
+def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
+    groups = account.node_groups(CLUSTER)
+    template = "k8s.io/cluster-autoscaler/node-template"
+    tags = account.scaling_tags(groups["a100"])
+    assert tags[f"{template}/resources/nvidia.com/gpu"] == "8"
+    assert tags[f"{template}/taint/nvidia.com/gpu"] == "true:NoSchedule"
+    assert tags[f"{template}/resources/ephemeral-storage"] == "6400G"
+
+
+def test_the_network_keeps_nodes_private_and_weights_off_the_nat(account: Account) -> None:
+    (vpc,) = account.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
+    subnets = account.ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}])["Subnets"]
+    roles = {key: [s for s in subnets if key in {t["Key"] for t in s["Tags"]}] for key in _ROLES}
+    private, public = roles["kubernetes.io/role/internal-elb"], roles["kubernetes.io/role/elb"]
+    assert sorted(s["CidrBlock"] for s in private) == ["10.0.0.0/19", "10.0.32.0/19", "10.0.64.0/19"]
+    assert sorted(s["CidrBlock"] for s in public) == ["10.0.224.0/24", "10.0.225.0/24", "10.0.226.0/24"]
+    tables = account.ec2.describe_route_tables()["RouteTables"]
+    for subnet in private:
+        (table,) = [t for t in tables if subnet["SubnetId"] in {a.get("SubnetId") for a in t["Associations"]}]
+        targets = {route.get("DestinationCidrBlock", "S3"): route for route in table["Routes"]}
+        assert targets["0.0.0.0/0"]["NatGatewayId"].startswith("nat-")
+        assert "GatewayId" not in targets["0.0.0.0/0"], "a private subnet must not be reachable"
+    (endpoint,) = account.ec2.describe_vpc_endpoints()["VpcEndpoints"]
+    wanted = {t["RouteTableId"] for t in tables for a in t["Associations"] if a.get("SubnetId") in _ids(private)}
+    assert set(endpoint["RouteTableIds"]) == wanted, "weights would cross a NAT gateway at 0.045 USD per GB"
+    (nat,) = account.ec2.describe_nat_gateways()["NatGateways"]
+    assert nat["SubnetId"] in _ids(public)
+
+
+_ROLES = ("kubernetes.io/role/internal-elb", "kubernetes.io/role/elb")
+
+
+def _ids(subnets: list[Any]) -> set[str]:
+    return {subnet["SubnetId"] for subnet in subnets}
+
+
+def test_the_default_security_group_lets_nothing_through(account: Account) -> None:
+    (vpc,) = account.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
+    groups = account.ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}])
+    (default,) = [g for g in groups["SecurityGroups"] if g["GroupName"] == "default"]
+    assert (default["IpPermissions"], default["IpPermissionsEgress"]) == ([], [])
+
+
+def test_the_cluster_is_private_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
+    cluster = account.cluster(CLUSTER)
+    assert cluster["accessConfig"] == {
+        "authenticationMode": "API",
+        "bootstrapClusterCreatorAdminPermissions": False,
+    }
+    vpc = cluster["resourcesVpcConfig"]
+    assert (vpc["endpointPrivateAccess"], vpc["endpointPublicAccess"]) == (True, False)
+    assert cluster["encryptionConfig"][0]["resources"] == ["secrets"]
+    key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
+    assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
+    assert cluster["upgradePolicy"] == {"supportType": "STANDARD"}
+    (logging,) = cluster["logging"]["clusterLogging"]
+    assert set(logging["types"]) == {"api", "audit", "authenticator", "controllerManager", "scheduler"}
+    (group,) = account.client("logs").describe_log_groups()["logGroups"]
+    assert group["logGroupName"] == f"/aws/eks/{CLUSTER}/cluster"
+    assert group["retentionInDays"] == 90
+    assert account.table_keys(f"eks/access/{CLUSTER}/"), "nobody could enter the cluster"
+    assert len(account.table_keys(f"eks/associations/{CLUSTER}/")) == 1
+
+
+def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Account) -> None:
+    keys = account.table_keys(f"eks/addons/{CLUSTER}/")
+    addons = {key.rpartition("/")[2]: account.table(key) for key in keys}
+    assert set(addons) == {
+        "coredns",
+        "eks-node-monitoring-agent",
+        "eks-pod-identity-agent",
+        "kube-proxy",
+        "metrics-server",
+        "vpc-cni",
+    }
+    assert all(addon["addonVersion"].startswith("v") for addon in addons.values())
+    (identity,) = addons["vpc-cni"]["podIdentityAssociations"]
+    assert identity["serviceAccount"] == "aws-node"
+
+
+def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetProject) -> None:
+    by_urn = {resource["urn"]: resource for resource in fleet.resources()}
+
+    def before(urn: str) -> set[str]:
+        direct = set(by_urn[urn].get("dependencies", []))
+        return direct | {far for near in direct if near in by_urn for far in before(near)}
+
+    def names(urn: str) -> set[str]:
+        return {other.rpartition("::")[2] for other in before(urn)}
+
+    groups = [urn for urn in by_urn if "aws:eks/nodeGroup:NodeGroup" in urn]
+    assert len(groups) == 6
+    for urn in groups:
+        assert {"aws-basics-vpc-cni", "aws-basics-kube-proxy", "aws-basics-eks-pod-identity-agent"} <= names(urn), (
+            "a node without CNI stays NotReady on paid GPUs (terraform-aws-eks#3446)"
+        )
+        assert "aws-services-coredns" not in names(urn)
+    (coredns,) = [urn for urn in by_urn if urn.endswith("Addon::aws-services-coredns")]
+    assert "aws-system" in names(coredns), "coredns without nodes is DEGRADED until it times out"
+    (cluster,) = [urn for urn in by_urn if "aws:eks/cluster:Cluster" in urn]
+    assert "aws-cluster" in names(cluster), "the log group must be there before EKS makes its own"
+    assert any("LogGroup" in other for other in before(cluster))
+
+
+def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) -> None:
+    s3 = account.s3
+    assert s3.get_bucket_versioning(Bucket=BUCKET)["Status"] == "Enabled"
+    block = s3.get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"]
+    assert block == dict.fromkeys(
+        ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True
+    )
+    (rule,) = s3.get_bucket_encryption(Bucket=BUCKET)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
+    assert rule["BucketKeyEnabled"] is True
+    (tidy,) = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert tidy["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    owner = s3.get_bucket_ownership_controls(Bucket=BUCKET)["OwnershipControls"]["Rules"]
+    assert owner == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    code = s3.get_object(Bucket=BUCKET, Key=f"code/serving-{'c0de' * 16}.zip")["Body"].read()
+    assert code == b"the serving package"
+
+
+def test_the_bucket_policy_refuses_everything_without_tls(fleet: FleetProject, made: Run) -> None:
+    (policy,) = fleet.resources("aws:s3/bucketPolicy:BucketPolicy")
+    (statement,) = json.loads(policy["outputs"]["policy"])["Statement"]
+    assert statement["Effect"] == "Deny"
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert statement["Resource"] == [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"]
+
+
+def test_replicas_read_and_only_the_mirror_job_writes(account: Account) -> None:
+    weights, code = f"arn:aws:s3:::{BUCKET}/models/org--on-t4/model.bin", f"arn:aws:s3:::{BUCKET}/code/x.zip"
+    for reader in READERS:
+        role = account.role(reader, NAMESPACE, CLUSTER)
+        statements = account.statements(role["RoleName"])
+        assert allowed(statements, "s3:GetObject", weights)
+        assert allowed(statements, "s3:GetObject", code)
+        assert allowed(statements, "s3:GetObject", "arn:aws:s3:::company-weights/llama/model.bin")
+        for refused in ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"):
+            assert not allowed(statements, refused, weights), (reader, refused)
+        assert not allowed(statements, "s3:GetObject", "arn:aws:s3:::other-bucket/models/x")
+        assert not allowed(statements, "s3:GetObject", f"arn:aws:s3:::{BUCKET}/logs/x")
+        assert not allowed(statements, "s3:GetObject", "arn:aws:s3:::company-weights/other/model.bin")
+    writer = account.statements(account.role(WRITER, NAMESPACE, CLUSTER)["RoleName"])
+    assert allowed(writer, "s3:PutObject", weights)
+    assert not allowed(writer, "s3:PutObject", code), "the Job must not replace the code that replicas run"
+    assert not allowed(writer, "s3:PutObject", "arn:aws:s3:::company-weights/llama/model.bin")
+    assert not allowed(writer, "s3:DeleteObject", weights)
+
+
+def test_the_autoscaler_changes_only_this_clusters_groups(account: Account) -> None:
+    role = account.role(AUTOSCALER, AUTOSCALER_NAMESPACE, CLUSTER)
+    statements = account.statements(role["RoleName"])
+    asg = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:u:autoScalingGroupName/eks-a10g-1"
+    mine = {"aws:ResourceTag/eks:cluster-name": CLUSTER}
+    other = {"aws:ResourceTag/eks:cluster-name": "somebody-elses"}
+    assert allowed(statements, "autoscaling:SetDesiredCapacity", asg, mine)
+    assert not allowed(statements, "autoscaling:SetDesiredCapacity", asg, other)
+    assert not allowed(statements, "autoscaling:SetDesiredCapacity", asg, {})
+    assert not allowed(statements, "autoscaling:DeleteAutoScalingGroup", asg, mine)
+
+
+def test_every_resource_bears_the_stacks_tags(account: Account) -> None:
+    wanted = {"team": "ml", "modelfleet.dev/stack": "test", "modelfleet.dev/managed-by": "pulumi"}
+    for pool, group in account.node_groups(CLUSTER).items():
+        assert wanted.items() <= group["tags"].items(), pool
+    assert wanted.items() <= account.cluster(CLUSTER)["tags"].items()
+    bucket = {tag["Key"]: tag["Value"] for tag in account.s3.get_bucket_tagging(Bucket=BUCKET)["TagSet"]}
+    assert wanted.items() <= bucket.items()
+
+
+def test_a_second_up_changes_nothing(fleet: FleetProject, account: Account) -> None:
+    assert set(fleet.up().changes) == {"same"}
+
+
+def test_the_kubeconfig_is_nowhere_in_plain_text(fleet: FleetProject, first_preview: Run, made: Run) -> None:
+    kubeconfig = fleet.outputs()["kubeconfig"]
+    config = json.loads(kubeconfig)
+    assert config["users"][0]["user"]["exec"]["args"][-4:] == ["--cluster-name", CLUSTER, "--output", "json"]
+    for text in (fleet.everything_on_disk(), first_preview.text, made.text):
+        assert "get-token" not in text
+
+
+def test_a_model_more_on_a_pool_touches_the_mirrors_policies_and_nothing_else(
+    fleet: FleetProject, account: Account
+) -> None:
+    more = model("org/another", "A10G", replicas=(1, 2), s3_mirror_config={"bucket_uri": "s3://other-weights/a"})
+    fleet.files(STACK, {**FIVE, "org--another": more})
+    run = fleet.up()
+    assert {operation for operation, _ in run.steps()} == {"update"}
+    assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in (*READERS, WRITER)}
+
+
+def test_a_pool_more_touches_only_itself(fleet: FleetProject, account: Account) -> None:
+    more = {"name": "l4-big", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.12xlarge"]}
+    fleet.files({**STACK, "pools": [*POOLS, more]}, FIVE)
+    run = fleet.up("--target", "**l4-big**")
+    assert {name for operation, name in run.steps() if operation == "create"} == {
+        "aws-pool-l4-big",
+        "aws-pool-l4-big-disk",
+        "aws-pool-l4-big-gpus",
+        "aws-pool-l4-big-taint-gpu",
+    }
+    rest = fleet.up()
+    assert all(name.startswith("aws-") and "pool" not in name for _, name in rest.steps()), rest.steps()
+
+
+def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work(
+    fleet: FleetProject, account: Account
+) -> None:
+    groups = account.node_groups(CLUSTER)
+    account.eks.update_nodegroup_config(
+        clusterName=CLUSTER,
+        nodegroupName=groups["t4"]["nodegroupName"],
+        scalingConfig={"minSize": 0, "desiredSize": 3, "maxSize": 4},
+    )
+    account.eks.delete_nodegroup(clusterName=CLUSTER, nodegroupName=groups["l4"]["nodegroupName"])
+    (vpc,) = account.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
+    account.ec2.create_tags(Resources=[vpc["VpcId"]], Tags=[{"Key": "team", "Value": "somebody"}])
+    account.s3.delete_public_access_block(Bucket=BUCKET)
+    seen = {(operation, name) for operation, name in fleet.refresh().steps() if operation != "refresh"}
+    assert ("delete", "aws-pool-l4") in seen
+    changed = fleet.up()
+    steps = set(changed.steps())
+    assert ("create", "aws-pool-l4") in steps
+    assert ("update", "aws-network") in steps
+    assert not [name for _, name in steps if name == "aws-pool-t4"], "the autoscaler's desired size was undone"
+    after = account.node_groups(CLUSTER)
+    assert after["t4"]["scalingConfig"]["desiredSize"] == 3
+    assert "l4" in after
+    tags = account.ec2.describe_vpcs(VpcIds=[vpc["VpcId"]])["Vpcs"][0]["Tags"]
+    assert {"Key": "team", "Value": "ml"} in tags
+    assert account.s3.get_public_access_block(Bucket=BUCKET)
+    assert set(fleet.up().changes) == {"same"}
+
+
+def test_a_new_launch_template_version_rolls_the_node_group_in_place(fleet: FleetProject, account: Account) -> None:
+    fleet.files({**STACK, "tags": {"team": "platform"}}, FIVE)
+    run = fleet.up()
+    operations = {(operation, name) for operation, name in run.steps()}
+    assert ("update", "aws-pool-a100") in operations
+    assert not [o for o in operations if o[0] in ("replace", "create-replacement") and "pool" in o[1]]
+    group = account.node_groups(CLUSTER)["a100"]
+    assert int(group["launchTemplate"]["version"]) >= 2
+    assert {"Key": "team", "Value": "platform"} in account.template(group)["TagSpecifications"][0]["Tags"]
+
+
+def test_destroy_leaves_nothing(fleet: FleetProject, account: Account) -> None:
+    account.s3.put_object(Bucket=BUCKET, Key="models/org--on-t4/weights.bin", Body=b"x")
+    fleet.destroy()
+    assert account.everything() == []
+
+
