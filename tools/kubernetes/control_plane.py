@@ -256,7 +256,7 @@ class ControlPlane:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_without_proxies(), **(extra or {})},
-                preexec_fn=None if self._outlive else _end_with_parent,
+                preexec_fn=None if self._outlive else _end_with_parent,  # noqa: PLW1509  one system call, no lock
                 start_new_session=True,  # Ctrl-C in a terminal must reach the test, which then stops these in order
             )
 
