@@ -26,11 +26,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from serving.body_defaults import BodyDefaults
 from serving.config.schema import ModelConfig
 from serving.engine_args import engine_arguments
+from serving.gate import EngineGate
 from serving.prompt import MessagesRefused, check_messages
 from serving.sampling import Stops, body_defaults, compile_stops, default_max_tokens
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
 
 class FleetEngine(AsyncLLM):
@@ -59,7 +61,7 @@ def add_stops(params: SamplingParams, stops: Stops) -> None:
         params.all_stop_token_ids.update(stops.token_ids)
 
 
-async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path]) -> tuple[FastAPI, AsyncLLM]:
+async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path]) -> tuple[ASGIApp, AsyncLLM]:
     """Starts the engine on the folder `weights` and builds vLLM's application on it; `adapters` by their model ids."""
     generation = model.engine_config.generation
     args = namespace(engine_arguments(model, weights, adapters))
@@ -69,14 +71,16 @@ async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path])
     )
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
-    if defaults := body_defaults(generation.generate_kwargs):
-        app.add_middleware(BodyDefaults, defaults=defaults)
     await init_app_state(engine, app.state, args, tasks)
     engine.stops = _stops(model, engine)
     _default_length(app, default_max_tokens(generation.generate_kwargs))
     if generation.prompt_format is not None:
         _as_rayllm(app.state.online_renderer)
-    return app, engine
+    # Around the application: vLLM has built its own middleware stack by now.
+    served: ASGIApp = EngineGate(app, engine)
+    if defaults := body_defaults(generation.generate_kwargs):
+        served = BodyDefaults(served, defaults)
+    return served, engine
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ENGINE_POLL_S = 0.25
 """How often a replica looks whether its engine lives; an attribute read."""
 
-LAST_WORDS_S = 1.0
+LAST_WORDS_S = 0.5
 """Seconds for open streams to receive their error event before the process of a dead engine ends."""
 
 DEFAULT_ENVIRONMENT = {

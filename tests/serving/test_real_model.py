@@ -11,14 +11,15 @@ import pytest
 import requests
 
 from tests.serving.cluster import Cluster
-from tests.serving.conftest import REAL
+from tests.serving.conftest import REAL, application, model
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SLUG = REAL.replace("/", "--")
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Cluster) -> str:
+def url(cluster: Cluster, mirror: str) -> str:
+    cluster.serve(application(model(REAL), mirror))
     cluster.wait(SLUG)
     return cluster.url(SLUG)
 

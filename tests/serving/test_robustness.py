@@ -1,0 +1,143 @@
+"""What happens when things break: a client that leaves, an engine that is killed, more load than one replica takes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from tests.serving.cluster import Cluster
+from tests.serving.conftest import application, model
+
+ELASTIC = "test/elastic"
+SLUG = ELASTIC.replace("/", "--")
+LONG = {"model": ELASTIC, "prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, tiny: Path) -> Iterator[str]:
+    deployment = {
+        "max_ongoing_requests": 8,
+        "autoscaling_config": {
+            "min_replicas": 1,
+            "max_replicas": 2,
+            "target_ongoing_requests": 2,
+            "metrics_interval_s": 1,
+            "look_back_period_s": 4,
+            "upscale_delay_s": 2,
+            "downscale_delay_s": 8,
+        },
+        "graceful_shutdown_timeout_s": 20,
+    }
+    cluster.serve(application(model(ELASTIC, tiny, deployment=deployment)))
+    cluster.wait(SLUG)
+    yield cluster.url(SLUG)
+    cluster.remove(SLUG)
+
+
+def running(url: str) -> float:
+    """Sequences that vLLM's engine works on, from its own metrics."""
+    text = requests.get(f"{url}/metrics", timeout=30).text
+    values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
+    return sum(map(float, values))
+
+
+def wait_until(condition: Any, within_s: float, what: str) -> float:
+    """Seconds until `condition()` holds; fails after `within_s`."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < within_s, f"{what} not within {within_s} s"
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+def test_a_client_that_leaves_mid_stream_frees_its_sequence(url: str) -> None:
+    with requests.post(f"{url}/v1/completions", json=LONG, stream=True, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        assert running(url) == 1
+    wait_until(lambda: running(url) == 0, 20, "the sequence of a client that left was freed")
+
+
+def events(answer: requests.Response) -> Iterator[str]:
+    for line in answer.iter_lines(decode_unicode=True):
+        if line.startswith("data: "):
+            yield line.removeprefix("data: ")
+
+
+def engine_of(cluster: Cluster) -> psutil.Process:
+    (replica,) = [one for one in cluster.replicas(SLUG) if one["state"] == "RUNNING"]
+    found = [one for one in psutil.Process(replica["pid"]).children() if "EngineCore" in " ".join(one.cmdline())]
+    assert found, "the replica has no engine process"
+    return found[0]
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_serve_heals_itself(cluster: Cluster, url: str) -> None:
+    ended: list[list[str]] = []
+    streaming = threading.Barrier(3)
+
+    def stream() -> None:
+        with requests.post(f"{url}/v1/completions", json=LONG, stream=True, timeout=60) as answer:
+            all_events = events(answer)
+            first = next(all_events)
+            streaming.wait(60)
+            ended.append([first, *all_events])
+
+    clients = [threading.Thread(target=stream) for _ in range(2)]
+    for client in clients:
+        client.start()
+    streaming.wait(60)
+    engine_of(cluster).kill()
+    killed = time.monotonic()
+    failures: list[float] = []
+    body = {"model": ELASTIC, "prompt": "a", "max_tokens": 2}
+    while True:
+        try:
+            answer = requests.post(f"{url}/v1/completions", json=body, timeout=400)
+        except requests.ConnectionError:
+            failures.append(time.monotonic() - killed)
+            continue
+        if answer.status_code == 200:
+            break
+        assert answer.status_code in (500, 503), answer.text
+        failures.append(time.monotonic() - killed)
+        time.sleep(0.05)
+    print(f"errors for {max(failures, default=0):.1f} s, served again after {time.monotonic() - killed:.1f} s")
+    for client in clients:
+        client.join(30)
+    assert len(ended) == 2
+    for seen in ended:
+        assert seen[-1] == "[DONE]" and "error" in json.loads(seen[-2]), f"a stream ended without a word: {seen[-3:]}"
+    assert max(failures, default=0) < 15, "the dead replica stayed in the way of new requests"
+
+
+def test_replicas_come_with_load_and_go_without(cluster: Cluster, url: str) -> None:
+    stop = threading.Event()
+    codes: list[int] = []
+
+    def load() -> None:
+        body = {"model": ELASTIC, "prompt": "a", "max_tokens": 50, "ignore_eos": True}
+        while not stop.is_set():
+            codes.append(requests.post(f"{url}/v1/completions", json=body, timeout=120).status_code)
+
+    def count() -> int:
+        return len([one for one in cluster.replicas(SLUG) if one["state"] == "RUNNING"])
+
+    clients = [threading.Thread(target=load) for _ in range(6)]
+    for client in clients:
+        client.start()
+    try:
+        wait_until(lambda: count() == 2, 400, "a second replica")
+    finally:
+        stop.set()
+        for client in clients:
+            client.join(120)
+    assert set(codes) == {200}
+    wait_until(lambda: count() == 1, 120, "back to one replica")
