@@ -31,13 +31,9 @@ def _eks(root: Path, plan: Plan) -> Outputs:
     from infra.aws import AwsFleet
     from infra.kubernetes.fleet import KubernetesFleet
     from infra.stack import load_stack
-    from infra.workspace import build_code_zip
 
-    archive = root / ".modelfleet" / plan.code.key
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    archive.write_bytes(build_code_zip())
     place = load_stack(root, plan.stack).finding
-    cloud = AwsFleet(plan.stack, plan, code=pulumi.FileAsset(str(archive)), place=place)
+    cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), place=place)
     fleet = KubernetesFleet(
         plan.stack,
         plan,
@@ -53,8 +49,24 @@ def _eks(root: Path, plan: Plan) -> Outputs:
 def _kubernetes(root: Path, plan: Plan) -> Outputs:
     from infra.kubernetes.fleet import KubernetesFleet
 
-    fleet = KubernetesFleet(plan.stack, plan, huggingface_token=_secret("huggingFaceToken"), api_keys=_api_keys(plan))
+    fleet = KubernetesFleet(
+        plan.stack,
+        plan,
+        code=_code(root, plan),
+        huggingface_token=_secret("huggingFaceToken"),
+        api_keys=_api_keys(plan),
+    )
     return {"base_url": fleet.base_url}
+
+
+def _code(root: Path, plan: Plan) -> pulumi.Asset:
+    """The serving package as a file, for the object in the bucket."""
+    from infra.workspace import build_code_zip
+
+    archive = root / ".modelfleet" / plan.code.key
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.write_bytes(build_code_zip())
+    return pulumi.FileAsset(str(archive))
 
 
 def _secret(key: str) -> pulumi.Output[str] | None:

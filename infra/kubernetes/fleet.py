@@ -15,6 +15,7 @@ from infra.kubernetes.operator import Operator
 from infra.kubernetes.preflight import check_cluster
 from infra.kubernetes.ray import RayFleet
 from infra.kubernetes.secrets import Secrets
+from infra.kubernetes.storage import Storage
 from infra.planning.plan import Plan
 
 
@@ -49,7 +50,8 @@ def connection(
 class KubernetesFleet(pulumi.ComponentResource):
     """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
-    `ready` is what has to be there first: the cluster's access and nodes, the code artifact in the bucket.
+    `ready` is what has to be there first: the cluster's access and nodes, the code artifact in the bucket. On an
+    existing cluster `code` makes the bucket and the artifact.
     `destroy` goes the other way: the RayService's pods end while the operator still runs.
     Raises `SetupError` before the first resource when an existing cluster lacks something.
     """
@@ -63,6 +65,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         *,
         kubeconfig: pulumi.Input[str] | None = None,
         cluster_name: str = "",
+        code: pulumi.Asset | None = None,
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
         ready: Sequence[pulumi.Resource] = (),
@@ -75,6 +78,8 @@ class KubernetesFleet(pulumi.ComponentResource):
         self._provider = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)
         shared = connection(f"{name}-shared", plan, kubeconfig=kubeconfig, take_over=True, opts=child)
         self._ready = list(ready)
+        if code is not None:
+            self._ready += Storage(f"{name}-storage", plan, code=code, opts=child).ready
         ClusterAddOns(f"{name}-add-ons", plan, cluster_name, opts=self._child())
         namespace = Namespace(f"{name}-base", plan, opts=self._child())
         operator = Operator(f"{name}-operator", plan, shared=shared, opts=self._child(*namespace.ready))
