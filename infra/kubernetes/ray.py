@@ -12,7 +12,12 @@ from infra.planning.plan import Plan
 #: Until the first models answer: nodes are bought, images pulled, weights copied and loaded.
 #: At the end pods have their requests finished first.
 TIMEOUTS = pulumi.CustomTimeouts(create="90m", update="90m", delete="30m")
-WAIT_FOR_READY = {"pulumi.com/waitFor": "condition=Ready"}
+ANNOTATIONS = {
+    "pulumi.com/waitFor": "condition=Ready",
+    # KubeRay writes the whole object back when it adds its finalizer, and so owns the worker groups as far as
+    # server-side apply knows: without this no pool could ever be changed again.
+    "pulumi.com/patchForce": "true",
+}
 
 #: With `rollout: replace` these replace the RayService, deleting it first. What KubeRay changes in place (replicas,
 #: tolerations, a group appended at the end) is not among them.
@@ -33,7 +38,7 @@ class RayFleet(pulumi.ComponentResource):
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
         files = resource(f"{name}-scripts", scripts(plan), pulumi.ResourceOptions(parent=self))
         manifest = ray_service(plan)
-        manifest["metadata"]["annotations"] = dict(WAIT_FOR_READY)
+        manifest["metadata"]["annotations"] = dict(ANNOTATIONS)
         replace = plan.ray_cluster.rollout == "replace"
         self.service = resource(
             f"{name}-service",

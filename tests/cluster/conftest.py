@@ -138,7 +138,7 @@ def take_away(stack: Stack) -> None:
 def apply_all(api: Api, manifests: list[dict[str, Any]]) -> None:
     """Apply in order, as one manager."""
     for manifest in manifests:
-        api.apply(manifest, manager=MANAGER)
+        api.apply(manifest, manager=MANAGER, force=True)
 
 
 def wait_for(what: str, probe: Callable[[], Any], *, seconds: float = 30.0) -> Any:

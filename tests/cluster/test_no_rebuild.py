@@ -70,7 +70,7 @@ def test_fifty_random_changes_of_models_keep_cluster_and_pods(live: tuple[Stack,
     for number in range(STEPS):
         _change(models, choose, number)
         plan = planned(tmp_path, models, stack=stack.plan.stack, pools=POOLS)
-        stack.api.apply(ray_service(plan), manager=MANAGER)
+        stack.api.apply(ray_service(plan), manager=MANAGER, force=True)
         wait_for(f"step {number} to reach Ray", lambda plan=plan: ray.config == plan.serve_config, seconds=60)
         assert _identity(stack) == before, f"step {number}: {[m['engine_config']['model_id'] for m in models]}"
     assert ray.puts >= STEPS // 2
@@ -104,7 +104,7 @@ def test_a_new_image_does_build_a_second_cluster(live: tuple[Stack, FakeRay], tm
     plan = planned(
         tmp_path, [model("org/first", "L4")], stack=stack.plan.stack, pools=POOLS, kubernetes={"image": "other:2"}
     )
-    stack.api.apply(ray_service(plan), manager=MANAGER)
+    stack.api.apply(ray_service(plan), manager=MANAGER, force=True)
     clusters = wait_for(
         "a second cluster",
         lambda: (c := stack.api.list("ray.io/v1", "RayCluster", stack.namespace))[1:] and c,
@@ -118,6 +118,6 @@ def test_a_prompt_format_reaches_ray_as_it_was_written(live: tuple[Stack, FakeRa
     prompt = dict.fromkeys(("system", "assistant", "user"), HOSTILE) | {"trailing_assistant": HOSTILE}
     one = model("org/first", "L4", generation={"prompt_format": prompt})
     plan = planned(tmp_path, [one], stack=stack.plan.stack, pools=POOLS)
-    stack.api.apply(ray_service(plan), manager=MANAGER)
+    stack.api.apply(ray_service(plan), manager=MANAGER, force=True)
     wait_for("the config to reach Ray", lambda: ray.config == plan.serve_config, seconds=60)
     assert ray.config["applications"][0]["args"]["model"]["engine_config"]["generation"]["prompt_format"] == prompt

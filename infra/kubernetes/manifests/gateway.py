@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from infra.gateway import GatewayFiles, Runtime, render
-from infra.kubernetes.manifests.pods import Manifest, container_security, pod_security, system_placement
+from infra.kubernetes.manifests.pods import Manifest, container_security, mib, pod_security, system_placement
 from infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
 from infra.kubernetes.versions import HAPROXY_IMAGE
 from infra.planning.plan import Plan
@@ -165,7 +165,7 @@ def _bodies(plan: Plan) -> Manifest:
         container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, "periodSeconds": 5}
     container["resources"] = {
         "requests": {"cpu": "100m", "memory": "256Mi"},
-        "limits": {"memory": f"{BODIES_MEMORY_MIB + 512}Mi"},
+        "limits": {"memory": mib(BODIES_MEMORY_MIB + 512)},
     }
     return container
 

@@ -64,6 +64,20 @@ def system_placement(plan: Plan) -> Manifest:
     return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
+def mib(amount: int) -> str:
+    """MiB as the shortest quantity, which is how Kubernetes and KubeRay write it back: `1024Mi` would be a drift."""
+    for unit in ("Mi", "Gi"):
+        if amount % 1024 or not amount:
+            return f"{amount}{unit}"
+        amount //= 1024
+    return f"{amount}Ti"
+
+
+def millis(amount: int) -> str:
+    """Thousandths of a CPU as the shortest quantity: `500m`, `2`."""
+    return f"{amount}m" if amount % 1000 else str(amount // 1000)
+
+
 def resources(cpu: str, memory: str, *, limit_memory: str | None = None) -> Manifest:
     """Requests, and a memory limit only: a CPU limit throttles, and takes nothing that anybody else gets."""
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit_memory or memory}}

@@ -17,6 +17,8 @@ from infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
     environment,
+    mib,
+    millis,
     object_storage,
     pod_security,
     resources,
@@ -170,10 +172,10 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
 
 def _whole_node(group: WorkerGroup) -> Manifest:
     """All that a node offers, so that the scheduler puts one worker on a node and the node autoscaler buys one each."""
-    memory = f"{group.node.memory_mib}Mi"
+    memory = mib(group.node.memory_mib)
     gpus = {"nvidia.com/gpu": str(group.node.gpus)} if group.node.gpus else {}
     return {
-        "requests": {"cpu": f"{group.node.cpu_millis}m", "memory": memory, **gpus},
+        "requests": {"cpu": millis(group.node.cpu_millis), "memory": memory, **gpus},
         "limits": {"memory": memory, **gpus},
     }
 
@@ -226,7 +228,7 @@ def _pod(plan: Plan, account: str, *, shm_mib: int) -> Manifest:
         "enableServiceLinks": False,
         "securityContext": pod_security(RAY_USER),
         "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mib}Mi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": mib(shm_mib)}},
             # On nodes whose NVMe disks are set up as a RAID 0, the kubelet's folder and so this one is on them.
             {"name": "weights", "emptyDir": {}},
             {"name": "scripts", "configMap": {"name": SCRIPTS}},
