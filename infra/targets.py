@@ -43,7 +43,14 @@ def _eks(root: Path, plan: Plan) -> Outputs:
         api_keys=_api_keys(plan),
         ready=cloud.ready,
     )
-    return {"base_url": fleet.base_url, "kubeconfig": cloud.kubeconfig, "bucket": cloud.bucket}
+    return {
+        "base_url": fleet.base_url,
+        "kubeconfig": cloud.kubeconfig,
+        "endpoint": cloud.endpoint,
+        "bucket": cloud.bucket,
+        "pools": cloud.pools,
+        "min_usd_per_hour": plan.cost.min_usd_per_hour,
+    }
 
 
 def _kubernetes(root: Path, plan: Plan) -> Outputs:

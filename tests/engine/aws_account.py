@@ -108,7 +108,11 @@ class Account:
             *(role["RoleName"] for role in self.iam.list_roles()["Roles"]),
             *(policy["PolicyName"] for policy in self.iam.list_policies(Scope="Local")["Policies"]),
             *self.keys(),
-            *(a["AliasName"] for a in self.kms.list_aliases()["Aliases"] if not a["AliasName"].startswith("alias/aws/")),
+            *(
+                a["AliasName"]
+                for a in self.kms.list_aliases()["Aliases"]
+                if not a["AliasName"].startswith("alias/aws/")
+            ),
             *(g["logGroupName"] for g in self.client("logs").describe_log_groups()["logGroups"]),
             *(self._emulator.buckets() - {TABLE}),
             *self.table_keys(),

@@ -145,7 +145,9 @@ class FleetProject(Project):
     def copy_stack_file(self, name: str) -> None:
         """The repository's stack file and all its models, for the emulator's account and without API keys."""
         settings = yaml.safe_load((REPOSITORY / "stacks" / f"Pulumi.{name}.yaml").read_text())["config"]
-        own = {key.removeprefix("modelfleet:"): value for key, value in settings.items() if key.startswith("modelfleet:")}
+        own = {
+            key.removeprefix("modelfleet:"): value for key, value in settings.items() if key.startswith("modelfleet:")
+        }
         self.region = settings["aws:region"]
         self.config["aws:region"] = self.region
         self.files({**own, "accountId": ACCOUNT, "auth": "none"}, {})

@@ -413,5 +413,3 @@ def test_destroy_leaves_nothing(fleet: FleetProject, account: Account) -> None:
     account.s3.put_object(Bucket=BUCKET, Key="models/org--on-t4/weights.bin", Body=b"x")
     fleet.destroy()
     assert account.everything() == []
-
-

@@ -1,0 +1,66 @@
+"""Plans for tests of the AWS half, planned by the real planner from a stack file and model files in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.aws.facts import QUOTA_CODES, AccountFacts
+from infra.planning import Plan, plan
+from infra.planning.plan import CodeArtifact
+from infra.stack import LoadedStack
+from infra.workspace import open_workspace
+
+REGION = "us-west-2"
+ACCOUNT = "123456789012"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/deployer"
+ZONES = ("us-west-2a", "us-west-2b", "us-west-2c", "us-west-2d")
+EVERYWHERE = frozenset(ZONES)
+
+
+def planned(root: Path, **stack: Any) -> tuple[Plan, LoadedStack]:
+    """The plan of a stack without models; keys as in the stack file."""
+    settings = {
+        "models": ["*"],
+        "target": "eks",
+        "accountId": ACCOUNT,
+        "auth": "none",
+        "network": {"zones": 2},
+        "pools": [{"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}],
+        **stack,
+    }
+    for folder in ("models", "stacks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    model = {
+        "deployment_config": {"autoscaling_config": {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}},
+        "engine_config": {"model_id": "org/model", "type": "VLLMEngine"},
+        "scaling_config": {
+            "num_workers": 1,
+            "num_gpus_per_worker": 0 if settings["pools"][0]["accelerator"] == "CPU" else 1,
+            "num_cpus_per_worker": 1,
+            "placement_strategy": "STRICT_PACK",
+            "resources_per_worker": {f"accelerator_type:{settings['pools'][0]['accelerator']}": 0.001},
+        },
+    }
+    (root / "models" / "org--model.yaml").write_text(yaml.safe_dump(model))
+    config = {"aws:region": REGION, **{f"modelfleet:{key}": value for key, value in settings.items()}}
+    (root / "stacks" / "Pulumi.test.yaml").write_text(yaml.safe_dump({"config": config}, sort_keys=False))
+    models, loaded, _ = open_workspace(root, "test")
+    return plan(models, loaded, code=CodeArtifact("0" * 64)), loaded
+
+
+def facts(**more: Any) -> AccountFacts:
+    """An account in which everything is offered everywhere and quotas are ample."""
+    offered = ("g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6.12xlarge", "p4d.24xlarge", "p4de.24xlarge", "m7i.xlarge")
+    usual: dict[str, Any] = {
+        "account": ACCOUNT,
+        "partition": "aws",
+        "region": REGION,
+        "caller_role_arn": ROLE,
+        "zones": ZONES,
+        "offerings": dict.fromkeys(offered, EVERYWHERE),
+        "quotas": dict.fromkeys(QUOTA_CODES.values(), 10_000.0),
+    }
+    return AccountFacts(**{**usual, **more})

@@ -1,0 +1,137 @@
+"""IAM documents: what each role may and may not do, evaluated; no `*` action; limits of length."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from infra.aws import policies
+from tests.unit.aws.evaluator import allowed
+
+PARTITION = {"partition": "aws"}
+PLACE = {**PARTITION, "region": "us-west-2", "account": "123456789012"}
+STATEMENTS = {
+    "read": policies.read_objects("b", ["code", "models"], **PARTITION),
+    "write": policies.write_objects("b", ["models"], **PARTITION),
+    "key": policies.use_key("arn:aws:kms:us-west-2:1:key/k", write=True, region="us-west-2"),
+    "existing": policies.read_existing(["other/llama", "other/mistral", "whole"], **PARTITION),
+    "autoscaler": policies.cluster_autoscaler(cluster_name="c", **PLACE),
+}
+
+
+def _list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_no_role_has_a_wildcard_action(name: str) -> None:
+    for statement in STATEMENTS[name]:
+        assert not [action for action in _list(statement["Action"]) if "*" in action], statement
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_wildcard_resource_stands_only_where_aws_has_no_finer_one(name: str) -> None:
+    for statement in STATEMENTS[name]:
+        if "*" in _list(statement["Resource"]):
+            assert set(_list(statement["Action"])) <= set(policies.UNSCOPED), statement
+    assert all(reason for reason in policies.UNSCOPED.values())
+
+
+def test_reading_is_for_the_named_prefixes() -> None:
+    read = STATEMENTS["read"]
+    assert allowed(read, "s3:GetObject", "arn:aws:s3:::b/models/org--m/a")
+    assert not allowed(read, "s3:GetObject", "arn:aws:s3:::b/models-of-others/a")
+    assert not allowed(read, "s3:GetObject", "arn:aws:s3:::b/secret")
+    assert not allowed(read, "s3:GetObject", "arn:aws:s3:::bb/models/a")
+    assert allowed(read, "s3:ListBucket", "arn:aws:s3:::b", {"s3:prefix": "models/org--m/"})
+    assert not allowed(read, "s3:ListBucket", "arn:aws:s3:::b", {"s3:prefix": "logs/"})
+    assert not allowed(read, "s3:ListBucket", "arn:aws:s3:::b"), "a list of the whole bucket has no prefix"
+
+
+def test_writing_never_deletes() -> None:
+    write = STATEMENTS["write"]
+    assert allowed(write, "s3:PutObject", "arn:aws:s3:::b/models/x")
+    assert allowed(write, "s3:AbortMultipartUpload", "arn:aws:s3:::b/models/x")
+    assert not allowed(write, "s3:DeleteObject", "arn:aws:s3:::b/models/x")
+    assert not allowed(write, "s3:PutObject", "arn:aws:s3:::b/code/x")
+    assert not allowed(write, "s3:PutBucketPolicy", "arn:aws:s3:::b")
+
+
+def test_existing_buckets_are_read_at_their_prefix_or_whole() -> None:
+    existing = STATEMENTS["existing"]
+    assert allowed(existing, "s3:GetObject", "arn:aws:s3:::other/llama/x")
+    assert not allowed(existing, "s3:GetObject", "arn:aws:s3:::other/secret/x")
+    assert allowed(existing, "s3:GetObject", "arn:aws:s3:::whole/any/x")
+    assert not allowed(existing, "s3:PutObject", "arn:aws:s3:::whole/any/x")
+
+
+def test_the_key_works_through_s3_only() -> None:
+    key, arn = STATEMENTS["key"], "arn:aws:kms:us-west-2:1:key/k"
+    assert allowed(key, "kms:GenerateDataKey", arn, {"kms:ViaService": "s3.us-west-2.amazonaws.com"})
+    assert not allowed(key, "kms:Decrypt", arn, {"kms:ViaService": "secretsmanager.us-west-2.amazonaws.com"})
+    assert not allowed(key, "kms:Decrypt", arn)
+    reader = policies.use_key(arn, write=False, region="us-west-2")
+    assert not allowed(reader, "kms:GenerateDataKey", arn, {"kms:ViaService": "s3.us-west-2.amazonaws.com"})
+
+
+def test_the_autoscaler_may_look_at_all_and_change_its_own() -> None:
+    scaling = STATEMENTS["autoscaler"]
+    arn = "arn:aws:autoscaling:us-west-2:123456789012:autoScalingGroup:u:autoScalingGroupName/eks-l4-x"
+    mine = {"aws:ResourceTag/eks:cluster-name": "c"}
+    assert allowed(scaling, "autoscaling:DescribeAutoScalingGroups", "*")
+    assert allowed(scaling, "autoscaling:TerminateInstanceInAutoScalingGroup", arn, mine)
+    assert not allowed(scaling, "autoscaling:SetDesiredCapacity", arn, {"aws:ResourceTag/eks:cluster-name": "d"})
+    web = "arn:aws:autoscaling:us-west-2:123456789012:autoScalingGroup:u:autoScalingGroupName/web"
+    assert not allowed(scaling, "autoscaling:SetDesiredCapacity", web, mine)
+    own = "arn:aws:eks:us-west-2:123456789012:nodegroup/c/l4/u"
+    assert allowed(scaling, "eks:DescribeNodegroup", own)
+    assert not allowed(scaling, "eks:DescribeNodegroup", own.replace("/c/", "/d/"))
+    assert not allowed(scaling, "ec2:TerminateInstances", "arn:aws:ec2:us-west-2:123456789012:instance/i-1")
+
+
+def test_pod_trust_is_for_one_service_account_of_one_cluster_and_may_tag() -> None:
+    trust = policies.pod_trust(cluster_arn="arn:c", namespace="n", service_account="s")
+    (statement,) = trust["Statement"]
+    assert set(statement["Action"]) == {"sts:AssumeRole", "sts:TagSession"}, "Pod Identity fails without TagSession"
+    assert statement["Principal"] == {"Service": "pods.eks.amazonaws.com"}
+    assert statement["Condition"]["StringEquals"] == {
+        "aws:RequestTag/eks-cluster-arn": "arn:c",
+        "aws:RequestTag/kubernetes-namespace": "n",
+        "aws:RequestTag/kubernetes-service-account": "s",
+    }
+
+
+def test_tls_only_denies_plain_http_and_nothing_else() -> None:
+    deny = policies.tls_only("b", **PARTITION)["Statement"]
+    both = [*deny, *STATEMENTS["read"]]
+    assert allowed(both, "s3:GetObject", "arn:aws:s3:::b/models/x", {"aws:SecureTransport": "true"})
+    assert not allowed(both, "s3:GetObject", "arn:aws:s3:::b/models/x", {"aws:SecureTransport": "false"})
+
+
+def test_the_logs_service_uses_the_key_for_one_log_group_only() -> None:
+    statements = policies.cluster_key(log_group="/aws/eks/c/cluster", **PLACE)["Statement"]
+    (logs,) = [s for s in statements if s["Sid"] == "Logs"]
+    context = "kms:EncryptionContext:aws:logs:arn"
+    arn = "arn:aws:logs:us-west-2:123456789012:log-group:/aws/eks/c/cluster"
+    assert allowed([logs], "kms:GenerateDataKey", "key", {context: arn})
+    assert not allowed([logs], "kms:GenerateDataKey", "key", {context: arn + "-other"})
+    assert not allowed([logs], "kms:ScheduleKeyDeletion", "key", {context: arn})
+    wildcards = [s["Sid"] for s in statements if any("*" in action for action in _list(s["Action"]))]
+    assert wildcards == ["Account"], "only the account's root, without which a key becomes unmanageable"
+
+
+def test_a_hundred_foreign_buckets_are_split_into_policies_that_iam_takes() -> None:
+    locations = [f"weights-of-team-{n:03}/a-rather-long-prefix-of-a-model" for n in range(100)]
+    statements = policies.read_existing(locations, **PARTITION)
+    documents = policies.split(statements)
+    assert len(documents) > 1
+    assert [s for d in documents for s in d["Statement"]] == statements, "nothing is lost and nothing comes twice"
+    for document in documents:
+        assert len(json.dumps(document, separators=(",", ":"))) <= 6144
+
+
+def test_many_prefixes_of_one_bucket_fit_too() -> None:
+    statements = policies.read_existing([f"weights/model-{n:04}-{'x' * 60}" for n in range(200)], **PARTITION)
+    assert all(policies.size(d) <= policies.MANAGED_POLICY_CHARACTERS for d in policies.split(statements))
