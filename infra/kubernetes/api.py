@@ -254,7 +254,7 @@ def read_kubeconfig(source: str | Path, context: str | None = None) -> Access:
         user = _named(config, "users", chosen["user"])["user"] if chosen.get("user") else {}
         return _access(cluster, user or {}, chosen.get("namespace") or "default")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Unreachable(f"{where} is not a kubeconfig: {error}") from error
+        raise Unreachable(f"{where} is not a kubeconfig: {' '.join(str(error).split())}") from error
 
 
 def objects(manifests: Iterator[Manifest] | list[Manifest]) -> Iterator[Manifest]:

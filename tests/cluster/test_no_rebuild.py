@@ -21,7 +21,7 @@ POOLS = [
     {"name": "t4", "accelerator": "T4", "maxNodes": 1, "instanceTypes": ["g4dn.12xlarge"]},
 ]
 STEPS = 50
-HOSTILE = "on: [yes, 1e3, 0x10, ~]\n\t\u2028\x85 {instruction} '\"\\ 😀 %s ${X} \x7f"
+HOSTILE = "on: [yes, 1e3, 0x10, ~]\n\t\u2028\x85 {instruction} '\"\\ 😀 %s $X \x7f"
 
 
 @pytest.fixture

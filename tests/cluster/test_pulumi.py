@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infra.kubernetes.teardown import release
 from infra.planning import Plan
 from tests.cluster.conftest import wait_for
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
@@ -86,6 +90,9 @@ class Fleet:
         assert run.code == 0, run.text
         return run
 
+    def stop_operator(self) -> None:
+        self.cluster.kill("kuberay-operator")
+
     def start_operator(self) -> None:
         where = self.plan.namespace
         wait_for(
@@ -99,7 +106,7 @@ class Fleet:
 
     def close(self) -> None:
         api = self.cluster.api
-        if api.get("v1", "Namespace", self.plan.namespace) is not None:
+        if self.project.deployment().get("resources"):
             self.project.destroy(check=False)
         self._after.close()
         if "kuberay-operator" in self.cluster.pids():
@@ -140,3 +147,85 @@ def test_up_is_ready_then_unchanged_then_an_edit_touches_the_ray_service_only_th
     assert api.list("ray.io/v1", "RayService") == []
     assert api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayclusters.ray.io") is not None
     assert fleet.project.deployment().get("resources", []) == []
+
+
+def test_a_changed_key_rolls_the_gateway_alone_and_no_secret_is_in_plain_text(fleet: Fleet) -> None:
+    key, other, token = "sk-one-0123456789abcdef", "sk-two-0123456789abcdef", "hf_0123456789abcdefghij"
+    fleet.write([model("org/one", "L4")])
+    fleet.project.set_secret("token", token)
+    fleet.project.set_secret("keys", json.dumps({"alice": key}))
+    fleet.first_up()
+    api, where = fleet.cluster.api, fleet.plan.namespace
+    before = api.list("ray.io/v1", "RayCluster", where)[0]["metadata"]["uid"]
+    secret = api.get("v1", "Secret", "gateway-keys", where)
+    assert secret is not None
+    wanted = f"{hashlib.sha256(key.encode()).hexdigest()} alice\n"
+    assert base64.b64decode(secret["data"]["keys.map"]).decode() == wanted
+
+    fleet.project.set_secret("keys", json.dumps({"alice": key, "bob": other}))
+    run = fleet.project.up()
+    assert sorted(run.steps()) == [("update", "fleet-gateway-deployment"), ("update", "fleet-secrets-gateway-keys")]
+    assert api.list("ray.io/v1", "RayCluster", where)[0]["metadata"]["uid"] == before
+    everything = fleet.project.everything_on_disk() + run.text
+    hashes = [hashlib.sha256(one.encode()).hexdigest() for one in (key, other)]
+    for value in (key, other, token, *hashes, base64.b64encode(token.encode()).decode()):
+        assert value not in everything
+
+
+def test_without_its_operator_a_stack_can_still_be_taken_away(fleet: Fleet) -> None:
+    fleet.write([model("org/one", "L4")])
+    fleet.first_up()
+    api, where = fleet.cluster.api, fleet.plan.namespace
+    assert release(api, where) == [], "the operator is there, and it is its business"
+    fleet.stop_operator()
+    api.delete("apps/v1", "Deployment", "kuberay-operator", where)
+    wait_for("the Deployment to go", lambda: api.get("apps/v1", "Deployment", "kuberay-operator", where) is None)
+    assert "RayService fleet" in release(api, where)
+    fleet.project.destroy()
+    assert api.get("v1", "Namespace", where) is None
+    assert api.list("ray.io/v1", "RayCluster") == []
+
+
+def test_a_cluster_that_does_not_answer_is_one_message(fleet: Fleet) -> None:
+    fleet.write([model("org/one", "L4")])
+    fleet.project.environ["KUBECONFIG"] = str(fleet.source / "nowhere")
+    run = fleet.project.up(check=False)
+    assert run.code != 0
+    errors = [line for line in run.diagnostics() if "cannot be read" in line]
+    assert len(errors) == 1 and "Traceback" not in run.text, run.text
+    assert run.changes.get("create", 0) <= 1, "something was made"
+
+
+def test_an_object_of_somebody_else_is_left_alone(fleet: Fleet) -> None:
+    fleet.write([model("org/one", "L4")])
+    api, where = fleet.cluster.api, fleet.plan.namespace
+    for node in [*system_nodes(fleet.plan), *pool_nodes(fleet.plan, fleet.plan.pools[0], 1)]:
+        api.create(node)
+    api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": where, "labels": {"owner": "others"}}})
+    run = fleet.project.up(check=False)
+    assert f"Namespace {where} is there already" in run.text
+    namespace = api.get("v1", "Namespace", where)
+    assert namespace is not None and namespace["metadata"]["labels"]["owner"] == "others"
+    assert "modelfleet.dev/stack" not in namespace["metadata"]["labels"]
+
+
+def test_an_old_definition_is_brought_up_to_date_before_the_operator_starts(fleet: Fleet) -> None:
+    """kuberay#2084: a new operator on an old CRD deleted all workers."""
+    api = fleet.cluster.api
+    crd = api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
+    assert crd is not None
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    groups = schema["rayClusterConfig"]["properties"]["workerGroupSpecs"]["items"]["properties"]
+    del groups["resources"]
+    path = api.path("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
+    api.request("PUT", path, content=json.dumps(crd), kind="application/json", timeout=120)
+
+    fleet.write([model("org/one", "L4")])
+    fleet.project.config["crds"] = "true"
+    run = fleet.first_up()
+    order = [name for _, name in run.steps()]
+    crds = [index for index, name in enumerate(order) if "customresourcedefinition" in name]
+    assert len(crds) == 3 and max(crds) < order.index("fleet-operator-deployment-kuberay-operator")
+    service = api.get("ray.io/v1", "RayService", "fleet", fleet.plan.namespace)
+    assert service is not None
+    assert "resources" in service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0], "the field was dropped"
