@@ -15,7 +15,7 @@ from serving.config.errors import ModelfleetError, SetupError
 from tools.cache import forget
 from tools.paths import STANDINS
 from tools.progress import say
-from tools.pulumi_cli.build import build_cli
+from tools.pulumi_cli.build import PARTS, build_cli
 from tools.pulumi_cli.find import BUILT, COMMAND_MARK, Cli, find_cli, parts
 from tools.pulumi_cli.official import (
     Unreachable,
@@ -124,6 +124,9 @@ def _try_download(*, again: bool) -> None:
 
 
 def _does_not_start(cli: Cli) -> str | None:
+    missing = [name for name in PARTS if cli.origin == "built" and not (cli.path.parent / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing beside it"
     try:
         ran = subprocess.run([str(cli.path), "version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -99,7 +99,7 @@ def _secret_texts(value: PropertyValue, secret: bool) -> Iterator[str]:
 
 
 def _repeats(value: Any, texts: frozenset[str]) -> bool:
-    """Whether a plain value holds one of `texts`; a very short one must be the whole text, or it would be everywhere."""
+    """Whether a plain value holds one of `texts`; a very short one must be the whole text, not a part of it."""
     if isinstance(value, str):
         return value in texts or any(len(text) >= 6 and text in value for text in texts)
     if isinstance(value, Mapping):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +76,23 @@ def project(tmp_path: Path, emulator: Emulator) -> Iterator[Project]:
     yield made
     left = made.living_processes()
     assert not left, f"processes outlive their test: {left}"
+
+
+@pytest.fixture
+def dead_lock() -> Callable[..., Path]:
+    """Writes the lock of a process that has ended."""
+    return write_lock
+
+
+def write_lock(backend: Path, *, project: str, stack: str, pid: int | None = None, host: str | None = None) -> Path:
+    """A lock file as Pulumi writes it; without `pid` that of a process which has just ended."""
+    if pid is None:
+        ended = subprocess.Popen([sys.executable, "-c", "pass"])
+        ended.wait()
+        pid = ended.pid
+    file = backend / ".pulumi" / "locks" / "organization" / project / stack / "0815.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "789Z")
+    content = {"pid": pid, "username": "someone", "hostname": host or socket.gethostname(), "timestamp": now}
+    file.write_text(json.dumps(content))
+    return file

@@ -106,6 +106,30 @@ def test_a_program_that_says_its_error_ends_with_that_message_only(project: Proj
     assert "Traceback" not in run.text
 
 
+def test_a_dynamic_resource_is_made_and_taken_away(project: Project) -> None:
+    project.program(
+        """
+        import pulumi
+        from pulumi.dynamic import CreateResult, Resource, ResourceProvider
+
+        class Provider(ResourceProvider):
+            def create(self, props):
+                return CreateResult("an-id", {**props, "made": True})
+
+        class Thing(Resource):
+            def __init__(self, name):
+                super().__init__(Provider(), name, {"made": None})
+
+        pulumi.export("made", Thing("thing").made)
+        """,
+        prelude="",
+    )
+    project.up()
+    assert project.outputs() == {"made": True}
+    project.destroy()
+    assert project.resources() == []
+
+
 def test_an_exception_of_the_program_shows_its_traceback_and_fails(project: Project) -> None:
     project.program("raise ValueError('a fault of the program')", prelude="")
     run = project.up(check=False)

@@ -1,4 +1,4 @@
-"""Builds the Pulumi CLI from Go modules, with Pulumi's own exec script for Python programs beside it."""
+"""Builds the Pulumi CLI from Go modules, with the scripts for Python from the same release beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from tools.paths import ROOT
 from tools.pulumi_cli.find import BUILT, BUILT_VERSION, LANGUAGE_HOST
 
 _FOLDER = ROOT / "tools" / "go" / "pulumi"
-_EXEC = "pulumi-language-python-exec"
+# Pulumi's own scripts in its SDK's module: one runs a Python program, the other serves `pulumi.dynamic` resources.
+_SCRIPTS = ("cmd/pulumi-language-python-exec", "dist/pulumi-resource-pulumi-python")
+
+PARTS = (LANGUAGE_HOST, *(script.partition("/")[2] for script in _SCRIPTS))
+"""What must lie beside a CLI that we built."""
 
 # Beside the CLI the engine takes it for the bundled host and does not warn about PATH in every run. The cache is shared
 # by all clones, so it asks the `pulumi` command which checkout it works for.
@@ -44,7 +48,7 @@ def build_cli() -> Path:
 
 
 def _finish(folder: Path) -> None:
-    """Adds the exec script from the SDK's module and the launcher of the language host's stand-in."""
+    """Adds Pulumi's scripts from the SDK's module and the launcher of the language host's stand-in."""
     listed = subprocess.run(
         ["go", "list", "-m", "-json", "github.com/pulumi/pulumi/sdk/v3"],
         cwd=_FOLDER,
@@ -54,9 +58,12 @@ def _finish(folder: Path) -> None:
     )
     try:
         module = Path(json.loads(listed.stdout)["Dir"])
-        shutil.copyfile(module / "python" / "cmd" / _EXEC, folder / _EXEC)
+        for script in _SCRIPTS:
+            shutil.copyfile(module / "python" / script, folder / Path(script).name)
     except (ValueError, KeyError, OSError) as error:
-        raise SetupError(f"the Go module of Pulumi's SDK lacks {_EXEC}: {listed.stderr.strip() or error}") from error
+        raise SetupError(
+            f"the Go module of Pulumi's SDK lacks its Python scripts: {listed.stderr.strip() or error}"
+        ) from error
     (folder / LANGUAGE_HOST).write_text(_HOST % LANGUAGE_HOST)
-    for name in (_EXEC, LANGUAGE_HOST):
+    for name in PARTS:
         (folder / name).chmod(0o755)

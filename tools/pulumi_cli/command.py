@@ -50,6 +50,7 @@ def environment_for(cli: Cli) -> dict[str, str]:
     environment["MODELFLEET_ROOT"] = str(ROOT)
     environment["MODELFLEET_PYTHON"] = sys.executable
     environment.setdefault("PULUMI_SKIP_UPDATE_CHECK", "true")
+    environment.setdefault("PULUMI_PYTHON_CMD", sys.executable)  # for pulumi.dynamic resources
     # The language host's stand-in lies beside the CLI that we built, where the engine expects a bundled one.
     standins = [str(part.standin) for part in parts(cli) if part.real is None and part.standin.name != "language"]
     inherited = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder not in standins]
