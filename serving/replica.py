@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.bind import bind_to_node_address_only
 from serving.config.errors import ModelfleetError
 from serving.config.schema import ModelConfig
 from serving.errors import EngineError
 from serving.explain import sentence
+from serving.metrics import MetricsCopy
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -43,6 +45,7 @@ class VllmReplica:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         self._engine: Any = None
+        bind_to_node_address_only()
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
 
@@ -80,7 +83,8 @@ class VllmReplica:
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
-        self._watch = asyncio.create_task(self._exit_with_engine())
+        metrics = MetricsCopy(self._model.slug)
+        self._tasks = [asyncio.create_task(self._exit_with_engine()), asyncio.create_task(metrics.run())]
         return app
 
     async def _exit_with_engine(self) -> None:
