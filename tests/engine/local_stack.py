@@ -104,14 +104,17 @@ class LocalStack(Project):
             return ProcessId(int(resource["outputs"]["pid"]), resource["outputs"]["started"])
         return None
 
-    def open_ports(self) -> list[str]:
-        """Addresses on which this stack's processes listen."""
-        import psutil
 
-        leader = self.ray()
-        assert leader is not None
-        ours = {pid for pid in psutil.pids() if _session(pid) == leader.pid}
-        return [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
+def listening_addresses(leader: ProcessId) -> dict[str, str]:
+    """Where the processes of `leader`'s session listen: `address:port` → the process's title."""
+    import psutil
+
+    ours = {pid for pid in psutil.pids() if _session(pid) == leader.pid}
+    return {
+        f"{found.laddr.ip.removeprefix('::ffff:')}:{found.laddr.port}": psutil.Process(found.pid).name()
+        for found in psutil.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN and found.pid in ours
+    }
 
 
 def _session(pid: int) -> int:
@@ -119,3 +122,17 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except ProcessLookupError:
         return 0
+
+
+def marked_processes(folder: Path) -> list[int]:
+    """Processes of any `modelfleet` or `pulumi` that was started with `MODELFLEET_TEST` set to `folder`."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MODELFLEET_TEST") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue  # another user's, or it has ended
+    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infra.local.provider.folders import run_folder
 from infra.local.provider.ports import LOOPBACK, free_port, require_free
-from infra.local.provider.processes import ProcessId, end, end_all, left_behind, mark, members, spawn
+from infra.local.provider.processes import ProcessId, end_all, left_behind, mark, members, spawn
 from infra.local.provider.progress import Progress
 from infra.local.provider.replica_log import tail
 from infra.local.provider.serve_api import ServeApi, Unreachable
@@ -23,11 +23,19 @@ from infra.local.runtime import short_folder
 from infra.provider import Call, Made, Props, Refused, ResourceDef
 
 START_TIMEOUT_S = 180.0
-#: Ray's own graceful end; replicas get their own time from Serve when an application is deleted.
-END_GRACE_S = 10.0
+#: For processes to end by themselves; replicas got their own time from Serve when their application was deleted.
+END_GRACE_S = 4.0
 #: A dashboard that is busy with a starting replica may take this long to answer; after that it counts as dead.
 ANSWER_TIMEOUT_S = 15.0
 OBJECT_STORE_BYTES = 256 * 1024**2
+#: The `ray` command without the server for `ray://` clients: nobody uses it here, it cannot be switched off where grpc
+#: is installed, its port is fixed, and on a busy machine it times out and takes the whole Ray with it (Ray 2.60).
+RAY_COMMAND = """
+from ray._private import utils
+utils.get_ray_client_dependency_error = lambda: ImportError("not wanted")
+from ray.scripts.scripts import main
+main()
+"""
 #: Ray turns 127.0.0.1 into the machine's outer address and listens on all of them, unless this says that it shall not
 #: form clusters (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -72,8 +80,6 @@ def delete(call: Call[LocalSession], id: str, state: Props) -> None:
     """Ends exactly the processes of this Ray and removes its folder below the temporary one."""
     call.step("ending Ray")
     leader = ProcessId(state["pid"], state["started"])
-    if process := leader.find():
-        end([process], END_GRACE_S)  # it ends the others in Ray's own order
     end_all(lambda: members(leader), END_GRACE_S)
     shutil.rmtree(temp_folder(state["folder"]), ignore_errors=True)
 
@@ -106,7 +112,6 @@ def _command(inputs: Props, temp: Path) -> list[str]:
         "dashboard-port": inputs["dashboardPort"],
         # Fixed by default, and then a second Ray on this machine does not start.
         "dashboard-agent-listen-port": free_port(),
-        "ray-client-server-port": free_port(),
         "num-cpus": inputs["cpus"],
         "num-gpus": inputs["gpus"],
         "resources": json.dumps(inputs["resources"], sort_keys=True),

@@ -1,0 +1,154 @@
+"""The whole way: `modelfleet up` on files, SmolLM2 answers, a second run changes nothing, `down` takes it away."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+import yaml
+
+from infra.local.provider.processes import ProcessId
+from tests.engine.engine import free_port
+from tests.engine.local_stack import ROOT, listening_addresses, marked_processes
+
+pytestmark = pytest.mark.slow
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SLUG = "HuggingFaceTB--SmolLM2-135M-Instruct"
+PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "dashboardPort", "gcsPort")
+
+
+@dataclass
+class Checkout:
+    """A user's folder: their model and stack files, and this checkout's program."""
+
+    folder: Path
+    ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in PORTS})
+
+    def write(self) -> None:
+        project = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
+        project["main"] = str(ROOT / "infra")
+        project["runtime"]["options"]["virtualenv"] = sys.prefix
+        project["plugins"]["providers"][0]["path"] = str(ROOT / "infra" / "local" / "provider")
+        (self.folder / "Pulumi.yaml").write_text(yaml.safe_dump(project))
+        for name in ("stacks", "models", "state"):
+            (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / "models" / f"{SLUG}.yaml").write_text((ROOT / "models" / f"{SLUG}.yaml").read_text())
+        self.write_stack()
+
+    def write_stack(self, **more: Any) -> None:
+        stack = yaml.safe_load((ROOT / "stacks" / "Pulumi.local.yaml").read_text())
+        stack["config"]["modelfleet:local"] = self.ports
+        stack["config"].update({f"modelfleet:{key}": value for key, value in more.items()})
+        (self.folder / "stacks" / "Pulumi.test.yaml").write_text(yaml.safe_dump(stack))
+
+    def modelfleet(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("PULUMI_", "AWS_"))},
+            "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}",
+            "PULUMI_CONFIG_PASSPHRASE": "of a test",
+            "PYTHONPATH": str(ROOT),
+            "MODELFLEET_TEST": str(self.folder),
+        }
+        command = [sys.executable, "-m", "cli.main", *arguments, "--stack", "test"]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    made = Checkout(tmp_path_factory.mktemp("fleet"))
+    made.write()
+    yield made
+    made.modelfleet("down", check=False)
+    assert marked_processes(made.folder) == []
+
+
+def test_a_wrong_stack_file_is_told_before_anything_is_made(checkout: Checkout) -> None:
+    checkout.write_stack(models=["no-such-model"])
+    done = checkout.modelfleet("up", check=False)
+    assert done.returncode == 1
+    assert "stacks/Pulumi.test.yaml:" in done.stderr
+    assert "no-such-model" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert marked_processes(checkout.folder) == []
+    assert list((checkout.folder / "state").iterdir()) == []
+    checkout.write_stack()
+
+
+def test_a_taken_port_is_exit_2_and_names_its_setting(checkout: Checkout) -> None:
+    with socket.create_server(("127.0.0.1", checkout.ports["gatewayPort"])):
+        done = checkout.modelfleet("up", check=False)
+    assert done.returncode == 2
+    assert f"port {checkout.ports['gatewayPort']} is taken" in done.stderr
+    assert "modelfleet:local.gatewayPort" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_up_goes_on_and_ends_with_an_endpoint_that_answers(checkout: Checkout) -> None:
+    done = checkout.modelfleet("up")
+    base_url = f"http://127.0.0.1:{checkout.ports['gatewayPort']}/v1"
+    assert f"Base URL: {base_url}" in done.stdout
+    client = openai.OpenAI(base_url=base_url, api_key="none")
+    assert [model.id for model in client.models.list().data] == [MODEL]
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = client.chat.completions.create(model=MODEL, messages=question, temperature=0)
+    assert "Paris" in str(answer.choices[0].message.content)
+
+
+def test_everything_listens_on_loopback_only(checkout: Checkout) -> None:
+    """Serve's gRPC server unpickles what it gets: on a foreign network it would run anybody's code."""
+    own = {psutil.Process(pid).pid for pid in marked_processes(checkout.folder)}
+    sessions = {os.getsid(pid) for pid in own}
+    addresses: dict[str, str] = {}
+    for session in sessions:
+        addresses |= listening_addresses(ProcessId.of(session))
+    assert f"127.0.0.1:{checkout.ports['gatewayPort']}" in addresses
+    assert any(title.startswith("ray::ServeReplica") for title in addresses.values())
+    assert [address for address in addresses if not address.startswith("127.0.0.1:")] == []
+
+
+def test_the_printed_examples_work_when_pasted(checkout: Checkout) -> None:
+    shown = checkout.modelfleet("up").stdout
+    curl = re.search(r"^curl (?:.*\\\n)*.*$", shown, re.MULTILINE)
+    script = re.search(r"<<'EOF'\n(.*?)\nEOF", shown, re.DOTALL)
+    assert curl and script, shown
+    asked = subprocess.run(["sh", "-c", curl[0]], capture_output=True, text=True, timeout=120)
+    assert "Paris" in asked.stdout, asked
+    asked = subprocess.run([sys.executable, "-"], input=script[1], capture_output=True, text=True, timeout=120)
+    assert "Paris" in asked.stdout, asked
+
+
+def test_a_second_up_is_unchanged_and_status_says_what_runs(checkout: Checkout) -> None:
+    began = time.monotonic()
+    done = checkout.modelfleet("up")
+    assert "test: unchanged" in done.stderr
+    assert time.monotonic() - began < 60, "it has nothing to do but look"
+    status = json.loads(checkout.modelfleet("status", "--json").stdout)
+    assert status["models"] == [
+        {"model": MODEL, "route": f"/{SLUG}/v1", "status": "RUNNING", "replicas": 1, "max_replicas": 2}
+    ]
+
+
+def test_down_takes_away_what_up_made(checkout: Checkout) -> None:
+    checkout.modelfleet("down")
+    assert marked_processes(checkout.folder) == []
+    for port in checkout.ports.values():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    assert not (checkout.folder / ".modelfleet" / "local" / "test").exists()
