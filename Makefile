@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools up down status test test-fast test-engine test-serving test-cluster check fix bench lock clean
+.PHONY: help setup tools up down status test test-fast test-engine test-serving test-cluster check fix schema bench lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test-fast: .venv/.ready  ## Unit tests, under a minute
 
 test-engine test-serving test-cluster: setup
 	@sh tools/test.sh $(@:test-%=%)
+
+schema: .venv/.ready  ## Make the data files, JSON Schemas and references from the installed packages
+	@$(BIN)/python -m tools.schema
 
 bench: setup  ## Print speeds side by side with their baselines
 	@$(BIN)/python -m tools.bench

@@ -102,7 +102,7 @@ def _check_stack(name: str, checked: Checked) -> None:
 
     checked.files += 1
     try:
-        make_plan(Path.cwd(), name)
+        checked.findings += make_plan(Path.cwd(), name, deploying=False).notices
     except InputErrors as error:
         checked.findings += error.findings
 

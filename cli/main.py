@@ -113,6 +113,9 @@ def render(
     model: Annotated[Path, typer.Argument(help="A model file.")],
     messages: Annotated[Path, typer.Argument(help="A JSON file: a list of chat messages.")],
     tokens: Annotated[bool, typer.Option("--tokens", help="Print token ids too; needs the model's tokenizer.")] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Where the tokenizer is; default the Hub.")
+    ] = None,
 ) -> None:
     """Print the exact prompt that a chat request becomes.
 
@@ -120,7 +123,7 @@ def render(
     """
     from cli.render import run_render
 
-    raise typer.Exit(run_render(model, messages, tokens=tokens))
+    raise typer.Exit(run_render(model, messages, tokens=tokens, tokenizer=tokenizer))
 
 
 def main() -> None:

@@ -39,6 +39,11 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
 
 
+def write(text: str) -> None:
+    """A result that is taken literally, such as a prompt: to stdout as it is, and a line break."""
+    sys.stdout.write(text + "\n")
+
+
 def say(text: str, style: str = "", *, stderr: bool = True) -> None:
     """A message about progress, to stderr; long lines are not broken, so that they can be copied."""
     _console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)

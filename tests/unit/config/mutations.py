@@ -1,4 +1,4 @@
-"""Strategies that make files nobody would write: real ones with bytes, lines and values changed, and YAML from parts."""
+"""What makes files nobody would write: real ones with bytes, lines and values changed, and YAML from parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ KEYS = [
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from(KEYS),
-    st.sampled_from(["VLLMEngine", "TRTLLMEngine", "EmbeddingEngine", "TextGenerationInferenceEngine", "{instruction}"]),
+    st.sampled_from(["VLLMEngine", "TRTLLMEngine", "EmbeddingEngine", "TextGenerationInferenceEngine"]),
+    st.sampled_from(["{instruction}", "{system}{instruction}"]),
     st.sampled_from([10**30, -(10**30), 1e308, "0.001", "1", "yes"]),
 )  # fmt: skip
 structures = st.recursive(

@@ -144,7 +144,7 @@ def test_a_folder_a_missing_file_and_a_pipe_are_findings(tmp_path: Path) -> None
 
 def test_a_message_cannot_forge_a_line_or_colour_a_terminal() -> None:
     """A hostile value in a pull request must not write into the log of whoever checks it."""
-    document = parse_document('"a\\e[31m\\nb.yaml:1: fine\\u202e": 1'.encode(), "f.yaml")
+    document = parse_document(b'"a\\e[31m\\nb.yaml:1: fine\\u202e": 1', "f.yaml")
     (key,) = document.data
     sentence = document.finding((key,), f"found {key}").sentence()
     assert "\n" not in sentence and "\x1b" not in sentence and "\u202e" not in sentence

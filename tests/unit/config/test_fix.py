@@ -150,7 +150,8 @@ def test_keys_move_into_sections_that_are_missing() -> None:
 
 def test_everything_in_braces_is_rewritten_too() -> None:
     text = (
-        "{deployment_config: {max_concurrent_queries: 9, user_config: {a: 1}, autoscaling_config: {smoothing_factor: 2}},"
+        "{deployment_config: {max_concurrent_queries: 9, user_config: {a: 1}, "
+        "autoscaling_config: {smoothing_factor: 2}},"
         " engine_config: {model_id: a/b}, scaling_config: {pg_timeout_s: 5, num_workers: 1, num_gpus_per_worker: 0}}\n"
     )
     assert fixed(text) == (

@@ -158,7 +158,8 @@ def test_the_engine_of_v0_2_is_read() -> None:
     """Files with `scheduler` and `TextGenerationInferenceEngine`, which RayLLM v0.5 itself refused."""
     text = MINIMAL.replace(
         "type: VLLMEngine",
-        "type: TextGenerationInferenceEngine\n  model_init_kwargs: {trust_remote_code: true}\n  scheduler:\n    policy:\n"
+        "type: TextGenerationInferenceEngine\n  model_init_kwargs: {trust_remote_code: true}\n"
+        "  scheduler:\n    policy:\n"
         "      max_batch_total_tokens: 12000\n      max_batch_prefill_tokens: 6000\n      max_total_tokens: 4096",
     )
     engine = loaded(text).engine_config

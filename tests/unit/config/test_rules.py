@@ -159,7 +159,7 @@ def test_a_broken_rule_is_found_at_its_key(old: str, new: str, key: str, message
     at_key = [f for f in findings_of(text) if f.severity is Severity.ERROR and f.path.endswith(key)]
     errors = [f for f in at_key if message in f.message]
     assert len(errors) == 1, [finding.sentence() for finding in findings_of(text)]
-    name = key.split(".")[-1].split("[")[0]
+    name = key.rsplit(".", maxsplit=1)[-1].split("[", maxsplit=1)[0]
     line = text.splitlines()[errors[0].line - 1]
     missing = "is missing" in errors[0].message
     assert missing or name in line, f"line {errors[0].line} is {line!r}, which is not where {name} stands"

@@ -1,0 +1,15 @@
+"""Make every generated file: `python -m tools.schema [--check]`, or `make schema`."""
+
+from __future__ import annotations
+
+from tools.schema import engine_arguments, json_schema, reference, serve_options
+
+
+def main() -> int:
+    """In the order in which they are made from each other; 1 when `--check` found a difference."""
+    codes = [make() for make in (engine_arguments.main, serve_options.main, json_schema.main, reference.main)]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
