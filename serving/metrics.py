@@ -1,0 +1,60 @@
+"""vLLM's metrics on Ray's own scrape, beside Serve's, one series per replica.
+
+vLLM keeps its metrics in this process's Prometheus registry. Every few seconds they are copied, samples as they are,
+into Ray's metrics, which the node's agent exports: `vllm:time_to_first_token_seconds_bucket{le=…}` becomes
+`ray_vllm_time_to_first_token_seconds_bucket{le=…}`. vLLM's own Ray logger does the same at every engine step and token;
+that is a cost in the path of each request, this is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+PERIOD_S = 5.0
+PREFIX = "vllm:"
+_NOT_ALLOWED = re.compile(r"[^A-Za-z0-9_]")
+
+
+@dataclass
+class MetricsCopy:
+    """Copies this process's vLLM metrics into Ray's, `application` being one more label."""
+
+    application: str
+    _gauges: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self.copy_once()
+            await asyncio.sleep(PERIOD_S)
+
+    def copy_once(self) -> int:
+        """The number of samples that were copied."""
+        copied = 0
+        for name, labels, value in vllm_samples():
+            tags = {**labels, "application": self.application}
+            self._gauge(name, tuple(sorted(tags))).set(value, tags=tags)
+            copied += 1
+        return copied
+
+    def _gauge(self, name: str, keys: tuple[str, ...]) -> Any:
+        from ray.util.metrics import Gauge
+
+        if (name, keys) not in self._gauges:
+            self._gauges[name, keys] = Gauge(name, description=f"vLLM's {name}", tag_keys=keys)
+        return self._gauges[name, keys]
+
+
+def vllm_samples() -> Iterator[tuple[str, dict[str, str], float]]:
+    """(name in Ray's spelling, labels, value) of each of vLLM's samples in this process."""
+    from prometheus_client import REGISTRY
+
+    for family in REGISTRY.collect():
+        if family.name.startswith(PREFIX):
+            for sample in family.samples:
+                if not sample.name.endswith("_created"):
+                    yield _NOT_ALLOWED.sub("_", sample.name), dict(sample.labels), sample.value
