@@ -17,6 +17,7 @@ from ray.serve import Application
 
 from serving.config.schema import ModelConfig
 from serving.config.serve_options import actor_options, deployment_options, placement_bundles
+from serving.mirror.waiting import wait_until_complete
 from serving.replica import VllmReplica
 
 DEPLOYMENT = "vllm"
@@ -43,9 +44,15 @@ class AppArgs(BaseModel):
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The Serve application of one model; raises pydantic's error for arguments that no plan makes."""
+    """The Serve application of one model; raises pydantic's error for arguments that no plan makes.
+
+    Where a mirror is filled beside the cluster (`MODELFLEET_MIRROR_WAIT_S`), it waits for it.
+    """
     parsed = AppArgs.model_validate(args)
     model = parsed.model
+    if parsed.weights.mirror:
+        # Here and not in the replica: no GPU is asked for, and no other application waits.
+        wait_until_complete(parsed.weights.mirror)
     deployment = serve.deployment(serve.ingress()(VllmReplica)).options(
         name=DEPLOYMENT,
         ray_actor_options=actor_options(model),

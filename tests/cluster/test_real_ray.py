@@ -110,7 +110,7 @@ def _fill_mirror(stack: Stack, storage: Storage, folder: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert "holds" in done.stdout, done.stdout
+        assert "holds" in done.stderr, done.stderr
 
 
 def test_a_model_file_becomes_an_answer(

@@ -43,6 +43,8 @@ from infra.planning.plan import Plan, WorkerGroup
 
 #: Time that a worker has to finish its requests before it is killed; a node group's update waits 15 min per node.
 DRAIN_SECONDS: Final = 840
+#: How long an application waits for its mirror Job: hundreds of GB from the Hub at 100 MB/s and more.
+MIRROR_WAIT_SECONDS: Final = 4 * 3600
 #: Ray's object store carries no tensors here (vLLM's workers share memory by themselves).
 OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
 HEAD_CPU, HEAD_MEMORY = "2", "8Gi"
@@ -214,6 +216,7 @@ def _environment(plan: Plan) -> dict[str, str | None]:
         "VLLM_NO_USAGE_STATS": "1",
         "AWS_REGION": plan.region,
         "MODELFLEET_MODEL_CACHE": f"{WEIGHTS_PATH}/models",
+        "MODELFLEET_MIRROR_WAIT_S": str(MIRROR_WAIT_SECONDS),
         "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
         # A file, because the kubelet renews it when the Secret changes; a variable stays until the pod ends.
         "HF_TOKEN_PATH": f"{HUGGINGFACE_PATH}/token",
