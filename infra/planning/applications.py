@@ -63,7 +63,9 @@ def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[Buck
         for model in models
         if (mirror := model.config.engine_config.s3_mirror_config) is not None and (uri := mirror.bucket_uri)
     }
-    return BucketPlan(config.mirror.create, name, config.cluster.deletion_protection, tuple(sorted(read_only))), findings
+    return BucketPlan(
+        config.mirror.create, name, config.cluster.deletion_protection, tuple(sorted(read_only))
+    ), findings
 
 
 def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPlan:

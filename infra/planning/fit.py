@@ -119,22 +119,22 @@ def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
     return fixed * MIB + activations + sampler
 
 
-def sequence_bytes(facts: ModelFacts, setting: Setting) -> float:
-    """Bytes per GPU that one sequence of the full length holds."""
-    return sum(_layer_tokens(layers, setting) * _token_bytes(layers, setting) for layers in facts.kv)
+def sequence_bytes(facts: ModelFacts, setting: Setting, block_tokens: int = BLOCK_TOKENS) -> float:
+    """Bytes per GPU that one sequence of the full length holds, in blocks of `block_tokens`."""
+    return sum(_layer_tokens(layers, setting, block_tokens) * _token_bytes(layers, setting) for layers in facts.kv)
 
 
 def _token_bytes(layers: KvLayers, setting: Setting) -> float:
     return layers.bytes_per_token(setting.workers, setting.kv_value_bytes)
 
 
-def _layer_tokens(layers: KvLayers, setting: Setting) -> int:
+def _layer_tokens(layers: KvLayers, setting: Setting, block_tokens: int) -> int:
     """Tokens that these layers keep of a full-length sequence, in whole blocks (vLLM's SlidingWindowSpec)."""
-    blocks = -(-setting.length // BLOCK_TOKENS)
+    blocks = -(-setting.length // block_tokens)
     if layers.window is None:
-        return blocks * BLOCK_TOKENS
+        return blocks * block_tokens
     kept = min(layers.window - 1 + setting.batched_tokens, setting.length)
-    return min(blocks, -(-kept // BLOCK_TOKENS) + 1) * BLOCK_TOKENS
+    return (-(-kept // block_tokens) + 1) * block_tokens
 
 
 def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:

@@ -1,0 +1,178 @@
+"""Does it fit? Numbers written out by hand, and the sentences of the refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.catalog import default_catalog
+from infra.planning.facts import KvLayers, ModelFacts, catalog_facts, facts_from_config
+from infra.planning.fit import gpu_memory, memory_of, setting_of, shortened
+from infra.planning.fit_findings import fit_findings
+from serving.config.errors import Severity
+from serving.config.load import LoadedModel
+from tests.unit.planning.builders import model
+
+CATALOG = default_catalog()
+LLAMA_7B = "meta-llama/Llama-2-7b-chat-hf"
+LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
+LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def facts_of(one: LoadedModel) -> ModelFacts:
+    facts = catalog_facts([one.config], CATALOG)[one.config.model_id]
+    assert facts is not None
+    return facts
+
+
+def sentences(one: LoadedModel, severity: Severity = Severity.ERROR) -> list[str]:
+    found = fit_findings([one], catalog_facts([one.config], CATALOG))
+    return [f"{f.line}: {f.path}: {f.message}" for f in found if f.severity is severity]
+
+
+def test_llama_2_7b_on_an_l4() -> None:
+    """6 738 415 616 parameters × 2 bytes = 12 852.5 MiB; 2 × 32 layers × 32 heads × 128 × 2 bytes a token."""
+    memory = memory_of(model(LLAMA_7B, max_total_tokens=4096).config, facts_of(model(LLAMA_7B)))
+    assert memory is not None
+    assert memory.weights_mib == pytest.approx(12852.5, abs=0.1)
+    assert memory.kv_bytes_per_token == 524288
+    assert memory.full_length_sequences == 3
+    assert memory.free_mib == pytest.approx(22476 * 0.08)
+    assert memory.weights_mib + memory.kv_cache_mib + memory.reserve_mib + memory.free_mib == pytest.approx(22476)
+
+
+@pytest.mark.parametrize(
+    ("hf_id", "accelerator", "workers", "kv_bytes"),
+    [
+        ("meta-llama/Llama-2-70b-chat-hf", "A100-40G", 8, 2 * 80 * 1 * 128 * 2),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "A100-80G", 2, 2 * 32 * 4 * 128 * 2),
+        ("tiiuae/falcon-7b-instruct", "L4", 1, 2 * 32 * 1 * 64 * 2),
+        ("deepseek-ai/DeepSeek-V2-Lite-Chat", "A100-40G", 2, 27 * (512 + 64) * 2),
+        ("google/gemma-2-9b-it", "A100-40G", 2, 2 * 42 * 4 * 256 * 2),
+    ],
+    ids=["grouped, one head per worker", "experts", "one key head", "latent, whole on every worker", "windows"],
+)
+def test_kv_bytes_per_token_and_gpu(hf_id: str, accelerator: str, workers: int, kv_bytes: int) -> None:
+    one = model(hf_id, accelerator, workers=workers)
+    memory = memory_of(one.config, facts_of(one))
+    assert memory is not None
+    assert memory.kv_bytes_per_token == kv_bytes
+
+
+def test_a_sliding_window_holds_a_window_and_not_the_length() -> None:
+    """Mistral 7B v0.1 keeps 4096 tokens (and the batch in flight), v0.2 all 32768: five times as many sequences."""
+    old = model("mistralai/Mistral-7B-Instruct-v0.1", "A100-40G", max_total_tokens=32768)
+    new = model("mistralai/Mistral-7B-Instruct-v0.2", "A100-40G", max_total_tokens=32768)
+    first, second = memory_of(old.config, facts_of(old)), memory_of(new.config, facts_of(new))
+    assert first is not None and second is not None
+    assert first.full_length_sequences > 5 * second.full_length_sequences
+
+
+def test_awq_takes_a_quarter_and_its_embeddings_stay_whole() -> None:
+    """6.48 of 6.74 billion parameters in 4.156 bits, the rest in 16."""
+    plain, awq = model(LLAMA_7B), model("TheBloke/Llama-2-7B-Chat-AWQ")
+    one, four = memory_of(plain.config, facts_of(plain)), memory_of(awq.config, facts_of(awq))
+    assert one is not None and four is not None
+    assert four.weights_mib == pytest.approx((6476005376 * 4.156 / 8 + 262410240 * 2) / 1024**2, rel=0.001)
+
+
+def test_too_large_is_refused_with_the_three_cheapest_ways_out() -> None:
+    (sentence,) = sentences(model(LLAMA_13B, max_total_tokens=4096))
+    assert sentence == (
+        "11: engine_config.max_total_tokens: does not fit: of 20.2 GiB usable on a L4, weights take 24.2 GiB and the "
+        "reserve 1.3 GiB; one sequence of 4096 tokens needs 3.1 GiB of KV cache. Ways out: quantization: fp8: "
+        "2 full-length sequences (0.80 USD/h per replica); an AWQ or GPTQ checkpoint (4-bit): 3 full-length sequences "
+        "(0.80 USD/h per replica); num_workers: 2: 4 full-length sequences (2.30 USD/h per replica)"
+    )
+
+
+def test_too_long_is_refused_with_the_length_that_fits() -> None:
+    (sentence,) = sentences(model(LLAMA_8B, max_total_tokens=131072))
+    assert "one sequence of 131072 tokens needs 16.0 GiB of KV cache" in sentence
+    assert "Ways out: max_total_tokens: 28928: 1 full-length sequence (0.80 USD/h per replica)" in sentence
+
+
+def test_the_shortened_length_fits_and_the_next_does_not() -> None:
+    one = model(LLAMA_8B, max_total_tokens=131072)
+    setting = setting_of(one.config, facts_of(one), CATALOG.accelerators["L4"], CATALOG)
+    short = shortened(facts_of(one), setting)
+    assert short is not None
+    longer = setting.__class__(**{**short.__dict__, "length": short.length + 256})
+    assert gpu_memory(facts_of(one), short).full_length_sequences == 1
+    assert gpu_memory(facts_of(one), longer).full_length_sequences == 0
+
+
+def kwargs(**engine: Any) -> dict[str, Any]:
+    return {"engine_kwargs": engine}
+
+
+@pytest.mark.parametrize(
+    ("one", "sentence"),
+    [
+        (
+            model(LLAMA_7B, "T4", workers=2, **kwargs(dtype="bfloat16")),
+            "engine_config.engine_kwargs.dtype: found 'bfloat16', which a T4 does not have; write `dtype: half`",
+        ),
+        (
+            model("google/gemma-2-9b-it", "T4", workers=4),
+            "gemma2 does not run in float16, and a T4 has no bfloat16; take L4, A10G or A100",
+        ),
+        (
+            model("openai/gpt-oss-20b", "T4", workers=2),
+            "engine_config.engine_kwargs.quantization: mxfp4 needs compute capability 8.0, a T4 has 7.5; "
+            "L4, A10G, A100-40G, A100-80G can",
+        ),
+        (
+            model(LLAMA_7B, **kwargs(quantization="awq")),
+            f"found 'awq', but {LLAMA_7B} is not quantized; name such a checkpoint",
+        ),
+        (
+            model("Qwen/Qwen2.5-7B-Instruct", workers=8),
+            "scaling_config.num_workers: found 8; 28 attention heads do not divide evenly; allowed are 1, 2, 4",
+        ),
+        (
+            model(LLAMA_7B, max_total_tokens=8192),
+            "engine_config.max_total_tokens: found 8192; the checkpoint ends at 4096 positions; allowed is up to 4096",
+        ),
+    ],
+    ids=["bfloat16 on T4", "gemma on T4", "mxfp4 on T4", "awq of a plain checkpoint", "heads", "positions"],
+)
+def test_what_cannot_run_is_told(one: LoadedModel, sentence: str) -> None:
+    assert any(sentence in found for found in sentences(one))
+
+
+def test_a_bfloat16_checkpoint_on_a_t4_is_a_warning() -> None:
+    """vLLM falls back to half by itself (vllm#1157 was a refusal)."""
+    assert "write `dtype: half`" in sentences(model("Qwen/Qwen2.5-3B-Instruct", "T4"), Severity.WARNING)[0]
+
+
+def test_a_longer_length_may_be_forced() -> None:
+    forced = model(
+        LLAMA_7B, "A100-40G", max_total_tokens=8192, runtime_env={"env_vars": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}}
+    )
+    assert sentences(forced) == []
+
+
+def test_unknown_is_said_and_not_guessed() -> None:
+    unknown = model("org/unheard-of")
+    assert memory_of(unknown.config, None) is None
+    (notice,) = sentences(unknown, Severity.NOTICE)
+    assert "nothing is known about org/unheard-of, so its memory is not checked" in notice
+
+
+def test_quantization_config_of_a_checkpoint_is_read() -> None:
+    config = {
+        **CATALOG.models[LLAMA_7B].config,
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"weights": {"num_bits": 8}}},
+        },
+    }
+    facts = facts_from_config(config, "test")
+    assert facts is not None
+    assert (facts.quantization, facts.quantization_bits) == ("compressed-tensors", 8.0)
+
+
+def test_fewer_key_heads_than_workers_are_copied() -> None:
+    assert KvLayers(10, 2, 64, 64).bytes_per_token(8, 2.0) == 10 * 1 * 128 * 2
