@@ -1,8 +1,8 @@
 """`pulumi-language-python`: Pulumi's Python language host where the real one is missing.
 
 It runs the program with the project's own Python through Pulumi's `pulumi-language-python-exec` (from the Go
-module that the CLI was built from), and tells the engine how it ended. It installs nothing, generates no
-code and runs no plugins: those calls are refused.
+module that the CLI was built from), and tells the engine how it ended; it runs policy packs. It installs nothing,
+generates no code and runs no other plugins: those calls are refused.
 """
 
 # ruff: noqa: D102 - the methods of the host are the protocol's, described in language.proto
@@ -70,8 +70,26 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         yield  # never reached; it makes the method a stream, as the protocol wants
 
     async def RunPlugin(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        await self._refuse(context, "running a plugin written in Python")
-        yield  # never reached; it makes the method a stream, as the protocol wants
+        """Runs a policy pack, as the real host does; its port and its output go to the engine as they come."""
+        if request.kind != "analyzer":
+            await self._refuse(context, "running a plugin written in Python other than a policy pack")
+        pack = await asyncio.create_subprocess_exec(
+            *(python_for(request.info), "-u", "-m", "pulumi.policy", *request.args, request.info.program_directory),
+            cwd=request.pwd,
+            env={**os.environ, **dict(item.split("=", 1) for item in request.env)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._programs.add(pack)
+        try:
+            async for answer in _output_of(pack):
+                yield answer
+        finally:
+            if pack.returncode is None:
+                pack.kill()
+            self._programs.discard(pack)
 
     async def GenerateProgram(self, request: Any, context: Any) -> None:
         await self._refuse(context, "generating programs")
@@ -124,6 +142,27 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
             grpc.StatusCode.UNIMPLEMENTED,
             f"{what}: the stand-in language host does not do this; install the Pulumi CLI",
         )
+
+
+async def _output_of(process: Process) -> AsyncIterator[Any]:
+    """What a process writes, as the protocol's answers, and at last its exit code."""
+    answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def pass_on(stream: Any, kind: str) -> None:
+        while data := await stream.read(65536):
+            await answers.put(language_pb2.RunPluginResponse(**{kind: data}))
+
+    async def until_the_end() -> None:
+        await asyncio.gather(pass_on(process.stdout, "stdout"), pass_on(process.stderr, "stderr"))
+        await answers.put(language_pb2.RunPluginResponse(exitcode=await process.wait()))
+        await answers.put(None)
+
+    reading = asyncio.create_task(until_the_end())
+    try:
+        while (answer := await answers.get()) is not None:
+            yield answer
+    finally:
+        reading.cancel()
 
 
 def command_line(request: Any, engine: str) -> list[str]:
