@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from serving.config.catalogs import engine_arguments
 from serving.config.section import Section, Tokens
 from serving.config.validation import KeyFault
 
@@ -202,6 +203,11 @@ class EngineConfig(Section):
         description="LoRA adapters served beside the model.",
         examples=[[{"name": "team/llama-legal", "source": "s3://weights/llama-legal"}]],
     )
+
+    @classmethod
+    def explain(cls, key: str) -> str | None:
+        """A vLLM argument one level too high is the commonest slip."""
+        return "unknown here; it belongs into engine_kwargs" if key in engine_arguments() else None
 
     @field_validator("model_id")
     @classmethod

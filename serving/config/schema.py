@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serving.config.accelerators import CPU, accelerator_of
+from serving.config.catalogs import serve_options
 from serving.config.engine_schema import (
     EngineConfig,
     ExtraFile,
@@ -154,6 +155,17 @@ class DeploymentConfig(Section):
     graceful_shutdown_timeout_s: SomeSeconds = Field(
         60.0, description="Seconds that open requests get at shutdown.", examples=[60]
     )
+
+    @classmethod
+    def explain(cls, key: str) -> str | None:
+        """Ray Serve has more options than a model file takes."""
+        if key.startswith("placement_group_"):
+            return "is not set here: it follows from scaling_config"
+        return (
+            "is an option of Ray Serve that a model file does not take"
+            if key in serve_options()["deployment"]
+            else None
+        )
 
     @model_validator(mode="after")
     def replicas_are_given_once(self) -> Self:

@@ -38,6 +38,11 @@ class Section(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
     )
 
+    @classmethod
+    def explain(cls, key: str) -> str | None:
+        """What to say about a key that this section does not know, where something better than "unknown" is known."""
+        return None
+
     @model_validator(mode="before")
     @classmethod
     def null_is_left_out(cls, data: Any) -> Any:

@@ -101,7 +101,7 @@ def _message(fault: Any, schema: type[BaseModel], location: tuple[str | int, ...
     found = f"found {shown(fault.get('input'))}"
     match fault["type"]:
         case "extra_forbidden":
-            return f"unknown, {near(str(location[-1]), _keys(schema, location[:-1]), at_most=30)}"
+            return _unknown(schema, location)
         case "missing":
             return "is missing; it is required"
         case "value_error":
@@ -122,15 +122,41 @@ def _message(fault: Any, schema: type[BaseModel], location: tuple[str | int, ...
             return f"{found}; {_SENTENCES.get(kind) or _uncapital(str(fault['msg']))}"
 
 
-def _keys(schema: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """The keys that the section at `location` allows."""
-    current: Any = schema
+def _unknown(schema: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    """An unknown key: where it belongs, if it is known anywhere, else what is near."""
+    key, section = str(location[-1]), _section_at(schema, location[:-1])
+    explain = getattr(section, "explain", None)
+    if explain is not None and (reason := explain(key)) is not None:
+        return str(reason)
+    if homes := [path for path in _homes(schema, key) if path != location[:-1]]:
+        return f"unknown here; it belongs {' or '.join(_into(path) for path in homes)}"
+    return f"unknown, {near(key, _names(section), at_most=30)}"
+
+
+def _into(path: tuple[str, ...]) -> str:
+    return f"into {'.'.join(path)}" if path else "to the top level"
+
+
+def _homes(section: type[BaseModel], key: str, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The sections that have `key`."""
+    found = [path] if key in _names(section) else []
+    for name, field in section.model_fields.items():
+        if (inner := _model_in(field.annotation)) is not None:
+            found += _homes(inner, key, (*path, field.alias or name))
+    return found
+
+
+def _section_at(schema: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel] | None:
+    current: type[BaseModel] | None = schema
     for part in location:
-        if isinstance(part, str) and (field := _field(current, part)) is not None:
+        if current is not None and isinstance(part, str) and (field := _field(current, part)) is not None:
             current = _model_in(field.annotation)
-        if current is None:
-            return []
-    return [field.alias or name for name, field in current.model_fields.items()]
+    return current
+
+
+def _names(section: type[BaseModel] | None) -> list[str]:
+    """The keys that a section allows."""
+    return [] if section is None else [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _field(model: type[BaseModel], key: str) -> Any:

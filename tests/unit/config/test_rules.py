@@ -271,3 +271,18 @@ def test_a_sentence_is_where_found_and_way_out() -> None:
     assert only(text).sentence() == (
         "m.yaml:18: engine_config.engine_kwargs.max_num_seq: unknown to vLLM 0.32.0, did you mean max_num_seqs?"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  engine_kwargs:", "  gpu_memory_utilization: 0.9\n  engine_kwargs:", "it belongs into engine_kwargs"),
+        ("  num_workers: 1", "  num_workers: 1\n  max_ongoing_requests: 4", "it belongs into deployment_config"),
+        ("  num_workers: 1", "  num_workers: 1\n  placement_group_bundles: []", "unknown, "),
+        ("  max_ongoing", "  placement_group_bundles: []\n  max_ongoing", "it follows from scaling_config"),
+        ("  max_ongoing", "  logging_config: {}\n  max_ongoing", "is an option of Ray Serve that a model file does"),
+        ("scaling_config:\n  num_w", "max_total_tokens: 1\nscaling_config:\n  num_w", "it belongs into engine_config"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_told_its_place(old: str, new: str, message: str) -> None:
+    assert message in only(changed(old, new)).message
