@@ -55,12 +55,15 @@ class Addons(pulumi.ComponentResource):
         cluster: aws.eks.Cluster,
         kubernetes_version: str,
         pinned: Mapping[str, str],
+        after: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Addons", name, None, opts)
         self._name, self._site, self._cluster = name, site, cluster
         self._kubernetes_version, self._pinned = kubernetes_version, pinned
         self._child = pulumi.ResourceOptions(parent=self)
+        # On the children: `depends_on` of a component does not reach them.
+        self._after = pulumi.ResourceOptions(parent=self, depends_on=[*after])
         self.ready = [self._create_addon(spec) for spec in specs]
         self.register_outputs({})
 
@@ -80,7 +83,7 @@ class Addons(pulumi.ComponentResource):
             resolve_conflicts_on_create="OVERWRITE",
             resolve_conflicts_on_update="PRESERVE",
             tags=self._site.tagged(name),
-            opts=self._child,
+            opts=self._after,
         )
 
     def _default_version(self, addon: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pulumi
 import pulumi_aws as aws
 
@@ -20,6 +22,7 @@ class Code(pulumi.ComponentResource):
         *,
         bucket: pulumi.Input[str],
         source: pulumi.Asset,
+        after: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Code", name, None, opts)
@@ -30,6 +33,6 @@ class Code(pulumi.ComponentResource):
             source=source,
             content_type="application/zip",
             tags=site.tagged(name),
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[*after]),
         )
         self.register_outputs({"key": self.object.key})

@@ -104,7 +104,8 @@ class AwsFleet(pulumi.ComponentResource):
             cluster=cluster.cluster,
             kubernetes_version=config.version,
             pinned=config.addon_versions,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=after),
+            after=after,
+            opts=self._child,
         )
 
     def _create_nodes(
@@ -115,7 +116,6 @@ class AwsFleet(pulumi.ComponentResource):
     ) -> tuple[SystemPool, NodeGroups]:
         """Node groups wait for the add-ons without which a node never becomes Ready."""
         plan, config = self._plan, self._plan.config.cluster
-        after = pulumi.ResourceOptions(parent=self, depends_on=[*basics])
         role = NodeRole(f"{self._name}-node", self._site, opts=self._child)
         everywhere = [subnet for ids in subnets.values() for subnet in ids]
         system = SystemPool(
@@ -125,7 +125,8 @@ class AwsFleet(pulumi.ComponentResource):
             cluster=cluster.cluster,
             role=role,
             subnet_ids=everywhere,
-            opts=after,
+            after=basics,
+            opts=self._child,
         )
         zones = network_zones(plan, self._facts)
         chosen = {pool.name: pool_zones(pool, zones, self._facts) for pool in plan.pools}
@@ -138,7 +139,8 @@ class AwsFleet(pulumi.ComponentResource):
             security_group_id=cluster.security_group_id,
             role=role,
             subnet_ids={pool: [s for zone in own for s in subnets[zone]] for pool, own in chosen.items()},
-            opts=after,
+            after=basics,
+            opts=self._child,
         )
         return system, groups
 
@@ -197,10 +199,16 @@ class AwsFleet(pulumi.ComponentResource):
     def _create_code(self, code: pulumi.Asset | None, mirror: Mirror | None) -> list[pulumi.Resource]:
         if code is None:
             return []
-        after = pulumi.ResourceOptions(parent=self, depends_on=mirror.ready if mirror else [])
-        return [
-            Code(f"{self._name}-code", self._site, self._plan.code, bucket=self.bucket, source=code, opts=after).object
-        ]
+        uploaded = Code(
+            f"{self._name}-code",
+            self._site,
+            self._plan.code,
+            bucket=self.bucket,
+            source=code,
+            after=mirror.ready if mirror else (),
+            opts=self._child,
+        )
+        return [uploaded.object]
 
     def _register(self) -> None:
         cost = self._plan.cost

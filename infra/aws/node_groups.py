@@ -79,6 +79,7 @@ class SystemPool(pulumi.ComponentResource):
         cluster: aws.eks.Cluster,
         role: NodeRole,
         subnet_ids: Sequence[pulumi.Input[str]],
+        after: Sequence[pulumi.Resource],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:SystemPool", name, None, opts)
@@ -108,7 +109,7 @@ class SystemPool(pulumi.ComponentResource):
             node_repair_config=REPAIR,
             launch_template={"id": template.id, "version": template.latest_version.apply(str)},
             tags=site.tagged(name, **{POOL_LABEL: SYSTEM_POOL}),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[*role.ready]),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[*role.ready, *after]),
         )
         self.register_outputs({"name": self.node_group.node_group_name})
 
@@ -129,11 +130,13 @@ class NodeGroups(pulumi.ComponentResource):
         security_group_id: pulumi.Input[str],
         role: NodeRole,
         subnet_ids: Mapping[str, Sequence[pulumi.Input[str]]],
+        after: Sequence[pulumi.Resource],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:NodeGroups", name, None, opts)
         self._name, self._site, self._config = name, site, config
         self._cluster, self._security_group_id, self._role = cluster, security_group_id, role
+        self._first = [*role.ready, *after]
         self.groups = {pool.name: self._create_group(pool, subnet_ids[pool.name]) for pool in pools}
         self.register_outputs({"groups": {name: group.node_group_name for name, group in self.groups.items()}})
 
@@ -166,7 +169,7 @@ class NodeGroups(pulumi.ComponentResource):
             tags=self._site.tagged(name, **{POOL_LABEL: pool.name}),
             opts=pulumi.ResourceOptions(
                 parent=self,
-                depends_on=[*self._role.ready],
+                depends_on=self._first,
                 # The autoscaler owns the desired size; here, for on the component it does nothing (pulumi-eks#709).
                 ignore_changes=["scalingConfig.desiredSize"],
             ),

@@ -382,8 +382,10 @@ def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work
     (vpc,) = account.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
     account.ec2.create_tags(Resources=[vpc["VpcId"]], Tags=[{"Key": "team", "Value": "somebody"}])
     account.s3.delete_public_access_block(Bucket=BUCKET)
-    seen = {(operation, name) for operation, name in fleet.refresh().steps() if operation != "refresh"}
+    seen = _outcomes(fleet.refresh())
     assert ("delete", "aws-pool-l4") in seen
+    assert ("update", "aws-network") in seen, "a tag that somebody changed"
+    assert ("delete", "aws-mirror") in seen, "the public access block"
     changed = fleet.up()
     steps = set(changed.steps())
     assert ("create", "aws-pool-l4") in steps
@@ -396,6 +398,12 @@ def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work
     assert {"Key": "team", "Value": "ml"} in tags
     assert account.s3.get_public_access_block(Bucket=BUCKET)
     assert set(fleet.up().changes) == {"same"}
+
+
+def _outcomes(run: Run) -> set[tuple[str, str]]:
+    """What a refresh found: `delete` for what is gone, `update` for what differs."""
+    found = [event["resOutputsEvent"]["metadata"] for event in run.events if "resOutputsEvent" in event]
+    return {(step["op"], step["urn"].rpartition("::")[2]) for step in found if step["op"] not in ("refresh", "same")}
 
 
 def test_a_new_launch_template_version_rolls_the_node_group_in_place(fleet: FleetProject, account: Account) -> None:

@@ -101,9 +101,17 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
         _id(cluster, name),
         known,
         lambda: Table(call.session).put(entry(cluster, name), _extra(request)),
+        lambda: _note_groups(call, inputs, name),
         lambda: _configure(call, inputs, name, ("updateConfig", "nodeRepairConfig")),
     )
     return Made(done.id, {**done.outputs, **_outputs(call, inputs, name)})
+
+
+def _note_groups(call: Call[Aws], inputs: Props, name: str) -> None:
+    """Writes down which Auto Scaling group belongs to whom: moto invents its name and knows it nowhere else."""
+    for group in _describe(call, inputs, name)["resources"]["autoScalingGroups"]:
+        owner = {"clusterName": inputs["clusterName"], "nodegroupName": name}
+        Table(call.session).put(f"autoscaling/groups/{group['name']}", owner)
 
 
 def _extra(request: Props) -> Props:
@@ -177,6 +185,7 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
     cluster, _, name = id.partition(":")
     live = _describe(call, {**state, "clusterName": cluster}, name)
     if not live:
+        Table(call.session).delete(entry(cluster, name))  # deleted by hand, past the stand-in
         return None
     extra = Table(call.session).find(entry(cluster, name)) or {}
     seen = {
@@ -246,6 +255,7 @@ def _delete(call: Call[Aws], id: str, state: Props) -> None:
         for group in live["resources"]["autoScalingGroups"]:  # the group goes, and its tags with it
             for key in table.keys(f"autoscaling/tags/{group['name']}/"):
                 table.delete(key)
+            table.delete(f"autoscaling/groups/{group['name']}")
         eks = client(call, "eks", state)
         unless_absent(lambda: eks.delete_nodegroup(clusterName=cluster, nodegroupName=name))
     table.delete(entry(cluster, name))

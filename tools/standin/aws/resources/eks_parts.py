@@ -45,6 +45,12 @@ def _cluster(call: Call[Aws], name: str) -> Any:
     return found
 
 
+def _cluster_is_there(call: Call[Aws], props: Props) -> bool:
+    """Whether the cluster that a part belongs to is there; AWS takes its parts away with it."""
+    name = props["clusterName"]
+    return bool(unless_absent(lambda: call.session.client("eks").describe_cluster(name=name)))
+
+
 def _role(call: Call[Aws], arn: str) -> None:
     call.session.client("iam", "us-east-1").get_role(RoleName=arn.rpartition("/")[2])
 
@@ -63,6 +69,7 @@ def _table_type(
     operations: tuple[str, str, str],
     computed: Callable[[Call[Aws], Props, str], Props],
     check_live: Callable[[Call[Aws], Props], None],
+    owner_is_there: Callable[[Call[Aws], Props], bool] = _cluster_is_there,
     service: str = "eks",
     tagged: bool = True,
     **definition: Any,
@@ -93,6 +100,9 @@ def _table_type(
 
     def read(call: Call[Aws], id: str, state: Props) -> Props | None:
         found = Table(call.session).find(path(state) if state else f"{kind}/{id.replace(':', '/')}")
+        if found is not None and not owner_is_there(call, found):
+            Table(call.session).delete(path(found))
+            return None
         if found is None:
             return None
         all_tags = found.pop("tagsAll", {})
@@ -299,17 +309,20 @@ def _asg_request(inputs: Props) -> Props:
     return {"Tags": [entry]}
 
 
+def _group_is_there(call: Call[Aws], props: Props) -> bool:
+    """Whether the Auto Scaling group's node group is there."""
+    key = f"autoscaling/groups/{props['autoscalingGroupName']}"
+    owner = Table(call.session).find(key)
+    if owner and unless_absent(lambda: call.session.client("eks").describe_nodegroup(**owner)):
+        return True
+    Table(call.session).delete(key)
+    return False
+
+
 def _asg_live(call: Call[Aws], inputs: Props) -> None:
-    """The group must be one of a node group: moto invents its name and knows it nowhere else."""
-    eks = call.session.client("eks")
-    wanted = inputs["autoscalingGroupName"]
-    for cluster in eks.list_clusters()["clusters"]:
-        for page in eks.get_paginator("list_nodegroups").paginate(clusterName=cluster):
-            for name in page["nodegroups"]:
-                group = eks.describe_nodegroup(clusterName=cluster, nodegroupName=name)["nodegroup"]
-                if wanted in {item["name"] for item in group["resources"]["autoScalingGroups"]}:
-                    return
-    raise Refused(f"CreateOrUpdateTags: ValidationError: AutoScalingGroup name not found - {wanted}")
+    if not _group_is_there(call, inputs):
+        name = inputs["autoscalingGroupName"]
+        raise Refused(f"CreateOrUpdateTags: ValidationError: AutoScalingGroup name not found - {name}")
 
 
 ASG_TAG = _table_type(
@@ -322,6 +335,7 @@ ASG_TAG = _table_type(
     delete_request=_asg_request,
     computed=lambda call, props, key: {},
     check_live=_asg_live,
+    owner_is_there=_group_is_there,
     tagged=False,
     inputs=frozenset({"autoscalingGroupName", "region", "tag"}),
     required=frozenset({"autoscalingGroupName", "tag"}),
