@@ -1,0 +1,273 @@
+"""Reading a project: globs, all faults at once, the code as an immutable zip, facts and prices from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.stub import ANY, Stubber
+
+from infra.catalog import default_catalog
+from infra.model_facts import read_facts
+from infra.prices import ask_aws, with_known_prices
+from infra.stack import load_stack
+from infra.workspace import build_code_zip, make_plan, model_files, read_workspace
+from serving.config.errors import InputErrors
+from tests.unit.planning.builders import model, pool, stack
+
+MODEL = """\
+engine_config:
+  model_id: {id}
+scaling_config:
+  num_workers: 1
+  resources_per_worker: {{"accelerator_type:L4": 0.001}}
+"""
+STACK = """\
+config:
+  aws:region: us-east-1
+  modelfleet:target: eks
+  modelfleet:accountId: "111122223333"
+  modelfleet:auth: none
+  modelfleet:models: {models}
+  modelfleet:pools:
+    - {{name: l4, accelerator: L4, maxNodes: 4}}   # spot is cheaper
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Three models, one of them in a folder, and a stack that serves all."""
+    for name in ("org--a", "org--b", "quantization/org--c"):
+        path = tmp_path / "models" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(MODEL.format(id=path.stem.replace("--", "/")))
+    write_stack(tmp_path, '["**"]')
+    return tmp_path
+
+
+def write_stack(root: Path, models: str) -> None:
+    (root / "stacks").mkdir(exist_ok=True)
+    (root / "stacks" / "Pulumi.dev.yaml").write_text(STACK.format(models=models))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ('["org--*"]', ["org--a", "org--b"]),
+        ('["quantization/*"]', ["quantization/org--c"]),
+        ('["*"]', ["org--a", "org--b"]),
+        ('["**"]', ["org--a", "org--b", "quantization/org--c"]),
+        ('["**/org--c"]', ["quantization/org--c"]),
+        ('["org--a", "org--a.yaml"]', ["org--a"]),
+    ],
+)
+def test_globs_stay_inside_a_folder_unless_doubled(project: Path, patterns: str, names: list[str]) -> None:
+    write_stack(project, patterns)
+    paths, findings = model_files(project, load_stack(project, "dev"))
+    assert findings == []
+    assert [p.relative_to(project / "models").with_suffix("").as_posix() for p in paths] == names
+
+
+def test_a_pattern_without_a_file_names_the_near_ones(project: Path) -> None:
+    write_stack(project, "[org--a, org--bb]")
+    with pytest.raises(InputErrors) as caught:
+        make_plan(project, "dev")
+    assert caught.value.findings[0].sentence() == (
+        "stacks/Pulumi.dev.yaml:6: modelfleet:models[1]: no file of models/ (3 there) matches 'org--bb'; "
+        "did you mean org--b?"
+    )
+
+
+def test_faults_of_files_and_of_the_plan_come_together(project: Path) -> None:
+    """One model file with a misspelt key, another whose accelerator has no pool."""
+    (project / "models" / "org--a.yaml").write_text(MODEL.format(id="org/a") + "enabeld: true\n")
+    (project / "models" / "org--b.yaml").write_text(MODEL.format(id="org/b").replace(":L4", ":T4"))
+    with pytest.raises(InputErrors) as caught:
+        make_plan(project, "dev")
+    text = str(caught.value)
+    assert "models/org--a.yaml:6: enabeld: unknown, did you mean enabled?" in text
+    assert "no pool has T4, which org/b needs" in text
+
+
+def test_a_project_without_models_says_so(tmp_path: Path) -> None:
+    write_stack(tmp_path, "['*']")
+    with pytest.raises(InputErrors) as caught:
+        make_plan(tmp_path, "dev")
+    assert "no file of models/ (0 there) matches '*'" in str(caught.value)
+
+
+def serving_folder(root: Path) -> Path:
+    folder = root / "serving"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / "app.py").write_text("build = None\n")
+    (folder / "data.json").write_text("{}")
+    (folder / "__pycache__" / "app.pyc").write_bytes(b"x")
+    return folder
+
+
+def test_equal_code_gives_equal_bytes_whatever_its_times_and_modes(tmp_path: Path) -> None:
+    """The zip is named by its hash: another hash would restart every model."""
+    first, second = serving_folder(tmp_path / "one"), serving_folder(tmp_path / "two")
+    os.utime(second / "app.py", (1, 1))
+    (second / "app.py").chmod(0o600)
+    assert build_code_zip(first) == build_code_zip(second)
+    (second / "app.py").write_text("build = 1\n")
+    assert build_code_zip(first) != build_code_zip(second)
+
+
+def test_the_code_zip_holds_python_and_data_but_no_caches(tmp_path: Path) -> None:
+    with zipfile.ZipFile(BytesIO(build_code_zip(serving_folder(tmp_path)))) as archive:
+        assert archive.namelist() == ["serving/app.py", "serving/data.json"]
+
+
+def test_the_real_code_zip_can_be_imported_from() -> None:
+    names = zipfile.ZipFile(BytesIO(build_code_zip())).namelist()
+    assert "serving/app.py" in names
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+LLAMA = dict(default_catalog().models["meta-llama/Llama-3.2-1B-Instruct"].config)
+
+
+def safetensors(shape: list[int]) -> bytes:
+    header = json.dumps({"w": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def test_facts_come_from_a_local_folder_first(tmp_path: Path) -> None:
+    """Even for a model that the catalog knows: this copy may be another one."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "a.safetensors").write_bytes(safetensors([1000, 10]))
+    (tmp_path / "b.safetensors").write_bytes(safetensors([500]))
+    one = model("org/mine", hf_model_id=str(tmp_path))
+    facts = read_facts([one], tmp_path)["org/mine"]
+    assert facts is not None
+    assert (facts.parameters, facts.weight_bytes, facts.source) == (10500, 21000, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"\x00" * 7, b"\xff" * 8, struct.pack("<Q", 4) + b"nope", struct.pack("<Q", 1 << 40)]
+)
+def test_a_damaged_safetensors_file_is_left_out(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "a.safetensors").write_bytes(junk)
+    facts = read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path)["org/mine"]
+    assert facts is not None
+    assert facts.weight_bytes is None
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The two answers of the Hub that are asked for."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        answers: dict[str, Any] = {
+            "/org/known/resolve/main/config.json": LLAMA,
+            "/api/models/org/known/revision/main?expand%5B%5D=safetensors": {
+                "safetensors": {"parameters": {"BF16": 777}}
+            },
+        }
+        found = answers.get(self.path)
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(found).encode() if found else b"not found")
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    Hub.asked = []
+    yield Hub.asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_once_and_only_when_the_network_is_allowed(tmp_path: Path, hub: list[str]) -> None:
+    one = model("org/known")
+    assert read_facts([one], tmp_path)["org/known"] is None
+    assert hub == []
+    facts = read_facts([one], tmp_path, network=True)["org/known"]
+    assert facts is not None
+    assert facts.parameters == 777
+    asked = len(hub)
+    assert read_facts([one], tmp_path)["org/known"] == facts, "kept under .modelfleet/facts"
+    assert len(hub) == asked
+
+
+def test_a_model_that_the_hub_does_not_know_is_unknown(tmp_path: Path, hub: list[str]) -> None:
+    assert read_facts([model("org/absent")], tmp_path, network=True) == {"org/absent": None}
+
+
+def test_an_unreachable_hub_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert read_facts([model("org/a"), model("org/b")], tmp_path, network=True) == {"org/a": None, "org/b": None}
+
+
+def price_item(usd: str) -> str:
+    return json.dumps(
+        {"terms": {"OnDemand": {"x": {"priceDimensions": {"y": {"unit": "Hrs", "pricePerUnit": {"USD": usd}}}}}}}
+    )
+
+
+def test_prices_of_another_region_come_from_the_price_list_api(tmp_path: Path) -> None:
+    client = boto3.client("pricing", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    with Stubber(client) as stub:
+        stub.add_response(
+            "get_products",
+            {"PriceList": [price_item("0.91"), price_item("0.0000000000")]},
+            {"ServiceCode": "AmazonEC2", "FormatVersion": "aws_v1", "Filters": ANY},
+        )
+        found = ask_aws("eu-west-1", ["g6.xlarge"], client)
+        stub.assert_no_pending_responses()
+    assert found["g6.xlarge"].usd_per_hour == 0.91
+    assert found["g6.xlarge"].source == "AWS Price List API"
+
+
+def test_kept_prices_are_used_and_a_region_without_any_stays_unknown(tmp_path: Path) -> None:
+    made = stack(pool(instanceTypes=["g6.xlarge"]), region="eu-west-1")
+    folder = tmp_path / ".modelfleet" / "prices"
+    folder.mkdir(parents=True)
+    (folder / "eu-west-1.json").write_text('{"g6.xlarge": [0.91, "2026-11-20"], "nat-gateway": [0.048, "2026-11-20"]}')
+    catalog = with_known_prices(default_catalog(), made, tmp_path, network=False)
+    assert catalog.usd_per_hour("g6.xlarge", region="eu-west-1") == 0.91
+    assert catalog.service_price("nat-gateway", region="eu-west-1").usd_per_hour == 0.048
+    (folder / "eu-west-1.json").write_text("[broken")
+    catalog = with_known_prices(default_catalog(), made, tmp_path, network=False)
+    assert not catalog.knows_price("g6.xlarge", region="eu-west-1")
+
+
+def test_the_example_stacks_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user sees them after cloning: nothing but the API keys is left to do."""
+    root = Path(__file__).parents[3]
+    for path in sorted((root / "stacks").glob("Pulumi.*.yaml")):
+        plan = make_plan(root, path.name.split(".")[1], deploying=False)
+        assert plan.models
+        warnings = [n.path for n in plan.notices if n.severity != "notice"]
+        assert set(warnings) <= {"modelfleet:apiKeys"}, path.name
+
+
+def test_findings_about_model_files_reach_the_plan(project: Path) -> None:
+    (project / "models" / "org--a.yaml").write_text(
+        MODEL.format(id="org/a").replace("accelerator_type:L4", "accelerator_type_l4")
+    )
+    assert read_workspace(project, "dev").findings
+    assert any(
+        "accelerator_type_l4" in n.message or "accelerator_type_l4" in n.path for n in make_plan(project, "dev").notices
+    )
