@@ -17,7 +17,7 @@ from typing import Any
 from cli import output
 from serving.config.errors import SetupError
 from tools.pulumi_cli.local_state import STATE
-from tools.pulumi_lock import is_dead, locks
+from tools.pulumi_lock import clear_dead_locks, is_dead, locks
 
 SAY_EVERY_S = 5.0
 #: What happens to a resource without anything being changed.
@@ -80,6 +80,7 @@ def outputs(root: Path, stack: str) -> dict[str, Any] | None:
 def _wait_for_other_run(stack: str) -> None:
     """A killed `modelfleet` may leave its engine at work; it ends by itself, and two at once cannot work."""
     backend = os.environ.get("PULUMI_BACKEND_URL") or f"file://{STATE}"
+    clear_dead_locks(backend, stack)
     said = 0.0
     while living := [lock for lock in locks(backend, stack) if not is_dead(lock)]:
         if time.monotonic() - said >= SAY_EVERY_S:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import pytest
 import yaml
 
 from infra.local.provider.processes import ProcessId
-from tests.engine.engine import free_port
+from infra.local.provider.serve_api import ServeApi, Unreachable
+from infra.local.runtime import short_folder
+from tests.engine.engine import free_port, wait_until
 from tests.engine.local_stack import ROOT, listening_addresses, marked_processes
 
 pytestmark = pytest.mark.slow
@@ -54,19 +57,44 @@ class Checkout:
         stack["config"].update({f"modelfleet:{key}": value for key, value in more.items()})
         (self.folder / "stacks" / "Pulumi.test.yaml").write_text(yaml.safe_dump(stack))
 
-    def modelfleet(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
             **{key: value for key, value in os.environ.items() if not key.startswith(("PULUMI_", "AWS_"))},
             "PULUMI_BACKEND_URL": f"file://{self.folder / 'state'}",
             "PULUMI_CONFIG_PASSPHRASE": "of a test",
             "PYTHONPATH": str(ROOT),
             "MODELFLEET_TEST": str(self.folder),
         }
-        command = [sys.executable, "-m", "cli.main", *arguments, "--stack", "test"]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "cli.main", *arguments, "--stack", "test"]
+
+    def modelfleet(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=900
+        )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
+
+    def up_killed_when(self, moment: Callable[[], object], what: str) -> None:
+        """`modelfleet up`, killed with all that it runs in its process group, as a closed terminal does it."""
+        log = (self.folder / "killed.log").open("ab")
+        process = subprocess.Popen(
+            self.command("up"), cwd=self.folder, env=self.environ, stdout=log, stderr=log, start_new_session=True
+        )
+        wait_until(lambda: moment() or process.poll() is not None, seconds=300, what=what)
+        assert process.poll() is None, f"up ended before {what}: {(self.folder / 'killed.log').read_text()[-3000:]}"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def applications(self) -> dict[str, Any]:
+        api = ServeApi(f"http://127.0.0.1:{self.ports['dashboardPort']}", self.ports["servePort"], self.folder)
+        try:
+            return dict(api.details(5).get("applications", {}))
+        except Unreachable:
+            return {}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +125,14 @@ def test_a_taken_port_is_exit_2_and_names_its_setting(checkout: Checkout) -> Non
     assert f"port {checkout.ports['gatewayPort']} is taken" in done.stderr
     assert "modelfleet:local.gatewayPort" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_up_killed_at_any_moment_is_mended_by_the_next_one(checkout: Checkout) -> None:
+    """The next one is the test below."""
+    run_folder = checkout.folder / ".modelfleet" / "local" / "test"
+    checkout.up_killed_when(lambda: [*(checkout.folder / "state").rglob("locks/**/*.json")], "the engine has the stack")
+    checkout.up_killed_when(short_folder(str(run_folder), "ray").exists, "Ray starts")
+    checkout.up_killed_when(lambda: SLUG in checkout.applications(), "the model starts")
 
 
 def test_up_goes_on_and_ends_with_an_endpoint_that_answers(checkout: Checkout) -> None:

@@ -22,11 +22,13 @@ from infra.local.provider.session import LocalSession
 from infra.local.runtime import short_folder
 from infra.provider import Call, Made, Props, Refused, ResourceDef
 
+ATTEMPTS = 3
 START_TIMEOUT_S = 180.0
 #: For processes to end by themselves; replicas got their own time from Serve when their application was deleted.
 END_GRACE_S = 4.0
-#: A dashboard that is busy with a starting replica may take this long to answer; after that it counts as dead.
 ANSWER_TIMEOUT_S = 15.0
+#: On a busy machine the dashboard is slow; to start Ray anew is to stop every model, so it is given time.
+PATIENCE_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024**2
 #: The `ray` command without the server for `ray://` clients: nobody uses it here, it cannot be switched off where grpc
 #: is installed, its port is fixed, and on a busy machine it times out and takes the whole Ray with it (Ray 2.60).
@@ -49,18 +51,52 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
     require_free(
         {"gcsPort": inputs["gcsPort"], "servePort": inputs["servePort"], "dashboardPort": inputs["dashboardPort"]}
     )
-    folder = Path(inputs["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    temp, log = run_folder(inputs["folder"], "ray"), folder / "ray.log"
-    log.unlink(missing_ok=True)
-    process = spawn(_command(inputs, temp), mark=mine, log=log, cwd=temp, env=_environment(inputs["environment"]))
-    try:
-        _wait(call, inputs, process, log)
-    except Refused:
-        end_all(lambda: members(process), END_GRACE_S)
-        raise
+    Path(inputs["folder"]).mkdir(parents=True, exist_ok=True)
+    process = _start(call, inputs, mine)
     outputs = {"pid": process.pid, "started": process.started, "dashboardUrl": dashboard_url(inputs)}
     return Made(f"ray-{process.pid}-{int(process.started)}", {**outputs, "logs": str(logs_folder(inputs["folder"]))})
+
+
+def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
+    """Ray gives its own processes half a minute, which is short on a busy machine; so it gets several attempts."""
+    temp, log = run_folder(inputs["folder"], "ray"), Path(inputs["folder"]) / "ray.log"
+    progress = Progress(call.step)
+    for attempt in range(1, ATTEMPTS + 1):
+        log.unlink(missing_ok=True)
+        process = spawn(_command(inputs, temp), mark=mine, log=log, cwd=temp, env=_environment(inputs["environment"]))
+        try:
+            _wait(inputs, process, log, progress)
+            return process
+        except (NotStarted, Refused) as failed:
+            _end(process)
+            if attempt == ATTEMPTS or isinstance(failed, Refused):
+                raise Refused(str(failed)) from failed
+            call.note(f"{failed}; trying again")
+    raise AssertionError("not reached: the last attempt returns or raises")
+
+
+class NotStarted(Exception):
+    """Ray ended or hangs while it starts; the text says why."""
+
+
+def _wait(inputs: Props, process: ProcessId, log: Path, progress: Progress) -> None:
+    api, until = serve_api(inputs), time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            api.details(timeout_s=ANSWER_TIMEOUT_S)
+            return
+        except Unreachable:
+            said = f"{tail(log) or 'no output'} (whole output: {log})"
+            if process.find() is None:
+                raise NotStarted(f"Ray ended while it started: {said}") from None
+            if time.monotonic() > until:
+                raise NotStarted(f"Ray is not ready after {START_TIMEOUT_S:.0f} s: {said}") from None
+            progress.say(f"starting Ray on {LOOPBACK}:{inputs['gcsPort']}")
+            time.sleep(0.3)
+
+
+def _end(leader: ProcessId) -> None:
+    end_all(lambda: members(leader), END_GRACE_S)
 
 
 def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
@@ -68,19 +104,23 @@ def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
     if ProcessId(state["pid"], state["started"]).find() is None:
         call.note("Ray is not running any more; it will be started again")
         return None
-    try:
-        serve_api(state).details(ANSWER_TIMEOUT_S)
-    except Unreachable as error:
-        call.note(f"Ray runs but {error}; it will be started again")
-        return None
-    return state
+    progress = Progress(call.step)
+    while True:
+        try:
+            serve_api(state).details(ANSWER_TIMEOUT_S)
+            return state
+        except Unreachable as error:
+            if progress.seconds > PATIENCE_S:
+                call.note(f"Ray runs but {error}; it will be started again")
+                return None
+            progress.say("waiting for Ray's dashboard")
+            time.sleep(1)
 
 
 def delete(call: Call[LocalSession], id: str, state: Props) -> None:
     """Ends exactly the processes of this Ray and removes its folder below the temporary one."""
     call.step("ending Ray")
-    leader = ProcessId(state["pid"], state["started"])
-    end_all(lambda: members(leader), END_GRACE_S)
+    _end(ProcessId(state["pid"], state["started"]))
     shutil.rmtree(temp_folder(state["folder"]), ignore_errors=True)
 
 
@@ -123,8 +163,8 @@ def _command(inputs: Props, temp: Path) -> list[str]:
     arguments = [f"--{key}={value}" for key, value in options.items()]
     return [
         sys.executable,
-        "-m",
-        "ray.scripts.scripts",
+        "-c",
+        RAY_COMMAND,
         "start",
         "--head",
         "--block",
@@ -142,24 +182,6 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
         **extra,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-
-
-def _wait(call: Call[LocalSession], inputs: Props, process: ProcessId, log: Path) -> None:
-    progress, api = Progress(call.step), serve_api(inputs)
-    while True:
-        if process.find() is None:
-            raise Refused(f"Ray ended while it started: {tail(log) or 'no output'} (whole output: {log})")
-        try:
-            api.details(timeout_s=5)
-        except Unreachable:
-            if progress.seconds > START_TIMEOUT_S:
-                raise Refused(
-                    f"Ray is not ready after {START_TIMEOUT_S:.0f} s: {tail(log) or 'no output'} (whole output: {log})"
-                ) from None
-            progress.say(f"starting Ray on {LOOPBACK}:{inputs['gcsPort']}")
-            time.sleep(0.3)
-        else:
-            return
 
 
 RAY = ResourceDef[LocalSession](
