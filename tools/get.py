@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModelfleetError as error:
         print(f"tools: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("tools: stopped; nothing half-made is left, run: make tools", file=sys.stderr)
+        return 130
     say(cli.sentence())
     for part in parts(cli):
         say(part.sentence())

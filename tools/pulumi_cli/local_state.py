@@ -82,6 +82,8 @@ def prepare(cli: Path, arguments: list[str], environment: dict[str, str], *, eng
     environment["PULUMI_BACKEND_URL"] = backend
     if not (environment.get("PULUMI_CONFIG_PASSPHRASE_FILE") or "PULUMI_CONFIG_PASSPHRASE" in environment):
         environment["PULUMI_CONFIG_PASSPHRASE_FILE"] = str(_passphrase())
+    # A secret that the user adds with `pulumi config set --secret` is then encrypted with the salt of the state.
+    environment.setdefault("PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER", "true")
     if not engine:
         return arguments
     stack = option(arguments, "-s", "--stack") or _selected(cli, environment)
