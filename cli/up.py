@@ -10,6 +10,8 @@ from pathlib import Path
 from cli import output, pulumi_run
 from cli.endpoint import curl_example, openai_example, wait_for_first_token
 from cli.plan_table import plan_table
+from infra.kubernetes.preflight import check_cluster
+from infra.kubernetes.teardown import release_orphans
 from infra.planning import Plan
 from infra.stack import load_stack
 from infra.workspace import make_plan
@@ -25,6 +27,8 @@ def run_up(stack: str) -> int:
     output.show(plan_table(plan))
     if plan.target == "local":
         emulator.start(plan.config.local.s3_port)
+    elif plan.target == "kubernetes":
+        check_cluster(plan)
     done = pulumi_run.operate(root, stack, "up", "--suppress-outputs")
     if done.interrupted:
         raise KeyboardInterrupt
@@ -46,6 +50,9 @@ def run_down(stack: str) -> int:
         return 0
     if config.target == "local":
         emulator.start(config.local.s3_port)  # its bucket is asked about and emptied
+    elif config.target == "kubernetes":
+        for name in release_orphans(config.kubernetes, stack):
+            output.say(f"{name}: its operator is gone, so its finalizers were removed")
     done = pulumi_run.operate(root, stack, "destroy")
     if done.interrupted:
         raise KeyboardInterrupt

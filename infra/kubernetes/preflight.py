@@ -39,7 +39,7 @@ def check_cluster(plan: Plan) -> None:
     where = "modelfleet:kubernetes.kubeconfig" if settings.kubeconfig else "$KUBECONFIG"
     api = None
     try:
-        api = Api.from_kubeconfig(settings.kubeconfig or _default_kubeconfig(), settings.context)
+        api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
         api.version()
         problems = [*missing_rights(api, plan), *missing_nodes(api, plan), *other_operators(api, plan)]
     except Unreachable as error:
@@ -90,7 +90,8 @@ def other_operators(api: Api, plan: Plan) -> list[str]:
     return found
 
 
-def _default_kubeconfig() -> str:
+def default_kubeconfig() -> str:
+    """Where kubectl looks."""
     return os.environ.get("KUBECONFIG") or "~/.kube/config"
 
 

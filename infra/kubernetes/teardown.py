@@ -6,11 +6,23 @@ operator that waits for ever. `modelfleet down` calls `release` before it destro
 
 from __future__ import annotations
 
-from infra.kubernetes.api import Api
+from infra.kubernetes.api import Api, ApiError, Unreachable
 from infra.kubernetes.names import OPERATOR
+from infra.kubernetes.preflight import default_kubeconfig
+from infra.stack.schema import Kubernetes
+from serving.config.errors import SetupError
 
 KINDS = ("RayService", "RayCluster")
 GROUP = "ray.io/v1"
+
+
+def release_orphans(settings: Kubernetes, stack: str) -> list[str]:
+    """`release` for a stack with target `kubernetes`; raises `SetupError` when the cluster does not answer."""
+    try:
+        api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
+        return release(api, settings.namespace or f"modelfleet-{stack}")
+    except (Unreachable, ApiError) as error:
+        raise SetupError(f"{error}; the stack cannot be taken away while its cluster does not answer") from error
 
 
 def operator_is_there(api: Api, namespace: str) -> bool:
