@@ -18,7 +18,11 @@ def tracked() -> list[Path]:
 
 @pytest.mark.parametrize(
     "name",
-    "infra stacks serving models cli tools tests Pulumi.yaml pyproject.toml Makefile README.md LICENSE CHANGELOG.md CONTRIBUTING.md .ci/run".split(),
+    [
+        *("infra", "stacks", "serving", "models", "cli", "tools", "tests"),
+        *("Pulumi.yaml", "pyproject.toml", "Makefile", ".ci/run"),
+        *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
+    ],
 )
 def test_the_layout_that_the_design_promises_is_there(name: str) -> None:
     assert (ROOT / name).exists()
