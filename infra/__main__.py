@@ -20,7 +20,8 @@ try:
         pulumi.log.warn(notice.sentence())
     outputs = build(root, plan)
 except ModelfleetError as error:
-    raise pulumi.RunError(str(error)) from None
+    pulumi.log.error(str(error))
+    sys.exit(32)  # tells the language host that the message is all: a RunError adds "exited with non-zero exit code"
 
 pulumi.export("models", [model.model_id for model in plan.models])
 pulumi.export("max_usd_per_hour", plan.cost.max_usd_per_hour)
