@@ -165,7 +165,7 @@ def test_a_broken_rule_is_found_at_its_key(old: str, new: str, key: str, message
     assert missing or name in line, f"line {errors[0].line} is {line!r}, which is not where {name} stands"
 
 
-@pytest.mark.parametrize("amount", ["1", "0.01001", "0.5", "0"])
+@pytest.mark.parametrize("amount", ["1", "0.01001", "0.5", "0.0005", "0"])
 def test_the_steering_fraction_is_one_thousandth(amount: str) -> None:
     """A value of 1 with two workers on a node is pending for ever (ray-llm#143)."""
     text = GOOD[: GOOD.rindex("0.001")] + amount + "\n"
