@@ -22,7 +22,9 @@ class Runtime:
     `bind` and `metrics_bind` are `address:port`; `run_folder` takes the sockets;
     `key_map` is the file of key hashes, used only with auth `keys`. `resolve_names` is for Kubernetes, where the
     upstream is a DNS name that may not exist yet. `bodies_memory_mib` bounds what request bodies too large for the
-    first process may take in the second one.
+    first process may take in the second one. `replica_ports` (first, last) is where Ray Serve lets replicas listen on
+    this host (`RAY_SERVE_ENABLE_DIRECT_INGRESS=1`): requests go straight to them, and to Serve's own HTTP server only
+    while a model has no replica.
     """
 
     bind: str
@@ -37,6 +39,7 @@ class Runtime:
     bodies_memory_mib: int = 2048
     resolve_names: bool = False
     ready_interval_s: int = 2
+    replica_ports: tuple[int, int] | None = None
 
     @property
     def admin_socket(self) -> str:
@@ -47,6 +50,10 @@ class Runtime:
     def bodies_admin_socket(self) -> str:
         """The second process's runtime API, mode 0600."""
         return f"{self.run_folder}/bodies-admin.sock"
+
+    def server_state(self, admin_socket: str) -> str:
+        """Which servers were up, written before a reload so that the new process knows it from the start."""
+        return admin_socket.removesuffix(".sock") + ".state"
 
     @property
     def bodies_socket(self) -> str:

@@ -21,6 +21,8 @@ from infra.gateway.keys import render_key_map
 from serving.config.errors import SetupError
 
 START_TIMEOUT_S = 10.0
+#: HAProxy takes a server for up until it has asked it once, and asks all of them in the first 50 ms.
+FIRST_CHECKS_S = 0.3
 #: Linux counts 108 bytes with the closing zero for a UNIX socket's path; HAProxy adds a suffix while it binds.
 LONGEST_SOCKET_PATH = 90
 
@@ -79,6 +81,8 @@ def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes 
     except SetupError:
         _signal(bodies, signal.SIGTERM)
         raise
+    if runtime.replica_ports and not replaces:
+        time.sleep(FIRST_CHECKS_S)
     return Processes(gateway, bodies)
 
 
@@ -144,6 +148,8 @@ def _spawn(runtime: Runtime, name: str, binary: str, log_file: Path, old: int | 
     command = [binary, "-db", "-f", f"{runtime.folder}/{name}"]
     if old and is_running(old):
         command += ["-sf", str(old)] + (["-x", socket_path] if Path(socket_path).exists() else [])
+        with suppress(SetupError):
+            _replace(Path(runtime.server_state(socket_path)), ask(socket_path, "show servers state"))
     with log_file.open("ab") as log:
         offset = log.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

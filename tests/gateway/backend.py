@@ -27,6 +27,9 @@ class Backend:
     port: int
     seen: list[Seen] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
+    #: The application of which this is a replica, listening on its own port; None: this is Serve's own HTTP server.
+    replica_of: str | None = None
+    draining: bool = False
     aborted: threading.Event = field(default_factory=threading.Event)
     events: int = 20
     pause_s: float = 0.05
@@ -70,6 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         slug = self.path.split("/")[1]
+        if self.path == "/-/routes" and self.state.replica_of:
+            return self._json(503 if self.state.draining else 200, {f"/{self.state.replica_of}": self.state.replica_of})
         if self.path.endswith("/health") or self.path == "/-/healthz":
             return self._json(503 if slug in self.state.down else 200, {})
         self._note(b"")

@@ -126,7 +126,12 @@ def make_gateway() -> Iterator[Make]:
     started: list[Gateway] = []
     folders: list[str] = []
 
-    def make(keys: dict[str, str] | None = KEYS, down: Sequence[str] = (), **changes: Any) -> Gateway:
+    def make(
+        keys: dict[str, str] | None = KEYS,
+        down: Sequence[str] = (),
+        replica_ports: tuple[int, int] | None = None,
+        **changes: Any,
+    ) -> Gateway:
         folder = tempfile.mkdtemp(prefix="gateway-")
         folders.append(folder)
         runtime = Runtime(
@@ -138,6 +143,7 @@ def make_gateway() -> Iterator[Make]:
             threads=1,
             ready_interval_s=1,
             bodies_memory_mib=256,
+            replica_ports=replica_ports,
         )
         backend = Backend(free_port(), down=set(down)).start()
         gateway = Gateway(replace(PLAN, **changes), runtime, backend, Path(folder) / "gateway.log", keys)

@@ -39,6 +39,7 @@ CASES = {
     "two-models": (plan_of(LARGE, SMALL), LOCAL, "127.0.0.1:8001"),
     "limits": (plan_of(SMALL, per_minute=60, at_once=8), LOCAL, "127.0.0.1:8001"),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
+    "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),
     "no-models": (plan_of(), LOCAL, "127.0.0.1:8001"),
 }
 

@@ -1,0 +1,123 @@
+"""Straight to the replicas' own ports, with Ray Serve's HTTP server behind them for when there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.gateway.backend import Backend
+from tests.gateway.conftest import Gateway, Make
+from tests.gateway.test_reload_and_readiness import until
+
+CHAT = "/v1/chat/completions"
+#: Apart from the ports of the other tests.
+FIRST, LAST = 8705, 8710
+Replica = Callable[[int, str], Backend]
+
+
+@pytest.fixture
+def replica() -> Iterator[Replica]:
+    """Start replicas on ports of the range; all end with the test."""
+    started: list[Backend] = []
+
+    def start(port: int, slug: str) -> Backend:
+        started.append(Backend(port, replica_of=slug).start())
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def ask(gateway: Gateway, model: str = "small", times: int = 1) -> None:
+    for _ in range(times):
+        assert gateway.post(CHAT, {"model": model}).status_code == 200
+
+
+def test_requests_go_to_the_replicas_of_their_own_model(make_gateway: Make, replica: Replica) -> None:
+    small, large = replica(FIRST, "small"), replica(FIRST + 2, "org--large")
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    ask(gateway, "small", 5)
+    ask(gateway, "org/large", 3)
+    assert (len(small.seen), len(large.seen), len(gateway.backend.seen)) == (5, 3, 0)
+    assert small.last.path == f"/small{CHAT}"
+    body = {"messages": ["A" * 400_000], "model": "small"}
+    assert gateway.post(CHAT, body).status_code == 200
+    assert len(small.seen) == 6, "large bodies take the short way too"
+
+
+def test_a_new_replica_is_found_and_shares_the_load(make_gateway: Make, replica: Replica) -> None:
+    first = replica(FIRST, "small")
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    second = replica(LAST, "small")
+
+    def found() -> bool:
+        ask(gateway, times=4)
+        return len(second.seen) > 0
+
+    assert until(found)
+    assert first.seen and not gateway.backend.seen
+
+
+def test_without_a_replica_requests_wait_in_serve(make_gateway: Make, replica: Replica) -> None:
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    ask(gateway, times=3)
+    assert len(gateway.backend.seen) == 3
+    one = replica(FIRST + 1, "small")
+    assert until(lambda: not ask(gateway) and len(one.seen) > 0)
+
+
+def test_no_request_is_lost_when_a_replica_dies(make_gateway: Make, replica: Replica) -> None:
+    dying, other = replica(FIRST, "small"), replica(FIRST + 1, "small")
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    ask(gateway, times=4)
+    dying.stop()
+    ask(gateway, times=20)
+    assert len(other.seen) >= 20 - 1
+    other.stop()
+    ask(gateway, times=5)
+    assert gateway.backend.seen, "the last replica is gone: Serve keeps requests until there is one again"
+    dying.start()
+    other.start()
+
+
+def test_a_draining_replica_ends_its_streams_and_gets_no_new_requests(make_gateway: Make, replica: Replica) -> None:
+    leaving = replica(FIRST, "small")
+    leaving.events = 60
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    stream = gateway.post(CHAT, {"model": "small", "stream": True}, stream=True)
+    lines = stream.iter_lines()
+    next(lines)
+    leaving.draining = True
+    staying = replica(FIRST + 1, "small")
+    assert until(lambda: not ask(gateway) and len(staying.seen) > 0)
+    time.sleep(1.5)
+    before = len(leaving.seen)
+    ask(gateway, times=6)
+    assert len(leaving.seen) == before
+    assert [line for line in lines if line][-1] == b"data: [DONE]"
+
+
+def test_readiness_follows_the_replicas(make_gateway: Make, replica: Replica) -> None:
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    small = replica(FIRST, "small")
+    assert until(lambda: {"id": "small", "ready": True} in gateway.get("/ready", key=None).json()["models"])
+    assert gateway.get("/ready", key=None).status_code == 503, "org/large has no replica"
+    replica(FIRST + 1, "org--large")
+    assert until(lambda: gateway.get("/ready", key=None).status_code == 200)
+    small.draining = True
+    assert until(lambda: gateway.get("/ready", key=None).status_code == 503)
+
+
+def test_a_reload_keeps_what_is_known_of_the_replicas(make_gateway: Make, replica: Replica) -> None:
+    """A new process takes every server for up; asked for a model on another's port, the client would get a 404."""
+    replica(FIRST, "org--large")
+    small = replica(FIRST + 1, "small")
+    gateway = make_gateway(replica_ports=(FIRST, LAST))
+    time.sleep(2.5)
+    for _ in range(3):
+        gateway.up()
+        ask(gateway, times=5)
+    assert len(small.seen) == 15 and not gateway.backend.seen
