@@ -1,6 +1,7 @@
 """Defaults that only a request's field can carry (`seed`, `min_tokens`, …): written into the JSON body.
 
 Used only for a model whose `generate_kwargs` has such a key, because it costs a second parse of every body.
+`max_tokens` is among them on completions alone, where vLLM's request has a default of its own (16).
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PATHS = ("/v1/completions", "/v1/chat/completions")
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
 class BodyDefaults:
-    """Pure ASGI: puts `defaults` under the fields of a completion request; other requests pass untouched."""
+    """Pure ASGI: puts defaults under the fields of a request; paths that `by_path` does not name pass untouched."""
 
-    def __init__(self, app: ASGIApp, defaults: Mapping[str, Any]) -> None:
-        self.app, self.defaults = app, dict(defaults)
+    def __init__(self, app: ASGIApp, by_path: Mapping[str, Mapping[str, Any]]) -> None:
+        self.app, self.by_path = app, {path: dict(defaults) for path, defaults in by_path.items() if defaults}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(PATHS):
+        defaults = self._defaults(scope)
+        if not defaults:
             await self.app(scope, receive, send)
             return
         parts, more = [], True
@@ -34,19 +36,27 @@ class BodyDefaults:
                 return
             parts.append(message.get("body", b""))
             more = message.get("more_body", False)
-        body = self._with_defaults(b"".join(parts))
+        body = _with_defaults(b"".join(parts), defaults)
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
         await self.app(scope, _replay({"type": "http.request", "body": body, "more_body": False}, receive), send)
 
-    def _with_defaults(self, body: bytes) -> bytes:
-        try:
-            data = json.loads(body)
-        except ValueError:
-            return body  # vLLM's own error says what is wrong with it
-        if not isinstance(data, dict) or self.defaults.keys() <= data.keys():
-            return body
-        return json.dumps(self.defaults | data).encode()
+    def _defaults(self, scope: Scope) -> dict[str, Any]:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            for path, defaults in self.by_path.items():
+                if scope["path"].endswith(path):
+                    return defaults
+        return {}
+
+
+def _with_defaults(body: bytes, defaults: dict[str, Any]) -> bytes:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return body  # vLLM's own error says what is wrong with it
+    if not isinstance(data, dict) or defaults.keys() <= data.keys():
+        return body
+    return json.dumps(defaults | data).encode()
 
 
 def _replay(first: Message, receive: Receive) -> Receive:

@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.exceptions import HTTPException
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -23,7 +25,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serving.body_defaults import BodyDefaults
+from serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
 from serving.config.schema import ModelConfig
 from serving.engine_args import engine_arguments
 from serving.gate import EngineGate
@@ -70,7 +72,7 @@ async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path])
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
     )
     tasks = await engine.get_supported_tasks()
-    app = build_app(args, tasks, engine.model_config)
+    app = _with_openai_errors(build_app(args, tasks, engine.model_config))
     await init_app_state(engine, app.state, args, tasks)
     engine.stops = _stops(model, engine)
     _default_length(app, default_max_tokens(generation.generate_kwargs))
@@ -78,8 +80,8 @@ async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path])
         _as_rayllm(app.state.online_renderer)
     # Around the application: vLLM has built its own middleware stack by now.
     served: ASGIApp = EngineGate(app, engine)
-    if defaults := body_defaults(generation.generate_kwargs):
-        served = BodyDefaults(served, defaults)
+    if any(defaults := body_defaults(generation.generate_kwargs)):
+        served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
     return served, engine
 
 
@@ -92,6 +94,16 @@ def namespace(arguments: dict[str, Any]) -> Namespace:
         args.lora_modules = [LoRAModulePath(**module) for module in args.lora_modules]
     validate_parsed_serve_args(args)
     return args
+
+
+def _with_openai_errors(app: FastAPI) -> FastAPI:
+    """vLLM's error body for what FastAPI itself refuses too: broken UTF-8, an unknown path.
+
+    vLLM registers its handler for FastAPI's HTTPException, but FastAPI raises Starlette's, its base class.
+    """
+    app.exception_handler(HTTPException)(http_exception_handler)
+    app.middleware_stack = app.build_middleware_stack()
+    return app
 
 
 def _stops(model: ModelConfig, engine: AsyncLLM) -> Stops:

@@ -44,9 +44,11 @@ def default_max_tokens(generate_kwargs: Mapping[str, Any]) -> int | None:
     return None
 
 
-def body_defaults(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `generate_kwargs` that is written into each request that does not say it itself."""
-    return {key: value for key, value in generate_kwargs.items() if key in BODY_DEFAULTS and value is not None}
+def body_defaults(generate_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is written into each chat request, and into each completion request, that does not say it itself."""
+    both = {key: value for key, value in generate_kwargs.items() if key in BODY_DEFAULTS and value is not None}
+    length = default_max_tokens(generate_kwargs)
+    return both, both if length is None else {**both, "max_tokens": length}
 
 
 @dataclass(frozen=True)

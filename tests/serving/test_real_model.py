@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,26 @@ def test_a_bad_request_gets_its_4xx_with_an_openai_error_body(url: str, body: by
     error: dict[str, Any] = answer.json()["error"]
     assert error["code"] == code
     assert text in error["message"]
+
+
+def test_an_unknown_path_has_an_openai_error_body_too(url: str) -> None:
+    answer = requests.get(f"{url}/v1/nothing", timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, 404)
+
+
+def test_vllms_and_serves_metrics_are_on_one_scrape(cluster: Cluster, client: openai.OpenAI) -> None:
+    client.completions.create(model=REAL, prompt="a", max_tokens=3)
+    wanted = (
+        "ray_vllm_time_to_first_token_seconds_bucket",
+        "ray_vllm_inter_token_latency_seconds_bucket",
+        "ray_serve_http_request_latency_ms_bucket",
+    )
+    deadline = time.monotonic() + 90
+    while missing := [name for name in wanted if f"{name}{{" not in (text := cluster.metrics())]:
+        assert time.monotonic() < deadline, f"{missing} of {len(text.splitlines())} lines"
+        time.sleep(2)
+    (line, *_) = [line for line in text.splitlines() if line.startswith(wanted[0])]
+    assert f'application="{SLUG}"' in line and f'model_name="{REAL}"' in line
 
 
 def test_a_server_survived_all_that(client: openai.OpenAI) -> None:

@@ -43,18 +43,18 @@ def call(
 
 
 def test_defaults_go_under_the_fields_of_a_body_that_comes_in_pieces() -> None:
-    _, headers, body = call(BodyDefaults(echo, {"seed": 1, "n": 2}), b'{"n": ', b"3}")
+    _, headers, body = call(BodyDefaults(echo, {"/v1/completions": {"seed": 1, "n": 2}}), b'{"n": ', b"3}")
     assert json.loads(body) == {"seed": 1, "n": 3}
     assert headers[b"x-length"] == str(len(body)).encode()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"", b'{"seed": 0}'])
 def test_a_body_that_needs_or_takes_no_defaults_is_left_alone(body: bytes) -> None:
-    assert call(BodyDefaults(echo, {"seed": 1}), body)[2] == body
+    assert call(BodyDefaults(echo, {"/v1/completions": {"seed": 1}}), body)[2] == body
 
 
 def test_other_paths_and_methods_are_left_alone() -> None:
-    app = BodyDefaults(echo, {"seed": 1})
+    app = BodyDefaults(echo, {"/v1/completions": {"seed": 1}})
     assert call(app, b"{}", path="/m/v1/embeddings")[2] == b"{}"
     assert call(app, b"{}", method="PUT")[2] == b"{}"
 

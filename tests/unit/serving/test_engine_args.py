@@ -12,7 +12,7 @@ from serving.config.schema import ModelConfig
 from serving.config.serve_options import actor_options, placement_bundles
 from serving.engine_args import engine_arguments, lora_rank
 from serving.errors import EngineError
-from serving.sampling import compile_stops
+from serving.sampling import body_defaults, compile_stops
 
 GPU = {"accelerator_type:L4": 0.001}
 CPU = {"accelerator_type:CPU": 0.001}
@@ -52,6 +52,12 @@ def test_sampling_defaults_are_rayllms_unless_the_file_says_otherwise() -> None:
 def test_generate_kwargs_are_defaults_and_max_tokens_is_no_cap() -> None:
     generation = {"generate_kwargs": {"temperature": 0.4, "top_p": 0.9, "max_tokens": 99, "do_sample": True}}
     assert arguments({"generation": generation})["override_generation_config"] == {"temperature": 0.4, "top_p": 0.9}
+
+
+def test_what_only_a_request_can_carry_goes_into_its_body() -> None:
+    given = {"seed": 3, "max_new_tokens": 50, "temperature": 0.1}
+    assert body_defaults(given) == ({"seed": 3}, {"seed": 3, "max_tokens": 50})
+    assert body_defaults({"temperature": 0.1}) == ({}, {})
 
 
 def test_an_unknown_generate_kwarg_is_refused_with_what_is_allowed() -> None:
