@@ -71,8 +71,8 @@ class KubernetesFleet(pulumi.ComponentResource):
         ready: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        if plan.target == "kubernetes":
-            check_cluster(plan)
+        if plan.target == "kubernetes" and (notice := check_cluster(plan)):
+            pulumi.log.warn(notice)
         super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         self._provider = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from infra.kubernetes.api import Api, ApiError, Unreachable
 from infra.kubernetes.manifests.namespace import GPU
 from infra.kubernetes.names import OPERATOR, POOL_LABEL, STACK_LABEL
+from infra.kubernetes.rollout import rollout_notice
 from infra.planning.plan import Plan, PoolPlan
 from serving.config.errors import SetupError
 
@@ -33,14 +34,18 @@ NEEDED: Final = (
 VERBS: Final = ("create", "patch", "delete")
 
 
-def check_cluster(plan: Plan) -> None:
-    """Raise `SetupError` with everything that would stop the run: no answer, no rights, no nodes, another operator."""
+def check_cluster(plan: Plan) -> str | None:
+    """What the run will do to the live Ray cluster, if it builds another.
+
+    Raises `SetupError` with everything that would stop the run: no answer, no rights, no nodes, another operator.
+    """
     settings = plan.config.kubernetes
     where = "modelfleet:kubernetes.kubeconfig" if settings.kubeconfig else "$KUBECONFIG"
     api = None
     try:
         api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
         api.version()
+        notice = rollout_notice(api, plan)
         problems = [*missing_rights(api, plan), *missing_nodes(api, plan), *other_operators(api, plan)]
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
@@ -51,6 +56,7 @@ def check_cluster(plan: Plan) -> None:
             api.close()
     if problems:
         raise SetupError("; ".join(problems))
+    return notice
 
 
 def missing_rights(api: Api, plan: Plan) -> list[str]:

@@ -38,7 +38,7 @@ class RayFleet(pulumi.ComponentResource):
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
         files = resource(f"{name}-scripts", scripts(plan), pulumi.ResourceOptions(parent=self))
         manifest = ray_service(plan)
-        manifest["metadata"]["annotations"] = dict(ANNOTATIONS)
+        manifest["metadata"]["annotations"] |= ANNOTATIONS
         replace = plan.ray_cluster.rollout == "replace"
         self.service = resource(
             f"{name}-service",

@@ -7,6 +7,7 @@ second cluster, with all its GPUs, for any other change than replicas, toleratio
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any, Final
@@ -37,10 +38,13 @@ from infra.kubernetes.names import (
     SERVE_PORT,
     STACK_LABEL,
     WORKER_ACCOUNT,
+    digest,
     labels,
 )
 from infra.planning.plan import Plan, WorkerGroup
 
+#: What the RayService was made from, so that a later run can say what it will do to the cluster.
+CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
 #: Time that a worker has to finish its requests before it is killed; a node group's update waits 15 min per node.
 DRAIN_SECONDS: Final = 840
 #: How long an application waits for its mirror Job: hundreds of GB from the Hub at 100 MB/s and more.
@@ -76,9 +80,28 @@ def ray_service(plan: Plan) -> Manifest:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": {"name": RAY_SERVICE, "namespace": plan.namespace, "labels": labels(plan, "ray")},
+        "metadata": {
+            "name": RAY_SERVICE,
+            "namespace": plan.namespace,
+            "labels": labels(plan, "ray"),
+            "annotations": {CLUSTER_ANNOTATION: ".".join(cluster_parts(plan))},
+        },
         "spec": spec,
     }
+
+
+def cluster_parts(plan: Plan) -> list[str]:
+    """A hash of what the whole cluster shares, then one per worker group, as far as a change builds another cluster.
+
+    Replicas and tolerations are changed in place (`GenerateHashWithoutReplicasAndWorkersToDelete`).
+    """
+    cluster = copy.deepcopy(ray_cluster(plan))
+    groups = cluster.pop("workerGroupSpecs")
+    for group in groups:
+        for key in ("replicas", "minReplicas", "maxReplicas"):
+            del group[key]
+        del group["template"]["spec"]["tolerations"]
+    return [digest(cluster, 8), *(digest(group, 8) for group in groups)]
 
 
 def serve_config_text(config: dict[str, Any]) -> str:
