@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +20,24 @@ from serving.config.document import Document, KeyPath, parse_document, read_docu
 from serving.config.errors import Finding, InputErrors, Severity
 from serving.config.legacy import normalise
 from serving.config.rewriting import Edit, apply
+from serving.config.yaml_text import (
+    NOTHING,
+    Entry,
+    compose_text,
+    end_of,
+    entries_of,
+    find_entry,
+    line_end_after,
+    names_of,
+    newline_of,
+    node_at,
+    one_line,
+    scalars_in,
+    value_of,
+)
 
 _BOM = "\N{BYTE ORDER MARK}"
 _COMMENT = re.compile(r"(?:^|\s)(#.*)$")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One `key: value` as it stands in the text; `end` is behind the value's last character."""
-
-    key: yaml.ScalarNode
-    value: yaml.Node
-    mapping: yaml.MappingNode
-    index: int
-
-    @property
-    def start(self) -> int:
-        return int(self.key.start_mark.index)
-
-    @property
-    def end(self) -> int:
-        return _end(self.value)
-
-    @property
-    def column(self) -> int:
-        return int(self.key.start_mark.column)
-
-    @property
-    def in_flow(self) -> bool:
-        return bool(self.mapping.flow_style)
 
 
 def fix_file(path: Path) -> list[Finding]:
@@ -103,64 +91,64 @@ def _by_hand(document: Document) -> Finding:
 
 
 def _edited(text: str, edit: Edit) -> str:
-    root = _compose(text)
+    root = compose_text(text)
     if not edit.path:
         return _put_all(text, edit.puts)
-    entry = _find(root, edit.path)
+    entry = find_entry(root, edit.path)
     here = [(path[-1], value) for path, value in edit.puts if path[:-1] == edit.path[:-1]]
     elsewhere = tuple(put for put in edit.puts if put[0][:-1] != edit.path[:-1])
     text = _renamed(text, entry, here) if here else _removed(text, root, entry, edit.path)
     return _put_all(text, elsewhere)
 
 
-def _renamed(text: str, entry: _Entry, names: list[tuple[str | int, Any]]) -> str:
+def _renamed(text: str, entry: Entry, names: list[tuple[str | int, Any]]) -> str:
     """The entry under its new names: the first in its place, the others behind it."""
     old = text[entry.value.start_mark.index : entry.end]
-    copies = [f"{name}: {old if _value(old) == value else _scalar(value)}" for name, value in names]
+    copies = [f"{name}: {old if value_of(old) == value else one_line(value)}" for name, value in names]
     indent = " " * entry.column
-    between = ", " if entry.in_flow else f"{_newline(text)}{indent}"
+    between = ", " if entry.in_flow else f"{newline_of(text)}{indent}"
     gap = text[entry.key.end_mark.index : entry.value.start_mark.index] if old else ": "
     copies[0] = copies[0].replace(": ", gap, 1) if gap.strip() == ":" else copies[0]
     if len(copies) == 1 or entry.in_flow:
         return text[: entry.start] + between.join(copies) + text[entry.end :]
-    line_end = _line_end(text, entry.end)
+    line_end = line_end_after(text, entry.end)
     rest = text[entry.end : line_end]
     more = "".join(between + copy for copy in copies[1:])
     return text[: entry.start] + copies[0] + rest + more + text[line_end:]
 
 
-def _removed(text: str, root: yaml.Node, entry: _Entry, path: KeyPath) -> str:
+def _removed(text: str, root: yaml.Node, entry: Entry, path: KeyPath) -> str:
     """The text without the entry; its comments stay, on lines of their own."""
     if len(entry.mapping.value) == 1 and len(path) > 1:
         text = _cut(text, entry)
-        parent = _find(root, path[:-1])
+        parent = find_entry(root, path[:-1])
         colon = text.index(":", parent.key.end_mark.index) + 1
         return text if entry.in_flow else f"{text[:colon]} {{}}{text[colon:]}"
     return _cut(text, entry)
 
 
-def _cut(text: str, entry: _Entry) -> str:
+def _cut(text: str, entry: Entry) -> str:
     if entry.in_flow:
         siblings = entry.mapping.value
         if entry.index + 1 < len(siblings):
             return text[: entry.start] + text[siblings[entry.index + 1][0].start_mark.index :]
-        start = _end(siblings[entry.index - 1][1]) if entry.index else entry.start
+        start = end_of(siblings[entry.index - 1][1]) if entry.index else entry.start
         return text[:start] + text[entry.end :]
     start = text.rfind("\n", 0, entry.start) + 1
-    stop = min(_line_end(text, entry.end) + len(_newline(text)), len(text))
+    stop = min(line_end_after(text, entry.end) + len(newline_of(text)), len(text))
     return text[:start] + _comments(text, entry, start, stop) + text[stop:]
 
 
-def _comments(text: str, entry: _Entry, start: int, stop: int) -> str:
+def _comments(text: str, entry: Entry, start: int, stop: int) -> str:
     """Comments between `start` and `stop`, outside of scalars, each on a line at the entry's column."""
     masked = list(text[start:stop])
-    for node in _scalars(entry.value):
+    for node in scalars_in(entry.value):
         for position in range(node.start_mark.index, min(node.end_mark.index, stop)):
             if masked[position - start] not in "\r\n":
                 masked[position - start] = "."
     lines = "".join(masked).splitlines()
     found = [match[1] for line in lines if (match := _COMMENT.search(line))]
-    return "".join(f"{' ' * entry.column}{comment}{_newline(text)}" for comment in found)
+    return "".join(f"{' ' * entry.column}{comment}{newline_of(text)}" for comment in found)
 
 
 def _put_all(text: str, puts: tuple[tuple[KeyPath, Any], ...]) -> str:
@@ -171,61 +159,24 @@ def _put_all(text: str, puts: tuple[tuple[KeyPath, Any], ...]) -> str:
 
 def _put(text: str, path: KeyPath, value: Any) -> str:
     """A new entry, behind the last one-line entry of its mapping; the mapping is made where it is missing."""
-    root = _compose(text)
-    mapping: yaml.Node = root if len(path) == 1 else _value_node(root, path[:-1])
-    if mapping is _NOTHING:
+    root = compose_text(text)
+    mapping: yaml.Node = root if len(path) == 1 else node_at(root, path[:-1])
+    if mapping is NOTHING:
         return _put(text, path[:-1], {path[-1]: value})
     if not isinstance(mapping, yaml.MappingNode) or not mapping.value:
         start, end = mapping.start_mark.index, mapping.end_mark.index
         before = "" if end > start else " "
-        return f"{text[:start]}{before}{{{path[-1]}: {_scalar(value)}}}{text[end:]}"
-    entries = [_Entry(key, node, mapping, index) for index, (key, node) in enumerate(mapping.value)]
+        return f"{text[:start]}{before}{{{path[-1]}: {one_line(value)}}}{text[end:]}"
+    entries = [Entry(key, node, mapping, index) for index, (key, node) in enumerate(mapping.value)]
     if mapping.flow_style:
         end = entries[-1].end
-        return f"{text[:end]}, {path[-1]}: {_scalar(value)}{text[end:]}"
+        return f"{text[:end]}, {path[-1]}: {one_line(value)}{text[end:]}"
     lines = [e for e in entries if isinstance(e.value, yaml.ScalarNode) and e.value.style not in ("|", ">")]
-    indent, newline = " " * entries[0].column, _newline(text)
+    indent, newline = " " * entries[0].column, newline_of(text)
     if not lines:
-        return f"{text[: entries[0].start]}{path[-1]}: {_scalar(value)}{newline}{indent}{text[entries[0].start :]}"
-    end = _line_end(text, lines[-1].end)
-    return f"{text[:end]}{newline}{indent}{path[-1]}: {_scalar(value)}{text[end:]}"
-
-
-_NOTHING = yaml.ScalarNode("", "")
-
-
-def _compose(text: str) -> yaml.Node:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is None:
-        raise LookupError("the file is empty")
-    return root
-
-
-def _find(root: yaml.Node, path: KeyPath) -> _Entry:
-    """The entry at `path`; raises `LookupError` where only a merge brings it."""
-    node: yaml.Node = root
-    entry: _Entry | None = None
-    for part in path:
-        entry = next((e for e in _entries(node) if e.key.value == part), None)
-        if entry is None:
-            raise LookupError(part)
-        node = entry.value
-    if entry is None:
-        raise LookupError("no path")
-    return entry
-
-
-def _entries(node: yaml.Node) -> list[_Entry]:
-    if not isinstance(node, yaml.MappingNode):
-        return []
-    return [_Entry(key, value, node, index) for index, (key, value) in enumerate(node.value)]
-
-
-def _value_node(root: yaml.Node, path: KeyPath) -> yaml.Node:
-    try:
-        return _find(root, path).value
-    except LookupError:
-        return _NOTHING
+        return f"{text[: entries[0].start]}{path[-1]}: {one_line(value)}{newline}{indent}{text[entries[0].start :]}"
+    end = line_end_after(text, lines[-1].end)
+    return f"{text[:end]}{newline}{indent}{path[-1]}: {one_line(value)}{text[end:]}"
 
 
 def _repeated(text: str) -> list[KeyPath]:
@@ -237,70 +188,27 @@ def _repeated(text: str) -> list[KeyPath]:
         if id(node) in seen:
             return
         seen.add(id(node))
-        names = _names(node)
+        names = names_of(node)
         if len(set(names)) < len(names):
             found.append(path)
-        for entry in _entries(node):
+        for entry in entries_of(node):
             walk(entry.value, (*path, entry.key.value))
 
-    walk(_compose(text), ())
+    walk(compose_text(text), ())
     return found
-
-
-def _names(node: yaml.Node) -> list[str]:
-    """The keys of a mapping without `<<`, which may stand more than once."""
-    return [entry.key.value for entry in _entries(node) if entry.key.tag != "tag:yaml.org,2002:merge"]
 
 
 def _without_repetitions(text: str, path: KeyPath) -> str:
     """Of a repeated key the last stays, because it counted."""
     while True:
-        root = _compose(text)
-        mapping = root if not path else _find(root, path).value
-        last = {entry.key.value: entry.index for entry in _entries(mapping)}
-        names = _names(mapping)
-        earlier = [e for e in _entries(mapping) if e.key.value in names and last[e.key.value] > e.index]
+        root = compose_text(text)
+        mapping = root if not path else find_entry(root, path).value
+        last = {entry.key.value: entry.index for entry in entries_of(mapping)}
+        names = names_of(mapping)
+        earlier = [e for e in entries_of(mapping) if e.key.value in names and last[e.key.value] > e.index]
         if not earlier:
             return text
         text = _cut(text, earlier[0])
-
-
-def _scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
-    if isinstance(node, yaml.ScalarNode):
-        return [node]
-    children = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
-    return [scalar for child in children for scalar in _scalars(child)]
-
-
-def _end(node: yaml.Node) -> int:
-    """Behind the last character: a block mapping's own end mark is at the next token, comments and blanks included."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return _end(last[1] if isinstance(last, tuple) else last)
-    if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
-        return len(node.end_mark.buffer[: node.end_mark.index].rstrip("\r\n")) if node.end_mark.buffer else 0
-    return int(node.end_mark.index)
-
-
-def _line_end(text: str, position: int) -> int:
-    end = text.find("\n", position)
-    if end < 0:
-        return len(text)
-    return end - 1 if text[end - 1] == "\r" and end > position else end
-
-
-def _newline(text: str) -> str:
-    return "\r\n" if "\r\n" in text else "\n"
-
-
-def _value(source: str) -> Any:
-    return yaml.safe_load(source) if source else None
-
-
-def _scalar(value: Any) -> str:
-    """A value on one line, as YAML writes it."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False)
-    return text.strip().removesuffix("...").strip()
 
 
 def _write(path: Path, text: str, document: Document) -> None:

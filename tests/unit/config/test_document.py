@@ -38,6 +38,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
         (LAUGHS, "expands to more than"),
         ("a: &a [*a]", "is nested deeper than"),
         ("a: &a {b: *a}", "is nested deeper than"),
+        ("[" * 60 + "]" * 60, "f.yaml:1: [0][0][0][0]: is nested deeper than 50 levels"),
         ("[" * 5000, "is nested deeper than"),
         ("{a: " * 5000, "is nested deeper than"),
         ("- " * 5000, "is nested deeper than"),
