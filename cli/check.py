@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cli import output
 from serving.config.errors import EXIT_INPUT, Finding, InputErrors, Severity, errors_in
-from serving.config.load import load_model
+from serving.config.load import LoadedModel, load_model
 
 STACK_FILE = re.compile(r"Pulumi\.(?P<stack>[^/]+)\.ya?ml")
 MODEL_SUFFIXES = (".yaml", ".yml")
@@ -74,6 +74,15 @@ def _check_file(path: Path, checked: Checked, *, fix: bool) -> None:
     checked.findings += findings
     if model is not None:
         checked.models.append(model.config.model_id)
+        checked.findings += _fit(model)
+
+
+def _fit(model: LoadedModel) -> list[Finding]:
+    """Does it fit its GPU? From what this machine knows of the model: a folder, kept answers of the Hub, the catalog."""
+    from infra.model_facts import read_facts
+    from infra.planning.fit_findings import fit_findings
+
+    return fit_findings([model], read_facts([model], Path.cwd()))
 
 
 def _fix(path: Path, checked: Checked) -> None:

@@ -85,8 +85,11 @@ def _outer(finding: Finding) -> Finding:
 def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding]:
     """A secret in plain text is refused: it would be in git."""
     return [
-        document.finding(
-            ("config", f"{NAMESPACE}{key}"), f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`"
+        Finding(
+            document.file,
+            document.line(("config", f"{NAMESPACE}{key}")),
+            f"{NAMESPACE}{key}",
+            f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`",
         )
         for key in SECRET_KEYS
         if (value := settings.get(f"{NAMESPACE}{key}")) is not None and not _is_secure(value)

@@ -1,0 +1,194 @@
+"""`modelfleet plan` as its users meet it: tables, JSON, a page, a difference, pinned types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cli.plan import run_plan
+from infra.workspace import make_plan
+from serving.config.errors import InputErrors
+
+MODEL = """\
+deployment_config:
+  autoscaling_config: {{min_replicas: 1, max_replicas: {most}}}
+  ray_actor_options: {{num_cpus: 1, resources: {{"accelerator_type:L4": 0.001}}}}
+engine_config:
+  model_id: {id}
+  max_total_tokens: 4096
+scaling_config:
+  num_workers: 1
+  num_cpus_per_worker: 1
+  resources_per_worker: {{"accelerator_type:L4": 0.001}}
+"""
+STACK = """\
+# The team's stack.
+config:
+  aws:region: us-east-1
+  modelfleet:target: eks
+  modelfleet:accountId: "111122223333"
+  modelfleet:auth: none
+  modelfleet:models: ["*"]
+  modelfleet:pools:   # append only
+    - {name: l4, accelerator: L4, maxNodes: 4}   # spot is cheaper
+    # the large ones
+    - name: a100
+      accelerator: A100-40G
+      maxNodes: 1
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one model that the catalog knows; the Hub is out of reach."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "stacks").mkdir()
+    (tmp_path / "stacks" / "Pulumi.dev.yaml").write_text(STACK)
+    write_model(tmp_path, "meta-llama/Llama-2-7b-chat-hf", 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def write_model(root: Path, model_id: str, most: int) -> None:
+    path = root / "models" / f"{model_id.replace('/', '--')}.yaml"
+    path.write_text(MODEL.format(id=model_id, most=most))
+
+
+def test_the_tables_line_up_and_end_with_the_next_step(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_plan("dev") == 0
+    printed = capsys.readouterr()
+    lines = [line.rstrip() for line in printed.out.splitlines() if line.strip()]
+    assert lines[1:5] == [
+        " pool   node                                               purchase    nodes   limit   USD/h node"
+        "   USD/h min   USD/h max",
+        lines[2],
+        " l4     g6.xlarge (1 × L4, 3.58 CPU, 13 GiB)               on-demand     1–2       4         0.80"
+        "        0.80        1.61",
+        " a100   p4d.24xlarge (8 × A100-40G, 95.35 CPU, 1057 GiB)   on-demand       0       1        21.96"
+        "        0.00        0.00",
+    ]
+    assert " in all                                     1.35        2.16" in lines
+    assert printed.err.splitlines()[-1] == "1 model on 2 pools, at most 2.16 USD/h. Next: pulumi up -s dev"
+
+
+def test_json_has_the_rows_and_what_the_renderers_get(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_plan("dev", as_json=True) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["pools"][0]["instance_types"] == ["g6.xlarge"]
+    assert plan["cost"]["max_usd_per_hour"] == pytest.approx(2 * 0.8048 + 0.5482)
+    assert plan["models"][0]["memory"]["full_length_sequences"] == 3
+    assert plan["serve_config"]["applications"][0]["route_prefix"] == "/meta-llama--Llama-2-7b-chat-hf"
+
+
+def test_pin_writes_the_types_and_keeps_every_comment(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_plan("dev", pin=True)
+    assert (project / "stacks" / "Pulumi.dev.yaml").read_text() == STACK.replace(
+        "maxNodes: 4}   #", "maxNodes: 4, instanceTypes: [g6.xlarge]} #"
+    ).replace("      maxNodes: 1\n", "      maxNodes: 1\n      instanceTypes: [p4d.24xlarge]\n")
+    capsys.readouterr()
+    run_plan("dev", pin=True)
+    assert "every pool names its instance types already" in capsys.readouterr().err
+
+
+def test_a_pinned_pool_is_not_changed_by_a_later_model(project: Path) -> None:
+    """Without the pin the second model would move the pool to g6.12xlarge."""
+    run_plan("dev", pin=True)
+    write_model(project, "org/wide", 1)
+    path = project / "models" / "org--wide.yaml"
+    path.write_text(path.read_text().replace("num_workers: 1", "num_workers: 4"))
+    with pytest.raises(InputErrors) as caught:
+        make_plan(project, "dev")
+    assert "append a pool with instanceTypes: [g6.12xlarge]" in str(caught.value)
+
+
+def git(root: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(root), *who, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def history(project: Path) -> Path:
+    """The project in git, and on top of it: a model more, another edited, a pool bought as spot."""
+    git(project, "init", "-q", "-b", "main")
+    git(project, "add", "models", "stacks")
+    git(project, "commit", "-q", "-m", "first")
+    write_model(project, "meta-llama/Llama-2-7b-chat-hf", 3)
+    write_model(project, "org/new", 1)
+    return project
+
+
+def test_diff_tells_what_a_branch_changes_and_costs(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_plan("dev", diff="main") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Stack dev since main: at most 2.16 → 3.77 USD/h (+1.61)"
+    assert lines[1] == "  ~ pool l4: nodes 1–2 → 2–4; USD/h 0.80–1.61 → 1.61–3.22"
+    assert lines[2].startswith("  ~ model meta-llama/Llama-2-7b-chat-hf: replicas 1–2 → 1–3; USD/h 0.80–1.61 → ")
+    assert "deployment_config.autoscaling_config.max_replicas 2 → 3" in lines[2]
+    assert lines[3] == "  + model org/new: pool l4, replicas 1, USD/h 0.80–0.80"
+    assert len(lines) == 4, "the Ray cluster stays as it is"
+
+
+def test_diff_warns_when_the_ray_cluster_would_be_rebuilt(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = history / "stacks" / "Pulumi.dev.yaml"
+    path.write_text(path.read_text().replace("maxNodes: 4}", "maxNodes: 4, instanceTypes: [g6.2xlarge]}"))
+    run_plan("dev", diff="main")
+    assert "! the Ray cluster changes (worker groups l4): KubeRay builds a second one" in capsys.readouterr().out
+
+
+def test_diff_as_markdown_cannot_be_broken_out_of(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = history / "models" / "org--new.yaml"
+    path.write_text(path.read_text() + "enabled: true\n")
+    git(history, "add", "models")
+    git(history, "commit", "-q", "-m", "second")
+    hostile = "a | b <img src=x>"
+    path.write_text(path.read_text().replace("engine_config:", f"engine_config:\n  model_description: '{hostile}'"))
+    run_plan("dev", diff="HEAD", markdown=True)
+    out = capsys.readouterr().out
+    assert out.startswith("### `dev`: at most 3.77 → 3.77 USD/h (+0.00)\n\n| | | | change |\n|---|---|---|---|\n")
+    assert "a \\| b &lt;img src=x>" in out
+
+
+def test_diff_against_nothing_shows_all_as_new(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stack that the revision does not have."""
+    (history / "stacks" / "Pulumi.new.yaml").write_text(STACK)
+    run_plan("new", diff="main")
+    out = capsys.readouterr().out
+    assert "+ pool l4: instance types g6.xlarge" in out
+    assert "! main has no plan of stack new: stacks/Pulumi.new.yaml: no such stack; stacks/ has dev" in out
+
+
+@pytest.mark.parametrize("revision", ["nonsense", "--output=x"])
+def test_a_revision_that_git_does_not_know_is_the_users_fault(history: Path, revision: str) -> None:
+    with pytest.raises(InputErrors):
+        run_plan("dev", diff=revision)
+
+
+def test_forms_of_output_exclude_each_other(project: Path) -> None:
+    with pytest.raises(InputErrors) as caught:
+        run_plan("dev", as_json=True, html=project / "x.html")
+    assert str(caught.value) == "--html: does not go with --json; choose one form of output"
+    with pytest.raises(InputErrors):
+        run_plan("dev", markdown=True)
+
+
+def test_preflight_of_a_local_stack_is_refused(project: Path) -> None:
+    path = project / "stacks" / "Pulumi.dev.yaml"
+    path.write_text(
+        path.read_text()
+        .replace("target: eks", "target: kubernetes")
+        .replace("L4, max", "L4, node: {cpus: 8, memoryGib: 32, gpus: 1}, max")
+        .replace("      maxNodes: 1\n", "      maxNodes: 1\n      instanceTypes: [p4d.24xlarge]\n")
+    )
+    with pytest.raises(InputErrors) as caught:
+        run_plan("dev", preflight=True)
+    assert "asks AWS, but stack dev has target kubernetes" in str(caught.value)
+
+
+def test_a_page_that_cannot_be_written_is_told(project: Path) -> None:
+    with pytest.raises(InputErrors) as caught:
+        run_plan("dev", html=project / "no" / "such" / "folder.html")
+    assert "cannot be written" in str(caught.value)

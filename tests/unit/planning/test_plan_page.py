@@ -1,0 +1,114 @@
+"""The page of `modelfleet plan --html`: no network, nothing injected, and looked at in a real browser."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cli.plan_html import plan_page, segments
+from infra.planning import Plan
+from infra.planning.plan import GpuMemory
+from infra.workspace import make_plan
+from tests.unit.planning.builders import model, planned, pool, stack
+
+ROOT = Path(__file__).parents[3]
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+#: Rendered in an iframe of the wanted width, so that a small window's own minimum does not matter.
+FRAME = """<!doctype html><body style="margin:0"><iframe id="f" srcdoc="{page}" style="width:{width}px;height:2400px;border:0"></iframe>
+<script>onload = () => {{
+  const page = document.getElementById("f").contentDocument, root = page.documentElement;
+  const wide = [...page.querySelectorAll("main *")].filter(e => !e.closest(".scroll") && e.getBoundingClientRect().right > {width} + 1);
+  const bars = [...page.querySelectorAll(".bar")].map(b => Math.round([...b.children].reduce((s, c) => s + c.getBoundingClientRect().width, 0) - b.getBoundingClientRect().width));
+  document.title = JSON.stringify([root.scrollWidth, wide.length, page.defaultView.getComputedStyle(page.body).backgroundColor, bars]);
+}}</script>"""
+
+
+@pytest.fixture(scope="module")
+def prod() -> Plan:
+    """The example stack with the most in it."""
+    return make_plan(ROOT, "prod", deploying=False)
+
+
+def test_the_page_needs_no_network(prod: Plan) -> None:
+    page = plan_page(prod)
+    assert not re.search(r"""(src|href)=|url\(|@import|<script""", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_page_tells_models_pools_and_cost(prod: Plan) -> None:
+    page = plan_page(prod)
+    for text in (
+        "mistralai/Mixtral-8x7B-Instruct-v0.1",
+        "p4de.24xlarge",
+        "KV cache",
+        "USD a month when idle",
+        "in all",
+    ):
+        assert text in page
+
+
+def test_what_files_say_is_shown_as_text_and_never_run() -> None:
+    """Names are restricted by the schema; notices repeat whatever a file says."""
+    plan = planned([model()], stack(pool(), region="<img src=x onerror=alert(1)>"))
+    page = plan_page(plan)
+    assert "<img" not in page
+    assert "&lt;img" in page
+
+
+def test_a_bar_is_the_whole_gpu() -> None:
+    memory = GpuMemory(1000, 500.0, 300.0, 120.0, 80.0, 1, 1)
+    assert [(s.kind, s.share) for s in segments(memory)] == [
+        ("weights", 50),
+        ("cache", 30),
+        ("reserve", 12),
+        ("free", 8),
+    ]
+
+
+def test_unknown_models_and_this_machine_have_a_page_too() -> None:
+    assert "nothing is known about this model" in plan_page(planned([model()], stack(pool())))
+    local = planned([model("org/cpu", "CPU")], stack(pool("cpu", "CPU"), target="local", region=None))
+    assert "USD/h" not in plan_page(local)
+
+
+def in_browser(arguments: list[str]) -> str:
+    if BROWSER is None:
+        pytest.skip("no chromium on PATH: `apt-get install chromium` lets this test look at the page")
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("width", [375, 1440])
+def test_in_chromium_nothing_overflows_and_the_scheme_is_followed(
+    prod: Plan, tmp_path: Path, scheme: str, width: int
+) -> None:
+    """No sideways scrolling on a phone, bars that fill their width, a dark page where dark is preferred."""
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(page=html.escape(plan_page(prod)), width=width))
+    setting = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    dumped = in_browser(
+        [setting, "--window-size=1500,2500", "--virtual-time-budget=2000", "--dump-dom", frame.as_uri()]
+    )
+    found = re.search(r"<title>\[(\d+),(\d+),\"(rgb[^\"]+)\",(\[[^]]*\])\]</title>", html.unescape(dumped))
+    assert found, dumped[-500:]
+    assert int(found[1]) <= width, "the page scrolls sideways"
+    assert int(found[2]) == 0, "something sticks out"
+    assert found[3] == ("rgb(18, 22, 28)" if scheme == "dark" else "rgb(247, 248, 250)")
+    assert set(found[4].strip("[]").split(",")) <= {"0", "-0"}, "a bar does not fill its width"
+
+
+@pytest.mark.slow
+def test_a_screenshot_is_not_empty(prod: Plan, tmp_path: Path) -> None:
+    page, picture = tmp_path / "plan.html", tmp_path / "plan.png"
+    page.write_text(plan_page(prod))
+    in_browser(["--window-size=1440,1800", f"--screenshot={picture}", page.as_uri()])
+    assert picture.stat().st_size > 50_000
