@@ -48,6 +48,9 @@ class VllmReplica:
         bind_to_node_address_only()
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if names := self._model.engine_config.env_vars_to_propogate:
+            # vLLM's Ray workers get them from this process, the child processes of a CPU engine inherit them anyway.
+            os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(names)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica's process is up; the replica is ready when this returns."""
