@@ -11,6 +11,7 @@ from tools.standin.aws.making import (
     from_tags,
     given,
     live_tags,
+    made,
     region,
     retag,
     tag_specification,
@@ -151,11 +152,29 @@ def _create_group(call: Call[Aws], inputs: Props) -> Made:
         **tag_specification(call, "security-group", inputs),
     )
     id = answer["GroupId"]
-    # As the real plugin does: AWS opens every new group outwards, the program says what it wants.
-    everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
-    ec2.revoke_security_group_egress(GroupId=id, IpPermissions=everything)
     arn = f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:security-group/{id}"
-    return Made(id, {"arn": arn, "region": region(call, inputs), "tagsAll": call.session.tags(inputs)})
+    outputs = {"arn": arn, "region": region(call, inputs), "tagsAll": call.session.tags(inputs)}
+    return made(id, outputs, lambda: _close_outwards(call, id, inputs))
+
+
+def _close_outwards(call: Call[Aws], id: str, inputs: Props) -> None:
+    """As the real plugin does: AWS opens every new group outwards, and the program says what it wants."""
+    ec2 = client(call, "ec2", inputs)
+    opened = ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"][0]["IpPermissionsEgress"]
+    everything = [rule for rule in opened if rule["IpProtocol"] == "-1"]
+    if everything and id not in _with_own_rules(ec2, id):
+        ec2.revoke_security_group_egress(GroupId=id, IpPermissions=everything)
+
+
+def _with_own_rules(ec2: Any, id: str) -> set[str]:
+    """The group's id when a rule of the program's (they are tagged) opens it outwards."""
+    rules = ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [id]}])["SecurityGroupRules"]
+    return {id} if any(rule["IsEgress"] and rule.get("Tags") for rule in rules) else set()
+
+
+def _update_group(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    _close_outwards(call, id, inputs)
+    return retag(call, id, state, inputs)
 
 
 def _read_group(call: Call[Aws], id: str, state: Props) -> Props | None:
@@ -177,7 +196,7 @@ GROUP = ResourceDef(
     autoname=Autoname("name", max_length=255),
     create=_create_group,
     read=_read_group,
-    update=retag,
+    update=_update_group,
     delete=lambda call, id, state: unless_absent(lambda: client(call, "ec2", state).delete_security_group(GroupId=id)),
 )
 

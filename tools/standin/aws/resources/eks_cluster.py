@@ -86,10 +86,14 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
     kept = {key: request[key] for key in request if key in _MOTO}
     client(call, "eks", inputs).create_cluster(**kept)
     name = inputs["name"]
-    group = _security_group(call, inputs)
-    extra = {"request": request, "securityGroupId": group}
-    done = made(name, {"tagsAll": request["tags"]}, lambda: Table(call.session).put(entry(name), extra))
-    return Made(done.id, _outputs(call, name, inputs, extra))
+    done = made(name, {"tagsAll": request["tags"]}, lambda: _note(call, inputs, request))
+    return Made(done.id, _outputs(call, name, inputs, Table(call.session).get(entry(name))))
+
+
+def _note(call: Call[Aws], inputs: Props, request: Props) -> None:
+    """The table's part of a cluster."""
+    extra = {"request": request, "securityGroupId": _security_group(call, inputs)}
+    Table(call.session).put(entry(inputs["name"]), extra)
 
 
 _MOTO = frozenset({"name", "roleArn", "resourcesVpcConfig", "version", "tags", "logging", "encryptionConfig"})

@@ -1,0 +1,94 @@
+"""The fleet's program against the stand-in's resource types in this process: no engine, but the real calls.
+
+It does what the engine does with a failure: a create that failed is made again, a resource that is half made is
+updated with the state that was kept. So each single AWS call of a whole fleet can fail once, in seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+from botocore.exceptions import ClientError
+
+from infra.provider import Call, Made, PartlyMade, Props
+from infra.provider.values import plain, wire
+from tools.standin.aws.provider import all_invokes, all_resources
+from tools.standin.aws.session import Aws, open_session
+
+
+class FailEachOnce:
+    """Stands in for `Faults`: each changing call of the session fails the first time that it is made."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self._seen: set[str] = set()
+
+    def before(self, service: str, operation: str, about: str = "") -> None:
+        line = f"{service}:{operation}:{about}"
+        if operation.startswith(("Get", "Describe", "List", "Head")) or line in self._seen:
+            return
+        self._seen.add(line)
+        self.failed.append(f"{service}:{operation}")
+        raise ClientError({"Error": {"Code": "InternalFailure", "Message": "scripted"}}, operation)
+
+
+class MockedEngine(pulumi.runtime.Mocks):
+    """Creates each resource for real, and tries again like a person who runs `pulumi up` until it works."""
+
+    def __init__(self, region: str, faults: FailEachOnce | None = None) -> None:
+        self.session: Aws = open_session({"region": region})
+        self.session._faults = faults  # type: ignore[assignment]  # the same method
+        self.types = all_resources()
+        self.functions = all_invokes()
+        self.made: list[tuple[str, str, Props]] = []
+        self.half_made = 0
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
+        return self.functions[args.token].call(self.session, plain(wire(args.args))), []
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        definition = self.types.get(args.typ)
+        if definition is None:
+            assert args.typ.startswith(("modelfleet:", "pulumi:")), f"the stand-in has no {args.typ}"
+            return args.name, {}
+        inputs = {**definition.defaults, **_plain(args.inputs)}
+        if definition.autoname and definition.autoname.key not in inputs:
+            inputs[definition.autoname.key] = f"{args.name}-0000000"
+        call = Call(self.session, f"urn::{args.name}", args.name, args.typ, 0.0, lambda message: None)
+        made = self._until_made(definition, call, inputs)
+        state = {**inputs, **made.outputs}
+        self.made.append((args.typ, made.id, state))
+        return made.id, state
+
+    def destroy(self) -> None:
+        """Deletes all that was made, last first."""
+        self.session._faults = None
+        for kind, id, state in reversed(self.made):
+            call = Call(self.session, f"urn::{id}", id, kind, 0.0, lambda message: None)
+            self.types[kind].delete(call, id, state)
+
+    def _until_made(self, definition: Any, call: Any, inputs: Props) -> Made:
+        for _ in range(60):
+            try:
+                return definition.create(call, inputs)
+            except PartlyMade as partly:
+                self.half_made += 1
+                return self._until_repaired(definition, call, partly, inputs)
+            except ClientError:
+                continue
+        raise AssertionError(f"{call.token} was never made")
+
+    def _until_repaired(self, definition: Any, call: Any, partly: PartlyMade, inputs: Props) -> Made:
+        state = {**inputs, **partly.outputs}
+        for _ in range(60):
+            try:
+                return Made(partly.id, {**partly.outputs, **definition.update(call, partly.id, state, inputs)})
+            except ClientError:
+                continue
+        raise AssertionError(f"{call.token} was never repaired")
+
+
+def _plain(inputs: Any) -> Props:
+    """Inputs as the stand-in wants them: whole numbers as int, assets as they are."""
+    return {key: value if isinstance(value, pulumi.Asset) else plain(wire(value)) for key, value in inputs.items()}
