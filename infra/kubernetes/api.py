@@ -24,6 +24,8 @@ from urllib.parse import quote, urlencode
 import urllib3
 import yaml
 
+from infra.kubernetes.text import json_for_yaml
+
 Manifest = dict[str, Any]
 
 
@@ -155,7 +157,7 @@ class Api:
         if dry_run:
             query["dryRun"] = "All"
         path = self.path(manifest["apiVersion"], manifest["kind"], meta["name"], meta.get("namespace"))
-        body = json.dumps(manifest)
+        body = json_for_yaml(manifest)
         return self.request(
             "PATCH", path, params=query, content=body, kind="application/apply-patch+yaml", timeout=timeout
         )

@@ -98,13 +98,13 @@ def stack_of(cluster: ControlPlane, stack_name: str, tmp_path: Path) -> Iterator
     """Plans a project, makes its nodes, applies it and starts its operator; takes all of it away afterwards."""
     made: list[Stack] = []
 
-    def make(models: list[dict[str, Any]], *, nodes: bool = True, **config: Any) -> Stack:
+    def make(models: list[dict[str, Any]], *, most_nodes: int = 9, **config: Any) -> Stack:
         stack = Stack(planned(tmp_path, models, stack=stack_name, **config), cluster, tmp_path)
         made.append(stack)
-        if nodes:
-            fleet = [node for pool in stack.plan.pools for node in pool_nodes(stack.plan, pool, pool.max_nodes)]
-            for node in [*system_nodes(stack.plan), *fleet]:
-                cluster.api.create(node)
+        pools = stack.plan.pools
+        fleet = [node for pool in pools for node in pool_nodes(stack.plan, pool, min(pool.max_nodes, most_nodes))]
+        for node in [*system_nodes(stack.plan), *fleet]:
+            cluster.api.create(node)
         stack.apply()
         stack.start_operator()
         return stack

@@ -17,8 +17,8 @@ from tests.cluster.head import FakeRay, head_address, on_loopback
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
 
 POOLS = [
-    {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]},
-    {"name": "t4", "accelerator": "T4", "maxNodes": 1, "instanceTypes": ["g4dn.12xlarge"]},
+    {"name": "l4", "accelerator": "L4", "maxNodes": 60, "instanceTypes": ["g6.2xlarge"]},
+    {"name": "t4", "accelerator": "T4", "maxNodes": 60, "instanceTypes": ["g4dn.12xlarge"]},
 ]
 STEPS = 50
 HOSTILE = "on: [yes, 1e3, 0x10, ~]\n\t\u2028\x85 {instruction} '\"\\ 😀 %s $X \x7f"
@@ -26,7 +26,7 @@ HOSTILE = "on: [yes, 1e3, 0x10, ~]\n\t\u2028\x85 {instruction} '\"\\ 😀 %s $X 
 
 @pytest.fixture
 def live(stack_of: Callable[..., Stack]) -> Iterator[tuple[Stack, FakeRay]]:
-    stack = stack_of([model("org/first", "L4")], pools=POOLS)
+    stack = stack_of([model("org/first", "L4")], pools=POOLS, most_nodes=2)
     with on_loopback(head_address(stack.api, stack.namespace)) as address, FakeRay(address) as ray:
         stack.scale({"l4": 1})
         wait_for("Ready", lambda: _ready(stack), seconds=120)
@@ -81,17 +81,19 @@ def test_an_appended_pool_and_more_nodes_keep_cluster_and_pods(live: tuple[Stack
     stack, _ = live
     before = _identity(stack)
     pools = [
-        {**POOLS[0], "maxNodes": 5},
+        {**POOLS[0], "maxNodes": 61},
         POOLS[1],
         {"name": "a10g", "accelerator": "A10G", "maxNodes": 1, "instanceTypes": ["g5.12xlarge"]},
     ]
     stack.api.apply(
-        ray_service(planned(tmp_path, [model("org/first", "L4")], stack=stack.plan.stack, pools=pools)), manager=MANAGER
+        ray_service(planned(tmp_path, [model("org/first", "L4")], stack=stack.plan.stack, pools=pools)),
+        manager=MANAGER,
+        force=True,
     )
 
     def appended() -> bool:
         groups = {g["groupName"]: g["maxReplicas"] for g in stack.ray_cluster()["spec"]["workerGroupSpecs"]}
-        return groups == {"l4": 5, "t4": 1, "a10g": 1}
+        return groups == {"l4": 61, "t4": 60, "a10g": 1}
 
     wait_for("the new group", appended, seconds=60)
     assert _identity(stack) == before

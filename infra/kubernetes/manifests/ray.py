@@ -8,8 +8,6 @@ second cluster, with all its GPUs, for any other change than replicas, toleratio
 from __future__ import annotations
 
 import copy
-import json
-import re
 from typing import Any, Final
 
 from infra.kubernetes.manifests.pods import (
@@ -41,6 +39,7 @@ from infra.kubernetes.names import (
     digest,
     labels,
 )
+from infra.kubernetes.text import json_for_yaml
 from infra.planning.plan import Plan, WorkerGroup
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
@@ -63,9 +62,6 @@ INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "int
 
 #: Made by the user when their Redis wants one: Secret `redis`, key `password`.
 REDIS_PASSWORD: Final = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password", "optional": True}}}
-
-#: YAML readers refuse these in a double-quoted string, JSON writers leave them as they are.
-_NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
 def ray_service(plan: Plan) -> Manifest:
@@ -105,13 +101,8 @@ def cluster_parts(plan: Plan) -> list[str]:
 
 
 def serve_config_text(config: dict[str, Any]) -> str:
-    """`serveConfigV2` as JSON, which every YAML reader reads alike.
-
-    A YAML writer and a YAML reader of different languages disagree about plain words such as `1e3` or `on`; prompt
-    templates hold anything.
-    """
-    text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
-    return _NOT_YAML.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+    """`serveConfigV2`, which is YAML to KubeRay; prompt templates hold anything."""
+    return json_for_yaml(config, indent=1)
 
 
 def ray_cluster(plan: Plan) -> Manifest:
