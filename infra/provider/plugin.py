@@ -24,7 +24,7 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.provider.experimental.provider import Provider
 from pulumi.provider.experimental.server import ProviderServicer
 from pulumi.runtime import proto
-from pulumi.runtime.proto import errors_pb2, provider_pb2_grpc, status_pb2
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 
 from infra.provider.diff import diff_response
 from infra.provider.resource import Call as ResourceCall
@@ -299,7 +299,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
     async def _abort_partly(self, context: Any, partly: PartlyMade, sources: Wire) -> None:
         inputs = plain_map(sources)
-        detail = errors_pb2.ErrorResourceInitFailed(  # type: ignore[attr-defined]
+        detail = provider_pb2.ErrorResourceInitFailed(
             id=partly.id,
             reasons=partly.reasons,
             properties=marshal_map(with_secrets_of({**inputs, **partly.outputs}, sources)),
