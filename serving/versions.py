@@ -1,6 +1,6 @@
 """The versions that this package was written for, compared with what is installed where a replica runs.
 
-Ray with a vLLM that was merely picked breaks in the middle of a request or of a start (ray#64006); said at the start, it
+Ray with a vLLM that was merely picked breaks in the middle of a request or a start (ray#64006). Said at the start, it
 is one line that names the image.
 """
 
