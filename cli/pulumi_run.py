@@ -16,7 +16,7 @@ from typing import Any
 
 from cli import output
 from serving.config.errors import SetupError
-from tools.pulumi_cli.local_state import STATE
+from tools.pulumi_cli.local_state import STATE, user_chose_a_backend
 from tools.pulumi_lock import clear_dead_locks, is_dead, locks
 
 SAY_EVERY_S = 5.0
@@ -40,6 +40,19 @@ def command() -> str:
     if found is None:
         raise SetupError("the pulumi command is missing; run `make tools`")
     return found
+
+
+def make_stack(root: Path, stack: str) -> None:
+    """Makes the stack where there is none yet; raises `SetupError` with the CLI's words.
+
+    Only in a backend that the user chose: for this checkout's own one the `pulumi` command does it.
+    """
+    if not user_chose_a_backend(dict(os.environ)):
+        return
+    arguments = ["stack", "select", "--create", "--stack", stack, "--non-interactive"]
+    result = subprocess.run([command(), *arguments], cwd=root, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SetupError(f"stack {stack} cannot be made: {' '.join(result.stderr.split())}")
 
 
 def operate(root: Path, stack: str, operation: str, *more: str) -> Finished:

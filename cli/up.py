@@ -29,6 +29,7 @@ def run_up(stack: str) -> int:
         emulator.start(plan.config.local.s3_port)
     elif plan.target == "kubernetes":
         check_cluster(plan)
+    pulumi_run.make_stack(root, stack)
     done = pulumi_run.operate(root, stack, "up", "--suppress-outputs")
     if done.interrupted:
         raise KeyboardInterrupt
