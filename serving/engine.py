@@ -63,8 +63,11 @@ def add_stops(params: SamplingParams, stops: Stops) -> None:
         params.all_stop_token_ids.update(stops.token_ids)
 
 
-async def start(model: ModelConfig, weights: Path, adapters: Mapping[str, Path]) -> tuple[ASGIApp, AsyncLLM]:
-    """Starts the engine on the folder `weights` and builds vLLM's application on it; `adapters` by their model ids."""
+async def start(model: ModelConfig, weights: str, adapters: Mapping[str, Path]) -> tuple[ASGIApp, AsyncLLM]:
+    """Starts the engine and builds vLLM's application on it.
+
+    `weights` is a folder or an s3:// prefix, `adapters` are LoRA folders by their model ids.
+    """
     generation = model.engine_config.generation
     args = namespace(engine_arguments(model, weights, adapters))
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)

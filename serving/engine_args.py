@@ -19,13 +19,14 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
 
 
-def engine_arguments(model: ModelConfig, path: Path, adapters: Mapping[str, Path] | None = None) -> dict[str, Any]:
+def engine_arguments(model: ModelConfig, path: str, adapters: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """vLLM arguments by their Python names; what the model file's `engine_kwargs` says wins over our defaults.
 
-    `path` is the folder with the weights, `adapters` are LoRA folders by their model ids. `generation_config: vllm`
-    keeps RayLLM's sampling defaults (temperature 1.0) where the checkpoint's `generation_config.json` would change
-    them. Without GPUs vLLM runs eagerly: the CPU build's compiled kernels gave wrong answers (vLLM 0.32 with torch
-    2.13 and one OMP thread, SmolLM2: French for "What is the capital of France?"), and compiling takes minutes.
+    `path` is a folder or s3:// prefix with the weights, `adapters` are LoRA folders by their model ids.
+    `generation_config: vllm` keeps RayLLM's sampling defaults (temperature 1.0) where the checkpoint's
+    `generation_config.json` would change them. Without GPUs vLLM runs eagerly: the CPU build's compiled kernels gave
+    wrong answers (vLLM 0.32 with torch 2.13 and one OMP thread, SmolLM2: French for "What is the capital of France?"),
+    and compiling takes minutes.
     """
     engine = model.engine_config
     arguments: dict[str, Any] = {
@@ -33,7 +34,7 @@ def engine_arguments(model: ModelConfig, path: Path, adapters: Mapping[str, Path
         "enable_log_requests": False,
         **SHUT,
         **engine.engine_kwargs,
-        "model": str(path),
+        "model": path,
         "served_model_name": [engine.model_id],
         "max_model_len": engine.max_total_tokens,
         "tensor_parallel_size": model.scaling_config.num_workers,
@@ -44,6 +45,8 @@ def engine_arguments(model: ModelConfig, path: Path, adapters: Mapping[str, Path
         arguments["tokenizer"] = engine.tokenizer_id
     if backend := executor_backend(model):
         arguments.setdefault("distributed_executor_backend", backend)
+    if engine.model_type == "embedding":
+        arguments.setdefault("runner", "pooling")
     if adapters:
         arguments["enable_lora"] = True
         arguments["lora_modules"] = [{"name": name, "path": str(folder)} for name, folder in adapters.items()]

@@ -22,7 +22,7 @@ from typing import Any
 from serving.config.schema import ExtraFile, LoraAdapter, ModelConfig, S3AwsCredentials, S3MirrorConfig
 from serving.errors import MirrorError, WeightsError
 from serving.hub import download
-from serving.mirror import fetch
+from serving.mirror import complete_version, fetch
 from serving.mirror.download import Report
 from serving.mirror.prefix import fetch_extra_file, fetch_prefix
 
@@ -35,8 +35,27 @@ CREDENTIALS = {
 CREDENTIALS_TIMEOUT_S = 30
 
 
-def resolve(model: ModelConfig, weights: Mapping[str, Any], report: Report = lambda line: None) -> Path:
-    """The folder that vLLM loads, complete on this node; raises `MirrorError` or `WeightsError`."""
+def resolve(model: ModelConfig, weights: Mapping[str, Any], report: Report = lambda line: None) -> str:
+    """What vLLM loads: a folder, complete on this node; raises `MirrorError` or `WeightsError`.
+
+    With `engine_kwargs.load_format: runai_streamer` and weights in S3 it is the s3:// prefix instead, which vLLM
+    streams into memory by itself: the manifest is then checked for completeness, not each byte.
+    """
+    streamed = _streamed(model, weights)
+    return str(_folder(model, weights, report)) if streamed is None else streamed
+
+
+def _streamed(model: ModelConfig, weights: Mapping[str, Any]) -> str | None:
+    engine = model.engine_config
+    own = engine.s3_mirror_config.bucket_uri if engine.s3_mirror_config else None
+    uri = own or weights.get("mirror")
+    streaming = str(engine.engine_kwargs.get("load_format", "")).startswith("runai_streamer")
+    if not streaming or uri is None or Path(engine.weights_id).is_absolute():
+        return None
+    return complete_version(uri) or uri
+
+
+def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> Path:
     engine, cache = model.engine_config, default_cache()
     if engine.s3_mirror_config is not None:
         _extra_files(engine.s3_mirror_config.extra_files, report, **_s3_options(engine.s3_mirror_config))

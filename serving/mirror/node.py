@@ -33,20 +33,39 @@ def fetch(uri: str, cache: Path, *, report: Report = lambda line: None, s3: Any 
         return fetch_manifest(store, location, manifest, cache, report)
 
 
+def complete_version(uri: str) -> str | None:
+    """The prefix below `uri` with the files that its manifest names, all there; None when there is no manifest.
+
+    Raises `MirrorError` when files are missing or S3 cannot be asked.
+    """
+    location = parse_uri(uri)
+    with plain_errors(f"look at {uri}"):
+        store = open_store(location)
+        manifest = read_manifest(store, location)
+        if manifest is None:
+            return None
+        _all_there(store, location, manifest)
+        return f"s3://{location.bucket}/{location.key(manifest.version)}"
+
+
 def fetch_manifest(store: Store, location: Location, manifest: Manifest, cache: Path, report: Report) -> Path:
     """As `fetch`, with the manifest read already."""
     final = cache / node_name(location, manifest.version)
     if final.is_dir():
         return final
-    if missing := missing_files(store, location, manifest):
-        raise MirrorError(
-            f"{location} lacks {len(missing)} of its files, first {missing[0]!r}; fill it again (`pulumi up` does)"
-        )
+    _all_there(store, location, manifest)
     folder = location.key(manifest.version, "")
     wanted = [Wanted(file.path, folder + file.path, file.size, None, file.chunks) for file in manifest.files]
     return once(
         final, lambda partial: Download(store, str(location), wanted, partial, report, manifest.chunk_bytes).run()
     )
+
+
+def _all_there(store: Store, location: Location, manifest: Manifest) -> None:
+    if missing := missing_files(store, location, manifest):
+        raise MirrorError(
+            f"{location} lacks {len(missing)} of its files, first {missing[0]!r}; fill it again (`pulumi up` does)"
+        )
 
 
 def node_name(location: Location, version: str) -> str:

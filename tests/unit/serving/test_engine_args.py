@@ -29,7 +29,7 @@ def model(engine: dict[str, Any] | None = None, actor: dict[str, Any] | None = N
 
 
 def arguments(engine: dict[str, Any] | None = None, **scaling: Any) -> dict[str, Any]:
-    return engine_arguments(model(engine, **scaling), Path("/weights"))
+    return engine_arguments(model(engine, **scaling), "/weights")
 
 
 def test_the_file_decides_name_length_and_parallelism() -> None:
@@ -103,7 +103,7 @@ def test_the_adapters_rank_sets_vllms_limit(tmp_path: Path) -> None:
     for rank, expected in ((4, 8), (16, 16), (17, 32)):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
         assert lora_rank(tmp_path) == expected
-    found = engine_arguments(model(), Path("/weights"), {"org/other": tmp_path})
+    found = engine_arguments(model(), "/weights", {"org/other": tmp_path})
     assert (found["enable_lora"], found["max_lora_rank"]) == (True, 32)
     assert found["lora_modules"] == [{"name": "org/other", "path": str(tmp_path)}]
 

@@ -68,9 +68,13 @@ def folder_with_config(path: Path, text: str = "{}") -> Path:
     return path
 
 
+def config(folder: str) -> object:
+    return json.loads((Path(folder) / "config.json").read_text())
+
+
 def test_a_local_path_is_taken_as_it_is(tmp_path: Path, no_hub: None) -> None:
     here = folder_with_config(tmp_path / "here")
-    assert weights.resolve(model(hf_model_id=str(here)), {}) == here
+    assert weights.resolve(model(hf_model_id=str(here)), {}) == str(here)
 
 
 def test_a_local_path_that_is_no_model_is_an_error(tmp_path: Path, no_hub: None) -> None:
@@ -83,8 +87,17 @@ def test_the_files_own_mirror_comes_before_the_stacks(s3: Any, tmp_path: Path, n
     fill(folder_with_config(tmp_path / "m"), "s3://fleet/stack", model_id="m", source="m")
     own = model(s3_mirror_config={"bucket_uri": "s3://fleet/own"})
     both = {"mirror": "s3://fleet/stack"}
-    assert json.loads((weights.resolve(own, both) / "config.json").read_text()) == {"own": 1}
-    assert json.loads((weights.resolve(model(), both) / "config.json").read_text()) == {}
+    assert config(weights.resolve(own, both)) == {"own": 1}
+    assert config(weights.resolve(model(), both)) == {}
+
+
+def test_the_streaming_loader_gets_the_complete_prefix_itself(s3: Any, tmp_path: Path, no_hub: None) -> None:
+    version = fill(folder_with_config(tmp_path / "m"), "s3://fleet/stack", model_id="m", source="m").version
+    streaming = model(engine_kwargs={"load_format": "runai_streamer"})
+    assert weights.resolve(streaming, {"mirror": "s3://fleet/stack"}) == f"s3://fleet/stack/{version}"
+    s3.delete_object(Bucket="fleet", Key=f"stack/{version}/config.json")
+    with pytest.raises(MirrorError, match="lacks 1 of its files"):
+        weights.resolve(streaming, {"mirror": "s3://fleet/stack"})
 
 
 @pytest.mark.parametrize("asked", [{"s3_mirror_config": {"bucket_uri": "s3://fleet/none"}}, {}], ids=["own", "stack's"])
@@ -108,7 +121,7 @@ def test_google_cloud_storage_is_read_from_an_emulator(
     for name, body in {"w/config.json": b"{}", "w/sub dir/a+b.bin": b"x" * 3_000_000}.items():
         query = {"uploadType": "media", "name": name}
         requests.post(f"{gcs}/upload/storage/v1/b/fleet/o", params=query, data=body, timeout=10).raise_for_status()
-    folder = weights.resolve(model(gcs_mirror_config={"bucket_uri": "gs://fleet/w"}), {})
+    folder = Path(weights.resolve(model(gcs_mirror_config={"bucket_uri": "gs://fleet/w"}), {}))
     assert (folder / "sub dir" / "a+b.bin").read_bytes() == b"x" * 3_000_000
     with pytest.raises(MirrorError, match="gs://fleet/none"):
         weights.resolve(model(gcs_mirror_config={"bucket_uri": "gs://fleet/none"}), {})
