@@ -1,0 +1,66 @@
+"""The tools that the other tests of this folder stand on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.kubernetes.api import ApiError, NoSuchKind
+from infra.kubernetes.manifests.operator import CRDS_FILE
+from infra.kubernetes.versions import KUBERAY
+from tests.cluster.conftest import MANAGER, wait_for
+from tools.kubernetes.binaries import KUBERAY_VERSION
+from tools.kubernetes.control_plane import ControlPlane
+from tools.kubernetes.crds import packed
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
+STARTER = """
+import json, sys, time
+from tools.kubernetes.control_plane import ControlPlane
+plane = ControlPlane()
+plane.start()
+print(json.dumps(plane.pids()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_packed_definitions_are_those_of_the_pinned_operator(cluster: ControlPlane) -> None:
+    assert KUBERAY == KUBERAY_VERSION
+    assert json.loads(gzip.decompress(packed())) == json.loads(gzip.decompress(CRDS_FILE.read_bytes()))
+
+
+def test_a_killed_starter_leaves_no_process(cluster: ControlPlane) -> None:
+    root = Path(__file__).parents[2]
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    pids = json.loads(starter.stdout.readline())
+    assert set(pids) == {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"}
+    starter.send_signal(signal.SIGKILL)
+    starter.communicate()
+    wait_for("all to end", lambda: not [p for p in pids.values() if Path(f"/proc/{p}/exe").exists()], seconds=60)
+
+
+def test_an_unknown_field_is_refused_by_the_server(cluster: ControlPlane) -> None:
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "default"}, "datum": {}}
+    with pytest.raises(ApiError, match="datum"):
+        cluster.api.apply(config, manager=MANAGER, dry_run=True)
+
+
+def test_a_kind_that_the_cluster_lacks_is_named(cluster: ControlPlane) -> None:
+    with pytest.raises(NoSuchKind, match=r"no Gateway in gateway\.networking\.k8s\.io/v1"):
+        cluster.api.path("gateway.networking.k8s.io/v1", "Gateway")
+
+
+def test_text_of_any_script_survives_an_apply(cluster: ControlPlane) -> None:
+    text = "on: 1e3\t\u2028\x85\x7f 😀 \ufeff $X '\"\\"
+    meta = {"name": "text", "namespace": "default"}
+    cluster.api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"a": text}}, manager=MANAGER)
+    live = cluster.api.get("v1", "ConfigMap", "text", "default")
+    assert live is not None and live["data"]["a"] == text
