@@ -78,7 +78,7 @@ def _check_file(path: Path, checked: Checked, *, fix: bool) -> None:
 
 
 def _fit(model: LoadedModel) -> list[Finding]:
-    """Does it fit its GPU? From what this machine knows of the model: a folder, kept answers of the Hub, the catalog."""
+    """Does it fit its GPU? From what this machine knows of the model: a folder, the Hub's kept answers, the catalog."""
     from infra.model_facts import read_facts
     from infra.planning.fit_findings import fit_findings
 

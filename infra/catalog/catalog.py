@@ -6,7 +6,7 @@ import csv
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,14 @@ class Catalog:
     def usd_per_hour(self, instance_type: str, *, region: str) -> float:
         """The on-demand price in USD per hour; raises `NoPrice`."""
         return self.price(instance_type, region=region).usd_per_hour
+
+    def model(self, hf_id: str) -> CatalogModel | None:
+        """What is known of a Hub id, whose case does not matter to the Hub either; None when nothing is."""
+        return self.models.get(hf_id) or self._by_lower_case.get(hf_id.lower())
+
+    @cached_property
+    def _by_lower_case(self) -> Mapping[str, CatalogModel]:
+        return {hf_id.lower(): row for hf_id, row in self.models.items()}
 
     def service_price(self, service: str, *, region: str) -> Price:
         """Price per hour of something that is not an instance (`eks-cluster`, `nat-gateway`); raises `NoPrice`."""

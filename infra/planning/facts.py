@@ -108,7 +108,7 @@ def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, 
     """What the catalog knows of each model, by `model_id`; None where it knows nothing."""
     found: dict[str, ModelFacts | None] = {}
     for model in models:
-        row = catalog.models.get(model.engine_config.weights_id)
+        row = catalog.model(model.engine_config.weights_id)
         found[model.model_id] = None if row is None else facts_from_config(row.config, f"catalog: {row.source}")
     return found
 

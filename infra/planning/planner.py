@@ -113,6 +113,17 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     ]
 
 
+def _image(stack: LoadedStack) -> list[Finding]:
+    """No registry has our default name: pods would wait for it on nodes that are paid for."""
+    if stack.config.target == "local" or stack.config.kubernetes.image:
+        return []
+    message = (
+        f"is not set, and no registry has {DEFAULT_IMAGE}; build serving/Dockerfile, push it to a registry that the "
+        "nodes reach, and name it here"
+    )
+    return [stack.finding(("kubernetes", "image"), message, Severity.WARNING)]
+
+
 def _region(stack: LoadedStack) -> list[Finding]:
     if stack.config.target != "eks" or stack.region:
         return []

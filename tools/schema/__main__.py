@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tools.schema import engine_arguments, json_schema, reference, serve_options
+from tools.schema import engine_arguments, json_schema, reference, serve_options, stack_reference
 
 
 def main() -> int:
     """In the order in which they are made from each other; 1 when `--check` found a difference."""
-    codes = [make() for make in (engine_arguments.main, serve_options.main, json_schema.main, reference.main)]
+    makers = (engine_arguments.main, serve_options.main, json_schema.main, reference.main, stack_reference.main)
+    codes = [make() for make in makers]
     return max(codes)
 
 

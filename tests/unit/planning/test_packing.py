@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ Vector = tuple[int, ...]
 def exhaustive(items: list[Vector], full: Vector) -> int:
     """Fewest bins, by trying every assignment of items to open bins or a new one."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def bins(index: int, rooms: tuple[Vector, ...]) -> int:
         if index == len(items):
             return len(rooms)

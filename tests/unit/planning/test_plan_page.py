@@ -17,16 +17,22 @@ from infra.workspace import make_plan
 from tests.unit.planning.builders import model, planned, pool, stack
 
 ROOT = Path(__file__).parents[3]
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
 #: Rendered in an iframe of the wanted width, so that a small window's own minimum does not matter.
-FRAME = """<!doctype html><body style="margin:0"><iframe id="f" srcdoc="{page}" style="width:{width}px;height:2400px;border:0"></iframe>
+FRAME = """<!doctype html><body style="margin:0">
+<iframe id="f" srcdoc="{page}" style="width:{width}px;height:2400px;border:0"></iframe>
 <script>onload = () => {{
-  const page = document.getElementById("f").contentDocument, root = page.documentElement;
-  const wide = [...page.querySelectorAll("main *")].filter(e => !e.closest(".scroll") && e.getBoundingClientRect().right > {width} + 1);
-  const bars = [...page.querySelectorAll(".bar")].map(b => Math.round([...b.children].reduce((s, c) => s + c.getBoundingClientRect().width, 0) - b.getBoundingClientRect().width));
-  document.title = JSON.stringify([root.scrollWidth, wide.length, page.defaultView.getComputedStyle(page.body).backgroundColor, bars]);
+  const page = document.getElementById("f").contentDocument;
+  const box = element => element.getBoundingClientRect();
+  const outside = element => !element.closest(".scroll") && box(element).right > {width} + 1;
+  const filled = bar => [...bar.children].reduce((sum, part) => sum + box(part).width, 0);
+  document.title = JSON.stringify([
+    page.documentElement.scrollWidth,
+    [...page.querySelectorAll("main *")].filter(outside).length,
+    page.defaultView.getComputedStyle(page.body).backgroundColor,
+    [...page.querySelectorAll(".bar")].map(bar => Math.round(filled(bar) - box(bar).width)),
+  ]);
 }}</script>"""
 
 

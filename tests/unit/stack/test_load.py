@@ -54,7 +54,8 @@ def test_a_small_stack_has_all_defaults(tmp_path: Path) -> None:
             "6: modelfleet:pools[0]: found minNodes 3 above maxNodes 2",
         ),
         (
-            "  modelfleet:pools:\n    - {name: a, accelerator: L4, maxNodes: 2}\n    - {name: a, accelerator: T4, maxNodes: 2}\n",
+            "  modelfleet:pools:\n"
+            "    - {name: a, accelerator: L4, maxNodes: 2}\n    - {name: a, accelerator: T4, maxNodes: 2}\n",
             "found a twice; each pool has its own name",
         ),
         ("  modelfleet:network: {vpcId: vpc-12}\n", "vpcId and privateSubnetIds go together"),
@@ -140,3 +141,11 @@ def test_the_json_schema_of_stack_files_is_the_generated_one() -> None:
     path = ROOT / "schemas" / "stack.schema.json"
     assert path.is_file(), "run the schema generator"
     assert "modelfleet:pools" in json.dumps(json.loads(path.read_text()))
+
+
+def test_the_reference_of_stack_files_is_the_generated_one() -> None:
+    from tools.schema.stack_reference import README, readme
+
+    text = README.read_text("utf-8")
+    assert readme(text) == text, "run `make schema`"
+    assert "`maxUsdPerHour`" in text
