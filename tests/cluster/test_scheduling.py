@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from infra.kubernetes.api import ApiError
 from infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import Stack, wait_for
-from tests.cluster.fleet import five_models
+from tests.cluster.fleet import five_models, model
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
@@ -138,3 +139,30 @@ def test_a_second_worker_waits_for_a_second_node(stack_of: Make) -> None:
     wait_for("one worker placed", lambda: [p for p in stack.workers() if p["spec"].get("nodeName")])
     wait_for("the other refused", lambda: unschedulable(stack))
     assert sum("nodeName" in pod["spec"] for pod in stack.workers()) == 1
+
+
+def test_one_worker_at_a_time_may_be_drained(stack_of: Make) -> None:
+    """By the real disruption controller: with `maxUnavailable` it would refuse every drain of a RayCluster's pods."""
+    models = [model("org/two-at-least", "L4", replicas=(2, 3))]
+    stack = stack_of(models, pools=L4_ONLY)
+    stack.scale({"l4": 2})
+    first, second = placed(stack, {"l4": 2})
+
+    def allowed() -> bool:
+        budget = stack.api.get("policy/v1", "PodDisruptionBudget", "workers-l4", stack.namespace) or {}
+        return budget.get("status", {}).get("disruptionsAllowed") == 1
+
+    wait_for("the budget to allow one", allowed)
+    evict(stack, first)
+    with pytest.raises(ApiError) as refused:
+        evict(stack, second)
+    assert refused.value.code == 429 and "disruption budget" in refused.value.message
+
+
+def evict(stack: Stack, pod: dict[str, Any]) -> None:
+    """What `kubectl drain` asks for."""
+    name = pod["metadata"]["name"]
+    meta = {"name": name, "namespace": stack.namespace}
+    path = f"{stack.api.path('v1', 'Pod', name, stack.namespace)}/eviction"
+    body = json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta})
+    stack.api.request("POST", path, content=body, kind="application/json")
