@@ -50,15 +50,21 @@ def shown(value: Any) -> str:
 
 
 def _findings(error: ValidationError, schema: type[BaseModel], document: Document, at: KeyPath) -> Iterator[Finding]:
-    seen: set[Finding] = set()
+    messages: dict[KeyPath, list[str]] = {}
     for fault in error.errors(include_url=False, include_context=True):
         location = _without_branches(schema, fault["loc"])
         if isinstance(key_fault := fault.get("ctx", {}).get("error"), KeyFault):
             location = (*location, key_fault.key)
-        finding = document.finding((*at, *location), _message(fault, schema, location))
-        if finding not in seen:
-            seen.add(finding)
-            yield finding
+        messages.setdefault(location, []).append(_message(fault, schema, location))
+    for location, found in messages.items():
+        yield document.finding((*at, *location), _one_of(found))
+
+
+def _one_of(messages: list[str]) -> str:
+    """A union says what each of its branches wants: `found X; text is expected or a list is expected`."""
+    first, _, _ = messages[0].partition("; ")
+    wanted = list(dict.fromkeys(message.removeprefix(f"{first}; ") for message in messages))
+    return messages[0] if len(wanted) == 1 else f"{first}; {' or '.join(wanted)}"
 
 
 def _without_branches(schema: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str | int, ...]:

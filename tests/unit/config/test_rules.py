@@ -123,6 +123,12 @@ BAD = {
     "unknown_strategy": ("STRICT_PACK", "STRICT", "placement_strategy", "allowed are 'PACK'"),
     "empty_stop": ('["</s>"]', '["</s>", ""]', "stopping_sequences[1]", "is empty"),
     "bare_stop": ('["</s>"]', '"</s>"', "stopping_sequences", "a list is expected"),
+    "mapping_as_stop": (
+        '["</s>"]',
+        "[{a: 1}]",
+        "stopping_sequences[0]",
+        "found a mapping of 1; text is expected; put it in quotes or a whole number is expected or a list is expected",
+    ),
     "negative_stop": ('["</s>"]', "[-2]", "stopping_sequences[0]", "not negative"),
     "replica_with_gpu": (
         "ray_actor_options:",
