@@ -108,6 +108,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     """What is wrong with the stack file whatever the models are."""
     return [
         *_auth(stack, deploying=deploying),
+        *_image(stack),
         *_region(stack),
         *(network_findings(stack) if stack.config.target == "eks" else []),
     ]

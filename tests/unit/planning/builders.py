@@ -62,7 +62,7 @@ def stack(
     **keys: Any,
 ) -> LoadedStack:
     """A stack file; further keywords are its camelCase keys."""
-    keys = {"auth": "none", "accountId": ACCOUNT, **keys}
+    keys = {"auth": "none", "accountId": ACCOUNT, "kubernetes": {"image": "registry.example/serving:1"}, **keys}
     settings = {"models": ["*"], "target": target, "pools": list(pools), **keys}
     config = {
         **({"aws:region": region} if region else {}),

@@ -29,7 +29,7 @@ def test_a_budget_below_the_maximum_is_refused_with_the_dearest_pool() -> None:
     with pytest.raises(InputErrors) as caught:
         planned([model(replicas=(1, 8))], stack(XLARGE, budget={"maxUsdPerHour": 5}))
     assert caught.value.findings[0].sentence() == (
-        "stacks/Pulumi.test.yaml:15: modelfleet:budget.maxUsdPerHour: found 5; at its maximum the stack costs "
+        "stacks/Pulumi.test.yaml:17: modelfleet:budget.maxUsdPerHour: found 5; at its maximum the stack costs "
         "6.99 USD/h, most of it pool l4 (6.44); lower its maxNodes or max_replicas, or raise the budget"
     )
 

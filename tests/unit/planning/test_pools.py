@@ -174,6 +174,11 @@ def test_without_api_keys_a_stack_is_only_looked_at() -> None:
     planned([model()], stack(pool(), auth="keys", secrets=["apiKeys"]))
 
 
+def test_an_image_that_no_registry_has_is_told_before_nodes_wait_for_it() -> None:
+    plan = planned([model()], stack(pool(), kubernetes={}))
+    assert any("build serving/Dockerfile, push it to a registry" in n.message for n in plan.notices)
+
+
 def test_all_faults_come_at_once() -> None:
     """No pool, no keys, no region, over the budget: one run tells all."""
     made = stack(pool(minNodes=8), region=None, auth="keys")
