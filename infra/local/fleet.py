@@ -12,7 +12,7 @@ import pulumi_aws as aws
 from infra.gateway import render
 from infra.local import emulator
 from infra.local.resources import LocalResource
-from infra.local.runtime import gateway_runtime
+from infra.local.runtime import gateway_runtime, serve_environment
 from infra.planning.plan import ModelPlan, Plan
 
 #: Resources that `ray start` takes by options of their own.
@@ -107,7 +107,11 @@ class LocalFleet(pulumi.ComponentResource):
             "cpus": sum(pool.node.cpu_millis for pool in self._plan.pools) // 1000,
             "gpus": sum(pool.node.gpus for pool in self._plan.pools),
             "resources": resources,
-            "environment": {**REPLICA_ENVIRONMENT, **emulator.environment(self._local.s3_port)},
+            "environment": {
+                **REPLICA_ENVIRONMENT,
+                **serve_environment(self._local.serve_port),
+                **emulator.environment(self._local.s3_port),
+            },
         }
         return LocalResource("Ray", "ray", props, self._child())
 
@@ -127,9 +131,8 @@ class LocalFleet(pulumi.ComponentResource):
     def _create_gateway(self, api_keys: pulumi.Output[Mapping[str, str]] | None) -> LocalResource:
         """Needs nothing of the others: it answers 503 until Serve answers."""
         ports = self._local.gateway_port, self._local.metrics_port
-        files = render(
-            self._plan.gateway, gateway_runtime(self._folder, *ports), upstream=f"127.0.0.1:{self._local.serve_port}"
-        )
+        runtime = gateway_runtime(self._folder, *ports, self._local.serve_port)
+        files = render(self._plan.gateway, runtime, upstream=f"127.0.0.1:{self._local.serve_port}")
         props = {
             "folder": self._folder,
             "port": ports[0],

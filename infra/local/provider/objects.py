@@ -50,14 +50,16 @@ def create_weights(call: Call[LocalSession], inputs: Props) -> Made:
     progress = Progress(call.step)
     try:
         folder = _materialize(call.session.root, inputs, progress)
-        manifest = fill(
-            folder,
-            _uri(inputs),
-            model_id=inputs["modelId"],
-            source=inputs["source"],
-            source_revision=inputs.get("revision"),
-            report=progress.say,
-            s3=client(inputs),
+        manifest = progress.during(
+            lambda: fill(
+                folder,
+                _uri(inputs),
+                model_id=inputs["modelId"],
+                source=inputs["source"],
+                source_revision=inputs.get("revision"),
+                report=progress.say,
+                s3=client(inputs),
+            )
         )
     except ModelfleetError as error:
         raise Refused(str(error)) from error

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 SAY_EVERY_S = 4.0
 SHOWN = 200
+POLL_S = 0.5
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -20,6 +26,7 @@ class Progress:
         self._began = time.monotonic()
         self._said_at = 0.0
         self._last = ""
+        self._lock = threading.Lock()
 
     @property
     def seconds(self) -> float:
@@ -28,7 +35,21 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Shows `line` at once if it is new, else every few seconds."""
-        now = time.monotonic()
-        if line != self._last or now - self._said_at >= SAY_EVERY_S:
-            self._step(f"{line[:SHOWN]} ({self.seconds:.0f} s)")
-            self._said_at, self._last = now, line
+        with self._lock:
+            now = time.monotonic()
+            if line != self._last or now - self._said_at >= SAY_EVERY_S:
+                self._said_at, self._last = now, line
+                self._step(f"{line[:SHOWN]} ({self.seconds:.0f} s)")
+
+    def during(self, work: Callable[[], T]) -> T:
+        """Runs `work`, which says what it is at, and repeats its last line while it is silent."""
+        pool = ThreadPoolExecutor(1)
+        running = pool.submit(work)
+        pool.shutdown(wait=False)  # a stopped run does not wait for it: the plugin ends
+        while True:
+            try:
+                return running.result(POLL_S)
+            except TimeoutError:
+                if running.done():
+                    raise
+                self.say(self._last)

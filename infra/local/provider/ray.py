@@ -27,17 +27,10 @@ START_TIMEOUT_S = 180.0
 #: For processes to end by themselves; replicas got their own time from Serve when their application was deleted.
 END_GRACE_S = 4.0
 ANSWER_TIMEOUT_S = 15.0
+POLL_TIMEOUT_S = 4.0
 #: On a busy machine the dashboard is slow; to start Ray anew is to stop every model, so it is given time.
 PATIENCE_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024**2
-#: The `ray` command without the server for `ray://` clients: nobody uses it here, it cannot be switched off where grpc
-#: is installed, its port is fixed, and on a busy machine it times out and takes the whole Ray with it (Ray 2.60).
-RAY_COMMAND = """
-from ray._private import utils
-utils.get_ray_client_dependency_error = lambda: ImportError("not wanted")
-from ray.scripts.scripts import main
-main()
-"""
 #: Ray turns 127.0.0.1 into the machine's outer address and listens on all of them, unless this says that it shall not
 #: form clusters (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -58,12 +51,18 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
 
 
 def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
-    """Ray gives its own processes half a minute, which is short on a busy machine; so it gets several attempts."""
+    """Starts Ray; what goes wrong on a busy machine goes right the next time, so it gets several attempts."""
     temp, log = run_folder(inputs["folder"], "ray"), Path(inputs["folder"]) / "ray.log"
     progress = Progress(call.step)
     for attempt in range(1, ATTEMPTS + 1):
         log.unlink(missing_ok=True)
-        process = spawn(_command(inputs, temp), mark=mine, log=log, cwd=temp, env=_environment(inputs["environment"]))
+        process = spawn(
+            _command(call.session.root, inputs, temp),
+            mark=mine,
+            log=log,
+            cwd=temp,
+            env=_environment(inputs["environment"]),
+        )
         try:
             _wait(inputs, process, log, progress)
             return process
@@ -83,7 +82,7 @@ def _wait(inputs: Props, process: ProcessId, log: Path, progress: Progress) -> N
     api, until = serve_api(inputs), time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            api.details(timeout_s=ANSWER_TIMEOUT_S)
+            api.details(timeout_s=POLL_TIMEOUT_S)
             return
         except Unreachable:
             said = f"{tail(log) or 'no output'} (whole output: {log})"
@@ -144,7 +143,7 @@ def logs_folder(folder: str) -> Path:
     return temp_folder(folder) / "session_latest" / "logs"
 
 
-def _command(inputs: Props, temp: Path) -> list[str]:
+def _command(root: Path, inputs: Props, temp: Path) -> list[str]:
     options = {
         "node-ip-address": LOOPBACK,
         "port": inputs["gcsPort"],
@@ -163,8 +162,8 @@ def _command(inputs: Props, temp: Path) -> list[str]:
     arguments = [f"--{key}={value}" for key, value in options.items()]
     return [
         sys.executable,
-        "-c",
-        RAY_COMMAND,
+        "-P",  # the folder of the script is not on the path of what it starts
+        str(root / "tools" / "ray_head.py"),
         "start",
         "--head",
         "--block",
