@@ -23,3 +23,6 @@ fi
 echo "setup: installing the pinned requirements (about 6 GB with torch; linked from uv's cache the next time)" >&2
 .venv/bin/uv pip sync --python .venv/bin/python --require-hashes "$requirements"
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+# Every `pulumi` run imports pulumi_aws, whose source takes five seconds to compile; where Python may not write
+# bytecode (PYTHONDONTWRITEBYTECODE, usual in containers) it would do so each time.
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m tools.warm
