@@ -67,7 +67,8 @@ class PodNetwork:
             k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_")) and "proxy" not in k.lower()
         }
         environment |= {k: v.replace(IMAGE_FOLDER, str(self.folder)) for k, v in pod_environment(pod, spec).items()}
-        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **extra}
+        programs = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        environment |= {"PATH": ":".join(programs), **extra}
         command = re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], command)
         with (self.folder / f"{pod['metadata']['name']}-{spec['name']}.log").open("wb") as log:
             process = subprocess.Popen(
