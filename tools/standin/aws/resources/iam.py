@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 from urllib.parse import unquote
 
@@ -164,8 +165,13 @@ POLICY = ResourceDef(
 # --- attachment ------------------------------------------------------------------------------------------
 
 
+#: moto answers 500 when two attachments of one role change at once.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def _attach(call: Call[Aws], inputs: Props) -> Made:
-    _iam(call).attach_role_policy(RoleName=inputs["role"], PolicyArn=inputs["policyArn"])
+    with _ONE_AT_A_TIME:
+        _iam(call).attach_role_policy(RoleName=inputs["role"], PolicyArn=inputs["policyArn"])
     return Made(f"{inputs['role']}-{inputs['policyArn'].rpartition('/')[2]}")
 
 
@@ -176,15 +182,19 @@ def _read_attachment(call: Call[Aws], id: str, state: Props) -> Props | None:
     return dict(state) if state["policyArn"] in (found or ()) else None
 
 
+def _detach(call: Call[Aws], id: str, state: Props) -> None:
+    iam = _iam(call)
+    with _ONE_AT_A_TIME:
+        unless_absent(lambda: iam.detach_role_policy(RoleName=state["role"], PolicyArn=state["policyArn"]))
+
+
 ATTACHMENT = ResourceDef(
     token="aws:iam/rolePolicyAttachment:RolePolicyAttachment",
     inputs=frozenset({"policyArn", "role"}),
     required=frozenset({"policyArn", "role"}),
     create=_attach,
     read=_read_attachment,
-    delete=lambda call, id, state: unless_absent(
-        lambda: _iam(call).detach_role_policy(RoleName=state["role"], PolicyArn=state["policyArn"])
-    ),
+    delete=_detach,
 )
 
 
