@@ -45,8 +45,9 @@ def check_cluster(plan: Plan) -> str | None:
     try:
         api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
         api.version()
-        notice = rollout_notice(api, plan)
-        problems = [*missing_rights(api, plan), *missing_nodes(api, plan), *other_operators(api, plan)]
+        # Without rights the rest cannot be asked.
+        problems = missing_rights(api, plan) or [*missing_nodes(api, plan), *other_operators(api, plan)]
+        notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
     except ApiError as error:

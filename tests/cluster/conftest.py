@@ -127,7 +127,9 @@ def take_away(stack: Stack) -> None:
         api.delete("apps/v1", "DaemonSet", kind, "kube-system")
     for job in api.list("batch/v1", "Job", where):
         api.delete("batch/v1", "Job", job["metadata"]["name"], where)
-    wait_for("all pods to go", lambda: not api.list("v1", "Pod", where), seconds=60)
+    if "kuberay-operator" not in stack.cluster.pids():
+        stack.start_operator()
+    wait_for("all pods to go", lambda: not api.list("v1", "Pod", where), seconds=120)
     if "kuberay-operator" in stack.cluster.pids():
         stack.cluster.kill("kuberay-operator")
     api.delete("v1", "Namespace", where)

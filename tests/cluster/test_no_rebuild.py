@@ -71,7 +71,7 @@ def test_fifty_random_changes_of_models_keep_cluster_and_pods(live: tuple[Stack,
         _change(models, choose, number)
         plan = planned(tmp_path, models, stack=stack.plan.stack, pools=POOLS)
         stack.api.apply(ray_service(plan), manager=MANAGER, force=True)
-        wait_for(f"step {number} to reach Ray", lambda plan=plan: ray.config == plan.serve_config, seconds=60)
+        wait_for(f"step {number} to reach Ray", lambda plan=plan: ray.config == plan.serve_config, seconds=240)
         assert _identity(stack) == before, f"step {number}: {[m['engine_config']['model_id'] for m in models]}"
     assert ray.puts >= STEPS // 2
 

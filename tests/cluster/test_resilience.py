@@ -59,7 +59,13 @@ def test_a_killed_api_server_comes_back_to_the_same_stack(stack: Stack) -> None:
         stack.api.version()
     stack.cluster.start_apiserver()
     stack.scale({"l4": 2})
-    wait_for("the second worker", lambda: len(running(stack, "worker")) == 2, seconds=120)
+
+    def second_worker() -> bool:
+        if "kuberay-operator" not in stack.cluster.pids():
+            stack.start_operator()  # it ends when it loses its lease, and its Deployment starts it again
+        return len(running(stack, "worker")) == 2
+
+    wait_for("the second worker", second_worker, seconds=240)
     assert stack.ray_cluster()["metadata"]["uid"] == cluster
     assert uids(running(stack, "worker") + running(stack, "head")) > pods
 
