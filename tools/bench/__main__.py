@@ -1,0 +1,120 @@
+"""`python -m tools.bench` (`make bench`): modelfleet beside `vllm serve`, under equal conditions, in one run.
+
+Equal: model, engine arguments, niceness 15, one OMP thread, no access log, only one of them running at a time,
+restarts in random order. Every number stands with its spread; on a shared machine only CPU time per request says much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tools.bench import makeup, models, processes, report, servers
+from tools.bench.load import Load, Target, run
+
+#: Straight to the replica's own port, and the application in the loop that serves it: how modelfleet runs Ray Serve.
+FAST = {servers.DIRECT: "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+ECHO = "tools.bench.echo:build"
+VARIANTS = {
+    "vllm": servers.Variant("vllm serve", "vllm"),
+    "fleet": servers.Variant("modelfleet", "fleet", FAST),
+    "serve-defaults": servers.Variant("Ray Serve's defaults", "fleet"),
+    "ha": servers.Variant("Ray Serve's HAProxy", "fleet", {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
+    "ray.serve.llm": servers.Variant("ray.serve.llm", "ray.serve.llm"),
+    "echo-alone": servers.Variant("uvicorn alone", "uvicorn"),
+    "echo-fleet": servers.Variant("modelfleet", "fleet", FAST, ECHO),
+    "echo-serve-defaults": servers.Variant("Ray Serve's defaults", "fleet", {}, ECHO),
+    "echo-ha": servers.Variant("Ray Serve's HAProxy", "fleet", {"RAY_SERVE_ENABLE_HA_PROXY": "1"}, ECHO),
+}
+BASELINES = ("vllm", "echo-alone")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 2 when something did not start."""
+    options = _options().parse_args(arguments)
+    if options.makeup:
+        print(makeup.table(makeup.measure(options.makeup)))
+        return 0
+    print(makeup.HINT, file=sys.stderr)
+    samples: list[report.Sample] = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for restart in range(options.restarts):
+            for name in random.sample(options.variants, len(options.variants)):
+                try:
+                    samples += _measure(name, restart, options, Path(folder))
+                except RuntimeError as problem:
+                    print(f"{name}: {problem}", file=sys.stderr)
+                    if options.stop_on_failure:
+                        return 2
+    found = report.rows(samples)
+    baseline = next((VARIANTS[name].name for name in BASELINES if name in options.variants), "")
+    what = "a stand-in engine (tools/bench/echo.py)" if _is_echo(options.variants) else f"the model {options.model}"
+    print(
+        f"\nMeasured with {what}, {os.cpu_count()} CPUs, load {os.getloadavg()[1]:.0f}, {options.restarts} restarts.\n"
+    )
+    print(report.table(found, baseline))
+    if options.json:
+        Path(options.json).write_text(json.dumps([asdict(one) for one in samples], indent=1), encoding="utf-8")
+    return 0 if samples else 2
+
+
+def _measure(name: str, restart: int, options: argparse.Namespace, folder: Path) -> list[report.Sample]:
+    """All loads on all targets of one variant, in random order, after one start."""
+    model = models.model_file(options.model)
+    print(f"[{restart + 1}/{options.restarts}] starting {name}", file=sys.stderr)
+    samples = []
+    with servers.serve(VARIANTS[name], model, servers.Ports(options.port, options.gcs_port), folder) as running:
+        print(f"    first answer after {running.ready_s:.1f} s", file=sys.stderr)
+        for target in running.targets:
+            run(target, Load(2 * max(options.concurrency), max(options.concurrency), True))
+        for _ in range(options.rounds):
+            loads = [(t, c, s) for t in running.targets for c in options.concurrency for s in (False, True)]
+            for target, concurrency, stream in random.sample(loads, len(loads)):
+                load = Load(max(options.requests, 3 * concurrency), concurrency, stream)
+                samples.append(_sample(target, load, restart, running.tree))
+    return samples
+
+
+def _sample(target: Target, load: Load, restart: int, tree: processes.Tree) -> report.Sample:
+    before = tree.seconds()
+    outcome = run(target, load)
+    spent = processes.difference(tree.seconds(), before)
+    cpu_ms = {kind: 1000 * seconds / load.requests for kind, seconds in spent.items()}
+    return report.Sample(target.name, load.stream, load.concurrency, restart, outcome, cpu_ms)
+
+
+def _is_echo(variants: Sequence[str]) -> bool:
+    return any(name.startswith("echo") for name in variants)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="modelfleet beside vllm serve")
+    parser.add_argument(
+        "variants", nargs="*", default=["vllm", "fleet"], choices=[*VARIANTS, []], help="what to compare"
+    )
+    parser.add_argument(
+        "--model", choices=["tiny", "smollm"], default="tiny", help="tiny: random, overhead at its largest"
+    )
+    parser.add_argument("--restarts", type=int, default=3, help="starts of each variant")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all loads after each start")
+    parser.add_argument("--requests", type=int, default=100, help="requests of one load")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64], help="requests at a time")
+    parser.add_argument("--port", type=int, default=8750, help="first of 60 ports")
+    parser.add_argument("--gcs-port", type=int, default=6700, help="first of 5 ports of Ray")
+    parser.add_argument(
+        "--makeup", metavar="STACK", help="only run `modelfleet up` on the stack and split its time by step"
+    )
+    parser.add_argument("--json", help="write every sample to this file")
+    parser.add_argument("--stop-on-failure", action="store_true", help="end at the first variant that does not start")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

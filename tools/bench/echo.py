@@ -1,0 +1,69 @@
+"""A stand-in engine for measuring the way around it: an application that streams tokens nobody computed.
+
+Said in every table that uses it. It answers `/v1/chat/completions` as vLLM's application would (FastAPI, one event per
+token), so that what Serve and the gateway add per request and per chunk shows without an engine's noise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray import serve
+from ray.serve import Application
+
+#: Seconds between two tokens.
+PACE_S = 0.004
+
+
+def application() -> FastAPI:
+    """The application alone, for uvicorn: `uvicorn --factory tools.bench.echo:application`."""
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Any:
+        asked = await request.json()
+        if asked.get("stream"):
+            return StreamingResponse(_events(asked["max_tokens"]), media_type="text/event-stream")
+        await asyncio.sleep(PACE_S * asked["max_tokens"])
+        return JSONResponse(_event("a" * asked["max_tokens"]))
+
+    return app
+
+
+async def _events(tokens: int) -> AsyncIterator[str]:
+    for _ in range(tokens):
+        await asyncio.sleep(PACE_S)
+        yield f"data: {json.dumps(_event('token'))}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _event(text: str) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-0123456789abcdef",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": "bench/echo",
+        "choices": [{"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}],
+    }
+
+
+class EchoReplica:
+    """The same class of deployment as `serving.replica.VllmReplica`, with the stand-in instead of vLLM."""
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the replica's process is up."""
+        return application()
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Serve application of the stand-in."""
+    deployment = serve.deployment(serve.ingress()(EchoReplica)).options(
+        name="vllm", max_ongoing_requests=256, ray_actor_options={"num_cpus": 1}
+    )
+    bound: Application = deployment.bind()
+    return bound

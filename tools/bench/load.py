@@ -1,0 +1,118 @@
+"""A load generator that costs little itself: one keep-alive connection per client, HTTP/1.1 read by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go: `base` is `http://host:port`, `path` ends in an OpenAI path."""
+
+    name: str
+    base: str
+    path: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many requests, how many at a time, and whether the answers are streamed."""
+
+    requests: int
+    concurrency: int
+    stream: bool
+    max_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a load gave: requests per second, median seconds to the first event and to the end, failures."""
+
+    per_second: float
+    first_s: float
+    whole_s: float
+    failed: int
+
+
+def run(target: Target, load: Load) -> Outcome:
+    """Send the load and wait for all answers."""
+    return asyncio.run(_run(target, load))
+
+
+async def _run(target: Target, load: Load) -> Outcome:
+    firsts: list[float] = []
+    wholes: list[float] = []
+    failures: list[str] = []
+    left = iter(range(load.requests))
+    message = _message(target, load)
+    begun = time.perf_counter()
+    clients = [_client(target, message, left, firsts, wholes, failures) for _ in range(load.concurrency)]
+    await asyncio.gather(*clients)
+    took = time.perf_counter() - begun
+    if not wholes:
+        raise RuntimeError(
+            f"{target.name}: every request failed, the first with {failures[0] if failures else 'nothing'}"
+        )
+    return Outcome(len(wholes) / took, statistics.median(firsts), statistics.median(wholes), len(failures))
+
+
+def _message(target: Target, load: Load) -> bytes:
+    body = json.dumps(
+        {
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "model": target.model,
+            "max_tokens": load.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": load.stream,
+        }
+    ).encode()
+    host = urlsplit(target.base).netloc
+    headers = f"host: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = f"POST {target.path} HTTP/1.1\r\n{headers}\r\n\r\n"
+    return head.encode() + body
+
+
+async def _client(
+    target: Target, message: bytes, left: object, firsts: list[float], wholes: list[float], failures: list[str]
+) -> None:
+    parts = urlsplit(target.base)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    for _ in left:  # type: ignore[attr-defined]
+        begun = time.perf_counter()
+        try:
+            writer.write(message)
+            status, first = await _answer(reader)
+        except (OSError, asyncio.IncompleteReadError) as problem:
+            failures.append(repr(problem))
+            writer.close()
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            continue
+        if status == 200:
+            firsts.append(first - begun)
+            wholes.append(time.perf_counter() - begun)
+        else:
+            failures.append(f"HTTP {status}")
+    writer.close()
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, float]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    status = int(head[9:12])
+    lines = head.lower().split(b"\r\n")
+    length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), None)
+    if length is not None:
+        await reader.readexactly(length)
+        return status, time.perf_counter()
+    first = None
+    while size := int((await reader.readline()).split(b";")[0], 16):
+        await reader.readexactly(size + 2)
+        first = first or time.perf_counter()
+    await reader.readline()
+    return status, first or time.perf_counter()

