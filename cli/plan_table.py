@@ -91,7 +91,8 @@ def node_text(pool: PoolPlan) -> str:
     """The pool's instance types, or what one node offers."""
     node = pool.node
     gpus = f"{node.gpus} × {pool.accelerator}, " if node.gpus else ""
-    size = f"{gpus}{node.cpu_millis / 1000:g} CPU, {node.memory_mib / 1024:.0f} GiB"
+    memory = f", {node.memory_mib / 1024:.0f} GiB" if node.memory_mib else ""
+    size = f"{gpus}{node.cpu_millis / 1000:g} CPU{memory}"
     return f"{', '.join(pool.instance_types)} ({size})" if pool.instance_types else size
 
 

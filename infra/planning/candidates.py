@@ -16,6 +16,8 @@ from infra.stack import LoadedStack, Pool
 from serving.config.errors import Finding
 from serving.config.validation import near
 
+#: Bytes of memory where the node's own are not known.
+UNBOUNDED = 1e15
 #: Prices of this region rank instance types where the stack's own region has none.
 REFERENCE_REGION = "us-east-1"
 
@@ -34,7 +36,8 @@ class Candidate:
     @cached_property
     def offer(self) -> dict[str, float]:
         """Ray resources of one node, memory in bytes among them."""
-        return {**ray_resources(self.accelerator, self.node), "memory": float(self.node.memory_mib * MIB)}
+        memory = float(self.node.memory_mib * MIB) or UNBOUNDED
+        return {**ray_resources(self.accelerator, self.node), "memory": memory}
 
     @cached_property
     def room(self) -> Steps:

@@ -8,15 +8,15 @@ does not fit there. Weights and KV cache are exact up to padding; the reserve is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infra.catalog import Accelerator, Catalog, default_catalog
 from infra.planning.facts import DTYPE_BYTES, KvLayers, ModelFacts
 from infra.planning.plan import GpuMemory
+from serving.config.accelerators import CPU
 from serving.config.schema import ModelConfig
 
-MIB = 1024 * 1024
+MIB, GIB = 1024**2, 1024**3
 
 #: Defaults of vLLM 0.32.0: config/cache.py, and engine/arg_utils.py get_batch_defaults for an API server.
 DEFAULT_UTILIZATION = 0.92
@@ -29,6 +29,8 @@ CONTEXT_MIB = 512
 COMMUNICATION_MIB = 512
 #: CUDA graphs, MiB; none with `enforce_eager`.
 GRAPHS_MIB = 512
+#: Python, torch and a Ray worker of a replica on CPUs, GiB.
+HOST_OVERHEAD_GIB = 2
 #: Hidden-size and intermediate-size activations alive at once in the profiling step.
 LIVE_HIDDEN, LIVE_INTERMEDIATE = 6, 2
 #: Bytes per vocabulary entry of one sampled row: logits, their float32 copy, probabilities and a sort.
@@ -180,4 +182,12 @@ def memory_of(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | N
     return gpu_memory(facts, setting_of(model, facts, accelerator, catalog))
 
 
-FactsById = Mapping[str, ModelFacts | None]
+def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | None = None) -> int:
+    """Bytes of a node's memory that a replica on CPUs takes at least; 0 on GPUs and for unknown models."""
+    if facts is None or model.accelerator != CPU:
+        return 0
+    processor = Accelerator(CPU, 0, 0, (0, 0), bfloat16=True, fp8=False)
+    setting = dataclasses.replace(setting_of(model, facts, processor, catalog or default_catalog()), workers=1)
+    space = (model.engine_config.runtime_env.get("env_vars") or {}).get("VLLM_CPU_KVCACHE_SPACE")
+    cache = int(str(space)) * GIB if str(space).isdigit() else sequence_bytes(facts, setting)
+    return round(weight_bytes(facts, setting) + cache + HOST_OVERHEAD_GIB * GIB)

@@ -9,8 +9,8 @@ from serving.config.accelerators import CPU
 
 #: CPUs that Ray counts with when the stack says nothing. Ray's CPUs only steer placement; they reserve no core.
 DEFAULT_CPUS = 32
-#: Memory that Ray counts with, MiB: likewise only a number that models' `memory` is held against.
-DEFAULT_MEMORY_MIB = 64 * 1024
+#: This machine's memory is not known to pure functions, and so not held against the models.
+UNKNOWN_MEMORY_MIB = 0
 
 
 def local_node(pool: Pool, config: StackConfig) -> NodeShape:
@@ -18,7 +18,7 @@ def local_node(pool: Pool, config: StackConfig) -> NodeShape:
     cpus = config.local.cpus or DEFAULT_CPUS
     return NodeShape(
         cpu_millis=cpus * 1000,
-        memory_mib=DEFAULT_MEMORY_MIB,
+        memory_mib=UNKNOWN_MEMORY_MIB,
         gpus=0 if pool.accelerator == CPU else config.local.gpus,
         gpu_memory_mib=0,
         nvme_gb=0,

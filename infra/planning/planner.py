@@ -18,7 +18,7 @@ from infra.planning.cost import (
 )
 from infra.planning.demand import Demand, demand_of
 from infra.planning.facts import ModelFacts, catalog_facts
-from infra.planning.fit import memory_of
+from infra.planning.fit import host_bytes, memory_of
 from infra.planning.fit_findings import fit_findings
 from infra.planning.network import network_findings
 from infra.planning.nodes import ray_resources
@@ -65,7 +65,8 @@ def plan(
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
     models = sorted(models, key=lambda model: model.config.model_id)
-    choices, findings = settle(stack, [demand_of(model) for model in models], catalog)
+    demands = [demand_of(m, host_bytes(m.config, facts.get(m.config.model_id), catalog)) for m in models]
+    choices, findings = settle(stack, demands, catalog)
     bucket, found = bucket_plan(stack, models)
     findings += [
         *found,

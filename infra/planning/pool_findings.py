@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from infra.catalog import Catalog, NoPrice
-from infra.planning.candidates import REFERENCE_REGION, Candidate, PoolChoice
+from infra.planning.candidates import REFERENCE_REGION, UNBOUNDED, Candidate, PoolChoice
 from infra.planning.demand import Demand
 from infra.planning.nodes import MIB, node_shape
 from infra.planning.packing import copies
@@ -66,7 +66,7 @@ def _price(name: str, catalog: Catalog) -> float:
 def amounts(resources: Mapping[str, float]) -> str:
     """`9 CPU, 1 GPU, 8.0 GiB memory` for messages."""
     texts = [f"{value:g} {name}" for name, value in resources.items() if name in ("CPU", "GPU")]
-    if resources.get("memory"):
+    if 0 < resources.get("memory", 0) < UNBOUNDED:
         texts.append(f"{resources['memory'] / MIB / 1024:.1f} GiB memory")
     return ", ".join(texts) or "nothing"
 

@@ -189,3 +189,13 @@ def test_all_faults_come_at_once() -> None:
 def test_lora_names_are_told_apart_from_model_ids() -> None:
     first = model("org/a", lora=[{"name": "org/b", "source": "x/y"}])
     assert "found 'org/b', which models/org--b.yaml has too" in refusals([first, model("org/b")], stack(pool()))[0]
+
+
+def test_this_machine_counts_cpus_and_not_memory() -> None:
+    """Its memory is not known to a pure function; a refusal by a made-up number would be worse than none."""
+    local = stack(pool("cpu", "CPU", maxNodes=1), target="local", region=None, local={"cpus": 4})
+    plan = planned([model("org/cpu", "CPU", cpus=3, actor={"memory": 2**40})], local)
+    assert (plan.pools[0].node.cpu_millis, plan.models[0].replicas_per_node) == (4000, 1)
+    assert "one replica asks for 5 CPU, 1.0 GiB memory; a node offers 4 CPU" in "".join(
+        refusals([model("org/cpu", "CPU", cpus=4, actor={"memory": 2**30})], local)
+    )

@@ -271,3 +271,22 @@ def test_findings_about_model_files_reach_the_plan(project: Path) -> None:
     assert any(
         "accelerator_type_l4" in n.message or "accelerator_type_l4" in n.path for n in make_plan(project, "dev").notices
     )
+
+
+def test_facts_are_read_from_a_models_own_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few KiB of each file: the configuration and the headers."""
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    one = model("org/mine", s3_mirror_config={"bucket_uri": "s3://weights/org/mine/"})
+    with mock_aws():
+        assert read_facts([one], tmp_path, network=True) == {"org/mine": None}, "an absent bucket is unknown"
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="weights")
+        s3.put_object(Bucket="weights", Key="org/mine/config.json", Body=json.dumps(LLAMA).encode())
+        s3.put_object(Bucket="weights", Key="org/mine/model.safetensors", Body=safetensors([321]) + b"\0" * 1000)
+        facts = read_facts([one], tmp_path, network=True)["org/mine"]
+    assert facts is not None
+    assert (facts.parameters, facts.source) == (321, "s3://weights/org/mine/")
