@@ -69,6 +69,7 @@ def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
         except (NotStarted, Refused) as failed:
             _end(process)
             if attempt == ATTEMPTS or isinstance(failed, Refused):
+                shutil.rmtree(temp, ignore_errors=True)
                 raise Refused(str(failed)) from failed
             call.note(f"{failed}; trying again")
     raise AssertionError("not reached: the last attempt returns or raises")
