@@ -192,3 +192,14 @@ def test_a_page_that_cannot_be_written_is_told(project: Path) -> None:
     with pytest.raises(InputErrors) as caught:
         run_plan("dev", html=project / "no" / "such" / "folder.html")
     assert "cannot be written" in str(caught.value)
+
+
+def test_check_refuses_a_model_that_does_not_fit(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is made, without a stack: the model's line and the three cheapest ways out."""
+    from cli.check import run_check
+
+    write_model(project, "meta-llama/Llama-2-13b-chat-hf", 1)
+    assert run_check([Path("models")], stack=None, as_json=False, fix=False) == 1
+    printed = capsys.readouterr().out
+    assert "models/meta-llama--Llama-2-13b-chat-hf.yaml:6: engine_config.max_total_tokens: does not fit" in printed
+    assert "Llama-2-7b-chat-hf.yaml:6" not in printed
