@@ -9,8 +9,6 @@ The module's folder holds only `go.mod` and `go.sum`: every version and every ha
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
 import threading
 from collections import deque
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from serving.config.errors import SetupError
 from tools.cache import once
+from tools.go_toolchain import go_command
 from tools.progress import Step, say
 
 _TAIL_LINES = 12
@@ -53,7 +52,7 @@ def build(module: GoModule, finish: Callable[[Path], None] = lambda folder: None
     """
 
     def make(part: Path) -> None:
-        go = _go(module)
+        go = go_command(module.needed_for)
         say(f"{module.name}: building from Go modules, {module.minutes} the first time")
         for command in module.commands:
             with Step(f"go build {command.name}") as step:
@@ -61,21 +60,6 @@ def build(module: GoModule, finish: Callable[[Path], None] = lambda folder: None
         finish(part)
 
     return once(module.name, make, waiting=lambda: say(f"{module.name}: another run builds it, waiting"))
-
-
-def _go(module: GoModule) -> str:
-    go = shutil.which("go")
-    if go is None:
-        raise SetupError(
-            f"Go is not installed; {module.needed_for} needs it. Install Go {_go_version(module)} or newer "
-            "(https://go.dev/dl) so that `go version` works, then run: make tools"
-        )
-    return go
-
-
-def _go_version(module: GoModule) -> str:
-    found = re.search(r"^go (\d+\.\d+)", (module.folder / "go.mod").read_text(), re.MULTILINE)
-    return found.group(1) if found else "1.25"
 
 
 def _command_line(go: str, command: GoCommand, part: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from infra.kubernetes.api import Api, ApiError
 from infra.kubernetes.manifests import everything
 from infra.kubernetes.manifests.operator import custom_resource_definitions
 from infra.planning import Plan
+from serving.config.errors import SetupError
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import planned
+from tools.go_toolchain import go_command
 from tools.kubernetes.binaries import build_all, missing
 from tools.kubernetes.control_plane import ControlPlane
 
@@ -28,8 +29,11 @@ numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[ControlPlane]:
     """The control plane with KubeRay's CRDs."""
-    if missing() and shutil.which("go") is None:
-        pytest.skip("Go is not installed, and it builds the control plane")
+    if missing():
+        try:
+            go_command("the control plane of these tests")
+        except SetupError as error:
+            pytest.skip(str(error))
     build_all()
     with ControlPlane() as plane:
         for crd in custom_resource_definitions():

