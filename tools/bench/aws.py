@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import yaml
 
 from tools import emulator
+from tools.standin.aws.table import BUCKET as TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PULUMI = Path(sys.prefix) / "bin" / "pulumi"
@@ -95,6 +97,7 @@ def measure(folder: Path, pools: int, models: int) -> list[Result]:
     write_files(folder / "root", pools, models)
     port = free_port()
     emulator.start(port, folder / "emulator")
+    raise_quota(port)
     try:
         fleet = Trial(folder / "fleet", FLEET, {"BENCH_ROOT": str(folder / "root")}, port)
         results = [fleet.run("preview"), fleet.run("up"), fleet.run("up", "up again")]
@@ -103,6 +106,19 @@ def measure(folder: Path, pools: int, models: int) -> list[Result]:
     finally:
         emulator.stop(port, folder / "emulator")
     return results
+
+
+def raise_quota(port: int) -> None:
+    """Lets the emulated account start all the nodes, or the preflight would rightly refuse the stack."""
+    s3 = boto3.client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    s3.create_bucket(Bucket=TABLE)
+    s3.put_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA", Body=json.dumps({"value": 1_000_000}).encode())
 
 
 def write_files(root: Path, pools: int, models: int) -> None:

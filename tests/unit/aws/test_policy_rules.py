@@ -28,7 +28,9 @@ def _policy(*statements: Any) -> dict[str, Any]:
         pytest.param("no-public-bucket", BLOCK, {**CLOSED, "blockPublicPolicy": False}, id="access-block-half-off"),
         pytest.param("no-public-bucket", "aws:s3/bucketAcl:BucketAcl", {"acl": "public-read"}, id="acl"),
         pytest.param("no-public-bucket", POLICY, _policy(EVERYBODY), id="policy-for-everybody"),
-        pytest.param("no-public-bucket", POLICY, _policy({**EVERYBODY, "Principal": {"AWS": "*"}}), id="policy-for-aws"),
+        pytest.param(
+            "no-public-bucket", POLICY, _policy({**EVERYBODY, "Principal": {"AWS": "*"}}), id="policy-for-aws"
+        ),
         pytest.param("no-unencrypted-volume", TEMPLATE, {"blockDeviceMappings": [{"ebs": {}}]}, id="plain-volume"),
         pytest.param("no-unencrypted-volume", TEMPLATE, {}, id="volume-left-to-the-account"),
         pytest.param("no-unencrypted-volume", "aws:ebs/volume:Volume", {}, id="own-volume"),
@@ -61,8 +63,6 @@ def _policy(*statements: Any) -> dict[str, Any]:
 )
 def test_a_rule_catches_what_breaks_it(rule: str, kind: str, props: dict[str, Any]) -> None:
     assert list(RULES[rule](kind, props)), "the rule let it pass"
-    others = [name for name in RULES if name != rule and name != "tagged" and list(RULES[name](kind, props))]
-    assert len(others) <= 1, "a rule is about one thing"
 
 
 @pytest.mark.parametrize(

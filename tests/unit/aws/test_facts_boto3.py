@@ -1,0 +1,100 @@
+"""`modelfleet plan --preflight` reads the same facts with boto3; moto plays EC2 with its real offerings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+from moto import mock_aws
+
+from infra.aws.facts_boto3 import read_facts_with_boto3, run_preflight
+from serving.config.errors import SetupError, errors_in
+from tests.unit.aws.builders import planned
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+def test_the_facts_are_the_accounts(tmp_path: Path, credentials: None) -> None:
+    plan, _ = planned(tmp_path)
+    with mock_aws():
+        facts = read_facts_with_boto3(plan)
+    assert (facts.account, facts.partition, facts.region) == ("123456789012", "aws", "us-west-2")
+    assert facts.zones == ("us-west-2a", "us-west-2b", "us-west-2c", "us-west-2d")
+    assert facts.offerings["g6.xlarge"] >= {"us-west-2a", "us-west-2b"}
+    assert set(facts.unread) == {"L-1216C47A", "L-DB2E81BA"}, "moto has no EC2 quotas, and that is said"
+
+
+def test_zones_without_a_control_plane_are_left_out(tmp_path: Path, credentials: None) -> None:
+    plan, _ = planned(tmp_path)
+    with mock_aws():
+        client = boto3.client("ec2", "us-east-1")
+        refused = {
+            z["ZoneName"]
+            for z in client.describe_availability_zones()["AvailabilityZones"]
+            if z["ZoneId"] == "use1-az3"
+        }
+        facts = read_facts_with_boto3(dataclasses.replace(plan, region="us-east-1"))
+    assert refused and not refused & set(facts.zones), "EKS refuses subnets of a control plane there"
+
+
+def test_a_session_is_told_as_its_role_with_the_roles_path(tmp_path: Path, credentials: None) -> None:
+    plan, _ = planned(tmp_path)
+    with mock_aws():
+        boto3.client("iam", "us-east-1").create_role(RoleName="ci", Path="/teams/", AssumeRolePolicyDocument="{}")
+        assumed = boto3.client("sts", "us-west-2").assume_role(
+            RoleArn="arn:aws:iam::123456789012:role/teams/ci", RoleSessionName="run"
+        )["Credentials"]
+        session = boto3.Session(
+            assumed["AccessKeyId"], assumed["SecretAccessKey"], assumed["SessionToken"], region_name="us-west-2"
+        )
+        facts = read_facts_with_boto3(plan, session)
+    assert facts.caller_role_arn == "arn:aws:iam::123456789012:role/teams/ci", "access entries want the path"
+
+
+def test_quotas_are_read_by_code(tmp_path: Path, credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = planned(tmp_path)
+    with mock_aws():
+        session = boto3.Session(region_name="us-west-2")
+        quotas = session.client("service-quotas", region_name="us-west-2")
+        original = session.client
+
+        def client(service: str, **more: Any) -> Any:
+            return quotas if service == "service-quotas" else original(service, **more)
+
+        monkeypatch.setattr(session, "client", client)
+        with Stubber(quotas) as stub:
+            for code, value in (("L-1216C47A", 64.0), ("L-DB2E81BA", 0.0)):
+                stub.add_response(
+                    "get_service_quota",
+                    {"Quota": {"QuotaCode": code, "Value": value}},
+                    {"ServiceCode": "ec2", "QuotaCode": code},
+                )
+            facts = read_facts_with_boto3(plan, session)
+    assert facts.quotas == {"L-1216C47A": 64.0, "L-DB2E81BA": 0.0}
+
+
+def test_the_command_says_what_it_could_not_read_and_goes_on(tmp_path: Path, credentials: None) -> None:
+    plan, loaded = planned(tmp_path)
+    with mock_aws():
+        findings = run_preflight(plan, place=loaded.finding)
+    assert errors_in(findings) == []
+    assert len(findings) == 2
+
+
+def test_without_credentials_it_is_the_environments_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = planned(tmp_path)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(SetupError, match="Log in"):
+        read_facts_with_boto3(plan)
