@@ -3,9 +3,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 tier=${1:-all}
-pytest=".venv/bin/python -m pytest -q --durations=10"
+pytest=".venv/bin/python -m pytest -q --durations=15"
 case "$tier" in
 fast) exec $pytest -n 2 -m "not slow" tests/unit ;;
-all) exec $pytest -n 2 --dist loadgroup tests ;;
+all) FUZZ_FILES=10000 exec $pytest -n 2 --dist loadgroup tests ;;
 *) exec $pytest "tests/$tier" ;;
 esac

@@ -1,6 +1,6 @@
 """Any bytes at all in a model or stack file give findings. Damage otherwise: a pull request that stops everybody's CI.
 
-10,000 files in a full run (`MODELFLEET_FUZZ=10000`), 400 by default.
+10,000 files in a full run (`FUZZ_FILES=10000`), 400 by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serving.config.fix import fixed_text
 from serving.config.load import model_of
 from tests.unit.config.mutations import REAL, mutated, structures
 
-FILES = int(os.environ.get("MODELFLEET_FUZZ", "400"))
+FILES = int(os.environ.get("FUZZ_FILES", "400"))
 SECONDS = 2.0
 STACKS = [path.read_bytes() for path in sorted((Path(__file__).parents[3] / "stacks").glob("*.yaml"))]
 FUZZ = settings(
