@@ -296,9 +296,12 @@ def crd_manifests() -> list[dict[str, Any]]:
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the program: SIGTERM when the thread that started it is gone (prctl(2))."""
+    """In the child, before it becomes the program: killed when the thread that started it is gone (prctl(2)).
+
+    Not SIGTERM: an API server whose etcd went first never ends by itself.
+    """
     set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _without_proxies() -> dict[str, str]:
