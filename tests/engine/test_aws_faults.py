@@ -26,6 +26,8 @@ MODELS = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://c
 
 @pytest.fixture
 def fleet(tmp_path: Path, emulator: Emulator) -> Iterator[FleetProject]:
+    if Account(emulator, REGION).everything():
+        emulator.restart()  # an earlier test failed and left its fleet
     project = FleetProject(tmp_path, emulator)
     project.files(STACK, MODELS)
     yield project

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +17,21 @@ from tools.standin.aws.session import Aws
 #: IAM's limits in characters without whitespace.
 #: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
 _LIMITS = {"policy": 6144, "assumeRolePolicy": 2048}
+
+
+#: moto answers 500 when IAM is changed while another IAM call looks through its tables.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _alone(work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, never two at once."""
+
+    @functools.wraps(work)
+    def locked(*args: Any) -> Any:
+        with _ONE_AT_A_TIME:
+            return work(*args)
+
+    return locked
 
 
 def _iam(call: Call[Aws]) -> Any:
@@ -94,10 +111,10 @@ ROLE = ResourceDef(
     autoname=Autoname("name", max_length=64),
     same={"assumeRolePolicy": same_json},
     check=_faults("assumeRolePolicy", "Principal"),
-    create=_create_role,
-    read=_read_role,
-    update=_update_role,
-    delete=lambda call, id, state: unless_absent(lambda: _iam(call).delete_role(RoleName=id)),
+    create=_alone(_create_role),
+    read=_alone(_read_role),
+    update=_alone(_update_role),
+    delete=_alone(lambda call, id, state: unless_absent(lambda: _iam(call).delete_role(RoleName=id))),
 )
 
 # --- policy ----------------------------------------------------------------------------------------------
@@ -156,22 +173,17 @@ POLICY = ResourceDef(
     autoname=Autoname("name", max_length=128),
     same={"policy": same_json},
     check=_faults("policy", "Resource"),
-    create=_create_policy,
-    read=_read_policy,
-    update=_update_policy,
-    delete=_delete_policy,
+    create=_alone(_create_policy),
+    read=_alone(_read_policy),
+    update=_alone(_update_policy),
+    delete=_alone(_delete_policy),
 )
 
 # --- attachment ------------------------------------------------------------------------------------------
 
 
-#: moto answers 500 when two attachments of one role change at once.
-_ONE_AT_A_TIME = threading.Lock()
-
-
 def _attach(call: Call[Aws], inputs: Props) -> Made:
-    with _ONE_AT_A_TIME:
-        _iam(call).attach_role_policy(RoleName=inputs["role"], PolicyArn=inputs["policyArn"])
+    _iam(call).attach_role_policy(RoleName=inputs["role"], PolicyArn=inputs["policyArn"])
     return Made(f"{inputs['role']}-{inputs['policyArn'].rpartition('/')[2]}")
 
 
@@ -184,17 +196,16 @@ def _read_attachment(call: Call[Aws], id: str, state: Props) -> Props | None:
 
 def _detach(call: Call[Aws], id: str, state: Props) -> None:
     iam = _iam(call)
-    with _ONE_AT_A_TIME:
-        unless_absent(lambda: iam.detach_role_policy(RoleName=state["role"], PolicyArn=state["policyArn"]))
+    unless_absent(lambda: iam.detach_role_policy(RoleName=state["role"], PolicyArn=state["policyArn"]))
 
 
 ATTACHMENT = ResourceDef(
     token="aws:iam/rolePolicyAttachment:RolePolicyAttachment",
     inputs=frozenset({"policyArn", "role"}),
     required=frozenset({"policyArn", "role"}),
-    create=_attach,
-    read=_read_attachment,
-    delete=_detach,
+    create=_alone(_attach),
+    read=_alone(_read_attachment),
+    delete=_alone(_detach),
 )
 
 
