@@ -130,6 +130,7 @@ class Project:
             "MODELFLEET_TEST": str(folder),
             **(environ or {}),
         }
+        self.timeout_seconds = COMMAND_TIMEOUT_SECONDS
         self._count = 0
 
     # --- the program and its config ------------------------------------------------------------------------
@@ -253,7 +254,7 @@ class Project:
         given: str | None = None,
     ) -> Run:
         try:
-            stdout, stderr = process.communicate(given, timeout=COMMAND_TIMEOUT_SECONDS)
+            stdout, stderr = process.communicate(given, timeout=self.timeout_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             stdout, stderr = process.communicate()

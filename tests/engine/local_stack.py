@@ -82,6 +82,7 @@ class LocalStack(Project):
             pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},
             config={"ports": self.ports, "applications": {}},
         )
+        self.timeout_seconds = 900.0  # Ray, on a machine that runs other tests too
         (folder / "code").mkdir()
         (folder / "code" / "echo.py").write_text(APPLICATION)
         values = {"root": str(ROOT), "folder": str(self.run_folder), "code": str(folder / "code")}

@@ -23,7 +23,8 @@ from infra.local.runtime import short_folder
 from infra.provider import Call, Made, Props, Refused, ResourceDef
 
 ATTEMPTS = 3
-START_TIMEOUT_S = 180.0
+#: Long: a Ray that ends is noticed at once, this is for one that hangs.
+START_TIMEOUT_S = 600.0
 #: For processes to end by themselves; replicas got their own time from Serve when their application was deleted.
 END_GRACE_S = 4.0
 ANSWER_TIMEOUT_S = 15.0
