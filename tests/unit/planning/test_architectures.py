@@ -110,7 +110,7 @@ def test_real_configs_give_transformers_count_too(hf_id: str) -> None:
 
 @pytest.mark.parametrize("hf_id", sorted(default_catalog().models))
 def test_the_published_count_is_that_of_the_shape(hf_id: str) -> None:
-    """Each row's count was read from the model's page; a wrong dimension would not give it."""
+    """The count is the Hub's, the formula takes the dimensions: a wrong one of either would not agree."""
     row = default_catalog().models[hf_id]
     facts = facts_from_config(row.config, row.source)
     assert facts is not None
