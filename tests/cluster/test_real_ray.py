@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ POOLS = [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": [
 S3_PORT = 8443
 BUCKET, SEED = "fleet-mirror", "seed"
 START_SECONDS = 600.0
+#: A head that ends while it starts is started again, as KubeRay would do it.
+HEAD_STARTS, STARTED = 3, "Ray runtime started."
 #: The `ray` command for a busy machine: without the server for ray:// clients, which nobody uses here and which takes
 #: the whole head with it when the node is not up in 30 s, and with six times the 30 s that the node gets (Ray 2.60).
 RAY_COMMAND = f"""#!{sys.executable}
@@ -158,6 +161,10 @@ def test_a_model_file_becomes_an_answer(
     assert "Paris" in text
 
 
+def _ended_or_up(process: subprocess.Popen[bytes], log: Path) -> bool:
+    return process.poll() is not None or STARTED in log.read_text(errors="replace")
+
+
 class RealPods:
     """Head, autoscaler and worker as processes, each by the command that KubeRay wrote into its pod."""
 
@@ -170,6 +177,7 @@ class RealPods:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "0",
             "RAY_TMPDIR": str(network.folder),
+            "RAY_agent_register_timeout_ms": "300000",
         }
         command = network.folder / "bin" / "ray"
         command.parent.mkdir()
@@ -183,9 +191,13 @@ class RealPods:
         token = self.stack.api.token(namespace, "ray-head", seconds=3600)
         ca = self.stack.cluster.folder / "certificates" / "apiserver.crt"
         self.network.give_token("ray-head", token, ca, namespace)
-        self.network.run(self.head, extra=self.extra, names=self._names())
-        address = self.head["status"]["podIP"]
-        wait_for("the Ray dashboard", lambda: _answers(f"http://{address}:8265/api/version"), seconds=300)
+        for _ in range(HEAD_STARTS):
+            process = self.network.run(self.head, extra=self.extra, names=self._names())
+            log = self.network.folder / f"{self.head['metadata']['name']}-ray-head.log"
+            wait_for("the head to start or to end", partial(_ended_or_up, process, log), seconds=300)
+            if process.poll() is None:
+                return
+        raise AssertionError(f"the head ended {HEAD_STARTS} times; logs in {self.network.folder}")
 
     def start_autoscaler(self) -> None:
         container = [c["name"] for c in self.head["spec"]["containers"]].index("autoscaler")
