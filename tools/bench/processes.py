@@ -6,6 +6,7 @@ import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -92,6 +93,12 @@ def wait_for(what: str, ready: object, tree: Tree, log: str, timeout_s: float = 
         if ready():  # type: ignore[operator]
             return
         if tree.root.poll() is not None:
-            raise RuntimeError(f"{what} ended with code {tree.root.returncode}; see {log}")
+            raise RuntimeError(f"{what} ended with code {tree.root.returncode}: {tail(log)}")
         time.sleep(0.25)
-    raise RuntimeError(f"{what} is not ready after {timeout_s:.0f} s; see {log}")
+    raise RuntimeError(f"{what} is not ready after {timeout_s:.0f} s: {tail(log)}")
+
+
+def tail(log: str, characters: int = 600) -> str:
+    """The end of a log file, for an error that outlives it."""
+    path = Path(log)
+    return path.read_text(errors="replace").strip()[-characters:] if path.is_file() else f"see {log}"

@@ -100,7 +100,7 @@ def table(found: Sequence[Row], baseline: str) -> str:
         lines.append(f"{row.target[:33]:34}{load:10}{cells[0]:>20}{cells[1]:>22}{cells[2]:>28}{row.failed:>8}")
         if against := compared.get((row.target, row.stream, row.concurrency)):
             lines.append(
-                f"{'':4}against {baseline}: x{against['per_second']:.2f} req/s, best x{against['per_second_best']:.2f}, "
+                f"{'':4}against {baseline}: x{against['per_second']:.2f} req/s, best {against['per_second_best']:.2f}, "
                 f"{against['first_ms_more']:+.1f} ms to the first event (best {against['first_ms_more_best']:+.1f}), "
                 f"{against['around_ms_more']:+.2f} CPU ms (best {against['around_ms_more_best']:+.2f})"
             )

@@ -44,7 +44,7 @@ def test_ratios_are_to_the_baseline_of_the_same_load() -> None:
 
 def test_the_table_shows_both_and_the_comparison() -> None:
     text = table(rows(SAMPLES), "alone")
-    assert "50.0/80.0/100.0" in text and "against alone: x0.75 req/s, best x0.90" in text
+    assert "50.0/80.0/100.0" in text and "against alone: x0.75 req/s, best 0.90" in text
 
 
 def test_progress_lines_become_steps_and_waiting_lines_one_step() -> None:
