@@ -50,9 +50,15 @@ class Table:
 
     def put(self, key: str, value: Props) -> None:
         """Writes an entry."""
-        with self._lock:
-            self._s3.create_bucket(Bucket=BUCKET)  # idempotent for its owner in us-east-1
-        self._s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(value).encode())
+        body = json.dumps(value).encode()
+        try:
+            self._s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+        except ClientError as error:
+            if error_code(error) != "NoSuchBucket":
+                raise
+            with self._lock:
+                self._s3.create_bucket(Bucket=BUCKET)  # idempotent for its owner in us-east-1
+            self._s3.put_object(Bucket=BUCKET, Key=key, Body=body)
 
     def get(self, key: str) -> Props:
         """An entry; raises `Absent`."""

@@ -1,0 +1,149 @@
+"""What a stack file chooses: an existing network or bucket, no NAT, an open endpoint; and what is refused beforehand.
+
+The program runs against the stand-in's resource types in this process (mocked_engine.py), without the engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+
+from infra.aws.fleet import AwsFleet
+from serving.config.errors import InputErrors
+from tests.engine.aws_account import Account
+from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
+from tests.engine.conftest import Emulator
+from tests.engine.mocked_engine import MockedEngine
+from tools.standin.aws.table import BUCKET as TABLE
+
+#: pulumi_aws warns about its own old names when it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor of.*:DeprecationWarning")
+
+POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
+CLUSTER = "modelfleet-test"
+
+
+@pytest.fixture
+def account(emulator: Emulator) -> Account:
+    return Account(emulator, REGION)
+
+
+class Maker:
+    """Makes fleets in the emulated account, and takes them away at the end."""
+
+    def __init__(self, project: FleetProject) -> None:
+        self._project = project
+        self.engine = MockedEngine(REGION)
+
+    def make(self, **stack: Any) -> list[str]:
+        """The types of what was made, without the package."""
+        self._project.files(stack_of(**{"pools": [POOL], **stack}), {"org--m": model("org/m", "L4")})
+        plan = self._project.plan()
+        pulumi.runtime.set_mocks(self.engine, project="modelfleet", stack="test", preview=False)
+
+        @pulumi.runtime.test
+        def program() -> None:
+            AwsFleet("aws", plan)
+
+        program()
+        return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
+    project = FleetProject(tmp_path, emulator)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, project.environ[name])
+    maker = Maker(project)
+    yield maker
+    maker.engine.destroy()
+
+
+def test_an_existing_network_is_used_and_left_alone(fleet: Maker, account: Account) -> None:
+    vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        account.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{n * 16}.0/20", AvailabilityZone=zone)["Subnet"][
+            "SubnetId"
+        ]
+        for n, zone in enumerate(("us-west-2a", "us-west-2b"))
+    ]
+    made = fleet.make(network={"vpcId": vpc, "privateSubnetIds": subnets})
+    assert not {"Vpc", "Subnet", "NatGateway", "RouteTable", "VpcEndpoint"} & set(made)
+    assert set(account.node_groups(CLUSTER)["l4"]["subnets"]) == set(subnets)
+    fleet.engine.destroy()
+    assert set(account.everything()) >= {vpc, *subnets}, "what was there before must stay"
+    fleet.engine.made.clear()
+    for subnet in subnets:
+        account.ec2.delete_subnet(SubnetId=subnet)
+    account.ec2.delete_vpc(VpcId=vpc)
+
+
+def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:
+    made = fleet.make(network={"zones": 2, "nat": "none", "interfaceEndpoints": True})
+    assert "NatGateway" not in made and "Eip" not in made
+    services = {
+        e["ServiceName"].partition(f"{REGION}.")[2] for e in account.ec2.describe_vpc_endpoints()["VpcEndpoints"]
+    }
+    assert services == {"s3", "ecr.api", "ecr.dkr", "sts", "ec2", "eks", "eks-auth", "logs", "autoscaling"}
+    for table in account.ec2.describe_route_tables()["RouteTables"]:
+        assert not [route for route in table["Routes"] if route.get("NatGatewayId")]
+
+
+def test_an_existing_bucket_is_read_and_neither_made_nor_changed(fleet: Maker, account: Account) -> None:
+    account.s3.create_bucket(Bucket="ours", CreateBucketConfiguration={"LocationConstraint": REGION})
+    made = fleet.make(mirror={"create": False, "bucket": "ours"})
+    assert not [kind for kind in made if kind.startswith("Bucket")]
+    policies = [state["policy"] for kind, _, state in fleet.engine.made if kind == "aws:iam/policy:Policy"]
+    assert any("arn:aws:s3:::ours/code/*" in json.dumps(json.loads(policy)) for policy in policies)
+    account.s3.delete_bucket(Bucket="ours")
+
+
+def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Account) -> None:
+    fleet.make(cluster={"publicAccessCidrs": ["203.0.113.0/24"]})
+    vpc = account.cluster(CLUSTER)["resourcesVpcConfig"]
+    assert (vpc["endpointPublicAccess"], vpc["publicAccessCidrs"]) == (True, ["203.0.113.0/24"])
+    assert vpc["endpointPrivateAccess"] is True, "nodes must not leave the VPC to reach the cluster"
+
+
+def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_taken(
+    fleet: Maker, account: Account
+) -> None:
+    caller = account.client("sts").get_caller_identity()["Arn"]
+    account.iam.create_role(RoleName="admins", AssumeRolePolicyDocument="{}")
+    admins = "arn:aws:iam::123456789012:role/admins"
+    fleet.make(
+        cluster={
+            "adminRoleArns": [admins, caller],
+            "addonVersions": {"coredns": "v1.0.0-eksbuild.7"},
+            "nodeRelease": "1.35.0-20261101",
+        }
+    )
+    entries = [account.table(key)["principalArn"] for key in account.table_keys(f"eks/access/{CLUSTER}/")]
+    assert set(entries) == {admins, caller}
+    assert account.table(f"eks/addons/{CLUSTER}/coredns")["addonVersion"] == "v1.0.0-eksbuild.7"
+    assert account.node_groups(CLUSTER)["l4"]["releaseVersion"] == "1.35.0-20261101"
+    fleet.engine.destroy()
+    fleet.engine.made.clear()
+    account.iam.delete_role(RoleName="admins")
+
+
+def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account: Account, emulator: Emulator) -> None:
+    emulator.client("s3", "us-east-1").create_bucket(Bucket=TABLE)
+    account.s3.put_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA", Body=b'{"value": 4}')
+    with pytest.raises(InputErrors) as refused:
+        fleet.make(
+            accountId="999999999999",
+            pools=[POOL, {**POOL, "name": "far", "zones": ["us-west-2d"]}],
+        )
+    account.s3.delete_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA")
+    said = str(refused.value)
+    assert "the credentials belong to account 123456789012" in said
+    assert "found us-west-2d, outside of the network's zones" in said
+    assert "quota L-DB2E81BA in us-west-2 is 4" in said
+    assert fleet.engine.made == []
+    assert account.everything() == []
