@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_rendered_files_are_the_reviewed_ones(case: str) -> None:
-    """`make rendered` (RENDERED=write) rewrites them; read the difference before committing."""
+    """RENDERED=write rewrites them; read the difference before committing."""
     gateway, runtime, upstream = CASES[case]
     texts = render(gateway, runtime, upstream=upstream).texts
     for name, text in texts.items():
