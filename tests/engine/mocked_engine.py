@@ -40,7 +40,7 @@ class MockedEngine(pulumi.runtime.Mocks):
 
     def __init__(self, region: str, faults: FailEachOnce | None = None) -> None:
         self.session: Aws = open_session({"region": region})
-        self.session._faults = faults  # type: ignore[assignment]  # the same method
+        self.session._faults = faults  # type: ignore[assignment] # the same method
         self.types = all_resources()
         self.functions = all_invokes()
         self.made: list[tuple[str, str, Props]] = []
@@ -73,7 +73,8 @@ class MockedEngine(pulumi.runtime.Mocks):
     def _until_made(self, definition: Any, call: Any, inputs: Props) -> Made:
         for _ in range(60):
             try:
-                return definition.create(call, inputs)
+                made: Made = definition.create(call, inputs)
+                return made
             except PartlyMade as partly:
                 self.half_made += 1
                 return self._until_repaired(definition, call, partly, inputs)
