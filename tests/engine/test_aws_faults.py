@@ -84,8 +84,8 @@ def test_every_single_call_of_a_fleet_may_fail_once(
     faults = FailEachOnce()
     rough = MockedEngine(REGION, faults)
     _make(fleet, rough)
-    assert len(faults.failed) > 150, "most calls were never made to fail"
-    assert rough.half_made > 10, "no resource was ever left half made"
+    assert len(faults.failed) > 100, "most calls were never made to fail"
+    assert rough.half_made >= 5, "hardly a resource was ever left half made"
     found = _summary(account)
     for part in wanted:
         assert found[part] == wanted[part], part
