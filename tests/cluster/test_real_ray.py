@@ -177,6 +177,9 @@ class RealPods:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "0",
             "RAY_TMPDIR": str(network.folder),
+            # What every kubelet sets; the name is one that the server's certificate has.
+            "KUBERNETES_SERVICE_HOST": "kubernetes.default",
+            "KUBERNETES_SERVICE_PORT": "443",
             "RAY_agent_register_timeout_ms": "300000",
         }
         command = network.folder / "bin" / "ray"
