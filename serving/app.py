@@ -58,6 +58,7 @@ def build(args: dict[str, Any]) -> Application:
         ray_actor_options=actor_options(model),
         placement_group_bundles=placement_bundles(model),
         placement_group_strategy=model.scaling_config.placement_strategy,
+        logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
         **deployment_options(model),
     )
     application: Application = deployment.bind(model.model_dump(mode="json"), parsed.weights.model_dump())

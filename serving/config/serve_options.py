@@ -12,6 +12,14 @@ from serving.config.schema import ModelConfig
 
 Bundle = dict[str, float]
 
+REPLICA_ENVIRONMENT = {
+    # Serve reads it when the replica imports it. 1, the default, hands every chunk of a stream from the thread of the
+    # application to the thread of the server; 0 lets the application write to the server itself (Ray 2.60
+    # `replica.py`, `_direct_ingress_asgi`).
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+"""Environment of every replica's process."""
+
 
 def placement_bundles(model: ModelConfig) -> list[Bundle]:
     """Ray placement-group bundles of one replica, the replica's own first; zero entries are dropped.
@@ -53,17 +61,15 @@ def actor_options(model: ModelConfig) -> dict[str, Any]:
         options["memory"] = own["memory"]
     if resources := {name: amount for name, amount in own.items() if name not in ("CPU", "GPU", "memory")}:
         options["resources"] = resources
-    if environment := _runtime_env(model):
-        options["runtime_env"] = environment
+    options["runtime_env"] = _runtime_env(model)
     return options
 
 
 def _runtime_env(model: ModelConfig) -> dict[str, Any]:
-    """The engine's runtime environment, under the replica's own; environment variables of both."""
+    """The engine's runtime environment, under the replica's own; environment variables of both and Serve's."""
     engine, actor = model.engine_config.runtime_env, model.deployment_config.ray_actor_options.runtime_env
     merged = {**engine, **actor}
-    if variables := {**engine.get("env_vars", {}), **actor.get("env_vars", {})}:
-        merged["env_vars"] = variables
+    merged["env_vars"] = {**REPLICA_ENVIRONMENT, **engine.get("env_vars", {}), **actor.get("env_vars", {})}
     return merged
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.config.schema import ModelConfig
-from serving.config.serve_options import actor_options, placement_bundles
+from serving.config.serve_options import REPLICA_ENVIRONMENT, actor_options, placement_bundles
 from serving.engine_args import engine_arguments, lora_rank
 from serving.errors import EngineError
 from serving.sampling import body_defaults, compile_stops
@@ -82,7 +82,9 @@ def test_a_replica_with_gpus_has_a_bundle_of_its_own_before_its_workers() -> Non
     one = model(actor={"resources": GPU}, num_workers=2, num_cpus_per_worker=8)
     worker = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 0.001}
     assert placement_bundles(one) == [{"CPU": 1.0, "accelerator_type:L4": 0.001}, worker, worker]
-    assert actor_options(one) == {"num_cpus": 1.0, "num_gpus": 0.0, "resources": {"accelerator_type:L4": 0.001}}
+    options = actor_options(one)
+    del options["runtime_env"]
+    assert options == {"num_cpus": 1.0, "num_gpus": 0.0, "resources": {"accelerator_type:L4": 0.001}}
 
 
 def test_a_replica_without_gpus_is_one_bundle_that_it_takes_whole() -> None:
@@ -96,7 +98,8 @@ def test_both_runtime_environments_reach_the_replica_and_its_own_wins() -> None:
         {"runtime_env": {"pip": ["a"], "env_vars": {"A": "1", "B": "1"}}},
         actor={"runtime_env": {"env_vars": {"B": "2"}}},
     )
-    assert actor_options(one)["runtime_env"] == {"pip": ["a"], "env_vars": {"A": "1", "B": "2"}}
+    found = actor_options(one)["runtime_env"]
+    assert found == {"pip": ["a"], "env_vars": {**REPLICA_ENVIRONMENT, "A": "1", "B": "2"}}
 
 
 def test_the_adapters_rank_sets_vllms_limit(tmp_path: Path) -> None:
