@@ -1,5 +1,7 @@
 # `make` lists the targets. Everything they make is in .venv, .modelfleet and ~/.cache/modelfleet.
 PYTHON ?= python3
+# Options of `python -m tools.bench`, such as BENCH="--restarts 1 --concurrency 8".
+BENCH ?=
 STACK ?= local
 BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
@@ -52,7 +54,15 @@ schema: .venv/.ready  ## Make the data files, JSON Schemas and references from t
 	@$(BIN)/python -m tools.schema
 
 bench: setup  ## Print speeds side by side with their baselines
-	@$(BIN)/python -m tools.bench
+	@$(BIN)/python -m tools.bench.packing
+	@$(BIN)/python -m tools.bench.aws
+	@$(BIN)/python -m tools.bench --makeup local
+	@$(BIN)/modelfleet down --stack local
+	@$(BIN)/python -m tools.bench $(BENCH)
+
+rendered: .venv/.ready  ## Write the kept golden files anew; read them in the diff
+	@RENDERED=write $(BIN)/python -m pytest -q tests/unit/gateway
+	@$(BIN)/python -m tests.unit.kubernetes.rewrite
 
 lock: .venv/.ready  ## Write the pinned requirement files anew
 	@echo "uv>=0.13" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements/bootstrap.txt

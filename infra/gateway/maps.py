@@ -7,14 +7,11 @@ import re
 from collections.abc import Iterable
 
 from infra.gateway.answers import model_card
-from infra.planning.plan import GatewayPlan, Route
+from infra.planning.plan import GATEWAY_PATHS, GatewayPlan, Route
 
 #: What a map key may hold: HAProxy splits a line at the first blank, and slugs become backend names.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-#: First segments of paths that are the gateway's own.
-RESERVED = frozenset({"v1", "health", "ready", "metrics", "tokenize", "detokenize", "pooling", "classify"})
 
 
 def check_routes(routes: Iterable[Route]) -> None:
@@ -23,7 +20,7 @@ def check_routes(routes: Iterable[Route]) -> None:
     for route in routes:
         if not SLUG.fullmatch(route.slug):
             raise ValueError(f"the slug {route.slug!r} is not of letters, digits, `.`, `_`, `-`")
-        if route.slug in RESERVED:
+        if route.slug in GATEWAY_PATHS:
             raise ValueError(f"the slug {route.slug!r} is a path of the gateway itself; give the model another id")
         for name in dict.fromkeys((route.model_id, *route.model_ids)):
             if not MODEL_NAME.fullmatch(name):

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from infra.planning.plan import BucketPlan, CodeArtifact, GatewayPlan, MirrorPlan, Route, ServeApplication
+from infra.planning.plan import (
+    GATEWAY_PATHS,
+    BucketPlan,
+    CodeArtifact,
+    GatewayPlan,
+    MirrorPlan,
+    Route,
+    ServeApplication,
+)
 from infra.stack import LoadedStack
 from serving.config.errors import Finding
 from serving.config.load import LoadedModel
 from serving.config.schema import ModelConfig
+from serving.config.serve_options import replica_bounds
 
 IMPORT_PATH = "serving.app:build"
 
@@ -77,6 +86,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
             slug=config.slug,
             model_ids=(config.model_id, *(adapter.name for adapter in config.engine_config.lora)),
             description=config.engine_config.model_description,
+            scales_to_zero=replica_bounds(config)[0] == 0,
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
@@ -94,10 +104,14 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
 
 
 def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:
-    """Names that clients use are unique over all models: ids, and LoRA adapters' names."""
+    """Names that clients use are unique over all models: ids, and LoRA adapters' names; none is a gateway's path."""
     taken = {model.config.model_id: model.file for model in models}
     findings: list[Finding] = []
     for model in models:
+        if model.config.slug in GATEWAY_PATHS:
+            taken_paths = ", ".join(sorted(GATEWAY_PATHS))
+            message = f"found {model.config.model_id!r}, a path of the gateway; any name but {taken_paths} will do"
+            findings.append(model.document.finding(("engine_config", "model_id"), message))
         for index, adapter in enumerate(model.config.engine_config.lora):
             path = ("engine_config", "lora", index, "name")
             if adapter.name in taken:

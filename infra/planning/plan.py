@@ -190,6 +190,10 @@ class RayClusterPlan:
     idle_timeout_s: int
 
 
+#: First segments of paths that are the gateway's own; no model's slug may be one.
+GATEWAY_PATHS = frozenset({"v1", "health", "ready", "metrics", "tokenize", "detokenize", "pooling", "classify"})
+
+
 @dataclass(frozen=True)
 class Route:
     """One model behind the gateway: `/v1` by any of `model_ids` (LoRA names too), or `/<slug>/v1`."""

@@ -187,7 +187,7 @@ class Gateway(StackSection):
         None, description="Requests per minute and API key; default no limit."
     )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests per API key; default no limit.")
-    max_body_mib: PositiveInt = Field(64, description="Largest request body in MiB.")
+    max_body_mib: PositiveInt = Field(64, le=200, description="Largest request body in MiB, at most 200.")
     timeout_s: PositiveInt = Field(3600, description="Longest request, streams included, in seconds.")
     replicas: PositiveInt = Field(2, description="Gateway pods.")
     hostname: str | None = Field(None, description="Host name of the Ingress; default internal Service only.")

@@ -9,11 +9,11 @@ on pools of every accelerator. Prices are the catalog's, us-east-1.
 from __future__ import annotations
 
 import random
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra.catalog import Catalog, default_catalog
 from infra.planning import Plan, plan
@@ -104,8 +104,14 @@ def measure(models: int, pools: int, seed: int = SEED) -> Result:
     spent = time.process_time() - start
     low, high = pools_cost(made)
     plain_low, plain_high = plain_cost(files, stack, catalog)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _peak_mib()
     return Result(models, pools, low, high, plain_low, plain_high, spent, peak)
+
+
+def _peak_mib() -> float:
+    """Most memory that this program held, in MiB; `ru_maxrss` would count the process that started it too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def pools_cost(made: Plan) -> tuple[float, float]:
