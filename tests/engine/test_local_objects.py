@@ -16,6 +16,7 @@ from tests.engine.conftest import Emulator
 from tests.engine.engine import PRELUDE, Project, wait_until
 from tests.engine.local_stack import ROOT
 from tests.engine.slow_proxy import SlowProxy
+from tools.pulumi_lock import clear_dead_locks
 
 PROGRAM = """
 import sys
@@ -130,6 +131,7 @@ def test_up_killed_while_it_uploads_leaves_no_manifest_and_is_taken_up_again(
         running.kill()
         wait_until(lambda: not local.living_processes(), what="the plugin's own end")
         proxy.release()
+    assert clear_dead_locks(f"file://{local.state}"), "a killed run leaves its lock"
     assert "models/org--tiny/manifest.json" not in _objects(emulator)
     local.config.pop("slow")
     local.up()

@@ -17,6 +17,7 @@ import pytest
 from infra.local.runtime import short_folder
 from tests.engine.engine import wait_until
 from tests.engine.local_stack import LocalStack, listening_addresses
+from tools.pulumi_lock import clear_dead_locks
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +127,7 @@ def test_up_killed_while_a_model_starts_is_taken_up_again(stack: LocalStack) -> 
     wait_until(lambda: "third" in _serve_applications(stack), seconds=120, what="the deployment")
     running.kill()
     wait_until(lambda: not _tools_alive(stack), what="the plugin's own end")
+    clear_dead_locks(f"file://{stack.state}")  # as `modelfleet up` and this checkout's `pulumi` do
     run = stack.up()
     assert stack.ask("third")["args"]["answer"] == 6
     assert "Traceback" not in run.text
@@ -158,6 +160,7 @@ def test_up_killed_while_ray_starts_is_mended_by_the_next_run(stack: LocalStack)
     wait_until(lambda: short_folder(str(stack.run_folder), "ray").exists(), seconds=120, what="the start of Ray")
     running.kill()
     wait_until(lambda: not _tools_alive(stack), what="the plugin's own end")
+    clear_dead_locks(f"file://{stack.state}")  # as `modelfleet up` and this checkout's `pulumi` do
     stack.applications["first"] = {"answer": 7}
     stack.up()
     assert stack.ask("first")["args"] == {"answer": 7}
