@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 tier=${1:-all}
-pytest=".venv/bin/python -m pytest -q --durations=15"
+pytest=".venv/bin/python -m pytest -v --durations=25"
 case "$tier" in
 fast) exec $pytest -n 2 -m "not slow" tests/unit ;;
 all) FUZZ_FILES=10000 exec $pytest -n 2 --dist loadgroup tests ;;
