@@ -133,7 +133,7 @@ def test_up_killed_while_it_uploads_leaves_no_manifest_and_is_taken_up_again(
         proxy.release()
     assert clear_dead_locks(f"file://{local.state}"), "a killed run leaves its lock"
     assert "models/org--tiny/manifest.json" not in _objects(emulator)
-    local.config.pop("slow")
+    local.config["slow"] = emulator.url
     local.up()
     assert _manifest(_objects(emulator))
 
