@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from serving.config.generate_kwargs import ALLOWED
 from serving.config.schema import ModelConfig
 from serving.errors import EngineError
 from serving.prompt import compile_chat_template
-from serving.sampling import ALLOWED, generation_overrides
+from serving.sampling import generation_overrides
 
 SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
 """Front-end arguments of every model: no docs pages, and one access log, the gateway's (Serve adds request ids)."""

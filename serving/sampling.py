@@ -10,25 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-OVERRIDES = frozenset(
-    {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
-)
-"""Keys that vLLM's `override_generation_config` takes as defaults (vLLM 0.32 `get_diff_sampling_param`)."""
-
-MAX_TOKENS = ("max_tokens", "max_new_tokens")
-"""Default length; not through `override_generation_config`, where it would also cap what a request asks for."""
-
-INERT = frozenset({"do_sample", "return_token_type_ids", "ignore_eos_token"})
-"""Keys of shipped RayLLM files that never did anything."""
-
-BODY_DEFAULTS = frozenset(
-    {"seed", "min_tokens", "ignore_eos", "skip_special_tokens", "bad_words", "logit_bias", "n", "stop_token_ids"}
-)
-"""Keys that only a request's field can carry."""
-
-STOP = "stop"
-ALLOWED = OVERRIDES | BODY_DEFAULTS | INERT | {*MAX_TOKENS, STOP}
-"""Every key that `generate_kwargs` may have."""
+from serving.config.generate_kwargs import BODY_DEFAULTS, MAX_TOKENS, OVERRIDES
 
 
 def generation_overrides(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from serving.config.document import Document, read_document
 from serving.config.engine_rules import engine_findings
 from serving.config.errors import Finding, InputErrors, errors_in
+from serving.config.generate_kwargs import generate_kwargs_findings
 from serving.config.legacy import normalise
 from serving.config.rules import rule_findings
 from serving.config.schema import ModelConfig
@@ -65,7 +66,8 @@ def model_of(document: Document) -> tuple[LoadedModel | None, list[Finding]]:
     result = validate(ModelConfig, today, today.data)
     if isinstance(result, list):
         findings += [finding for finding in result if not _is_answered(finding, findings)]
-    findings += [*rule_findings(today, today.data), *engine_findings(today, today.data)]
+    for rules in (rule_findings, engine_findings, generate_kwargs_findings):
+        findings += rules(today, today.data)
     findings = sorted(set(findings))
     if isinstance(result, list) or errors_in(findings):
         return None, findings

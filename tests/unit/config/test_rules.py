@@ -292,3 +292,11 @@ def test_a_sentence_is_where_found_and_way_out() -> None:
 )
 def test_a_key_in_the_wrong_place_is_told_its_place(old: str, new: str, message: str) -> None:
     assert message in only(changed(old, new)).message
+
+
+def test_a_generation_default_that_nobody_reads_is_refused_with_a_near_name() -> None:
+    """The replica would refuse it after the node is bought."""
+    finding = only(changed("  generation:\n", "  generation:\n    generate_kwargs: {temprature: 0.4}\n"))
+    assert finding.path == "engine_config.generation.generate_kwargs.temprature"
+    assert finding.message == "unknown, did you mean temperature?"
+    assert finding.line == 20

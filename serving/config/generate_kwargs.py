@@ -1,0 +1,41 @@
+"""The keys of `generation.generate_kwargs`, and a finding for each that would do nothing or is not a sampling key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from serving.config.document import Document
+from serving.config.errors import Finding
+from serving.config.validation import near
+
+OVERRIDES = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+)
+"""Keys that vLLM's `override_generation_config` takes as defaults (vLLM 0.32 `get_diff_sampling_param`)."""
+
+MAX_TOKENS = ("max_tokens", "max_new_tokens")
+"""Default length; not through `override_generation_config`, where it would also cap what a request asks for."""
+
+INERT = frozenset({"do_sample", "return_token_type_ids", "ignore_eos_token"})
+"""Keys of shipped RayLLM files that never did anything."""
+
+BODY_DEFAULTS = frozenset(
+    {"seed", "min_tokens", "ignore_eos", "skip_special_tokens", "bad_words", "logit_bias", "n", "stop_token_ids"}
+)
+"""Keys that only a request's field can carry."""
+
+STOP = "stop"
+ALLOWED = OVERRIDES | BODY_DEFAULTS | INERT | {*MAX_TOKENS, STOP}
+"""Every key that `generate_kwargs` may have."""
+
+
+def generate_kwargs_findings(document: Document, data: Any) -> Iterator[Finding]:
+    """One finding per key that is not a sampling default. `data` is the model file's normalised content."""
+    kwargs: Any = data
+    path = ("engine_config", "generation", "generate_kwargs")
+    for key in path:
+        kwargs = kwargs.get(key) if isinstance(kwargs, dict) else None
+    for key in kwargs if isinstance(kwargs, dict) else ():
+        if key not in ALLOWED:
+            yield document.finding((*path, key), f"unknown, {near(key, sorted(ALLOWED - INERT))}")
