@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 #: Tiers whose tests share one expensive service (a Ray with vLLM, a control plane): one worker runs each of them.
 ONE_WORKER = ("serving", "cluster", "gateway")
@@ -23,6 +24,11 @@ FOREIGN = (
     "NO_COLOR",
     "FORCE_COLOR",
 )
+
+
+# A busy machine is slow, not wrong: speed is measured by `make bench`.
+settings.register_profile("modelfleet", deadline=None)
+settings.load_profile("modelfleet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
