@@ -32,8 +32,8 @@ from serving.config.yaml_text import (
     newline_of,
     node_at,
     one_line,
+    says,
     scalars_in,
-    value_of,
 )
 
 _BOM = "\N{BYTE ORDER MARK}"
@@ -104,7 +104,7 @@ def _edited(text: str, edit: Edit) -> str:
 def _renamed(text: str, entry: Entry, names: list[tuple[str | int, Any]]) -> str:
     """The entry under its new names: the first in its place, the others behind it."""
     old = text[entry.value.start_mark.index : entry.end]
-    copies = [f"{name}: {old if value_of(old) == value else one_line(value)}" for name, value in names]
+    copies = [f"{name}: {old if says(old, value) else one_line(value)}" for name, value in names]
     indent = " " * entry.column
     between = ", " if entry.in_flow else f"{newline_of(text)}{indent}"
     gap = text[entry.key.end_mark.index : entry.value.start_mark.index] if old else ": "

@@ -116,9 +116,13 @@ def newline_of(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-def value_of(source: str) -> Any:
-    """What a piece of YAML says."""
-    return yaml.safe_load(source) if source else None
+def says(source: str, value: Any) -> bool:
+    """Whether a piece of YAML says `value` by itself: `...` is text behind a key, but the end of a document alone."""
+    try:
+        found = yaml.safe_load(source) if source else None
+    except (yaml.YAMLError, ValueError):
+        return False
+    return bool(found == value)
 
 
 def one_line(value: Any) -> str:

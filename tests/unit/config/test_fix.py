@@ -184,3 +184,8 @@ def test_the_files_mode_and_a_link_to_it_stay(tmp_path: Path) -> None:
     assert link.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o640
     assert load_model(path)[0] is not None
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], "no temporary file is left"
+
+
+def test_a_value_that_is_the_end_of_a_document_when_alone_stays_a_value() -> None:
+    fixed, _ = fixed_text("deployment_config:\n  max_concurrent_queries: ...\n", "m.yaml")
+    assert fixed == "deployment_config:\n  max_ongoing_requests: '...'\n"
