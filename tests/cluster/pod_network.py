@@ -19,8 +19,6 @@ from typing import Any
 
 import pytest
 
-GATEWAY = "10.86.255.254"
-BRIDGE = "mfpods"
 KUBERNETES_PORT = 443
 #: Folders of the image that a test maps to its own.
 IMAGE_FOLDER = "/var/lib/modelfleet"
@@ -29,8 +27,11 @@ IMAGE_FOLDER = "/var/lib/modelfleet"
 class PodNetwork:
     """The bridge, its namespaces, and the processes in them; all gone at the end."""
 
-    def __init__(self, folder: Path, api_port: int) -> None:
+    def __init__(self, folder: Path, api_port: int, prefix: str) -> None:
         self.folder, self._api_port = folder, api_port
+        #: This machine's address on the bridge.
+        self.gateway = f"{prefix}.255.254"
+        self._bridge = f"mf{prefix.replace('.', '-')}"
         self._namespaces: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._forward: socket.socket | None = None
@@ -38,10 +39,10 @@ class PodNetwork:
     def __enter__(self) -> PodNetwork:
         if os.geteuid() != 0:
             pytest.skip("needs root, to make network namespaces")
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("addr", "add", f"{GATEWAY}/16", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
-        self._forward = forward((GATEWAY, KUBERNETES_PORT), ("127.0.0.1", self._api_port))
+        ip("link", "add", self._bridge, "type", "bridge")
+        ip("addr", "add", f"{self.gateway}/16", "dev", self._bridge)
+        ip("link", "set", self._bridge, "up")
+        self._forward = forward((self.gateway, KUBERNETES_PORT), ("127.0.0.1", self._api_port))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -53,7 +54,7 @@ class PodNetwork:
             ip("netns", "del", name)
         if self._forward is not None:
             self._forward.close()
-        ip("link", "del", BRIDGE)
+        ip("link", "del", self._bridge)
 
     def run(
         self, pod: dict[str, Any], *, container: int = 0, extra: Mapping[str, str], names: Mapping[str, str]
@@ -103,14 +104,14 @@ class PodNetwork:
             outer, inner = f"o{address[-8:]}".replace(".", ""), f"i{address[-8:]}".replace(".", "")
             hosts = Path("/etc/netns") / name
             hosts.mkdir(parents=True, exist_ok=True)
-            (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{GATEWAY} kubernetes.default\n")
+            (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{self.gateway} kubernetes.default\n")
             ip("netns", "add", name)
             ip("link", "add", outer, "type", "veth", "peer", "name", inner)
-            ip("link", "set", outer, "master", BRIDGE, "up")
+            ip("link", "set", outer, "master", self._bridge, "up")
             ip("link", "set", inner, "netns", name)
             for command in (f"addr add {address}/16 dev {inner}", f"link set {inner} up", "link set lo up"):
                 ip("-n", name, *command.split())
-            ip("-n", name, "route", "add", "default", "via", GATEWAY)
+            ip("-n", name, "route", "add", "default", "via", self.gateway)
             self._namespaces[address] = name
         return self._namespaces[address]
 

@@ -23,7 +23,7 @@ from infra.kubernetes.manifests.mirror import mirror_job
 from infra.kubernetes.manifests.scripts import FOLDER as SCRIPTS
 from infra.workspace import build_code_zip
 from tests.cluster.conftest import Stack, wait_for
-from tests.cluster.pod_network import GATEWAY, PodNetwork, end
+from tests.cluster.pod_network import PodNetwork, end
 from tools.weights import materialize
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
@@ -64,18 +64,21 @@ class Storage:
 def network(cluster: Any, tmp_path: Path) -> Iterator[PodNetwork]:
     folder = Path("/tmp") / f"mf{os.getpid()}"  # Ray's sockets need a short path
     folder.mkdir()
-    with PodNetwork(folder, int(cluster.server.rpartition(":")[2])) as made:
+    with PodNetwork(folder, int(cluster.server.rpartition(":")[2]), cluster.pod_network) as made:
         yield made
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def storage(network: PodNetwork) -> Iterator[Storage]:
-    url = f"http://{GATEWAY}:{S3_PORT}"
+    url = f"http://{network.gateway}:{S3_PORT}"
     moto = Path(sys.executable).parent / "moto_server"
     with (network.folder / "moto.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(moto), "-H", GATEWAY, "-p", str(S3_PORT)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [str(moto), "-H", network.gateway, "-p", str(S3_PORT)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
     environment = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url, "NO_PROXY": "*", "no_proxy": "*"}

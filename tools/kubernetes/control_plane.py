@@ -46,6 +46,8 @@ class ControlPlane:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
+        #: First two numbers of the pods' addresses; chosen, because two control planes on one machine share its routes.
+        self.pod_network = f"10.{random.randrange(64, 224)}"
         self._admin = secrets.token_urlsafe(24)
         self.api: Api
 
@@ -209,6 +211,8 @@ class ControlPlane:
             f"--secure-port={self._ports['controller']}",
             f"--cert-dir={self.folder / 'controller'}",
             "--allocate-node-cidrs=false",
+            # On a busy machine kwok's heartbeats come late, and without a kubelet an unready pod stays unready.
+            "--node-monitor-grace-period=30m",
         ]
 
     def _scheduler_arguments(self) -> list[str]:
@@ -227,7 +231,7 @@ class ControlPlane:
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             f"--server-address=127.0.0.1:{self._ports['kwok']}",
-            "--cidr=10.86.0.1/16",  # EndpointSlices refuse loopback addresses
+            f"--cidr={self.pod_network}.0.1/16",  # EndpointSlices refuse loopback addresses
         ]
 
     def _ready(self) -> bool:
