@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +14,25 @@ from infra.local.haproxy import find_binary
 from tests.cluster.fleet import five_models, planned
 
 
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A short folder: HAProxy's sockets lie below it, and Linux allows 107 bytes for a socket's path."""
+    with tempfile.TemporaryDirectory(prefix="gw") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("config", ["haproxy.cfg", "bodies.cfg"])
-def test_haproxy_takes_the_rendered_configuration(tmp_path: Path, config: str) -> None:
+def test_haproxy_takes_the_rendered_configuration(tmp_path: Path, root: Path, config: str) -> None:
     plan = planned(tmp_path / "project", five_models(), auth="none", gateway={"requestsPerMinute": 60})
     texts = gateway_config(plan)["data"]
     for path in (CONFIG_PATH, KEYS_PATH, RUN_PATH):
-        (tmp_path / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         here = text
         for path in (KEYS_PATH, CONFIG_PATH, RUN_PATH):
-            here = here.replace(f"{path}/", f"{tmp_path / path.lstrip('/')}/")
-        (tmp_path / CONFIG_PATH.lstrip("/") / name).write_text(here)
-    command = [find_binary(), "-c", "-f", str(tmp_path / CONFIG_PATH.lstrip("/") / config)]
+            here = here.replace(f"{path}/", f"{root / path.lstrip('/')}/")
+        (root / CONFIG_PATH.lstrip("/") / name).write_text(here)
+    command = [find_binary(), "-c", "-f", str(root / CONFIG_PATH.lstrip("/") / config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
