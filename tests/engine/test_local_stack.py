@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,11 @@ def test_ray_listens_on_loopback_only(stack: LocalStack) -> None:
     # Serve's replicas listen everywhere unless the application prevents it; ours does, see test_local_fleet.py.
     ours = {address: title for address, title in addresses.items() if not title.startswith("ray::ServeReplica")}
     assert [address for address in ours if not address.startswith("127.0.0.1:")] == []
+
+
+def test_no_other_user_reaches_rays_sockets(stack: LocalStack) -> None:
+    """Ray makes its own folder writable for everybody."""
+    assert stat.S_IMODE(short_folder(str(stack.run_folder), "ray").stat().st_mode) == 0o700
 
 
 def test_a_second_up_changes_nothing(stack: LocalStack) -> None:

@@ -53,7 +53,9 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
 
 def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
     """Starts Ray; what goes wrong on a busy machine goes right the next time, so it gets several attempts."""
-    temp, log = run_folder(inputs["folder"], "ray"), Path(inputs["folder"]) / "ray.log"
+    run_folder(inputs["folder"], "ray")
+    temp, log = temp_folder(inputs["folder"]), Path(inputs["folder"]) / "ray.log"
+    temp.mkdir(exist_ok=True)
     progress = Progress(call.step)
     for attempt in range(1, ATTEMPTS + 1):
         log.unlink(missing_ok=True)
@@ -70,7 +72,7 @@ def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
         except (NotStarted, Refused) as failed:
             _end(process)
             if attempt == ATTEMPTS or isinstance(failed, Refused):
-                shutil.rmtree(temp, ignore_errors=True)
+                shutil.rmtree(temp.parent, ignore_errors=True)
                 raise Refused(str(failed)) from failed
             call.note(f"{failed}; trying again")
     raise AssertionError("not reached: the last attempt returns or raises")
@@ -122,7 +124,7 @@ def delete(call: Call[LocalSession], id: str, state: Props) -> None:
     """Ends exactly the processes of this Ray and removes its folder below the temporary one."""
     call.step("ending Ray")
     _end(ProcessId(state["pid"], state["started"]))
-    shutil.rmtree(temp_folder(state["folder"]), ignore_errors=True)
+    shutil.rmtree(temp_folder(state["folder"]).parent, ignore_errors=True)
 
 
 def dashboard_url(inputs: Props) -> str:
@@ -136,8 +138,8 @@ def serve_api(inputs: Props) -> ServeApi:
 
 
 def temp_folder(folder: str) -> Path:
-    """Ray's folder: short, the same for every run of one stack, nobody else's."""
-    return short_folder(folder, "ray")
+    """Ray's folder: short, the same for every run of one stack; Ray opens it to all, so it lies in one that is not."""
+    return short_folder(folder, "ray") / "r"
 
 
 def logs_folder(folder: str) -> Path:
