@@ -26,7 +26,7 @@ from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.pod_network import PodNetwork, end
 from tools.weights import materialize
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(2700)]
 
 ROOT = Path(__file__).parents[2]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -34,7 +34,7 @@ SLUG = MODEL.replace("/", "--")
 POOLS = [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["c7i.2xlarge"]}]
 S3_PORT = 8443
 BUCKET, SEED = "fleet-mirror", "seed"
-START_SECONDS = 600.0
+START_SECONDS = 1200.0
 #: A head that ends while it starts is started again, as KubeRay would do it.
 HEAD_STARTS, STARTED = 3, "Ray runtime started."
 #: The `ray` command for a busy machine: without the server for ray:// clients, which nobody uses here and which takes
