@@ -11,6 +11,16 @@ from hypothesis import settings
 #: Tiers whose tests share one expensive service (a Ray with vLLM, a control plane): one worker runs each of them.
 ONE_WORKER = ("serving", "cluster", "gateway")
 
+#: What `make test` leaves to `make test-long`: it needs a quiet machine, because it kills processes at moments that a busy
+#: one misses, or many minutes.
+LONG = (
+    "cluster/test_real_ray.py",
+    "cluster/test_resilience.py",
+    "cluster/test_no_rebuild.py",
+    "engine/test_aws_faults.py",
+    "gateway/test_replicas.py",
+)
+
 #: Settings of the caller's shell that would change what the code under test does.
 FOREIGN = (
     "AWS_",
@@ -35,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a tier's tests, or in `engine` a file's tests, together on one worker."""
     for item in items:
         parts = Path(item.fspath).relative_to(Path(__file__).parent).parts
+        if "/".join(parts) in LONG:
+            item.add_marker(pytest.mark.long)
         if parts[0] in ONE_WORKER:
             item.add_marker(pytest.mark.xdist_group(parts[0]))
         elif parts[0] == "engine":
