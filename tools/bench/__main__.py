@@ -38,7 +38,12 @@ BASELINES = ("vllm", "echo-alone")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 2 when something did not start."""
-    options = _options().parse_args(arguments)
+    parser = _options()
+    options = parser.parse_args(arguments)
+    # Not `choices`: before Python 3.12 argparse holds the default of an empty list against them.
+    options.variants = options.variants or ["vllm", "fleet"]
+    if unknown := sorted(set(options.variants) - set(VARIANTS)):
+        parser.error(f"unknown variant {', '.join(unknown)}; allowed are {', '.join(VARIANTS)}")
     if options.makeup:
         print(makeup.table(makeup.measure(options.makeup)))
         return 0
@@ -97,7 +102,7 @@ def _is_echo(variants: Sequence[str]) -> bool:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="modelfleet beside vllm serve")
     parser.add_argument(
-        "variants", nargs="*", default=["vllm", "fleet"], choices=[*VARIANTS, []], help="what to compare"
+        "variants", nargs="*", metavar="VARIANT", help=f"what to compare, of {', '.join(VARIANTS)}; default vllm fleet"
     )
     parser.add_argument(
         "--model", choices=["tiny", "smollm"], default="tiny", help="tiny: random, overhead at its largest"
