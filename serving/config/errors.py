@@ -46,7 +46,7 @@ class Finding:
         place = f"{self.file}:{self.line}" if self.line else self.file
         mark = "" if self.severity is Severity.ERROR else f"{self.severity.value}: "
         key = f"{self.path}: " if self.path else ""
-        return one_line(f"{place}: {mark}{key}{self.message}")
+        return shortened(one_line(f"{place}: {mark}{key}{self.message}"))
 
     def as_json(self) -> dict[str, Any]:
         """The finding for `--json`."""
@@ -84,6 +84,11 @@ class SetupError(ModelfleetError):
 def errors_in(findings: Iterable[Finding]) -> list[Finding]:
     """The findings that must stop the run."""
     return [finding for finding in findings if finding.severity is Severity.ERROR]
+
+
+def shortened(text: str, most: int = 2000) -> str:
+    """`text` with at most `most` characters, so that a value of a megabyte does not fill the screen."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def one_line(text: str) -> str:

@@ -88,7 +88,7 @@ def test_on_eks_daemon_sets_fit_beside_the_worker(stack_of: Make) -> None:
     def everywhere() -> bool:
         pods = [p for p in stack.api.list("v1", "Pod", "kube-system") if p["spec"].get("nodeName")]
         found = Counter(p["metadata"]["labels"]["app.kubernetes.io/name"] for p in pods)
-        return found == {"nvidia-device-plugin": gpu_nodes, "dcgm-exporter": gpu_nodes}
+        return found["nvidia-device-plugin"] == found["dcgm-exporter"] == gpu_nodes
 
     wait_for("device plugin and exporter on each GPU node, beside the worker", everywhere)
 
