@@ -41,6 +41,7 @@ settings.register_profile("modelfleet", deadline=None)
 settings.load_profile("modelfleet")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a tier's tests, or in `engine` a file's tests, together on one worker."""
     for item in items:
