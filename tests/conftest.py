@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment, and which tests must stay on one worker because they share a service."""
+"""What all tests share: a clean environment, and which files need a quiet machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-#: Tiers whose tests share one expensive service (a Ray with vLLM, a control plane): one worker runs each of them.
-ONE_WORKER = ("serving", "cluster", "gateway")
 
 #: What `make test` leaves to `make test-long`: it needs a quiet machine, because it kills processes at moments that a busy
 #: one misses, or many minutes.
@@ -41,17 +38,11 @@ settings.register_profile("modelfleet", deadline=None)
 settings.load_profile("modelfleet")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a tier's tests, or in `engine` a file's tests, together on one worker."""
+    """Mark what only `make test-long` runs."""
     for item in items:
-        parts = Path(item.fspath).relative_to(Path(__file__).parent).parts
-        if "/".join(parts) in LONG:
+        if Path(item.fspath).relative_to(Path(__file__).parent).as_posix() in LONG:
             item.add_marker(pytest.mark.long)
-        if parts[0] in ONE_WORKER:
-            item.add_marker(pytest.mark.xdist_group(parts[0]))
-        elif parts[0] == "engine":
-            item.add_marker(pytest.mark.xdist_group("/".join(parts)))
 
 
 def pytest_configure() -> None:
