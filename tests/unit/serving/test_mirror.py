@@ -13,7 +13,6 @@ import boto3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto import mock_aws
 
 from serving.errors import MirrorError, WeightsError
 from serving.mirror import Status, fetch, fill, status
@@ -26,20 +25,6 @@ from serving.mirror.prefix import fetch_extra_file, fetch_prefix
 URI = "s3://fleet/models/org--tiny"
 MIB = 2**20
 """Chunks are 5 MiB here, the smallest part that S3 takes, so that a small file has several."""
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="fleet")
-        yield client
 
 
 @pytest.fixture

