@@ -6,7 +6,9 @@ updated with the state that was kept. So each single AWS call of a whole fleet c
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pulumi
@@ -62,6 +64,13 @@ class MockedEngine(pulumi.runtime.Mocks):
         state = {**inputs, **made.outputs}
         self.made.append((args.typ, made.id, state))
         return made.id, state
+
+    def run(self, program: Callable[[], Any]) -> None:
+        """Runs `program` with this in the place of Pulumi's engine, until all that it made is there."""
+        # pulumi.runtime.test asks for the thread's event loop, which an asyncio.run() of another test has taken away.
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        pulumi.runtime.set_mocks(self, project="modelfleet", stack="test", preview=False)
+        pulumi.runtime.test(program)()
 
     def destroy(self) -> None:
         """Deletes all that was made, last first."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pulumi
 import pytest
 
 from infra.aws.fleet import AwsFleet
@@ -44,13 +43,7 @@ class Maker:
         """The types of what was made, without the package."""
         self._project.files(stack_of(**{"pools": [POOL], **stack}), {"org--m": model("org/m", "L4")})
         plan = self._project.plan()
-        pulumi.runtime.set_mocks(self.engine, project="modelfleet", stack="test", preview=False)
-
-        @pulumi.runtime.test
-        def program() -> None:
-            AwsFleet("aws", plan)
-
-        program()
+        self.engine.run(lambda: AwsFleet("aws", plan))
         return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
 
 

@@ -64,13 +64,7 @@ def _make(project: FleetProject, engine: MockedEngine) -> None:
     plan = project.plan()
     archive = project.folder / "code.zip"
     archive.write_bytes(b"code")
-    pulumi.runtime.set_mocks(engine, project="modelfleet", stack="test", preview=False)
-
-    @pulumi.runtime.test
-    def program() -> None:
-        AwsFleet("aws", plan, code=pulumi.FileAsset(str(archive)))
-
-    program()
+    engine.run(lambda: AwsFleet("aws", plan, code=pulumi.FileAsset(str(archive))))
 
 
 def test_every_single_call_of_a_fleet_may_fail_once(
