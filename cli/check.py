@@ -82,7 +82,8 @@ def _fit(model: LoadedModel) -> list[Finding]:
     from infra.model_facts import read_facts
     from infra.planning.fit_findings import fit_findings
 
-    return fit_findings([model], read_facts([model], Path.cwd()))
+    facts, unrunnable = read_facts([model], Path.cwd())
+    return unrunnable or fit_findings([model], facts)
 
 
 def _fix(path: Path, checked: Checked) -> None:

@@ -13,7 +13,7 @@ import struct
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from urllib.parse import quote
 from infra.catalog import Catalog, default_catalog
 from infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
 from infra.stack import LoadedStack
+from serving.config.catalogs import architecture_fault
+from serving.config.errors import Finding
 from serving.config.load import LoadedModel
 from serving.config.schema import ModelConfig
 
@@ -46,19 +48,27 @@ class Reader:
     network: bool = False
     catalog: Catalog = field(default_factory=default_catalog)
     hub_reachable: bool = True
+    findings: list[Finding] = field(default_factory=list)
 
-    def read(self, models: Iterable[LoadedModel]) -> dict[str, ModelFacts | None]:
-        """Facts by `model_id`; None where nothing is known."""
-        configs = [model.config for model in models]
-        known = catalog_facts(configs, self.catalog)
-        return {config.model_id: self._read(config) or known[config.model_id] for config in configs}
+    def read(self, models: Sequence[LoadedModel]) -> dict[str, ModelFacts | None]:
+        """Facts by `model_id`; None where nothing is known. Checkpoints that vLLM cannot run become `findings`."""
+        known = catalog_facts([model.config for model in models], self.catalog)
+        return {model.config.model_id: self._read(model) or known[model.config.model_id] for model in models}
 
-    def _read(self, model: ModelConfig) -> ModelFacts | None:
+    def _read(self, model: LoadedModel) -> ModelFacts | None:
         places: list[Callable[[ModelConfig], Found | None]] = [self._local, self._kept]
         places += [self._mirror, self._hub] if self.network else []
         for place in places:
-            found = place(model)
-            if found is not None and (facts := facts_from_config(found[0], found[2], found[1])) is not None:
+            found = place(model.config)
+            if found is None:
+                continue
+            if fault := _architecture_fault(found[0]):
+                engine = model.config.engine_config
+                key = "hf_model_id" if engine.hf_model_id else "model_id"
+                message = f"found {engine.weights_id!r}, whose config.json ({found[2]}) cannot be served: {fault}"
+                self.findings.append(model.document.finding(("engine_config", key), message))
+                return None
+            if (facts := facts_from_config(found[0], found[2], found[1])) is not None:
                 return facts
         return None
 
@@ -159,8 +169,16 @@ def _parsed(data: bytes) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _architecture_fault(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        return None
+    return architecture_fault(names[0])
+
+
 def read_facts(
     models: Sequence[LoadedModel], root: Path, stack: LoadedStack | None = None, *, network: bool = False
-) -> dict[str, ModelFacts | None]:
-    """Facts of all models by `model_id`."""
-    return Reader(root, stack, network).read(models)
+) -> tuple[dict[str, ModelFacts | None], list[Finding]]:
+    """Facts of all models by `model_id`, and an error for each checkpoint whose architecture vLLM cannot run."""
+    reader = Reader(root, stack, network)
+    return reader.read(models), reader.findings

@@ -59,7 +59,8 @@ def make_plan(root: Path, stack_name: str, *, network: bool = False, deploying: 
     workspace = read_workspace(root, stack_name)
     errors = errors_in(workspace.findings)
     models, stack = workspace.models, workspace.stack
-    facts = read_facts(models, root, stack, network=network)
+    facts, unrunnable = read_facts(models, root, stack, network=network)
+    errors += unrunnable
     catalog = with_known_prices(default_catalog(), stack, root, network=network)
     try:
         made = plan(models, stack, code=workspace.code, catalog=catalog, facts=facts, deploying=deploying)

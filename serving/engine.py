@@ -31,6 +31,7 @@ from serving.engine_args import engine_arguments
 from serving.gate import EngineGate
 from serving.prompt import MessagesRefused, check_messages
 from serving.sampling import Stops, body_defaults, compile_stops, default_max_tokens
+from serving.startup import StartupClock
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -63,18 +64,22 @@ def add_stops(params: SamplingParams, stops: Stops) -> None:
         params.all_stop_token_ids.update(stops.token_ids)
 
 
-async def start(model: ModelConfig, weights: str, adapters: Mapping[str, Path]) -> tuple[ASGIApp, AsyncLLM]:
+async def start(
+    model: ModelConfig, weights: str, adapters: Mapping[str, Path], clock: StartupClock
+) -> tuple[ASGIApp, AsyncLLM]:
     """Starts the engine and builds vLLM's application on it.
 
-    `weights` is a folder or an s3:// prefix, `adapters` are LoRA folders by their model ids.
+    `weights` is a folder or an s3:// prefix, `adapters` are LoRA folders by their model ids; `clock` notes the steps.
     """
     generation = model.engine_config.generation
     args = namespace(engine_arguments(model, weights, adapters))
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
+    clock.passed("vLLM's configuration")
     engine = FleetEngine.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
     )
     tasks = await engine.get_supported_tasks()
+    clock.passed("engine")
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))
     await init_app_state(engine, app.state, args, tasks)
     engine.stops = _stops(model, engine)
@@ -85,6 +90,7 @@ async def start(model: ModelConfig, weights: str, adapters: Mapping[str, Path]) 
     served: ASGIApp = EngineGate(app, engine)
     if any(defaults := body_defaults(generation.generate_kwargs)):
         served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
+    clock.passed("application")
     return served, engine
 
 

@@ -15,6 +15,7 @@ from serving.config.schema import ModelConfig
 from serving.errors import EngineError
 from serving.explain import sentence
 from serving.metrics import MetricsCopy
+from serving.startup import StartupClock
 from serving.versions import check_versions
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class VllmReplica:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         self._engine: Any = None
+        self._clock = StartupClock()
+        self._clock.passed("Ray's worker")
         bind_to_node_address_only()
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -78,16 +81,19 @@ class VllmReplica:
             adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)
             for adapter in self._model.engine_config.lora
         }
+        self._clock.passed("weights")
         log, offset = _own_log()
         try:
             from serving.engine import start
 
-            app, self._engine = await start(self._model, weights, adapters)
+            self._clock.passed("import of vLLM")
+            app, self._engine = await start(self._model, weights, adapters, self._clock)
         except ModelfleetError:
             raise
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
+        logger.info("%s", self._clock.line())
         metrics = MetricsCopy(self._model.slug)
         self._tasks = [asyncio.create_task(self._exit_with_engine()), asyncio.create_task(metrics.run())]
         return app

@@ -193,11 +193,15 @@ def _model(route: Route, upstream: str, runtime: Runtime) -> str:
     Ray Serve's HTTP server has no health check: while a replica is replaced it keeps requests waiting, and HAProxy must
     let it. A replica's own port is asked which application it serves, so that ports need not be assigned to models.
     """
+    # vLLM's application notices by itself that a client left; Serve looking for it, too, costs two tasks a request.
+    # Only Serve's own HTTP server would miss it, which carries the requests of a model that sleeps.
+    undisturbed = [] if route.scales_to_zero else ["http-request set-header x-request-disconnect-disabled ?1"]
     if runtime.replica_ports is None:
-        return _section(f"backend model.{route.slug}", [_server(upstream, runtime)])
+        return _section(f"backend model.{route.slug}", [*undisturbed, _server(upstream, runtime)])
     first, last = runtime.replica_ports
     host = upstream.rpartition(":")[0]
     lines = [
+        *undisturbed,
         "balance leastconn",
         "option redispatch 1",
         "load-server-state-from-file global",

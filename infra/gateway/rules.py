@@ -36,6 +36,8 @@ REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 DIRECT_GET = ("/v1/models", "/health")
 #: How many characters of an unknown model's name an answer repeats.
 ECHOED_NAME = 200
+#: Headers by which a request tells Ray Serve how to treat it (`ray/serve/_private/constants.py`); not for clients.
+SERVE_CONTROL_HEADERS = ("x-request-disconnect-disabled", "x-request-timeout-seconds")
 
 
 def identity() -> list[str]:
@@ -47,6 +49,7 @@ def identity() -> list[str]:
         "http-request set-var(txn.request_id) uuid() unless { var(txn.request_id) -m found }",
         "http-request set-header x-request-id %[var(txn.request_id)]",
         "http-request del-header x-modelfleet- -m beg",
+        *(f"http-request del-header {header}" for header in SERVE_CONTROL_HEADERS),
     ]
 
 

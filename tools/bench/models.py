@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -68,7 +69,7 @@ def model_file(name: str) -> dict[str, Any]:
                 "model_id": f"bench/{name}",
                 "hf_model_id": str(folder_of(name)),
                 "max_total_tokens": 2048,
-                "engine_kwargs": {"dtype": "bfloat16", "max_num_seqs": 64},
+                "engine_kwargs": {"dtype": "float32", "max_num_seqs": 64},
             },
             "scaling_config": {"num_workers": 1, "num_gpus_per_worker": 0, "num_cpus_per_worker": 1},
         }

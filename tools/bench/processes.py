@@ -55,13 +55,6 @@ class Tree:
             return [root, *root.children(recursive=True)]
         return []
 
-    def renice(self, nice: int) -> None:
-        """One niceness for all that serve."""
-        for process in self.members():
-            with suppress(psutil.Error):
-                if process.nice() < nice:
-                    process.nice(nice)
-
     def end(self) -> None:
         """End all of them, the root first so that it can tidy up."""
         members = self.members()

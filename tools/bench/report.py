@@ -25,6 +25,12 @@ class Sample:
         """CPU ms per request outside the engine: application, proxies and gateway; Ray's own idle work apart."""
         return sum(ms for kind, ms in self.cpu_ms.items() if kind in ("front", "proxy", "proxy manager", "gateway"))
 
+    def line(self) -> str:
+        """The sample in one line, for progress."""
+        load = f"{'stream' if self.stream else 'plain'} c{self.concurrency}"
+        rate, first_ms = self.outcome.per_second, 1000 * self.outcome.first_s
+        return f"{self.target:40}{load:10}{rate:8.1f} req/s{first_ms:9.1f} ms{self.around_ms:7.2f} CPU ms"
+
 
 @dataclass(frozen=True)
 class Row:

@@ -1,7 +1,7 @@
 """What is compared: `vllm serve` alone, and the same application behind Ray Serve and the gateway.
 
 Each is a context manager that gives the targets to ask and the process tree whose CPU time counts. Only one runs at a
-time; all serve at niceness 15 (what Ray gives its workers) with one OMP thread.
+time; all serve at niceness 0 (Ray would give its workers 15) with one OMP thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from tools.bench.load import Target
 from tools.bench.models import ENVIRONMENT
 from tools.bench.processes import Tree, wait_for
 
-NICE = 15
 DIRECT = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 PATH = "/v1/chat/completions"
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,11 +83,12 @@ class Ports:
 
 @dataclass
 class Running:
-    """What is up: targets by name, the process tree, seconds from its start to the first answer."""
+    """What is up: targets by name, the process tree, seconds from start to first answer, the replica's own steps."""
 
     targets: list[Target]
     tree: Tree
     ready_s: float
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,6 @@ def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -
     """Start the variant, wait for its first answer, and end all of it afterwards."""
     starters = {"vllm": _vllm, "uvicorn": _uvicorn, "fleet": _fleet, "ray.serve.llm": _ray_llm}
     with starters[variant.kind](variant, model, ports, folder) as running:
-        running.tree.renice(NICE)
         yield running
 
 
@@ -161,7 +160,8 @@ def _uvicorn(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
 
 
 @contextmanager
-def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[Tree]:
+def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, Path]]:
+    """Ray's process tree and the folder of its logs."""
     # Ray puts sockets below its folder, whose paths may have 107 bytes.
     temp = tempfile.mkdtemp(prefix="bray-", dir="/tmp")
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
@@ -194,7 +194,7 @@ def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[Tree]:
             tree,
             str(log),
         )
-        yield tree
+        yield tree, Path(temp) / "session_latest" / "logs"
     finally:
         tree.end()
         keep = folder / f"ray-{variant.name.replace(' ', '-')}-logs"
@@ -213,7 +213,7 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
         "import_path": variant.import_path,
         "args": {"model": model, "weights": {}},
     }
-    with _ray(variant, ports, folder) as tree:
+    with _ray(variant, ports, folder) as (tree, logs):
         begun = time.monotonic()
         _deploy(ports, [application])
         own = Target(
@@ -232,7 +232,7 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
                 targets.append(
                     Target(f"{variant.name}, replica's port", direct, f"/{config.slug}{PATH}", config.model_id)
                 )
-            yield Running(targets, tree, ready_s)
+            yield Running(targets, tree, ready_s, _start_line(logs))
 
 
 @contextmanager
@@ -249,7 +249,6 @@ def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, 
     haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{ports.serve}"), runtime, None)
     processes = haproxy.start(runtime, haproxy.find_binary(), folder / "gateway.log")
     tree.extra.update({processes.gateway: "gateway", processes.bodies: "gateway"})
-    subprocess.run(["renice", "-n", str(NICE), str(processes.gateway)], check=True, capture_output=True)
     try:
         yield
     finally:
@@ -274,12 +273,18 @@ def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
         "import_path": "ray.serve.llm:build_openai_app",
         "args": {"llm_configs": [llm]},
     }
-    with _ray(variant, ports, folder) as tree:
+    with _ray(variant, ports, folder) as (tree, _):
         begun = time.monotonic()
         _deploy(ports, [application])
         target = Target(variant.name, f"http://127.0.0.1:{ports.serve}", PATH, config.model_id)
         wait_for("ray.serve.llm", lambda: answers(target), tree, str(folder))
         yield Running([target], tree, time.monotonic() - begun)
+
+
+def _start_line(logs: Path) -> str:
+    """What the replica says about its start (`serving.startup`)."""
+    lines = (line for log in logs.glob("serve/replica_*.log") for line in log.read_text(errors="replace").splitlines())
+    return next((line[line.index("ready ") :] for line in lines if "after the start of its process" in line), "")
 
 
 def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:

@@ -99,8 +99,16 @@ def test_a_single_model_may_have_its_own_upstream() -> None:
     text = render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1", upstreams={"small": "127.0.0.1:2"}).texts[
         HAPROXY_CFG
     ]
-    assert "backend model.small\n    server serve 127.0.0.1:2\n" in text
-    assert "backend model.org--large\n    server serve 127.0.0.1:1\n" in text
+    backends = {section.split()[0]: section for section in text.split("\nbackend model.")[1:]}
+    assert "server serve 127.0.0.1:2\n" in backends["small"]
+    assert "server serve 127.0.0.1:1\n" in backends["org--large"]
+
+
+def test_only_a_model_that_never_sleeps_leaves_the_watch_for_clients_to_vllm() -> None:
+    """Serve's own HTTP server wakes a model and carries its first requests, and would not see that a client left."""
+    for sleeps in (False, True):
+        text = render(plan_of(replace(SMALL, scales_to_zero=sleeps)), LOCAL, upstream="127.0.0.1:1").texts[HAPROXY_CFG]
+        assert ("set-header x-request-disconnect-disabled ?1" in text) is not sleeps
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from infra.model_facts import read_facts
 from infra.prices import ask_aws, with_known_prices
 from infra.stack import load_stack
 from infra.workspace import build_code_zip, make_plan, model_files, read_workspace
-from serving.config.errors import InputErrors
+from serving.config.errors import InputErrors, Severity
 from tests.unit.planning.builders import model, pool, stack
 
 MODEL = """\
@@ -150,7 +150,7 @@ def test_facts_come_from_a_local_folder_first(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(safetensors([1000, 10]))
     (tmp_path / "b.safetensors").write_bytes(safetensors([500]))
     one = model("org/mine", hf_model_id=str(tmp_path))
-    facts = read_facts([one], tmp_path)["org/mine"]
+    facts = read_facts([one], tmp_path)[0]["org/mine"]
     assert facts is not None
     assert (facts.parameters, facts.weight_bytes, facts.source) == (10500, 21000, str(tmp_path))
 
@@ -161,7 +161,7 @@ def test_facts_come_from_a_local_folder_first(tmp_path: Path) -> None:
 def test_a_damaged_safetensors_file_is_left_out(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "a.safetensors").write_bytes(junk)
-    facts = read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path)["org/mine"]
+    facts = read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path)[0]["org/mine"]
     assert facts is not None
     assert facts.weight_bytes is None
 
@@ -199,25 +199,36 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     server.server_close()
 
 
+def test_a_checkpoint_that_vllm_dropped_is_refused_by_its_config(tmp_path: Path) -> None:
+    """Its id tells nothing: it is somebody's own upload."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpt", "architectures": ["MPTForCausalLM"]}))
+    one = model("org/mine", hf_model_id=str(tmp_path))
+    facts, findings = read_facts([one], tmp_path)
+    assert facts == {"org/mine": None}
+    assert [finding.severity for finding in findings] == [Severity.ERROR]
+    assert "engine_config.hf_model_id" in str(findings[0])
+    assert "MPTForCausalLM up to 0.28.0" in str(findings[0])
+
+
 def test_the_hub_is_asked_once_and_only_when_the_network_is_allowed(tmp_path: Path, hub: list[str]) -> None:
     one = model("org/known")
-    assert read_facts([one], tmp_path)["org/known"] is None
+    assert read_facts([one], tmp_path)[0]["org/known"] is None
     assert hub == []
-    facts = read_facts([one], tmp_path, network=True)["org/known"]
+    facts = read_facts([one], tmp_path, network=True)[0]["org/known"]
     assert facts is not None
     assert facts.parameters == 777
     asked = len(hub)
-    assert read_facts([one], tmp_path)["org/known"] == facts, "kept under .modelfleet/facts"
+    assert read_facts([one], tmp_path)[0]["org/known"] == facts, "kept under .modelfleet/facts"
     assert len(hub) == asked
 
 
 def test_a_model_that_the_hub_does_not_know_is_unknown(tmp_path: Path, hub: list[str]) -> None:
-    assert read_facts([model("org/absent")], tmp_path, network=True) == {"org/absent": None}
+    assert read_facts([model("org/absent")], tmp_path, network=True)[0] == {"org/absent": None}
 
 
 def test_an_unreachable_hub_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert read_facts([model("org/a"), model("org/b")], tmp_path, network=True) == {"org/a": None, "org/b": None}
+    assert read_facts([model("org/a"), model("org/b")], tmp_path, network=True)[0] == {"org/a": None, "org/b": None}
 
 
 def price_item(usd: str) -> str:
@@ -282,11 +293,11 @@ def test_facts_are_read_from_a_models_own_mirror(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     one = model("org/mine", s3_mirror_config={"bucket_uri": "s3://weights/org/mine/"})
     with mock_aws():
-        assert read_facts([one], tmp_path, network=True) == {"org/mine": None}, "an absent bucket is unknown"
+        assert read_facts([one], tmp_path, network=True)[0] == {"org/mine": None}, "an absent bucket is unknown"
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket="weights")
         s3.put_object(Bucket="weights", Key="org/mine/config.json", Body=json.dumps(LLAMA).encode())
         s3.put_object(Bucket="weights", Key="org/mine/model.safetensors", Body=safetensors([321]) + b"\0" * 1000)
-        facts = read_facts([one], tmp_path, network=True)["org/mine"]
+        facts = read_facts([one], tmp_path, network=True)[0]["org/mine"]
     assert facts is not None
     assert (facts.parameters, facts.source) == (321, "s3://weights/org/mine/")

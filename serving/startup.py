@@ -1,0 +1,26 @@
+"""Where the time of a replica's start goes: one line in its log, from the start of the process to the first request."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+
+class StartupClock:
+    """Seconds by step, in their order; the first step begins with the process itself."""
+
+    def __init__(self) -> None:
+        self._began = self._last = psutil.Process().create_time()
+        self._steps: list[tuple[str, float]] = []
+
+    def passed(self, step: str) -> None:
+        """Notes that `step` ends now."""
+        now = time.time()
+        self._steps.append((step, now - self._last))
+        self._last = now
+
+    def line(self) -> str:
+        """`ready 31.4 s after the start of its process: worker 2.1 s, weights 0.0 s, …`."""
+        steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self._steps)
+        return f"ready {self._last - self._began:.1f} s after the start of its process: {steps}"
