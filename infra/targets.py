@@ -29,6 +29,7 @@ def _local(root: Path, plan: Plan) -> Outputs:
 
 def _eks(root: Path, plan: Plan) -> Outputs:
     from infra.aws import AwsFleet
+    from infra.aws.site import cluster_name
     from infra.kubernetes.fleet import KubernetesFleet
     from infra.stack import load_stack
 
@@ -38,7 +39,7 @@ def _eks(root: Path, plan: Plan) -> Outputs:
         plan.stack,
         plan,
         kubeconfig=cloud.kubeconfig,
-        cluster_name=f"modelfleet-{plan.stack}",  # as infra.aws.site names it
+        cluster_name=cluster_name(plan),
         huggingface_token=_secret("huggingFaceToken"),
         api_keys=_api_keys(plan),
         ready=cloud.ready,

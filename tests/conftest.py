@@ -14,7 +14,6 @@ LONG = (
     "cluster/test_real_ray.py",
     "cluster/test_resilience.py",
     "cluster/test_no_rebuild.py",
-    "engine/test_aws_faults.py",
     "gateway/test_replicas.py",
 )
 

@@ -56,10 +56,10 @@ class AwsFleet(pulumi.ComponentResource):
         self._child = pulumi.ResourceOptions(parent=self)
         for finding in findings:
             pulumi.log.warn(finding.sentence(), self)
-        subnets = self._create_subnets()
+        subnets, ways = self._create_subnets()
         cluster = self._create_cluster(subnets)
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
-        system, groups = self._create_nodes(cluster, subnets, basics.ready)
+        system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready])
         services = self._create_addons("services", AFTER_NODES, cluster, [system.node_group])
         mirror = self._create_mirror()
         roles = self._create_roles(cluster, mirror)
@@ -73,14 +73,14 @@ class AwsFleet(pulumi.ComponentResource):
         self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *objects]
         self._register()
 
-    def _create_subnets(self) -> Mapping[str, Sequence[pulumi.Input[str]]]:
-        """Private subnets by zone: of the new network, or those that the stack names."""
+    def _create_subnets(self) -> tuple[Mapping[str, Sequence[pulumi.Input[str]]], Sequence[pulumi.Resource]]:
+        """Private subnets by zone, and their way out: of the new network, or those that the stack names."""
         config = self._plan.config.network
         if config.vpc_id:
-            return _subnets_by_zone(self._facts)
+            return _subnets_by_zone(self._facts), ()
         zones = network_zones(self._plan, self._facts)
         network = Network(f"{self._name}-network", self._site, config, zones, opts=self._child)
-        return {zone: [subnet] for zone, subnet in network.private_subnet_ids.items()}
+        return {zone: [subnet] for zone, subnet in network.private_subnet_ids.items()}, network.ready
 
     def _create_cluster(self, subnets: Mapping[str, Sequence[pulumi.Input[str]]]) -> Cluster:
         config = self._plan.config.cluster
@@ -112,9 +112,9 @@ class AwsFleet(pulumi.ComponentResource):
         self,
         cluster: Cluster,
         subnets: Mapping[str, Sequence[pulumi.Input[str]]],
-        basics: Sequence[pulumi.Resource],
+        first: Sequence[pulumi.Resource],
     ) -> tuple[SystemPool, NodeGroups]:
-        """Node groups wait for the add-ons without which a node never becomes Ready."""
+        """Node groups wait for `first`: the network and the add-ons without which a node never becomes Ready."""
         plan, config = self._plan, self._plan.config.cluster
         role = NodeRole(f"{self._name}-node", self._site, opts=self._child)
         everywhere = [subnet for ids in subnets.values() for subnet in ids]
@@ -125,7 +125,7 @@ class AwsFleet(pulumi.ComponentResource):
             cluster=cluster.cluster,
             role=role,
             subnet_ids=everywhere,
-            after=basics,
+            after=first,
             opts=self._child,
         )
         zones = network_zones(plan, self._facts)
@@ -139,7 +139,7 @@ class AwsFleet(pulumi.ComponentResource):
             security_group_id=cluster.security_group_id,
             role=role,
             subnet_ids={pool: [s for zone in own for s in subnets[zone]] for pool, own in chosen.items()},
-            after=basics,
+            after=first,
             opts=self._child,
         )
         return system, groups

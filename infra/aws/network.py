@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pulumi
 import pulumi_aws as aws
@@ -17,10 +17,14 @@ INTERFACE_SERVICES = ("autoscaling", "ec2", "ecr.api", "ecr.dkr", "eks", "eks-au
 
 
 class Network(pulumi.ComponentResource):
-    """Children: VPC, closed default group, per zone a public and a private subnet, gateway, NAT, routes, endpoints."""
+    """Children: VPC, closed default group, per zone a public and a private subnet, gateway, NAT, routes, endpoints.
+
+    `ready` is a node's way out: routes and endpoints come before the first node, and go after the last one.
+    """
 
     vpc_id: pulumi.Output[str]
     private_subnet_ids: Mapping[str, pulumi.Output[str]]
+    ready: Sequence[pulumi.Resource]
 
     def __init__(
         self,
@@ -38,12 +42,12 @@ class Network(pulumi.ComponentResource):
         self._vpc = self._create_vpc()
         self.vpc_id = self._vpc.id
         private = self._create_private_subnets()
-        public_table = self._create_public_table()
+        public_table, way_out = self._create_public_table()
         public = self._create_public_subnets(public_table)
-        tables = self._create_private_tables(private, self._create_nats(public, public_table))
-        self._create_s3_endpoint(tables)
+        tables, ways = self._create_private_tables(private, self._create_nats(public, way_out))
+        self.ready = [*ways, self._create_s3_endpoint(tables)]
         if config.interface_endpoints:
-            self._create_interface_endpoints(private)
+            self.ready += self._create_interface_endpoints(private)
         self.private_subnet_ids = {zone: subnet.id for zone, subnet in private.items()}
         self.register_outputs({"vpc_id": self.vpc_id, "private_subnet_ids": dict(self.private_subnet_ids)})
 
@@ -75,19 +79,19 @@ class Network(pulumi.ComponentResource):
             for zone, block in zip(self._zones, self._blocks.private, strict=True)
         }
 
-    def _create_public_table(self) -> aws.ec2.RouteTable:
+    def _create_public_table(self) -> tuple[aws.ec2.RouteTable, aws.ec2.Route]:
         gateway = aws.ec2.InternetGateway(
             self._name, vpc_id=self._vpc.id, tags=self._site.tagged(self._name), opts=self._child
         )
         table = self._create_table("public")
-        aws.ec2.Route(
+        route = aws.ec2.Route(
             f"{self._name}-public",
             route_table_id=table.id,
             destination_cidr_block="0.0.0.0/0",
             gateway_id=gateway.id,
             opts=self._child,
         )
-        return table
+        return table, route
 
     def _create_public_subnets(self, table: aws.ec2.RouteTable) -> dict[str, aws.ec2.Subnet]:
         subnets = {}
@@ -107,7 +111,7 @@ class Network(pulumi.ComponentResource):
         return subnets
 
     def _create_nats(
-        self, public: Mapping[str, aws.ec2.Subnet], public_table: aws.ec2.RouteTable
+        self, public: Mapping[str, aws.ec2.Subnet], way_out: aws.ec2.Route
     ) -> dict[str, aws.ec2.NatGateway]:
         """NAT gateways by the zone that uses them: none, the first zone's for all, or each zone's own."""
         wanted = {"none": (), "single": self._zones[:1], "per-zone": self._zones}[self._config.nat]
@@ -120,36 +124,41 @@ class Network(pulumi.ComponentResource):
                 subnet_id=public[zone].id,
                 allocation_id=address.allocation_id,
                 tags=self._site.tagged(name),
-                # A NAT gateway is of no use, and fails, before its subnet has a way out.
-                opts=pulumi.ResourceOptions(parent=self, depends_on=[public_table]),
+                # It fails before the VPC has an internet gateway, which cannot go before its address.
+                opts=pulumi.ResourceOptions(parent=self, depends_on=[way_out]),
             )
         return {zone: made.get(zone) or next(iter(made.values())) for zone in self._zones} if made else {}
 
     def _create_private_tables(
         self, private: Mapping[str, aws.ec2.Subnet], nats: Mapping[str, aws.ec2.NatGateway]
-    ) -> list[aws.ec2.RouteTable]:
-        tables = []
+    ) -> tuple[list[aws.ec2.RouteTable], list[pulumi.Resource]]:
+        """A table per zone, and what makes it work: its association and, with NAT, its route."""
+        tables: list[aws.ec2.RouteTable] = []
+        ways: list[pulumi.Resource] = []
         for zone, subnet in private.items():
             name = f"{self._name}-private-{zone}"
             tables.append(table := self._create_table(f"private-{zone}"))
-            aws.ec2.RouteTableAssociation(name, subnet_id=subnet.id, route_table_id=table.id, opts=self._child)
+            ways.append(
+                aws.ec2.RouteTableAssociation(name, subnet_id=subnet.id, route_table_id=table.id, opts=self._child)
+            )
             if zone in nats:
-                aws.ec2.Route(
+                route = aws.ec2.Route(
                     name,
                     route_table_id=table.id,
                     destination_cidr_block="0.0.0.0/0",
                     nat_gateway_id=nats[zone].id,
                     opts=self._child,
                 )
-        return tables
+                ways.append(route)
+        return tables, ways
 
     def _create_table(self, suffix: str) -> aws.ec2.RouteTable:
         name = f"{self._name}-{suffix}"
         return aws.ec2.RouteTable(name, vpc_id=self._vpc.id, tags=self._site.tagged(name), opts=self._child)
 
-    def _create_s3_endpoint(self, tables: list[aws.ec2.RouteTable]) -> None:
+    def _create_s3_endpoint(self, tables: list[aws.ec2.RouteTable]) -> aws.ec2.VpcEndpoint:
         """On every private table: 140 GB of weights at each cold start through NAT cost 0.045 USD per GB."""
-        aws.ec2.VpcEndpoint(
+        return aws.ec2.VpcEndpoint(
             f"{self._name}-s3",
             vpc_id=self._vpc.id,
             service_name=f"com.amazonaws.{self._site.region}.s3",
@@ -159,7 +168,7 @@ class Network(pulumi.ComponentResource):
             opts=self._child,
         )
 
-    def _create_interface_endpoints(self, private: Mapping[str, aws.ec2.Subnet]) -> None:
+    def _create_interface_endpoints(self, private: Mapping[str, aws.ec2.Subnet]) -> list[pulumi.Resource]:
         name = f"{self._name}-endpoints"
         group = aws.ec2.SecurityGroup(
             name,
@@ -168,7 +177,7 @@ class Network(pulumi.ComponentResource):
             tags=self._site.tagged(name),
             opts=self._child,
         )
-        aws.vpc.SecurityGroupIngressRule(
+        rule = aws.vpc.SecurityGroupIngressRule(
             name,
             security_group_id=group.id,
             ip_protocol="tcp",
@@ -178,7 +187,7 @@ class Network(pulumi.ComponentResource):
             tags=self._site.tagged(name),
             opts=self._child,
         )
-        for service in INTERFACE_SERVICES:
+        endpoints = [
             aws.ec2.VpcEndpoint(
                 f"{self._name}-{service}",
                 vpc_id=self._vpc.id,
@@ -190,3 +199,6 @@ class Network(pulumi.ComponentResource):
                 tags=self._site.tagged(f"{self._name}-{service}"),
                 opts=self._child,
             )
+            for service in INTERFACE_SERVICES
+        ]
+        return [rule, *endpoints]

@@ -44,11 +44,16 @@ def site_of(plan: Plan, facts: AccountFacts) -> Site:
         account=facts.account,
         region=facts.region,
         partition=facts.partition,
-        cluster_name=f"modelfleet-{plan.stack}",
+        cluster_name=cluster_name(plan),
         namespace=plan.namespace,
         protect=plan.config.cluster.deletion_protection,
         tags=stack_tags(plan),
     )
+
+
+def cluster_name(plan: Plan) -> str:
+    """The name of the stack's EKS cluster, known before the cluster is."""
+    return f"modelfleet-{plan.stack}"
 
 
 def stack_tags(plan: Plan) -> dict[str, str]:

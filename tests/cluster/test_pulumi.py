@@ -51,7 +51,8 @@ try:
         api_keys=config.get_secret_object("keys"),
     )
 except ModelfleetError as error:
-    raise pulumi.RunError(str(error)) from None
+    pulumi.log.error(str(error))
+    sys.exit(32)  # as infra/__main__.py
 pulumi.export("base_url", fleet.base_url)
 """
 
@@ -72,12 +73,12 @@ class Fleet:
     def write(self, models: list[dict[str, Any]], **config: Any) -> None:
         self.plan = planned(self.source, models, stack=self.name, **{"pools": L4, **config})
 
-    def first_up(self) -> Run:
+    def first_up(self, *more: str) -> Run:
         """`pulumi up` from nothing: while it waits, the operator comes up and the head answers."""
         api = self.cluster.api
         for node in [*system_nodes(self.plan), *(n for p in self.plan.pools for n in pool_nodes(self.plan, p, 1))]:
             api.create(node)
-        running = self.project.start("up")
+        running = self.project.start("up", *more)
         try:
             self.start_operator()
             address = self._after.enter_context(on_loopback(head_address(api, self.plan.namespace)))

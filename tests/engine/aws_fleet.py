@@ -41,7 +41,8 @@ archive.write_bytes(b"the serving package")
 try:
     fleet = AwsFleet("aws", plan(models, stack, code=code), code=pulumi.FileAsset(str(archive)), place=stack.finding)
 except InputErrors as errors:
-    raise pulumi.RunError(str(errors))
+    pulumi.log.error(str(errors))
+    sys.exit(32)  # as infra/__main__.py
 pulumi.export("kubeconfig", fleet.kubeconfig)
 pulumi.export("endpoint", fleet.endpoint)
 pulumi.export("bucket", fleet.bucket)

@@ -36,13 +36,16 @@ class FailEachOnce:
         self.failed.append(f"{service}:{operation}")
         raise ClientError({"Error": {"Code": "InternalFailure", "Message": "scripted"}}, operation)
 
+    def after(self, operation: str) -> None:
+        """Nothing: what was carried out is answered."""
+
 
 class MockedEngine(pulumi.runtime.Mocks):
     """Creates each resource for real, and tries again like a person who runs `pulumi up` until it works."""
 
     def __init__(self, region: str, faults: FailEachOnce | None = None) -> None:
         self.session: Aws = open_session({"region": region})
-        self.session._faults = faults  # type: ignore[assignment] # the same method
+        self.session._faults = faults  # type: ignore[assignment] # the same methods
         self.types = all_resources()
         self.functions = all_invokes()
         self.made: list[tuple[str, str, Props]] = []
@@ -75,7 +78,8 @@ class MockedEngine(pulumi.runtime.Mocks):
     def destroy(self) -> None:
         """Deletes all that was made, last first."""
         self.session._faults = None
-        for kind, id, state in reversed(self.made):
+        made, self.made = self.made, []
+        for kind, id, state in reversed(made):
             call = Call(self.session, f"urn::{id}", id, kind, 0.0, lambda message: None)
             self.types[kind].delete(call, id, state)
 

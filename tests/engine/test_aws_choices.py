@@ -57,7 +57,9 @@ def fleet(tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -
     maker.engine.destroy()
 
 
-def test_an_existing_network_is_used_and_left_alone(fleet: Maker, account: Account) -> None:
+@pytest.fixture
+def network(account: Account) -> Iterator[tuple[str, list[str]]]:
+    """A VPC with a subnet in each of two zones, made by somebody else."""
     vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnets = [
         account.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{n * 16}.0/20", AvailabilityZone=zone)["Subnet"][
@@ -65,15 +67,45 @@ def test_an_existing_network_is_used_and_left_alone(fleet: Maker, account: Accou
         ]
         for n, zone in enumerate(("us-west-2a", "us-west-2b"))
     ]
+    yield vpc, subnets
+    for subnet in subnets:
+        account.ec2.delete_subnet(SubnetId=subnet)
+    account.ec2.delete_vpc(VpcId=vpc)
+
+
+@pytest.fixture
+def bucket(account: Account) -> Iterator[str]:
+    """A bucket of somebody else."""
+    account.s3.create_bucket(Bucket="ours", CreateBucketConfiguration={"LocationConstraint": REGION})
+    yield "ours"
+    account.s3.delete_bucket(Bucket="ours")
+
+
+@pytest.fixture
+def admins(account: Account) -> Iterator[str]:
+    """A role of administrators."""
+    yield account.iam.create_role(RoleName="admins", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    account.iam.delete_role(RoleName="admins")
+
+
+@pytest.fixture
+def four_vcpus(account: Account, emulator: Emulator) -> Iterator[None]:
+    """A quota of four vCPUs for G and VT instances."""
+    emulator.client("s3", "us-east-1").create_bucket(Bucket=TABLE)
+    account.s3.put_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA", Body=b'{"value": 4}')
+    yield
+    account.s3.delete_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA")
+
+
+def test_an_existing_network_is_used_and_left_alone(
+    network: tuple[str, list[str]], fleet: Maker, account: Account
+) -> None:
+    vpc, subnets = network
     made = fleet.make(network={"vpcId": vpc, "privateSubnetIds": subnets})
     assert not {"Vpc", "Subnet", "NatGateway", "RouteTable", "VpcEndpoint"} & set(made)
     assert set(account.node_groups(CLUSTER)["l4"]["subnets"]) == set(subnets)
     fleet.engine.destroy()
     assert set(account.everything()) >= {vpc, *subnets}, "what was there before must stay"
-    fleet.engine.made.clear()
-    for subnet in subnets:
-        account.ec2.delete_subnet(SubnetId=subnet)
-    account.ec2.delete_vpc(VpcId=vpc)
 
 
 def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:
@@ -87,13 +119,11 @@ def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, a
         assert not [route for route in table["Routes"] if route.get("NatGatewayId")]
 
 
-def test_an_existing_bucket_is_read_and_neither_made_nor_changed(fleet: Maker, account: Account) -> None:
-    account.s3.create_bucket(Bucket="ours", CreateBucketConfiguration={"LocationConstraint": REGION})
-    made = fleet.make(mirror={"create": False, "bucket": "ours"})
+def test_an_existing_bucket_is_read_and_neither_made_nor_changed(bucket: str, fleet: Maker) -> None:
+    made = fleet.make(mirror={"create": False, "bucket": bucket})
     assert not [kind for kind in made if kind.startswith("Bucket")]
     policies = [state["policy"] for kind, _, state in fleet.engine.made if kind == "aws:iam/policy:Policy"]
     assert any("arn:aws:s3:::ours/code/*" in json.dumps(json.loads(policy)) for policy in policies)
-    account.s3.delete_bucket(Bucket="ours")
 
 
 def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Account) -> None:
@@ -104,11 +134,9 @@ def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Acco
 
 
 def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_taken(
-    fleet: Maker, account: Account
+    admins: str, fleet: Maker, account: Account
 ) -> None:
     caller = account.client("sts").get_caller_identity()["Arn"]
-    account.iam.create_role(RoleName="admins", AssumeRolePolicyDocument="{}")
-    admins = "arn:aws:iam::123456789012:role/admins"
     fleet.make(
         cluster={
             "adminRoleArns": [admins, caller],
@@ -120,23 +148,19 @@ def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_take
     assert set(entries) == {admins, caller}
     assert account.table(f"eks/addons/{CLUSTER}/coredns")["addonVersion"] == "v1.0.0-eksbuild.7"
     assert account.node_groups(CLUSTER)["l4"]["releaseVersion"] == "1.35.0-20261101"
-    fleet.engine.destroy()
-    fleet.engine.made.clear()
-    account.iam.delete_role(RoleName="admins")
 
 
-def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account: Account, emulator: Emulator) -> None:
-    emulator.client("s3", "us-east-1").create_bucket(Bucket=TABLE)
-    account.s3.put_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA", Body=b'{"value": 4}')
+@pytest.mark.usefixtures("four_vcpus")
+def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account: Account) -> None:
+    before = account.everything()
     with pytest.raises(InputErrors) as refused:
         fleet.make(
             accountId="999999999999",
             pools=[POOL, {**POOL, "name": "far", "zones": ["us-west-2d"]}],
         )
-    account.s3.delete_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA")
     said = str(refused.value)
     assert "the credentials belong to account 123456789012" in said
     assert "found us-west-2d, outside of the network's zones" in said
     assert "quota L-DB2E81BA in us-west-2 is 4" in said
     assert fleet.engine.made == []
-    assert account.everything() == []
+    assert account.everything() == before

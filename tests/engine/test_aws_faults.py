@@ -17,10 +17,12 @@ from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.engine import wait_until
 from tests.engine.mocked_engine import FailEachOnce, MockedEngine
+from tools.pulumi_lock import clear_dead_locks
 
 #: pulumi_aws warns about its own old names when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor of.*:DeprecationWarning")
 
+CLUSTER = "modelfleet-test"
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
 STACK = stack_of(pools=[POOL], network={"zones": 2, "interfaceEndpoints": True})
 MODELS = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://company/m"})}
@@ -28,8 +30,7 @@ MODELS = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://c
 
 @pytest.fixture
 def fleet(tmp_path: Path, emulator: Emulator) -> Iterator[FleetProject]:
-    if Account(emulator, REGION).everything():
-        emulator.restart()  # an earlier test failed and left its fleet
+    emulator.restart()  # a failed try may have left its fleet
     project = FleetProject(tmp_path, emulator)
     project.files(STACK, MODELS)
     yield project
@@ -43,7 +44,7 @@ def account(emulator: Emulator) -> Account:
 
 def _summary(account: Account) -> dict[str, Any]:
     """The account in numbers and settings that do not depend on ids."""
-    groups = account.node_groups("modelfleet-test")
+    groups = account.node_groups(CLUSTER)
     roles = sorted(role["RoleName"] for role in account.iam.list_roles()["Roles"])
     return {
         "things": len(account.everything()),
@@ -54,7 +55,7 @@ def _summary(account: Account) -> dict[str, Any]:
         "groups": {pool: (group["scalingConfig"], group["labels"], group["taints"]) for pool, group in groups.items()},
         "updates": {pool: (group["updateConfig"], group["nodeRepairConfig"]) for pool, group in groups.items()},
         "tags": {pool: account.scaling_tags(group) for pool, group in groups.items()},
-        "cluster": {key: account.cluster("modelfleet-test")[key] for key in ("accessConfig", "logging", "version")},
+        "cluster": {key: account.cluster(CLUSTER)[key] for key in ("accessConfig", "logging", "version")},
         "table": sorted(key.split("/")[1] for key in account.table_keys()),
     }
 
@@ -91,34 +92,74 @@ def test_every_single_call_of_a_fleet_may_fail_once(
     assert account.everything() == [], "something was made twice and nobody knows of it"
 
 
-def test_the_engine_goes_on_where_a_failed_or_throttled_call_stopped_it(fleet: FleetProject, account: Account) -> None:
-    done: list[int] = []
-    for at, code in ((3, "ThrottlingException"), (30, "InternalFailure"), (25, "RequestLimitExceeded")):
-        fleet.faults({"at": at, "code": code})
-        run = fleet.up("--parallel", "4", check=False)
-        assert run.code != 0
-        assert f"scripted failure of call {at}" in run.text
-        assert "Traceback" not in run.text
-        done.append(len(fleet.resources()))
-    assert done == sorted(done), "a later run lost what an earlier one had made"
-    fleet.faults(None)
-    fleet.up()
-    assert set(fleet.up().changes) == {"same"}
-    fleet.destroy()
-    assert account.everything() == []
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterator[FleetProject]:
+    """One fleet on the real engine, which the following tests stop in three ways and finish in the end."""
+    emulator.restart()
+    project = FleetProject(tmp_path_factory.mktemp("broken"), emulator)
+    project.files(STACK, MODELS)
+    yield project
+    assert not project.living_processes()
 
 
-def test_a_killed_up_is_finished_by_the_next(fleet: FleetProject, account: Account) -> None:
-    log = fleet.folder / "calls.log"
-    fleet.faults({"after": {"CreateNodegroup": 60}, "log": str(log)})
-    running = fleet.start("up")
-    wait_until(lambda: log.is_file() and "CreateNodegroup" in log.read_text(), seconds=200, what="a node group")
-    running.kill()
-    wait_until(lambda: not fleet.living_processes(), what="the end of the plugin")
-    assert account.eks.list_nodegroups(clusterName="modelfleet-test")["nodegroups"] == []
-    fleet.faults(None)
-    fleet.up()
-    assert set(account.node_groups("modelfleet-test")) == {"system", "l4"}
-    assert set(fleet.up().changes) == {"same"}
-    fleet.destroy()
-    assert account.everything() == [], "the killed run left something that the state does not know"
+def test_a_failed_call_stops_the_engine_with_its_own_words(broken: FleetProject) -> None:
+    broken.faults({"at": 25, "code": "InternalFailure"})
+    run = broken.up("--parallel", "4", check=False)
+    assert run.code != 0
+    assert "InternalFailure: scripted failure of call 25" in run.text
+    assert "Traceback" not in run.text
+    assert len(broken.resources()) > 10, "what was made before the failure is not in the state"
+
+
+def test_throttling_loses_nothing_that_was_made(broken: FleetProject) -> None:
+    before = {resource["urn"]: resource.get("id") for resource in broken.resources()}
+    broken.faults({"first": 12, "code": "ThrottlingException"})
+    run = broken.up("--parallel", "4", check=False)
+    assert run.code != 0
+    assert "ThrottlingException" in run.text
+    assert "Traceback" not in run.text
+    after = {resource["urn"]: resource.get("id") for resource in broken.resources()}
+    assert before.items() <= after.items(), "a later run lost or made anew what an earlier one had made"
+
+
+def test_what_a_killed_up_had_not_yet_sent_is_dropped_as_the_docs_say(broken: FleetProject, account: Account) -> None:
+    _kill_in(broken, {"before": {"CreateNodegroup": 600}}, "eks:CreateNodegroup")
+    assert account.eks.list_nodegroups(clusterName=CLUSTER)["nodegroups"] == []
+    broken.faults(None)
+    broken.refresh("--clear-pending-creates")
+    assert not broken.deployment().get("pending_operations")
+
+
+def test_what_a_killed_up_made_without_knowing_it_is_taken_over_as_the_docs_say(
+    broken: FleetProject, account: Account
+) -> None:
+    """docs/aws.md, "When Pulumi was killed": else the next `up` would make a second node group beside the first."""
+    _kill_in(broken, {"after": {"CreateNodegroup": 600}}, "CreateNodegroup was carried out")
+    (name,) = account.eks.list_nodegroups(clusterName=CLUSTER)["nodegroups"]
+    broken.faults(None)
+    (pending,) = broken.deployment()["pending_operations"]
+    assert pending["type"] == "creating"
+    broken.refresh(
+        "--import-pending-creates", pending["resource"]["urn"], "--import-pending-creates", f"{CLUSTER}:{name}"
+    )
+    broken.up()
+    groups = account.node_groups(CLUSTER)
+    assert set(groups) == {"system", "l4"}
+    assert name in {group["nodegroupName"] for group in groups.values()}, "it was made a second time"
+    assert set(broken.up("--refresh").changes) == {"same"}
+    broken.destroy()
+    assert account.everything() == [], "a stopped run left something that the state does not know"
+
+
+def _kill_in(project: FleetProject, script: dict[str, Any], line: str) -> None:
+    """Kills an `up` as soon as the stand-in has written `line` about a call, and takes away the dead lock."""
+    log = project.folder / "calls.log"
+    log.unlink(missing_ok=True)
+    project.faults({**script, "log": str(log)})
+    running = project.start("up", "--parallel", "1")  # no other call is under way then
+    try:
+        wait_until(lambda: log.is_file() and line in log.read_text(), seconds=240, what=line)
+    finally:
+        running.kill()
+    wait_until(lambda: not project.living_processes(), seconds=120, what="the end of the plugin")
+    assert [lock.stack for lock in clear_dead_locks(project.state.as_uri())] == ["test"]

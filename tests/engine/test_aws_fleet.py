@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infra.aws import policies
 from infra.planning.plan import Plan
 from infra.planning.service_accounts import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
 from tests.engine.aws_account import Account
@@ -129,27 +130,42 @@ def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -
         assert zones and zones <= {offer["Location"] for offer in offers}, pool
     assert {zone_of[s] for s in groups["block"]["subnets"]} == {"us-west-2b"}
     assert len(groups["a100"]["subnets"]) == 1, "EFA works within one zone"
+    assert len({zone_of[s] for s in groups["system"]["subnets"]}) == 3, "a zone that fails must not take the head along"
+
+
+def test_the_system_pool_holds_what_a_cluster_needs_itself(account: Account) -> None:
+    system = account.node_groups(CLUSTER)["system"]
+    assert system["scalingConfig"] == {"minSize": 2, "desiredSize": 2, "maxSize": 2}
+    assert system["instanceTypes"] == ["m7i.xlarge"]
+    assert system["labels"] == {"modelfleet.dev/stack": "test", "modelfleet.dev/pool": "system"}
 
 
 def test_each_node_has_imdsv2_an_encrypted_fast_volume_and_its_nvme_in_one_piece(account: Account, plan: Plan) -> None:
     groups = account.node_groups(CLUSTER)
-    for pool in plan.pools:
-        data = account.template(groups[pool.name])
+    for pool in ("system", *(pool.name for pool in plan.pools)):
+        data = account.template(groups[pool])
         assert data["MetadataOptions"] == {
             "HttpEndpoint": "enabled",
             "HttpTokens": "required",
             "HttpPutResponseHopLimit": 1,
-        }, pool.name
+        }, pool
         (device,) = data["BlockDeviceMappings"]
         assert device["DeviceName"] == "/dev/xvda"
-        assert device["Ebs"]["Encrypted"] is True
-        assert (device["Ebs"]["VolumeType"], device["Ebs"]["VolumeSize"]) == ("gp3", 200)
-        assert device["Ebs"]["Throughput"] == 600, "SOCI below 600 MiB/s is slower than without"
+        ebs = device["Ebs"]
+        assert (ebs["Encrypted"], ebs["DeleteOnTermination"], ebs["VolumeType"]) == (True, True, "gp3"), pool
+        assert ebs["VolumeSize"] == (50 if pool == "system" else 200)
+        # SOCI below 600 MiB/s is slower than without.
+        assert (ebs.get("Throughput"), ebs.get("Iops")) == ((None, None) if pool == "system" else (600, 6000)), pool
         node_config = base64.b64decode(data["UserData"]).decode()
         assert "Content-Type: application/node.eks.aws" in node_config
         assert '"strategy": "RAID0"' in node_config
-        kinds = {spec["ResourceType"] for spec in data["TagSpecifications"]}
-        assert kinds - {"launch-template"} == {"instance", "volume"}, "moto adds the template itself"
+        assert ("FastImagePull" in node_config) is (pool != "system")
+        tags = {
+            spec["ResourceType"]: {t["Key"]: t["Value"] for t in spec["Tags"]} for spec in data["TagSpecifications"]
+        }
+        assert tags.keys() - {"launch-template"} == {"instance", "volume"}, "moto adds the template itself"
+        for kind in ("instance", "volume"):
+            assert tags[kind].items() >= {"team": "ml", "modelfleet.dev/pool": pool}.items(), "nobody knows who pays"
 
 
 def test_efa_comes_only_to_the_pool_that_wants_it(account: Account) -> None:
@@ -169,6 +185,8 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     assert tags[f"{template}/resources/nvidia.com/gpu"] == "8"
     assert tags[f"{template}/taint/nvidia.com/gpu"] == "true:NoSchedule"
     assert tags[f"{template}/resources/ephemeral-storage"] == "6400G"
+    for pool in ("t4", "l4", "a10g", "block"):
+        assert len(account.scaling_tags(groups[pool])) == 3, pool
 
 
 def test_the_network_keeps_nodes_private_and_weights_off_the_nat(account: Account) -> None:
@@ -184,7 +202,12 @@ def test_the_network_keeps_nodes_private_and_weights_off_the_nat(account: Accoun
         targets = {route.get("DestinationCidrBlock", "S3"): route for route in table["Routes"]}
         assert targets["0.0.0.0/0"]["NatGatewayId"].startswith("nat-")
         assert "GatewayId" not in targets["0.0.0.0/0"], "a private subnet must not be reachable"
+    for key in ("enableDnsSupport", "enableDnsHostnames"):
+        answer = account.ec2.describe_vpc_attribute(VpcId=vpc["VpcId"], Attribute=key)
+        assert answer[key[:1].upper() + key[1:]]["Value"] is True, "the private endpoint has no name in the VPC"
+    assert not any(subnet["MapPublicIpOnLaunch"] for subnet in subnets), "a node would get a public address"
     (endpoint,) = account.ec2.describe_vpc_endpoints()["VpcEndpoints"]
+    assert endpoint["VpcEndpointType"] == "Gateway"
     wanted = {t["RouteTableId"] for t in tables for a in t["Associations"] if a.get("SubnetId") in _ids(private)}
     assert set(endpoint["RouteTableIds"]) == wanted, "weights would cross a NAT gateway at 0.045 USD per GB"
     (nat,) = account.ec2.describe_nat_gateways()["NatGateways"]
@@ -221,9 +244,13 @@ def test_the_cluster_is_private_encrypted_logged_and_has_no_hidden_administrator
     assert set(logging["types"]) == {"api", "audit", "authenticator", "controllerManager", "scheduler"}
     (group,) = account.client("logs").describe_log_groups()["logGroups"]
     assert group["logGroupName"] == f"/aws/eks/{CLUSTER}/cluster"
-    assert group["retentionInDays"] == 90
+    assert (group["retentionInDays"], group["kmsKeyId"].rpartition("/")[2]) == (90, key)
+    (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a.get("TargetKeyId") == key]
+    assert alias["AliasName"] == f"alias/{CLUSTER}"
     assert account.table_keys(f"eks/access/{CLUSTER}/"), "nobody could enter the cluster"
-    assert len(account.table_keys(f"eks/associations/{CLUSTER}/")) == 1
+    (association,) = [account.table(k) for k in account.table_keys(f"eks/associations/{CLUSTER}/")]
+    assert association["policyArn"].endswith("cluster-access-policy/AmazonEKSClusterAdminPolicy")
+    assert association["accessScope"]["type"] == "cluster"
 
 
 def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Account) -> None:
@@ -240,6 +267,16 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     assert all(addon["addonVersion"].startswith("v") for addon in addons.values())
     (identity,) = addons["vpc-cni"]["podIdentityAssociations"]
     assert identity["serviceAccount"] == "aws-node"
+    role = identity["roleArn"].rpartition("/")[2]
+    (policy,) = account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
+    assert policy["PolicyName"] == "AmazonEKS_CNI_Policy"
+    assert json.loads(addons["vpc-cni"]["configurationValues"])["env"]["WARM_IP_TARGET"] == "5"
+    node = account.node_groups(CLUSTER)["a10g"]["nodeRole"].rpartition("/")[2]
+    nodes = account.iam.list_attached_role_policies(RoleName=node)["AttachedPolicies"]
+    assert {p["PolicyName"] for p in nodes} == {
+        "AmazonEKSWorkerNodeMinimalPolicy",
+        "AmazonEC2ContainerRegistryPullOnly",
+    }, "whatever a node may do, every pod on it may try to do"
 
 
 def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetProject) -> None:
@@ -258,6 +295,9 @@ def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetPr
         assert {"aws-basics-vpc-cni", "aws-basics-kube-proxy", "aws-basics-eks-pod-identity-agent"} <= names(urn), (
             "a node without CNI stays NotReady on paid GPUs (terraform-aws-eks#3446)"
         )
+        assert {f"aws-network-private-{REGION}{zone}" for zone in "abc"} <= names(urn), "a node cannot reach anything"
+        assert f"aws-network-nat-{REGION}a" in names(urn)
+        assert {"aws-network-s3", "aws-network-public"} <= names(urn)
         assert "aws-services-coredns" not in names(urn)
     (coredns,) = [urn for urn in by_urn if urn.endswith("Addon::aws-services-coredns")]
     assert "aws-system" in names(coredns), "coredns without nodes is DEGRADED until it times out"
@@ -276,8 +316,13 @@ def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) ->
     (rule,) = s3.get_bucket_encryption(Bucket=BUCKET)["ServerSideEncryptionConfiguration"]["Rules"]
     assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
     assert rule["BucketKeyEnabled"] is True
+    key = rule["ApplyServerSideEncryptionByDefault"]["KMSMasterKeyID"].rpartition("/")[2]
+    (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a.get("TargetKeyId") == key]
+    assert alias["AliasName"] == "alias/modelfleet-test-mirror", "AWS's own key cannot be granted to a role"
+    assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
     (tidy,) = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert tidy["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    assert tidy["NoncurrentVersionExpiration"]["NoncurrentDays"] == 30
     owner = s3.get_bucket_ownership_controls(Bucket=BUCKET)["OwnershipControls"]["Rules"]
     assert owner == [{"ObjectOwnership": "BucketOwnerEnforced"}]
     code = s3.get_object(Bucket=BUCKET, Key=f"code/serving-{'c0de' * 16}.zip")["Body"].read()
@@ -322,6 +367,40 @@ def test_the_autoscaler_changes_only_this_clusters_groups(account: Account) -> N
     assert not allowed(statements, "autoscaling:SetDesiredCapacity", asg, other)
     assert not allowed(statements, "autoscaling:SetDesiredCapacity", asg, {})
     assert not allowed(statements, "autoscaling:DeleteAutoScalingGroup", asg, mine)
+
+
+def test_no_role_may_do_everything_or_touch_everything(account: Account) -> None:
+    for role in account.iam.list_roles()["Roles"]:
+        for statement in account.statements(role["RoleName"]):
+            assert not [action for action in statement["Action"] if "*" in action], statement
+            if statement["Resource"] == "*":
+                assert set(statement["Action"]) <= set(policies.UNSCOPED), statement
+
+
+def test_a_role_is_for_one_service_account_of_this_cluster(account: Account) -> None:
+    for service_account, namespace in (
+        *((a, NAMESPACE) for a in (*READERS, WRITER)),
+        (AUTOSCALER, AUTOSCALER_NAMESPACE),
+    ):
+        trust = account.role(service_account, namespace, CLUSTER)["AssumeRolePolicyDocument"]
+        (statement,) = trust["Statement"]
+        assert statement["Condition"]["StringEquals"] == {
+            "aws:RequestTag/eks-cluster-arn": f"arn:aws:eks:{REGION}:{ACCOUNT}:cluster/{CLUSTER}",
+            "aws:RequestTag/kubernetes-namespace": namespace,
+            "aws:RequestTag/kubernetes-service-account": service_account,
+        }
+
+
+def test_the_buckets_key_opens_for_readers_and_writes_for_the_job_only_through_s3(account: Account) -> None:
+    via = {"kms:ViaService": f"s3.{REGION}.amazonaws.com"}
+    (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a["AliasName"] == "alias/modelfleet-test-mirror"]
+    key = account.kms.describe_key(KeyId=alias["TargetKeyId"])["KeyMetadata"]["Arn"]
+    for service_account in (*READERS, WRITER):
+        statements = account.statements(account.role(service_account, NAMESPACE, CLUSTER)["RoleName"])
+        assert allowed(statements, "kms:Decrypt", key, via), "encrypted weights cannot be read"
+        assert allowed(statements, "kms:GenerateDataKey", key, via) is (service_account == WRITER)
+        assert not allowed(statements, "kms:Decrypt", key)
+        assert not allowed(statements, "kms:Decrypt", key.replace("key/", "key/0"), via)
 
 
 def test_every_resource_bears_the_stacks_tags(account: Account) -> None:

@@ -3,7 +3,8 @@
     {"once": true, "code": "InternalFailure"}        each different call fails the first time it is made
     {"at": 7, "code": "InternalFailure"}             the seventh call of a plugin process fails
     {"first": 40, "code": "ThrottlingException"}     the first forty calls fail, then all is well
-    {"after": {"CreateNodegroup": 30}}               the call sleeps 30 s before it is sent (to be killed in)
+    {"before": {"CreateNodegroup": 30}}              the call sleeps 30 s before it is sent (to be killed in)
+    {"after": {"CreateNodegroup": 30}}               the call is carried out, its answer comes 30 s later
 
 `log` in the file names a file that gets one line per call. Reads do not fail, or a preview could not run.
 """
@@ -41,10 +42,16 @@ class Faults:
             count = self._count
             line = f"{service}:{operation}:{about}"
             seen = self._note(line)
-        time.sleep(self._script.get("after", {}).get(operation, 0))
+        time.sleep(self._script.get("before", {}).get(operation, 0))
         if self._fails(count, seen):
             code = self._script.get("code", "InternalFailure")
             raise ClientError({"Error": {"Code": code, "Message": f"scripted failure of call {count}"}}, operation)
+
+    def after(self, operation: str) -> None:
+        """Called when a call was carried out and its answer is there."""
+        if seconds := self._script.get("after", {}).get(operation, 0):
+            self._note(f"{operation} was carried out")
+            time.sleep(seconds)
 
     def _note(self, line: str) -> bool:
         """Writes the call down; whether it was made before."""

@@ -53,6 +53,16 @@ def region(call: Call[Aws], props: Props) -> str:
     return str(props.get("region") or call.session.region)
 
 
+def ec2_arn(call: Call[Aws], props: Props, kind: str, id: str) -> str:
+    """The ARN of a thing of EC2, such as kind `subnet`."""
+    return f"arn:aws:ec2:{region(call, props)}:{ACCOUNT}:{kind}/{id}"
+
+
+def first(answer: Any) -> Any:
+    """The first of a list; None for an absent answer or an empty list."""
+    return answer[0] if answer else None
+
+
 def capital(name: str) -> str:
     """`cidrBlock` as EC2 writes it."""
     return name[:1].upper() + name[1:]

@@ -73,6 +73,7 @@ class Aws:
                 )
                 if self._faults is not None:
                     self._clients[key].meta.events.register("provide-client-params.*", self._before_client_call)
+                    self._clients[key].meta.events.register("after-call.*", self._after_client_call)
             return self._clients[key]
 
     def before_call(self, service: str, operation: str, about: str = "") -> None:
@@ -84,6 +85,10 @@ class Aws:
         about = "table" if params.get("Bucket") == "standin-table" else repr(sorted(params.items(), key=str))
         if about != "table":
             self.before_call(model.service_model.service_name, model.name, about)
+
+    def _after_client_call(self, model: Any, **_: Any) -> None:
+        if self._faults is not None:
+            self._faults.after(model.name)
 
     def endpoint(self, service: str) -> str:
         """The emulator's URL for `service`; without one, or with one off this machine, the call is refused."""

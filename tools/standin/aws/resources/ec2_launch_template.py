@@ -5,19 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infra.provider import Autoname, Call, Made, Props, Refused, ResourceDef
-from tools.standin.aws.making import (
-    ACCOUNT,
-    as_tags,
-    capital,
-    client,
-    from_tags,
-    live_tags,
-    made,
-    region,
-    retag,
-    tag_specification,
-    unless_absent,
-)
+from tools.standin.aws import making
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import validated
 
@@ -54,7 +42,7 @@ def _data(inputs: Props) -> Props:
     data: Props = {}
     for key in sorted(_DATA & inputs.keys()):
         if inputs[key] is not None:
-            data[_RENAMED.get(key, capital(key))] = _form(key, inputs[key])
+            data[_RENAMED.get(key, making.capital(key))] = _form(key, inputs[key])
     return data
 
 
@@ -62,10 +50,12 @@ def _form(key: str, value: Any) -> Any:
     if key in _BOOLEANS:
         return value in (True, "true")
     if key == "tags":
-        return as_tags(value)
+        return making.as_tags(value)
     if isinstance(value, dict):
         return {
-            _RENAMED.get(name, capital(name)): _form(name, item) for name, item in value.items() if item is not None
+            _RENAMED.get(name, making.capital(name)): _form(name, item)
+            for name, item in value.items()
+            if item is not None
         }
     if isinstance(value, list):
         return [_form("", item) for item in value]
@@ -81,31 +71,31 @@ def _checked(operation: str, params: Props) -> Props:
 
 
 def _create(call: Call[Aws], inputs: Props) -> Made:
-    ec2 = client(call, "ec2", inputs)
+    ec2 = making.client(call, "ec2", inputs)
     params = {
         "LaunchTemplateName": inputs["name"],
         "LaunchTemplateData": _data(inputs),
         **({"VersionDescription": inputs["description"]} if inputs.get("description") else {}),
-        **tag_specification(call, "launch-template", inputs),
+        **making.tag_specification(call, "launch-template", inputs),
     }
     answer = ec2.create_launch_template(**_checked("CreateLaunchTemplate", params))["LaunchTemplate"]
     id = answer["LaunchTemplateId"]
-    return made(id, _outputs(call, id, inputs, 1, 1))
+    return making.made(id, _outputs(call, id, inputs, 1, 1))
 
 
 def _outputs(call: Call[Aws], id: str, inputs: Props, latest: int, default: int) -> Props:
     return {
-        "arn": f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:launch-template/{id}",
+        "arn": making.ec2_arn(call, inputs, "launch-template", id),
         "defaultVersion": default,
         "latestVersion": latest,
-        "region": region(call, inputs),
+        "region": making.region(call, inputs),
         "tagsAll": call.session.tags(inputs),
     }
 
 
 def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = unless_absent(lambda: ec2.describe_launch_templates(LaunchTemplateIds=[id])["LaunchTemplates"])
+    ec2 = making.client(call, "ec2", state)
+    found = making.unless_absent(lambda: ec2.describe_launch_templates(LaunchTemplateIds=[id])["LaunchTemplates"])
     if not found:
         return None
     latest = found[0]["LatestVersionNumber"]
@@ -116,9 +106,9 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
     if data.get("UserData") != _data(state).get("UserData"):
         live["userData"] = data.get("UserData")
     for key in ("metadataOptions", "blockDeviceMappings"):
-        if _differs(_data(state).get(capital(key)), data.get(capital(key))):
-            live[key] = _back(data.get(capital(key)))
-    return {**state, **live, **live_tags(call, state, from_tags(found[0].get("Tags", [])))}
+        if _differs(_data(state).get(making.capital(key)), data.get(making.capital(key))):
+            live[key] = _back(data.get(making.capital(key)))
+    return {**state, **live, **making.live_tags(call, state, making.from_tags(found[0].get("Tags", [])))}
 
 
 def _differs(wanted: Any, live: Any) -> bool:
@@ -143,7 +133,7 @@ def _back(value: Any) -> Any:
 
 
 def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
-    ec2 = client(call, "ec2", inputs)
+    ec2 = making.client(call, "ec2", inputs)
     latest, default = int(state.get("latestVersion", 1)), int(state.get("defaultVersion", 1))
     if _data(state) != _data(inputs):
         params = {"LaunchTemplateId": id, "LaunchTemplateData": _data(inputs)}
@@ -152,7 +142,7 @@ def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     if inputs.get("updateDefaultVersion") and default != latest:
         ec2.modify_launch_template(LaunchTemplateId=id, DefaultVersion=str(latest))
         default = latest
-    retag(call, id, state, inputs)
+    making.retag(call, id, state, inputs)
     return _outputs(call, id, inputs, latest, default)
 
 
@@ -161,7 +151,7 @@ def _new_version(state: Props, inputs: Props) -> frozenset[str]:
 
 
 def _delete(call: Call[Aws], id: str, state: Props) -> None:
-    unless_absent(lambda: client(call, "ec2", state).delete_launch_template(LaunchTemplateId=id))
+    making.unless_absent(lambda: making.client(call, "ec2", state).delete_launch_template(LaunchTemplateId=id))
 
 
 RESOURCES = (

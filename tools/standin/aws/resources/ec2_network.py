@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from infra.provider import Call, InvokeDef, Made, NotDone, Props, ResourceDef
-from tools.standin.aws.making import (
-    ACCOUNT,
-    client,
-    from_tags,
-    given,
-    live_tags,
-    made,
-    region,
-    retag,
-    tag_specification,
-    unless_absent,
-)
+from tools.standin.aws import making
 from tools.standin.aws.session import Aws
-
-
-def _arn(call: Call[Aws], props: Props, kind: str, id: str) -> str:
-    return f"arn:aws:ec2:{region(call, props)}:{ACCOUNT}:{kind}/{id}"
-
-
-def _first(answer: Any) -> Any:
-    """The first of a list; None for an absent answer or an empty list."""
-    return answer[0] if answer else None
-
 
 # --- VPC -------------------------------------------------------------------------------------------------
 
@@ -37,47 +14,47 @@ _DNS = {"enableDnsSupport": "EnableDnsSupport", "enableDnsHostnames": "EnableDns
 def _set_dns(call: Call[Aws], id: str, inputs: Props) -> None:
     for key, name in _DNS.items():
         if inputs.get(key) is not None:
-            client(call, "ec2", inputs).modify_vpc_attribute(VpcId=id, **{name: {"Value": inputs[key]}})
+            making.client(call, "ec2", inputs).modify_vpc_attribute(VpcId=id, **{name: {"Value": inputs[key]}})
 
 
 def _vpc_outputs(call: Call[Aws], id: str, props: Props) -> Props:
-    ec2 = client(call, "ec2", props)
+    ec2 = making.client(call, "ec2", props)
     groups = ec2.describe_security_groups(
         Filters=[{"Name": "vpc-id", "Values": [id]}, {"Name": "group-name", "Values": ["default"]}]
     )["SecurityGroups"]
     return {
-        "arn": _arn(call, props, "vpc", id),
+        "arn": making.ec2_arn(call, props, "vpc", id),
         "defaultSecurityGroupId": groups[0]["GroupId"],
-        "ownerId": ACCOUNT,
-        "region": region(call, props),
+        "ownerId": making.ACCOUNT,
+        "region": making.region(call, props),
     }
 
 
 def _create_vpc(call: Call[Aws], inputs: Props) -> Made:
-    ec2 = client(call, "ec2", inputs)
-    id = ec2.create_vpc(CidrBlock=inputs["cidrBlock"], **tag_specification(call, "vpc", inputs))["Vpc"]["VpcId"]
-    outputs = {"arn": _arn(call, inputs, "vpc", id), "tagsAll": call.session.tags(inputs)}
-    done = made(id, outputs, lambda: _set_dns(call, id, inputs))
+    ec2 = making.client(call, "ec2", inputs)
+    id = ec2.create_vpc(CidrBlock=inputs["cidrBlock"], **making.tag_specification(call, "vpc", inputs))["Vpc"]["VpcId"]
+    outputs = {"arn": making.ec2_arn(call, inputs, "vpc", id), "tagsAll": call.session.tags(inputs)}
+    done = making.made(id, outputs, lambda: _set_dns(call, id, inputs))
     return Made(id, {**done.outputs, **_vpc_outputs(call, id, inputs)})
 
 
 def _read_vpc(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_vpcs(VpcIds=[id])["Vpcs"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(making.unless_absent(lambda: ec2.describe_vpcs(VpcIds=[id])["Vpcs"]))
     if not found:
         return None
     dns = {key: ec2.describe_vpc_attribute(VpcId=id, Attribute=key)[name]["Value"] for key, name in _DNS.items()}
-    tags = live_tags(call, state, from_tags(found.get("Tags", [])))
+    tags = making.live_tags(call, state, making.from_tags(found.get("Tags", [])))
     return {**state, "cidrBlock": found["CidrBlock"], **dns, **tags, **_vpc_outputs(call, id, state)}
 
 
 def _update_vpc(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     _set_dns(call, id, inputs)
-    return {**retag(call, id, state, inputs), **_vpc_outputs(call, id, inputs)}
+    return {**making.retag(call, id, state, inputs), **_vpc_outputs(call, id, inputs)}
 
 
 def _delete_vpc(call: Call[Aws], id: str, state: Props) -> None:
-    unless_absent(lambda: client(call, "ec2", state).delete_vpc(VpcId=id))
+    making.unless_absent(lambda: making.client(call, "ec2", state).delete_vpc(VpcId=id))
 
 
 VPC = ResourceDef(
@@ -97,7 +74,7 @@ VPC = ResourceDef(
 
 
 def _empty_group(call: Call[Aws], props: Props) -> str:
-    ec2 = client(call, "ec2", props)
+    ec2 = making.client(call, "ec2", props)
     filters = [{"Name": "vpc-id", "Values": [props["vpcId"]]}, {"Name": "group-name", "Values": ["default"]}]
     group = ec2.describe_security_groups(Filters=filters)["SecurityGroups"][0]
     if group["IpPermissions"]:
@@ -109,13 +86,19 @@ def _empty_group(call: Call[Aws], props: Props) -> str:
 
 def _create_default_group(call: Call[Aws], inputs: Props) -> Made:
     id = _empty_group(call, inputs)
-    outputs = {"arn": _arn(call, inputs, "security-group", id), "name": "default", "region": region(call, inputs)}
-    return made(id, {**outputs, "tagsAll": call.session.tags(inputs)}, lambda: retag(call, id, {}, inputs))
+    outputs = {
+        "arn": making.ec2_arn(call, inputs, "security-group", id),
+        "name": "default",
+        "region": making.region(call, inputs),
+    }
+    return making.made(
+        id, {**outputs, "tagsAll": call.session.tags(inputs)}, lambda: making.retag(call, id, {}, inputs)
+    )
 
 
 def _read_default_group(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(making.unless_absent(lambda: ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"]))
     if not found:
         return None
     # A rule that somebody added shows as a difference of `ingress` or `egress`, which the program leaves empty.
@@ -123,13 +106,13 @@ def _read_default_group(call: Call[Aws], id: str, state: Props) -> Props | None:
         key: [{"protocol": rule["IpProtocol"]} for rule in found[name]]
         for key, name in (("ingress", "IpPermissions"), ("egress", "IpPermissionsEgress"))
     }
-    tags = live_tags(call, state, from_tags(found.get("Tags", [])))
+    tags = making.live_tags(call, state, making.from_tags(found.get("Tags", [])))
     return {**state, "vpcId": found["VpcId"], **opened, **tags}
 
 
 def _update_default_group(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     _empty_group(call, inputs)
-    return retag(call, id, state, inputs)
+    return making.retag(call, id, state, inputs)
 
 
 def _no_rules(inputs: Props) -> list[tuple[str, str]]:
@@ -156,22 +139,26 @@ DEFAULT_GROUP = ResourceDef(
 
 
 def _create_subnet(call: Call[Aws], inputs: Props) -> Made:
-    ec2 = client(call, "ec2", inputs)
-    wanted = given(inputs, "vpcId", "cidrBlock", "availabilityZone")
-    id = ec2.create_subnet(**wanted, **tag_specification(call, "subnet", inputs))["Subnet"]["SubnetId"]
-    outputs = {"arn": _arn(call, inputs, "subnet", id), "region": region(call, inputs), "ownerId": ACCOUNT}
-    return made(id, {**outputs, "tagsAll": call.session.tags(inputs)}, lambda: _set_public(call, id, inputs))
+    ec2 = making.client(call, "ec2", inputs)
+    wanted = making.given(inputs, "vpcId", "cidrBlock", "availabilityZone")
+    id = ec2.create_subnet(**wanted, **making.tag_specification(call, "subnet", inputs))["Subnet"]["SubnetId"]
+    outputs = {
+        "arn": making.ec2_arn(call, inputs, "subnet", id),
+        "region": making.region(call, inputs),
+        "ownerId": making.ACCOUNT,
+    }
+    return making.made(id, {**outputs, "tagsAll": call.session.tags(inputs)}, lambda: _set_public(call, id, inputs))
 
 
 def _set_public(call: Call[Aws], id: str, inputs: Props) -> None:
     if inputs.get("mapPublicIpOnLaunch") is not None:
         value = {"Value": inputs["mapPublicIpOnLaunch"]}
-        client(call, "ec2", inputs).modify_subnet_attribute(SubnetId=id, MapPublicIpOnLaunch=value)
+        making.client(call, "ec2", inputs).modify_subnet_attribute(SubnetId=id, MapPublicIpOnLaunch=value)
 
 
 def _read_subnet(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_subnets(SubnetIds=[id])["Subnets"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(making.unless_absent(lambda: ec2.describe_subnets(SubnetIds=[id])["Subnets"]))
     if not found:
         return None
     live = {
@@ -180,12 +167,12 @@ def _read_subnet(call: Call[Aws], id: str, state: Props) -> Props | None:
         "availabilityZone": found["AvailabilityZone"],
         "mapPublicIpOnLaunch": found["MapPublicIpOnLaunch"],
     }
-    return {**state, **live, **live_tags(call, state, from_tags(found.get("Tags", [])))}
+    return {**state, **live, **making.live_tags(call, state, making.from_tags(found.get("Tags", [])))}
 
 
 def _update_subnet(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     _set_public(call, id, inputs)
-    return retag(call, id, state, inputs)
+    return making.retag(call, id, state, inputs)
 
 
 SUBNET = ResourceDef(
@@ -198,58 +185,62 @@ SUBNET = ResourceDef(
     create=_create_subnet,
     read=_read_subnet,
     update=_update_subnet,
-    delete=lambda call, id, state: unless_absent(lambda: client(call, "ec2", state).delete_subnet(SubnetId=id)),
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).delete_subnet(SubnetId=id)
+    ),
 )
 
 # --- internet gateway ------------------------------------------------------------------------------------
 
 
 def _create_gateway(call: Call[Aws], inputs: Props) -> Made:
-    ec2 = client(call, "ec2", inputs)
-    created = ec2.create_internet_gateway(**tag_specification(call, "internet-gateway", inputs))
+    ec2 = making.client(call, "ec2", inputs)
+    created = ec2.create_internet_gateway(**making.tag_specification(call, "internet-gateway", inputs))
     id = created["InternetGateway"]["InternetGatewayId"]
     outputs = {
-        "arn": _arn(call, inputs, "internet-gateway", id),
-        "ownerId": ACCOUNT,
-        "region": region(call, inputs),
+        "arn": making.ec2_arn(call, inputs, "internet-gateway", id),
+        "ownerId": making.ACCOUNT,
+        "region": making.region(call, inputs),
         "tagsAll": call.session.tags(inputs),
     }
-    return made(id, outputs, lambda: _attach(call, id, inputs))
+    return making.made(id, outputs, lambda: _attach(call, id, inputs))
 
 
 def _attach(call: Call[Aws], id: str, inputs: Props) -> None:
     if inputs.get("vpcId") and inputs["vpcId"] not in _attached(call, id, inputs):
-        client(call, "ec2", inputs).attach_internet_gateway(InternetGatewayId=id, VpcId=inputs["vpcId"])
+        making.client(call, "ec2", inputs).attach_internet_gateway(InternetGatewayId=id, VpcId=inputs["vpcId"])
 
 
 def _attached(call: Call[Aws], id: str, props: Props) -> list[str]:
-    found = client(call, "ec2", props).describe_internet_gateways(InternetGatewayIds=[id])["InternetGateways"]
+    found = making.client(call, "ec2", props).describe_internet_gateways(InternetGatewayIds=[id])["InternetGateways"]
     return [item["VpcId"] for item in found[0]["Attachments"]]
 
 
 def _read_gateway(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_internet_gateways(InternetGatewayIds=[id])["InternetGateways"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(
+        making.unless_absent(lambda: ec2.describe_internet_gateways(InternetGatewayIds=[id])["InternetGateways"])
+    )
     if not found:
         return None
     vpcs = [item["VpcId"] for item in found["Attachments"]]
-    tags = live_tags(call, state, from_tags(found.get("Tags", [])))
+    tags = making.live_tags(call, state, making.from_tags(found.get("Tags", [])))
     return {**state, "vpcId": vpcs[0] if vpcs else "", **tags}
 
 
 def _update_gateway(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     for vpc in _attached(call, id, inputs):
         if vpc != inputs.get("vpcId"):
-            client(call, "ec2", inputs).detach_internet_gateway(InternetGatewayId=id, VpcId=vpc)
+            making.client(call, "ec2", inputs).detach_internet_gateway(InternetGatewayId=id, VpcId=vpc)
     _attach(call, id, inputs)
-    return retag(call, id, state, inputs)
+    return making.retag(call, id, state, inputs)
 
 
 def _delete_gateway(call: Call[Aws], id: str, state: Props) -> None:
-    ec2 = client(call, "ec2", state)
-    for vpc in unless_absent(lambda: _attached(call, id, state)) or []:
+    ec2 = making.client(call, "ec2", state)
+    for vpc in making.unless_absent(lambda: _attached(call, id, state)) or []:
         ec2.detach_internet_gateway(InternetGatewayId=id, VpcId=vpc)
-    unless_absent(lambda: ec2.delete_internet_gateway(InternetGatewayId=id))
+    making.unless_absent(lambda: ec2.delete_internet_gateway(InternetGatewayId=id))
 
 
 GATEWAY = ResourceDef(
@@ -267,25 +258,29 @@ GATEWAY = ResourceDef(
 
 
 def _create_address(call: Call[Aws], inputs: Props) -> Made:
-    tags = tag_specification(call, "elastic-ip", inputs)
-    answer = client(call, "ec2", inputs).allocate_address(Domain=inputs.get("domain", "vpc"), **tags)
+    tags = making.tag_specification(call, "elastic-ip", inputs)
+    answer = making.client(call, "ec2", inputs).allocate_address(Domain=inputs.get("domain", "vpc"), **tags)
     id = answer["AllocationId"]
     outputs = {
         "allocationId": id,
-        "arn": _arn(call, inputs, "elastic-ip", id),
+        "arn": making.ec2_arn(call, inputs, "elastic-ip", id),
         "publicIp": answer["PublicIp"],
-        "region": region(call, inputs),
+        "region": making.region(call, inputs),
         "tagsAll": call.session.tags(inputs),
     }
     return Made(id, outputs)
 
 
 def _read_address(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_addresses(AllocationIds=[id])["Addresses"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(making.unless_absent(lambda: ec2.describe_addresses(AllocationIds=[id])["Addresses"]))
     if not found:
         return None
-    return {**state, "domain": found["Domain"], **live_tags(call, state, from_tags(found.get("Tags", [])))}
+    return {
+        **state,
+        "domain": found["Domain"],
+        **making.live_tags(call, state, making.from_tags(found.get("Tags", []))),
+    }
 
 
 ADDRESS = ResourceDef(
@@ -295,26 +290,30 @@ ADDRESS = ResourceDef(
     force_new=frozenset({"domain", "region"}),
     create=_create_address,
     read=_read_address,
-    update=retag,
-    delete=lambda call, id, state: unless_absent(lambda: client(call, "ec2", state).release_address(AllocationId=id)),
+    update=making.retag,
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).release_address(AllocationId=id)
+    ),
 )
 
 
 def _create_nat(call: Call[Aws], inputs: Props) -> Made:
-    wanted = given(inputs, "subnetId", "allocationId", "connectivityType")
-    answer = client(call, "ec2", inputs).create_nat_gateway(**wanted, **tag_specification(call, "natgateway", inputs))
+    wanted = making.given(inputs, "subnetId", "allocationId", "connectivityType")
+    answer = making.client(call, "ec2", inputs).create_nat_gateway(
+        **wanted, **making.tag_specification(call, "natgateway", inputs)
+    )
     id = answer["NatGateway"]["NatGatewayId"]
-    outputs = {"arn": _arn(call, inputs, "natgateway", id), "region": region(call, inputs)}
+    outputs = {"arn": making.ec2_arn(call, inputs, "natgateway", id), "region": making.region(call, inputs)}
     return Made(id, {**outputs, "tagsAll": call.session.tags(inputs)})
 
 
 def _read_nat(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_nat_gateways(NatGatewayIds=[id])["NatGateways"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(making.unless_absent(lambda: ec2.describe_nat_gateways(NatGatewayIds=[id])["NatGateways"]))
     if not found or found["State"] in ("deleted", "deleting"):
         return None
     live = {"subnetId": found["SubnetId"], "allocationId": found["NatGatewayAddresses"][0]["AllocationId"]}
-    return {**state, **live, **live_tags(call, state, from_tags(found.get("Tags", [])))}
+    return {**state, **live, **making.live_tags(call, state, making.from_tags(found.get("Tags", [])))}
 
 
 NAT = ResourceDef(
@@ -325,9 +324,9 @@ NAT = ResourceDef(
     force_new=frozenset({"allocationId", "connectivityType", "region", "subnetId"}),
     create=_create_nat,
     read=_read_nat,
-    update=retag,
-    delete=lambda call, id, state: unless_absent(
-        lambda: client(call, "ec2", state).delete_nat_gateway(NatGatewayId=id)
+    update=making.retag,
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).delete_nat_gateway(NatGatewayId=id)
     ),
 )
 
@@ -337,25 +336,29 @@ _ENDPOINT_LISTS = {"routeTableIds": "RouteTableIds", "subnetIds": "SubnetIds", "
 
 
 def _create_endpoint(call: Call[Aws], inputs: Props) -> Made:
-    wanted = given(inputs, "vpcId", "serviceName", "vpcEndpointType", "privateDnsEnabled", *_ENDPOINT_LISTS)
-    answer = client(call, "ec2", inputs).create_vpc_endpoint(
-        **wanted, **tag_specification(call, "vpc-endpoint", inputs)
+    wanted = making.given(inputs, "vpcId", "serviceName", "vpcEndpointType", "privateDnsEnabled", *_ENDPOINT_LISTS)
+    answer = making.client(call, "ec2", inputs).create_vpc_endpoint(
+        **wanted, **making.tag_specification(call, "vpc-endpoint", inputs)
     )
     id = answer["VpcEndpoint"]["VpcEndpointId"]
-    outputs = {"arn": _arn(call, inputs, "vpc-endpoint", id), "state": "available", "region": region(call, inputs)}
+    outputs = {
+        "arn": making.ec2_arn(call, inputs, "vpc-endpoint", id),
+        "state": "available",
+        "region": making.region(call, inputs),
+    }
     return Made(id, {**outputs, "tagsAll": call.session.tags(inputs)})
 
 
 def _read_endpoint(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = _first(unless_absent(lambda: ec2.describe_vpc_endpoints(VpcEndpointIds=[id])["VpcEndpoints"]))
+    ec2 = making.client(call, "ec2", state)
+    found = making.first(making.unless_absent(lambda: ec2.describe_vpc_endpoints(VpcEndpointIds=[id])["VpcEndpoints"]))
     if not found or found.get("State") in ("deleted", "deleting"):
         return None
     live: Props = {"vpcId": found["VpcId"], "serviceName": found["ServiceName"]}
     for key, name in _ENDPOINT_LISTS.items():
         if key in state and key != "securityGroupIds":  # moto answers groups under another name or not at all
             live[key] = _in_order_of(state[key], found.get(name, []))
-    return {**state, **live, **live_tags(call, state, from_tags(found.get("Tags", [])))}
+    return {**state, **live, **making.live_tags(call, state, making.from_tags(found.get("Tags", [])))}
 
 
 def _in_order_of(known: list[str], found: list[str]) -> list[str]:
@@ -374,9 +377,9 @@ ENDPOINT = ResourceDef(
     force_new=frozenset({"privateDnsEnabled", "region", "serviceName", "vpcEndpointType", "vpcId", *_ENDPOINT_LISTS}),
     create=_create_endpoint,
     read=_read_endpoint,
-    update=retag,
-    delete=lambda call, id, state: unless_absent(
-        lambda: client(call, "ec2", state).delete_vpc_endpoints(VpcEndpointIds=[id])
+    update=making.retag,
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).delete_vpc_endpoints(VpcEndpointIds=[id])
     ),
 )
 

@@ -5,39 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from infra.provider import Autoname, Call, Made, Props, ResourceDef
-from tools.standin.aws.making import (
-    ACCOUNT,
-    client,
-    from_tags,
-    given,
-    live_tags,
-    made,
-    region,
-    retag,
-    tag_specification,
-    unless_absent,
-)
+from tools.standin.aws import making
 from tools.standin.aws.session import Aws
 
 # --- route table -----------------------------------------------------------------------------------------
 
 
 def _create_table(call: Call[Aws], inputs: Props) -> Made:
-    tags = tag_specification(call, "route-table", inputs)
-    answer = client(call, "ec2", inputs).create_route_table(VpcId=inputs["vpcId"], **tags)
+    tags = making.tag_specification(call, "route-table", inputs)
+    answer = making.client(call, "ec2", inputs).create_route_table(VpcId=inputs["vpcId"], **tags)
     id = answer["RouteTable"]["RouteTableId"]
     outputs = {
-        "arn": f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:route-table/{id}",
-        "ownerId": ACCOUNT,
-        "region": region(call, inputs),
+        "arn": making.ec2_arn(call, inputs, "route-table", id),
+        "ownerId": making.ACCOUNT,
+        "region": making.region(call, inputs),
         "tagsAll": call.session.tags(inputs),
     }
     return Made(id, outputs)
 
 
 def _find_table(call: Call[Aws], id: str, props: Props) -> Any:
-    ec2 = client(call, "ec2", props)
-    found = unless_absent(lambda: ec2.describe_route_tables(RouteTableIds=[id])["RouteTables"])
+    ec2 = making.client(call, "ec2", props)
+    found = making.unless_absent(lambda: ec2.describe_route_tables(RouteTableIds=[id])["RouteTables"])
     return found[0] if found else None
 
 
@@ -45,7 +34,7 @@ def _read_table(call: Call[Aws], id: str, state: Props) -> Props | None:
     found = _find_table(call, id, state)
     if not found:
         return None
-    return {**state, "vpcId": found["VpcId"], **live_tags(call, state, from_tags(found.get("Tags", [])))}
+    return {**state, "vpcId": found["VpcId"], **making.live_tags(call, state, making.from_tags(found.get("Tags", [])))}
 
 
 TABLE = ResourceDef(
@@ -56,9 +45,9 @@ TABLE = ResourceDef(
     force_new=frozenset({"region", "vpcId"}),
     create=_create_table,
     read=_read_table,
-    update=retag,
-    delete=lambda call, id, state: unless_absent(
-        lambda: client(call, "ec2", state).delete_route_table(RouteTableId=id)
+    update=making.retag,
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).delete_route_table(RouteTableId=id)
     ),
 )
 
@@ -68,13 +57,13 @@ _TARGETS = ("gatewayId", "natGatewayId")
 
 
 def _route(inputs: Props) -> Props:
-    return given(inputs, "routeTableId", "destinationCidrBlock", *_TARGETS)
+    return making.given(inputs, "routeTableId", "destinationCidrBlock", *_TARGETS)
 
 
 def _create_route(call: Call[Aws], inputs: Props) -> Made:
-    client(call, "ec2", inputs).create_route(**_route(inputs))
+    making.client(call, "ec2", inputs).create_route(**_route(inputs))
     id = f"r-{inputs['routeTableId']}-{inputs['destinationCidrBlock']}"
-    return Made(id, {"origin": "CreateRoute", "state": "active", "region": region(call, inputs)})
+    return Made(id, {"origin": "CreateRoute", "state": "active", "region": making.region(call, inputs)})
 
 
 def _read_route(call: Call[Aws], id: str, state: Props) -> Props | None:
@@ -87,13 +76,13 @@ def _read_route(call: Call[Aws], id: str, state: Props) -> Props | None:
 
 
 def _update_route(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
-    client(call, "ec2", inputs).replace_route(**_route(inputs))
+    making.client(call, "ec2", inputs).replace_route(**_route(inputs))
     return {}
 
 
 def _delete_route(call: Call[Aws], id: str, state: Props) -> None:
-    wanted = given(state, "routeTableId", "destinationCidrBlock")
-    unless_absent(lambda: client(call, "ec2", state).delete_route(**wanted))
+    wanted = making.given(state, "routeTableId", "destinationCidrBlock")
+    making.unless_absent(lambda: making.client(call, "ec2", state).delete_route(**wanted))
 
 
 ROUTE = ResourceDef(
@@ -112,9 +101,9 @@ ROUTE = ResourceDef(
 
 
 def _associate(call: Call[Aws], inputs: Props) -> Made:
-    wanted = given(inputs, "subnetId", "routeTableId")
-    answer = client(call, "ec2", inputs).associate_route_table(**wanted)
-    return Made(answer["AssociationId"], {"region": region(call, inputs)})
+    wanted = making.given(inputs, "subnetId", "routeTableId")
+    answer = making.client(call, "ec2", inputs).associate_route_table(**wanted)
+    return Made(answer["AssociationId"], {"region": making.region(call, inputs)})
 
 
 def _read_association(call: Call[Aws], id: str, state: Props) -> Props | None:
@@ -135,8 +124,8 @@ ASSOCIATION = ResourceDef(
     delete_before_replace=True,
     create=_associate,
     read=_read_association,
-    delete=lambda call, id, state: unless_absent(
-        lambda: client(call, "ec2", state).disassociate_route_table(AssociationId=id)
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).disassociate_route_table(AssociationId=id)
     ),
 )
 
@@ -144,22 +133,22 @@ ASSOCIATION = ResourceDef(
 
 
 def _create_group(call: Call[Aws], inputs: Props) -> Made:
-    ec2 = client(call, "ec2", inputs)
+    ec2 = making.client(call, "ec2", inputs)
     answer = ec2.create_security_group(
         GroupName=inputs["name"],
         Description=inputs.get("description", "Managed by Pulumi"),
         VpcId=inputs["vpcId"],
-        **tag_specification(call, "security-group", inputs),
+        **making.tag_specification(call, "security-group", inputs),
     )
     id = answer["GroupId"]
-    arn = f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:security-group/{id}"
-    outputs = {"arn": arn, "region": region(call, inputs), "tagsAll": call.session.tags(inputs)}
-    return made(id, outputs, lambda: _close_outwards(call, id, inputs))
+    arn = making.ec2_arn(call, inputs, "security-group", id)
+    outputs = {"arn": arn, "region": making.region(call, inputs), "tagsAll": call.session.tags(inputs)}
+    return making.made(id, outputs, lambda: _close_outwards(call, id, inputs))
 
 
 def _close_outwards(call: Call[Aws], id: str, inputs: Props) -> None:
     """As the real plugin does: AWS opens every new group outwards, and the program says what it wants."""
-    ec2 = client(call, "ec2", inputs)
+    ec2 = making.client(call, "ec2", inputs)
     opened = ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"][0]["IpPermissionsEgress"]
     everything = [rule for rule in opened if rule["IpProtocol"] == "-1"]
     if everything and id not in _with_own_rules(ec2, id):
@@ -174,16 +163,16 @@ def _with_own_rules(ec2: Any, id: str) -> set[str]:
 
 def _update_group(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     _close_outwards(call, id, inputs)
-    return retag(call, id, state, inputs)
+    return making.retag(call, id, state, inputs)
 
 
 def _read_group(call: Call[Aws], id: str, state: Props) -> Props | None:
-    ec2 = client(call, "ec2", state)
-    found = unless_absent(lambda: ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"])
+    ec2 = making.client(call, "ec2", state)
+    found = making.unless_absent(lambda: ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"])
     if not found:
         return None
     live = {"name": found[0]["GroupName"], "description": found[0]["Description"], "vpcId": found[0]["VpcId"]}
-    return {**state, **live, **live_tags(call, state, from_tags(found[0].get("Tags", [])))}
+    return {**state, **live, **making.live_tags(call, state, making.from_tags(found[0].get("Tags", [])))}
 
 
 GROUP = ResourceDef(
@@ -197,7 +186,9 @@ GROUP = ResourceDef(
     create=_create_group,
     read=_read_group,
     update=_update_group,
-    delete=lambda call, id, state: unless_absent(lambda: client(call, "ec2", state).delete_security_group(GroupId=id)),
+    delete=lambda call, id, state: making.unless_absent(
+        lambda: making.client(call, "ec2", state).delete_security_group(GroupId=id)
+    ),
 )
 
 
@@ -206,23 +197,23 @@ def _rule(direction: str) -> ResourceDef[Aws]:
     kind = f"SecurityGroup{direction.capitalize()}Rule"
 
     def create(call: Call[Aws], inputs: Props) -> Made:
-        permission: Props = given(inputs, "ipProtocol", "fromPort", "toPort")
+        permission: Props = making.given(inputs, "ipProtocol", "fromPort", "toPort")
         text = {"Description": inputs["description"]} if inputs.get("description") else {}
         if inputs.get("cidrIpv4"):
             permission["IpRanges"] = [{"CidrIp": inputs["cidrIpv4"], **text}]
         else:
             permission["UserIdGroupPairs"] = [{"GroupId": inputs["referencedSecurityGroupId"], **text}]
-        authorize = getattr(client(call, "ec2", inputs), f"authorize_security_group_{direction}")
-        tags = tag_specification(call, "security-group-rule", inputs)
+        authorize = getattr(making.client(call, "ec2", inputs), f"authorize_security_group_{direction}")
+        tags = making.tag_specification(call, "security-group-rule", inputs)
         answer = authorize(GroupId=inputs["securityGroupId"], IpPermissions=[permission], **tags)
         id = answer["SecurityGroupRules"][0]["SecurityGroupRuleId"]
-        arn = f"arn:aws:ec2:{region(call, inputs)}:{ACCOUNT}:security-group-rule/{id}"
-        outputs = {"arn": arn, "securityGroupRuleId": id, "region": region(call, inputs)}
+        arn = making.ec2_arn(call, inputs, "security-group-rule", id)
+        outputs = {"arn": arn, "securityGroupRuleId": id, "region": making.region(call, inputs)}
         return Made(id, {**outputs, "tagsAll": call.session.tags(inputs)})
 
     def read(call: Call[Aws], id: str, state: Props) -> Props | None:
-        ec2 = client(call, "ec2", state)
-        found = unless_absent(
+        ec2 = making.client(call, "ec2", state)
+        found = making.unless_absent(
             lambda: ec2.describe_security_group_rules(
                 Filters=[{"Name": "group-id", "Values": [state["securityGroupId"]]}]
             )["SecurityGroupRules"]
@@ -234,8 +225,8 @@ def _rule(direction: str) -> ResourceDef[Aws]:
         return None
 
     def delete(call: Call[Aws], id: str, state: Props) -> None:
-        revoke = getattr(client(call, "ec2", state), f"revoke_security_group_{direction}")
-        unless_absent(lambda: revoke(GroupId=state["securityGroupId"], SecurityGroupRuleIds=[id]))
+        revoke = getattr(making.client(call, "ec2", state), f"revoke_security_group_{direction}")
+        making.unless_absent(lambda: revoke(GroupId=state["securityGroupId"], SecurityGroupRuleIds=[id]))
 
     place = ("cidrIpv4", "fromPort", "ipProtocol", "referencedSecurityGroupId", "securityGroupId", "toPort")
     return ResourceDef(
@@ -247,7 +238,7 @@ def _rule(direction: str) -> ResourceDef[Aws]:
         force_new=frozenset({"description", "region", *place}),
         create=create,
         read=read,
-        update=retag,
+        update=making.retag,
         delete=delete,
     )
 

@@ -1,0 +1,214 @@
+"""A whole stack with `target: eks`: the AWS half on the emulated account, the cluster half on a real API server.
+
+The cluster that the stand-in makes has the control plane's address; what `aws eks get-token` prints is its token.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.test_pulumi import Fleet
+from tests.engine.aws_account import Account
+from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
+from tests.engine.conftest import Emulator
+from tests.engine.engine import Run
+from tools.kubernetes.control_plane import ControlPlane
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
+TOKEN = "hf_0123456789abcdefghijklmnop"
+KEY = "sk-alice-0123456789abcdef"
+POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.2xlarge"]}
+SET = {"secure": "its value is in the project's own settings"}
+#: From `-v=9` on the engine writes each property that it gets, secret or not, before anything of ours sees it.
+ENGINES_OWN = "Unmarshaling property for RPC["
+PROGRAM = """\
+import os
+from pathlib import Path
+
+import pulumi
+
+import infra.kubernetes.operator
+from infra.targets import build
+from infra.workspace import make_plan
+
+infra.kubernetes.operator.custom_resource_definitions = list  # the cluster has them, and they are most of the work
+root = Path(os.environ["FLEET_ROOT"])
+for name, value in build(root, make_plan(root, os.environ["FLEET_STACK"])).items():
+    pulumi.export(name, value)
+"""
+#: What a workload needs to work and to go: none of it may be deleted while an object of the cluster is there.
+NEEDED = (
+    "aws:eks/cluster:Cluster",
+    "aws:eks/nodeGroup:NodeGroup",
+    "aws:eks/accessEntry:AccessEntry",
+    "aws:eks/accessPolicyAssociation:AccessPolicyAssociation",
+    "aws:eks/podIdentityAssociation:PodIdentityAssociation",
+    "aws:eks/addon:Addon",
+    "aws:ec2/route:Route",
+    "aws:ec2/natGateway:NatGateway",
+    "aws:ec2/vpcEndpoint:VpcEndpoint",
+    "aws:s3/bucketObjectv2:BucketObjectv2",
+)
+
+
+class EksFleet(Fleet):
+    """A project whose program is the shipped one for `target: eks`."""
+
+    def __init__(self, folder: Path, cluster: ControlPlane, name: str, emulator: Emulator) -> None:
+        self.cluster, self.name, self._after = cluster, name, ExitStack()
+        self.project: FleetProject = FleetProject(folder / "project", emulator, stack=name)
+        self.project.program(PROGRAM, prelude="")
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        settings = yaml.safe_load(cluster.kubeconfig.read_text())
+        server = settings["clusters"][0]["cluster"]
+        (folder / "endpoint").write_text(f"{server['server']}\n{server['certificate-authority-data']}\n")
+        self.project.environ |= {
+            "PATH": f"{_aws_command(folder / 'bin', settings['users'][0]['user']['token'])}:{os.environ['PATH']}",
+            "MODELFLEET_STANDIN_EKS_ENDPOINT_FILE": str(folder / "endpoint"),
+            "TMPDIR": str(self.logs),  # where `-v` writes
+        }
+
+    def files(self, **stack: Any) -> None:
+        """Writes the stack and its one model."""
+        self.project.files(stack_of(pools=[POOL], **stack), {"org--m": model("org/m", "L4", replicas=(1, 1))})
+        self.plan = self.project.plan()
+
+
+def _aws_command(folder: Path, token: str) -> Path:
+    """The part of the `aws` command that a kubeconfig of EKS runs."""
+    folder.mkdir()
+    credential = {
+        "apiVersion": "client.authentication.k8s.io/v1beta1",
+        "kind": "ExecCredential",
+        "status": {"token": token},
+    }
+    (folder / "answer").write_text(json.dumps(credential))
+    (folder / "aws").write_text(f"#!/bin/sh\n[ \"$3 $4\" = 'eks get-token' ] && exec cat '{folder}/answer'\nexit 2\n")
+    (folder / "aws").chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    running = Emulator(tmp_path_factory.mktemp("emulator"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def fleet(cluster: ControlPlane, tmp_path: Path, stack_name: str, emulator: Emulator) -> Iterator[EksFleet]:
+    made = EksFleet(tmp_path, cluster, stack_name, emulator)
+    yield made
+    made.close()
+
+
+def test_a_stack_comes_up_keeps_its_secrets_and_goes_from_the_top_down(fleet: EksFleet, emulator: Emulator) -> None:
+    fleet.files(auth="keys", apiKeys=SET, huggingFaceToken=SET)
+    fleet.project.set_secret("huggingFaceToken", TOKEN)
+    fleet.project.set_secret("apiKeys", json.dumps({"alice": KEY}))
+    with _process_lists() as seen:
+        preview = fleet.project.preview("-v=8", "--logtostderr")
+        up = fleet.first_up("-v=9")
+    api, where = fleet.cluster.api, fleet.plan.namespace
+    secret = api.get("v1", "Secret", "gateway-keys", where)
+    assert secret is not None and base64.b64decode(secret["data"]["keys.map"]), "the keys have not arrived"
+    written = [line for file in fleet.logs.glob("pulumi*") for line in file.read_text(errors="replace").splitlines()]
+    assert any(ENGINES_OWN in line for line in written), "no log was written, or the engine has learnt to keep secrets"
+    logs = "\n".join(line for line in written if ENGINES_OWN not in line)
+    _is_nowhere_in_plain_text(
+        {
+            "output of preview": preview.text,
+            "output of up": up.text,
+            "logs": logs,
+            "events": json.dumps(preview.events + up.events),
+            "state on disk": fleet.project.everything_on_disk(),
+            "stack export": json.dumps(fleet.project.deployment()),
+            "process lists": "\n".join(seen),
+            "objects": _objects(fleet),
+        }
+    )
+    down = fleet.project.destroy()
+    _is_deleted_last(down)
+    assert api.get("v1", "Namespace", where) is None
+    assert Account(emulator, REGION).everything() == []
+
+
+@contextmanager
+def _process_lists() -> Iterator[set[str]]:
+    """All command lines of this machine while the block runs."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            for line in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    seen.add(line.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                except OSError:
+                    continue  # it has ended
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _objects(fleet: EksFleet) -> str:
+    """All of the stack's objects but its Secrets."""
+    kinds = {
+        "v1": ("Pod", "ConfigMap", "Service", "ServiceAccount"),
+        "apps/v1": ("Deployment", "DaemonSet"),
+        "batch/v1": ("Job",),
+        "ray.io/v1": ("RayService", "RayCluster"),
+    }
+    found = [
+        fleet.cluster.api.list(version, kind, fleet.plan.namespace) for version, all in kinds.items() for kind in all
+    ]
+    assert all(found[kind] for kind in (0, 1, 4, 7)), "there is nothing to look at"
+    return json.dumps(found)
+
+
+def _is_nowhere_in_plain_text(texts: dict[str, str]) -> None:
+    forms = {"token": TOKEN, "key": KEY, "hash of the key": hashlib.sha256(KEY.encode()).hexdigest()}
+    forms |= {f"base64 of the {name}": base64.b64encode(value.encode()).decode() for name, value in forms.items()}
+    forms["kubeconfig"] = '"current-context"'
+    forms["kubeconfig in a string"] = '\\"current-context\\"'
+    found = [
+        f"{name} in {place}: {line[:300]}"
+        for place, text in texts.items()
+        for name, form in forms.items()
+        for line in text.splitlines()
+        if form in line
+    ]
+    assert not found, found
+
+
+def _is_deleted_last(down: Run) -> None:
+    """The last object of the cluster has gone before the first thing goes that it needs."""
+    gone: list[int] = []
+    going: list[int] = []
+    for index, event in enumerate(down.events):
+        if done := event.get("resOutputsEvent"):
+            kind = done["metadata"]["type"]
+            if kind.startswith("kubernetes:"):
+                gone.append(index)
+        if (begun := event.get("resourcePreEvent")) and begun["metadata"]["type"] in NEEDED:
+            going.append(index)
+    assert len(gone) > 20 and len(going) > 10
+    assert max(gone) < min(going), "objects of the cluster are undeletable without its access, nodes and network"
