@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from infra.kubernetes.manifests.autoscaler import cluster_autoscaler
 from infra.kubernetes.manifests.gateway import (
-    PORT,
     gateway_config,
     gateway_deployment,
     gateway_ingress,
@@ -44,7 +43,7 @@ def base(plan: Plan) -> list[Manifest]:
         namespace(plan),
         quota(plan),
         *service_accounts(plan),
-        *network_policies(plan, PORT),
+        *network_policies(plan),
         *disruption_budgets(plan),
     ]
 

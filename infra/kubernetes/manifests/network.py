@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
 from infra.kubernetes.manifests.pods import Manifest
 from infra.kubernetes.names import (
     DASHBOARD_PORT,
@@ -23,7 +24,6 @@ from infra.planning.plan import Plan
 METADATA_ADDRESS: Final = "169.254.169.254/32"
 #: Where Prometheus is expected; nobody else outside reads metrics.
 MONITORING_NAMESPACE: Final = "monitoring"
-HAPROXY_METRICS_PORT: Final = 8405
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
@@ -32,7 +32,7 @@ MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 MONITORING: Final = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": MONITORING_NAMESPACE}}}
 
 
-def network_policies(plan: Plan, gateway_port: int) -> list[Manifest]:
+def network_policies(plan: Plan) -> list[Manifest]:
     """All policies of the namespace."""
     dns = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
     world = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [METADATA_ADDRESS]}}]}
@@ -44,7 +44,7 @@ def network_policies(plan: Plan, gateway_port: int) -> list[Manifest]:
         _allow([{"podSelector": OPERATOR_PODS}], DASHBOARD_PORT, SERVE_PORT),
         metrics,
     ]
-    gateway_ingress = [{"ports": [{"port": gateway_port}]}, _allow([MONITORING], HAPROXY_METRICS_PORT)]
+    gateway_ingress = [{"ports": [{"port": PORT}]}, _allow([MONITORING], METRICS_PORT, BODIES_METRICS_PORT)]
     to_serve = {"to": [{"podSelector": RAY_PODS}], "ports": [{"port": SERVE_PORT}]}
     return [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
