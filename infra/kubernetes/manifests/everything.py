@@ -33,7 +33,9 @@ def cluster_add_ons(plan: Plan, cluster_name: str) -> list[Manifest]:
 
 
 def operator(plan: Plan) -> list[Manifest]:
-    """KubeRay's operator with its rights, without its CRDs."""
+    """KubeRay's operator with its rights, without its CRDs; nothing where the cluster has an operator."""
+    if not plan.own_operator:
+        return []
     return [operator_account(plan), operator_role(plan), operator_binding(plan), operator_deployment(plan)]
 
 
