@@ -30,11 +30,12 @@ down: .venv/.ready  ## Take away what `make up` made, and only that
 status: .venv/.ready  ## Say what runs
 	@$(BIN)/modelfleet status --stack $(STACK)
 
-check: .venv/.ready  ## Format, lint, types, import contracts, model and stack files
+check: .venv/.ready  ## Format, lint, types, import contracts, Dockerfile, model and stack files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint serving/Dockerfile
 	@$(BIN)/modelfleet check models --stack local
 
 fix: .venv/.ready  ## Format and mend what can be mended

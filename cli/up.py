@@ -14,6 +14,7 @@ from infra.kubernetes.preflight import check_cluster
 from infra.kubernetes.teardown import release_orphans
 from infra.planning import Plan
 from infra.stack import load_stack
+from infra.stack.schema import StackConfig
 from infra.workspace import make_plan
 from serving.config.errors import EXIT_ENVIRONMENT, SetupError
 from tools import emulator
@@ -51,9 +52,8 @@ def run_down(stack: str) -> int:
         return 0
     if config.target == "local":
         emulator.start(config.local.s3_port)  # its bucket is asked about and emptied
-    elif config.target == "kubernetes":
-        for name in release_orphans(config.kubernetes, stack):
-            output.say(f"{name}: its operator is gone, so its finalizers were removed")
+    else:
+        _release(root, config, stack)
     done = pulumi_run.operate(root, stack, "destroy")
     if done.interrupted:
         raise KeyboardInterrupt
@@ -65,6 +65,24 @@ def run_down(stack: str) -> int:
         shutil.rmtree(root / ".modelfleet" / "local" / stack, ignore_errors=True)
     output.say(f"{stack}: taken away. Next: modelfleet up --stack {stack}")
     return 0
+
+
+def _release(root: Path, config: StackConfig, stack: str) -> None:
+    """Ray objects whose operator is gone would be waited for without end."""
+    kubeconfig = None
+    if config.target == "eks":
+        kubeconfig = pulumi_run.ask(root, ["stack", "output", "kubeconfig", "--show-secrets", "--stack", stack])
+        if not kubeconfig:
+            return  # the cluster was never made
+    try:
+        released = release_orphans(config.kubernetes, stack, kubeconfig=kubeconfig)
+    except SetupError as error:
+        if config.target != "eks":
+            raise
+        output.say(f"{error}; going on, for an earlier run may have taken the cluster away")
+        return
+    for name in released:
+        output.say(f"{name}: its operator is gone, so its finalizers were removed")
 
 
 def run_status(stack: str, *, as_json: bool = False) -> int:

@@ -12,6 +12,7 @@ from hypothesis import settings
 #: one misses, or many minutes.
 LONG = (
     "cluster/test_real_ray.py",
+    "cluster/test_live_changes.py",
     "cluster/test_resilience.py",
     "cluster/test_no_rebuild.py",
     "gateway/test_replicas.py",

@@ -14,6 +14,7 @@ from infra.kubernetes.namespace import Namespace
 from infra.kubernetes.operator import Operator
 from infra.kubernetes.preflight import check_cluster
 from infra.kubernetes.ray import RayFleet
+from infra.kubernetes.rollout import rebuild_notice
 from infra.kubernetes.secrets import Secrets
 from infra.kubernetes.storage import Storage
 from infra.planning.plan import Plan
@@ -73,6 +74,9 @@ class KubernetesFleet(pulumi.ComponentResource):
     ) -> None:
         if plan.target == "kubernetes" and (notice := check_cluster(plan)):
             pulumi.log.warn(notice)
+        if plan.target == "eks" and kubeconfig is not None:
+            # In a preview it is known only where the cluster is there already.
+            pulumi.Output.from_input(kubeconfig).apply(lambda text: _say_rebuild(text, plan))
         super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         self._provider = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)
@@ -100,3 +104,8 @@ class KubernetesFleet(pulumi.ComponentResource):
 
     def _child(self, *after: pulumi.Resource) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, providers=[self._provider], depends_on=[*self._ready, *after])
+
+
+def _say_rebuild(kubeconfig: str, plan: Plan) -> None:
+    if notice := rebuild_notice(kubeconfig, plan, preview=pulumi.runtime.is_dry_run()):
+        pulumi.log.warn(notice)

@@ -15,7 +15,7 @@ FORCE = {"pulumi.com/patchForce": "true"}
 
 
 class Operator(pulumi.ComponentResource):
-    """Children: the CRDs; account, role, binding and Deployment of the operator.
+    """Children: the CRDs; account, role, binding and Deployment of the operator. None where the cluster has one.
 
     The CRDs belong to the cluster: `shared` takes over what is there, and they stay when the stack goes, because
     other stacks may use them.
@@ -25,7 +25,7 @@ class Operator(pulumi.ComponentResource):
         self, name: str, plan: Plan, *, shared: k8s.Provider, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("modelfleet:kubernetes:Operator", name, None, opts)
-        manifests = custom_resource_definitions()
+        manifests = custom_resource_definitions() if plan.own_operator else []
         for crd in manifests:
             crd["metadata"].setdefault("annotations", {}).update(FORCE)
         keep = pulumi.ResourceOptions(parent=self, provider=shared, retain_on_delete=True)

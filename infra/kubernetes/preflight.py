@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any, Final
 
 from infra.kubernetes.api import Api, ApiError, Unreachable
 from infra.kubernetes.manifests.namespace import GPU
 from infra.kubernetes.names import OPERATOR, POOL_LABEL, STACK_LABEL
 from infra.kubernetes.rollout import rollout_notice
+from infra.kubernetes.versions import KUBERAY
 from infra.planning.plan import Plan, PoolPlan
 from serving.config.errors import SetupError
 
@@ -32,6 +34,8 @@ NEEDED: Final = (
     ("ray.io", "rayservices", True),
 )
 VERBS: Final = ("create", "patch", "delete")
+#: What only the stack's own operator is made of.
+FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
 
 
 def check_cluster(plan: Plan) -> str | None:
@@ -46,7 +50,7 @@ def check_cluster(plan: Plan) -> str | None:
         api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
         api.version()
         # Without rights the rest cannot be asked.
-        problems = missing_rights(api, plan) or [*missing_nodes(api, plan), *other_operators(api, plan)]
+        problems = missing_rights(api, plan) or [*missing_nodes(api, plan), *operators(api, plan)]
         notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
@@ -64,6 +68,8 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
     """One sentence with every right that the kubeconfig's user lacks."""
     lacking = []
     for group, resource, namespaced in NEEDED:
+        if resource in FOR_OPERATOR and not plan.own_operator:
+            continue
         verbs = [
             verb for verb in VERBS if not _allowed(api, group, resource, verb, plan.namespace if namespaced else None)
         ]
@@ -82,19 +88,62 @@ def missing_nodes(api: Api, plan: Plan) -> list[str]:
     return [sentence for pool in plan.pools if pool.min_nodes and (sentence := _lacks(pool, nodes))]
 
 
-def other_operators(api: Api, plan: Plan) -> list[str]:
-    """KubeRay operators elsewhere that watch every namespace: two operators on one RayService fight."""
-    found = []
+def operators(api: Api, plan: Plan) -> list[str]:
+    """What is wrong with the cluster's KubeRay operators: exactly one must act on the stack's namespace."""
+    found = list(_operators(api))
+    mine = [watched for namespace, watched in found if namespace == plan.operator_namespace]
+    problems = [
+        f"{OPERATOR} in namespace {namespace} watches all namespaces and would act on this stack too; "
+        f"give it --watch-namespace, or use it: modelfleet:kubernetes.operatorNamespace: {namespace}"
+        for namespace, watched in found
+        if namespace != plan.operator_namespace and not watched
+    ]
+    if plan.own_operator:
+        return problems
+    if not mine:
+        problems.append(
+            f"no KubeRay operator runs in namespace {plan.operator_namespace}; "
+            "install it there or remove modelfleet:kubernetes.operatorNamespace"
+        )
+    elif not any(plan.namespace in watched or not watched for watched in mine):
+        problems.append(
+            f"{OPERATOR} in namespace {plan.operator_namespace} does not watch {plan.namespace}; "
+            "add it to --watch-namespace"
+        )
+    return [*problems, *_old_definition(api)]
+
+
+def _operators(api: Api) -> Iterator[tuple[str, set[str]]]:
+    """Namespace of each KubeRay operator, and the namespaces that it watches; none means all."""
     for deployment in api.list("apps/v1", "Deployment"):
-        meta, spec = deployment["metadata"], deployment["spec"]["template"]["spec"]
-        texts = [text for c in spec["containers"] for text in (*(c.get("args") or []), *(c.get("command") or []))]
-        operator = any("kuberay/operator" in c["image"] for c in spec["containers"])
-        if operator and meta["namespace"] != plan.namespace and not any("watch-namespace" in text for text in texts):
-            found.append(
-                f"{OPERATOR} in namespace {meta['namespace']} watches all namespaces and would act on this stack too; "
-                "give it --watch-namespace"
-            )
-    return found
+        containers = deployment["spec"]["template"]["spec"]["containers"]
+        if any("kuberay/operator" in container["image"] for container in containers):
+            words = [word for c in containers for word in (*(c.get("args") or []), *(c.get("command") or []))]
+            named = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("watch-namespace=")]
+            yield deployment["metadata"]["namespace"], {name for text in named for name in text.split(",") if name}
+
+
+def _old_definition(api: Api) -> list[str]:
+    """The cluster's own RayService definition must know what the stack's RayService says."""
+    way_out = f"install KubeRay {KUBERAY}, definitions first"
+    crd = api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
+    if crd is None:
+        return [f"the cluster has no RayService definition; {way_out}"]
+    if "resources" in _group_properties(crd):
+        return []
+    return [f"the cluster's RayService definition is too old, its worker groups have no `resources`; {way_out}"]
+
+
+def _group_properties(crd: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a worker group in the served `v1`; empty where the definition has another form."""
+    for version in crd["spec"]["versions"]:
+        if version["name"] == "v1":
+            at = version["schema"]["openAPIV3Schema"]
+            for key in ("spec", "rayClusterConfig", "workerGroupSpecs"):
+                at = at.get("properties", {}).get(key, {})
+            found: dict[str, Any] = at.get("items", {}).get("properties", {})
+            return found
+    return {}
 
 
 def default_kubeconfig() -> str:

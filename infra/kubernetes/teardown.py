@@ -16,11 +16,17 @@ KINDS = ("RayService", "RayCluster")
 GROUP = "ray.io/v1"
 
 
-def release_orphans(settings: Kubernetes, stack: str) -> list[str]:
-    """`release` for a stack with target `kubernetes`; raises `SetupError` when the cluster does not answer."""
+def release_orphans(settings: Kubernetes, stack: str, *, kubeconfig: str | None = None) -> list[str]:
+    """`release` in a stack's cluster: `kubeconfig` (the text that an EKS stack exports), else the stack's own settings.
+
+    Raises `SetupError` when the cluster does not answer.
+    """
     try:
-        api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
-        return release(api, settings.namespace or f"modelfleet-{stack}")
+        api = Api.from_kubeconfig(
+            kubeconfig or settings.kubeconfig or default_kubeconfig(), None if kubeconfig else settings.context
+        )
+        namespace = settings.namespace or f"modelfleet-{stack}"
+        return release(api, namespace, settings.operator_namespace or namespace)
     except (Unreachable, ApiError) as error:
         raise SetupError(f"{error}; the stack cannot be taken away while its cluster does not answer") from error
 
@@ -31,12 +37,12 @@ def operator_is_there(api: Api, namespace: str) -> bool:
     return deployment is not None and bool(deployment.get("status", {}).get("availableReplicas"))
 
 
-def release(api: Api, namespace: str) -> list[str]:
+def release(api: Api, namespace: str, operator_namespace: str | None = None) -> list[str]:
     """Remove the finalizers of the namespace's Ray objects if no operator is there to do it; what was released.
 
     The pods of a RayCluster go with it: Kubernetes' own garbage collector follows their owner.
     """
-    if operator_is_there(api, namespace):
+    if operator_is_there(api, operator_namespace or namespace):
         return []
     released = []
     for kind in KINDS:

@@ -188,6 +188,8 @@ class RayClusterPlan:
     rollout: Literal["surge", "replace", "incremental"]
     redis_address: str | None
     idle_timeout_s: int
+    #: How long Serve's proxies keep open streams after a change of routes or replicas.
+    longest_stream_s: int
 
 
 #: First segments of paths that are the gateway's own; no model's slug may be one.
@@ -252,6 +254,8 @@ class Plan:
     target: Target
     region: str | None
     namespace: str
+    #: Where the KubeRay operator runs: in the stack's namespace, unless the cluster has one already.
+    operator_namespace: str
     config: StackConfig
     pools: tuple[PoolPlan, ...]
     models: tuple[ModelPlan, ...]
@@ -264,6 +268,11 @@ class Plan:
     notices: tuple[Finding, ...] = field(default=())
     #: EKS control plane, system nodes, NAT gateways; they are part of `cost`.
     fixed: tuple[FixedCost, ...] = field(default=())
+
+    @property
+    def own_operator(self) -> bool:
+        """Whether the stack brings KubeRay's operator and its definitions."""
+        return self.operator_namespace == self.namespace
 
     @property
     def idle_usd_per_month(self) -> float | None:

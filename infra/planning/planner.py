@@ -44,6 +44,8 @@ from serving.config.load import LoadedModel
 RAY_VERSION = "2.60.0"
 DEFAULT_IMAGE = f"modelfleet-serving:ray{RAY_VERSION}"
 IDLE_TIMEOUT_S = 300
+#: At least this, so that a shorter `gateway.timeoutS` is a change of the gateway and not of the Ray cluster.
+LEAST_LONGEST_STREAM_S = 3600
 GPU_TAINT = Taint("nvidia.com/gpu", "true", "NoSchedule")
 
 
@@ -80,6 +82,7 @@ def plan(
     findings += budget_findings(stack, cost, pools)
     if errors := errors_in(findings):
         raise InputErrors(errors)
+    namespace = stack.config.kubernetes.namespace or f"modelfleet-{stack.name}"
     memory = {m.config.model_id: memory_of(m.config, facts.get(m.config.model_id), catalog) for m in models}
     planned = [
         _model_plan(stack, choice, demand, bucket.name, code, memory=memory[demand.model_id], cost=cost_of_one)
@@ -90,7 +93,8 @@ def plan(
         stack=stack.name,
         target=stack.config.target,
         region=stack.region,
-        namespace=stack.config.kubernetes.namespace or f"modelfleet-{stack.name}",
+        namespace=namespace,
+        operator_namespace=stack.config.kubernetes.operator_namespace or namespace,
         config=stack.config,
         pools=pools,
         models=tuple(sorted(planned, key=lambda model: model.model_id)),
@@ -110,6 +114,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     return [
         *_auth(stack, deploying=deploying),
         *_image(stack),
+        *_operator(stack),
         *_region(stack),
         *(network_findings(stack) if stack.config.target == "eks" else []),
     ]
@@ -124,6 +129,14 @@ def _image(stack: LoadedStack) -> list[Finding]:
         "nodes reach, and name it here"
     )
     return [stack.finding(("kubernetes", "image"), message, Severity.WARNING)]
+
+
+def _operator(stack: LoadedStack) -> list[Finding]:
+    """A cluster that is only made by this run has no operator yet."""
+    if stack.config.target != "eks" or stack.config.kubernetes.operator_namespace is None:
+        return []
+    message = "is for an existing cluster, and target eks makes a new one; remove it"
+    return [stack.finding(("kubernetes", "operatorNamespace"), message)]
 
 
 def _region(stack: LoadedStack) -> list[Finding]:
@@ -231,4 +244,5 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPla
         rollout=kubernetes.rollout,
         redis_address=kubernetes.redis_address,
         idle_timeout_s=IDLE_TIMEOUT_S,
+        longest_stream_s=max(LEAST_LONGEST_STREAM_S, stack.config.gateway.timeout_s),
     )

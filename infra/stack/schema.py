@@ -152,6 +152,11 @@ class Kubernetes(StackSection):
     image: str | None = Field(
         None, description="Image of head and workers; default the pinned one built from serving/Dockerfile."
     )
+    operator_namespace: str | None = Field(
+        None,
+        description="Namespace of a KubeRay operator that the cluster has; default the stack brings one of its own.",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+    )
     rollout: Literal["surge", "replace", "incremental"] = Field(
         "surge",
         description="What a changed image does: a second cluster first, the old one first away, or step by step.",

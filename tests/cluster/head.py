@@ -32,7 +32,7 @@ def head_address(api: Api, namespace: str) -> str:
         alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return str(alive[0]["status"].get("podIP", "")) if alive else ""
 
-    return str(wait_for("the head pod's address", look, seconds=120))
+    return str(wait_for("the head pod's address", look, seconds=300))
 
 
 @contextmanager

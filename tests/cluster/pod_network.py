@@ -61,7 +61,7 @@ class PodNetwork:
     ) -> subprocess.Popen[bytes]:
         """Start a container's command at the pod's address; `names` replaces what DNS would resolve, and sizes."""
         spec, address = pod["spec"]["containers"][container], pod["status"]["podIP"]
-        command = " ".join(spec.get("args") or [])
+        command = " ".join(spec.get("args") or spec["command"])
         for name, value in names.items():
             command = command.replace(name, value)
         environment = {

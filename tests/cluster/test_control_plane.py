@@ -13,8 +13,10 @@ import pytest
 
 from infra.kubernetes.api import ApiError, NoSuchKind
 from infra.kubernetes.manifests.operator import CRDS_FILE
+from infra.kubernetes.manifests.ray import ray_service
 from infra.kubernetes.versions import KUBERAY
 from tests.cluster.conftest import MANAGER, wait_for
+from tests.cluster.fleet import five_models, planned
 from tools.kubernetes.binaries import KUBERAY_VERSION
 from tools.kubernetes.control_plane import ControlPlane
 from tools.kubernetes.crds import packed
@@ -64,3 +66,27 @@ def test_text_of_any_script_survives_an_apply(cluster: ControlPlane) -> None:
     cluster.api.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"a": text}}, manager=MANAGER)
     live = cluster.api.get("v1", "ConfigMap", "text", "default")
     assert live is not None and live["data"]["a"] == text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="as-it-is"),
+        pytest.param({"redisAddress": "redis.databases.svc:6379"}, id="redis"),
+        pytest.param({"rollout": "replace"}, id="replace"),
+        pytest.param({"rollout": "incremental"}, id="incremental"),
+    ],
+)
+def test_every_form_of_the_ray_service_is_taken_by_the_definitions_of_the_pinned_operator(
+    cluster: ControlPlane, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    """The API server's own check, which also refuses fields that it does not know."""
+    plan = planned(tmp_path, five_models(), kubernetes={"namespace": "default", **settings})
+    taken = cluster.api.apply(ray_service(plan), manager=MANAGER, dry_run=True)
+    config = taken["spec"]["rayClusterConfig"]
+    redis = config.get("gcsFaultToleranceOptions", {})
+    assert redis.get("redisAddress") == settings.get("redisAddress")
+    if redis:
+        password = redis["redisPassword"]["valueFrom"]["secretKeyRef"]
+        assert password == {"name": "redis", "key": "password", "optional": True}, "a literal would be no secret"
+    assert cluster.api.get("ray.io/v1", "RayService", "fleet", "default") is None

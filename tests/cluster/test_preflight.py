@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from infra.kubernetes.preflight import check_cluster
 from infra.planning import Plan
 from serving.config.errors import SetupError
-from tests.cluster.conftest import MANAGER, Stack, wait_for
+from tests.cluster.conftest import MANAGER, Stack
 from tests.cluster.eks_nodes import allocatable, pool_nodes
 from tests.cluster.fleet import model, planned
 from tools.kubernetes.control_plane import ControlPlane
@@ -23,8 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 POOLS = [{"name": "l4", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.2xlarge"]}]
 
 
-def plan_for(root: Path, stack: str, kubeconfig: Path | str) -> Plan:
-    return planned(root, [model("org/one", "L4")], stack=stack, pools=POOLS, kubernetes={"kubeconfig": str(kubeconfig)})
+def plan_for(root: Path, stack: str, kubeconfig: Path | str, **kubernetes: str) -> Plan:
+    settings = {"kubeconfig": str(kubeconfig), **kubernetes}
+    return planned(root, [model("org/one", "L4")], stack=stack, pools=POOLS, kubernetes=settings)
 
 
 def message(plan: Plan) -> str:
@@ -111,17 +114,67 @@ def test_a_cluster_that_fits_is_accepted(tmp_path: Path, cluster: ControlPlane, 
     cluster.api.delete("v1", "Node", node["metadata"]["name"])
 
 
+@contextmanager
+def operator_in(cluster: ControlPlane, namespace: str, *arguments: str) -> Iterator[None]:
+    """Somebody else's operator, as far as a look at the cluster can tell."""
+    name = {"name": "kuberay-operator", "namespace": namespace}
+    container = {"name": "o", "image": "quay.io/kuberay/operator:v1.3.0", "args": list(arguments)}
+    labels = {"matchLabels": {"a": "b"}}
+    spec = {
+        "selector": labels,
+        "template": {"metadata": {"labels": labels["matchLabels"]}, "spec": {"containers": [container]}},
+    }
+    cluster.api.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": name, "spec": spec}, manager=MANAGER)
+    yield
+    cluster.api.delete("apps/v1", "Deployment", "kuberay-operator", namespace)
+
+
 def test_an_operator_that_watches_all_namespaces_is_named(
     tmp_path: Path, cluster: ControlPlane, stack_of: Callable[..., Stack], stack_name: str
 ) -> None:
     stack = stack_of([model("org/one", "L4")], pools=POOLS)
     plan = plan_for(tmp_path / "other", stack_name, cluster.kubeconfig)
     check_cluster(plan)  # ours, and others that keep to their namespace, are no trouble
-    name = {"name": "kuberay-operator", "namespace": "default"}
-    pod: dict[str, Any] = {"containers": [{"name": "o", "image": "quay.io/kuberay/operator:v1.3.0"}]}
-    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}}
-    cluster.api.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": name, "spec": spec}, manager=MANAGER)
-    wait_for("it", lambda: cluster.api.get("apps/v1", "Deployment", "kuberay-operator", "default"))
-    assert "in namespace default watches all namespaces" in message(plan)
-    cluster.api.delete("apps/v1", "Deployment", "kuberay-operator", "default")
+    with operator_in(cluster, "default"):
+        assert "in namespace default watches all namespaces" in message(plan)
     assert stack.namespace != "default"
+
+
+@contextmanager
+def old_definition(cluster: ControlPlane) -> Iterator[None]:
+    """A RayService of a KubeRay that knew no `resources` of worker groups."""
+    path = cluster.api.path("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
+
+    def put(crd: dict[str, Any]) -> None:
+        current = cluster.api.request("GET", path)
+        crd["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"]
+        cluster.api.request("PUT", path, content=json.dumps(crd), kind="application/json", timeout=120)
+
+    new = cluster.api.request("GET", path)
+    old = copy.deepcopy(new)
+    at = next(v for v in old["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
+    for key in ("spec", "rayClusterConfig", "workerGroupSpecs"):
+        at = at["properties"][key]
+    del at["items"]["properties"]["resources"]
+    put(old)
+    yield
+    put(new)
+
+
+def test_an_operator_that_the_cluster_has_must_be_there_and_watch_the_stack(
+    tmp_path: Path, cluster: ControlPlane, stack_name: str
+) -> None:
+    plan = plan_for(tmp_path, stack_name, cluster.kubeconfig, operatorNamespace="default")
+    (node,) = pool_nodes(plan, plan.pools[0], 1)
+    cluster.api.create(node)
+    assert "no KubeRay operator runs in namespace default" in message(plan)
+    with operator_in(cluster, "default", "--watch-namespace=team-a,team-b"):
+        assert f"in namespace default does not watch {plan.namespace}" in message(plan)
+    with operator_in(cluster, "default", f"--watch-namespace=team-a,{plan.namespace}"):
+        check_cluster(plan)
+    with operator_in(cluster, "default"):
+        check_cluster(plan)
+        with old_definition(cluster):
+            assert "definition is too old, its worker groups have no `resources`; install KubeRay" in message(plan)
+        check_cluster(plan)
+    cluster.api.delete("v1", "Node", node["metadata"]["name"])

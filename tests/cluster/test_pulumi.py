@@ -73,11 +73,19 @@ class Fleet:
     def write(self, models: list[dict[str, Any]], **config: Any) -> None:
         self.plan = planned(self.source, models, stack=self.name, **{"pools": L4, **config})
 
-    def first_up(self, *more: str) -> Run:
-        """`pulumi up` from nothing: while it waits, the operator comes up and the head answers."""
-        api = self.cluster.api
+    def make_nodes(self) -> None:
+        """The nodes that somebody labelled for the stack."""
         for node in [*system_nodes(self.plan), *(n for p in self.plan.pools for n in pool_nodes(self.plan, p, 1))]:
-            api.create(node)
+            self.cluster.api.create(node)
+
+    def first_up(self, *more: str) -> Run:
+        """`pulumi up` from nothing."""
+        self.make_nodes()
+        return self.up_with_operator(*more)
+
+    def up_with_operator(self, *more: str) -> Run:
+        """`pulumi up`: while it waits, the operator comes up and the head answers."""
+        api = self.cluster.api
         running = self.project.start("up", *more)
         try:
             self.start_operator()
@@ -148,6 +156,28 @@ def test_up_is_ready_then_unchanged_then_an_edit_touches_the_ray_service_only_th
     assert api.list("ray.io/v1", "RayService") == []
     assert api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayclusters.ray.io") is not None
     assert fleet.project.deployment().get("resources", []) == []
+
+
+def test_an_interrupted_run_is_finished_by_the_next_and_what_is_gone_comes_back(fleet: Fleet) -> None:
+    """Nothing half-made stays in the way, and afterwards state and cluster agree."""
+    fleet.write([model("org/one", "L4")])
+    fleet.make_nodes()
+    api, where = fleet.cluster.api, fleet.plan.namespace
+    running = fleet.project.start("up")
+    wait_for("the RayService", lambda: api.get("ray.io/v1", "RayService", "fleet", where), seconds=240)
+    assert running.interrupt().code != 0, "it waits for an operator that is not there"
+
+    fleet.up_with_operator()
+    service = api.get("ray.io/v1", "RayService", "fleet", where)
+    assert service is not None
+    assert {c["type"]: c["status"] for c in service["status"]["conditions"]}["Ready"] == "True"
+
+    api.delete("apps/v1", "Deployment", "gateway", where)
+    api.delete("networking.k8s.io/v1", "NetworkPolicy", "closed", where)
+    again = fleet.project.up("--refresh")
+    assert {("create", "fleet-gateway-deployment"), ("create", "fleet-base-networkpolicy-closed")} == set(again.steps())
+    assert api.get("networking.k8s.io/v1", "NetworkPolicy", "closed", where) is not None
+    assert set(fleet.project.up("--refresh").changes) == {"same"}
 
 
 def test_a_changed_key_rolls_the_gateway_alone_and_no_secret_is_in_plain_text(fleet: Fleet) -> None:

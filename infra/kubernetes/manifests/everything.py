@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from infra.kubernetes.manifests.autoscaler import cluster_autoscaler
 from infra.kubernetes.manifests.gateway import (
-    PORT,
     gateway_config,
     gateway_deployment,
     gateway_ingress,
@@ -34,7 +33,9 @@ def cluster_add_ons(plan: Plan, cluster_name: str) -> list[Manifest]:
 
 
 def operator(plan: Plan) -> list[Manifest]:
-    """KubeRay's operator with its rights, without its CRDs."""
+    """KubeRay's operator with its rights, without its CRDs; nothing where the cluster has an operator."""
+    if not plan.own_operator:
+        return []
     return [operator_account(plan), operator_role(plan), operator_binding(plan), operator_deployment(plan)]
 
 
@@ -44,7 +45,7 @@ def base(plan: Plan) -> list[Manifest]:
         namespace(plan),
         quota(plan),
         *service_accounts(plan),
-        *network_policies(plan, PORT),
+        *network_policies(plan),
         *disruption_budgets(plan),
     ]
 

@@ -24,6 +24,9 @@ KEY_MAP: Final = "keys.map"
 #: Idle time that Application Load Balancers allow at most, in seconds.
 MOST_ALB_IDLE_S: Final = 4000
 BODIES_MEMORY_MIB: Final = 2048
+#: Between the decision to end a pod and its stop signal, which shuts its port: until then nodes and load balancers have
+#: learnt that it goes, and new requests go elsewhere. The second process goes later, the first one still needs it.
+LEAVE_SECONDS, BODIES_LEAVE_SECONDS = 15, 20
 
 
 def gateway_files(plan: Plan) -> GatewayFiles:
@@ -69,7 +72,7 @@ def gateway_deployment(plan: Plan, keys_id: str) -> Manifest:
         "affinity": system_placement(plan),
         "topologySpreadConstraints": [spread, {**spread, "topologyKey": "topology.kubernetes.io/zone"}],
         # As long as the longest stream: an old pod ends earlier when its last request does.
-        "terminationGracePeriodSeconds": plan.gateway.timeout_s + 30,
+        "terminationGracePeriodSeconds": plan.gateway.timeout_s + BODIES_LEAVE_SECONDS + 30,
         "containers": [_container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies(plan)],
         "volumes": [
             {"name": "config", "configMap": {"name": GATEWAY}},
@@ -151,6 +154,7 @@ def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
         # Live means that the process answers; ready, that a model does, would take away the 503 that says why not.
         "readinessProbe": {**probe, "failureThreshold": 2},
         "livenessProbe": {**probe, "failureThreshold": 6},
+        "lifecycle": _leave(LEAVE_SECONDS),
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": container_security(read_only=True),
         "volumeMounts": [{"name": n, "mountPath": p, **({"readOnly": True} if ro else {})} for n, p, ro in mounts],
@@ -163,11 +167,16 @@ def _bodies(plan: Plan) -> Manifest:
     container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
     for probe in ("readinessProbe", "livenessProbe"):
         container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, "periodSeconds": 5}
+    container["lifecycle"] = _leave(BODIES_LEAVE_SECONDS)
     container["resources"] = {
         "requests": {"cpu": "100m", "memory": "256Mi"},
         "limits": {"memory": mib(BODIES_MEMORY_MIB + 512)},
     }
     return container
+
+
+def _leave(seconds: int) -> Manifest:
+    return {"preStop": {"exec": {"command": ["sleep", str(seconds)]}}}
 
 
 def _metadata(plan: Plan) -> Manifest:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
 from infra.kubernetes.manifests.pods import Manifest
 from infra.kubernetes.names import (
     DASHBOARD_PORT,
@@ -23,36 +24,45 @@ from infra.planning.plan import Plan
 METADATA_ADDRESS: Final = "169.254.169.254/32"
 #: Where Prometheus is expected; nobody else outside reads metrics.
 MONITORING_NAMESPACE: Final = "monitoring"
-HAPROXY_METRICS_PORT: Final = 8405
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
 OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
-MONITORING: Final = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": MONITORING_NAMESPACE}}}
 
 
-def network_policies(plan: Plan, gateway_port: int) -> list[Manifest]:
+def network_policies(plan: Plan) -> list[Manifest]:
     """All policies of the namespace."""
     dns = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
     world = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [METADATA_ADDRESS]}}]}
-    metrics = _allow([MONITORING], RAY_METRICS_PORT)
+    metrics = _allow([_in_namespace(MONITORING_NAMESPACE)], RAY_METRICS_PORT)
+    operator = {**_in_namespace(plan.operator_namespace), "podSelector": OPERATOR_PODS}
     ray_ingress = [
         {"from": [{"podSelector": RAY_PODS}]},
         _allow([{"podSelector": GATEWAY_PODS}], SERVE_PORT),
         # The operator sends the Serve config to the dashboard and asks the proxy of the head for its health.
-        _allow([{"podSelector": OPERATOR_PODS}], DASHBOARD_PORT, SERVE_PORT),
+        _allow([operator], DASHBOARD_PORT, SERVE_PORT),
         metrics,
     ]
-    gateway_ingress = [{"ports": [{"port": gateway_port}]}, _allow([MONITORING], HAPROXY_METRICS_PORT)]
+    gateway_ingress = [
+        {"ports": [{"port": PORT}]},
+        _allow([_in_namespace(MONITORING_NAMESPACE)], METRICS_PORT, BODIES_METRICS_PORT),
+    ]
     to_serve = {"to": [{"podSelector": RAY_PODS}], "ports": [{"port": SERVE_PORT}]}
-    return [
+    policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
         _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=[{"to": [{"podSelector": RAY_PODS}]}, dns, world]),
         _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, dns]),
-        _policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[dns, world, {"to": [{"podSelector": RAY_PODS}]}]),
         _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[dns, world]),
     ]
+    if plan.own_operator:
+        to_ray = {"to": [{"podSelector": RAY_PODS}]}
+        policies.append(_policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[dns, world, to_ray]))
+    return policies
+
+
+def _in_namespace(name: str) -> Manifest:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
 def _allow(sources: list[Manifest], *ports: int) -> Manifest:

@@ -226,6 +226,10 @@ def _environment(plan: Plan) -> dict[str, str | None]:
     """The same on head and workers; nothing of a model and nothing secret."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # Serve starts another HAProxy when a model or a replica comes or goes, and ends the old one after 120 s of
+        # its own, with the streams that it still has (Ray 2.60 `serve/_private/constants.py`).
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(plan.ray_cluster.longest_stream_s),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "AWS_REGION": plan.region,

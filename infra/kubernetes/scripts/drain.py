@@ -34,7 +34,11 @@ def announce() -> bool:
     """Tell Ray's control store that this node ends; False when Ray does not answer."""
     command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the pod is ending"]
     command += ["--deadline-remaining-seconds", str(DEADLINE_SECONDS)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"drain: {error}", file=sys.stderr)
+        return False
     if done.returncode:
         print(f"drain: {done.stderr[-500:]}", file=sys.stderr)
     return done.returncode == 0

@@ -16,6 +16,7 @@ from infra.kubernetes.manifests.mirror import job_name, mirror_job
 from infra.kubernetes.manifests.ray import ray_cluster, ray_service, serve_config_text
 from infra.kubernetes.manifests.secrets import gateway_keys, huggingface
 from infra.kubernetes.names import dns_name
+from serving.config.errors import InputErrors
 from tests.cluster.fleet import five_models, model, planned
 from tests.unit.kubernetes.projects import L4
 
@@ -133,6 +134,38 @@ def test_a_slug_becomes_a_name_that_kubernetes_takes() -> None:
     assert dns_name("meta-llama--Llama-2_7b.chat") == "meta-llama-llama-2-7b-chat"
     assert dns_name("---") == "x"
     assert len(dns_name("a" * 90)) == 40
+
+
+def test_a_cluster_with_an_operator_gets_no_second_one_and_only_that_one_reaches_the_dashboard(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models(), kubernetes={"operatorNamespace": "kuberay-system"})
+    manifests = everything(plan)
+    assert not [m["kind"] for m in manifests if m["metadata"]["name"] == "kuberay-operator"]
+    (ray,) = (m for m in manifests if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "ray")
+    (rule,) = (r for r in ray["spec"]["ingress"] if {"port": 8265} in r.get("ports", []))
+    assert rule["from"] == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+        }
+    ]
+
+
+def test_an_operators_namespace_is_refused_where_the_cluster_is_made_by_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputErrors, match="operatorNamespace: is for an existing cluster"):
+        planned(tmp_path, five_models(), target="eks", kubernetes={"operatorNamespace": "kuberay-system"})
+
+
+def test_open_streams_outlive_a_reload_of_serves_own_proxies(tmp_path: Path) -> None:
+    """Serve's default ends them two minutes after any model or replica came or went."""
+
+    def settings(timeout_s: int) -> dict[str, str]:
+        cluster = ray_cluster(planned(tmp_path, five_models(), gateway={"timeoutS": timeout_s}))
+        (container,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        return {e["name"]: e["value"] for e in container["env"] if e["name"].startswith("RAY_SERVE_HAPROXY")}
+
+    names = ("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S")
+    assert settings(7200) == dict.fromkeys(names, "7200")
+    assert settings(600) == settings(1800) == dict.fromkeys(names, "3600"), "a shorter limit rebuilt the Ray cluster"
 
 
 @pytest.mark.parametrize(("rollout", "kind"), [("surge", "NewCluster"), ("replace", "None")])

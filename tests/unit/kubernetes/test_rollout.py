@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
+from infra.kubernetes import operator, rollout
+from infra.kubernetes.fleet import KubernetesFleet
 from infra.kubernetes.manifests.ray import ray_service
-from infra.kubernetes.rollout import rebuilds, rollout_notice
+from infra.kubernetes.rollout import rebuild_notice, rebuilds, rollout_notice
 from infra.planning import Plan
+from infra.planning.rollout import second_cluster
 from tests.cluster.fleet import model, planned
 
 L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}
@@ -21,6 +26,9 @@ class Live:
 
     def __init__(self, service: dict[str, Any] | None) -> None:
         self._service = service
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def get(self, *where: str) -> dict[str, Any] | None:
         return self._service
@@ -47,16 +55,87 @@ def test_only_what_kuberay_rebuilds_for_is_called_a_rebuild(
     assert rebuilds(ray_service(plan(tmp_path / "a", [L4])), plan(tmp_path / "b", pools, **kubernetes)) is expected
 
 
-def test_a_surge_says_how_many_gpus_it_needs(tmp_path: Path) -> None:
+def test_a_surge_says_how_many_gpus_it_needs_and_for_how_long(tmp_path: Path) -> None:
     live = Live(ray_service(plan(tmp_path / "a", [L4, T4])))
     notice = rollout_notice(live, plan(tmp_path / "b", [L4, T4], image="other:2"))  # type: ignore[arg-type]
-    assert notice is not None and "up to 11 more GPUs (5 nodes)" in notice and "3600 s" in notice
+    # One L4 node is needed at once; with both pools full it is 3 L4 and 2 x 4 T4.
+    assert notice is not None and "1 to 11 more GPUs (1 to 5 nodes) for about 11 min" in notice and "3600 s" in notice
+
+
+def test_the_minutes_are_those_of_the_largest_model(tmp_path: Path) -> None:
+    """A 70 B model in float16 is 131,563 MiB: six minutes of loading at 140 GB in 359 s, beside 11 of all others."""
+    large = model("meta-llama/Llama-2-70b-chat-hf", "A100-80G", workers=4)
+    pool = {"name": "a100", "accelerator": "A100-80G", "maxNodes": 1, "instanceTypes": ["p4de.24xlarge"]}
+    more = second_cluster(planned(tmp_path, [model("org/one", "L4"), large], pools=[L4, pool]))
+    assert (more.minutes, more.slowest) == (17, "meta-llama/Llama-2-70b-chat-hf")
+    assert (more.least_gpus, more.most_gpus, more.least_nodes, more.most_nodes) == (9, 11, 2, 4)
 
 
 def test_a_replace_says_that_nothing_answers(tmp_path: Path) -> None:
     live = Live(ray_service(plan(tmp_path / "a", [L4])))
     notice = rollout_notice(live, plan(tmp_path / "b", [L4], image="other:2", rollout="replace"))  # type: ignore[arg-type]
-    assert notice is not None and "nothing answers until" in notice
+    assert notice is not None and "nothing answers for about 11 min" in notice
+
+
+def test_an_incremental_upgrade_says_how_many_gpus_at_a_time(tmp_path: Path) -> None:
+    live = Live(ray_service(plan(tmp_path / "a", [L4])))
+    notice = rollout_notice(live, plan(tmp_path / "b", [L4], image="other:2", rollout="incremental"))  # type: ignore[arg-type]
+    assert notice is not None and "up to 2 more GPUs" in notice
+
+
+class Nothing(pulumi.runtime.Mocks):
+    """An engine that makes whatever it is asked for."""
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        return args.name, dict(args.inputs)
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
+        return {}, []
+
+
+@pytest.mark.parametrize(
+    ("preview", "image", "expected"),
+    [
+        pytest.param(True, "other:2", ["rollout surge: a second Ray cluster"], id="a-preview-of-another-image"),
+        pytest.param(True, None, [], id="a-preview-without-change"),
+        pytest.param(False, "other:2", ["rollout surge: a second Ray cluster"], id="a-run-without-preview"),
+    ],
+)
+def test_a_preview_of_an_eks_stack_says_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preview: bool, image: str | None, expected: list[str]
+) -> None:
+    """There the kubeconfig is an output, known in a preview once the cluster is there."""
+    live = ray_service(planned(tmp_path, [model("org/one", "L4")], pools=[L4], target="eks"))
+    settings = {"image": image} if image else {}
+    new = planned(tmp_path, [model("org/one", "L4")], pools=[L4], target="eks", kubernetes=settings)
+    asked: list[str] = []
+    said: list[str] = []
+
+    def connect(kubeconfig: str) -> Live:
+        asked.append(kubeconfig)
+        return Live(live)
+
+    monkeypatch.setattr(rollout.Api, "from_kubeconfig", connect)
+    monkeypatch.setattr(pulumi.log, "warn", said.append)
+    monkeypatch.setattr(operator, "custom_resource_definitions", list)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    pulumi.runtime.set_mocks(Nothing(), project="modelfleet", stack="test", preview=preview)
+
+    @pulumi.runtime.test
+    def program() -> pulumi.Output[str]:
+        kubeconfig = pulumi.Output.from_input("the kubeconfig")
+        KubernetesFleet("fleet", new, kubeconfig=kubeconfig)
+        return kubeconfig
+
+    program()
+    assert [text[: len(wanted)] for text, wanted in zip(said, expected, strict=True)] == expected
+    assert asked == ["the kubeconfig"]
+
+
+def test_a_cluster_that_does_not_answer_the_preview_is_said(tmp_path: Path) -> None:
+    notice = rebuild_notice("{}", plan(tmp_path, [L4]), preview=True)
+    assert notice is not None and "cannot be said: the kubeconfig is not a kubeconfig" in notice
+    assert rebuild_notice("{}", plan(tmp_path, [L4]), preview=False) is None
 
 
 def test_a_first_deployment_says_nothing(tmp_path: Path) -> None:

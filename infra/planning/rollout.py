@@ -1,0 +1,49 @@
+"""What a second Ray cluster beside the live one takes: GPUs, nodes and minutes, for the preview to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from infra.planning.plan import ModelPlan, Plan
+
+#: From the request for a node to a pod on it: EC2's start and the join, https://github.com/aws/containers-roadmap.
+NODE_MINUTES: Final = 3.0
+#: Pulling vLLM's image, some 10 GB compressed (awslabs/data-on-eks#559: minutes).
+IMAGE_MINUTES: Final = 5.0
+#: Weights from S3 into GPU memory: 140 GB in 359 s (Ray's documentation, model loading).
+LOAD_MIB_PER_MINUTE: Final = 140e9 / 359 * 60 / 2**20
+#: What vLLM does before and after: imports, compiles, captures graphs.
+ENGINE_MINUTES: Final = 3.0
+
+
+@dataclass(frozen=True)
+class SecondCluster:
+    """From the fewest (every model at its minimum) to the most (every pool full); `minutes` until it is ready."""
+
+    least_gpus: int
+    most_gpus: int
+    least_nodes: int
+    most_nodes: int
+    minutes: int
+    slowest: str | None
+
+
+def second_cluster(plan: Plan) -> SecondCluster:
+    """What the plan's cluster needs once more; an estimate of minutes, which end when the largest model is loaded."""
+    loads = {model.model_id: _weights_mib(model) / LOAD_MIB_PER_MINUTE for model in plan.models}
+    slowest = max(loads, key=lambda name: loads[name], default=None)
+    minutes = NODE_MINUTES + IMAGE_MINUTES + ENGINE_MINUTES + (loads[slowest] if slowest else 0.0)
+    return SecondCluster(
+        least_gpus=sum(pool.node.gpus * pool.min_nodes for pool in plan.pools),
+        most_gpus=sum(pool.node.gpus * pool.max_nodes for pool in plan.pools),
+        least_nodes=sum(pool.min_nodes for pool in plan.pools),
+        most_nodes=sum(pool.max_nodes for pool in plan.pools),
+        minutes=round(minutes),
+        slowest=slowest,
+    )
+
+
+def _weights_mib(model: ModelPlan) -> float:
+    """All weights of one replica; 0 where the catalog knows nothing of the model."""
+    return model.memory.weights_mib * model.workers if model.memory else 0.0

@@ -1,0 +1,69 @@
+"""A real Ray of several nodes in this process' care: raylets that declare whatever a pod would, on this one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.ray_head import get_node_with_patience
+
+ROOT = Path(__file__).parents[2]
+#: Nothing large is stored, so the least that Ray takes.
+HERE = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """A `ray.cluster_utils.Cluster` with a head that has no CPUs, as in the pods, and this process as its driver."""
+    import ray
+    from ray._private import ray_constants, services
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="mfr")  # Ray keeps sockets in it, whose paths are short
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_TMPDIR": folder,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Else each of a node's CPUs gets a process, and these nodes have up to 95.
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_worker_niceness": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all on loopback
+            "PYTHONPATH": str(ROOT),
+        }.items():
+            patch.setenv(name, value)
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # read from that variable when ray was imported
+        patch.setattr(services, "get_node", get_node_with_patience)
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            patch.delenv(name)
+        cluster = Cluster(shutdown_at_exit=True)
+        try:
+            cluster.add_node(num_cpus=0, include_dashboard=False, **HERE)
+            ray.init(address=cluster.address, log_to_driver=False, include_dashboard=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def declared(pod: dict[str, Any]) -> dict[str, Any]:
+    """What the `ray start` that KubeRay wrote into a pod declares, as arguments of `Cluster.add_node`."""
+    (command,) = pod["spec"]["containers"][0]["args"]
+    words = shlex.split(command.partition("ray start")[2])
+    flags = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    return {
+        "num_cpus": int(flags["num-cpus"]),
+        "num_gpus": int(flags.get("num-gpus", 0)),
+        "memory": int(flags["memory"]),
+        "resources": json.loads(flags["resources"]),
+        **HERE,
+    }

@@ -1,0 +1,211 @@
+"""Head, autoscaler and workers of a stack as real processes, each by the command that KubeRay wrote into its pod."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from infra.kubernetes.manifests.gateway import CONFIG_PATH, RUN_PATH
+from infra.kubernetes.names import SERVE_SERVICE
+from infra.local.haproxy import find_binary
+from tests.cluster.conftest import Stack, wait_for
+from tests.cluster.pod_network import PodNetwork, end
+
+ROOT = Path(__file__).parents[2]
+S3_PORT = 8443
+BUCKET, SEED = "fleet-mirror", "seed"
+DASHBOARD, SERVE = 8265, 8000
+#: A head that ends while it starts is started again, as KubeRay would do it.
+HEAD_STARTS, STARTED = 3, "Ray runtime started."
+WORKER_SECONDS = 500.0
+
+
+@dataclass
+class Storage:
+    """An S3 that pods reach."""
+
+    url: str
+    environment: dict[str, str]
+    client: Any
+
+
+@pytest.fixture
+def network(cluster: Any, tmp_path: Path) -> Iterator[PodNetwork]:
+    folder = Path("/tmp") / f"mf{os.getpid()}"  # Ray's sockets need a short path
+    folder.mkdir()
+    with PodNetwork(folder, int(cluster.server.rpartition(":")[2]), cluster.pod_network) as made:
+        yield made
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def storage(network: PodNetwork) -> Iterator[Storage]:
+    url = f"http://{network.gateway}:{S3_PORT}"
+    moto = Path(sys.executable).parent / "moto_server"
+    with (network.folder / "moto.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(moto), "-H", network.gateway, "-p", str(S3_PORT)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    environment = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url, "NO_PROXY": "*", "no_proxy": "*"}
+    client = boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        config=Config(proxies={}, s3={"addressing_style": "path"}),
+    )
+    wait_for("moto", lambda: _answers(f"{url}/moto-api/"), seconds=60)
+    for bucket in (BUCKET, SEED):
+        client.create_bucket(Bucket=bucket)
+    yield Storage(url, environment, client)
+    end(process)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with open_url(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def open_url(url: str, data: bytes | None = None, timeout: float = 60) -> Any:
+    """An answer without a proxy between; a body makes it a POST."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=timeout)
+
+
+def _ended_or_up(process: subprocess.Popen[bytes], log: Path) -> bool:
+    return process.poll() is not None or STARTED in log.read_text(errors="replace")
+
+
+class RealPods:
+    """The pods' processes; `extra` is environment beside that of the pods."""
+
+    def __init__(self, stack: Stack, network: PodNetwork, storage: Storage, **extra: str) -> None:
+        self.stack, self.network = stack, network
+        self.extra = {
+            **storage.environment,
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "0",
+            "RAY_TMPDIR": str(network.folder),
+            # What every kubelet sets; the name is one that the server's certificate has.
+            "KUBERNETES_SERVICE_HOST": "kubernetes.default",
+            "KUBERNETES_SERVICE_PORT": "443",
+            "RAY_agent_register_timeout_ms": "300000",
+            **extra,
+        }
+        command = network.folder / "bin" / "ray"
+        command.parent.mkdir()
+        # The local stack's own command, for a machine that is small and busy.
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tools/ray_head.py "$@"\n')
+        command.chmod(0o755)
+        self.head: dict[str, Any] = {}
+
+    def start_head(self) -> None:
+        namespace = self.stack.namespace
+        self.head = wait_for("the head pod", lambda: self._running("head"), seconds=60)
+        token = self.stack.api.token(namespace, "ray-head", seconds=3600)
+        ca = self.stack.cluster.folder / "certificates" / "apiserver.crt"
+        self.network.give_token("ray-head", token, ca, namespace)
+        for _ in range(HEAD_STARTS):
+            process = self.network.run(self.head, extra=self.extra, names=self._names())
+            log = self.network.folder / f"{self.head['metadata']['name']}-ray-head.log"
+            wait_for("the head to start or to end", partial(_ended_or_up, process, log), seconds=300)
+            if process.poll() is None:
+                return
+        raise AssertionError(f"the head ended {HEAD_STARTS} times; logs in {self.network.folder}")
+
+    def start_autoscaler(self) -> None:
+        container = [c["name"] for c in self.head["spec"]["containers"]].index("autoscaler")
+        self.network.run(self.head, container=container, extra=self.extra, names=self._names())
+
+    def start_worker(self, group: str) -> None:
+        """A worker of the group; the autoscaler has to ask for it first."""
+        worker = wait_for(
+            f"a worker of {group}, which the autoscaler asks for; logs in {self.network.folder}",
+            lambda: self._running("worker", f",ray.io/group={group}"),
+            seconds=WORKER_SECONDS,
+        )
+        self.network.run(worker, extra=self.extra, names=self._names())
+
+    def applications(self) -> dict[str, Any]:
+        """Ray Serve's own account of its applications, by name."""
+        with open_url(f"http://{self.address}:{DASHBOARD}/api/serve/applications/") as answer:
+            found: dict[str, Any] = json.load(answer)["applications"]
+        return found
+
+    def start_gateway(self) -> str:
+        """The gateway's process on the files of the live ConfigMap; the pod's address. HAProxy's checker takes them."""
+        api, where, folder = self.stack.api, self.stack.namespace, self.network.folder / "gateway"
+        pod = wait_for("a gateway pod", lambda: self._pod("app.kubernetes.io/name=gateway"))
+        backend = wait_for("an endpoint that serves", self._serving, seconds=120)
+        names = {
+            f"{CONFIG_PATH}/": f"{folder}/",
+            f"{RUN_PATH}/": f"{folder}/run/",
+            f"{SERVE_SERVICE}.{where}.svc.cluster.local": backend,
+        }
+        (folder / "run").mkdir(parents=True)
+        for name, text in api.get("v1", "ConfigMap", "gateway", where)["data"].items():  # type: ignore[index]
+            (folder / name).write_text(reduce(lambda t, pair: t.replace(*pair), names.items(), text))
+        (self.network.folder / "bin" / "haproxy").symlink_to(find_binary())
+        check = [find_binary(), "-c", "-f", str(folder / "haproxy.cfg")]
+        subprocess.run(check, check=True, capture_output=True)
+        self.network.run(pod, extra={}, names=names)
+        return str(pod["status"]["podIP"])
+
+    def _serving(self) -> str:
+        """An address behind the Service that the gateway asks, as KubeRay's labels and the readiness of pods make it."""
+        label = f"kubernetes.io/service-name={SERVE_SERVICE}"
+        slices = self.stack.api.list("discovery.k8s.io/v1", "EndpointSlice", self.stack.namespace, label)
+        ready = [e for one in slices for e in one.get("endpoints") or [] if e["conditions"].get("ready")]
+        return str(ready[0]["addresses"][0]) if ready else ""
+
+    @property
+    def address(self) -> str:
+        """The head's address."""
+        return str(self.head["status"]["podIP"])
+
+    def _running(self, kind: str, more: str = "") -> dict[str, Any] | None:
+        return self._pod(f"ray.io/node-type={kind}{more}")
+
+    def _pod(self, selector: str) -> dict[str, Any] | None:
+        pods = self.stack.api.list("v1", "Pod", self.stack.namespace, selector)
+        alive = [p for p in pods if p["status"].get("podIP") and "deletionTimestamp" not in p["metadata"]]
+        return alive[0] if alive else None
+
+    def _names(self) -> dict[str, str]:
+        """What DNS would say, and a size for a small machine."""
+        cluster = self.head["metadata"]["labels"]["ray.io/cluster"]
+        service = f"{cluster}-head-svc.{self.stack.namespace}.svc.cluster.local"
+        return {
+            service: self.address,
+            "--object-store-memory=536870912": "--object-store-memory=100000000",
+        }
+
+
+def is_ready(stack: Stack) -> bool:
+    """Whether the RayService is, as KubeRay says."""
+    service = stack.api.get("ray.io/v1", "RayService", "fleet", stack.namespace)
+    conditions = {c["type"]: c["status"] for c in (service or {}).get("status", {}).get("conditions", [])}
+    return conditions.get("Ready") == "True"

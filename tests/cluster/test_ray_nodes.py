@@ -1,0 +1,194 @@
+"""What Ray itself says of the nodes that KubeRay's pods declare, of a replica's process, and of a node that is drained."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.kubernetes.scripts import drain
+from infra.planning import Plan
+from serving.config.schema import ModelConfig
+from serving.config.serve_options import actor_options, placement_bundles
+from tests.cluster.conftest import Stack, wait_for
+from tests.cluster.fleet import five_models, model
+from tests.cluster.ray_nodes import HERE, declared, ray_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+
+Bundles = list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def ray_nodes() -> Iterator[Any]:
+    with ray_cluster() as cluster:
+        yield cluster
+
+
+def bundles_of(plan: Plan) -> dict[str, tuple[Bundles, str]]:
+    """Placement group of one replica per model, made by the serving package from the arguments that the plan sends."""
+    models = {one.model_id: ModelConfig.model_validate(one.application.args["model"]) for one in plan.models}
+    return {name: (placement_bundles(one), one.scaling_config.placement_strategy) for name, one in models.items()}
+
+
+def spoiled(bundles: Bundles, old: str, new: str) -> Bundles:
+    """The bundles with one resource's name wrong."""
+    return [{new if name == old else name: amount for name, amount in bundle.items()} for bundle in bundles]
+
+
+def test_ray_places_as_many_replicas_on_a_node_as_the_plan_says_and_no_more(
+    stack_of: Callable[..., Stack], ray_nodes: Any
+) -> None:
+    """Replicas that wait for ever, because nodes lack the resource that a model file asks for (ray-llm#143)."""
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+    small = model("org/small", "A10G", workers=1)
+    small["deployment_config"]["ray_actor_options"] |= {"num_cpus": 1, "memory": 2 << 30}
+    stack = stack_of([*five_models(), small])
+    stack.scale({pool.name: 1 for pool in stack.plan.pools})
+    pods = wait_for("a worker of each group", lambda: (p := stack.workers())[len(stack.plan.pools) - 1 :] and p)
+    for pod in pods:
+        ray_nodes.add_node(**declared(pod))
+
+    def ready(group: Any) -> bool:
+        return bool(group.wait(timeout_seconds=60))
+
+    def state(group: Any) -> str:
+        return str(placement_group_table(group)["state"])
+
+    for planned in stack.plan.models:
+        bundles, strategy = bundles_of(stack.plan)[planned.model_id]
+        assert planned.replicas_per_node >= 1
+        # Ray goes through waiting groups in turn, so these have had theirs when the later ones are ready.
+        resource = f"accelerator_type:{planned.accelerator}"
+        wrong = [
+            placement_group(spoiled(bundles, resource, name), strategy=strategy)
+            for name in ("accelerator_type:H100", f"accelerator_type_{planned.accelerator.lower()}")
+        ]
+        fitting = [placement_group(bundles, strategy=strategy) for _ in range(planned.replicas_per_node)]
+        assert all(ready(group) for group in fitting), (planned.model_id, bundles)
+        more = placement_group(bundles, strategy=strategy)
+        assert not more.wait(timeout_seconds=1), f"{planned.model_id}: a node takes more replicas than the plan says"
+        assert [state(group) for group in (*wrong, more)] == ["PENDING"] * 3
+        for group in (*wrong, *fitting, more):
+            remove_placement_group(group)
+
+
+@pytest.fixture(scope="module")
+def serve_port(ray_nodes: Any) -> Iterator[int]:
+    """Ray Serve on two more nodes, which replicas of this file's tests ask for by the resource `spot`."""
+    from ray import serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray_nodes.add_node(num_cpus=4, resources={"spot": 1}, **HERE)
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+
+
+def ask(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=240) as answer:
+        return str(answer.read().decode())
+
+
+def test_the_environment_of_a_replica_decides_in_which_thread_its_code_runs(serve_port: int) -> None:
+    """Serve reads the variable when the replica's process imports it, so the runtime environment is early enough."""
+    from ray import serve
+
+    @serve.deployment
+    class WhichThread:
+        async def __call__(self, request: Any) -> str:
+            return threading.current_thread().name
+
+    environment = actor_options(ModelConfig.model_validate(model("org/one", "L4")))["runtime_env"]
+    for name, runtime_env in (("ours", environment), ("serves", {})):
+        options = {"num_cpus": 0, "resources": {"spot": 0.001}, "runtime_env": runtime_env}
+        serve.run(WhichThread.options(ray_actor_options=options).bind(), name=name, route_prefix=f"/{name}")
+    base = f"http://127.0.0.1:{serve_port}"
+    of_its_own = "_run_user_code_event_loop"  # the function that Serve's thread for user code runs
+    assert of_its_own in ask(f"{base}/serves"), "Serve names its thread in another way, so this shows nothing"
+    assert of_its_own not in ask(f"{base}/ours")
+    for name in ("ours", "serves"):
+        serve.delete(name)
+
+
+def test_a_drained_node_answers_its_open_request_first_and_gives_up_at_the_limit(
+    serve_port: int, ray_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import serve
+
+    started, go = tmp_path / "started", tmp_path / "go"
+
+    @serve.deployment(graceful_shutdown_timeout_s=600, graceful_shutdown_wait_loop_s=0.2)
+    class Slow:
+        async def __call__(self, request: Any) -> str:
+            import asyncio
+
+            started.touch()
+            while not go.exists():
+                await asyncio.sleep(0.1)
+            return str(os.getpid())
+
+    (node,) = (n for n in ray_nodes.worker_nodes if n.get_resource_and_label_spec().resources.get("spot"))
+    options = {"num_cpus": 0, "resources": {"spot": 0.001}}
+    serve.run(Slow.options(ray_actor_options=options).bind(), name="slow", route_prefix="/slow")
+
+    # As in the pod: `ray` speaks for this node, and only this node's replicas are seen.
+    command = tmp_path / "bin" / "ray"
+    command.parent.mkdir()
+    real = Path(sys.executable).parent / "ray"
+    command.write_text(f'#!/bin/sh\nexec {real} "$@" --address {ray_nodes.address} --node-id {node.node_id}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    raylet = node.all_processes["raylet"][0].process.pid
+    everywhere = drain.replicas
+    monkeypatch.setattr(drain, "replicas", lambda: [pid for pid in everywhere() if _parent(pid) == raylet])
+    (replica,) = drain.replicas()
+
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(ask(f"http://127.0.0.1:{serve_port}/slow")), daemon=True)
+    asking.start()
+    wait_for("the request to be at the replica", started.exists, seconds=60)
+
+    monkeypatch.setattr(drain, "DEADLINE_SECONDS", 2)
+    assert drain.main() == 0
+    assert drain.replicas() == [replica], "it gave up, and the request was still open"
+    assert not answers
+
+    # A node to go to; the replica there takes new requests, and the old one has only its open one left.
+    ray_nodes.add_node(num_cpus=4, resources={"spot": 1}, **HERE)
+    monkeypatch.setattr(drain, "DEADLINE_SECONDS", 300)
+    draining = threading.Thread(target=drain.main, daemon=True)
+    draining.start()
+    wait_for("the replica to leave", lambda: _states("slow") == ["RUNNING", "STOPPING"], seconds=120)
+    assert draining.is_alive() and not answers
+    go.touch()
+    asking.join(timeout=60)
+    assert answers == [str(replica)], "the request was answered by the replica that it was sent to"
+    draining.join(timeout=120)
+    assert not draining.is_alive() and drain.replicas() == []
+    serve.delete("slow")
+
+
+def _states(name: str) -> list[str]:
+    from ray import serve
+
+    (deployment,) = serve.status().applications[name].deployments.values()
+    return sorted(str(state) for state, count in deployment.replica_states.items() for _ in range(count))
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None  # it has just ended
