@@ -26,11 +26,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
+from serving.config.generate_kwargs import default_max_tokens
 from serving.config.schema import ModelConfig
 from serving.engine_args import engine_arguments
 from serving.gate import EngineGate
 from serving.prompt import MessagesRefused, check_messages
-from serving.sampling import Stops, body_defaults, compile_stops, default_max_tokens
+from serving.sampling import Stops, body_defaults, compile_stops
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

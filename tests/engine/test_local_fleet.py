@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SLUG = "HuggingFaceTB--SmolLM2-135M-Instruct"
-PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "dashboardPort", "gcsPort")
+PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "rayMetricsPort", "dashboardPort", "gcsPort")
 
 
 @dataclass
