@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mib", type=int, default=1024, help="size of all files together")
     parser.add_argument("--files", type=int, default=4, help="how many files")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is run")
-    parser.add_argument("--port", type=int, default=8760, help="port of the S3 server")
+    parser.add_argument("--port", type=int, default=9320, help="port of the S3 server")
     parser.add_argument(
         "--load",
         action="store_true",
