@@ -28,10 +28,11 @@ import psutil
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from serving.mirror import fetch, fill
+from serving.mirror import Manifest, fetch
 from serving.mirror.download import ranges
-from serving.mirror.manifest import CHUNK_BYTES
+from serving.mirror.manifest import CHUNK_BYTES, MANIFEST
 from serving.mirror.store import PARALLEL, PIECE_BYTES, S3Store
+from serving.mirror.upload import hash_folder
 from tools.bench import models
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
@@ -81,14 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-weights-") as name:
         folder = Path(name)
         source = models.folder_of("smollm") if options.load else _random_model(folder / "model", options)
+        _mirror(source, folder / "served" / "bench" / "models" / "random")
         with _server(binary, folder, options.port) as endpoint:
             os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY}
             os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
             s3 = boto3.client("s3", config=Config(max_pool_connections=2 * PARALLEL))
-            s3.create_bucket(Bucket="bench")
-            fill(source, URI, model_id="bench/random", source="random", s3=s3)
             _loads(folder, options.rounds) if options.load else _compare(s3, folder, options)
     return 0
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """What `fill` makes, written where the server reads it: rclone's S3 takes no multipart upload in parallel parts."""
+    manifest = Manifest(
+        model_id="bench/random", source="random", source_revision=None, files=hash_folder(source, CHUNK_BYTES)
+    )
+    shutil.copytree(source, target / manifest.version)
+    (target / MANIFEST).write_bytes(manifest.to_json())
 
 
 def _loads(folder: Path, rounds: int) -> None:
@@ -151,7 +160,6 @@ def _random_model(folder: Path, options: argparse.Namespace) -> Path:
 
 @contextmanager
 def _server(binary: Path, folder: Path, port: int) -> Iterator[str]:
-    (folder / "served").mkdir()
     command = [
         str(binary), "serve", "s3", str(folder / "served"), f"--addr=127.0.0.1:{port}", f"--auth-key={KEY},{KEY}",
         "--etag-hash=", "--config=", "--vfs-cache-mode=off",
