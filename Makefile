@@ -2,12 +2,14 @@
 PYTHON ?= python3
 # Options of `python -m tools.bench`, such as BENCH="--restarts 1 --concurrency 8".
 BENCH ?=
+# Options of `python -m tools.bench.soak`, such as SOAK="--minutes 5".
+SOAK ?=
 STACK ?= local
 BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools up down status test test-fast test-long test-gateway test-engine test-serving test-cluster check fix schema bench lock clean
+.PHONY: help setup tools up down status test test-fast test-long test-gateway test-engine test-serving test-cluster check fix schema bench soak lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,6 +65,9 @@ bench: setup  ## Print speeds side by side with their baselines
 	@$(BIN)/python -m tools.bench --makeup local
 	@$(BIN)/modelfleet down --stack local
 	@$(BIN)/python -m tools.bench $(BENCH)
+
+soak: setup  ## Load one model for 20 minutes and fail when memory grows
+	@$(BIN)/python -m tools.bench.soak $(SOAK)
 
 rendered: .venv/.ready  ## Write the kept golden files anew; read them in the diff
 	@RENDERED=write $(BIN)/python -m pytest -q tests/unit/gateway

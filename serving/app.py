@@ -49,11 +49,16 @@ def build(args: dict[str, Any]) -> Application:
     Where a mirror is filled beside the cluster (`MODELFLEET_MIRROR_WAIT_S`), it waits for it.
     """
     parsed = AppArgs.model_validate(args)
-    model = parsed.model
     if parsed.weights.mirror:
         # Here and not in the replica: no GPU is asked for, and no other application waits.
         wait_until_complete(parsed.weights.mirror)
-    deployment = serve.deployment(serve.ingress()(VllmReplica)).options(
+    return application(VllmReplica, parsed)
+
+
+def application(replica: type, args: AppArgs) -> Application:
+    """The Serve application of `args.model` with `replica` as its one deployment."""
+    model = args.model
+    deployment = serve.deployment(serve.ingress()(replica)).options(
         name=DEPLOYMENT,
         ray_actor_options=actor_options(model),
         placement_group_bundles=placement_bundles(model),
@@ -61,5 +66,5 @@ def build(args: dict[str, Any]) -> Application:
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
         **deployment_options(model),
     )
-    application: Application = deployment.bind(model.model_dump(mode="json"), parsed.weights.model_dump())
-    return application
+    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump())
+    return bound

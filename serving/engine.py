@@ -6,10 +6,11 @@ acts on every endpoint alike: stop sequences, the default answer length, and the
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.exceptions import HTTPException
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -26,11 +27,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
+from serving.config.generate_kwargs import default_max_tokens
 from serving.config.schema import ModelConfig
 from serving.engine_args import engine_arguments
 from serving.gate import EngineGate
 from serving.prompt import MessagesRefused, check_messages
-from serving.sampling import Stops, body_defaults, compile_stops, default_max_tokens
+from serving.sampling import Stops, body_defaults, compile_stops
 from serving.startup import StartupClock
 
 if TYPE_CHECKING:
@@ -95,14 +97,28 @@ async def start(
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:
-    """vLLM's parsed command line with its defaults, and `arguments` over them."""
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    """vLLM's parsed command line with its defaults, and `arguments` over them.
+
+    A mapping goes through vLLM's own parser, which makes the config object of it that vLLM's front end reads
+    (`args.structured_outputs_config.reasoning_parser`); everything else is as the command line would give it.
+    """
+    parser = make_arg_parser(FlexibleArgumentParser())
+    parser.error = _refuse  # not SystemExit
+    flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    mappings = {name: value for name, value in arguments.items() if isinstance(value, dict) and name in flags}
+    words = [word for name, value in mappings.items() for word in (flags[name], json.dumps(value))]
+    args: Namespace = parser.parse_args(words)
     for name, value in arguments.items():
-        setattr(args, name, value)
+        if name not in mappings:
+            setattr(args, name, value)
     if args.lora_modules:
         args.lora_modules = [LoRAModulePath(**module) for module in args.lora_modules]
     validate_parsed_serve_args(args)
     return args
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
 
 
 def _with_openai_errors(app: FastAPI) -> FastAPI:

@@ -85,6 +85,7 @@ def sentence(model_id: str, error: BaseException, log: str) -> str:
     own = " ".join(str(error).split())
     wrapped = not own or any(wrapper in own for wrapper in _WRAPPERS)
     cause = (root_cause(log) if wrapped else None) or f"{type(error).__name__}: {own}"
-    cause = " ".join(cause.split())[:600].rstrip(". ")
+    # pydantic adds to each error what it was given, and a link.
+    cause = re.sub(r" \[type=.*", "", " ".join(cause.split()))[:600].rstrip(". ")
     advice = way_out(cause) or way_out(log) or "the replica's log has the whole story"
     return f"vLLM cannot start {model_id}: {cause}; {advice}"

@@ -10,20 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.config.generate_kwargs import BODY_DEFAULTS, MAX_TOKENS, OVERRIDES
+from serving.config.generate_kwargs import BODY_DEFAULTS, OVERRIDES, default_max_tokens
 
 
 def generation_overrides(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `generate_kwargs` that goes into `override_generation_config`."""
     return {key: value for key, value in generate_kwargs.items() if key in OVERRIDES and value is not None}
-
-
-def default_max_tokens(generate_kwargs: Mapping[str, Any]) -> int | None:
-    """The answer's default length in tokens, None for vLLM's own (what is left of the model's length)."""
-    for key in MAX_TOKENS:
-        if generate_kwargs.get(key) is not None:
-            return int(generate_kwargs[key])
-    return None
 
 
 def body_defaults(generate_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -73,6 +73,28 @@ def proxy_errors() -> list[str]:
     return lines
 
 
+#: What Ray Serve says in text of its own, by its status: status, message, type of our answer.
+SERVE_ERRORS: tuple[tuple[int, int, str, str], ...] = (
+    (404, 503, "The model is being deployed; try again in a moment.", "Service Unavailable"),
+    (408, 504, "The model did not answer in time.", "Gateway Timeout"),
+    (500, 500, "The model's server failed.", "InternalServerError"),
+    (503, 503, "The model is overloaded or has no replica; try again in a moment.", "Service Unavailable"),
+)
+
+
+def serve_errors() -> list[str]:
+    """`http-response` rules that put Ray Serve's refusals, which are plain text, into the shape of vLLM's errors.
+
+    The application's own answers are JSON and pass. A route of the plan that Serve does not know is yet to come.
+    """
+    lines = ["acl plain_text res.fhdr(content-type) -m beg text/plain"]
+    for found, status, message, kind in SERVE_ERRORS:
+        retry = f" hdr Retry-After {RETRY_AFTER_DOWN_S}" if status == 503 else ""
+        answer = f"content-type {JSON_TYPE}{retry} string {quoted(error(message, kind, status))}"
+        lines.append(f"http-response return status {status} {answer} if plain_text {{ status {found} }}")
+    return lines
+
+
 def model_card(model_id: str, root: str, parent: str | None, description: str | None) -> dict[str, Any]:
     """One entry of `GET /v1/models`. `created` is 0: the plan has no clock, and equal plans give equal text."""
     card: dict[str, Any] = {

@@ -12,6 +12,7 @@ BODIES_CFG = "bodies.cfg"
 MODELS_MAP = "models.map"
 SLUGS_MAP = "slugs.map"
 CARDS_MAP = "cards.map"
+ANSWERS_MAP = "answers.map"
 LUA = "gateway.lua"
 
 

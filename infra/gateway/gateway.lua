@@ -55,30 +55,42 @@ local function decoded(text)
   end))
 end
 
--- The top-level key "model" of a JSON object: its name, or nil and the fault.
-local function model_of_json(text)
+-- Calls visit(key, first, last) with each top-level key of a JSON object and where its value stands, until it returns
+-- true. Gives 'json' when the text is no object, or ends before it does; 'missing' when all keys were visited.
+local function each_key(text, visit)
   local at = text:find('[^ \t\r\n]')
-  if not at or text:byte(at) ~= 123 then return nil, 'json' end
+  if not at or text:byte(at) ~= 123 then return 'json' end
   while true do
     at = text:find('[^ \t\r\n,]', at + 1)
-    if not at then return nil, 'json' end
-    if text:byte(at) == 125 then return nil, 'missing' end
-    if text:byte(at) ~= 34 then return nil, 'json' end
+    if not at then return 'json' end
+    if text:byte(at) == 125 then return 'missing' end
+    if text:byte(at) ~= 34 then return 'json' end
     local close = string_end(text, at)
-    if not close then return nil, 'json' end
+    if not close then return 'json' end
     local key = decoded(text:sub(at + 1, close - 1))
     local colon = text:find('[^ \t\r\n]', close + 1)
-    if not colon or text:byte(colon) ~= 58 then return nil, 'json' end
+    if not colon or text:byte(colon) ~= 58 then return 'json' end
     local first = text:find('[^ \t\r\n]', colon + 1)
     local last = first and value_end(text, first)
-    if not last then return nil, 'json' end
-    if key == 'model' then
-      if text:byte(first) == 34 then return decoded(text:sub(first + 1, last - 1)) end
-      if text:sub(first, last) == 'null' then return nil, 'missing' end
-      return nil, 'type'
-    end
+    if not last then return 'json' end
+    if visit(key, first, last) then return nil end
     at = last
   end
+end
+
+-- The top-level key "model" of a JSON object: its name, or nil and the fault.
+local function model_of_json(text)
+  local model, fault
+  local ended = each_key(text, function(key, first, last)
+    if key ~= 'model' then return false end
+    if text:byte(first) == 34 then
+      model = decoded(text:sub(first + 1, last - 1))
+    else
+      fault = text:sub(first, last) == 'null' and 'missing' or 'type'
+    end
+    return true
+  end)
+  return model, fault or ended
 end
 
 -- The form field "model" of a multipart body.
@@ -108,6 +120,49 @@ core.register_action('read_model', { 'http-req' }, function(txn)
   if model and #model > MAX_NAME then model = model:sub(1, MAX_NAME) end
   if model and not utf8.len(model) then model, fault = nil, 'json' end
   if model then txn:set_var('txn.model', model) else txn:set_var('txn.fault', fault) end
+end)
+
+local ANSWER_LENGTH = { max_tokens = true, max_completion_tokens = true, max_output_tokens = true }
+local ANSWERS = { n = true, best_of = true }
+local BYTES_PER_TOKEN = 4
+-- A number that a client wrote counts as at most this, so that none can turn a counter over.
+local MOST = 1000000
+
+local function number(text)
+  local found = tonumber((text:gsub('"', '')))
+  return found and found == found and math.floor(math.max(0, math.min(found, MOST))) or nil
+end
+
+-- How many prompts an array holds: its strings or arrays. An array of token ids is one prompt.
+local function prompts(text)
+  local count, at = 0, text:find('[^ \t\r\n]', 2)
+  while at and text:find('^["%[]', at) do
+    local last = value_end(text, at)
+    if not last then break end
+    count = count + 1
+    at = text:find('[^ \t\r\n,]', last + 1)
+  end
+  return math.max(1, count)
+end
+
+-- What a request may cost, in tokens: a quarter of its body's bytes, and the longest answer to each prompt, `n` times.
+-- txn.answer is the answer's length where the body does not say it; absent, there is no answer (embeddings).
+core.register_action('count_tokens', { 'http-req' }, function(txn)
+  local body = txn.f:req_body() or ''
+  local charge = #body // BYTES_PER_TOKEN
+  local default = txn:get_var('txn.answer')
+  if default then
+    local length, answers, asked = nil, 1, 1
+    -- Of a key that stands there twice the larger value counts, whichever the engine takes.
+    each_key(body, function(key, first, last)
+      local value = number(body:sub(first, math.min(last, first + 40)))
+      if ANSWER_LENGTH[key] then length = math.max(length or 0, value or default) end
+      if ANSWERS[key] then answers = math.max(answers, value or 1) end
+      if key == 'prompt' and body:byte(first) == 91 then asked = math.max(asked, prompts(body:sub(first, last))) end
+    end)
+    charge = charge + math.min((length or default) * answers * asked, MOST)
+  end
+  txn:set_var('txn.charge', math.min(charge, MOST))
 end)
 
 -- Requests and bytes per key, by the key's name, as Prometheus text.

@@ -45,6 +45,11 @@ def slugs_map(gateway: GatewayPlan) -> str:
     return "".join(sorted(f"{route.slug} {route.slug}\n" for route in gateway.routes))
 
 
+def answers_map(gateway: GatewayPlan) -> str:
+    """`<slug> <tokens of an answer whose request does not say how long it may be>`."""
+    return "".join(sorted(f"{route.slug} {route.answer_tokens}\n" for route in gateway.routes))
+
+
 def cards_map(gateway: GatewayPlan) -> str:
     """`<path below /v1/models> <JSON>`, also with `--` for `/`, and `*` for the whole list."""
     cards: dict[str, str] = {}

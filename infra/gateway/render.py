@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib import resources
 
 from infra.gateway import files, maps, rules
-from infra.gateway.answers import proxy_errors
+from infra.gateway.answers import proxy_errors, serve_errors
 from infra.gateway.files import GatewayFiles, Runtime
 from infra.planning.plan import GatewayPlan, Route
 
@@ -33,10 +33,10 @@ LOG = (
     '"status":%ST,"bytes":%B,"request_bytes":%U,"first_byte_ms":%Tr,"total_ms":%Ta,"queue_ms":%Tw,"backend":"%b","end":"%ts"}'
 )
 
-#: Per key: open requests, allowed requests in the last minute, and what `/metrics/keys` shows.
+#: Per key: open requests, allowed requests and charged tokens in the last minute, and what `/metrics/keys` shows.
 LIMITS_TABLE = (
     "stick-table type string len 64 size 100k expire 24h "
-    "store conn_cur,gpc0,gpc0_rate(60s),http_req_cnt,http_err_cnt,bytes_out_cnt"
+    "store conn_cur,gpc(2),gpc_rate(2,60s),http_req_cnt,http_err_cnt,bytes_out_cnt"
 )
 
 
@@ -53,8 +53,10 @@ def render(
     if not 1 <= gateway.max_body_mib <= MOST_BODY_MIB:
         raise ValueError(f"maxBodyMib: found {gateway.max_body_mib}; allowed are 1 to {MOST_BODY_MIB}")
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
+    texts = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.tokens_per_minute else {}
     return GatewayFiles(
-        {
+        texts
+        | {
             files.HAPROXY_CFG: _first(gateway, runtime, servers),
             files.BODIES_CFG: _second(gateway, runtime, servers),
             files.MODELS_MAP: maps.models_map(gateway),
@@ -73,6 +75,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         "http-after-response del-header server",
         "http-response set-var(txn.model) res.fhdr(x-modelfleet-model) if { res.fhdr(x-modelfleet-model) -m found }",
         "http-response del-header x-modelfleet- -m beg",
+        *serve_errors(),
         *rules.identity(),
         *rules.probes(gateway),
         *rules.keys(gateway, runtime.key_map),

@@ -30,6 +30,8 @@ BY_MODEL = (
     "/pooling",
     "/classify",
 )
+#: Of these, the ones whose answer is generated.
+GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 #: Forms in which a client's own request id is taken over.
 REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 #: Read-only paths of one model, below `/<slug>`.
@@ -155,10 +157,37 @@ def limits(gateway: GatewayPlan) -> list[str]:
             refuses(
                 429, f"Too many requests for this API key; allowed are {allowed} per minute.", "RateLimitError",
                 headers={"Retry-After": str(RETRY_AFTER_RATE_S)},
-            ) + f" if posts {{ sc0_gpc0_rate ge {allowed} }}"
+            ) + f" if posts {{ sc_gpc_rate(0,0) ge {allowed} }}"
         )  # fmt: skip
-        lines.append("http-request sc-inc-gpc0(0) if posts")
+        lines.append("http-request sc-inc-gpc(0,0) if posts")
     return lines
+
+
+def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
+    """Tokens per minute and key, charged when a request comes: what its prompt and answers may take at most.
+
+    What an answer took is known when its last byte has gone by, and for a stream stands only in the stream; a limit
+    that looks then lets through whatever comes meanwhile. OpenAI and Azure charge at admission, too.
+    """
+    allowed = gateway.tokens_per_minute
+    if not allowed:
+        return []
+    refusal = refuses(
+        429, f"Too many tokens for this API key; allowed are {allowed} per minute. A request counts with a quarter of "
+        "its bytes and the max_tokens of each answer.", "RateLimitError",
+        headers={"Retry-After": str(RETRY_AFTER_RATE_S)},
+    )  # fmt: skip
+    longest = max((route.answer_tokens for route in gateway.routes), default=0)
+    return [
+        *(f"acl generates path -m str {path}" for path in GENERATES),
+        *(f"acl generates var(txn.rest) -m str {path}" for path in GENERATES),
+        f"{refusal} if posts {{ sc_gpc_rate(1,0) ge {allowed} }}",
+        # The longest of all where the name is still to be read (`"mod\\u0065l"`).
+        f"http-request set-var(txn.answer) int({longest}) if generates",
+        f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
+        "http-request lua.count_tokens if posts !form",
+        "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
+    ]
 
 
 def size(gateway: GatewayPlan) -> list[str]:
@@ -210,6 +239,7 @@ def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_
         "acl named var(txn.model) -m found",
         "http-request set-var(txn.model) req.body,json_query('$.model') if by_model !form",
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model named",
+        *([] if last else tokens(gateway, folder)),
         *partly_read(gateway, buffer=buffer, last=last),
         "http-request lua.read_model if by_model !routed",
         "acl missing var(txn.fault) -m str missing",

@@ -104,6 +104,7 @@ class LocalFleet(pulumi.ComponentResource):
             "gcsPort": self._local.gcs_port,
             "servePort": self._local.serve_port,
             "dashboardPort": self._local.dashboard_port,
+            "rayMetricsPort": self._local.ray_metrics_port,
             "cpus": sum(pool.node.cpu_millis for pool in self._plan.pools) // 1000,
             "gpus": sum(pool.node.gpus for pool in self._plan.pools),
             "resources": resources,

@@ -16,6 +16,7 @@ from infra.planning.plan import (
 )
 from infra.stack import LoadedStack
 from serving.config.errors import Finding
+from serving.config.generate_kwargs import default_max_tokens
 from serving.config.load import LoadedModel
 from serving.config.schema import ModelConfig
 from serving.config.serve_options import replica_bounds
@@ -87,6 +88,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
             model_ids=(config.model_id, *(adapter.name for adapter in config.engine_config.lora)),
             description=config.engine_config.model_description,
             scales_to_zero=replica_bounds(config)[0] == 0,
+            answer_tokens=_answer_tokens(config),
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
@@ -100,7 +102,14 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         replicas=gateway.replicas,
         hostname=gateway.hostname,
         tls_secret=gateway.tls_secret,
+        tokens_per_minute=gateway.tokens_per_minute,
     )
+
+
+def _answer_tokens(model: ModelConfig) -> int:
+    """What an answer may have when its request does not say: the file's max_tokens, else the model's length."""
+    default = default_max_tokens(model.engine_config.generation.generate_kwargs)
+    return model.engine_config.max_total_tokens if default is None else default
 
 
 def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:

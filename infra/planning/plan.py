@@ -206,6 +206,8 @@ class Route:
     description: str | None = None
     #: A model with min_replicas 0: readiness must not wake it.
     scales_to_zero: bool = False
+    #: Tokens of an answer whose request does not say how long it may be.
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ class GatewayPlan:
     replicas: int
     hostname: str | None
     tls_secret: str | None
+    tokens_per_minute: int | None = None
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,11 @@ class Gateway(StackSection):
         None, description="Requests per minute and API key; default no limit."
     )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests per API key; default no limit.")
+    tokens_per_minute: PositiveInt | None = Field(
+        None,
+        description="Tokens per minute and API key, counted when a request comes: a quarter of its bytes and the "
+        "max_tokens of each answer; default no limit.",
+    )
     max_body_mib: PositiveInt = Field(64, le=200, description="Largest request body in MiB, at most 200.")
     timeout_s: PositiveInt = Field(3600, description="Longest request, streams included, in seconds.")
     replicas: PositiveInt = Field(2, description="Gateway pods.")
@@ -206,6 +211,9 @@ class Local(StackSection):
     serve_port: Port = Field(8001, ge=1, le=65535, description="Port of Ray Serve's HTTP server.")
     s3_port: Port = Field(8002, ge=1, le=65535, description="Port of the S3 emulator.")
     metrics_port: Port = Field(8003, ge=1, le=65535, description="Port of the gateway's metrics.")
+    ray_metrics_port: Port = Field(
+        8004, ge=1, le=65535, description="Port of Ray's metrics: Serve's and vLLM's, of every model."
+    )
     dashboard_port: Port = Field(8265, ge=1, le=65535, description="Port of the Ray dashboard.")
     gcs_port: Port = Field(6380, ge=1, le=65535, description="Port of Ray's control store.")
     cpus: PositiveInt | None = Field(
@@ -221,6 +229,7 @@ class Local(StackSection):
             self.serve_port,
             self.s3_port,
             self.metrics_port,
+            self.ray_metrics_port,
             self.dashboard_port,
             self.gcs_port,
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serving.config.document import Document
@@ -39,3 +39,11 @@ def generate_kwargs_findings(document: Document, data: Any) -> Iterator[Finding]
     for key in kwargs if isinstance(kwargs, dict) else ():
         if key not in ALLOWED:
             yield document.finding((*path, key), f"unknown, {near(key, sorted(ALLOWED - INERT))}")
+
+
+def default_max_tokens(generate_kwargs: Mapping[str, Any]) -> int | None:
+    """The answer's default length in tokens, None for vLLM's own (what is left of the model's length)."""
+    for key in MAX_TOKENS:
+        if generate_kwargs.get(key) is not None:
+            return int(generate_kwargs[key])
+    return None

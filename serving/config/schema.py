@@ -137,8 +137,11 @@ class DeploymentConfig(Section):
     max_ongoing_requests: Requests = Field(
         100, description="Requests that one replica works on at a time; the rest waits.", examples=[64]
     )
-    max_queued_requests: QueuedRequests = Field(
-        -1, description="Requests that may wait per proxy; -1 is no limit, beyond it 503.", examples=[200]
+    max_queued_requests: QueuedRequests | None = Field(
+        None,
+        description="Requests that may wait for each replica, or for the first one to come; beyond it 503 with "
+        "Retry-After. Default twice max_ongoing_requests; -1 is no limit.",
+        examples=[200],
     )
     ray_actor_options: RayActorOptions = Field(
         default_factory=RayActorOptions, description="Resources of the replica actor.", examples=[{"num_cpus": 1}]

@@ -21,6 +21,13 @@ REPLICA_ENVIRONMENT = {
 """Environment of every replica's process."""
 
 
+QUEUE_PER_ONGOING = 2
+"""Requests that may wait for each one that is worked on: nobody is further than two answers from his turn."""
+
+RETRY_AFTER_S = 5
+"""When a request that found no place in the queue may come again, in seconds."""
+
+
 def placement_bundles(model: ModelConfig) -> list[Bundle]:
     """Ray placement-group bundles of one replica, the replica's own first; zero entries are dropped.
 
@@ -79,13 +86,16 @@ def deployment_options(model: ModelConfig) -> dict[str, Any]:
     options: dict[str, Any] = config.model_dump(
         include={
             "max_ongoing_requests",
-            "max_queued_requests",
             "health_check_period_s",
             "health_check_timeout_s",
             "graceful_shutdown_wait_loop_s",
             "graceful_shutdown_timeout_s",
         }
     )
+    queue = config.max_queued_requests
+    # Serve's own default is no limit: every request that waits holds its body and a connection.
+    options["max_queued_requests"] = QUEUE_PER_ONGOING * config.max_ongoing_requests if queue is None else queue
+    options["backpressure_config"] = {"status_code": 503, "retry_after_s": RETRY_AFTER_S}
     if config.autoscaling_config is None:
         options["num_replicas"] = config.num_replicas or 1
     else:

@@ -47,7 +47,7 @@ def fill(
         model_id=model_id,
         source=source,
         source_revision=source_revision,
-        files=_hash_folder(folder, chunk_bytes),
+        files=hash_folder(folder, chunk_bytes),
         chunk_bytes=chunk_bytes,
     )
     s3 = s3 or client()
@@ -75,7 +75,8 @@ def _current(s3: Any, location: Location) -> Manifest | None:
         return None
 
 
-def _hash_folder(folder: Path, chunk_bytes: int) -> list[ManifestFile]:
+def hash_folder(folder: Path, chunk_bytes: int) -> list[ManifestFile]:
+    """What a manifest says of the model in `folder`; raises `MirrorError` when it is none."""
     paths = [
         path
         for path in sorted(folder.rglob("*"))

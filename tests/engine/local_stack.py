@@ -53,6 +53,7 @@ ray = LocalResource("Ray", "ray", {{
     "gcsPort": ports["gcs"],
     "servePort": ports["serve"],
     "dashboardPort": ports["dashboard"],
+    "rayMetricsPort": ports["metrics"],
     "cpus": 4,
     "resources": {{"accelerator_type:CPU": 1}},
     "environment": {{"PYTHONPATH": {code!r}, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}},
@@ -76,7 +77,7 @@ class LocalStack(Project):
     def __init__(self, folder: Path) -> None:
         self.run_folder = folder / "run"
         plugin = {"name": "modelfleet", "path": str(ROOT / "infra" / "local" / "provider")}
-        self.ports = {"gcs": free_port(), "serve": free_port(), "dashboard": free_port()}
+        self.ports = {name: free_port() for name in ("gcs", "serve", "dashboard", "metrics")}
         super().__init__(
             folder,
             pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},

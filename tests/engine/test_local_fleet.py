@@ -49,7 +49,7 @@ scaling_config:
   num_cpus_per_worker: 1
   resources_per_worker: {{"accelerator_type:CPU": 0.001}}
 """
-PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "dashboardPort", "gcsPort")
+PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "rayMetricsPort", "dashboardPort", "gcsPort")
 
 
 @dataclass

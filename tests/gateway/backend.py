@@ -34,6 +34,8 @@ class Backend:
     events: int = 20
     pause_s: float = 0.05
     hold_s: float = 0.0
+    #: Status and text with which every request is refused, as Serve does by itself.
+    refuses: tuple[int, str] | None = None
     server: ThreadingHTTPServer | None = None
 
     def start(self) -> Backend:
@@ -85,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._note(body)
         if self.state.hold_s:
             time.sleep(self.state.hold_s)
+        if self.state.refuses:
+            return self._send(self.state.refuses[0], "text/plain", self.state.refuses[1].encode())
         try:
             request = json.loads(body)
         except ValueError:
@@ -108,9 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _json(self, status: int, value: Any) -> None:
-        body = json.dumps(value).encode()
+        self._send(status, "application/json", json.dumps(value).encode())
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

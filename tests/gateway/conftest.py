@@ -26,8 +26,8 @@ ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789abc"
 KEYS = {"alice": ALICE, "bob": BOB}
 PLAN = GatewayPlan(
     routes=(
-        Route("org/large", "org--large", ("org/large", "org/large-lora"), "A large one."),
-        Route("small", "small", ("small",)),
+        Route("org/large", "org--large", ("org/large", "org/large-lora"), "A large one.", answer_tokens=500),
+        Route("small", "small", ("small",), answer_tokens=100),
     ),
     auth="keys",
     requests_per_minute=None,
@@ -38,16 +38,19 @@ PLAN = GatewayPlan(
     hostname=None,
     tls_secret=None,
 )
-_ports = count(8720)
+#: Below the system's own range, so that a backend can come back on its port. Gateways keep theirs until the session ends.
+PORTS = range(8820, 9220)
+_ports = count()
 
 
 def free_port() -> int:
     """The next port of this suite's range that nobody listens on."""
-    while True:
-        port = 8720 + (next(_ports) - 8720) % 80
+    for _ in PORTS:
+        port = PORTS[next(_ports) % len(PORTS)]
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError(f"no free port in {PORTS}")
 
 
 @dataclass

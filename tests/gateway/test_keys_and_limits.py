@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +98,61 @@ def test_open_requests_are_counted_for_each_key_and_given_back(make_gateway: Mak
     assert codes == [200, 200, 429, 429, 429]
     gateway.backend.hold_s = 0
     assert [gateway.post(CHAT, ASK).status_code for _ in range(5)] == [200] * 5
+
+
+#: Body, path, and what it is charged beside a quarter of its bytes.
+CHARGES: dict[str, tuple[dict[str, object] | bytes, str, int]] = {
+    "what the request asks for": (ASK | {"max_tokens": 40}, CHAT, 40),
+    "the model's own length": (ASK, CHAT, 100),
+    "null is nothing said": (ASK | {"max_tokens": None}, CHAT, 100),
+    "other names": (ASK | {"max_completion_tokens": 7, "max_tokens": 3}, CHAT, 7),
+    "responses": (ASK | {"max_output_tokens": 9}, "/v1/responses", 9),
+    "the direct route": ({"max_tokens": 11}, "/small/v1/completions", 11),
+    "several answers": (ASK | {"max_tokens": 10, "n": 3}, CHAT, 30),
+    "several prompts": (ASK | {"max_tokens": 10, "prompt": ["a", "b]", "c"]}, "/v1/completions", 30),
+    "one prompt of token ids": (ASK | {"max_tokens": 10, "prompt": [1, 2, 3]}, "/v1/completions", 10),
+    "no answer": (ASK | {"input": "a", "max_tokens": 5}, "/v1/embeddings", 0),
+    "twice the same key": (b'{"model":"small","max_tokens":1,"max_tokens":90}', CHAT, 90),
+    "an escaped key": (b'{"model":"small","max\\u005ftokens":90}', CHAT, 90),
+    "text for a number": (b'{"model":"small","max_tokens":"90"}', CHAT, 90),
+    "below zero": (b'{"model":"small","max_tokens":-5000}', CHAT, 0),
+    "a model that is still to be found": (b'{"mod\\u0065l":"small"}', CHAT, 500),
+}
+
+
+@pytest.mark.parametrize(("body", "path", "answers"), CHARGES.values(), ids=CHARGES)
+def test_tokens_are_charged_when_a_request_comes(
+    counting: Gateway, body: dict[str, object] | bytes, path: str, answers: int
+) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    before = charged(counting)
+    answer = counting.post(path, data=data, headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    assert charged(counting) - before == len(data) // 4 + answers
+
+
+@pytest.fixture(scope="module")
+def counting(make_gateway: Make) -> Gateway:
+    return make_gateway(tokens_per_minute=10**9)
+
+
+def charged(gateway: Gateway) -> int:
+    """Tokens that alice's requests were charged so far, from HAProxy's own table."""
+    table = haproxy.admin(gateway.runtime, "show table limits key alice")
+    found = re.search(r"gpc1=(\d+)|gpc\[1\]=(\d+)", table)
+    return int(found[1] or found[2]) if found else 0
+
+
+def test_tokens_per_minute_are_limited_for_each_key(make_gateway: Make) -> None:
+    gateway = make_gateway(tokens_per_minute=1000)
+    asked = ASK | {"max_tokens": 600, "stream": True}
+    assert [gateway.post(CHAT, asked).status_code for _ in range(4)] == [200, 200, 429, 429]
+    refused = gateway.post("/v1/embeddings", ASK)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
+    assert "1000 per minute" in refused.json()["error"]["message"]
+    assert gateway.post(CHAT, asked, key=BOB).status_code == 200, "one key's limit is not another's"
+    large = {"messages": ["A" * 400_000], "model": "small", "max_tokens": 1}
+    assert [gateway.post(CHAT, large, key=BOB).status_code for _ in range(2)] == [200, 429], "large bodies count too"
 
 
 def test_auth_none_opens_and_limits_by_address(make_gateway: Make) -> None:

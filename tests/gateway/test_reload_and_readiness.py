@@ -135,6 +135,27 @@ def test_a_backend_that_is_gone_is_503_in_json_with_retry_after(make_gateway: Ma
         gateway.backend.start()
 
 
+#: Serve's status and text; our status, and a word of the message.
+REFUSALS = {
+    (503, "Request dropped due to backpressure"): (503, "overloaded"),
+    (404, "Path '/small/v1/chat/completions' not found."): (503, "being deployed"),
+    (500, "Internal Server Error"): (500, "failed"),
+    (408, "Request x timed out after 5s."): (504, "in time"),
+}
+
+
+def test_what_serve_says_in_plain_text_comes_as_the_engines_error(make_gateway: Make) -> None:
+    """A client of the OpenAI API reads `error.message`, and comes again when there is a Retry-After."""
+    gateway = make_gateway()
+    for refusal, (status, word) in REFUSALS.items():
+        gateway.backend.refuses = refusal
+        for body in ({"model": "small"}, {"messages": ["A" * 400_000], "model": "small"}):
+            answer = gateway.post(CHAT, body)
+            assert answer.status_code == status and answer.headers["content-type"] == "application/json"
+            assert answer.json()["error"]["code"] == status and word in answer.json()["error"]["message"]
+            assert ("retry-after" in answer.headers) == (status == 503) and answer.headers["x-request-id"]
+
+
 def test_a_client_that_leaves_ends_its_request_at_the_backend(make_gateway: Make) -> None:
     gateway = make_gateway()
     gateway.backend.events = 200

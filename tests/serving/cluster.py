@@ -14,6 +14,7 @@ from typing import Any
 import requests
 
 from infra.local.provider.processes import ProcessId, end_all, mark, members, spawn
+from infra.local.runtime import serve_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
@@ -140,7 +141,7 @@ def _started(folder: Path, environment: dict[str, str], cpus: int) -> Cluster:
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    env = {**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **ENVIRONMENT, **serve_environment(serve), **environment, "PYTHONPATH": str(ROOT)}
     folder.mkdir(parents=True, exist_ok=True)
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, folder / "session_latest" / "logs", process)

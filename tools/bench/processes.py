@@ -40,6 +40,14 @@ class Tree:
                 total[kind] = total.get(kind, 0.0) + times.user + times.system
         return total
 
+    def resident_mib(self) -> dict[str, float]:
+        """Resident memory now, by kind, in MiB."""
+        total: dict[str, float] = {}
+        for pid, kind in self._kinds().items():
+            with suppress(psutil.Error):
+                total[kind] = total.get(kind, 0.0) + psutil.Process(pid).memory_info().rss / 2**20
+        return total
+
     def _kinds(self) -> dict[int, str]:
         kinds = dict(self.extra)
         for process in self.members():

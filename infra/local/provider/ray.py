@@ -22,6 +22,7 @@ from infra.local.provider.session import LocalSession
 from infra.local.runtime import short_folder
 from infra.provider import Call, Made, Props, Refused, ResourceDef
 
+PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
 ATTEMPTS = 3
 #: Long: a Ray that ends is noticed at once, this is for one that hangs.
 START_TIMEOUT_S = 600.0
@@ -42,9 +43,7 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
     mine = mark(inputs["folder"], "ray")
     if left := end_all(lambda: left_behind(mine), END_GRACE_S):
         call.note(f"ended {left} processes of an earlier Ray of this stack")
-    require_free(
-        {"gcsPort": inputs["gcsPort"], "servePort": inputs["servePort"], "dashboardPort": inputs["dashboardPort"]}
-    )
+    require_free({name: inputs[name] for name in PORTS})
     Path(inputs["folder"]).mkdir(parents=True, exist_ok=True)
     process = _start(call, inputs, mine)
     outputs = {"pid": process.pid, "started": process.started, "dashboardUrl": dashboard_url(inputs)}
@@ -153,6 +152,7 @@ def _command(root: Path, inputs: Props, temp: Path) -> list[str]:
         "port": inputs["gcsPort"],
         "dashboard-host": LOOPBACK,
         "dashboard-port": inputs["dashboardPort"],
+        "metrics-export-port": inputs["rayMetricsPort"],
         # Fixed by default, and then a second Ray on this machine does not start.
         "dashboard-agent-listen-port": free_port(),
         "num-cpus": inputs["cpus"],
@@ -189,8 +189,8 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
 
 RAY = ResourceDef[LocalSession](
     token="modelfleet:local:Ray",  # noqa: S106 - Pulumi's word for a type
-    inputs=frozenset({"folder", "gcsPort", "servePort", "dashboardPort", "cpus", "gpus", "resources", "environment"}),
-    required=frozenset({"folder", "gcsPort", "servePort", "dashboardPort", "cpus", "resources", "environment"}),
+    inputs=frozenset({"folder", *PORTS, "cpus", "gpus", "resources", "environment"}),
+    required=frozenset({"folder", *PORTS, "cpus", "resources", "environment"}),
     defaults={"gpus": 0},
     outputs=frozenset({"pid", "started", "dashboardUrl", "logs"}),
     create=create,

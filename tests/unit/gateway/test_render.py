@@ -24,7 +24,7 @@ POD = replace(
     LOCAL, bind=":8000", metrics_bind=":9101", bodies_metrics_bind=":9102", key_map="/keys/keys.map", resolve_names=True
 )  # fmt: skip
 LARGE = Route("org/large", "org--large", ("org/large", "org/large-lora"), "A large one.")
-SMALL = Route("small", "small", ("small",))
+SMALL = Route("small", "small", ("small",), answer_tokens=2048)
 SLEEPY = Route("org/sleepy", "org--sleepy", ("org/sleepy",), scales_to_zero=True)
 
 
@@ -37,7 +37,7 @@ def plan_of(
 CASES = {
     "no-auth": (plan_of(SMALL, auth="none"), LOCAL, "127.0.0.1:8001"),
     "two-models": (plan_of(LARGE, SMALL), LOCAL, "127.0.0.1:8001"),
-    "limits": (plan_of(SMALL, per_minute=60, at_once=8), LOCAL, "127.0.0.1:8001"),
+    "limits": (replace(plan_of(SMALL, per_minute=60, at_once=8), tokens_per_minute=9000), LOCAL, "127.0.0.1:8001"),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),
     "no-models": (plan_of(), LOCAL, "127.0.0.1:8001"),

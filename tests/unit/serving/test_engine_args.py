@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serving.config.schema import ModelConfig
-from serving.config.serve_options import REPLICA_ENVIRONMENT, actor_options, placement_bundles
+from serving.config.schema import DeploymentConfig, ModelConfig
+from serving.config.serve_options import REPLICA_ENVIRONMENT, actor_options, deployment_options, placement_bundles
 from serving.engine_args import engine_arguments, lora_rank
 from serving.errors import EngineError
 from serving.sampling import body_defaults, compile_stops
@@ -100,6 +100,17 @@ def test_both_runtime_environments_reach_the_replica_and_its_own_wins() -> None:
     )
     found = actor_options(one)["runtime_env"]
     assert found == {"pip": ["a"], "env_vars": {**REPLICA_ENVIRONMENT, "A": "1", "B": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit"), [({}, 128), ({"max_queued_requests": 5}, 5), ({"max_queued_requests": -1}, -1)]
+)
+def test_the_queue_is_bounded_unless_the_file_says_otherwise(asked: dict[str, int], limit: int) -> None:
+    """Serve's default lets any number of requests wait, each with its body and connection."""
+    config = DeploymentConfig(max_ongoing_requests=64, **asked)
+    options = deployment_options(model().model_copy(update={"deployment_config": config}))
+    assert options["max_queued_requests"] == limit
+    assert options["backpressure_config"]["retry_after_s"] > 0
 
 
 def test_the_adapters_rank_sets_vllms_limit(tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def test_an_error_of_our_own_process_needs_no_log() -> None:
     assert found.endswith("to the checkpoint's own limit")
 
 
+def test_what_pydantic_adds_to_its_errors_is_left_out() -> None:
+    error = ValueError(
+        "1 validation error for VllmConfig x Value error, y is wrong. [type=value_error, input_value={}]"
+    )
+    assert sentence("org/name", error, "").startswith("vLLM cannot start org/name: ValueError: 1 validation error")
+    assert "[type=" not in sentence("org/name", error, "") and "y is wrong; " in sentence("org/name", error, "")
+
+
 def test_an_unknown_cause_points_to_the_log() -> None:
     assert sentence("m", KeyError("x"), "").endswith("the replica's log has the whole story")
 

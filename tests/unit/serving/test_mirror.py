@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from serving.mirror import download as download_module
 from serving.mirror import upload as upload_module
 from serving.mirror.manifest import parse_manifest
 from serving.mirror.prefix import fetch_extra_file, fetch_prefix
+from serving.mirror.store import PIECE_BYTES
 
 URI = "s3://fleet/models/org--tiny"
 MIB = 2**20
@@ -161,6 +164,45 @@ def test_a_killed_download_goes_on_and_ends_whole(
     monkeypatch.setattr(S3Store, "stream", counts)
     assert files(fetch(URI, tmp_path / "cache")) == files(model)
     assert len(reads) + len(again) == 7, f"6 chunks, one of them twice: {reads} {again}"
+
+
+def test_replicas_that_start_together_on_a_node_read_the_mirror_once(
+    s3: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(model)
+    from serving.mirror.store import S3Store
+
+    stream, reads = S3Store.stream, []
+
+    def counts(self: Any, key: str, offset: int, length: int, tag: Any = None) -> Iterator[bytes]:
+        reads.append((key, offset))
+        return stream(self, key, offset, length, tag)
+
+    monkeypatch.setattr(S3Store, "stream", counts)
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(lambda _: fetch(URI, tmp_path / "cache"), range(3)))
+    assert len(set(folders)) == 1 and files(folders[0]) == files(model)
+    assert len(reads) == len(set(reads)) == 6, "every chunk of every file once"
+
+
+def test_a_fetch_takes_little_memory_however_large_a_file_is(tmp_path: Path) -> None:
+    """A node fetches while other models run on it; eight chunks of 32 MiB held whole would be a quarter of a GiB."""
+
+    class Zeros:
+        def stream(self, key: str, offset: int, length: int, tag: str | None = None) -> Iterator[bytes]:
+            for _ in range(length // PIECE_BYTES):
+                yield bytes(PIECE_BYTES)
+
+    wanted = [download_module.Wanted("model.safetensors", "key", 512 * MIB, "tag", None)]
+    job = download_module.Download(Zeros(), "s3://b/p", wanted, tmp_path / "model", lambda line: None)  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        job.run()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size == 512 * MIB
+    assert peak < 48 * MIB, f"{peak / MIB:.0f} MiB"
 
 
 def test_a_byte_changed_in_the_bucket_is_found(s3: Any, model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""The real gateway in front of the tier's Ray, as the local target runs it: straight to the replicas' own ports."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from infra.gateway import Runtime, render
+from infra.local import haproxy
+from infra.local.runtime import replica_ports
+from infra.planning.plan import GatewayPlan, Route
+from tests.serving.cluster import Cluster, free_ports
+
+KEY = "sk-serving-0123456789"
+KEYS = {"tester": KEY}
+
+
+@dataclass
+class Front:
+    """A running gateway."""
+
+    url: str
+    metrics_url: str
+    log: Path
+    processes: haproxy.Processes
+
+    def post(self, path: str, body: Any = None, **kwargs: Any) -> requests.Response:
+        """With the key; `data=` instead of a body for bytes as they are."""
+        headers = {"authorization": f"Bearer {KEY}", **kwargs.pop("headers", {})}
+        if body is not None:
+            kwargs["json"] = body
+        return requests.post(self.url + path, headers=headers, timeout=kwargs.pop("timeout", 120), **kwargs)
+
+    def get(self, path: str) -> requests.Response:
+        """With the key."""
+        return requests.get(self.url + path, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
+
+    def wait_ready(self, within_s: float = 60) -> None:
+        """Until every model's replicas are known to the gateway."""
+        deadline, answer = time.monotonic() + within_s, None
+        while time.monotonic() < deadline:
+            answer = requests.get(f"{self.url}/ready", timeout=30)
+            if answer.status_code == 200:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"the gateway is not ready: {answer and answer.text}")
+
+    def logged(self, request_id: str) -> dict[str, Any]:
+        """The access log's entry of a request."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for line in self.log.read_text().splitlines():
+                if request_id in line and line.startswith("{"):
+                    found: dict[str, Any] = json.loads(line)
+                    return found
+            time.sleep(0.1)
+        raise AssertionError(f"no log entry for {request_id}")
+
+
+@contextmanager
+def front(cluster: Cluster, folder: Path, routes: dict[str, tuple[str, ...]], **limits: Any) -> Iterator[Front]:
+    """A gateway for model ids and the other names of each (LoRA adapters)."""
+    plan = GatewayPlan(
+        routes=tuple(Route(name, name.replace("/", "--"), (name, *others)) for name, others in routes.items()),
+        auth="keys", requests_per_minute=None, concurrent_requests=None, max_body_mib=8, timeout_s=600, replicas=1,
+        hostname=None, tls_secret=None, **limits,
+    )  # fmt: skip
+    api, metrics = free_ports(2)
+    runtime = Runtime(
+        bind=f"127.0.0.1:{api}",
+        folder=str(folder / "files"),
+        run_folder=str(folder / "run"),
+        key_map=str(folder / "run" / "keys.map"),
+        metrics_bind=f"127.0.0.1:{metrics}",
+        threads=1,
+        bodies_memory_mib=256,
+        replica_ports=replica_ports(cluster.serve_port),
+    )
+    folder.mkdir(parents=True)
+    log = folder / "gateway.log"
+    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{cluster.serve_port}"), runtime, KEYS)
+    processes = haproxy.start(runtime, haproxy.find_binary(), log)
+    try:
+        yield Front(f"http://{runtime.bind}", f"http://{runtime.metrics_bind}", log, processes)
+    finally:
+        haproxy.stop(processes, timeout_s=1)

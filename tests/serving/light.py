@@ -1,0 +1,52 @@
+"""A replica without an engine: what Serve and the gateway do with requests shows in seconds, not in minutes.
+
+It is bound exactly as `serving.app` binds vLLM's, with the options that the model file makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray.serve import Application
+
+from serving.app import AppArgs, application
+
+
+class LightReplica:
+    """Answers `/v1/completions` with its process id, once per token, `pace_s` apart."""
+
+    def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
+        self.model_id = model["engine_config"]["model_id"]
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the replica's process is up."""
+        app = FastAPI()
+
+        @app.post("/v1/completions")
+        async def complete(request: Request) -> Any:
+            asked = await request.json()
+            tokens, pace_s = asked.get("max_tokens", 1), asked.get("pace_s", 0.01)
+            if asked.get("stream"):
+                return StreamingResponse(_events(tokens, pace_s), media_type="text/event-stream")
+            await asyncio.sleep(tokens * pace_s)
+            return JSONResponse({"pid": os.getpid()})
+
+        return app
+
+
+async def _events(tokens: int, pace_s: float) -> AsyncIterator[str]:
+    for number in range(tokens):
+        yield f"data: {json.dumps({'pid': os.getpid(), 'number': number})}\n\n"
+        await asyncio.sleep(pace_s)
+    yield "data: [DONE]\n\n"
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Serve application of the light replica."""
+    return application(LightReplica, AppArgs.model_validate(args))

@@ -1,0 +1,282 @@
+"""The whole API as a client meets it: keys, `/v1` of the real gateway, a replica with vLLM behind it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from serving.config.schema import ModelConfig
+from serving.engine_args import engine_arguments
+from tests.serving.cluster import ROOT, Cluster
+from tests.serving.conftest import application, model
+from tests.serving.front import KEY, Front, front
+from tests.serving.tiny import make_adapter
+
+API, ADAPTER, VECTORS = "test/api", "test/api-adapter", "test/vectors"
+COLOURS = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}},
+    "required": ["colour"],
+    "additionalProperties": False,
+}
+#: `strict`: without it vLLM, as OpenAI, lets the model write any arguments.
+TOOL = {"type": "function", "function": {"name": "paint", "parameters": COLOURS, "strict": True}}
+MESSAGES: Any = [{"role": "user", "content": "Hi"}]
+
+
+def api_model(tiny: Path, adapter: Path) -> dict[str, Any]:
+    engine = {
+        "runtime_env": {"env_vars": {"VLLM_MAX_N_SEQUENCES": "3"}},
+        "lora": [{"name": ADAPTER, "source": str(adapter)}],
+        "generation": {"generate_kwargs": {"max_tokens": 8}},
+        "engine_kwargs": {
+            "dtype": "bfloat16",
+            "max_num_seqs": 8,
+            "enable_auto_tool_choice": True,
+            "tool_call_parser": "hermes",
+            "enable_log_requests": True,
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
+    }
+    return model(API, tiny, engine=engine)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("lora") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path) -> Iterator[Front]:
+    vectors = model(VECTORS, tiny, engine={"model_type": "embedding"})
+    cluster.serve(application(api_model(tiny, adapter)), application(vectors))
+    slugs = [name.replace("/", "--") for name in (API, VECTORS)]
+    for slug in slugs:
+        cluster.wait(slug)
+    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: ()}) as running:
+        running.wait_ready()
+        yield running
+    cluster.remove(*slugs)
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Front) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0, timeout=120) as made:
+        yield made
+
+
+def test_models_are_listed_and_one_is_found_by_its_id(client: openai.OpenAI) -> None:
+    assert [one.id for one in client.models.list().data] == [API, ADAPTER, VECTORS]
+    assert client.models.retrieve(API).id == API
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.models.retrieve("nobody/nothing")
+
+
+def test_chat_and_completions_answer_and_stream_the_same(client: openai.OpenAI) -> None:
+    settings: Any = {"model": API, "temperature": 0, "max_tokens": 6, "extra_body": {"ignore_eos": True}}
+    chat = client.chat.completions.create(messages=MESSAGES, **settings)
+    assert chat.usage and chat.usage.completion_tokens == 6
+    streamed = client.chat.completions.create(messages=MESSAGES, stream=True, **settings)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
+    assert text == chat.choices[0].message.content
+    whole = client.completions.create(prompt="a b", **settings).choices[0].text
+    assert (
+        "".join(part.choices[0].text for part in client.completions.create(prompt="a b", stream=True, **settings))
+        == whole
+    )
+
+
+def test_a_schema_for_the_answer_is_kept(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "schema": COLOURS, "strict": True}}
+    answer = client.chat.completions.create(model=API, messages=MESSAGES, response_format=form, max_tokens=40)
+    assert json.loads(answer.choices[0].message.content or "")["colour"] in ("red", "blue")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_named_tool_is_called_with_arguments_of_its_schema(client: openai.OpenAI, stream: bool) -> None:
+    choice: Any = {"type": "function", "function": {"name": "paint"}}
+    asked: Any = {"model": API, "messages": MESSAGES, "tools": [TOOL], "tool_choice": choice, "max_tokens": 40}
+    if stream:
+        deltas = [
+            chunk.choices[0].delta for chunk in client.chat.completions.create(stream=True, **asked) if chunk.choices
+        ]
+        calls = [call.function for delta in deltas for call in delta.tool_calls or []]
+        name = "".join(call.name or "" for call in calls if call)
+        arguments = "".join(call.arguments or "" for call in calls if call)
+    else:
+        (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls or []
+        name, arguments = call.function.name, call.function.arguments  # type: ignore[union-attr]
+    assert name == "paint" and json.loads(arguments)["colour"] in ("red", "blue")
+
+
+def test_responses_are_made_and_streamed_but_not_kept(client: openai.OpenAI) -> None:
+    made = client.responses.create(model=API, input="Hi", max_output_tokens=5)
+    assert made.object == "response" and made.usage and made.usage.output_tokens <= 5
+    kinds = [event.type for event in client.responses.create(model=API, input="Hi", max_output_tokens=5, stream=True)]
+    assert kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete")
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError, match="background"):
+        client.responses.create(model=API, input="Hi", background=True)
+
+
+def test_anthropics_messages_answer_too(gateway: Front) -> None:
+    body = {"model": API, "messages": MESSAGES, "max_tokens": 5}
+    headers = {"x-api-key": KEY}
+    answer = requests.post(f"{gateway.url}/v1/messages", json=body, headers=headers, timeout=120)
+    assert answer.status_code == 200 and answer.json()["type"] == "message"
+
+
+def test_embeddings_come_from_the_embedding_model(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model=VECTORS, input=["a", "a b c", "a"])
+    first, second, third = (one.embedding for one in answer.data)
+    assert len(first) == 64 and first != second
+    assert first == pytest.approx(third, abs=1e-3)
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(model=VECTORS, messages=MESSAGES)
+    assert refused.value.status_code in (400, 404)
+
+
+def test_tokenize_and_detokenize_are_each_others_inverse(gateway: Front) -> None:
+    tokens = gateway.post("/tokenize", {"model": API, "prompt": "a b c", "add_special_tokens": False}).json()["tokens"]
+    assert gateway.post("/detokenize", {"model": API, "tokens": tokens}).json()["prompt"] == "a b c"
+
+
+def test_a_lora_adapter_is_asked_by_its_own_name(client: openai.OpenAI) -> None:
+    settings: Any = {"prompt": "a b c", "temperature": 0, "max_tokens": 8}
+    plain, adapted = (client.completions.create(model=name, **settings) for name in (API, ADAPTER))
+    assert adapted.model == ADAPTER and adapted.choices[0].text != plain.choices[0].text
+
+
+def test_the_request_id_is_in_headers_answer_and_both_logs(gateway: Front, cluster: Cluster) -> None:
+    sent = "look-for-me-1"
+    body = {"model": API, "prompt": "a", "max_tokens": 1}
+    answer = gateway.post("/v1/completions", body, headers={"x-request-id": sent})
+    assert answer.headers["x-request-id"] == sent and sent in answer.json()["id"]
+    entry = gateway.logged(sent)
+    assert (entry["key"], entry["model"], entry["status"]) == ("tester", API, 200)
+    deadline = time.monotonic() + 30
+    while not [log for log in cluster.logs.rglob("*") if log.is_file() and sent in log.read_text(errors="replace")]:
+        assert time.monotonic() < deadline, "no log of the replica names the request"
+        time.sleep(0.5)
+
+
+def test_vllms_and_serves_metrics_of_each_model_are_on_one_scrape(cluster: Cluster, client: openai.OpenAI) -> None:
+    client.completions.create(model=API, prompt="a", max_tokens=3)
+    wanted = (
+        "ray_vllm_time_to_first_token_seconds_bucket",
+        "ray_vllm_inter_token_latency_seconds_bucket",
+        "ray_vllm_request_success_total",
+        "ray_serve_http_request_latency_ms_bucket",
+        "ray_serve_deployment_processing_latency_ms_bucket",
+    )
+    slug = API.replace("/", "--")
+
+    def found() -> dict[str, list[str]]:
+        lines = [line for line in cluster.metrics().splitlines() if f'application="{slug}"' in line]
+        return {name: [line for line in lines if line.startswith(f"{name}{{")] for name in wanted}
+
+    deadline = time.monotonic() + 90
+    while missing := [name for name, lines in found().items() if not lines]:
+        assert time.monotonic() < deadline, f"{missing} of {slug}"
+        time.sleep(1)
+    for name in wanted[:2]:
+        lines = found()[name]
+        assert all(f'model_name="{API}"' in line for line in lines)
+        assert len({line.split('le="')[1].split('"')[0] for line in lines}) > 5, "a histogram has several buckets"
+
+
+def test_the_files_runtime_environment_reaches_the_engine(gateway: Front) -> None:
+    answer = gateway.post("/v1/completions", {"model": API, "prompt": "a", "max_tokens": 1, "n": 4})
+    assert answer.status_code == 400 and "n must be at most 3" in answer.json()["error"]["message"]
+
+
+BAD: dict[str, tuple[bytes, int]] = {
+    "no JSON": (b"{", 400),
+    "broken UTF-8": (b'{"model": "test/api", "messages": [{"role": "user", "content": "\xff\xfe"}]}', 400),
+    "an unknown model": (b'{"model": "nobody/nothing", "messages": []}', 404),
+    "a context too long": (
+        json.dumps({"model": API, "messages": [{"role": "user", "content": "word " * 2000}]}).encode(),
+        400,
+    ),
+    "a thousand answers": (json.dumps({"model": API, "messages": MESSAGES, "n": 1000}).encode(), 400),
+    "a body too large": (json.dumps({"model": API, "messages": "a" * (9 << 20)}).encode(), 413),
+}
+
+
+@pytest.mark.parametrize(("body", "code"), BAD.values(), ids=BAD)
+def test_a_bad_request_gets_its_4xx_with_an_openai_error_body(gateway: Front, body: bytes, code: int) -> None:
+    answer = gateway.post("/v1/chat/completions", data=body, headers={"content-type": "application/json"})
+    assert answer.status_code == code, answer.text
+    error = answer.json()["error"]
+    assert error["code"] == code and error["message"] and {"type", "param"} <= error.keys()
+
+
+OPENAPI = """
+import json, sys
+from serving.engine import namespace
+from vllm.entrypoints.launchers.app import build_app
+args = namespace(json.load(sys.stdin) | {"disable_fastapi_docs": False})
+print("OPENAPI " + json.dumps(build_app(args, ("generate",)).openapi()))
+"""
+#: Not that whatever fits is accepted: vLLM refuses what OpenAPI cannot say, such as an empty conversation.
+CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
+CHECKED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize")
+
+
+@pytest.fixture(scope="module")
+def openapi(tiny: Path, adapter: Path) -> dict[str, Any]:
+    """vLLM's own description of its API; a replica does not show it."""
+    arguments = engine_arguments(ModelConfig.model_validate(api_model(tiny, adapter)), str(tiny))
+    done = subprocess.run(
+        [sys.executable, "-c", OPENAPI],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OPENAPI ")] or [done.stderr[-2000:]]
+    described: dict[str, Any] = json.loads(line.removeprefix("OPENAPI "))
+    return described
+
+
+@pytest.mark.parametrize("path", CHECKED)
+def test_what_vllm_describes_is_what_the_gateway_answers(gateway: Front, openapi: dict[str, Any], path: str) -> None:
+    """No request that fits vLLM's own schema is a server error, and answers fit it."""
+    schema = schemathesis.openapi.from_dict(openapi)
+    operation = schema[path]["POST"]
+
+    @settings(
+        max_examples=15,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy())
+    def conforms(case: Any) -> None:
+        if isinstance(case.body, dict):
+            case.body["model"] = API
+        headers = {"authorization": f"Bearer {KEY}"}
+        case.call_and_validate(base_url=gateway.url, headers=headers, timeout=60, checks=CHECKS)
+
+    conforms()
