@@ -49,6 +49,8 @@ def serve_environment(serve_port: int) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # The gateway sees within two seconds that a replica leaves.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        # Ten times a second by default, which costs 3 % of a core on a machine that does nothing.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     }
 
 

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from infra.local.runtime import serve_environment
 from tools.bench import makeup, models, processes, report, servers
 from tools.bench.load import Load, Target, run
 
-#: Straight to the replica's own port, and the application in the loop that serves it: how modelfleet runs Ray Serve.
-FAST = {servers.DIRECT: "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+#: How the local target runs Ray Serve, on the bench's own ports.
+FAST = {name: value for name, value in serve_environment(0).items() if "_PORT" not in name}
 ECHO = "tools.bench.echo:build"
 VARIANTS = {
     "vllm": servers.Variant("vllm serve", "vllm"),
