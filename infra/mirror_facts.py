@@ -1,4 +1,4 @@
-"""`config.json` and safetensors headers from an S3 prefix, a few KiB of each file."""
+"""`config.json` and safetensors headers from an S3 prefix or a stack's mirror, a few KiB of each file."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from serving.errors import MirrorError
+from serving.mirror.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest
+
+Prefix = tuple[Mapping[str, Any], list[dict[str, Any]]]
+
 MAX_FILES = 1000
 
 
-def read_prefix(uri: str, *, signed: bool, timeout_s: float) -> tuple[Mapping[str, Any], list[dict[str, Any]]] | None:
+def read_mirror(uri: str, *, timeout_s: float) -> Prefix | None:
+    """What `read_prefix` gives of a mirror's present version; None without a manifest."""
+    parts = urlsplit(uri)
+    try:
+        key = f"{parts.path.strip('/')}/{MANIFEST}"
+        s3 = _client(signed=True, timeout_s=timeout_s)
+        data = s3.get_object(Bucket=parts.netloc, Key=key)["Body"].read(MAX_MANIFEST_BYTES)
+        manifest = parse_manifest(data, f"{uri}/{MANIFEST}")
+    except (BotoCoreError, ClientError, MirrorError):
+        return None
+    return read_prefix(f"{uri}/{manifest.version}", signed=True, timeout_s=timeout_s)
+
+
+def read_prefix(uri: str, *, signed: bool, timeout_s: float) -> Prefix | None:
     """The parsed `config.json` and the headers below `s3://bucket/prefix`; None when they cannot be read."""
     from infra.model_facts import parse_header
 
     parts = urlsplit(uri)
     prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
-    config = Config(
-        connect_timeout=timeout_s,
-        read_timeout=timeout_s,
-        retries={"total_max_attempts": 1},
-        signature_version=None if signed else UNSIGNED,
-    )
     try:
-        s3 = boto3.client("s3", config=config)
+        s3 = _client(signed=signed, timeout_s=timeout_s)
         parsed = json.loads(s3.get_object(Bucket=parts.netloc, Key=f"{prefix}config.json")["Body"].read())
         listed = s3.list_objects_v2(Bucket=parts.netloc, Prefix=prefix, MaxKeys=MAX_FILES).get("Contents", [])
         headers = []
@@ -40,3 +52,13 @@ def read_prefix(uri: str, *, signed: bool, timeout_s: float) -> tuple[Mapping[st
     except (BotoCoreError, ClientError, ValueError):
         return None
     return (parsed, headers) if isinstance(parsed, dict) else None
+
+
+def _client(*, signed: bool, timeout_s: float) -> Any:
+    config = Config(
+        connect_timeout=timeout_s,
+        read_timeout=timeout_s,
+        retries={"total_max_attempts": 1},
+        signature_version=None if signed else UNSIGNED,
+    )
+    return boto3.client("s3", config=config)

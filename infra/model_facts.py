@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from infra.catalog import Catalog, default_catalog
+from infra.planning.applications import bucket_plan, mirror_plan
 from infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
 from infra.stack import LoadedStack
 from serving.config.catalogs import architecture_fault
@@ -57,7 +58,7 @@ class Reader:
 
     def _read(self, model: LoadedModel) -> ModelFacts | None:
         places: list[Callable[[ModelConfig], Found | None]] = [self._local, self._kept]
-        places += [self._mirror, self._hub] if self.network else []
+        places += [self._mirror, self._stack_mirror, self._hub] if self.network else []
         for place in places:
             found = place(model.config)
             if found is None:
@@ -115,6 +116,19 @@ class Reader:
         signed = "--no-sign-request" not in mirror.s3_sync_args
         found = read_prefix(mirror.bucket_uri, signed=signed, timeout_s=TIMEOUT_S)
         return None if found is None else self._keep(model, (*found, mirror.bucket_uri))
+
+    def _stack_mirror(self, model: ModelConfig) -> Found | None:
+        """The stack's own copy, once a run has filled it. A local stack's lies in an emulator, filled from here."""
+        if self.stack is None or self.stack.config.target == "local":
+            return None
+        mirror, bucket = mirror_plan(self.stack, model), bucket_plan(self.stack, ())[0].name
+        if mirror.prefix is None or bucket is None:
+            return None
+        from infra.mirror_facts import read_mirror
+
+        uri = f"s3://{bucket}/{mirror.prefix}"
+        found = read_mirror(uri, timeout_s=TIMEOUT_S)
+        return None if found is None else self._keep(model, (*found, uri))
 
     def _hub(self, model: ModelConfig) -> Found | None:
         """The Hub's `config.json`, and the parameter counts that it read from the safetensors headers."""

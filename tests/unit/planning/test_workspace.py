@@ -23,7 +23,8 @@ from infra.prices import ask_aws, with_known_prices
 from infra.stack import load_stack
 from infra.workspace import build_code_zip, make_plan, model_files, read_workspace
 from serving.config.errors import InputErrors, Severity
-from tests.unit.planning.builders import model, pool, stack
+from serving.mirror.manifest import Manifest, ManifestFile
+from tests.unit.planning.builders import ACCOUNT, model, pool, stack
 
 MODEL = """\
 engine_config:
@@ -301,3 +302,31 @@ def test_facts_are_read_from_a_models_own_mirror(tmp_path: Path, monkeypatch: py
         facts = read_facts([one], tmp_path, network=True)[0]["org/mine"]
     assert facts is not None
     assert (facts.parameters, facts.source) == (321, "s3://weights/org/mine/")
+
+
+def test_facts_are_read_from_the_stacks_own_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the version that its manifest names."""
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    files = {"config.json": json.dumps(LLAMA).encode(), "model.safetensors": safetensors([654])}
+    manifest = Manifest(
+        model_id="org/mine", source="org/mine", source_revision=None,
+        files=[ManifestFile(path=path, size=len(body), sha256="0" * 64, chunks=["0" * 64]) for path, body in files.items()],
+    )  # fmt: skip
+    made, one = stack(pool("l4", "L4")), model("org/mine")
+    with mock_aws():
+        assert read_facts([one], tmp_path, made, network=True)[0] == {"org/mine": None}, "nothing is mirrored yet"
+        s3 = boto3.client("s3")
+        bucket = f"modelfleet-{made.name}-{ACCOUNT}"
+        s3.create_bucket(Bucket=bucket)
+        for path, body in files.items():
+            s3.put_object(Bucket=bucket, Key=f"models/org--mine/{manifest.version}/{path}", Body=body)
+        assert read_facts([one], tmp_path, made, network=True)[0] == {"org/mine": None}, "without its manifest"
+        s3.put_object(Bucket=bucket, Key="models/org--mine/manifest.json", Body=manifest.to_json())
+        facts = read_facts([one], tmp_path, made, network=True)[0]["org/mine"]
+    assert facts is not None
+    assert (facts.parameters, facts.source) == (654, f"s3://{bucket}/models/org--mine")
