@@ -105,7 +105,7 @@ def _allowed() -> dict[str, dict[str, Any]]:
 
 def _value(name: str, value: Any, entry: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     kinds, choices = entry["kinds"], entry.get("choices", [])
-    if name == "quantization" and value in removed("quantization"):
+    if name == "quantization" and isinstance(value, str) and value in removed("quantization"):
         yield (), f"found {value!r}, which {removed('quantization')[value].sentence()}"
     elif name == "quantization" and isinstance(value, str) and value not in choices:
         yield (), f"found {value!r}; {near(value, map(str, choices), at_most=40)}"

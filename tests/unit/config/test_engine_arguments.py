@@ -66,6 +66,7 @@ def test_what_vllm_takes_is_accepted(kwargs: str) -> None:
         ("{quantization: squeezellm}", "left vLLM after 0.4.3 (gone in 0.6.6)"),
         ("{quantization: gguf}", "left vLLM after 0.20.0 (gone in 0.28.0)"),
         ("{quantization: awqq}", "did you mean awq?"),
+        ("{quantization: [awq]}", "text is expected"),
         ("{compilation_config: {cudagraph_mod: 1}}", "unknown, did you mean cudagraph_mode?"),
         ("{max_num_batched_tokens: 8, max_num_seqs: 64}", "found 8; must be at least max_num_seqs, 64"),
         (
