@@ -21,6 +21,11 @@ QUOTA_CODES: Mapping[tuple[str, str], str] = {
 }
 
 
+#: Attributes of a VPC without which its nodes cannot find the cluster's private endpoint.
+#: https://docs.aws.amazon.com/eks/latest/userguide/cluster-endpoint.html
+VPC_DNS = ("enableDnsSupport", "enableDnsHostnames")
+
+
 @dataclass(frozen=True)
 class SubnetFact:
     """An existing subnet that the stack names."""
@@ -37,6 +42,7 @@ class AccountFacts:
 
     `quotas` has vCPUs by Service Quotas code; a code that could not be read is in `unread` with the reason.
     `offerings` has the zones that offer an instance type; a type that the region lacks has none.
+    `vpc_without` names the DNS attributes that the stack's existing VPC has switched off.
     """
 
     account: str
@@ -48,6 +54,7 @@ class AccountFacts:
     quotas: Mapping[str, float]
     unread: Mapping[str, str] = field(default_factory=dict)
     subnets: tuple[SubnetFact, ...] = ()
+    vpc_without: tuple[str, ...] = ()
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

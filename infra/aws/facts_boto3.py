@@ -8,7 +8,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, AccountFacts, SubnetFact, zones_by_type
+from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
 from infra.aws.preflight import Place, instance_types, preflight, quota_codes
 from infra.planning.plan import Plan
 from serving.config.errors import Finding, SetupError
@@ -40,6 +40,7 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
     ec2 = session.client("ec2", region_name=plan.region, config=CONFIG)
     quotas, unread = _quotas(plan, session)
     types = instance_types(plan)
+    subnets = _subnets(plan, ec2)
     return AccountFacts(
         account=caller["Account"],
         partition=caller["Arn"].split(":")[1],
@@ -49,7 +50,8 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
         offerings=_offerings(ec2, types),
         quotas=quotas,
         unread=unread,
-        subnets=_subnets(plan, ec2),
+        subnets=subnets,
+        vpc_without=_vpc_without(plan, subnets, ec2),
     )
 
 
@@ -98,3 +100,12 @@ def _subnets(plan: Plan, ec2: Any) -> tuple[SubnetFact, ...]:
         SubnetFact(one["SubnetId"], one["VpcId"], one["AvailabilityZone"], one["AvailableIpAddressCount"])
         for one in found
     )
+
+
+def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], ec2: Any) -> tuple[str, ...]:
+    """Asked only of a VPC that one of the subnets lies in: whether it is there needs no other question."""
+    vpc = plan.config.network.vpc_id
+    if vpc not in {subnet.vpc_id for subnet in subnets}:
+        return ()
+    answers = {key: ec2.describe_vpc_attribute(VpcId=vpc, Attribute=key) for key in VPC_DNS}
+    return tuple(key for key, answer in answers.items() if not answer[key[:1].upper() + key[1:]]["Value"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, AccountFacts, SubnetFact, zones_by_type
+from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
 from infra.aws.preflight import instance_types, quota_codes
 from infra.planning.plan import Plan
 
@@ -16,6 +16,7 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
     caller = aws.get_caller_identity(opts=opts)
     quotas, unread = _quotas(plan, opts)
     types = instance_types(plan)
+    subnets = _subnets(plan, opts)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -25,7 +26,8 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
         offerings=_offerings(types, opts),
         quotas=quotas,
         unread=unread,
-        subnets=_subnets(plan, opts),
+        subnets=subnets,
+        vpc_without=_vpc_without(plan, subnets, opts),
     )
 
 
@@ -70,3 +72,13 @@ def _subnets(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[SubnetFact, ...]:
         SubnetFact(subnet.id, subnet.vpc_id, subnet.availability_zone, subnet.available_ip_address_count)
         for subnet in found
     )
+
+
+def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.InvokeOptions) -> tuple[str, ...]:
+    """Asked only of a VPC that one of the subnets lies in: whether it is there needs no other question."""
+    vpc_id = plan.config.network.vpc_id
+    if vpc_id not in {subnet.vpc_id for subnet in subnets}:
+        return ()
+    vpc = aws.ec2.get_vpc(id=vpc_id, opts=opts)
+    has = (vpc.enable_dns_support, vpc.enable_dns_hostnames)
+    return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)

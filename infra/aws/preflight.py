@@ -127,6 +127,12 @@ def _subnets(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]
                 f"'{subnet_id}' has {subnet.free_addresses} free addresses; one node takes about {ADDRESSES_PER_NODE}"
             )
             yield place(path, message, Severity.WARNING)
+    if facts.vpc_without:
+        message = (
+            f"'{network.vpc_id}' has {' and '.join(facts.vpc_without)} switched off: its nodes would not find the "
+            f"cluster's private endpoint; switch it on: aws ec2 modify-vpc-attribute --vpc-id {network.vpc_id}"
+        )
+        yield place(("network", "vpcId"), message)
     zones = {subnet.zone for subnet in facts.subnets}
     if facts.subnets and len(zones) < FEWEST_ZONES:
         message = f"are all in {', '.join(sorted(zones))}; EKS needs subnets in {FEWEST_ZONES} zones"

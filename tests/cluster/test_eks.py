@@ -31,8 +31,8 @@ TOKEN = "hf_0123456789abcdefghijklmnop"
 KEY = "sk-alice-0123456789abcdef"
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.2xlarge"]}
 SET = {"secure": "its value is in the project's own settings"}
-#: From `-v=9` on the engine writes each property that it gets, secret or not, before anything of ours sees it.
-ENGINES_OWN = "Unmarshaling property for RPC["
+#: From `-v=9` on the engine writes each property that it gets or sends, secret or not; nothing of ours has a say in it.
+ENGINES_OWN = "arshaling property for RPC["  # Marshaling and Unmarshaling
 PROGRAM = """\
 import os
 from pathlib import Path
@@ -140,6 +140,9 @@ def test_a_stack_comes_up_keeps_its_secrets_and_goes_from_the_top_down(fleet: Ek
             "objects": _objects(fleet),
         }
     )
+    outputs = fleet.project.outputs()
+    assert outputs.keys() >= {"base_url", "kubeconfig", "endpoint", "bucket", "pools"}
+    assert outputs["pools"].keys() == {"l4"}
     down = fleet.project.destroy()
     _is_deleted_last(down)
     assert api.get("v1", "Namespace", where) is None

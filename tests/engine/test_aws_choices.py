@@ -61,6 +61,7 @@ def fleet(tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -
 def network(account: Account) -> Iterator[tuple[str, list[str]]]:
     """A VPC with a subnet in each of two zones, made by somebody else."""
     vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    account.ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})
     subnets = [
         account.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{n * 16}.0/20", AvailabilityZone=zone)["Subnet"][
             "SubnetId"
@@ -106,6 +107,16 @@ def test_an_existing_network_is_used_and_left_alone(
     assert set(account.node_groups(CLUSTER)["l4"]["subnets"]) == set(subnets)
     fleet.engine.destroy()
     assert set(account.everything()) >= {vpc, *subnets}, "what was there before must stay"
+
+
+def test_an_existing_network_whose_nodes_would_not_find_the_cluster_is_refused(
+    network: tuple[str, list[str]], fleet: Maker, account: Account
+) -> None:
+    vpc, subnets = network
+    account.ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": False})
+    with pytest.raises(InputErrors, match="has enableDnsHostnames switched off"):
+        fleet.make(network={"vpcId": vpc, "privateSubnetIds": subnets})
+    assert fleet.engine.made == []
 
 
 def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:

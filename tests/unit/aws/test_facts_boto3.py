@@ -59,6 +59,21 @@ def test_a_session_is_told_as_its_role_with_the_roles_path(tmp_path: Path, crede
     assert facts.caller_role_arn == "arn:aws:iam::123456789012:role/teams/ci", "access entries want the path"
 
 
+def test_an_existing_network_is_looked_at(tmp_path: Path, credentials: None) -> None:
+    with mock_aws():
+        ec2 = boto3.client("ec2", "us-west-2")
+        vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/20", AvailabilityZone="us-west-2a")["Subnet"]
+        plan, _ = planned(tmp_path, network={"vpcId": vpc, "privateSubnetIds": [subnet["SubnetId"]]})
+        facts = read_facts_with_boto3(plan)
+        ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})
+        mended = read_facts_with_boto3(plan)
+    (found,) = facts.subnets
+    assert (found.vpc_id, found.zone) == (vpc, "us-west-2a")
+    assert facts.vpc_without == ("enableDnsHostnames",), "off in every VPC that somebody made with the API"
+    assert mended.vpc_without == ()
+
+
 def test_quotas_are_read_by_code(tmp_path: Path, credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, _ = planned(tmp_path)
     with mock_aws():

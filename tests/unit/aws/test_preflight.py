@@ -135,6 +135,15 @@ def test_an_existing_network_is_checked(tmp_path: Path, subnets: tuple[SubnetFac
     assert any(words in s for s in said), said
 
 
+def test_an_existing_network_without_dns_names_is_refused(tmp_path: Path) -> None:
+    subnets = tuple(SubnetFact(f"subnet-{z}", "vpc-1", f"us-west-2{z}", 99) for z in "ab")
+    known = facts(subnets=subnets, vpc_without=("enableDnsHostnames",))
+    network = {"vpcId": "vpc-1", "privateSubnetIds": ["subnet-a", "subnet-b"]}
+    (said,) = sentences(tmp_path, known, network=network)
+    assert "'vpc-1' has enableDnsHostnames switched off" in said
+    assert "aws ec2 modify-vpc-attribute --vpc-id vpc-1" in said
+
+
 def test_all_findings_come_at_once(tmp_path: Path) -> None:
     known = facts(
         account="999999999999",

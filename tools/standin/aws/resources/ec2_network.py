@@ -408,6 +408,13 @@ def _get_subnet(session: Aws, args: Props) -> Props:
     }
 
 
+def _get_vpc(session: Aws, args: Props) -> Props:
+    ec2, id = session.client("ec2", args.get("region")), args["id"]
+    found = ec2.describe_vpcs(VpcIds=[id])["Vpcs"][0]
+    dns = {key: ec2.describe_vpc_attribute(VpcId=id, Attribute=key)[name]["Value"] for key, name in _DNS.items()}
+    return {**args, **dns, "region": args.get("region") or session.region, "cidrBlock": found["CidrBlock"]}
+
+
 def _get_offerings(session: Aws, args: Props) -> Props:
     ec2 = session.client("ec2", args.get("region"))
     pages = ec2.get_paginator("describe_instance_type_offerings").paginate(
@@ -429,5 +436,6 @@ RESOURCES = (VPC, DEFAULT_GROUP, SUBNET, GATEWAY, ADDRESS, NAT, ENDPOINT)
 INVOKES = (
     InvokeDef("aws:ec2/getSubnets:getSubnets", _get_subnets),
     InvokeDef("aws:ec2/getSubnet:getSubnet", _get_subnet),
+    InvokeDef("aws:ec2/getVpc:getVpc", _get_vpc),
     InvokeDef("aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings", _get_offerings),
 )

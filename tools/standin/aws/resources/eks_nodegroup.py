@@ -187,11 +187,7 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
     if not live:
         Table(call.session).delete(entry(cluster, name))  # deleted by hand, past the stand-in
         return None
-    extra = Table(call.session).find(entry(cluster, name))
-    if extra is None:  # the stand-in was killed after moto had the group; the settings that moto drops show as drift
-        extra = _extra({key: live[key] for key in live if key not in ("updateConfig", "nodeRepairConfig")})
-        Table(call.session).put(entry(cluster, name), extra)
-        _note_groups(call, {**state, "clusterName": cluster}, name)
+    extra = Table(call.session).find(entry(cluster, name)) or {}
     seen = {
         "amiType": live["amiType"],
         "capacityType": live["capacityType"],
