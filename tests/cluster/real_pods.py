@@ -72,14 +72,15 @@ def storage(network: PodNetwork) -> Iterator[Storage]:
         aws_secret_access_key="test",
         config=Config(proxies={}, s3={"addressing_style": "path"}),
     )
-    wait_for("moto", lambda: _answers(f"{url}/moto-api/"), seconds=60)
+    wait_for("moto", lambda: answers(f"{url}/moto-api/"), seconds=60)
     for bucket in (BUCKET, SEED):
         client.create_bucket(Bucket=bucket)
     yield Storage(url, environment, client)
     end(process)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether somebody answers there, and well."""
     try:
         with open_url(url, timeout=2):
             return True
@@ -107,8 +108,11 @@ class RealPods:
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # As on a node that has run the model before: else vLLM starts another process to look at its class.
+            "VLLM_CACHE_ROOT": str(Path.home() / ".cache" / "vllm"),
             "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "0",
             "RAY_TMPDIR": str(network.folder),
+            "RAY_worker_niceness": "0",  # 15 by default, and then whatever else runs on the machine comes first
             # What every kubelet sets; the name is one that the server's certificate has.
             "KUBERNETES_SERVICE_HOST": "kubernetes.default",
             "KUBERNETES_SERVICE_PORT": "443",

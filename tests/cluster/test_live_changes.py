@@ -105,7 +105,9 @@ class Live:
 
 
 def _replicas(application: dict[str, Any]) -> list[str]:
-    return [r["actor_id"] for one in application["deployments"].values() for r in one["replicas"]]
+    """Those that take requests; an old one may still be ending."""
+    replicas = [replica for one in application["deployments"].values() for replica in one["replicas"]]
+    return [replica["actor_id"] for replica in replicas if replica["state"] == "RUNNING"]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from infra.kubernetes.manifests.scripts import FOLDER as SCRIPTS
 from infra.workspace import build_code_zip
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.pod_network import PodNetwork
-from tests.cluster.real_pods import BUCKET, ROOT, SEED, RealPods, Storage, is_ready, open_url
+from tests.cluster.real_pods import BUCKET, ROOT, SEED, RealPods, Storage, answers, is_ready, open_url
 from tools.weights import materialize
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
@@ -73,7 +73,7 @@ def test_a_model_file_becomes_an_answer(stack_of: Callable[..., Stack], network:
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
     }
     gateway = f"http://{pods.start_gateway()}:8080"
-    wait_for("the gateway", lambda: open_url(f"{gateway}/health"))
+    wait_for("the gateway", lambda: answers(f"{gateway}/health"))
     for base in (f"{gateway}/v1", f"{gateway}/{SLUG}/v1"):
         with open_url(f"{base}/chat/completions", json.dumps(question).encode(), timeout=120) as answer:
             assert "Paris" in json.load(answer)["choices"][0]["message"]["content"]
