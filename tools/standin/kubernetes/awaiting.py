@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from infra.kubernetes.api import Api, Manifest
+from infra.provider import Refused
 
 POLL_SECONDS = 0.5
-NOTE_SECONDS = 15.0
+#: Between two lines about a wait, at which a user's Ctrl-C is noticed.
+STEP_SECONDS = 2.0
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
 Verdict = str | None
@@ -27,8 +29,8 @@ class NotReady(Exception):
         super().__init__("; ".join(reasons))
 
 
-def wait_until_ready(api: Api, live: Manifest, seconds: float, note: Callable[[str], None]) -> Manifest:
-    """Poll until the object is ready; raises `NotReady` after `seconds` or when it failed for good."""
+def wait_until_ready(api: Api, live: Manifest, seconds: float, step: Callable[[str], None]) -> Manifest:
+    """Poll until the object is ready; raises `NotReady` after `seconds`, when it failed for good, or when stopped."""
     annotations = live["metadata"].get("annotations") or {}
     if annotations.get("pulumi.com/skipAwait") == "true":
         return live
@@ -44,9 +46,12 @@ def wait_until_ready(api: Api, live: Manifest, seconds: float, note: Callable[[s
             return live
         if time.monotonic() > end:
             raise NotReady(live, [f"not ready after {limit:.0f} s: {missing}"])
-        if time.monotonic() - noted > NOTE_SECONDS:
+        if time.monotonic() - noted > STEP_SECONDS:
             noted = time.monotonic()
-            note(f"waiting: {missing}")
+            try:
+                step(f"waiting: {missing}")
+            except Refused as stopped:
+                raise NotReady(live, [str(stopped)]) from stopped
         time.sleep(POLL_SECONDS)
         meta = live["metadata"]
         found = api.get(live["apiVersion"], live["kind"], meta["name"], meta.get("namespace"))
@@ -55,8 +60,8 @@ def wait_until_ready(api: Api, live: Manifest, seconds: float, note: Callable[[s
         live = found
 
 
-def wait_until_gone(api: Api, live: Manifest, seconds: float, note: Callable[[str], None]) -> None:
-    """Poll until the object is away; raises `TimeoutError` with its finalizers."""
+def wait_until_gone(api: Api, live: Manifest, seconds: float, step: Callable[[str], None]) -> None:
+    """Poll until the object is away; raises `TimeoutError` with its finalizers, or `Refused` when stopped."""
     meta = live["metadata"]
     end, noted = time.monotonic() + (seconds or DEFAULT_TIMEOUT_SECONDS), time.monotonic()
     while True:
@@ -66,9 +71,9 @@ def wait_until_gone(api: Api, live: Manifest, seconds: float, note: Callable[[st
         finalizers = ", ".join(found["metadata"].get("finalizers") or []) or "none"
         if time.monotonic() > end:
             raise TimeoutError(f"{live['kind']} {meta['name']} is still there; its finalizers are {finalizers}")
-        if time.monotonic() - noted > NOTE_SECONDS:
+        if time.monotonic() - noted > STEP_SECONDS:
             noted = time.monotonic()
-            note(f"waiting for it to go, finalizers: {finalizers}")
+            step(f"waiting for it to go, finalizers: {finalizers}")
         time.sleep(POLL_SECONDS)
 
 

@@ -147,7 +147,7 @@ def delete(call: Call[Kubernetes], id: str, state: Props) -> None:
         return
     api.delete(live["apiVersion"], live["kind"], meta["name"], meta.get("namespace"))
     try:
-        wait_until_gone(api, live, call.timeout_seconds, call.note)
+        wait_until_gone(api, live, call.timeout_seconds, call.step)
     except TimeoutError as error:
         raise Refused(str(error)) from error
 
@@ -164,7 +164,7 @@ def _apply(call: Call[Kubernetes], manifest: Manifest, *, dry_run: bool = False)
 
 def _ready(call: Call[Kubernetes], live: Manifest) -> Props:
     try:
-        live = wait_until_ready(call.session.api, live, call.timeout_seconds, call.note)
+        live = wait_until_ready(call.session.api, live, call.timeout_seconds, call.step)
     except NotReady as error:
         name = f"{live['kind']} {_id(live['metadata'])}"
         outputs = {"status": error.live.get("status", {})}
