@@ -36,6 +36,9 @@ def ray_cluster() -> Iterator[Any]:
             # Else each of a node's CPUs gets a process, and these nodes have up to 95.
             "RAY_prestart_worker_first_driver": "0",
             "RAY_worker_niceness": "0",
+            # A raylet ends when its agent has not come up in time, a node is dead that answers late: machines are busy.
+            "RAY_agent_register_timeout_ms": "300000",
+            "RAY_health_check_failure_threshold": "60",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all on loopback
             "PYTHONPATH": str(ROOT),
         }.items():

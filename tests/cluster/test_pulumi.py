@@ -175,7 +175,8 @@ def test_an_interrupted_run_is_finished_by_the_next_and_what_is_gone_comes_back(
     api.delete("apps/v1", "Deployment", "gateway", where)
     api.delete("networking.k8s.io/v1", "NetworkPolicy", "closed", where)
     again = fleet.project.up("--refresh")
-    assert {("create", "fleet-gateway-deployment"), ("create", "fleet-base-networkpolicy-closed")} == set(again.steps())
+    made = {("create", "fleet-gateway-deployment"), ("create", "fleet-base-networkpolicy-closed")}
+    assert {step for step in again.steps() if step[0] != "refresh"} == made
     assert api.get("networking.k8s.io/v1", "NetworkPolicy", "closed", where) is not None
     assert set(fleet.project.up("--refresh").changes) == {"same"}
 
