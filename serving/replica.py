@@ -14,6 +14,7 @@ from serving.config.errors import ModelfleetError
 from serving.config.schema import ModelConfig
 from serving.errors import EngineError
 from serving.explain import sentence
+from serving.log_handlers import kept_targets
 from serving.metrics import MetricsCopy
 from serving.startup import StartupClock
 from serving.versions import check_versions
@@ -84,7 +85,8 @@ class VllmReplica:
         self._clock.passed("weights")
         log, offset = _own_log()
         try:
-            from serving.engine import start
+            with kept_targets(logger):
+                from serving.engine import start
 
             self._clock.passed("import of vLLM")
             app, self._engine = await start(self._model, weights, adapters, self._clock)
