@@ -12,8 +12,8 @@ from logging.handlers import MemoryHandler
 def kept_targets(logger: logging.Logger) -> Iterator[None]:
     """Gives the buffers of `logger` their targets back at the end.
 
-    The import of vLLM calls `logging.config.dictConfig`, which closes every handler there is. Serve writes a replica's
-    log through a `MemoryHandler`; closed, that keeps each later line in memory and writes none.
+    vLLM calls `logging.config.dictConfig` when it makes an engine's configuration, which closes every handler there is.
+    Serve writes a replica's log through a `MemoryHandler`; closed, that keeps each later line in memory, writes none.
     """
     buffers = [(handler, handler.target) for handler in logger.handlers if isinstance(handler, MemoryHandler)]
     try:

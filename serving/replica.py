@@ -88,8 +88,8 @@ class VllmReplica:
             with kept_targets(logger):
                 from serving.engine import start
 
-            self._clock.passed("import of vLLM")
-            app, self._engine = await start(self._model, weights, adapters, self._clock)
+                self._clock.passed("import of vLLM")
+                app, self._engine = await start(self._model, weights, adapters, self._clock)
         except ModelfleetError:
             raise
         except Exception as error:

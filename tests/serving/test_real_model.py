@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -115,6 +116,13 @@ def test_vllms_and_serves_metrics_are_on_one_scrape(cluster: Cluster, client: op
         time.sleep(2)
     (line, *_) = [line for line in text.splitlines() if line.startswith(wanted[0])]
     assert f'application="{SLUG}"' in line and f'model_name="{REAL}"' in line
+
+
+def test_the_replicas_log_says_where_its_start_went(cluster: Cluster, url: str) -> None:
+    """vLLM configures logging anew when it starts, which ended Serve's log of the replica."""
+    logs = "".join(log.read_text() for log in cluster.logs.glob(f"serve/replica_{SLUG}_*.log"))
+    for step in ("Ray's worker", "weights", "import of vLLM", "vLLM's configuration", "engine", "application"):
+        assert re.search(rf"after the start of its process: .*{step} \d+\.\d s", logs), logs
 
 
 def test_a_server_survived_all_that(client: openai.OpenAI) -> None:
