@@ -190,6 +190,8 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     assert tags[f"{template}/resources/ephemeral-storage"] == "6400G"
     for pool in ("t4", "l4", "a10g", "block"):
         assert len(account.scaling_tags(groups[pool])) == 3, pool
+    tags_as_put = [account.table(key)["tag"] for key in account.table_keys("autoscaling/tags/")]
+    assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), "they describe a node, they are not for it"
 
 
 def test_the_network_keeps_nodes_private_and_weights_off_the_nat(account: Account) -> None:
