@@ -126,6 +126,11 @@ def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, a
         e["ServiceName"].partition(f"{REGION}.")[2] for e in account.ec2.describe_vpc_endpoints()["VpcEndpoints"]
     }
     assert services == {"s3", "ecr.api", "ecr.dkr", "sts", "ec2", "eks", "eks-auth", "logs", "autoscaling"}
+    for endpoint in account.ec2.describe_vpc_endpoints()["VpcEndpoints"]:
+        if endpoint["VpcEndpointType"] == "Interface":
+            assert endpoint["PrivateDnsEnabled"] is True, "nodes would ask the public address, and have no way there"
+    rules = [state for kind, _, state in fleet.engine.made if kind.endswith("SecurityGroupIngressRule")]
+    assert [(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in rules] == [("10.0.0.0/16", 443, 443)]
     for table in account.ec2.describe_route_tables()["RouteTables"]:
         assert not [route for route in table["Routes"] if route.get("NatGatewayId")]
 

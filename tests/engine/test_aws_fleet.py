@@ -20,6 +20,7 @@ from tests.engine.aws_fleet import ACCOUNT, FIVE, POOLS, REGION, FleetProject, m
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
 from tests.unit.aws.evaluator import allowed
+from tools.standin.aws.resources.eks_parts import addon_version
 
 CLUSTER = "modelfleet-test"
 NAMESPACE = "modelfleet-test"
@@ -116,6 +117,8 @@ def test_updates_and_repairs_take_one_node_at_a_time(account: Account) -> None:
         assert group["updateConfig"] == {"maxUnavailable": 1, "updateStrategy": "MINIMAL"}, pool
         assert group["nodeRepairConfig"]["enabled"] is True, pool
         assert group["nodeRepairConfig"]["maxParallelNodesRepairedCount"] == 1, pool
+        assert group["nodeRepairConfig"]["maxUnhealthyNodeThresholdPercentage"] == 50, pool
+        assert group["nodegroupName"].startswith(f"{pool}-"), "with a fixed name a replacement could not come first"
 
 
 def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -> None:
@@ -187,6 +190,8 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     assert tags[f"{template}/resources/ephemeral-storage"] == "6400G"
     for pool in ("t4", "l4", "a10g", "block"):
         assert len(account.scaling_tags(groups[pool])) == 3, pool
+    tags_as_put = [account.table(key)["tag"] for key in account.table_keys("autoscaling/tags/")]
+    assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), "they describe a node, they are not for it"
 
 
 def test_the_network_keeps_nodes_private_and_weights_off_the_nat(account: Account) -> None:
@@ -240,6 +245,7 @@ def test_the_cluster_is_private_encrypted_logged_and_has_no_hidden_administrator
     key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
     assert cluster["upgradePolicy"] == {"supportType": "STANDARD"}
+    assert cluster["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI beside the add-on"
     (logging,) = cluster["logging"]["clusterLogging"]
     assert set(logging["types"]) == {"api", "audit", "authenticator", "controllerManager", "scheduler"}
     (group,) = account.client("logs").describe_log_groups()["logGroups"]
@@ -264,7 +270,9 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
         "metrics-server",
         "vpc-cni",
     }
-    assert all(addon["addonVersion"].startswith("v") for addon in addons.values())
+    versions = {name: addon["addonVersion"] for name, addon in addons.items()}
+    minor = account.cluster(CLUSTER)["version"]
+    assert versions == {name: addon_version(name, minor) for name in addons}, "the newest moves with each release"
     (identity,) = addons["vpc-cni"]["podIdentityAssociations"]
     assert identity["serviceAccount"] == "aws-node"
     role = identity["roleArn"].rpartition("/")[2]
@@ -304,6 +312,15 @@ def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetPr
     (cluster,) = [urn for urn in by_urn if "aws:eks/cluster:Cluster" in urn]
     assert "aws-cluster" in names(cluster), "the log group must be there before EKS makes its own"
     assert any("LogGroup" in other for other in before(cluster))
+    (policy,) = [urn for urn in by_urn if "aws:s3/bucketPolicy:BucketPolicy" in urn]
+    assert any("BucketPublicAccessBlock" in other for other in before(policy)), "S3 answers 409 to both at once"
+    (code,) = [urn for urn in by_urn if "aws:s3/bucketObjectv2:BucketObjectv2" in urn]
+    settings = {"Encryption", "Versioning", "BucketPolicy", "PublicAccessBlock", "OwnershipControls"}
+    assert {one for one in settings if any(one in other for other in before(code))} == settings
+    associations = [urn for urn in by_urn if "aws:eks/podIdentityAssociation:PodIdentityAssociation" in urn]
+    for urn in associations:
+        assert any("RolePolicyAttachment" in other for other in before(urn)), "a pod would start without its rights"
+    assert len(associations) == 4
 
 
 def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) -> None:

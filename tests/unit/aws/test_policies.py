@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from infra.aws import policies
+from infra.aws.identity import as_documents
 from tests.unit.aws.evaluator import allowed
 
 PARTITION = {"partition": "aws"}
@@ -130,6 +131,15 @@ def test_a_hundred_foreign_buckets_are_split_into_policies_that_iam_takes() -> N
     assert [s for d in documents for s in d["Statement"]] == statements, "nothing is lost and nothing comes twice"
     for document in documents:
         assert len(json.dumps(document, separators=(",", ":"))) <= 6144
+
+
+def test_each_part_of_a_split_policy_is_a_policy_of_its_own() -> None:
+    locations = [f"weights-of-team-{n:03}/a-rather-long-prefix-of-a-model" for n in range(100)]
+    statements = policies.read_existing(locations, **PARTITION)
+    documents = as_documents("access", statements)
+    assert list(documents)[:2] == ["access", "access-2"]
+    found = [statement for text in documents.values() for statement in json.loads(text)["Statement"]]
+    assert found == statements, "nothing is lost and nothing comes twice"
 
 
 def test_many_prefixes_of_one_bucket_fit_too() -> None:

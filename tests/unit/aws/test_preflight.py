@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.aws.facts import AccountFacts, SubnetFact
+from infra.aws.facts import QUOTA_CODES, AccountFacts, SubnetFact
 from infra.aws.preflight import family, instance_types, preflight, quota_codes
 from serving.config.errors import Severity
 from tests.unit.aws.builders import ACCOUNT, facts, planned
@@ -158,6 +158,18 @@ def test_types_and_quotas_to_ask_for_are_the_plans(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, pools=[L4, A100])
     assert instance_types(plan) == ("g6.xlarge", "m7i.xlarge", "p4d.24xlarge")
     assert quota_codes(plan) == ("L-1216C47A", "L-417A185B", "L-DB2E81BA")
+
+
+def test_the_quota_codes_are_those_of_service_quotas() -> None:
+    """`aws service-quotas list-service-quotas --service-code ec2`: a wrong code is another quota, which may be ample."""
+    assert QUOTA_CODES == {
+        ("G and VT", "on-demand"): "L-DB2E81BA",
+        ("G and VT", "spot"): "L-3819A6DF",
+        ("P", "on-demand"): "L-417A185B",
+        ("P", "spot"): "L-7212CCBC",
+        ("Standard", "on-demand"): "L-1216C47A",
+        ("Standard", "spot"): "L-34B43A08",
+    }
 
 
 @pytest.mark.parametrize(

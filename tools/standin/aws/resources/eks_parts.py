@@ -346,6 +346,9 @@ ASG_TAG = _table_type(
 
 def _get_addon_version(session: Aws, args: Props) -> Props:
     version = addon_version(args["addonName"], args["kubernetesVersion"])
+    if args.get("mostRecent"):  # in the table the newest build is one after the default
+        release, _, build = version.rpartition(".")
+        version = f"{release}.{int(build) + 1}"
     return {**args, "id": args["addonName"], "version": version, "region": args.get("region") or session.region}
 
 
