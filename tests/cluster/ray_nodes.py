@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.serving.cluster import free_ports
 from tools.ray_head import get_node_with_patience
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,10 @@ def ray_cluster() -> Iterator[Any]:
             patch.delenv(name)
         cluster = Cluster(shutdown_at_exit=True)
         try:
-            cluster.add_node(num_cpus=0, include_dashboard=False, **HERE)
+            # Ray's own numbers are another Ray's on this machine, and a raylet ends with its agent.
+            dashboard, agent = free_ports(2)
+            ports = {"dashboard_port": dashboard, "dashboard_agent_listen_port": agent}
+            cluster.add_node(num_cpus=0, include_dashboard=False, **ports, **HERE)
             ray.init(address=cluster.address, log_to_driver=False, include_dashboard=False)
             yield cluster
         finally:

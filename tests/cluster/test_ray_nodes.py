@@ -6,9 +6,11 @@ import os
 import socket
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,17 +162,27 @@ def test_a_drained_node_answers_its_open_request_first_and_gives_up_at_the_limit
     asking.start()
     wait_for("the request to be at the replica", started.exists, seconds=60)
 
-    monkeypatch.setattr(drain, "DEADLINE_SECONDS", 2)
+    polls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: len(polls), sleep=sleep))
+    monkeypatch.setattr(drain, "DEADLINE_SECONDS", 3)
     assert drain.main() == 0
+    assert polls == [1.0, 1.0, 1.0], "three seconds by a clock that only its own waiting moves"
     assert drain.replicas() == [replica], "it gave up, and the request was still open"
     assert not answers
 
     # A node to go to; the replica there takes new requests, and the old one has only its open one left.
     ray_nodes.add_node(num_cpus=4, resources={"spot": 1}, **HERE)
-    monkeypatch.setattr(drain, "DEADLINE_SECONDS", 300)
+    monkeypatch.setattr(drain, "DEADLINE_SECONDS", 6000)
     draining = threading.Thread(target=drain.main, daemon=True)
     draining.start()
     wait_for("the replica to leave", lambda: _states("slow") == ["RUNNING", "STOPPING"], seconds=120)
+    so_far = len(polls)
+    wait_for("it to wait on", lambda: len(polls) > so_far + 2, seconds=120)
     assert draining.is_alive() and not answers
     go.touch()
     asking.join(timeout=60)
