@@ -10,7 +10,10 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from infra.local.provider.folders import run_folder
 from infra.local.provider.ports import LOOPBACK, free_port, require_free
@@ -24,6 +27,8 @@ from infra.provider import Call, Made, Props, Refused, ResourceDef
 
 PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
 ATTEMPTS = 3
+#: In the stack's run-time folder: which process the last start began.
+LAST_START = "ray.json"
 #: Long: a Ray that ends is noticed at once, this is for one that hangs.
 START_TIMEOUT_S = 600.0
 #: For processes to end by themselves; replicas got their own time from Serve when their application was deleted.
@@ -41,13 +46,24 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 def create(call: Call[LocalSession], inputs: Props) -> Made:
     """Starts Ray and waits until its dashboard answers; what a killed run left of it is ended before."""
     mine = mark(inputs["folder"], "ray")
-    if left := end_all(lambda: left_behind(mine), END_GRACE_S):
+    if left := end_all(lambda: [*left_behind(mine), *_of_last_start(inputs["folder"])], END_GRACE_S):
         call.note(f"ended {left} processes of an earlier Ray of this stack")
     require_free({name: inputs[name] for name in PORTS})
     Path(inputs["folder"]).mkdir(parents=True, exist_ok=True)
     process = _start(call, inputs, mine)
     outputs = {"pid": process.pid, "started": process.started, "dashboardUrl": dashboard_url(inputs)}
     return Made(f"ray-{process.pid}-{int(process.started)}", {**outputs, "logs": str(logs_folder(inputs["folder"]))})
+
+
+def _of_last_start(folder: str) -> list[psutil.Process]:
+    """What still runs of the session that this stack's last Ray began.
+
+    When Ray dies its agent may go on, with its port; it set its own title, so that no mark finds it.
+    """
+    with suppress(OSError, ValueError, KeyError):
+        last = json.loads((Path(folder) / LAST_START).read_text(encoding="utf-8"))
+        return members(ProcessId(last["pid"], last["started"]))
+    return []
 
 
 def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
@@ -65,6 +81,8 @@ def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
             cwd=temp,
             env=_environment(inputs["environment"]),
         )
+        last = json.dumps({"pid": process.pid, "started": process.started})
+        (Path(inputs["folder"]) / LAST_START).write_text(last, encoding="utf-8")
         try:
             _wait(inputs, process, log, progress)
             return process
