@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from infra.catalog import Catalog, default_catalog
@@ -27,6 +27,9 @@ from serving.config.catalogs import architecture_fault
 from serving.config.errors import Finding
 from serving.config.load import LoadedModel
 from serving.config.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from infra.mirror_facts import StackMirror
 
 Headers = list[dict[str, Any]]
 Found = tuple[Mapping[str, Any], Headers, str]
@@ -49,6 +52,8 @@ class Reader:
     network: bool = False
     catalog: Catalog = field(default_factory=default_catalog)
     hub_reachable: bool = True
+    bucket_reachable: bool = True
+    mirror: StackMirror | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def read(self, models: Sequence[LoadedModel]) -> dict[str, ModelFacts | None]:
@@ -119,16 +124,20 @@ class Reader:
 
     def _stack_mirror(self, model: ModelConfig) -> Found | None:
         """The stack's own copy, once a run has filled it. A local stack's lies in an emulator, filled from here."""
-        if self.stack is None or self.stack.config.target == "local":
+        if self.stack is None or self.stack.config.target == "local" or not self.bucket_reachable:
             return None
         mirror, bucket = mirror_plan(self.stack, model), bucket_plan(self.stack, ())[0].name
         if mirror.prefix is None or bucket is None:
             return None
-        from infra.mirror_facts import read_mirror
+        from infra.mirror_facts import BucketUnreachable, StackMirror
 
-        uri = f"s3://{bucket}/{mirror.prefix}"
-        found = read_mirror(uri, timeout_s=TIMEOUT_S)
-        return None if found is None else self._keep(model, (*found, uri))
+        self.mirror = self.mirror or StackMirror(bucket, timeout_s=TIMEOUT_S)
+        try:
+            found = self.mirror.read(mirror.prefix)
+        except BucketUnreachable:
+            self.bucket_reachable = False
+            return None
+        return None if found is None else self._keep(model, (*found, f"s3://{bucket}/{mirror.prefix}"))
 
     def _hub(self, model: ModelConfig) -> Found | None:
         """The Hub's `config.json`, and the parameter counts that it read from the safetensors headers."""

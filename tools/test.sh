@@ -11,7 +11,7 @@ all)
     echo "test: the files that tests/conftest.py calls LONG are left to: make test-long" >&2
     # A test of real processes may meet a busy machine: it gets two more tries, and the report says R for each.
     # A file's tests stay on one worker, in their order: they share a Ray, a control plane or a stack.
-    exec $pytest -n 2 --dist loadfile --reruns 2 -m "not long" tests
+    FUZZ_FILES=10000 exec $pytest -n 2 --dist loadfile --reruns 2 -m "not long" tests
     ;;
 *) exec $pytest "tests/$tier" ;;
 esac

@@ -25,8 +25,7 @@ def release_orphans(settings: Kubernetes, stack: str, *, kubeconfig: str | None 
         api = Api.from_kubeconfig(
             kubeconfig or settings.kubeconfig or default_kubeconfig(), None if kubeconfig else settings.context
         )
-        namespace = settings.namespace or f"modelfleet-{stack}"
-        return release(api, namespace, settings.operator_namespace or namespace)
+        return release(api, settings.namespace_of(stack), settings.operator_namespace_of(stack))
     except (Unreachable, ApiError) as error:
         raise SetupError(f"{error}; the stack cannot be taken away while its cluster does not answer") from error
 
@@ -37,12 +36,12 @@ def operator_is_there(api: Api, namespace: str) -> bool:
     return deployment is not None and bool(deployment.get("status", {}).get("availableReplicas"))
 
 
-def release(api: Api, namespace: str, operator_namespace: str | None = None) -> list[str]:
+def release(api: Api, namespace: str, operator_namespace: str) -> list[str]:
     """Remove the finalizers of the namespace's Ray objects if no operator is there to do it; what was released.
 
     The pods of a RayCluster go with it: Kubernetes' own garbage collector follows their owner.
     """
-    if operator_is_there(api, operator_namespace or namespace):
+    if operator_is_there(api, operator_namespace):
         return []
     released = []
     for kind in KINDS:

@@ -82,7 +82,6 @@ def plan(
     findings += budget_findings(stack, cost, pools)
     if errors := errors_in(findings):
         raise InputErrors(errors)
-    namespace = stack.config.kubernetes.namespace or f"modelfleet-{stack.name}"
     memory = {m.config.model_id: memory_of(m.config, facts.get(m.config.model_id), catalog) for m in models}
     planned = [
         _model_plan(stack, choice, demand, bucket.name, code, memory=memory[demand.model_id], cost=cost_of_one)
@@ -93,8 +92,8 @@ def plan(
         stack=stack.name,
         target=stack.config.target,
         region=stack.region,
-        namespace=namespace,
-        operator_namespace=stack.config.kubernetes.operator_namespace or namespace,
+        namespace=stack.config.kubernetes.namespace_of(stack.name),
+        operator_namespace=stack.config.kubernetes.operator_namespace_of(stack.name),
         config=stack.config,
         pools=pools,
         models=tuple(sorted(planned, key=lambda model: model.model_id)),

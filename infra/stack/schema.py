@@ -165,6 +165,14 @@ class Kubernetes(StackSection):
         None, description="External Redis for fault tolerance of the Ray head, host:port."
     )
 
+    def namespace_of(self, stack: str) -> str:
+        """Where everything of the stack is."""
+        return self.namespace or f"modelfleet-{stack}"
+
+    def operator_namespace_of(self, stack: str) -> str:
+        """Where the KubeRay operator runs: in the stack's namespace, unless the cluster has one already."""
+        return self.operator_namespace or self.namespace_of(stack)
+
 
 class Mirror(StackSection):
     """The bucket with the copies of the weights."""

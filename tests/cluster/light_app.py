@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-import serving.app
+from serving.app import AppArgs, application
 
 TICK_SECONDS = 0.2
 
@@ -45,5 +45,4 @@ async def _ticks() -> AsyncIterator[str]:
 
 def build(args: dict[str, Any]) -> Application:
     """The application of one model."""
-    serving.app.VllmReplica = Ticker  # type: ignore[assignment,misc]
-    return serving.app.build(args)
+    return application(Ticker, AppArgs.model_validate(args))

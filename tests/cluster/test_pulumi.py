@@ -208,11 +208,11 @@ def test_without_its_operator_a_stack_can_still_be_taken_away(fleet: Fleet) -> N
     fleet.write([model("org/one", "L4")])
     fleet.first_up()
     api, where = fleet.cluster.api, fleet.plan.namespace
-    assert release(api, where) == [], "the operator is there, and it is its business"
+    assert release(api, where, where) == [], "the operator is there, and it is its business"
     fleet.stop_operator()
     api.delete("apps/v1", "Deployment", "kuberay-operator", where)
     wait_for("the Deployment to go", lambda: api.get("apps/v1", "Deployment", "kuberay-operator", where) is None)
-    assert "RayService fleet" in release(api, where)
+    assert "RayService fleet" in release(api, where, where)
     fleet.project.destroy()
     assert api.get("v1", "Namespace", where) is None
     assert api.list("ray.io/v1", "RayCluster") == []

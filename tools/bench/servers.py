@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,10 @@ class Variant:
     import_path: str = "serving.app:build"
 
 
-@contextmanager
-def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> AbstractContextManager[Running]:
     """Start the variant, wait for its first answer, and end all of it afterwards."""
     starters = {"vllm": _vllm, "uvicorn": _uvicorn, "fleet": _fleet, "ray.serve.llm": _ray_llm}
-    with starters[variant.kind](variant, model, ports, folder) as running:
-        yield running
+    return starters[variant.kind](variant, model, ports, folder)
 
 
 @contextmanager

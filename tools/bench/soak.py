@@ -140,15 +140,15 @@ class Load:
 Sample = dict[str, float]
 
 
-def grown(samples: Sequence[Sample]) -> dict[str, str]:
-    """What grew, by kind of process: the median of the last quarter against that of the second."""
+def grown(samples: Sequence[Sample]) -> list[str]:
+    """A sentence for each kind of process that grew: the median of the last quarter against that of the second."""
     quarter = max(1, len(samples) // 4)
-    found = {}
+    found = []
     for kind in sorted({kind for sample in samples for kind in sample}):
         series = [sample.get(kind, 0.0) for sample in samples]
         before, after = statistics.median(series[quarter : 2 * quarter]), statistics.median(series[-quarter:])
         if after - before > max(GROWTH_MIB, GROWTH * before):
-            found[kind] = f"{kind} grew from {before:.0f} to {after:.0f} MiB"
+            found.append(f"{kind} grew from {before:.0f} to {after:.0f} MiB")
     return found
 
 
@@ -189,7 +189,7 @@ def _soak(running: servers.Running, model_id: str, ports: servers.Ports, options
     for client in clients:
         client.join(130)
     print("\n" + "\n".join(f"{count:>8} {outcome}" for outcome, count in sorted(load.outcomes.items())))
-    wrong = [*grown(samples).values(), *load.faults[:10]]
+    wrong = [*grown(samples), *load.faults[:10]]
     print("\n" + ("\n".join(wrong) if wrong else f"flat: no kind of process grew in {options.minutes:g} minutes"))
     return 1 if wrong else 0
 

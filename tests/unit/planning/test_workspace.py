@@ -18,6 +18,7 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from infra.catalog import default_catalog
+from infra.mirror_facts import BucketUnreachable, StackMirror
 from infra.model_facts import read_facts
 from infra.prices import ask_aws, with_known_prices
 from infra.stack import load_stack
@@ -330,3 +331,26 @@ def test_facts_are_read_from_the_stacks_own_mirror(tmp_path: Path, monkeypatch: 
         facts = read_facts([one], tmp_path, made, network=True)[0]["org/mine"]
     assert facts is not None
     assert (facts.parameters, facts.source) == (654, f"s3://{bucket}/models/org--mine")
+
+
+def test_a_bucket_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred models would wait two hundred times."""
+    asked: list[str] = []
+
+    def read(mirror: StackMirror, prefix: str) -> None:
+        asked.append(prefix)
+        raise BucketUnreachable
+
+    monkeypatch.setattr(StackMirror, "read", read)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    models = [model("org/a"), model("org/b")]
+    assert read_facts(models, tmp_path, stack(pool("l4", "L4")), network=True)[0] == {"org/a": None, "org/b": None}
+    assert asked == ["models/org--a"]
+
+
+def test_a_bucket_that_is_not_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto import mock_aws
+
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws(), pytest.raises(BucketUnreachable):
+        StackMirror("absent", timeout_s=1).read("models/org--a")
