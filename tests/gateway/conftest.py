@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -40,7 +41,8 @@ PLAN = GatewayPlan(
 )
 #: Below the system's own range, so that a backend can come back on its port. Gateways keep theirs until the session ends.
 PORTS = range(8820, 9220)
-_ports = count()
+#: Each of pytest's processes begins at a place of its own: two that look at once would find the same port free.
+_ports = count(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) * len(PORTS) // 2)
 
 
 def free_port() -> int:
