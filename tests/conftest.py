@@ -11,8 +11,6 @@ from hypothesis import settings
 #: What `make test` leaves to `make test-long`: it needs a quiet machine, because it kills processes at moments that a busy
 #: one misses, or many minutes.
 LONG = (
-    "cluster/test_eks.py",
-    "cluster/test_real_ray.py",
     "cluster/test_live_changes.py",
     "cluster/test_resilience.py",
     "cluster/test_no_rebuild.py",

@@ -18,7 +18,7 @@ from tests.cluster.conftest import wait_for
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import model, planned
 from tests.cluster.head import FakeRay, head_address, on_loopback
-from tests.engine.engine import Project, Run
+from tests.engine.engine import Background, Project, Run
 from tools.kubernetes.control_plane import ControlPlane
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
@@ -88,7 +88,7 @@ class Fleet:
         api = self.cluster.api
         running = self.project.start("up", *more)
         try:
-            self.start_operator()
+            self.start_operator(running)
             address = self._after.enter_context(on_loopback(head_address(api, self.plan.namespace)))
             self.ray = self._after.enter_context(FakeRay(address))
         except BaseException:
@@ -102,13 +102,14 @@ class Fleet:
     def stop_operator(self) -> None:
         self.cluster.kill("kuberay-operator")
 
-    def start_operator(self) -> None:
+    def start_operator(self, up: Background) -> None:
         where = self.plan.namespace
-        wait_for(
-            "the operator's rights",
-            lambda: self.cluster.api.get("rbac.authorization.k8s.io/v1", "RoleBinding", "kuberay-operator", where),
-            seconds=240,
-        )
+
+        def has_rights() -> object:
+            assert not up.ended(), "`pulumi up` has ended before the operator got its rights"
+            return self.cluster.api.get("rbac.authorization.k8s.io/v1", "RoleBinding", "kuberay-operator", where)
+
+        wait_for("the operator's rights", has_rights, seconds=240)
         kubeconfig = self.cluster.kubeconfig_for(where, "kuberay-operator")
         flags = (f"-watch-namespace={where}", f"-leader-election-namespace={where}")
         self.cluster.start_operator(kubeconfig, arguments=flags)

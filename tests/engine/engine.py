@@ -21,12 +21,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -164,13 +165,12 @@ class Project:
 
     def run(self, *arguments: str, check: bool = True, given: str | None = None) -> Run:
         """Any command of the CLI, without a stack or events; a failure shows all that the user would see."""
-        process = self._start(arguments, stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL)
-        return self._finish(process, arguments, None, check=check, given=given)
+        process = self._start(arguments, None, stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL)
+        return process.finish(check=check, given=given)
 
     def start(self, operation: str, *more: str) -> Background:
         """An operation (`up`, `destroy`, …) in the background, to be killed or interrupted."""
-        arguments, events = self._arguments(operation, "--yes", "--skip-preview", *more)
-        return Background(self, self._start(arguments), arguments, events)
+        return self._start(*self._arguments(operation, "--yes", "--skip-preview", *more))
 
     # --- what came of it -----------------------------------------------------------------------------------
 
@@ -229,67 +229,68 @@ class Project:
         return [operation, "--stack", self.stack, "--event-log", str(events), *more], events
 
     def _operation(self, operation: str, *more: str, check: bool) -> Run:
-        arguments, events = self._arguments(operation, *more)
-        return self._finish(self._start(arguments), arguments, events, check=check)
+        return self._start(*self._arguments(operation, *more)).finish(check=check)
 
-    def _start(self, arguments: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def _start(self, arguments: Sequence[str], events: Path | None, stdin: int = subprocess.DEVNULL) -> Background:
+        # Files and not pipes: nobody reads while a test does something else, and a full pipe stops the engine.
+        stdout, stderr = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 (they live as long as the command)
+        process = subprocess.Popen(
             [str(PULUMI), *arguments, "--non-interactive"],
             cwd=self.folder,
             env=self.environ,
             stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
-
-    def _finish(
-        self,
-        process: subprocess.Popen[str],
-        arguments: Sequence[str],
-        events: Path | None,
-        *,
-        check: bool,
-        given: str | None = None,
-    ) -> Run:
-        try:
-            stdout, stderr = process.communicate(given, timeout=self.timeout_seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            stdout, stderr = process.communicate()
-            raise AssertionError(f"pulumi {arguments[0]} did not end:\n{stdout}{stderr}") from None
-        run = Run(arguments, process.returncode, stdout, stderr, _read_events(events))
-        if check and run.code != 0:
-            raise AssertionError(f"pulumi {' '.join(arguments)}: exit code {run.code}\n{run.text}")
-        return run
+        return Background(process, arguments, events, stdout, stderr, self.timeout_seconds)
 
 
 @dataclass
 class Background:
-    """A running operation of a project."""
+    """A running command of a project."""
 
-    project: Project
     process: subprocess.Popen[str]
     arguments: Sequence[str]
-    events: Path
+    events: Path | None
+    stdout: IO[str]
+    stderr: IO[str]
+    timeout_seconds: float
+
+    def ended(self) -> bool:
+        """Whether the CLI has ended."""
+        return self.process.poll() is not None
 
     def kill(self) -> None:
         """SIGKILL for the CLI alone, as the kernel's out-of-memory killer or a user would do it."""
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
 
     def interrupt(self) -> Run:
         """SIGINT for the CLI's whole process group, as Ctrl-C does it; waits for the end."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        if not self.ended():
+            os.killpg(self.process.pid, signal.SIGINT)
         return self.finish()
 
-    def finish(self) -> Run:
-        """Waits for the end."""
-        return self.project._finish(self.process, self.arguments, self.events, check=False)
+    def finish(self, *, check: bool = False, given: str | None = None) -> Run:
+        """Waits for the end; with `check` a failure shows all that the user would see."""
+        try:
+            self.process.communicate(given, timeout=self.timeout_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise AssertionError(f"pulumi {self.arguments[0]} did not end:\n{self._said()}") from None
+        stdout, stderr = self._said()
+        run = Run(self.arguments, self.process.returncode, stdout, stderr, _read_events(self.events))
+        if check and run.code != 0:
+            raise AssertionError(f"pulumi {' '.join(self.arguments)}: exit code {run.code}\n{run.text}")
+        return run
+
+    def _said(self) -> tuple[str, str]:
+        for file in (self.stdout, self.stderr):
+            file.seek(0)
+        return self.stdout.read(), self.stderr.read()
 
 
 def wait_until(true: Callable[[], object], *, seconds: float = 60.0, what: str = "it") -> None:
