@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import threading
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.errors import MirrorError, WeightsError
-from serving.mirror.manifest import CHUNK_BYTES
+from serving.mirror.manifest import CHUNK_BYTES, Checksum
 from serving.mirror.store import PARALLEL, PIECE_BYTES, Store
 
 Report = Callable[[str], None]
@@ -26,7 +25,7 @@ REPORT_EVERY_S = 3.0
 class Wanted:
     """One file: its path in the folder, its object, size in bytes, and what proves its content.
 
-    `chunks` are hashes of its pieces; without them, `tag` keeps the pieces of one and the same object.
+    `chunks` are checksums of its pieces; without them, `tag` keeps the pieces of one and the same object.
     """
 
     path: str
@@ -102,16 +101,16 @@ class Download:
 
     def _chunk(self, file: Wanted, path: Path, index: int, offset: int, length: int) -> None:
         expected = file.chunks[index] if file.chunks is not None else None
-        # Without a hash nothing tells whether an earlier run wrote this chunk whole, so it is read again.
-        if expected is None or _hash_range(path, offset, length) != expected:
-            digest, written = hashlib.sha256(), 0
+        # Without a checksum nothing tells whether an earlier run wrote this chunk whole, so it is read again.
+        if expected is None or _checksum_of_range(path, offset, length) != expected:
+            checksum, written = Checksum(), 0
             with path.open("r+b", buffering=0) as stream:
                 stream.seek(offset)
                 for piece in self.store.stream(file.key, offset, length, file.tag):
-                    digest.update(piece)
+                    checksum.update(piece)
                     stream.write(piece)
                     written += len(piece)
-            if written != length or (expected is not None and digest.hexdigest() != expected):
+            if written != length or (expected is not None and checksum.hexdigest() != expected):
                 raise MirrorError(f"{self.where}: {file.path} is damaged at byte {offset}; fill the mirror again")
         self._progress(length)
 
@@ -131,17 +130,17 @@ def ranges(size: int, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
         yield index, offset, min(chunk_bytes, size - offset)
 
 
-def _hash_range(path: Path, offset: int, length: int) -> str | None:
-    """Hash of what is there; None, without reading, when the range was never written (a hole)."""
+def _checksum_of_range(path: Path, offset: int, length: int) -> str | None:
+    """Checksum of what is there; None, without reading, when the range was never written (a hole)."""
     with path.open("rb") as stream:
         try:
             if os.lseek(stream.fileno(), offset, os.SEEK_DATA) >= offset + length:
                 return None
         except OSError:  # ENXIO: nothing but a hole up to the end
             return None
-        digest = hashlib.sha256()
+        checksum = Checksum()
         stream.seek(offset)
         while length and (piece := stream.read(min(PIECE_BYTES, length))):
-            digest.update(piece)
+            checksum.update(piece)
             length -= len(piece)
-    return digest.hexdigest()
+    return checksum.hexdigest()

@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from serving.errors import MirrorError
 from serving.mirror.download import ranges
-from serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Manifest, ManifestFile
+from serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile
 from serving.mirror.read import read_manifest
 from serving.mirror.store import PARALLEL, Location, S3Store, client, is_missing, parse_uri, plain_errors
 
@@ -93,7 +93,7 @@ def _hash_file(path: Path, name: str, chunk_bytes: int) -> ManifestFile:
     with path.open("rb") as stream:
         while piece := stream.read(chunk_bytes):
             whole.update(piece)
-            chunks.append(hashlib.sha256(piece).hexdigest())
+            chunks.append(Checksum(piece).hexdigest())
             size += len(piece)
     return ManifestFile(path=name, size=size, sha256=whole.hexdigest(), chunks=chunks)
 
@@ -191,9 +191,9 @@ class _Fill:
         with (self.folder / file.path).open("rb") as stream:
             stream.seek(offset)
             body = stream.read(length)
-        if hashlib.sha256(body).hexdigest() != file.chunks[index]:
+        if Checksum(body).hexdigest() != file.chunks[index]:
             raise MirrorError(f"{self.folder / file.path} changed during the upload; run again")
-        checksum = _base64(file.chunks[index])
+        checksum = _base64(hashlib.sha256(body).hexdigest())
         if arrived is not None and _is_part(arrived, checksum, body):
             etag = arrived["ETag"]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,12 @@ class Front:
                 return
             time.sleep(0.2)
         raise AssertionError(f"the gateway is not ready: {answer and answer.text}")
+
+    def servers(self, slug: str) -> list[str]:
+        """The model's servers that take requests, as the gateway's metrics tell them."""
+        text = requests.get(f"{self.metrics_url}/metrics", timeout=30).text
+        state = re.compile(rf'haproxy_server_status{{proxy="model\.{slug}",server="([^"]+)",state="UP"}} 1')
+        return state.findall(text)
 
     def logged(self, request_id: str) -> dict[str, Any]:
         """The access log's entry of a request."""

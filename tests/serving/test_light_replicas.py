@@ -96,9 +96,10 @@ class Streams:
 
 
 def test_a_killed_replica_loses_its_own_open_requests_and_no_other(cluster: Cluster, gateway: Front) -> None:
+    slug = PAIR.replace("/", "--")
     streams = Streams(gateway, 8, {"model": PAIR, "max_tokens": 100, "pace_s": 0.1})
     pids = [streams.pid(index) for index in range(8)]
-    assert len(set(pids)) == 2, "the gateway spreads streams over both replicas"
+    assert len(set(pids)) == 2, f"the gateway sees both replicas: {gateway.servers(slug)} {cluster.replicas(slug)}"
     killed = pids[0]
     process = psutil.Process(killed)
     process.kill()
@@ -111,7 +112,6 @@ def test_a_killed_replica_loses_its_own_open_requests_and_no_other(cluster: Clus
         assert ended == ("cut" if pid == killed else "[DONE]"), (
             f"{ended} of {'the killed' if pid == killed else 'the other'}"
         )
-    slug = PAIR.replace("/", "--")
     assert until(lambda: len([one for one in cluster.replicas(slug) if one["state"] == "RUNNING"]) == 2)
     assert killed not in {one["pid"] for one in cluster.replicas(slug)}
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from infra.local.runtime import serve_environment
@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Not `choices`: before Python 3.12 argparse holds the default of an empty list against them.
     options.variants = options.variants or ["vllm", "fleet"]
+    variants = dict(VARIANTS)
+    if options.ray_llm_packages:
+        path = os.pathsep.join([str(servers.ROOT), str(options.ray_llm_packages.resolve())])
+        variants["ray.serve.llm"] = replace(variants["ray.serve.llm"], environment={"PYTHONPATH": path})
     if unknown := sorted(set(options.variants) - set(VARIANTS)):
         parser.error(f"unknown variant {', '.join(unknown)}; allowed are {', '.join(VARIANTS)}")
     if options.makeup:
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for restart in range(options.restarts):
             for name in random.sample(options.variants, len(options.variants)):
                 try:
-                    samples += _measure(name, restart, options, Path(folder))
+                    samples += _measure(variants[name], restart, options, Path(folder))
                 except RuntimeError as problem:
                     print(f"{name}: {problem}", file=sys.stderr)
                     if options.stop_on_failure:
@@ -74,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if samples else 2
 
 
-def _measure(name: str, restart: int, options: argparse.Namespace, folder: Path) -> list[report.Sample]:
+def _measure(variant: servers.Variant, restart: int, options: argparse.Namespace, folder: Path) -> list[report.Sample]:
     """All loads on all targets of one variant, in random order, after one start."""
     model = models.model_file(options.model)
-    print(f"[{restart + 1}/{options.restarts}] starting {name}", file=sys.stderr)
+    print(f"[{restart + 1}/{options.restarts}] starting {variant.name}", file=sys.stderr)
     samples = []
-    with servers.serve(VARIANTS[name], model, servers.Ports(options.port, options.gcs_port), folder) as running:
+    with servers.serve(variant, model, servers.Ports(options.port, options.gcs_port), folder) as running:
         print(f"    first answer after {running.ready_s:.1f} s; {running.start}", file=sys.stderr)
         for target in running.targets:
             run(target, Load(2 * max(options.concurrency), max(options.concurrency), True))
@@ -120,6 +124,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--gcs-port", type=int, default=6700, help="first of 5 ports of Ray")
     parser.add_argument(
         "--makeup", metavar="STACK", help="only run `modelfleet up` on the stack and split its time by step"
+    )
+    parser.add_argument(
+        "--ray-llm-packages",
+        type=Path,
+        help="folder with what ray.serve.llm imports beside (pip install --no-deps --target FOLDER pyarrow)",
     )
     parser.add_argument("--json", help="write every sample to this file")
     parser.add_argument("--stop-on-failure", action="store_true", help="end at the first variant that does not start")

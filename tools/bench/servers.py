@@ -217,7 +217,7 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
         own = Target(
             f"{variant.name}, own route", f"http://127.0.0.1:{ports.serve}", f"/{config.slug}{PATH}", config.model_id
         )
-        wait_for("the replica", lambda: answers(own), tree, str(folder))
+        wait_for("the replica", lambda: _serves(ports, config.slug, own), tree, str(folder))
         ready_s = time.monotonic() - begun
         with _gateway(variant, config, ports, folder, tree):
             base = f"http://127.0.0.1:{ports.gateway}"
@@ -275,7 +275,7 @@ def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
         begun = time.monotonic()
         _deploy(ports, [application])
         target = Target(variant.name, f"http://127.0.0.1:{ports.serve}", PATH, config.model_id)
-        wait_for("ray.serve.llm", lambda: answers(target), tree, str(folder))
+        wait_for("ray.serve.llm", lambda: _serves(ports, "llm", target), tree, str(folder))
         yield Running([target], tree, time.monotonic() - begun)
 
 
@@ -295,6 +295,15 @@ def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"}, method="PUT")
     with urllib.request.urlopen(request, timeout=60):
         pass
+
+
+def _serves(ports: Ports, application: str, target: Target) -> bool:
+    """Whether the target answers; raises `RuntimeError` with Serve's reason when the application will never do so."""
+    details = json.loads(_get(f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/") or "{}")
+    found = details.get("applications", {}).get(application, {})
+    if found.get("status") == "DEPLOY_FAILED":
+        raise RuntimeError(f"Serve gave up: {found['message'].strip().splitlines()[-1]}")
+    return found.get("status") == "RUNNING" and answers(target)
 
 
 def _replica(ports: Ports, application: str) -> str | None:

@@ -123,7 +123,7 @@ def _loads(folder: Path, rounds: int) -> None:
 def _compare(s3: Any, folder: Path, options: argparse.Namespace) -> None:
     ways: dict[str, Callable[[Path], object]] = {
         "raw: the same ranges, unchecked": partial(_raw, s3),
-        "modelfleet: checked by SHA-256": lambda to: fetch(URI, to),
+        "modelfleet: each chunk checked": lambda to: fetch(URI, to),
         "boto3's transfer manager": partial(_boto3, s3),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from filelock import FileLock
 
 from infra.kubernetes.api import Api, ApiError, Unreachable
 from serving.config.errors import SetupError
@@ -81,6 +82,11 @@ class ControlPlane:
     def start(self) -> None:
         """Start everything and wait until the API server is ready; raises `SetupError` when something ends."""
         require(CORE)
+        # A port counts as free until its process listens, so two control planes that start at once could share an etcd.
+        with FileLock(f"{tempfile.gettempdir()}/modelfleet-control-plane-{os.getuid()}.lock"):
+            self._start_on_free_ports()
+
+    def _start_on_free_ports(self) -> None:
         self._choose_ports()
         self._write_files()
         self.start_etcd()

@@ -21,7 +21,7 @@ from serving.mirror import Status, fetch, fill, status
 from serving.mirror import __main__ as command
 from serving.mirror import download as download_module
 from serving.mirror import upload as upload_module
-from serving.mirror.manifest import parse_manifest
+from serving.mirror.manifest import Checksum, parse_manifest
 from serving.mirror.prefix import fetch_extra_file, fetch_prefix
 from serving.mirror.store import PIECE_BYTES
 
@@ -222,11 +222,18 @@ def test_a_full_disk_is_told_before_a_byte_is_read(
         fetch(URI, tmp_path / "cache")
 
 
+def test_a_checksum_is_the_published_one_of_crc_64_nvme_however_the_bytes_come() -> None:
+    checksum = Checksum()
+    for piece in (b"12345", b"", b"6789"):
+        checksum.update(piece)
+    assert checksum.hexdigest() == Checksum(b"123456789").hexdigest() == "ae8b14860a799888"
+
+
 def good_manifest(**changes: Any) -> dict[str, Any]:
     whole = {name: changes.pop(name) for name in ("schema", "chunk_bytes") if name in changes}
-    one = {"path": "config.json", "size": 2, "sha256": "0" * 64, "chunks": ["0" * 64]}
+    one = {"path": "config.json", "size": 2, "sha256": "0" * 64, "chunks": ["0" * 16]}
     return {
-        "schema": 1, "model_id": "m", "source": "s", "source_revision": None, "chunk_bytes": 32 * MIB,
+        "schema": 2, "model_id": "m", "source": "s", "source_revision": None, "chunk_bytes": 32 * MIB,
         "files": [one | changes],
     } | whole  # fmt: skip
 
@@ -249,9 +256,9 @@ def good_manifest(**changes: Any) -> dict[str, Any]:
         {"chunk_bytes": 1},
         {"size": 2.5},
         {"chunks": []},
-        {"chunks": ["0" * 64, "0" * 64]},
+        {"chunks": ["0" * 16, "0" * 16]},
         {"chunks": ["zz"]},
-        {"schema": 2},
+        {"schema": 1},
         {"sha256": "short"},
         {"extra": 1},
     ],
