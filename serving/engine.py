@@ -30,7 +30,6 @@ from serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
 from serving.config.generate_kwargs import default_max_tokens
 from serving.config.schema import ModelConfig
 from serving.engine_args import engine_arguments
-from serving.gate import EngineGate
 from serving.prompt import MessagesRefused, check_messages
 from serving.sampling import Stops, body_defaults, compile_stops
 from serving.startup import StartupClock
@@ -89,7 +88,7 @@ async def start(
     if generation.prompt_format is not None:
         _as_rayllm(app.state.online_renderer)
     # Around the application: vLLM has built its own middleware stack by now.
-    served: ASGIApp = EngineGate(app, engine)
+    served: ASGIApp = app
     if any(defaults := body_defaults(generation.generate_kwargs)):
         served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
     clock.passed("application")

@@ -22,15 +22,26 @@ BODY = json.dumps(
 
 
 class EngineGate:
-    """Pure ASGI: one attribute read per request; vLLM itself answers 500, after which clients do not try again."""
+    """Pure ASGI; vLLM itself answers 500, after which clients do not try again.
+
+    `open_requests` is the number of requests that have not ended yet.
+    """
 
     def __init__(self, app: ASGIApp, engine: Any) -> None:
         self.app, self.engine = app, engine
+        self.open_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or not self.engine.errored:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if not self.engine.errored:
+            self.open_requests += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.open_requests -= 1
             return
         headers = [
             (b"content-type", b"application/json"),

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from serving.config.errors import ModelfleetError
 from serving.config.schema import ModelConfig
 from serving.errors import EngineError
 from serving.explain import sentence
+from serving.gate import EngineGate
 from serving.log_handlers import kept_targets
 from serving.metrics import MetricsCopy
 from serving.startup import StartupClock
@@ -25,8 +27,11 @@ if TYPE_CHECKING:
 ENGINE_POLL_S = 0.25
 """How often a replica looks whether its engine lives; an attribute read."""
 
-LAST_WORDS_S = 0.5
-"""Seconds for open streams to receive their error event before the process of a dead engine ends."""
+LAST_WORDS_S = 5.0
+"""Seconds at most for open streams to receive their error event before the process of a dead engine ends."""
+
+SENT_S = 0.1
+"""Seconds for the last bytes of an answer to leave the process."""
 
 DEFAULT_ENVIRONMENT = {
     # RayLLM's limits of a request: 8 stop strings (vLLM's default is 4); answers per request bounded (OpenAI's 128).
@@ -48,6 +53,7 @@ class VllmReplica:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         self._engine: Any = None
+        self._gate: EngineGate
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -96,9 +102,10 @@ class VllmReplica:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
         logger.info("%s", self._clock.line())
+        self._gate = EngineGate(app, self._engine)
         metrics = MetricsCopy(self._model.slug)
         self._tasks = [asyncio.create_task(self._exit_with_engine()), asyncio.create_task(metrics.run())]
-        return app
+        return self._gate
 
     async def _exit_with_engine(self) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.
@@ -108,7 +115,10 @@ class VllmReplica:
         while not self._engine.errored:
             await asyncio.sleep(ENGINE_POLL_S)
         logger.error("the engine of %s died; this replica ends so that Serve starts a new one", self._model.model_id)
-        await asyncio.sleep(LAST_WORDS_S)
+        ends = time.monotonic() + LAST_WORDS_S
+        while self._gate.open_requests and time.monotonic() < ends:
+            await asyncio.sleep(SENT_S)
+        await asyncio.sleep(SENT_S)
         os._exit(1)
 
 

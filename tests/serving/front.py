@@ -53,10 +53,10 @@ class Front:
             time.sleep(0.2)
         raise AssertionError(f"the gateway is not ready: {answer and answer.text}")
 
-    def servers(self, slug: str) -> list[str]:
-        """The model's servers that take requests, as the gateway's metrics tell them."""
+    def replicas(self, slug: str) -> list[str]:
+        """The replicas of a model that the gateway sends requests to, as its metrics tell them."""
         text = requests.get(f"{self.metrics_url}/metrics", timeout=30).text
-        state = re.compile(rf'haproxy_server_status{{proxy="model\.{slug}",server="([^"]+)",state="UP"}} 1')
+        state = re.compile(rf'haproxy_server_status{{proxy="model\.{slug}",server="(replica-[^"]+)",state="UP"}} 1')
         return state.findall(text)
 
     def logged(self, request_id: str) -> dict[str, Any]:

@@ -97,9 +97,10 @@ class Streams:
 
 def test_a_killed_replica_loses_its_own_open_requests_and_no_other(cluster: Cluster, gateway: Front) -> None:
     slug = PAIR.replace("/", "--")
+    assert until(lambda: len(gateway.replicas(slug)) == 2), f"{gateway.replicas(slug)} of {cluster.replicas(slug)}"
     streams = Streams(gateway, 8, {"model": PAIR, "max_tokens": 100, "pace_s": 0.1})
     pids = [streams.pid(index) for index in range(8)]
-    assert len(set(pids)) == 2, f"the gateway sees both replicas: {gateway.servers(slug)} {cluster.replicas(slug)}"
+    assert len(set(pids)) == 2, f"the gateway spreads streams over both replicas: {gateway.replicas(slug)}"
     killed = pids[0]
     process = psutil.Process(killed)
     process.kill()

@@ -67,3 +67,16 @@ def test_a_dead_engine_is_503_with_retry_after_and_an_openai_error() -> None:
     status, headers, body = call(app, b"x")
     assert (status, headers[b"retry-after"]) == (503, b"5")
     assert json.loads(body)["error"]["code"] == 503
+
+
+def test_an_open_request_is_counted_until_it_ends_also_when_it_fails() -> None:
+    counts: list[int] = []
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        counts.append(app.open_requests)
+        raise ConnectionResetError
+
+    app = EngineGate(fails, SimpleNamespace(errored=False))
+    with pytest.raises(ConnectionResetError):
+        call(app, b"x")
+    assert counts == [1] and app.open_requests == 0
