@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ import pytest
 KUBERNETES_PORT = 443
 #: Folders of the image that a test maps to its own.
 IMAGE_FOLDER = "/var/lib/modelfleet"
+#: Where `ip netns exec` takes files from that it puts over those of /etc.
+NETNS_FILES = Path("/etc/netns")
 
 
 class PodNetwork:
@@ -52,6 +55,7 @@ class PodNetwork:
             for pid in ip("netns", "pids", name).split():
                 os.kill(int(pid), signal.SIGKILL)
             ip("netns", "del", name)
+            shutil.rmtree(NETNS_FILES / name)
         if self._forward is not None:
             self._forward.close()
         ip("link", "del", self._bridge)
@@ -102,9 +106,12 @@ class PodNetwork:
         if address not in self._namespaces:
             name = f"mf{address.replace('.', '-')}"
             outer, inner = f"o{address[-8:]}".replace(".", ""), f"i{address[-8:]}".replace(".", "")
-            hosts = Path("/etc/netns") / name
-            hosts.mkdir(parents=True, exist_ok=True)
-            (hosts / "hosts").write_text(f"127.0.0.1 localhost\n{self.gateway} kubernetes.default\n")
+            files = NETNS_FILES / name
+            files.mkdir(parents=True, exist_ok=True)
+            # A kubelet writes the pod's own name, too. Nobody answers for others: at once, not after DNS's timeouts.
+            own = f"{address} {socket.gethostname()}"
+            (files / "hosts").write_text(f"127.0.0.1 localhost\n{self.gateway} kubernetes.default\n{own}\n")
+            (files / "resolv.conf").write_text("nameserver 127.0.0.1\n")
             ip("netns", "add", name)
             ip("link", "add", outer, "type", "veth", "peer", "name", inner)
             ip("link", "set", outer, "master", self._bridge, "up")
