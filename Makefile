@@ -9,7 +9,7 @@ BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools up down status test test-fast test-long test-gateway test-engine test-serving test-cluster check fix schema bench soak lock clean
+.PHONY: help setup tools up down status test test-fast test-gateway test-engine test-serving test-cluster check fix schema bench soak lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,9 +49,6 @@ test: setup  ## All tests
 
 test-fast: .venv/.ready  ## Unit tests, under a minute
 	@sh tools/test.sh fast
-
-test-long: setup  ## Tests that need a quiet machine and many minutes
-	@sh tools/test.sh long
 
 test-engine test-serving test-cluster test-gateway: setup
 	@sh tools/test.sh $(@:test-%=%)

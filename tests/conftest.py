@@ -1,21 +1,10 @@
-"""What all tests share: a clean environment, and which files need a quiet machine."""
+"""What all tests share: a clean environment."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import pytest
 from hypothesis import settings
-
-#: What `make test` leaves to `make test-long`: it needs a quiet machine, because it kills processes at moments that a busy
-#: one misses, or many minutes.
-LONG = (
-    "cluster/test_live_changes.py",
-    "cluster/test_resilience.py",
-    "cluster/test_no_rebuild.py",
-    "gateway/test_replicas.py",
-)
 
 #: Settings of the caller's shell that would change what the code under test does.
 FOREIGN = (
@@ -35,13 +24,6 @@ FOREIGN = (
 # A busy machine is slow, not wrong: speed is measured by `make bench`.
 settings.register_profile("modelfleet", deadline=None)
 settings.load_profile("modelfleet")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what only `make test-long` runs."""
-    for item in items:
-        if Path(item.fspath).relative_to(Path(__file__).parent).as_posix() in LONG:
-            item.add_marker(pytest.mark.long)
 
 
 def pytest_configure() -> None:
