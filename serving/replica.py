@@ -53,7 +53,6 @@ class VllmReplica:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         self._engine: Any = None
-        self._gate: EngineGate
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -102,21 +101,21 @@ class VllmReplica:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
         logger.info("%s", self._clock.line())
-        self._gate = EngineGate(app, self._engine)
+        gate = EngineGate(app, self._engine)
         metrics = MetricsCopy(self._model.slug)
-        self._tasks = [asyncio.create_task(self._exit_with_engine()), asyncio.create_task(metrics.run())]
-        return self._gate
+        self._tasks = [asyncio.create_task(self._exit_with_engine(gate)), asyncio.create_task(metrics.run())]
+        return gate
 
-    async def _exit_with_engine(self) -> None:
+    async def _exit_with_engine(self, gate: EngineGate) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.
 
         Left alone, Serve needs three failed health checks and answers 500 meanwhile (25 s, measured).
         """
-        while not self._engine.errored:
+        while not gate.engine.errored:
             await asyncio.sleep(ENGINE_POLL_S)
         logger.error("the engine of %s died; this replica ends so that Serve starts a new one", self._model.model_id)
         ends = time.monotonic() + LAST_WORDS_S
-        while self._gate.open_requests and time.monotonic() < ends:
+        while gate.open_requests and time.monotonic() < ends:
             await asyncio.sleep(SENT_S)
         await asyncio.sleep(SENT_S)
         os._exit(1)

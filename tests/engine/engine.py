@@ -165,8 +165,8 @@ class Project:
 
     def run(self, *arguments: str, check: bool = True, given: str | None = None) -> Run:
         """Any command of the CLI, without a stack or events; a failure shows all that the user would see."""
-        process = self._start(arguments, None, stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL)
-        return process.finish(check=check, given=given)
+        command = self._start(arguments, None, stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL)
+        return command.finish(check=check, given=given)
 
     def start(self, operation: str, *more: str) -> Background:
         """An operation (`up`, `destroy`, …) in the background, to be killed or interrupted."""
@@ -280,7 +280,7 @@ class Background:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            raise AssertionError(f"pulumi {self.arguments[0]} did not end:\n{self._said()}") from None
+            raise AssertionError(f"pulumi {self.arguments[0]} did not end:\n{''.join(self._said())}") from None
         stdout, stderr = self._said()
         run = Run(self.arguments, self.process.returncode, stdout, stderr, _read_events(self.events))
         if check and run.code != 0:

@@ -56,8 +56,9 @@ class Front:
     def replicas(self, slug: str) -> list[str]:
         """The replicas of a model that the gateway sends requests to, as its metrics tell them."""
         text = requests.get(f"{self.metrics_url}/metrics", timeout=30).text
-        state = re.compile(rf'haproxy_server_status{{proxy="model\.{slug}",server="(replica-[^"]+)",state="UP"}} 1')
-        return state.findall(text)
+        return re.findall(
+            rf'haproxy_server_status{{proxy="model\.{slug}",server="(replica-[^"]+)",state="UP"}} 1', text
+        )
 
     def logged(self, request_id: str) -> dict[str, Any]:
         """The access log's entry of a request."""

@@ -67,6 +67,11 @@ class Ports:
         """Ray's dashboard."""
         return self.first + 4
 
+    @property
+    def applications(self) -> str:
+        """Serve's REST API on Ray's dashboard."""
+        return f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"
+
     def others(self) -> dict[str, int]:
         """Ports that Ray's HAProxy mode opens beside."""
         return {
@@ -188,7 +193,7 @@ def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, P
     try:
         wait_for(
             "ray",
-            lambda: _get(f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/") is not None,
+            lambda: _get(ports.applications) is not None,
             tree,
             str(log),
         )
@@ -291,16 +296,22 @@ def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
         "http_options": {"host": "127.0.0.1", "port": ports.serve},
         "applications": applications,
     }
-    url = f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/"
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"}, method="PUT")
+    request = urllib.request.Request(
+        ports.applications, json.dumps(body).encode(), {"content-type": "application/json"}, method="PUT"
+    )
     with urllib.request.urlopen(request, timeout=60):
         pass
 
 
+def _details(ports: Ports) -> dict[str, Any]:
+    """What Serve says of its applications and addresses; empty while it does not answer."""
+    found: dict[str, Any] = json.loads(_get(ports.applications) or "{}")
+    return found
+
+
 def _serves(ports: Ports, application: str, target: Target) -> bool:
     """Whether the target answers; raises `RuntimeError` with Serve's reason when the application will never do so."""
-    details = json.loads(_get(f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/") or "{}")
-    found = details.get("applications", {}).get(application, {})
+    found = _details(ports).get("applications", {}).get(application, {})
     if found.get("status") == "DEPLOY_FAILED":
         raise RuntimeError(f"Serve gave up: {found['message'].strip().splitlines()[-1]}")
     return found.get("status") == "RUNNING" and answers(target)
@@ -308,9 +319,7 @@ def _serves(ports: Ports, application: str, target: Target) -> bool:
 
 def _replica(ports: Ports, application: str) -> str | None:
     """The replica's own HTTP address, where direct ingress is on."""
-    text = _get(f"http://127.0.0.1:{ports.dashboard}/api/serve/applications/")
-    groups = json.loads(text or "{}").get("target_groups", [])
-    for group in groups:
+    for group in _details(ports).get("target_groups", []):
         if group.get("protocol") == "HTTP" and group.get("route_prefix") == f"/{application}":
             for one in group.get("targets", []):
                 if one["port"] != ports.serve:

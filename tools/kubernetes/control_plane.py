@@ -26,6 +26,7 @@ from filelock import FileLock
 from infra.kubernetes.api import Api, ApiError, Unreachable
 from serving.config.errors import SetupError
 from tools.kubernetes.binaries import BINARIES, KUBERAY_VERSION, kuberay_sources, require
+from tools.paths import tools_cache
 
 #: Nobody else's default, and below the ephemeral range that outgoing connections take ports from.
 PORTS = range(16400, 16600)
@@ -83,7 +84,7 @@ class ControlPlane:
         """Start everything and wait until the API server is ready; raises `SetupError` when something ends."""
         require(CORE)
         # A port counts as free until its process listens, so two control planes that start at once could share an etcd.
-        with FileLock(f"{tempfile.gettempdir()}/modelfleet-control-plane-{os.getuid()}.lock"):
+        with FileLock(tools_cache() / "control-plane.lock"):
             self._start_on_free_ports()
 
     def _start_on_free_ports(self) -> None:
