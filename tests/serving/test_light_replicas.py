@@ -113,8 +113,12 @@ def test_a_killed_replica_loses_its_own_open_requests_and_no_other(cluster: Clus
         assert ended == ("cut" if pid == killed else "[DONE]"), (
             f"{ended} of {'the killed' if pid == killed else 'the other'}"
         )
-    assert until(lambda: len([one for one in cluster.replicas(slug) if one["state"] == "RUNNING"]) == 2)
-    assert killed not in {one["pid"] for one in cluster.replicas(slug)}
+
+    def replaced() -> bool:
+        running = {one["pid"] for one in cluster.replicas(slug) if one["state"] == "RUNNING"}
+        return len(running) == 2 and killed not in running
+
+    assert until(replaced), "Serve tells the dead one as running until it has looked, and then starts another"
 
 
 def test_replicas_that_are_replaced_finish_their_streams(cluster: Cluster, gateway: Front) -> None:
