@@ -1,46 +1,73 @@
-# `make` lists the targets. Everything they make is in .venv, .modelfleet and ~/.cache/modelfleet.
+# `make` lists the targets. They write to .venv, .modelfleet and ~/.cache/modelfleet.
 PYTHON ?= python3
 # Options of `python -m tools.bench`, such as BENCH="--restarts 1 --concurrency 8".
 BENCH ?=
 # Options of `python -m tools.bench.soak`, such as SOAK="--minutes 5".
 SOAK ?=
 STACK ?= local
+# Only a local stack needs all that `make setup` installs.
+SETUP := $(if $(shell grep -s '^ *modelfleet:target: *local' stacks/Pulumi.$(STACK).yaml),setup,setup-operator)
 BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools up down status test test-fast test-gateway test-engine test-serving test-cluster check fix schema bench soak lock clean
+# Two of these at once would write to the same environment.
+.NOTPARALLEL:
+.PHONY: help setup setup-operator tools up down status check audit licences fix test test-fast test-gateway test-engine \
+    test-serving test-cluster schema bench soak rendered release lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: .venv/.ready tools  ## Make the virtual environment and get the tools
 
+setup-operator: operator tools  ## Set up only what planning and deploying need: 300 MB, not 6 GB
+
+# An environment from `make setup` has all of this, so it is kept and updated as such.
+.PHONY: operator
+operator:
+	@$(MAKE) --no-print-directory $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.operator)
+
+.venv/.operator: requirements/operator.txt requirements/bootstrap.txt pyproject.toml tools/setup.sh
+	@sh tools/setup.sh "$(PYTHON)" requirements/operator.txt
+	@touch $@
+
 .venv/.ready: requirements/local.txt requirements/bootstrap.txt pyproject.toml tools/setup.sh
 	@sh tools/setup.sh "$(PYTHON)" requirements/local.txt
 	@touch $@
 
-tools: .venv/.ready  ## Find, install or build the Pulumi CLI and its plugins
+tools: operator  ## Find, install or build the Pulumi CLI and its plugins
 	@$(BIN)/python -m tools.get
 
-up: setup  ## Serve the stack (STACK=local) and print an endpoint that answers
+up: $(SETUP)  ## Serve the stack (STACK=local) and print an endpoint that answers
 	@$(BIN)/modelfleet up --stack $(STACK)
 
-down: .venv/.ready  ## Take away what `make up` made, and only that
+down: $(SETUP)  ## Remove what `make up` made, and only that
 	@$(BIN)/modelfleet down --stack $(STACK)
 
-status: .venv/.ready  ## Say what runs
+status: $(SETUP)  ## Show what runs
 	@$(BIN)/modelfleet status --stack $(STACK)
 
-check: .venv/.ready  ## Format, lint, types, import contracts, Dockerfile, model and stack files
+check: .venv/.ready  ## Format, lint, types, import contracts, dependencies, licences, Dockerfile, model and stack files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry .
+	@$(BIN)/vulture
+	@$(BIN)/codespell
+	@$(BIN)/shellcheck tools/*.sh .ci/run
 	@$(BIN)/hadolint serving/Dockerfile
+	@$(BIN)/pip-licenses --python $(BIN)/python >/dev/null
 	@$(BIN)/modelfleet check models --stack local
 
-fix: .venv/.ready  ## Format and mend what can be mended
+audit: .venv/.ready  ## After raising versions: run heavy scanners over the manifests, IAM documents and types
+	@$(BIN)/python -m tools.audit
+
+licences: .venv/.ready  ## Print the licence of each installed package
+	@$(BIN)/pip-licenses --python $(BIN)/python --order license
+
+fix: .venv/.ready  ## Format, and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
@@ -56,7 +83,7 @@ test-engine test-serving test-cluster test-gateway: setup
 schema: .venv/.ready  ## Make the data files, JSON Schemas and references from the installed packages
 	@$(BIN)/python -m tools.schema
 
-bench: setup  ## Print speeds side by side with their baselines
+bench: setup  ## Print speeds next to their baselines
 	@$(BIN)/python -m tools.bench.packing
 	@$(BIN)/python -m tools.bench.aws
 	@$(BIN)/python -m tools.bench --makeup local
@@ -66,15 +93,22 @@ bench: setup  ## Print speeds side by side with their baselines
 soak: setup  ## Load one model for 20 minutes and fail when memory grows
 	@$(BIN)/python -m tools.bench.soak $(SOAK)
 
-rendered: .venv/.ready  ## Write the kept golden files anew; read them in the diff
+rendered: .venv/.ready  ## Write the golden files again; read them in the diff
 	@RENDERED=write $(BIN)/python -m pytest -q tests/unit/gateway
 	@$(BIN)/python -m tests.unit.kubernetes.rewrite
 
-lock: .venv/.ready  ## Write the pinned requirement files anew
-	@echo "uv>=0.13" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements/bootstrap.txt
+release: .venv/.ready  ## Build the wheel and the sdist into dist/; the same commit gives the same bytes
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist
+	@cd dist && sha256sum *
+
+lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra operator --extra local --extra dev -o requirements/local.txt
+	@cp requirements/local.txt requirements/fleet.txt  # uv keeps the versions that it finds there
+	@$(BIN)/$(LOCK) --extra operator --extra local -o requirements/fleet.txt
 	@$(BIN)/$(LOCK) --extra operator -c requirements/local.txt -o requirements/operator.txt
 	@$(BIN)/$(LOCK) --extra cluster -o requirements/cluster.txt
+	@printf "uv>=0.13\nhatchling>=1.33,<2\n" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/local.txt -o requirements/bootstrap.txt
 
 clean:  ## Remove the virtual environment (not the caches shared with other clones)
 	@rm -rf .venv

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cli import output
-from serving.config.errors import EXIT_INPUT, Finding, InputErrors, Severity, errors_in
-from serving.config.load import LoadedModel, load_model
+from modelfleet.cli import output
+from modelfleet.cli.schemas import refresh_schemas
+from modelfleet.serving.config.errors import EXIT_INPUT, Finding, InputErrors, Severity, errors_in
+from modelfleet.serving.config.load import LoadedModel, load_model
 
 STACK_FILE = re.compile(r"Pulumi\.(?P<stack>[^/]+)\.ya?ml")
 MODEL_SUFFIXES = (".yaml", ".yml")
@@ -18,7 +19,7 @@ MODEL_SUFFIXES = (".yaml", ".yml")
 
 @dataclass
 class Checked:
-    """What was looked at and found."""
+    """What was checked and found."""
 
     files: int = 0
     models: list[str] = field(default_factory=list)
@@ -32,6 +33,7 @@ class Checked:
 
 def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool) -> int:
     """Check model and stack files, print what was found, and return the exit code."""
+    refresh_schemas(Path.cwd())
     checked = Checked()
     chosen = list(map(str, paths)) or ([] if stack else ["models"])
     files, missing = files_of(chosen)
@@ -46,7 +48,7 @@ def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool)
 
 
 def files_of(patterns: Iterable[str]) -> tuple[list[Path], list[Finding]]:
-    """The files behind paths, folders (their .yaml and .yml files) and globs; a finding for what gives none."""
+    """The files behind paths, folders (their .yaml and .yml files) and globs; a finding for each that matches none."""
     files: dict[Path, None] = {}
     findings: list[Finding] = []
     for pattern in patterns:
@@ -58,7 +60,8 @@ def files_of(patterns: Iterable[str]) -> tuple[list[Path], list[Finding]]:
         else:
             found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute patterns too)
         if not found:
-            findings.append(Finding(pattern, 0, "", "no such file, and no folder with .yaml files"))
+            message = "no such file, and not a folder with .yaml files; name a model file, a folder or a glob"
+            findings.append(Finding(pattern, 0, "", message))
         files |= dict.fromkeys(found)
     return list(files), findings
 
@@ -78,16 +81,16 @@ def _check_file(path: Path, checked: Checked, *, fix: bool) -> None:
 
 
 def _fit(model: LoadedModel) -> list[Finding]:
-    """Does it fit its GPU? From what this machine knows of the model: a folder, the Hub's kept answers, the catalog."""
-    from infra.model_facts import read_facts
-    from infra.planning.fit_findings import fit_findings
+    """Does it fit its GPU? By what this machine knows about it: a folder, the Hub's kept answers, the catalog."""
+    from modelfleet.infra.planning.fit_findings import fit_findings
+    from modelfleet.infra.reading.models import read_facts
 
     facts, unrunnable = read_facts([model], Path.cwd())
     return unrunnable or fit_findings([model], facts)
 
 
 def _fix(path: Path, checked: Checked) -> None:
-    from serving.config.fix import fix_file
+    from modelfleet.serving.config.rayllm.fix import fix_file
 
     try:
         if notices := fix_file(path):
@@ -98,7 +101,7 @@ def _fix(path: Path, checked: Checked) -> None:
 
 
 def _check_stack_file(path: Path, name: str, checked: Checked) -> None:
-    from infra.stack import load_stack
+    from modelfleet.infra.stack import load_stack
 
     try:
         checked.findings += load_stack(path.resolve().parent.parent, name).notices
@@ -108,7 +111,7 @@ def _check_stack_file(path: Path, name: str, checked: Checked) -> None:
 
 def _check_stack(name: str, checked: Checked) -> None:
     """The stack's file, its models, and whether they make a plan."""
-    from infra.workspace import make_plan
+    from modelfleet.infra.reading.workspace import make_plan
 
     checked.files += 1
     try:
@@ -136,14 +139,10 @@ def _print(checked: Checked, *, as_json: bool) -> None:
 
 def _summary(checked: Checked) -> str:
     counts = {severity: checked.count(severity) for severity in Severity}
-    parts = [_number(count, severity.value) for severity, count in counts.items() if count]
-    text = f"{_number(checked.files, 'file')}: {', '.join(parts) or 'nothing to say'}."
+    parts = [output.counted(count, severity.value) for severity, count in counts.items() if count]
+    text = f"{output.counted(checked.files, 'file')}: {', '.join(parts) or 'no findings'}."
     if counts[Severity.ERROR]:
         return text
     if counts[Severity.NOTICE]:
-        return f"{text} Next: modelfleet check --fix rewrites old names, or modelfleet plan."
+        return f"{text} Next: modelfleet check --fix, which rewrites old names, or modelfleet plan."
     return f"{text} Next: modelfleet plan"
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -1,6 +1,6 @@
-"""`modelfleet`: one command over the functions that the Pulumi program uses too.
+"""`modelfleet`: one command over the functions that the Pulumi program also uses.
 
-The only place where our errors are caught and worded: exit code 1 for the user's input, 2 for the environment.
+It alone catches the command's errors and prints them: exit code 1 for the user's input, 2 for the environment.
 """
 
 from __future__ import annotations
@@ -8,12 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-
-from cli import output
-from serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT, InputErrors, ModelfleetError
 
 app = typer.Typer(
     name="modelfleet",
@@ -29,23 +26,67 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    stacks: Annotated[
+        str, typer.Option("--stacks", metavar="NAMES", help="Stacks on AWS besides `local`, with commas.")
+    ] = "trial",
+    ci: Annotated[Literal["github", "gitlab", "none"], typer.Option(help="Whose CI file to write.")] = "github",
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel to pin; default: the one that is installed.", show_default=False)
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local/--no-local", help="Whether to pin what a stack on this machine needs, 6 GB.")
+    ] = True,
+) -> None:
+    """Write a fleet: models, stacks and a pinned version in a folder of their own.
+
+    Example: `modelfleet init fleet --stacks dev,prod`
+    """
+    from modelfleet.cli.init import run_init
+
+    names = [name.strip() for name in stacks.split(",") if name.strip()]
+    raise typer.Exit(run_init(folder, stacks=names, ci=ci, wheel=wheel, local=local))
+
+
+@app.command()
+def upgrade(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="VERSION|WHEEL", help="A version, or a wheel's path or URL; default: the newest version."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    json: Json = False,
+) -> None:
+    """Raise the fleet's pinned version; first show what it changes in files, plans and what runs.
+
+    Example: `modelfleet upgrade 0.2.0 --dry-run`
+    """
+    from modelfleet.cli.upgrade import run_upgrade
+
+    raise typer.Exit(run_upgrade(target, dry_run=dry_run, as_json=json))
+
+
+@app.command()
 def check(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Model files or folders; default models/.", show_default=False)
+        list[Path] | None, typer.Argument(help="Model files, folders or globs; default: models/.", show_default=False)
     ] = None,
     stack: Annotated[
-        str | None, typer.Option("--stack", "-s", metavar="ENV", help="Check the stack's file and its models too.")
+        str | None, typer.Option("--stack", "-s", metavar="ENV", help="Also check the stack's file and its models.")
     ] = None,
     json: Json = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Rewrite old names to today's; comments and order are kept.")
+        bool, typer.Option("--fix", help="Rewrite old names to current ones; keeps comments and order.")
     ] = False,
 ) -> None:
     """Find every mistake in model and stack files, with its line and the fix.
 
     Example: `modelfleet check models/ --stack prod`
     """
-    from cli.check import run_check
+    from modelfleet.cli.check import run_check
 
     raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix))
 
@@ -54,21 +95,23 @@ def check(
 def plan(
     stack: Stack = "local",
     json: Json = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained HTML page.")
+    ] = None,
     diff: Annotated[
         str | None, typer.Option("--diff", metavar="REV", help="Show what changed since a git revision.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="With --diff: Markdown for a pull request.")] = False,
     pin: Annotated[bool, typer.Option("--pin", help="Write the chosen instance types into the stack file.")] = False,
     preflight: Annotated[
-        bool, typer.Option("--preflight", help="Ask AWS for quotas, offerings and the account too.")
+        bool, typer.Option("--preflight", help="Also check account, quotas and offerings with AWS.")
     ] = False,
 ) -> None:
-    """Show what a stack will be and what it costs; nothing is made.
+    """Show what a stack will be and what it costs; makes nothing.
 
     Example: `modelfleet plan --stack prod --html plan.html`
     """
-    from cli.plan import run_plan
+    from modelfleet.cli.plan import run_plan
 
     raise typer.Exit(
         run_plan(stack, as_json=json, html=html, diff=diff, markdown=markdown, pin=pin, preflight=preflight)
@@ -76,34 +119,53 @@ def plan(
 
 
 @app.command()
+def manifests(
+    stack: Stack = "local",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write one file per object, and the IAM documents.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the list of objects as JSON.")] = False,
+) -> None:
+    """Write the Kubernetes objects and IAM documents that `up` would apply, without a cluster or credentials.
+
+    Secrets are placeholders. Without `--out` it prints one YAML stream.
+
+    Example: `modelfleet manifests --stack prod --out rendered`
+    """
+    from modelfleet.cli.manifests import run_manifests
+
+    raise typer.Exit(run_manifests(stack, out=out, as_json=json))
+
+
+@app.command()
 def up(stack: Stack = "local") -> None:
-    """Bring a stack up and print its endpoint; run again, it changes only what differs.
+    """Bring a stack up and print its endpoint; a second run changes only what differs.
 
     Example: `modelfleet up --stack local`
     """
-    from cli.up import run_up
+    from modelfleet.cli.up import run_up
 
     raise typer.Exit(run_up(stack))
 
 
 @app.command()
 def down(stack: Stack = "local") -> None:
-    """Take away what `up` made, and only that.
+    """Remove what `up` made, and nothing else.
 
     Example: `modelfleet down --stack local`
     """
-    from cli.up import run_down
+    from modelfleet.cli.down import run_down
 
     raise typer.Exit(run_down(stack))
 
 
 @app.command()
 def status(stack: Stack = "local", json: Json = False) -> None:
-    """Say what runs: models, replicas, endpoint.
+    """Show what runs: models, replicas, endpoint.
 
     Example: `modelfleet status --json`
     """
-    from cli.up import run_status
+    from modelfleet.cli.status import run_status
 
     raise typer.Exit(run_status(stack, as_json=json))
 
@@ -112,39 +174,100 @@ def status(stack: Stack = "local", json: Json = False) -> None:
 def render(
     model: Annotated[Path, typer.Argument(help="A model file.")],
     messages: Annotated[Path, typer.Argument(help="A JSON file: a list of chat messages.")],
-    tokens: Annotated[bool, typer.Option("--tokens", help="Print token ids too; needs the model's tokenizer.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also print token ids; needs the model's tokenizer.")
+    ] = False,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Where the tokenizer is; default the Hub.")
+        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Folder of the tokenizer; default: the Hub.")
     ] = None,
 ) -> None:
     """Print the exact prompt that a chat request becomes.
 
     Example: `modelfleet render models/meta-llama--Llama-2-7b-chat-hf.yaml messages.json`
     """
-    from cli.render import run_render
+    from modelfleet.cli.render import run_render
 
     raise typer.Exit(run_render(model, messages, tokens=tokens, tokenizer=tokenizer))
 
 
+@app.command(name="import")
+def import_(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE|-", help="What serves the model today; `-` reads standard input.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR|-", help="Where model files go; `-` prints them.")
+    ] = "models",
+    accelerator: Annotated[
+        str | None,
+        typer.Option("--accelerator", metavar="NAME", help="The GPU, where the file does not name it, e.g. L4."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that exist.")] = False,
+    json: Json = False,
+) -> None:
+    """Make model files from what serves a model today: `vllm serve` commands and files around them.
+
+    It reads scripts, Dockerfiles, compose, Kubernetes, KServe, Helm values, Ray Serve LLM and RayLLM files.
+
+    What the file does not say becomes `???`, which `check` names; what a model file has no place for becomes a comment.
+
+    Example: `modelfleet import deployment.yaml --accelerator L4`
+    """
+    from modelfleet.cli.import_models import run_import
+
+    raise typer.Exit(run_import(files, out=out, accelerator=accelerator, force=force, as_json=json))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model file, or a model_id in models/.")],
+    to: Annotated[Literal["vllm", "ray-serve-llm"], typer.Option("--to", help="For whom.")] = "vllm",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it there instead.", show_default=False)
+    ] = None,
+) -> None:
+    """Print what serves a model without modelfleet: a `vllm serve` command, or a file for `serve run`.
+
+    Example: `modelfleet export meta-llama/Llama-2-7b-chat-hf --to vllm`
+    """
+    from modelfleet.cli.export import run_export
+
+    raise typer.Exit(run_export(model, to=to, out=out))
+
+
 def main() -> None:
     """Entry point of the `modelfleet` script."""
-    # A wrong option is the user's input like a wrong key; typer itself would exit with 2, our code for the environment.
+    # A wrong option is wrong input, like a wrong key. typer itself would exit with 2, our code for the environment.
     usage_error: Any = typer.BadParameter.__base__
-    usage_error.exit_code = EXIT_INPUT
+    usage_error.exit_code = 1
     try:
         app()
-    except InputErrors as error:
-        output.show_findings(error.findings)
-        sys.exit(error.exit_code)
-    except ModelfleetError as error:
-        output.say(str(error), "bold red")
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
-        output.say("stopped; run the same command again to go on")
-        sys.exit(EXIT_ENVIRONMENT)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - `_report` raises what is not ours
+        sys.exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Print an error of the command and return its exit code; raises any other error again."""
+    # Imported here: `modelfleet --help` takes a third of the time without them.
+    from modelfleet.cli import output
+    from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, ModelfleetError
+
+    if isinstance(error, InputErrors):
+        output.show_findings(error.findings)
+        return error.exit_code
+    if isinstance(error, ModelfleetError):
+        output.say(str(error), "bold red")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        output.say("stopped; run the same command again to continue")
+        return EXIT_ENVIRONMENT
+    raise error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The one door through which everything is printed: results to stdout, progress and messages to stderr.
+"""All that the command prints goes through here: results to stdout, progress and messages to stderr.
 
-`NO_COLOR` and pipes are respected by rich itself: colour and spinners appear on a terminal only.
+rich respects `NO_COLOR` and pipes: colour and spinners appear on a terminal only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from serving.config.errors import Finding, Severity
+from modelfleet.serving.config.errors import Finding, Severity
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 
-#: Narrowest width for tables in a pipe, where there is no terminal to ask: nothing is cut there.
+#: Width of tables in a pipe, which has no width of its own; wide enough that nothing is cut.
 PIPE_WIDTH = 160
 
 
@@ -40,17 +40,22 @@ def show_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """A result that is taken literally, such as a prompt: to stdout as it is, and a line break."""
+    """A literal result, such as a prompt, to stdout: the text as it is, and a line break."""
     sys.stdout.write(text + "\n")
 
 
 def say(text: str, style: str = "", *, stderr: bool = True) -> None:
-    """A message about progress, to stderr; long lines are not broken, so that they can be copied."""
+    """A message about progress, to stderr; long lines are not broken, so they can be copied."""
     _console(stderr=stderr).print(Text(text, style=style), soft_wrap=True)
 
 
+def counted(count: int, word: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 def show_findings(findings: Iterable[Finding], *, stderr: bool = True) -> None:
-    """Each finding on a line of its own; `stderr=False` where findings are the command's result."""
+    """Each finding on its own line; `stderr=False` where findings are the command's result."""
     for finding in findings:
         say(finding.sentence(), _STYLE[finding.severity], stderr=stderr)
 

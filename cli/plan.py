@@ -1,16 +1,15 @@
-"""`modelfleet plan`: what a stack will be and what it costs; nothing is made."""
+"""`modelfleet plan`: what a stack will be and what it costs; makes nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cli import output
-from cli.plan_json import plan_json
-from cli.plan_table import plan_table, summary
-from infra.planning import Plan
-from infra.stack import load_stack
-from infra.workspace import make_plan
-from serving.config.errors import EXIT_INPUT, Finding, InputErrors, errors_in
+from modelfleet.cli import output
+from modelfleet.cli.plan_json import plan_json
+from modelfleet.cli.plan_table import plan_table, summary
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.serving.config.errors import EXIT_INPUT, Finding, InputErrors, errors_in
 
 
 def run_plan(
@@ -23,14 +22,14 @@ def run_plan(
     pin: bool = False,
     preflight: bool = False,
 ) -> int:
-    """Plan a stack and print it in the form that was asked for; returns the exit code."""
+    """Plan a stack and print it in the requested form; returns the exit code."""
     root = Path.cwd()
     _refuse_together({"--json": as_json, "--html": html is not None, "--markdown": markdown})
     if markdown and diff is None:
-        raise InputErrors([Finding("--markdown", 0, "", "goes with --diff REV")])
+        raise InputErrors([Finding("--markdown", 0, "", "works only with --diff REV; add it")])
     plan = make_plan(root, stack, network=True, deploying=False)
     output.show_findings(plan.notices)
-    refused = _preflight(root, plan) if preflight else []
+    refused = _preflight(plan) if preflight else []
     if pin:
         _pin(root, plan)
     if diff is not None:
@@ -46,34 +45,36 @@ def run_plan(
 
 
 def _refuse_together(options: dict[str, bool]) -> None:
-    """Each of these is another form of the one result."""
+    """Raises `InputErrors` for more than one form of output."""
     given = [name for name, is_given in options.items() if is_given]
     if len(given) > 1:
-        raise InputErrors([Finding(given[1], 0, "", f"does not go with {given[0]}; choose one form of output")])
+        raise InputErrors([Finding(given[1], 0, "", f"cannot be combined with {given[0]}; choose one form of output")])
 
 
-def _preflight(root: Path, plan: Plan) -> list[Finding]:
+def _preflight(plan: Plan) -> list[Finding]:
     """What AWS itself would refuse."""
-    if plan.target != "eks":
-        raise InputErrors([Finding("--preflight", 0, "", f"asks AWS, but stack {plan.stack} has target {plan.target}")])
-    from infra.aws.facts_boto3 import run_preflight
+    if not plan.target.makes_cluster:
+        raise InputErrors(
+            [Finding("--preflight", 0, "", f"asks AWS, but stack {plan.stack} has target {plan.target}; leave it out")]
+        )
+    from modelfleet.infra.aws.facts_boto3 import run_preflight
 
     with output.status("Asking AWS for the account, zones, offerings and quotas"):
-        found = run_preflight(plan, place=load_stack(root, plan.stack).finding)
+        found = run_preflight(plan)
     output.show_findings(found)
     return found
 
 
 def _pin(root: Path, plan: Plan) -> None:
-    from cli.plan_pin import pin
+    from modelfleet.cli.plan_pin import pin
 
     lines = pin(root, plan)
-    for line in lines or ["every pool names its instance types already"]:
+    for line in lines or ["every pool already names its instance types"]:
         output.say(line)
 
 
 def _show_diff(root: Path, revision: str, plan: Plan, *, as_json: bool, markdown: bool) -> None:
-    from cli import plan_diff
+    from modelfleet.cli import plan_diff
 
     difference = plan_diff.difference(root, revision, plan)
     if as_json:
@@ -83,7 +84,7 @@ def _show_diff(root: Path, revision: str, plan: Plan, *, as_json: bool, markdown
 
 
 def _write_html(plan: Plan, path: Path) -> None:
-    from cli.plan_html import plan_page
+    from modelfleet.cli.plan_html import plan_page
 
     try:
         path.write_text(plan_page(plan), encoding="utf-8")
@@ -93,6 +94,6 @@ def _write_html(plan: Plan, path: Path) -> None:
 
 
 def _next_step(plan: Plan) -> str:
-    if plan.target == "local":
+    if plan.target.on_this_machine:
         return f"modelfleet up --stack {plan.stack}"
     return f"pulumi up -s {plan.stack}"

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.plan_table import UNKNOWN, nodes_text, replicas_text, usd
-from infra.planning import Plan
-from infra.planning.plan import ModelPlan, PoolPlan
-from infra.workspace import make_plan
-from serving.config.errors import Finding, InputErrors, SetupError
+from modelfleet.cli.plan_table import UNKNOWN, nodes_text, replicas_text, usd
+from modelfleet.infra.kubernetes.rollout import rebuild_reasons, sentence
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import ModelPlan, PoolPlan
+from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Difference:
 
 
 def difference(root: Path, revision: str, after: Plan) -> Difference:
-    """Plan the revision too and compare; raises `InputErrors` or `SetupError` when git does not know it."""
+    """Also plan the revision, and compare. Raises `InputErrors` for an unknown revision, `SetupError` without git."""
     before, reason = _plan_of(root, revision, after.stack)
     warnings = [f"{revision} has no plan of stack {after.stack}: {reason}"] if reason else []
     if before is not None:
-        warnings += _warnings(before, after)
+        warnings += rebuild_warnings(before, after)
     return Difference(after.stack, revision, before, after, tuple(_changes(before, after)), tuple(warnings))
 
 
@@ -74,7 +75,7 @@ def _archive(root: Path, revision: str) -> bytes:
             names = there.stdout.decode().split()
             return _git(root, "archive", "--format=tar", revision, "--", *names).stdout if names else _empty_tar()
     except FileNotFoundError:
-        raise SetupError("git is not installed, and --diff reads the other revision from it") from None
+        raise SetupError("git is missing, and --diff reads the other revision from it; install git") from None
     message = there.stderr.decode(errors="replace").strip().splitlines()
     raise _wrong(f"git does not know {revision!r}: {message[-1] if message else 'unknown revision'}")
 
@@ -158,22 +159,12 @@ def _change(what: str, name: str, old: dict[str, str], new: dict[str, str]) -> I
             yield Change("~", what, name, "; ".join(texts))
 
 
-def _warnings(before: Plan, after: Plan) -> list[str]:
-    """What a change of the Ray cluster means: KubeRay builds a second one unless groups are only appended."""
-    old, new = before.ray_cluster, after.ray_cluster
-    shared = new.worker_groups[: len(old.worker_groups)]
-    unchanged = [
-        a.name == b.name and (a.ray_resources, a.node, a.labels) == (b.ray_resources, b.node, b.labels)
-        for a, b in zip(old.worker_groups, shared, strict=False)
-    ]
-    if len(shared) == len(old.worker_groups) and all(unchanged) and old.image == new.image:
+def rebuild_warnings(before: Plan, after: Plan) -> list[str]:
+    """Warnings that the change rebuilds a live Ray cluster; none on this machine, where KubeRay does not run."""
+    if before.target.on_this_machine or after.target.on_this_machine:
         return []
-    names = [a.name for a, same in zip(old.worker_groups, unchanged, strict=False) if not same]
-    why = f"worker groups {', '.join(names)}" if names else "its image" if old.image != new.image else "fewer groups"
-    return [
-        f"the Ray cluster changes ({why}): KubeRay builds a second one before the first goes, so for a while the "
-        "stack takes twice the nodes; append pools at the end instead of changing them"
-    ]
+    reasons = rebuild_reasons(before, after)
+    return [f"the Ray cluster changes ({', '.join(reasons)}): {sentence(after)}"] if reasons else []
 
 
 def cost_line(diff: Difference) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cli.plan_table import node_text, nodes_text, per_node_text, replicas_text, summary, usd
-from infra.planning import Plan
-from infra.planning.plan import CostRange, GpuMemory, PoolPlan
+from modelfleet.cli.plan_table import node_text, nodes_text, per_node_text, replicas_text, summary, usd
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import CostRange, GpuMemory, PoolPlan
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-#: More nodes than these are told as a number.
+#: The page draws at most this many nodes of a pool; above that it gives their number.
 MAX_DRAWN_NODES = 32
 
 
@@ -41,14 +41,14 @@ def plan_page(plan: Plan) -> str:
     return environment.get_template("plan.html.j2").render(
         plan=plan,
         summary=summary(plan),
-        priced=plan.target != "local",
+        priced=plan.target.priced,
         max_drawn=MAX_DRAWN_NODES,
         **{function.__name__: function for function in functions},
     )
 
 
 def segments(memory: GpuMemory) -> list[Segment]:
-    """One GPU's memory from left to right: weights, KV cache, reserve, and what vLLM leaves alone."""
+    """One GPU's memory from left to right: weights, KV cache, reserve, and what vLLM leaves free."""
     parts = [
         ("weights", "weights", memory.weights_mib),
         ("cache", "KV cache", memory.kv_cache_mib),
@@ -66,6 +66,6 @@ def drawn_nodes(pool: PoolPlan) -> list[str]:
 
 
 def cost_share(cost: CostRange, plan: Plan) -> float:
-    """A cost's part of the whole maximum in percent; 0 where it is not known."""
+    """A cost's share of the total maximum in percent; 0 where it is unknown."""
     whole, part = plan.cost.max_usd_per_hour, cost.max_usd_per_hour
     return 100 * part / whole if whole and part else 0.0

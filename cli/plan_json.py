@@ -8,20 +8,24 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from infra.planning import Plan
-from serving.config.errors import Finding
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.stack import Target
+from modelfleet.serving.config.errors import Finding
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Everything of the plan, the Serve configuration included; no secret is in a plan."""
-    fields = {field.name: plain(getattr(plan, field.name)) for field in dataclasses.fields(plan)}
+    """The whole plan, including the Serve configuration; a plan contains no secrets."""
+    names = [field.name for field in dataclasses.fields(plan) if field.name != "source"]
+    fields = {name: plain(getattr(plan, name)) for name in names}
     return {**fields, "idle_usd_per_month": plan.idle_usd_per_month, "serve_config": plan.serve_config}
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, models and findings as JSON has them."""
+    """Dataclasses, models and findings as values that JSON has."""
     if isinstance(value, Finding):
         return value.as_json()
+    if isinstance(value, Target):
+        return value.name
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

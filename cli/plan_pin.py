@@ -1,4 +1,4 @@
-"""`modelfleet plan --pin`: the instance types that were chosen, written into the stack file, comments kept."""
+"""`modelfleet plan --pin`: writes the chosen instance types into the stack file and keeps its comments."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from infra.planning import Plan
-from infra.stack import stack_file
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.stack import stack_file
 
 POOLS = "modelfleet:pools"
 
@@ -41,7 +41,7 @@ def _flow(names: tuple[str, ...]) -> CommentedSeq:
 
 
 def _yaml(text: str) -> YAML:
-    """A round-trip YAML with the file's own indentation of lists and no line breaks of its own."""
+    """A round-trip YAML that keeps the file's indentation of lists and adds no line breaks."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
     yaml.width = 4096

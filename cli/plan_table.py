@@ -3,79 +3,121 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from infra.planning import Plan
-from infra.planning.plan import CostRange, GpuMemory, ModelPlan, PoolPlan
+from modelfleet.cli.output import counted
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import CostRange, GpuMemory, ModelPlan, PoolPlan
 
 UNKNOWN = "?"
+#: Columns that a narrow terminal is spared, the first one first.
+SPARED = ("sequences", "KV cache", "limit", "per node", "purchase", "workers", "USD/h min", "pool", "USD/h node")
+#: What text keeps beside numbers before it is broken.
+TEXT_WIDTH = 24
 
 
 def plan_table(plan: Plan) -> RenderableType:
     """Both tables and the lines below them."""
     parts: list[RenderableType] = [_pools(plan), _models(plan)]
-    if plan.target != "local":
+    if plan.target.priced:
         parts.append(_total(plan))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
 
 
-def _table(title: str, columns: Sequence[tuple[str, bool]]) -> Table:
-    """A table whose numbers stand under each other; `True` marks a column of numbers."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
-    )
-    for name, number in columns:
-        table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    return table
+@dataclass
+class FittingTable:
+    """A table with right-aligned numbers (`True` in `columns`) that leaves columns out where the terminal is narrow."""
+
+    title: str
+    columns: Sequence[tuple[str, bool]]
+    rows: list[tuple[Sequence[str], str]] = field(default_factory=list)
+
+    def add_row(self, *cells: str, style: str = "") -> None:
+        """Add a row, with a cell for each column."""
+        self.rows.append((cells, style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        left_out: list[str] = []
+        names = [name for name, _ in self.columns[1:]]
+        spared = [name for name in SPARED if name in names]
+        while _least_width(console, options, table := self._table(left_out)) > options.max_width and spared:
+            left_out.append(spared.pop(0))
+        yield table
+        if left_out:
+            yield Text(f"left out: {', '.join(left_out)}; a wider terminal and --json have them", style="dim")
+
+    def _table(self, left_out: Sequence[str]) -> Table:
+        table = Table(
+            title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+        )
+        kept = [index for index, (name, _) in enumerate(self.columns) if name not in left_out]
+        for index in kept:
+            name, number = self.columns[index]
+            longest = max(map(len, (name, *(cells[index] for cells, _ in self.rows))))
+            width = longest if number else min(longest, TEXT_WIDTH)
+            table.add_column(
+                name, justify="right" if number else "left", no_wrap=number, overflow="fold", min_width=width
+            )
+        for cells, style in self.rows:
+            if style:
+                table.add_section()
+            table.add_row(*[cells[index] for index in kept], style=style)
+        return table
 
 
-def _pools(plan: Plan) -> Table:
+def _least_width(console: Console, options: ConsoleOptions, table: Table) -> int:
+    """How wide a table is with its text broken as far as it may be."""
+    return Measurement.get(console, options.update(max_width=10_000), table).minimum
+
+
+def _pools(plan: Plan) -> FittingTable:
     columns = [("pool", False), ("node", False), ("purchase", False), ("nodes", True), ("limit", True)]
-    columns += [("USD/h node", True), ("USD/h min", True), ("USD/h max", True)] if plan.target != "local" else []
-    table = _table(f"Pools of stack {plan.stack} ({_place(plan)})", columns)
+    columns += [("USD/h node", True), ("USD/h min", True), ("USD/h max", True)] if plan.target.priced else []
+    table = FittingTable(f"Pools of stack {plan.stack} ({_place(plan)})", columns)
     for pool in plan.pools:
         row = [pool.name, node_text(pool), pool.purchase, nodes_text(pool), str(pool.max_nodes)]
-        if plan.target != "local":
+        if plan.target.priced:
             row += [usd(pool.usd_per_node_hour), *_range(pool.cost)]
         table.add_row(*row)
     return table
 
 
-def _models(plan: Plan) -> Table:
+def _models(plan: Plan) -> FittingTable:
     columns = [("model", False), ("pool", False), ("replicas", True), ("workers", True), ("per node", True)]
     known = any(model.memory for model in plan.models)
     columns += [("GPU memory", True), ("KV cache", True), ("sequences", True)] if known else []
-    columns += [("USD/h min", True), ("USD/h max", True)] if plan.target != "local" else []
-    table = _table("Models", columns)
+    columns += [("USD/h min", True), ("USD/h max", True)] if plan.target.priced else []
+    table = FittingTable("Models", columns)
     for model in plan.models:
         row = [model.model_id, model.pool, replicas_text(model), str(model.workers), per_node_text(model)]
         row += memory_texts(model.memory) if known else []
-        row += _range(model.cost) if plan.target != "local" else []
+        row += _range(model.cost) if plan.target.priced else []
         table.add_row(*row)
     return table
 
 
-def _total(plan: Plan) -> Table:
-    table = _table("Cost", [("", False), ("USD/h min", True), ("USD/h max", True)])
+def _total(plan: Plan) -> FittingTable:
+    table = FittingTable("Cost", [("", False), ("USD/h min", True), ("USD/h max", True)])
     for part in plan.fixed:
         table.add_row(f"{part.count} × {part.name}" if part.count > 1 else part.name, *[usd(part.usd_per_hour)] * 2)
     for pool in plan.pools:
         table.add_row(f"pool {pool.name}", *_range(pool.cost))
-    table.add_section()
-    table.add_row("in all", *_range(plan.cost), style="bold")
+    table.add_row("total", *_range(plan.cost), style="bold")
     idle = plan.idle_usd_per_month
     if idle is not None:
-        table.add_row("a month at the minimum", f"{idle:,.0f}", "")
+        table.add_row("per month at the minimum", f"{idle:,.0f}", "")
     return table
 
 
 def _place(plan: Plan) -> str:
-    return f"{plan.target}, {plan.region}" if plan.region else plan.target
+    return f"{plan.target}, {plan.region}" if plan.region else plan.target.name
 
 
 def _range(cost: CostRange) -> list[str]:
@@ -83,7 +125,7 @@ def _range(cost: CostRange) -> list[str]:
 
 
 def usd(amount: float | None) -> str:
-    """`1.32`; a question mark for what is not known."""
+    """`1.32`; a question mark for an unknown price."""
     return UNKNOWN if amount is None else f"{amount:,.2f}"
 
 
@@ -97,7 +139,7 @@ def node_text(pool: PoolPlan) -> str:
 
 
 def nodes_text(pool: PoolPlan) -> str:
-    """`1–4`: from the minimum to what all replicas at their most take."""
+    """`1–4`: from the minimum to what max_replicas of all models take."""
     return span(pool.min_nodes, min(max(pool.needed_nodes, pool.min_nodes), pool.max_nodes))
 
 
@@ -126,12 +168,8 @@ def memory_texts(memory: GpuMemory | None) -> list[str]:
 
 def summary(plan: Plan) -> str:
     """`2 models on 1 pool, at most 5.29 USD/h.`"""
-    text = f"{_count(len(plan.models), 'model')} on {_count(len(plan.pools), 'pool')}"
-    if plan.target == "local":
+    text = f"{counted(len(plan.models), 'model')} on {counted(len(plan.pools), 'pool')}"
+    if plan.target.on_this_machine:
         return f"{text}, on this machine."
     most = plan.cost.max_usd_per_hour
-    return f"{text}, at most {most:,.2f} USD/h." if most is not None else f"{text}, at a price that is not known."
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+    return f"{text}, at most {most:,.2f} USD/h." if most is not None else f"{text}, at an unknown price."

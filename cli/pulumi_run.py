@@ -1,4 +1,4 @@
-"""Running the real `pulumi` for a stack: streamed to the user, ended gently, and waited for when another run works."""
+"""Runs the real `pulumi` for a stack: streams its output, ends it gently, and waits while another run works."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli import output
-from serving.config.errors import SetupError
-from tools.pulumi_cli.local_state import STATE, user_chose_a_backend
-from tools.pulumi_lock import clear_dead_locks, is_dead, locks
+from modelfleet.cli import output
+from modelfleet.cli.pulumi_lock import clear_dead_locks, is_dead, locks
+from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_backend
+from modelfleet.serving.config.errors import SetupError
 
 SAY_EVERY_S = 5.0
-#: What happens to a resource without anything being changed.
+#: Operations that change nothing about a resource.
 UNCHANGED = {"same", "refresh", "read"}
 
 
@@ -34,21 +34,25 @@ class Finished:
 
 
 def command() -> str:
-    """The `pulumi` of this environment, else the one on PATH; raises `SetupError` when there is none."""
+    """The `pulumi` of this environment, otherwise the one on PATH; raises `SetupError` when there is none."""
     own = Path(sys.prefix) / "bin" / "pulumi"
     found = str(own) if own.is_file() else shutil.which("pulumi")
     if found is None:
-        raise SetupError("the pulumi command is missing; run `make tools`")
+        raise SetupError(
+            "the pulumi command is not on PATH: install the Pulumi CLI (https://www.pulumi.com/docs/install), or run "
+            "`make tools` in a checkout of modelfleet"
+        )
     return found
 
 
 def make_stack(root: Path, stack: str) -> None:
-    """Makes the stack where there is none yet; raises `SetupError` with the CLI's words.
+    """Makes the stack if it does not exist yet; raises `SetupError` with the CLI's message.
 
-    Only in a backend that the user chose: for this checkout's own one the `pulumi` command does it.
+    Only in a backend that the user chose: in the fleet's own backend `prepare` makes it.
     """
-    if not user_chose_a_backend(dict(os.environ)):
+    if not user_chose_a_backend(root, os.environ):
         return
+    clear_dead_locks(os.environ.get("PULUMI_BACKEND_URL", ""), stack)  # and what a killed run left half written
     arguments = ["stack", "select", "--create", "--stack", stack, "--non-interactive"]
     result = subprocess.run([command(), *arguments], cwd=root, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -56,16 +60,17 @@ def make_stack(root: Path, stack: str) -> None:
 
 
 def operate(root: Path, stack: str, operation: str, *more: str) -> Finished:
-    """`pulumi up`, `destroy`, …: everything that it prints goes to stderr; waits while another run has the stack.
+    """Runs `pulumi up`, `destroy`, … with all output on stderr; waits while another run has the stack.
 
-    On Ctrl-C the engine, which gets the signal too, finishes or undoes its current step before this returns.
+    On Ctrl-C the engine also gets the signal, and finishes or undoes its current step before this returns.
     """
-    _wait_for_other_run(stack)
+    _wait_for_other_run(root, stack)
     with tempfile.TemporaryDirectory(prefix="modelfleet-") as folder:
         events = Path(folder) / "events"
         arguments = [operation, "--stack", stack, "--yes", "--skip-preview", *more, "--event-log", str(events)]
         environment = {**os.environ, "PULUMI_DEBUG_COMMANDS": "true"}  # for --event-log
-        process = subprocess.Popen([command(), *arguments], cwd=root, env=environment, stdout=sys.stderr)
+        words = _command(root, arguments, environment, engine=True)
+        process = subprocess.Popen(words, cwd=root, env=environment, stdout=sys.stderr)
         interrupted = False
         while True:
             try:
@@ -78,10 +83,18 @@ def operate(root: Path, stack: str, operation: str, *more: str) -> Finished:
 
 def ask(root: Path, arguments: Sequence[str]) -> str | None:
     """What a command of the CLI prints; None when it fails, such as for a stack that does not exist."""
+    environment = dict(os.environ)
+    words = _command(root, arguments, environment, engine=False)
     result = subprocess.run(
-        [command(), *arguments], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        words, cwd=root, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     return result.stdout if result.returncode == 0 else None
+
+
+def _command(root: Path, arguments: Sequence[str], environment: dict[str, str], *, engine: bool) -> list[str]:
+    """The whole command line; adds the fleet's own backend to `environment` if the user chose none."""
+    cli = command()
+    return [cli, *prepare(Path(cli), arguments, environment, root, engine=engine)]
 
 
 def outputs(root: Path, stack: str) -> dict[str, Any] | None:
@@ -90,9 +103,9 @@ def outputs(root: Path, stack: str) -> dict[str, Any] | None:
     return None if text is None else dict(json.loads(text))
 
 
-def _wait_for_other_run(stack: str) -> None:
-    """A killed `modelfleet` may leave its engine at work; it ends by itself, and two at once cannot work."""
-    backend = os.environ.get("PULUMI_BACKEND_URL") or f"file://{STATE}"
+def _wait_for_other_run(root: Path, stack: str) -> None:
+    """A killed `modelfleet` may leave its engine at work. It ends on its own, and two cannot work at once."""
+    backend = os.environ.get("PULUMI_BACKEND_URL") or f"file://{state_folder(root)}"
     clear_dead_locks(backend, stack)
     said = 0.0
     while living := [lock for lock in locks(backend, stack) if not is_dead(lock)]:

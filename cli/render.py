@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from cli import output
-from serving.config.document import MAX_BYTES
-from serving.config.errors import Finding, InputErrors, SetupError
-from serving.config.load import LoadedModel, load_models
-from serving.prompt import MessagesRefused, check_messages
-from serving.prompt import render as render_prompt
-from serving.weights import default_cache
+from modelfleet.cli import output
+from modelfleet.serving.config.document import MAX_BYTES
+from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
+from modelfleet.serving.config.load import LoadedModel, load_models
+from modelfleet.serving.prompt import MessagesRefused, check_messages
+from modelfleet.serving.prompt import render as render_prompt
+from modelfleet.serving.weights import default_cache
 
 
 def run_render(model: Path, messages: Path, *, tokens: bool, tokenizer: Path | None = None) -> int:
     """Print the prompt, and with `tokens` the ids that the engine sees; returns the exit code."""
     models = load_models([model]).valid()
     if not models:
-        raise InputErrors([Finding(str(model), 0, "enabled", "is false, so no stack serves it")])
+        raise InputErrors([Finding(str(model), 0, "enabled", "is false, so no stack serves it; set it to true")])
     request = read_messages(messages)
     prompts = models[0].config.engine_config.generation.prompt_format
     own = _tokenizer(models[0], tokenizer) if tokens or prompts is None else None
@@ -63,8 +64,13 @@ def read_messages(path: Path) -> list[Any]:
 
 def _tokenizer(loaded: LoadedModel, folder: Path | None) -> Any:
     """The model's tokenizer, from a folder, a local replica's copy of the model, or the Hub."""
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise SetupError(
+            "the package transformers is missing, but the model's tokenizer needs it; run `make setup`, or: "
+            f"uv pip install --python {sys.executable} transformers"
+        ) from None
     engine = loaded.config.engine_config
     source = str(folder or engine.tokenizer_id or _kept(loaded.config.slug) or engine.weights_id)
     try:
@@ -72,7 +78,7 @@ def _tokenizer(loaded: LoadedModel, folder: Path | None) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SetupError(
-            f"the tokenizer of {source} cannot be had: {reason} Give a folder that has it: --tokenizer FOLDER"
+            f"the tokenizer of {source} cannot be loaded: {reason} Name a folder that has it with --tokenizer FOLDER"
         ) from None
 
 

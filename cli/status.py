@@ -1,4 +1,4 @@
-"""What runs of a local stack: one row per model, from Ray Serve itself."""
+"""`modelfleet status`: what runs of a local stack, one row per model, according to Ray Serve."""
 
 from __future__ import annotations
 
@@ -8,17 +8,38 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from infra.local.provider.serve_api import ServeApi, Unreachable
-from infra.planning import Plan
-from serving.config.errors import SetupError
+from modelfleet.cli import output
+from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.serving.config.errors import SetupError
 
 TIMEOUT_S = 15.0
 
 
+def run_status(stack: str, *, as_json: bool = False) -> int:
+    """Print what runs; returns the exit code."""
+    root = Path.cwd()
+    plan = make_plan(root, stack)
+    found = rows(plan)
+    if as_json:
+        output.show_json({"stack": stack, "base_url": base_url(plan), "models": found})
+    else:
+        output.show(status_table(plan.stack, found))
+        running = sum(row["status"] == "RUNNING" for row in found)
+        output.say(f"{running} of {len(found)} models answer at {base_url(plan)}")
+    return 0
+
+
+def base_url(plan: Plan) -> str:
+    """Where a local stack's gateway listens."""
+    return f"http://127.0.0.1:{plan.config.local.gateway_port}"
+
+
 def rows(plan: Plan) -> list[dict[str, Any]]:
-    """Model, route, status, replicas that run and are wanted at most; `status` is Serve's word or NOT_RUNNING."""
-    if plan.target != "local":
-        raise SetupError(f"stack {plan.stack} has target {plan.target}; ask its cluster: kubectl get rayservice")
+    """Model, route, status, running replicas and max_replicas; `status` is Serve's word or NOT_RUNNING."""
+    if not plan.target.on_this_machine:
+        raise SetupError(f"stack {plan.stack} has target {plan.target}; for its status run `kubectl get rayservice -A`")
     local = plan.config.local
     try:
         api = ServeApi(f"http://127.0.0.1:{local.dashboard_port}", local.serve_port, Path())

@@ -1,48 +1,72 @@
-"""Which components a target is made of. Each imports its own providers only when it is the one that is asked for."""
+"""The components of each target. A target's providers are imported only when a stack uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pulumi
 
-from infra.planning.plan import Plan
+from modelfleet.infra.planning.plan import Plan
 
 Outputs = Mapping[str, Any]
+#: The names of what `build` returns, by target.
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "local": ("base_url",),
+    "eks": ("base_url", "kubeconfig", "endpoint", "bucket", "pools", "min_usd_per_hour"),
+    "kubernetes": ("base_url",),
+}
 
 
-def build(root: Path, plan: Plan) -> Outputs:
-    """Registers the fleet of the plan's target; returns the stack's outputs beside those of every target."""
-    return {"local": _local, "eks": _eks, "kubernetes": _kubernetes}[plan.target](root, plan)
+@dataclass(frozen=True)
+class Given:
+    """What a program has besides the plan: secrets, the kubeconfig of a cluster that exists, and a parent.
+
+    `api_keys` are keys by name; the gateway gets only their hashes.
+    """
+
+    huggingface_token: pulumi.Input[str] | None = None
+    api_keys: pulumi.Input[Mapping[str, str]] | None = None
+    kubeconfig: pulumi.Input[str] | None = None
+    kubeconfig_text: str | None = None
+    parent: pulumi.Resource | None = None
 
 
-def _local(root: Path, plan: Plan) -> Outputs:
-    from infra.local.emulator import ensure_emulator
-    from infra.local.fleet import LocalFleet
+def build(root: Path, plan: Plan, given: Given = Given()) -> Outputs:
+    """Register the fleet of the plan's target; returns the outputs that not every target has.
 
-    ensure_emulator(plan.config.local.s3_port)
-    fleet = LocalFleet(plan.stack, plan, folder=root / ".modelfleet" / "local" / plan.stack, api_keys=_api_keys(plan))
+    Raises `InputErrors` and `SetupError` for what the account, the cluster or this machine lacks.
+    """
+    return {"local": _local, "eks": _eks, "kubernetes": _kubernetes}[plan.target.name](root, plan, given)
+
+
+def _local(root: Path, plan: Plan, given: Given) -> Outputs:
+    from modelfleet.infra.local import emulator
+    from modelfleet.infra.local.fleet import LocalFleet
+
+    emulator.start(plan.config.local.s3_port, root / ".modelfleet")
+    folder = root / ".modelfleet" / "local" / plan.stack
+    fleet = LocalFleet(plan.stack, plan, folder=folder, api_keys=_api_keys(plan, given), opts=_below(given))
     return {"base_url": fleet.base_url}
 
 
-def _eks(root: Path, plan: Plan) -> Outputs:
-    from infra.aws import AwsFleet
-    from infra.aws.site import cluster_name
-    from infra.kubernetes.fleet import KubernetesFleet
-    from infra.stack import load_stack
+def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
+    from modelfleet.infra.aws import AwsFleet
+    from modelfleet.infra.aws.site import cluster_name
+    from modelfleet.infra.kubernetes.fleet import KubernetesFleet
 
-    place = load_stack(root, plan.stack).finding
-    cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), place=place)
+    cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), opts=_below(given))
     fleet = KubernetesFleet(
         plan.stack,
         plan,
         kubeconfig=cloud.kubeconfig,
         cluster_name=cluster_name(plan),
-        huggingface_token=_secret("huggingFaceToken"),
-        api_keys=_api_keys(plan),
+        huggingface_token=_output(given.huggingface_token),
+        api_keys=_api_keys(plan, given),
         ready=cloud.ready,
+        opts=_below(given),
     )
     return {
         "base_url": fleet.base_url,
@@ -54,22 +78,34 @@ def _eks(root: Path, plan: Plan) -> Outputs:
     }
 
 
-def _kubernetes(root: Path, plan: Plan) -> Outputs:
-    from infra.kubernetes.fleet import KubernetesFleet
+def _kubernetes(root: Path, plan: Plan, given: Given) -> Outputs:
+    from modelfleet.infra.aws.storage import make_storage
+    from modelfleet.infra.kubernetes.fleet import KubernetesFleet
+    from modelfleet.infra.kubernetes.preflight import check_cluster
 
+    # Raises `SetupError` before the first resource when the cluster lacks something.
+    if notice := check_cluster(plan, given.kubeconfig_text):
+        pulumi.log.warn(notice)
+    storage = make_storage(plan.stack, plan, code=_code(root, plan), opts=_below(given))
     fleet = KubernetesFleet(
         plan.stack,
         plan,
-        code=_code(root, plan),
-        huggingface_token=_secret("huggingFaceToken"),
-        api_keys=_api_keys(plan),
+        kubeconfig=given.kubeconfig,
+        huggingface_token=_output(given.huggingface_token),
+        api_keys=_api_keys(plan, given),
+        ready=storage.ready,
+        opts=_below(given),
     )
     return {"base_url": fleet.base_url}
 
 
+def _below(given: Given) -> pulumi.ResourceOptions | None:
+    return pulumi.ResourceOptions(parent=given.parent) if given.parent else None
+
+
 def _code(root: Path, plan: Plan) -> pulumi.Asset:
     """The serving package as a file, for the object in the bucket."""
-    from infra.workspace import build_code_zip
+    from modelfleet.infra.reading.code import build_code_zip
 
     archive = root / ".modelfleet" / plan.code.key
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +113,10 @@ def _code(root: Path, plan: Plan) -> pulumi.Asset:
     return pulumi.FileAsset(str(archive))
 
 
-def _secret(key: str) -> pulumi.Output[str] | None:
-    secret: pulumi.Output[str] | None = pulumi.Config("modelfleet").get_secret(key)
-    return secret
+def _output(value: pulumi.Input[Any] | None) -> pulumi.Output[Any] | None:
+    return None if value is None else pulumi.Output.secret(value)
 
 
-def _api_keys(plan: Plan) -> pulumi.Output[Mapping[str, str]] | None:
-    """The stack's API keys by name, for a gateway that asks for them."""
-    if plan.gateway.auth != "keys":
-        return None
-    keys: pulumi.Output[Mapping[str, str]] | None = pulumi.Config("modelfleet").get_secret_object("apiKeys")
-    return keys
+def _api_keys(plan: Plan, given: Given) -> pulumi.Output[Mapping[str, str]] | None:
+    """The API keys by name; None when the gateway needs none."""
+    return _output(given.api_keys) if plan.gateway.auth == "keys" else None

@@ -1,4 +1,4 @@
-"""Ray Serve's entrance: `import_path: serving.app:build`, one application per model.
+"""Ray Serve's entry point: `import_path: modelfleet.serving.app:build`, one application per model.
 
     application (slug, route prefix /<slug>)
     └── deployment "vllm": vLLM's own OpenAI FastAPI application, built in the replica's process
@@ -15,23 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from serving.config.schema import ModelConfig
-from serving.config.serve_options import actor_options, deployment_options, placement_bundles
-from serving.mirror.waiting import wait_until_complete
-from serving.replica import VllmReplica
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import actor_options, deployment_options, placement_bundles
+from modelfleet.serving.mirror.waiting import wait_until_complete
+from modelfleet.serving.replica import VllmReplica
 
 DEPLOYMENT = "vllm"
 """Name of the deployment in each application; the application's name is the model's slug."""
 
 
 class WeightsArgs(BaseModel):
-    """Where the plan says that the weights are (`MirrorPlan`)."""
+    """Where the weights are, from the plan (`MirrorPlan`)."""
 
     model_config = ConfigDict(extra="forbid")
 
     source: str | None = Field(None, description="What the mirror was filled from: a Hub id, wheel:…, file:///….")
     revision: str | None = Field(None, description="Revision of the source.")
-    mirror: str | None = Field(None, description="s3://bucket/prefix of the stack's copy; None: there is none.")
+    mirror: str | None = Field(None, description="s3://bucket/prefix of the stack's copy; None when there is none.")
 
 
 class AppArgs(BaseModel):
@@ -46,11 +46,11 @@ class AppArgs(BaseModel):
 def build(args: dict[str, Any]) -> Application:
     """The Serve application of one model; raises pydantic's error for arguments that no plan makes.
 
-    Where a mirror is filled beside the cluster (`MODELFLEET_MIRROR_WAIT_S`), it waits for it.
+    Where a Job fills the mirror meanwhile (`MODELFLEET_MIRROR_WAIT_S`), it waits until the mirror is complete.
     """
     parsed = AppArgs.model_validate(args)
     if parsed.weights.mirror:
-        # Here and not in the replica: no GPU is asked for, and no other application waits.
+        # Here, not in the replica: waiting here holds no GPU and delays no other application.
         wait_until_complete(parsed.weights.mirror)
     return application(VllmReplica, parsed)
 

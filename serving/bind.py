@@ -1,8 +1,8 @@
 """Keeps Serve's gRPC server between deployments on the node's own address.
 
 Ray Serve 2.60 binds it to all interfaces (`[::]:0` in `ray.serve._private.replica`) and unpickles what it receives, so
-whoever reaches the port runs code. There is no setting. Callers use the node's address, which on a local stack is
-127.0.0.1.
+whoever reaches the port can run code. Ray has no setting for it. Callers use the node's address, which on a local stack
+is 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ ALL_INTERFACES = "[::]:"
 
 
 def bind_to_node_address_only() -> None:
-    """Called in a replica before it has started; its gRPC server then listens on the node's address alone."""
+    """Makes the replica's gRPC server listen on the node's address only; call it before the replica has started."""
     import ray
     from ray.serve._private import replica
 

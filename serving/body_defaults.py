@@ -1,7 +1,7 @@
-"""Defaults that only a request's field can carry (`seed`, `min_tokens`, …): written into the JSON body.
+"""Defaults that only a request's field can carry (`seed`, `min_tokens`, …), written into the JSON body.
 
 Used only for a model whose `generate_kwargs` has such a key, because it costs a second parse of every body.
-`max_tokens` is among them on completions alone, where vLLM's request has a default of its own (16).
+`max_tokens` is one of them for completions only, where vLLM's request has its own default (16).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
 class BodyDefaults:
-    """Pure ASGI: puts defaults under the fields of a request; paths that `by_path` does not name pass untouched."""
+    """Pure ASGI: adds the defaults of fields that a request leaves out; paths not in `by_path` pass untouched."""
 
     def __init__(self, app: ASGIApp, by_path: Mapping[str, Mapping[str, Any]]) -> None:
         self.app, self.by_path = app, {path: dict(defaults) for path, defaults in by_path.items() if defaults}

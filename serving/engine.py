@@ -1,7 +1,7 @@
 """vLLM's engine and OpenAI application in this process. Imports vLLM: only a replica imports this module.
 
-Everything that a model file asks for and vLLM has no argument for is hooked in here, behind the HTTP layer, so that it
-acts on every endpoint alike: stop sequences, the default answer length, and the refusals of `prompt_format`.
+What a model file asks for and vLLM has no argument for is hooked in here: stop sequences, the default answer length and
+the refusals of `prompt_format`. The hooks are behind the HTTP layer, so they act on every endpoint alike.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
-from serving.config.generate_kwargs import default_max_tokens
-from serving.config.schema import ModelConfig
-from serving.engine_args import engine_arguments
-from serving.prompt import MessagesRefused, check_messages
-from serving.sampling import Stops, body_defaults, compile_stops
-from serving.startup import StartupClock
+from modelfleet.serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
+from modelfleet.serving.config.generate_kwargs import default_max_tokens
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.prompt import MessagesRefused, check_messages
+from modelfleet.serving.sampling import Stops, body_defaults, compile_stops
+from modelfleet.serving.startup import StartupClock
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,10 +44,10 @@ class FleetEngine(AsyncLLM):
 
     stops = Stops((), ())
 
-    def generate(  # type: ignore[override]  # the same generator, without a layer of its own per token
+    def generate(  # type: ignore[override]  # the same generator, with no extra layer per token
         self, prompt: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As vLLM's, after merging the stops: here no limit of the HTTP layer on their number applies."""
+        """As vLLM's, after adding the stops: the HTTP layer's limit on their number does not apply here."""
         if self.stops:
             add_stops(sampling_params, self.stops)
         outputs: AsyncGenerator[RequestOutput, None] = super().generate(prompt, sampling_params, *args, **kwargs)
@@ -55,7 +55,7 @@ class FleetEngine(AsyncLLM):
 
 
 def add_stops(params: SamplingParams, stops: Stops) -> None:
-    """Adds to what the request itself asks for, keeping what `SamplingParams.__post_init__` derived from it."""
+    """Adds `stops` to the request's own, and updates what `SamplingParams.__post_init__` derived from those."""
     if stops.strings and params.detokenize:
         params.stop = list(dict.fromkeys([*(params.stop or ()), *stops.strings]))
         if not params.include_stop_str_in_output:
@@ -87,7 +87,7 @@ async def start(
     _default_length(app, default_max_tokens(generation.generate_kwargs))
     if generation.prompt_format is not None:
         _as_rayllm(app.state.online_renderer)
-    # Around the application: vLLM has built its own middleware stack by now.
+    # Wrapped around the application, because vLLM has already built its middleware stack.
     served: ASGIApp = app
     if any(defaults := body_defaults(generation.generate_kwargs)):
         served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
@@ -98,11 +98,11 @@ async def start(
 def namespace(arguments: dict[str, Any]) -> Namespace:
     """vLLM's parsed command line with its defaults, and `arguments` over them.
 
-    A mapping goes through vLLM's own parser, which makes the config object of it that vLLM's front end reads
-    (`args.structured_outputs_config.reasoning_parser`); everything else is as the command line would give it.
+    A mapping goes through vLLM's own parser, which turns it into the config object that vLLM's front end reads
+    (`args.structured_outputs_config.reasoning_parser`). Everything else is as the command line would give it.
     """
     parser = make_arg_parser(FlexibleArgumentParser())
-    parser.error = _refuse  # not SystemExit
+    parser.error = _refuse  # instead of SystemExit
     flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
     mappings = {name: value for name, value in arguments.items() if isinstance(value, dict) and name in flags}
     words = [word for name, value in mappings.items() for word in (flags[name], json.dumps(value))]
@@ -121,7 +121,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _with_openai_errors(app: FastAPI) -> FastAPI:
-    """vLLM's error body for what FastAPI itself refuses too: broken UTF-8, an unknown path.
+    """Gives vLLM's error body also to what FastAPI itself refuses: broken UTF-8, an unknown path.
 
     vLLM registers its handler for FastAPI's HTTPException, but FastAPI raises Starlette's, its base class.
     """
@@ -132,20 +132,24 @@ def _with_openai_errors(app: FastAPI) -> FastAPI:
 
 def _stops(model: ModelConfig, engine: AsyncLLM) -> Stops:
     generation, tokenizer = model.engine_config.generation, engine.renderer.tokenizer
+    stops = generation.stopping_sequences, generation.generate_kwargs.get("stop")
+    if tokenizer is None:  # skip_tokenizer_init, for which `check` allows only single token ids
+        return compile_stops(*stops, special_tokens={}, decode=_without_tokenizer)
     special = getattr(tokenizer, "all_special_tokens", ())
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = {str(token): number for number, token in added.items() if getattr(token, "special", False)}
     ids |= {token: tokenizer.convert_tokens_to_ids(token) for token in special}
     return compile_stops(
-        generation.stopping_sequences,
-        generation.generate_kwargs.get("stop"),
-        special_tokens=ids,
-        decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False),
+        *stops, special_tokens=ids, decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False)
     )
 
 
+def _without_tokenizer(tokens: list[int]) -> NoReturn:
+    raise ValueError(f"stop {tokens} needs a tokenizer; leave engine_kwargs.skip_tokenizer_init out")
+
+
 def _default_length(app: FastAPI, max_tokens: int | None) -> None:
-    """A default of `max_tokens`, where `override_generation_config` would make it a cap (vLLM 0.32)."""
+    """Sets the default of `max_tokens`, which `override_generation_config` would turn into a cap (vLLM 0.32)."""
     if max_tokens is None:
         return
     for handler in ("openai_serving_chat", "openai_serving_completion", "openai_serving_responses"):
@@ -157,8 +161,8 @@ def _default_length(app: FastAPI, max_tokens: int | None) -> None:
 def _as_rayllm(renderer: Any) -> None:
     """Refuses what RayLLM refused, and adds the BOS token once.
 
-    A compiled template has no BOS of its own and vLLM's chat endpoints add none unless the request says so, but
-    RayLLM's formats rely on it.
+    A compiled template has no BOS, and vLLM's chat endpoints add one only when the request says so. RayLLM's formats
+    rely on it.
     """
     preprocess = renderer.preprocess_chat
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.config.generate_kwargs import ALLOWED
-from serving.config.schema import ModelConfig
-from serving.errors import EngineError
-from serving.prompt import compile_chat_template
-from serving.sampling import generation_overrides
+from modelfleet.serving.config.generate_kwargs import ALLOWED
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.errors import EngineError
+from modelfleet.serving.prompt import compile_chat_template
+from modelfleet.serving.sampling import generation_overrides
 
 SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
 """Front-end arguments of every model: no docs pages, and one access log, the gateway's (Serve adds request ids)."""
@@ -21,7 +21,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def engine_arguments(model: ModelConfig, path: str, adapters: Mapping[str, Path] | None = None) -> dict[str, Any]:
-    """vLLM arguments by their Python names; what the model file's `engine_kwargs` says wins over our defaults.
+    """vLLM arguments by their Python names; the model file's `engine_kwargs` override our defaults.
 
     `path` is a folder or s3:// prefix with the weights, `adapters` are LoRA folders by their model ids.
     `generation_config: vllm` keeps RayLLM's sampling defaults (temperature 1.0) where the checkpoint's
@@ -72,8 +72,9 @@ def lora_rank(folder: Path) -> int:
 def executor_backend(model: ModelConfig) -> str | None:
     """How vLLM runs its workers; None leaves it to vLLM.
 
-    With GPUs each worker has a bundle of its own and the replica has none (RayLLM's N+1), so the workers must be Ray
-    actors, even one: an engine inside the replica would find no GPU (ray#51242). Without GPUs they are child processes.
+    With GPUs each worker has its own bundle and the replica has no GPU (RayLLM's N+1). So the workers must be Ray
+    actors, even a single one: an engine inside the replica would find no GPU (ray#51242). Without GPUs the workers are
+    child processes.
     """
     if model.scaling_config.num_gpus_per_worker:
         return "ray"

@@ -1,9 +1,9 @@
-"""What keeps a model from serving, each in one line with its way out.
+"""What keeps a model from serving, each in one line with its fix.
 
-    SetupError (serving.config.errors)
+    SetupError (modelfleet.serving.config.errors)
     └── ServingError     a replica cannot start or go on
         ├── MirrorError      a copy in object storage is absent, damaged, hostile or cannot be reached
-        ├── WeightsError     the weights cannot be had from where the model file says
+        ├── WeightsError     the weights are not available where the model file says
         └── EngineError      vLLM refused to start
 
 The line becomes the Serve deployment's status message, so it must say everything that a user needs.
@@ -11,7 +11,7 @@ The line becomes the Serve deployment's status message, so it must say everythin
 
 from __future__ import annotations
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 
 
 class ServingError(SetupError):
@@ -23,7 +23,7 @@ class MirrorError(ServingError):
 
 
 class WeightsError(ServingError):
-    """The weights cannot be had from where the model file says."""
+    """The weights are not available where the model file says."""
 
 
 class EngineError(ServingError):

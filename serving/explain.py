@@ -1,4 +1,4 @@
-"""vLLM's start-up failures in one line with a way out: the debugging cases that RayLLM's users know. Pure text work."""
+"""vLLM's start-up failures in one line with the fix: the debugging cases that RayLLM's users know. Pure."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def _case(pattern: str, way_out: str) -> _Case:
 _CASES = (
     _case(
         r"no available memory for the cache blocks|KV cache .*needed.*memory|larger than the available KV cache",
-        "lower engine_config.max_total_tokens, raise engine_kwargs.gpu_memory_utilization, or use more num_workers",
+        "lower engine_config.max_total_tokens, or raise engine_kwargs.gpu_memory_utilization or num_workers",
     ),
     _case(
         r"out of memory|cannot allocate memory|OutOfMemoryError|less than desired GPU memory utilization",
-        "lower engine_kwargs.gpu_memory_utilization or max_num_seqs, use more num_workers, a larger accelerator, "
+        "lower engine_kwargs.gpu_memory_utilization or max_num_seqs, raise num_workers, or use a larger accelerator "
         "or a quantized checkpoint",
     ),
     _case(
@@ -32,7 +32,7 @@ _CASES = (
     ),
     _case(
         r"NCCL",
-        "workers cannot reach each other: use placement_strategy STRICT_PACK, look at /dev/shm and set NCCL_DEBUG=INFO",
+        "workers cannot reach each other: use placement_strategy STRICT_PACK, check /dev/shm and set NCCL_DEBUG=INFO",
     ),
     _case(
         r"bfloat16 is only supported|compute capability",
@@ -48,13 +48,13 @@ _CASES = (
     ),
     _case(
         r"trust_remote_code",
-        "the checkpoint brings code of its own: set engine_kwargs.trust_remote_code: true if you trust it",
+        "the checkpoint has its own code: set engine_kwargs.trust_remote_code: true if you trust it",
     ),
     _case(
         r"must be divisible by tensor parallel size",
-        "choose scaling_config.num_workers so that it divides the attention heads",
+        "choose a scaling_config.num_workers that divides the number of attention heads",
     ),
-    _case(r"No space left on device", "give the node a larger disk, or set MODELFLEET_MODEL_CACHE to one"),
+    _case(r"No space left on device", "give the node a larger disk, or set MODELFLEET_MODEL_CACHE to a folder on one"),
     _case(
         r"SafetensorError|Error while deserializing|HeaderTooSmall",
         "the weights are damaged; fill the mirror again",
@@ -63,7 +63,7 @@ _CASES = (
 
 
 def way_out(text: str) -> str | None:
-    """What to do about a failure that is known, else None."""
+    """The fix for a known failure, or else None."""
     return next((case.way_out for case in _CASES if case.pattern.search(text)), None)
 
 
@@ -72,7 +72,7 @@ _WRAPPERS = ("Engine core initialization failed", "Executor failed", "WorkerProc
 
 
 def root_cause(log: str) -> str | None:
-    """The exception that started it, out of what vLLM's processes wrote: the first one that is no mere follow-up."""
+    """The original exception in the output of vLLM's processes: the first one that does not only report another."""
     for line in log.splitlines():
         match = _TAIL.search(line)
         if match and not any(wrapper in match[2] for wrapper in _WRAPPERS):
@@ -85,7 +85,7 @@ def sentence(model_id: str, error: BaseException, log: str) -> str:
     own = " ".join(str(error).split())
     wrapped = not own or any(wrapper in own for wrapper in _WRAPPERS)
     cause = (root_cause(log) if wrapped else None) or f"{type(error).__name__}: {own}"
-    # pydantic adds to each error what it was given, and a link.
+    # pydantic appends the input and a link to each error.
     cause = re.sub(r" \[type=.*", "", " ".join(cause.split()))[:600].rstrip(". ")
-    advice = way_out(cause) or way_out(log) or "the replica's log has the whole story"
+    advice = way_out(cause) or way_out(log) or "see the replica's log"
     return f"vLLM cannot start {model_id}: {cause}; {advice}"

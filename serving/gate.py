@@ -1,4 +1,4 @@
-"""While an engine is dead and its replica about to end, new requests get a 503 that a client may repeat."""
+"""Returns a 503 that clients retry to new requests while an engine is dead and its replica is about to end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODY = json.dumps(
 
 
 class EngineGate:
-    """Pure ASGI; vLLM itself answers 500, after which clients do not try again.
+    """Pure ASGI; vLLM itself would return 500, which clients do not retry.
 
     `open_requests` is the number of requests that have not ended yet.
     """

@@ -1,10 +1,10 @@
-"""Repositories of the Hugging Face Hub: the files that vLLM needs, and errors with their way out."""
+"""Repositories of the Hugging Face Hub: the files that vLLM needs, and errors with their fix."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from serving.errors import WeightsError
+from modelfleet.serving.errors import WeightsError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "tokenizer*")
 OLD_PATTERNS = ("*.bin", "*.pt")
@@ -16,8 +16,8 @@ NOT_NEEDED = ("original/*", "*.onnx", "onnx/*", "consolidated*", "*.gguf")
 def download(repository: str, revision: str | None, folder: Path | None = None, *, needs: str = "config.json") -> Path:
     """The repository's files at `revision`, in `folder` or, without one, in the Hub's own cache on this node.
 
-    `needs` is the file without which it is not what was meant. Goes on from what an earlier call left; one download at
-    a time per node. Raises `WeightsError` with the way out.
+    `needs` is a file that the right repository has. Continues what an earlier call left; one download at a time per
+    node. Raises `WeightsError` with the fix.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -39,7 +39,7 @@ def download(repository: str, revision: str | None, folder: Path | None = None, 
         )
     except GatedRepoError:
         raise WeightsError(
-            f"{what} is gated on the Hugging Face Hub and this node's token may not read it; accept its licence on the "
+            f"{what} is gated on the Hugging Face Hub and this node's token cannot read it; accept its licence on the "
             "model's page and set HF_TOKEN (`pulumi config set --secret modelfleet:huggingFaceToken`)"
         ) from None
     except RevisionNotFoundError:

@@ -1,4 +1,4 @@
-"""Keeps Ray Serve's log alive while a library configures logging anew."""
+"""Keeps Ray Serve's log alive while a library reconfigures logging."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from logging.handlers import MemoryHandler
 
 @contextmanager
 def kept_targets(logger: logging.Logger) -> Iterator[None]:
-    """Gives the buffers of `logger` their targets back at the end.
+    """Restores the targets of the buffers of `logger` at the end.
 
-    vLLM calls `logging.config.dictConfig` when it makes an engine's configuration, which closes every handler there is.
-    Serve writes a replica's log through a `MemoryHandler`; closed, that keeps each later line in memory, writes none.
+    vLLM calls `logging.config.dictConfig` when it makes an engine's configuration, and that closes every handler. Serve
+    writes a replica's log through a `MemoryHandler`; a closed one keeps every later line in memory and writes none.
     """
     buffers = [(handler, handler.target) for handler in logger.handlers if isinstance(handler, MemoryHandler)]
     try:

@@ -1,9 +1,9 @@
-"""vLLM's metrics on Ray's own scrape, beside Serve's, one series per replica.
+"""vLLM's metrics in Ray's own scrape, next to Serve's, one series per replica.
 
-vLLM keeps its metrics in this process's Prometheus registry. Every few seconds they are copied, samples as they are,
-into Ray's metrics, which the node's agent exports: `vllm:time_to_first_token_seconds_bucket{le=…}` becomes
-`ray_vllm_time_to_first_token_seconds_bucket{le=…}`. vLLM's own Ray logger does the same at every engine step and token;
-that is a cost in the path of each request, this is none.
+vLLM keeps its metrics in this process's Prometheus registry. `MetricsCopy` copies the samples, unchanged, into Ray's
+metrics every few seconds, and the node's agent exports them: `vllm:time_to_first_token_seconds_bucket{le=…}` becomes
+`ray_vllm_time_to_first_token_seconds_bucket{le=…}`. vLLM's own Ray logger does the same at every engine step and token,
+which costs each request time; this copy does not.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _NOT_ALLOWED = re.compile(r"[^A-Za-z0-9_]")
 
 @dataclass
 class MetricsCopy:
-    """Copies this process's vLLM metrics into Ray's, `application` being one more label."""
+    """Copies this process's vLLM metrics into Ray's, with `application` as one more label."""
 
     application: str
     _gauges: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Copies every `PERIOD_S` seconds until cancelled."""
         while True:
             self.copy_once()
             await asyncio.sleep(PERIOD_S)
 
     def copy_once(self) -> int:
-        """The number of samples that were copied."""
+        """Copies the samples once and returns their number."""
         copied = 0
         for name, labels, value in vllm_samples():
             tags = {**labels, "application": self.application}

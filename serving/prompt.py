@@ -1,9 +1,11 @@
 """RayLLM's `prompt_format`, compiled once into a chat template that renders exactly as RayLLM did.
 
 Pure: jinja2 only, no vLLM. The rules, as observed on RayLLM v0.5.0 (`models/README.md` has them for users):
-the system message is taken out from wherever it stands and there is one at most; without one the default counts, and
-an explicit empty one suppresses the default; `system_in_user` puts it into the first user message, unstripped;
-`trailing_assistant` comes last, always and verbatim; nothing is inserted between the pieces.
+
+- There is at most one system message; it is taken out wherever it is. Without one the default applies; an explicit
+  empty one suppresses the default.
+- `system_in_user` puts the system text into the first user message, unstripped.
+- `trailing_assistant` always comes last, verbatim. Nothing is inserted between the pieces.
 """
 
 from __future__ import annotations
@@ -18,23 +20,23 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from serving.config.prompt_rules import template_faults
-from serving.config.schema import PromptFormat
+from modelfleet.serving.config.prompt_rules import template_faults
+from modelfleet.serving.config.schema import PromptFormat
 
 ROLES = ("system", "user", "assistant", "tool")
 ONE_SYSTEM_MESSAGE = "Only one system message can be specified."
 
 
 class PromptFormatError(ValueError):
-    """A `prompt_format` that cannot be compiled; the message names the key and the way out."""
+    """A `prompt_format` that cannot be compiled; the message names the key and the fix."""
 
 
 class MessagesRefused(ValueError):
-    """Messages that no prompt is made of; the message is the reason that a client gets with its 400."""
+    """Messages that cannot become a prompt; the client gets the text as the reason for its 400."""
 
 
 def compile_chat_template(prompt_format: PromptFormat) -> str:
-    """The Jinja chat template (one line of it) that renders as `prompt_format` says.
+    """The Jinja chat template, on one line, that renders as `prompt_format` says.
 
     Raises `PromptFormatError` for a template that RayLLM would have failed on with every request.
     """
@@ -138,7 +140,7 @@ def _emit(expressions: Sequence[str]) -> str:
 
 
 def _literal(text: str) -> str:
-    """`text` as a Jinja string literal in which no character means anything to Jinja."""
+    """`text` as a Jinja string literal without any character that is special to Jinja."""
     escaped = text.encode("unicode_escape").decode("ascii")
     for character in "'\"{}%#":
         escaped = escaped.replace(character, f"\\x{ord(character):02x}")

@@ -10,36 +10,36 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.bind import bind_to_node_address_only
-from serving.config.errors import ModelfleetError
-from serving.config.schema import ModelConfig
-from serving.errors import EngineError
-from serving.explain import sentence
-from serving.gate import EngineGate
-from serving.log_handlers import kept_targets
-from serving.metrics import MetricsCopy
-from serving.startup import StartupClock
-from serving.versions import check_versions
+from modelfleet.serving.bind import bind_to_node_address_only
+from modelfleet.serving.config.errors import ModelfleetError
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.errors import EngineError
+from modelfleet.serving.explain import sentence
+from modelfleet.serving.gate import EngineGate
+from modelfleet.serving.log_handlers import kept_targets
+from modelfleet.serving.metrics import MetricsCopy
+from modelfleet.serving.startup import StartupClock
+from modelfleet.serving.versions import check_versions
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 ENGINE_POLL_S = 0.25
-"""How often a replica looks whether its engine lives; an attribute read."""
+"""Seconds between a replica's checks that its engine is alive; a check reads one attribute."""
 
 LAST_WORDS_S = 5.0
-"""Seconds at most for open streams to receive their error event before the process of a dead engine ends."""
+"""Most seconds that open streams get to receive their error event before the process of a dead engine ends."""
 
 SENT_S = 0.1
 """Seconds for the last bytes of an answer to leave the process."""
 
 DEFAULT_ENVIRONMENT = {
-    # RayLLM's limits of a request: 8 stop strings (vLLM's default is 4); answers per request bounded (OpenAI's 128).
+    # Limits of a request: RayLLM's 8 stop strings (vLLM's default is 4) and OpenAI's 128 answers.
     "VLLM_MAX_STOP_STRINGS": "8",
     "VLLM_MAX_N_SEQUENCES": "128",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Environment of vLLM where the node or the model file's `runtime_env` does not say otherwise."""
+"""Environment of vLLM, unless the node or the model file's `runtime_env` says otherwise."""
 
 LOG_TAIL_BYTES = 256 * 1024
 
@@ -59,7 +59,7 @@ class VllmReplica:
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if names := self._model.engine_config.env_vars_to_propogate:
-            # vLLM's Ray workers get them from this process, the child processes of a CPU engine inherit them anyway.
+            # vLLM's Ray workers get them from this process; the child processes of a CPU engine inherit them anyway.
             os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(names)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -68,18 +68,18 @@ class VllmReplica:
             return await self._start()
         except ModelfleetError as error:
             logger.error("%s", error)
-            # Serve puts the formatted traceback into the deployment's status message; this process is about to end,
-            # and what is left of the message is the one line that a user can act on.
+            # Serve puts the formatted traceback into the deployment's status message. Without frames, that message is
+            # the one line that a user can act on; this process is about to end anyway.
             sys.tracebacklimit = 0
             raise error.with_traceback(None) from None
 
     async def check_health(self) -> None:
-        """Serve's health check: the engine answers."""
+        """Serve's health check: the engine's own."""
         if self._engine is not None:
             await self._engine.check_health()
 
     async def _start(self) -> ASGIApp:
-        from serving.weights import resolve, resolve_adapter
+        from modelfleet.serving.weights import resolve, resolve_adapter
 
         check_versions()
         weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
@@ -91,7 +91,7 @@ class VllmReplica:
         log, offset = _own_log()
         try:
             with kept_targets(logger):
-                from serving.engine import start
+                from modelfleet.serving.engine import start
 
                 self._clock.passed("import of vLLM")
                 app, self._engine = await start(self._model, weights, adapters, self._clock)
@@ -109,7 +109,7 @@ class VllmReplica:
     async def _exit_with_engine(self, gate: EngineGate) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.
 
-        Left alone, Serve needs three failed health checks and answers 500 meanwhile (25 s, measured).
+        Otherwise Serve waits for three failed health checks and returns 500 meanwhile (25 s, measured).
         """
         while not gate.engine.errored:
             await asyncio.sleep(ENGINE_POLL_S)
@@ -122,7 +122,7 @@ class VllmReplica:
 
 
 def _own_log() -> tuple[Path | None, int]:
-    """The file that this process and vLLM's child processes write their errors to (Ray redirects it), and its end."""
+    """The file to which this process and vLLM's child processes write errors (Ray redirects stderr), and its size."""
     path = Path("/proc/self/fd/2").resolve()
     return (path, path.stat().st_size) if path.is_file() else (None, 0)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.config.generate_kwargs import BODY_DEFAULTS, OVERRIDES, default_max_tokens
+from modelfleet.serving.config.generate_kwargs import BODY_DEFAULTS, OVERRIDES, default_max_tokens
 
 
 def generation_overrides(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def generation_overrides(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def body_defaults(generate_kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is written into each chat request, and into each completion request, that does not say it itself."""
+    """The defaults for fields that a chat request leaves out, and those for a completion request."""
     both = {key: value for key, value in generate_kwargs.items() if key in BODY_DEFAULTS and value is not None}
     length = default_max_tokens(generate_kwargs)
     return both, both if length is None else {**both, "max_tokens": length}
@@ -45,8 +45,8 @@ def compile_stops(
 ) -> Stops:
     """Stop strings and stop token ids from `stopping_sequences` and `generate_kwargs.stop`.
 
-    An int is a token id, a list of ints one sequence of tokens (matched by its text, or as an id when it is one
-    token), a string that is a special token an id, because special tokens never show in an answer's text.
+    An int is a token id. A list of ints is one sequence of tokens, matched by its text, or as an id when it is one
+    token. A string that is a special token becomes its id, because special tokens never appear in an answer's text.
     """
     strings: list[str] = []
     token_ids: list[int] = []

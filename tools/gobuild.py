@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 from tools.cache import once
 from tools.go_toolchain import go_command
 from tools.progress import Step, say
@@ -41,14 +41,14 @@ class GoModule:
     folder: Path
     commands: Sequence[GoCommand]
     minutes: str = "a few minutes"
-    """How long it takes on two cores with an empty Go cache, for the user."""
+    """How long the build takes on two cores with an empty Go cache, as shown to the user."""
     needed_for: str = "the tools"
 
 
 def build(module: GoModule, finish: Callable[[Path], None] = lambda folder: None) -> Path:
-    """The folder with the module's executables, built if it is not in the cache.
+    """Returns the folder with the module's executables, which is built if it is not in the cache.
 
-    `finish(folder)` may add files before the folder appears. Raises `SetupError` when Go is missing or the build fails.
+    `finish(folder)` may add files before the folder appears. Raises `SetupError` if Go is missing or the build fails.
     """
 
     def make(part: Path) -> None:
@@ -59,12 +59,12 @@ def build(module: GoModule, finish: Callable[[Path], None] = lambda folder: None
                 _run(_command_line(go, command, part), module, step)
         finish(part)
 
-    return once(module.name, make, waiting=lambda: say(f"{module.name}: another run builds it, waiting"))
+    return once(module.name, make, waiting=lambda: say(f"{module.name}: waiting for another run that is building it"))
 
 
 def _command_line(go: str, command: GoCommand, part: Path) -> list[str]:
     flags = ["-ldflags", command.ldflags] if command.ldflags else []
-    # -v prints each package as it is compiled: the sign of life, and what the step shows.
+    # -v prints each package as it is compiled, which shows progress.
     return [
         go,
         "build",

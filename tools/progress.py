@@ -1,7 +1,7 @@
-"""What the tools say while they work: on stderr, alive on a terminal, plain lines elsewhere.
+"""The tools' progress on stderr: live on a terminal, plain lines elsewhere.
 
 with Step("building the Pulumi CLI") as step:
-    ...                      # every few seconds a line tells that it still runs
+    ...                      # prints a line every few seconds while it runs
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 
@@ -17,17 +18,17 @@ HEARTBEAT_SECONDS = 5.0
 
 
 def console() -> Console:
-    """A console on the current stderr, which honours NO_COLOR and is plain where there is no terminal."""
+    """Returns a console on the current stderr; it honours NO_COLOR and is plain without a terminal."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """One line on stderr, as it is (no markup)."""
+    """Prints one line on stderr, without markup."""
     console().print(message, markup=False)
 
 
 class Step:
-    """A piece of work that may take long: says that it starts, that it goes on, and how long it took."""
+    """Work that may take long: prints when it starts, that it is still running, and how long it took."""
 
     def __init__(self, title: str, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._title = title
@@ -38,17 +39,15 @@ class Step:
         self._thread: threading.Thread | None = None
 
     def detail(self, text: str) -> None:
-        """What it is at just now; shown with the next sign of life."""
+        """Sets what it is working on; shown in the next progress line."""
         self._detail = text
 
-    def __enter__(self) -> Step:
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._done.set()
         if self._thread is not None:
             self._thread.join()

@@ -10,11 +10,11 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws import policies
-from infra.aws.site import Site
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.site import Site
 
-#: The VPC CNI by default keeps a whole spare interface per node, 98 addresses on a large one
-#: (amazon-vpc-cni-k8s docs/eni-and-ip-target.md); our GPU nodes run one pod and a few daemon sets.
+#: By default the VPC CNI keeps a whole spare interface per node, 98 addresses on a large one
+#: (amazon-vpc-cni-k8s docs/eni-and-ip-target.md). Our GPU nodes run one pod and a few daemon sets.
 CNI_ADDRESSES = {"env": {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "10"}}
 CNI_POLICY = "AmazonEKS_CNI_Policy"
 
@@ -36,13 +36,13 @@ BEFORE_NODES = (
     AddonSpec("vpc-cni", CNI_ADDRESSES, "aws-node", CNI_POLICY),
 )
 #: After the untainted system pool: with tainted groups only, CoreDNS has nowhere to run (containers-roadmap#1389).
-#: The monitoring agent is what makes node repair see GPU faults (XID, DCGM), not kubelet alone.
+#: The monitoring agent shows GPU faults (XID, DCGM) to node repair, which otherwise sees only what kubelet reports.
 #: No EBS CSI driver: nothing that modelfleet makes has a volume claim.
 AFTER_NODES = (AddonSpec("coredns"), AddonSpec("eks-node-monitoring-agent"), AddonSpec("metrics-server"))
 
 
 class Addons(pulumi.ComponentResource):
-    """Children: per add-on the add-on, and where it talks to AWS a role tied to it by Pod Identity."""
+    """Children: each add-on and, if it talks to AWS, a role tied to it by Pod Identity."""
 
     ready: Sequence[pulumi.Resource]
 
@@ -62,24 +62,24 @@ class Addons(pulumi.ComponentResource):
         self._name, self._site, self._cluster = name, site, cluster
         self._kubernetes_version, self._pinned = kubernetes_version, pinned
         self._child = pulumi.ResourceOptions(parent=self)
-        # On the children: `depends_on` of a component does not reach them.
+        # Set on the children, because a component's `depends_on` does not reach them.
         self._after = pulumi.ResourceOptions(parent=self, depends_on=[*after])
         self.ready = [self._create_addon(spec) for spec in specs]
         self.register_outputs({})
 
     def _create_addon(self, spec: AddonSpec) -> pulumi.Resource:
         name = f"{self._name}-{spec.name}"
-        identity = {}
+        identities: list[aws.eks.AddonPodIdentityAssociationArgsDict] = []
         if spec.service_account and spec.role_policy:
             role = self._create_role(name, spec.service_account, spec.role_policy)
-            identity = {"service_account": spec.service_account, "role_arn": role.arn}
+            identities = [{"service_account": spec.service_account, "role_arn": role.arn}]
         return aws.eks.Addon(
             name,
             cluster_name=self._cluster.name,
             addon_name=spec.name,
             addon_version=self._pinned.get(spec.name) or self._default_version(spec.name),
             configuration_values=json.dumps(spec.configuration) if spec.configuration else None,
-            pod_identity_associations=[identity] if identity else None,
+            pod_identity_associations=identities or None,
             resolve_conflicts_on_create="OVERWRITE",
             resolve_conflicts_on_update="PRESERVE",
             tags=self._site.tagged(name),
@@ -87,7 +87,7 @@ class Addons(pulumi.ComponentResource):
         )
 
     def _default_version(self, addon: str) -> str:
-        """EKS's default for the cluster's version, not the newest: it moves seldom, and only with reason."""
+        """EKS's default for the cluster's version rather than the newest: it changes rarely, and only for a reason."""
         found = aws.eks.get_addon_version(
             addon_name=addon,
             kubernetes_version=self._kubernetes_version,

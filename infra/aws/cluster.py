@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws import policies
-from infra.aws.kubeconfig import kubeconfig
-from infra.aws.site import Site
-from infra.stack.schema import Cluster as ClusterConfig
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.kubeconfig import kubeconfig
+from modelfleet.infra.aws.site import Site
+from modelfleet.infra.stack.schema import Cluster as ClusterConfig
 
 LOG_TYPES = ["api", "audit", "authenticator", "controllerManager", "scheduler"]
 LOG_RETENTION_DAYS = 90
@@ -20,7 +20,7 @@ ADMIN_POLICY = "cluster-access-policy/AmazonEKSClusterAdminPolicy"
 
 
 class Cluster(pulumi.ComponentResource):
-    """Children: key and alias, log group, role, cluster, and per administrator an access entry with its policy."""
+    """Children: key and alias, log group, role, cluster, and an access entry with its policy per administrator."""
 
     cluster: aws.eks.Cluster
     name: pulumi.Output[str]
@@ -69,7 +69,7 @@ class Cluster(pulumi.ComponentResource):
         return key
 
     def _create_log_group(self, key: aws.kms.Key) -> aws.cloudwatch.LogGroup:
-        """Made before the cluster: EKS would make its own, without retention and without key."""
+        """Made before the cluster, because EKS would otherwise make its own, without retention or a key."""
         return aws.cloudwatch.LogGroup(
             self._name,
             name=self._site.log_group,
@@ -102,34 +102,36 @@ class Cluster(pulumi.ComponentResource):
         first: list[pulumi.Resource],
     ) -> aws.eks.Cluster:
         cidrs = self._config.public_access_cidrs
+        network: aws.eks.ClusterVpcConfigArgsDict = {
+            "subnet_ids": list(subnet_ids),
+            "endpoint_private_access": True,
+            "endpoint_public_access": bool(cidrs),
+        }
+        if cidrs:
+            network["public_access_cidrs"] = cidrs
         return aws.eks.Cluster(
             self._name,
             name=self._site.cluster_name,
             version=self._config.version,
             role_arn=role.arn,
-            # No aws-auth, and no hidden administrator: who may enter stands in access entries.
+            # No aws-auth and no hidden administrator: access entries alone decide who has access.
             access_config={"authentication_mode": "API", "bootstrap_cluster_creator_admin_permissions": False},
-            vpc_config={
-                "subnet_ids": list(subnet_ids),
-                "endpoint_private_access": True,
-                "endpoint_public_access": bool(cidrs),
-                **({"public_access_cidrs": cidrs} if cidrs else {}),
-            },
+            vpc_config=network,
             encryption_config={"resources": ["secrets"], "provider": {"key_arn": key.arn}},
             enabled_cluster_log_types=LOG_TYPES,
-            # EXTENDED, the default, drifts into a sixfold price per hour after 14 months.
+            # EXTENDED, the default, costs six times as much per hour after 14 months.
             upgrade_policy={"support_type": "STANDARD"},
             deletion_protection=self._site.protect,
             bootstrap_self_managed_addons=False,
             tags=self._site.tagged(self._name),
-            # Its name is fixed (the log group bears it), so an old cluster goes before a new one comes.
+            # Its name is fixed (the log group contains it), so the old cluster is deleted before the new one is made.
             opts=pulumi.ResourceOptions(
                 parent=self, depends_on=first, protect=self._site.protect, delete_before_replace=True
             ),
         )
 
     def _create_access(self, principal_arn: str) -> pulumi.Resource:
-        """An administrator's entry; named by role, so that a role added later moves no other."""
+        """An administrator's access entry, named by role so that adding a role later changes no other entry."""
         name = f"{self._name}-{principal_arn.rpartition('/')[2]}"
         entry = aws.eks.AccessEntry(
             name,

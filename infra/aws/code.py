@@ -1,4 +1,4 @@
-"""The serving code as an object of the stack's bucket, named by its content: immutable, one per version."""
+"""The serving code as an object in the stack's bucket, named by its content: immutable, one per version."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws.site import Site
-from infra.planning.plan import CodeArtifact
+from modelfleet.infra.aws.site import Home
+from modelfleet.infra.planning.plan import CodeArtifact
 
 
 class Code(pulumi.ComponentResource):
-    """Child: the object. A new version is a new object; the old one goes after the applications have moved."""
+    """Child: the object. A new version is a new object; the old one is deleted after the applications have moved."""
 
     def __init__(
         self,
         name: str,
-        site: Site,
+        home: Home,
         artifact: CodeArtifact,
         *,
         bucket: pulumi.Input[str],
@@ -32,7 +32,7 @@ class Code(pulumi.ComponentResource):
             key=artifact.key,
             source=source,
             content_type="application/zip",
-            tags=site.tagged(name),
+            tags=home.tagged(name),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[*after]),
         )
         self.register_outputs({"key": self.object.key})

@@ -8,21 +8,21 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
-from infra.aws.preflight import Place, instance_types, preflight, quota_codes
-from infra.planning.plan import Plan
-from serving.config.errors import Finding, SetupError
+from modelfleet.infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
+from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
+from modelfleet.infra.planning.plan import Plan
+from modelfleet.serving.config.errors import Finding, SetupError
 
 CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 3})
 
 
-def run_preflight(plan: Plan, *, place: Place | None = None) -> list[Finding]:
-    """Ask AWS and judge; raises `SetupError` when AWS cannot be asked at all."""
-    return preflight(plan, read_facts_with_boto3(plan), place=place)
+def run_preflight(plan: Plan) -> list[Finding]:
+    """Query AWS and judge the plan; raises `SetupError` when AWS cannot be queried at all."""
+    return preflight(plan, read_facts_with_boto3(plan))
 
 
 def read_facts_with_boto3(plan: Plan, session: boto3.Session | None = None) -> AccountFacts:
-    """The account of the ambient credentials; raises `SetupError` without credentials, region or network."""
+    """Read the account of the ambient credentials; raises `SetupError` without credentials, region or network."""
     if not plan.region:
         raise SetupError("no region is set: add `aws:region` to the stack file")
     session = session or boto3.Session(region_name=plan.region)
@@ -30,7 +30,7 @@ def read_facts_with_boto3(plan: Plan, session: boto3.Session | None = None) -> A
         return _read(plan, session)
     except (BotoCoreError, ClientError) as error:
         raise SetupError(
-            f"AWS could not be asked: {error}. Log in (`aws sso login`, AWS_PROFILE), then run the command again; "
+            f"AWS could not be queried: {error}. Log in (`aws sso login`, AWS_PROFILE), then run the command again; "
             f"it reads only sts:GetCallerIdentity, ec2:Describe*, servicequotas:GetServiceQuota, iam:GetRole"
         ) from error
 
@@ -56,7 +56,7 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
 
 
 def _role_arn(caller_arn: str, session: boto3.Session) -> str:
-    """`assumed-role/NAME/SESSION` as the role's own ARN, with its path; a user's ARN as it is."""
+    """The ARN of the role behind `assumed-role/NAME/SESSION`, with its path; a user's ARN unchanged."""
     _, _, rest = caller_arn.partition(":assumed-role/")
     if not rest:
         return caller_arn
@@ -103,7 +103,11 @@ def _subnets(plan: Plan, ec2: Any) -> tuple[SubnetFact, ...]:
 
 
 def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], ec2: Any) -> tuple[str, ...]:
-    """Asked only of a VPC that one of the subnets lies in: whether it is there needs no other question."""
+    """DNS attributes that are switched off in the stack's existing VPC.
+
+    AWS is queried only if one of the subnets is in this VPC: otherwise the VPC may not exist, and the findings about
+    the subnets say so already.
+    """
     vpc = plan.config.network.vpc_id
     if vpc not in {subnet.vpc_id for subnet in subnets}:
         return ()

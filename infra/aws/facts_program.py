@@ -5,13 +5,13 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
-from infra.aws.preflight import instance_types, quota_codes
-from infra.planning.plan import Plan
+from modelfleet.infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
+from modelfleet.infra.aws.preflight import instance_types, quota_codes
+from modelfleet.infra.planning.plan import Plan
 
 
 def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountFacts:
-    """The account as the stack's AWS provider sees it; also in a preview, for these are reads."""
+    """The account as the stack's AWS provider sees it. Works in a preview too, because it only reads."""
     opts = pulumi.InvokeOptions(parent=parent)
     caller = aws.get_caller_identity(opts=opts)
     quotas, unread = _quotas(plan, opts)
@@ -32,7 +32,7 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
 
 
 def _zones(opts: pulumi.InvokeOptions) -> tuple[str, ...]:
-    """Zones proper, without Local and Wavelength Zones and without those that EKS refuses."""
+    """Availability Zones, without Local Zones, Wavelength Zones and the zones that EKS refuses."""
     found = aws.get_availability_zones(
         state="available",
         filters=[{"name": "zone-type", "values": ["availability-zone"]}],
@@ -75,7 +75,11 @@ def _subnets(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[SubnetFact, ...]:
 
 
 def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.InvokeOptions) -> tuple[str, ...]:
-    """Asked only of a VPC that one of the subnets lies in: whether it is there needs no other question."""
+    """DNS attributes that are switched off in the stack's existing VPC.
+
+    AWS is queried only if one of the subnets is in this VPC: otherwise the VPC may not exist, and the findings about
+    the subnets say so already.
+    """
     vpc_id = plan.config.network.vpc_id
     if vpc_id not in {subnet.vpc_id for subnet in subnets}:
         return ()

@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pulumi
+import pulumi_aws as aws
 
-from infra.aws import policies
-from infra.aws.addons import AFTER_NODES, BEFORE_NODES, Addons, AddonSpec
-from infra.aws.cluster import Cluster
-from infra.aws.code import Code
-from infra.aws.facts import AccountFacts
-from infra.aws.facts_program import read_facts
-from infra.aws.identity import PodRole, as_documents
-from infra.aws.mirror import Mirror
-from infra.aws.network import Network
-from infra.aws.node_groups import NodeGroups, NodeRole, SystemPool
-from infra.aws.preflight import Place, preflight
-from infra.aws.site import Site, site_of
-from infra.aws.zones import network_zones, pool_zones
-from infra.planning.plan import Plan
-from infra.planning.service_accounts import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
-from serving.config.errors import InputErrors, errors_in
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES, Addons, AddonSpec
+from modelfleet.infra.aws.cluster import Cluster
+from modelfleet.infra.aws.documents import PodAccess, pod_access
+from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.aws.facts_program import read_facts
+from modelfleet.infra.aws.identity import PodRole, as_documents
+from modelfleet.infra.aws.mirror import Mirror
+from modelfleet.infra.aws.network import Network
+from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, SystemPool
+from modelfleet.infra.aws.preflight import preflight
+from modelfleet.infra.aws.site import Site, site_of
+from modelfleet.infra.aws.storage import make_storage
+from modelfleet.infra.aws.zones import network_zones, pool_zones
+from modelfleet.infra.names import AUTOSCALER
+from modelfleet.infra.planning.plan import Plan
+from modelfleet.serving.config.errors import InputErrors, errors_in
 
 
 class AwsFleet(pulumi.ComponentResource):
-    """Everything of a stack that AWS makes; `ready` is what a workload in the cluster has to wait for.
+    """Everything that a stack has in AWS; `ready` is what a workload in the cluster must wait for.
 
-    Raises `InputErrors` with all findings of the preflight before the first resource is registered.
+    Raises `InputErrors` with all findings of the preflight, before it registers the first resource.
     """
 
     kubeconfig: pulumi.Output[str]
@@ -43,11 +45,10 @@ class AwsFleet(pulumi.ComponentResource):
         plan: Plan,
         *,
         code: pulumi.Asset | None = None,
-        place: Place | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         facts = read_facts(plan, parent=opts.parent if opts else None)
-        findings = preflight(plan, facts, place=place)
+        findings = preflight(plan, facts)
         if errors := errors_in(findings):
             raise InputErrors(errors)
         super().__init__("modelfleet:aws:Fleet", name, None, opts)
@@ -61,20 +62,19 @@ class AwsFleet(pulumi.ComponentResource):
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
         system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready])
         services = self._create_addons("services", AFTER_NODES, cluster, [system.node_group])
-        mirror = self._create_mirror()
-        roles = self._create_roles(cluster, mirror)
+        storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
+        roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
-        self.bucket = mirror.bucket_name if mirror else pulumi.Output.from_input(plan.bucket.name or "")
-        objects = self._create_code(code, mirror)
+        self.bucket = storage.bucket
         self.pools = {pool: group.node_group_name for pool, group in groups.groups.items()}
         associations = [role.association for role in roles]
         nodes = [system.node_group, *groups.groups.values()]
-        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *objects]
+        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready]
         self._register()
 
     def _create_subnets(self) -> tuple[Mapping[str, Sequence[pulumi.Input[str]]], Sequence[pulumi.Resource]]:
-        """Private subnets by zone, and their way out: of the new network, or those that the stack names."""
+        """Private subnets by zone and what their routes need: of a new network, or those that the stack names."""
         config = self._plan.config.network
         if config.vpc_id:
             return _subnets_by_zone(self._facts), ()
@@ -144,71 +144,23 @@ class AwsFleet(pulumi.ComponentResource):
         )
         return system, groups
 
-    def _create_mirror(self) -> Mirror | None:
-        """The stack's bucket; None when it uses an existing one."""
-        if not self._plan.bucket.create:
-            return None
-        return Mirror(f"{self._name}-mirror", self._site, self._plan.bucket, opts=self._child)
-
     def _create_roles(self, cluster: Cluster, mirror: Mirror | None) -> list[PodRole]:
-        site, bucket = self._site, self._plan.bucket
-        own = bucket.name or ""
-        reads = policies.read_objects(own, [policies.CODE, policies.MODELS], partition=site.partition)
-        writes = [
-            *policies.write_objects(own, [policies.MODELS], partition=site.partition),
-            *reads,
-        ]
-        foreign = policies.read_existing(bucket.read_only, partition=site.partition)
-        roles = [
-            self._pod_role(f"{account}", site.namespace, account, [*reads, *foreign], cluster, mirror, write=False)
-            for account in READERS
-        ]
-        roles.append(self._pod_role(WRITER, site.namespace, WRITER, [*writes, *foreign], cluster, mirror, write=True))
-        scaling = policies.cluster_autoscaler(
-            cluster_name=site.cluster_name, partition=site.partition, region=site.region, account=site.account
-        )
-        roles.append(
-            self._pod_role("autoscaler", AUTOSCALER_NAMESPACE, AUTOSCALER, scaling, cluster, None, write=False)
-        )
-        return roles
+        return [self._pod_role(access, cluster, mirror) for access in pod_access(self._site, self._plan.bucket)]
 
-    def _pod_role(
-        self,
-        suffix: str,
-        namespace: str,
-        service_account: str,
-        statements: Sequence[policies.Statement],
-        cluster: Cluster,
-        mirror: Mirror | None,
-        *,
-        write: bool,
-    ) -> PodRole:
-        documents: dict[str, pulumi.Input[str]] = dict(as_documents("access", statements))
-        if mirror is not None:
-            documents["key"] = policies_for_key(mirror, self._site, write=write)
+    def _pod_role(self, access: PodAccess, cluster: Cluster, mirror: Mirror | None) -> PodRole:
+        documents: dict[str, pulumi.Input[str]] = dict(as_documents("access", access.statements))
+        if mirror is not None and mirror.key is not None and access.key:
+            documents["key"] = policies_for_key(mirror.key, self._site, write=access.key == "write")
+        short = "autoscaler" if access.service_account == AUTOSCALER else access.service_account
         return PodRole(
-            f"{self._name}-{suffix}",
+            f"{self._name}-{short}",
             self._site,
             documents,
             cluster_name=cluster.name,
-            namespace=namespace,
-            service_account=service_account,
+            namespace=access.namespace,
+            service_account=access.service_account,
             opts=self._child,
         )
-
-    def _create_code(self, code: pulumi.Asset | None, mirror: Mirror | None) -> list[pulumi.Resource]:
-        if code is None:
-            return []
-        uploaded = Code(
-            f"{self._name}-code",
-            self._site,
-            self._plan.code,
-            bucket=self.bucket,
-            source=code,
-            after=mirror.ready if mirror else (),
-            opts=self._child,
-        )
-        return [uploaded.object]
 
     def _register(self) -> None:
         cost = self._plan.cost
@@ -224,9 +176,9 @@ class AwsFleet(pulumi.ComponentResource):
         )
 
 
-def policies_for_key(mirror: Mirror, site: Site, *, write: bool) -> pulumi.Output[str]:
-    """The policy on the bucket's key, a document of its own because its ARN is known only when it is made."""
-    return mirror.key.arn.apply(
+def policies_for_key(key: aws.kms.Key, site: Site, *, write: bool) -> pulumi.Output[str]:
+    """The policy on the bucket's key, in its own document because the key's ARN is known only once it is made."""
+    return key.arn.apply(
         lambda arn: policies.as_json(policies.document(policies.use_key(arn, write=write, region=site.region)))
     )
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws import policies
-from infra.aws.site import Site
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.site import Site
 
 
 class PodRole(pulumi.ComponentResource):
@@ -53,8 +53,4 @@ class PodRole(pulumi.ComponentResource):
 
 def as_documents(name: str, statements: Sequence[policies.Statement]) -> dict[str, str]:
     """Statements as JSON policies by short name, split where one would be too long for IAM."""
-    documents = policies.split(statements)
-    return {
-        name if index == 0 else f"{name}-{index + 1}": policies.as_json(document)
-        for index, document in enumerate(documents)
-    }
+    return {short: policies.as_json(document) for short, document in policies.numbered(name, statements).items()}

@@ -1,4 +1,4 @@
-"""What a node is made of: root volume, IMDSv2, user data, EFA, Capacity Block. Pure but for `launch_template`."""
+"""What a node is made of: root volume, IMDSv2, user data, EFA, Capacity Block. Pure except for `launch_template`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws.site import Site
-from infra.aws.user_data import node_config, user_data
-from infra.planning.plan import PoolPlan
+from modelfleet.infra.aws.site import Site
+from modelfleet.infra.aws.user_data import node_config, user_data
+from modelfleet.infra.planning.plan import PoolPlan
 
-#: A vLLM image unpacks to some 30 GB; the default 20 GiB ends in DiskPressure. Where the type has NVMe, images and
-#: weights lie there; where it has none, weights lie on the root volume too.
+#: A vLLM image unpacks to some 30 GB, so the default 20 GiB ends in DiskPressure. A type with NVMe keeps images and
+#: weights there. A type without it keeps weights on the root volume too.
 ROOT_GIB_WITH_NVME = 200
 ROOT_GIB_WITHOUT_NVME = 500
 ROOT_GIB_SYSTEM = 50
 #: Parallel image pull wants at least 600 MiB/s (amazon-eks-ami nodeadm/doc/examples.md).
 ROOT_THROUGHPUT_MIB_S = 600
 ROOT_IOPS = 6000
-#: One hop: pods cannot reach the node's credentials. Whoever needs the region or VPC is told it.
-METADATA = {"http_endpoint": "enabled", "http_tokens": "required", "http_put_response_hop_limit": 1}
-#: Network cards with EFA of p4d and p4de (EC2 describe-instance-types).
-EFA_CARDS = 4
+#: One hop: pods cannot reach the node's credentials. Pods that need the region or the VPC get it as a setting.
+METADATA: aws.ec2.LaunchTemplateMetadataOptionsArgsDict = {
+    "http_endpoint": "enabled",
+    "http_tokens": "required",
+    "http_put_response_hop_limit": 1,
+}
 
 
 def root_gib(pool: PoolPlan) -> int:
@@ -30,21 +32,21 @@ def root_gib(pool: PoolPlan) -> int:
     return ROOT_GIB_WITH_NVME if pool.node.nvme_gb else ROOT_GIB_WITHOUT_NVME
 
 
-def root_volume(gib: int, *, fast: bool) -> dict[str, Any]:
+def root_volume(gib: int, *, fast: bool) -> aws.ec2.LaunchTemplateBlockDeviceMappingArgsDict:
     """An encrypted gp3 root volume."""
-    ebs: dict[str, Any] = {
+    ebs: aws.ec2.LaunchTemplateBlockDeviceMappingEbsArgsDict = {
         "volume_type": "gp3",
         "volume_size": gib,
         "encrypted": "true",
         "delete_on_termination": "true",
     }
     if fast:
-        ebs |= {"throughput": ROOT_THROUGHPUT_MIB_S, "iops": ROOT_IOPS}
+        ebs["throughput"], ebs["iops"] = ROOT_THROUGHPUT_MIB_S, ROOT_IOPS
     return {"device_name": "/dev/xvda", "ebs": ebs}
 
 
 def purchase_options(pool: PoolPlan) -> dict[str, Any]:
-    """Launch template arguments of a Capacity Block: there EKS wants the instance type in the template.
+    """Launch template arguments of a Capacity Block, for which EKS requires the instance type in the template.
 
     https://docs.aws.amazon.com/eks/latest/userguide/capacity-blocks-mng.html
     """
@@ -58,8 +60,10 @@ def purchase_options(pool: PoolPlan) -> dict[str, Any]:
     }
 
 
-def efa_interfaces(groups: list[pulumi.Input[str]]) -> list[dict[str, Any]]:
-    """One EFA interface per network card; the first carries the node's address too."""
+def efa_interfaces(
+    pool: PoolPlan, groups: list[pulumi.Input[str]]
+) -> list[aws.ec2.LaunchTemplateNetworkInterfaceArgsDict]:
+    """One EFA interface per network card that supports EFA; the first also carries the node's address."""
     return [
         {
             "network_card_index": card,
@@ -68,7 +72,7 @@ def efa_interfaces(groups: list[pulumi.Input[str]]) -> list[dict[str, Any]]:
             "security_groups": groups,
             "delete_on_termination": "true",
         }
-        for card in range(EFA_CARDS)
+        for card in range(pool.node.efa_interfaces)
     ]
 
 
@@ -76,7 +80,7 @@ def launch_template(
     name: str,
     site: Site,
     *,
-    volume: dict[str, Any],
+    volume: aws.ec2.LaunchTemplateBlockDeviceMappingArgsDict,
     gpu: bool,
     labels: dict[str, str],
     opts: pulumi.ResourceOptions,

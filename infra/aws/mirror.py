@@ -1,4 +1,4 @@
-"""The stack's bucket: versioned, encrypted, private, TLS only; and the code of the Serve applications in it."""
+"""The stack's bucket, for every target that has one: versioned, encrypted, private, TLS only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws import policies
-from infra.aws.site import Site
-from infra.planning.plan import BucketPlan
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.site import Home
+from modelfleet.infra.planning.plan import BucketPlan
 
 ABORT_UPLOAD_DAYS = 7
 EXPIRE_NONCURRENT_DAYS = 30
@@ -17,18 +17,30 @@ KEY_DELETION_DAYS = 30
 
 
 class Mirror(pulumi.ComponentResource):
-    """Children: key, bucket and the bucket's settings, each a resource of its own."""
+    """Children: key, bucket and the bucket's settings, each its own resource.
+
+    The key belongs to `key_account`. Without an account S3 encrypts with its own key, which every reader of the bucket
+    can use. This is for a cluster that is not ours: there we cannot give pods the right to use a key.
+    """
 
     bucket: aws.s3.Bucket
     bucket_name: pulumi.Output[str]
-    key: aws.kms.Key
+    key: aws.kms.Key | None
     ready: list[pulumi.Resource]
 
-    def __init__(self, name: str, site: Site, plan: BucketPlan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        home: Home,
+        plan: BucketPlan,
+        *,
+        key_account: str | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("modelfleet:aws:Mirror", name, None, opts)
-        self._name, self._site, self._plan = name, site, plan
+        self._name, self._home, self._plan = name, home, plan
         self._child = pulumi.ResourceOptions(parent=self)
-        self.key = self._create_key()
+        self.key = self._create_key(key_account) if key_account else None
         self.bucket = self._create_bucket()
         self.bucket_name = self.bucket.bucket
         self.ready = [
@@ -39,18 +51,18 @@ class Mirror(pulumi.ComponentResource):
         ]
         self.register_outputs({"bucket": self.bucket_name})
 
-    def _create_key(self) -> aws.kms.Key:
-        policy = policies.account_key(partition=self._site.partition, account=self._site.account)
+    def _create_key(self, account: str) -> aws.kms.Key:
+        policy = policies.account_key(partition=self._home.partition, account=account)
         key = aws.kms.Key(
             self._name,
-            description=f"Weights of the modelfleet stack {self._site.stack}",
+            description=f"Weights of the modelfleet stack {self._home.stack}",
             enable_key_rotation=True,
             deletion_window_in_days=KEY_DELETION_DAYS,
             policy=json.dumps(policy),
-            tags=self._site.tagged(self._name),
+            tags=self._home.tagged(self._name),
             opts=pulumi.ResourceOptions(parent=self, protect=self._plan.protect),
         )
-        name = f"alias/modelfleet-{self._site.stack}-mirror"
+        name = f"alias/modelfleet-{self._home.stack}-mirror"
         aws.kms.Alias(self._name, name=name, target_key_id=key.id, opts=self._child)
         return key
 
@@ -58,20 +70,25 @@ class Mirror(pulumi.ComponentResource):
         return aws.s3.Bucket(
             self._name,
             bucket=self._plan.name,
-            # Weights are copies: a stack without protection takes them along when it goes.
+            # Weights are copies: destroying a stack without protection deletes them.
             force_destroy=not self._plan.protect,
-            tags=self._site.tagged(self._name),
+            tags=self._home.tagged(self._name),
             opts=pulumi.ResourceOptions(parent=self, protect=self._plan.protect),
         )
 
     def _create_encryption(self) -> pulumi.Resource:
-        by_default = {"sse_algorithm": "aws:kms", "kms_master_key_id": self.key.arn}
+        rule: aws.s3.BucketServerSideEncryptionConfigurationRuleArgsDict
+        rule = {"apply_server_side_encryption_by_default": {"sse_algorithm": "AES256"}}
+        if self.key:
+            rule = {
+                "apply_server_side_encryption_by_default": {
+                    "sse_algorithm": "aws:kms",
+                    "kms_master_key_id": self.key.arn,
+                },
+                "bucket_key_enabled": True,  # saves a KMS call, and its price, for each of thousands of objects
+            }
         return aws.s3.BucketServerSideEncryptionConfiguration(
-            self._name,
-            bucket=self.bucket.bucket,
-            # The bucket key spares a KMS call, and its price, for each of thousands of objects.
-            rules=[{"apply_server_side_encryption_by_default": by_default, "bucket_key_enabled": True}],
-            opts=self._child,
+            self._name, bucket=self.bucket.bucket, rules=[rule], opts=self._child
         )
 
     def _create_versioning(self) -> pulumi.Resource:
@@ -102,9 +119,9 @@ class Mirror(pulumi.ComponentResource):
             self._name,
             bucket=self.bucket.bucket,
             policy=self.bucket.bucket.apply(
-                lambda name: json.dumps(policies.tls_only(name, partition=self._site.partition))
+                lambda name: json.dumps(policies.tls_only(name, partition=self._home.partition))
             ),
-            # S3 answers 409 when a policy and the access block are set at the same time.
+            # S3 returns 409 when a policy and the access block are set at the same time.
             opts=pulumi.ResourceOptions(parent=self, depends_on=[block]),
         )
         return [block, ownership, policy]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws.site import Site
-from infra.planning.network import subnet_blocks
-from infra.stack.schema import Network as NetworkConfig
+from modelfleet.infra.aws.site import Site
+from modelfleet.infra.planning.network import subnet_blocks
+from modelfleet.infra.stack.schema import Network as NetworkConfig
 
 #: Services that a node without NAT talks to: images, tokens, instance data, EKS, Pod Identity, logs, scaling.
 #: https://docs.aws.amazon.com/eks/latest/userguide/private-clusters.html
@@ -17,9 +17,10 @@ INTERFACE_SERVICES = ("autoscaling", "ec2", "ecr.api", "ecr.dkr", "eks", "eks-au
 
 
 class Network(pulumi.ComponentResource):
-    """Children: VPC, closed default group, per zone a public and a private subnet, gateway, NAT, routes, endpoints.
+    """Children: VPC, closed default group, a public and a private subnet per zone, gateway, NAT, routes, endpoints.
 
-    `ready` is a node's way out: routes and endpoints come before the first node, and go after the last one.
+    `ready` is what a node needs to reach anything: routes and endpoints are made before the first node and deleted
+    after the last one.
     """
 
     vpc_id: pulumi.Output[str]
@@ -55,12 +56,12 @@ class Network(pulumi.ComponentResource):
         vpc = aws.ec2.Vpc(
             self._name,
             cidr_block=self._config.cidr,
-            enable_dns_support=True,  # both are needed by the private endpoint and by interface endpoints
+            enable_dns_support=True,  # the private endpoint and interface endpoints need both
             enable_dns_hostnames=True,
             tags=self._site.tagged(self._name),
             opts=self._child,
         )
-        # A group without rules: whoever forgets to name a group reaches nothing.
+        # A group without rules: a resource that names no group reaches nothing.
         aws.ec2.DefaultSecurityGroup(
             f"{self._name}-default", vpc_id=vpc.id, tags=self._site.tagged(f"{self._name}-default"), opts=self._child
         )
@@ -124,7 +125,7 @@ class Network(pulumi.ComponentResource):
                 subnet_id=public[zone].id,
                 allocation_id=address.allocation_id,
                 tags=self._site.tagged(name),
-                # It fails before the VPC has an internet gateway, which cannot go before its address.
+                # It fails if the VPC has no internet gateway, and the gateway cannot be deleted before the address.
                 opts=pulumi.ResourceOptions(parent=self, depends_on=[way_out]),
             )
         return {zone: made.get(zone) or next(iter(made.values())) for zone in self._zones} if made else {}
@@ -157,7 +158,7 @@ class Network(pulumi.ComponentResource):
         return aws.ec2.RouteTable(name, vpc_id=self._vpc.id, tags=self._site.tagged(name), opts=self._child)
 
     def _create_s3_endpoint(self, tables: list[aws.ec2.RouteTable]) -> aws.ec2.VpcEndpoint:
-        """On every private table: 140 GB of weights at each cold start through NAT cost 0.045 USD per GB."""
+        """On every private table: through NAT, 140 GB of weights at each cold start would cost 0.045 USD per GB."""
         return aws.ec2.VpcEndpoint(
             f"{self._name}-s3",
             vpc_id=self._vpc.id,

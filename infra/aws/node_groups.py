@@ -9,8 +9,8 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra.aws import policies
-from infra.aws.launch_template import (
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.launch_template import (
     ROOT_GIB_SYSTEM,
     efa_interfaces,
     launch_template,
@@ -18,27 +18,30 @@ from infra.aws.launch_template import (
     root_gib,
     root_volume,
 )
-from infra.aws.scaling_tags import scaling_tags
-from infra.aws.site import Site
-from infra.planning.plan import PoolPlan
-from infra.stack.schema import Cluster as ClusterConfig
+from modelfleet.infra.aws.scaling_tags import scaling_tags
+from modelfleet.infra.aws.site import Site
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
+from modelfleet.infra.planning.plan import PoolPlan
+from modelfleet.infra.stack.schema import Cluster as ClusterConfig
 
-POOL_LABEL = "modelfleet.dev/pool"
-SYSTEM_POOL = "system"
 AMI_TYPE = "AL2023_x86_64_STANDARD"
 GPU_AMI_TYPE = "AL2023_x86_64_NVIDIA"
 CAPACITY_TYPES = {"on-demand": "ON_DEMAND", "spot": "SPOT", "capacity-block": "CAPACITY_BLOCK"}
 EFFECTS = {"NoSchedule": "NO_SCHEDULE", "NoExecute": "NO_EXECUTE", "PreferNoSchedule": "PREFER_NO_SCHEDULE"}
-#: MINIMAL ends an old node before it starts a new one: GPUs to spare for a surge are rarely there. One at a time,
-#: so that an update never takes a whole pool. EKS API, NodegroupUpdateConfig.
-UPDATE = {"max_unavailable": 1, "update_strategy": "MINIMAL"}
-#: One repair at a time; none when over half a pool is ill, for then it is not the nodes.
-REPAIR = {"enabled": True, "max_parallel_nodes_repaired_count": 1, "max_unhealthy_node_threshold_percentage": 50}
+#: MINIMAL ends an old node before it starts a new one, because spare GPUs for a surge are rarely available. One node
+#: at a time, so that an update never takes down a whole pool. EKS API, NodegroupUpdateConfig.
+UPDATE: aws.eks.NodeGroupUpdateConfigArgsDict = {"max_unavailable": 1, "update_strategy": "MINIMAL"}
+#: One repair at a time; none when over half a pool is unhealthy, because the nodes are then not the cause.
+REPAIR: aws.eks.NodeGroupNodeRepairConfigArgsDict = {
+    "enabled": True,
+    "max_parallel_nodes_repaired_count": 1,
+    "max_unhealthy_node_threshold_percentage": 50,
+}
 NODE_POLICIES = ("AmazonEKSWorkerNodeMinimalPolicy", "AmazonEC2ContainerRegistryPullOnly")
 
 
 class NodeRole(pulumi.ComponentResource):
-    """The role of all nodes: join the cluster and pull images; no S3, no CNI (pods have roles of their own)."""
+    """The role of all nodes: join the cluster and pull images; no S3, no CNI (pods have their own roles)."""
 
     arn: pulumi.Output[str]
     ready: Sequence[pulumi.Resource]
@@ -84,7 +87,7 @@ class SystemPool(pulumi.ComponentResource):
     ) -> None:
         super().__init__("modelfleet:aws:SystemPool", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        labels = {"modelfleet.dev/stack": site.stack, POOL_LABEL: SYSTEM_POOL}
+        labels = {STACK_LABEL: site.stack, POOL_LABEL: SYSTEM_POOL}
         template = launch_template(
             name, site, volume=root_volume(ROOT_GIB_SYSTEM, fast=False), gpu=False, labels=labels, opts=child
         )
@@ -115,7 +118,7 @@ class SystemPool(pulumi.ComponentResource):
 
 
 class NodeGroups(pulumi.ComponentResource):
-    """Children: per pool of the plan a launch template, a node group and the tags that scaling from zero needs."""
+    """Children: a launch template, a node group and the tags for scaling from zero, per pool of the plan."""
 
     groups: Mapping[str, aws.eks.NodeGroup]
 
@@ -146,7 +149,7 @@ class NodeGroups(pulumi.ComponentResource):
         group = aws.eks.NodeGroup(
             name,
             cluster_name=self._cluster.name,
-            # A prefix, not a name: a replacement comes before its predecessor goes.
+            # A prefix, not a name: the replacement is made before the old group is deleted.
             node_group_name_prefix=f"{pool.name}-",
             node_role_arn=self._role.arn,
             subnet_ids=list(subnet_ids),
@@ -155,7 +158,7 @@ class NodeGroups(pulumi.ComponentResource):
             version=self._config.version,
             instance_types=None if pool.purchase == "capacity-block" else list(pool.instance_types),
             capacity_type=CAPACITY_TYPES[pool.purchase],
-            # The floor is the stack file's own, so that a model added to a pool changes no node group.
+            # The minimum is the stack file's, so that adding a model to a pool changes no node group.
             scaling_config={
                 "min_size": pool.floor_nodes,
                 "desired_size": pool.min_nodes,
@@ -170,7 +173,7 @@ class NodeGroups(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(
                 parent=self,
                 depends_on=self._first,
-                # The autoscaler owns the desired size; here, for on the component it does nothing (pulumi-eks#709).
+                # The autoscaler owns the desired size. Ignored on a component (pulumi-eks#709), so set here.
                 ignore_changes=["scalingConfig.desiredSize"],
             ),
         )
@@ -180,19 +183,21 @@ class NodeGroups(pulumi.ComponentResource):
     def _create_template(self, name: str, pool: PoolPlan) -> aws.ec2.LaunchTemplate:
         more: dict[str, Any] = purchase_options(pool)
         if pool.efa:
-            more["network_interfaces"] = efa_interfaces([self._security_group_id])
+            more["network_interfaces"] = efa_interfaces(pool, [self._security_group_id])
         return launch_template(
             name,
             self._site,
             volume=root_volume(root_gib(pool), fast=True),
             gpu=bool(pool.node.gpus),
-            labels={"modelfleet.dev/stack": self._site.stack, POOL_LABEL: pool.name},
+            labels={STACK_LABEL: self._site.stack, POOL_LABEL: pool.name},
             opts=pulumi.ResourceOptions(parent=self),
             **more,
         )
 
     def _create_scaling_tags(self, name: str, pool: PoolPlan, group: aws.eks.NodeGroup) -> None:
-        asg = group.resources.apply(lambda found: found[0].autoscaling_groups[0].name)
+        asg = group.resources.apply(
+            lambda found: next(asg.name for one in found or () for asg in one.autoscaling_groups or ())
+        )
         for short, (key, value) in scaling_tags(pool).items():
             aws.autoscaling.Tag(
                 f"{name}-{short}",

@@ -1,6 +1,6 @@
-"""IAM documents as plain data: who may take a role, and what the role may do. Pure, so that tests evaluate them.
+"""IAM documents as plain data: who may assume a role, and what the role may do. Pure, so that tests can evaluate them.
 
-No action is ever `*`. A `*` resource stands only where AWS has no finer one; `UNSCOPED` says which and why.
+No action is ever `*`. A `*` resource appears only where AWS has no finer one; `UNSCOPED` says where and why.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ LOGS_KEY_ACTIONS = (
     "kms:ReEncryptTo",
 )
 
-#: Actions without resource-level permissions, with the reason; only these may stand on `*`.
+#: Actions without resource-level permissions, with the reason. Only these may use the resource `*`.
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
 UNSCOPED: Mapping[str, str] = {
-    "autoscaling:DescribeAutoScalingGroups": "a list action, AWS gives it no resource type",
-    "autoscaling:DescribeAutoScalingInstances": "a list action, AWS gives it no resource type",
-    "autoscaling:DescribeLaunchConfigurations": "a list action, AWS gives it no resource type",
-    "autoscaling:DescribeScalingActivities": "a list action, AWS gives it no resource type",
-    "autoscaling:DescribeTags": "a list action, AWS gives it no resource type",
-    "ec2:DescribeImages": "a list action, AWS gives it no resource type",
-    "ec2:DescribeInstanceTypes": "a list action, AWS gives it no resource type",
-    "ec2:DescribeLaunchTemplateVersions": "a list action, AWS gives it no resource type",
-    "ec2:GetInstanceTypesFromInstanceRequirements": "a list action, AWS gives it no resource type",
+    "autoscaling:DescribeAutoScalingGroups": "a list action; AWS defines no resource type for it",
+    "autoscaling:DescribeAutoScalingInstances": "a list action; AWS defines no resource type for it",
+    "autoscaling:DescribeLaunchConfigurations": "a list action; AWS defines no resource type for it",
+    "autoscaling:DescribeScalingActivities": "a list action; AWS defines no resource type for it",
+    "autoscaling:DescribeTags": "a list action; AWS defines no resource type for it",
+    "ec2:DescribeImages": "a list action; AWS defines no resource type for it",
+    "ec2:DescribeInstanceTypes": "a list action; AWS defines no resource type for it",
+    "ec2:DescribeLaunchTemplateVersions": "a list action; AWS defines no resource type for it",
+    "ec2:GetInstanceTypesFromInstanceRequirements": "a list action; AWS defines no resource type for it",
 }
 
 
@@ -82,7 +82,7 @@ def pod_trust(*, cluster_arn: str, namespace: str, service_account: str) -> Docu
 
 
 def read_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> list[Statement]:
-    """Read the objects below `prefixes` of a bucket, and list just them; `""` is the whole bucket."""
+    """Read the objects below `prefixes` of a bucket, and list only those; `""` is the whole bucket."""
     arn = f"arn:{partition}:s3:::{bucket}"
     listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": arn}
     if "" not in prefixes:
@@ -94,7 +94,7 @@ def read_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> lis
 
 
 def write_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> list[Statement]:
-    """Put objects below `prefixes`, also in parts, and read them back to verify. Nothing is ever deleted."""
+    """Put objects below `prefixes`, whole or in parts, and read them back to verify; never delete."""
     arn = f"arn:{partition}:s3:::{bucket}"
     return [
         {
@@ -136,9 +136,9 @@ def _in_groups(items: Sequence[str], count: int) -> Iterator[Sequence[str]]:
 
 
 def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, account: str) -> list[Statement]:
-    """cluster-autoscaler: look at everything, change only this cluster's Auto Scaling groups.
+    """What cluster-autoscaler needs: describe everything, change only this cluster's Auto Scaling groups.
 
-    The tag `eks:cluster-name` is put on a managed node group's Auto Scaling group by EKS itself.
+    EKS itself puts the tag `eks:cluster-name` on a managed node group's Auto Scaling group.
     https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/README.md
     """
     return [
@@ -193,13 +193,13 @@ def cluster_key(*, partition: str, region: str, account: str, log_group: str) ->
 
 
 def account_key(*, partition: str, account: str) -> Document:
-    """Policy of a key that IAM policies of its account decide on."""
+    """Policy of a key whose use the account's IAM policies decide."""
     return document([_key_owner(partition, account)])
 
 
 def _key_owner(partition: str, account: str) -> Statement:
     # `kms:*` for the account's root is AWS's default key policy: without it a key can become unmanageable.
-    # It gives nobody anything by itself, IAM policies do. In a key policy `*` means this key.
+    # It grants nothing on its own; IAM policies do. In a key policy `*` means this key.
     # https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-default.html
     root = {"AWS": f"arn:{partition}:iam::{account}:root"}
     return {"Sid": "Account", "Effect": "Allow", "Principal": root, "Action": "kms:*", "Resource": "*"}
@@ -213,6 +213,11 @@ def split(statements: Sequence[Statement], limit: int = MANAGED_POLICY_CHARACTER
             documents.append([])
         documents[-1].append(statement)
     return [document(group) for group in documents if group]
+
+
+def numbered(name: str, statements: Sequence[Statement]) -> dict[str, Document]:
+    """The documents of `split` by name: `access`, `access-2`, …"""
+    return {name if index == 0 else f"{name}-{index + 1}": one for index, one in enumerate(split(statements))}
 
 
 def size(policy: Document) -> int:

@@ -1,39 +1,46 @@
-"""Where a fleet lands, and what every resource of it shares."""
+"""Where a fleet runs, and what its resources share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.aws.facts import AccountFacts
-from infra.planning.plan import Plan
+from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.names import MANAGED_BY_TAG, STACK_LABEL
+from modelfleet.infra.planning.plan import Plan
 
 
 @dataclass(frozen=True)
-class Site:
-    """Account, region and names of one stack. `tags` are on every resource that takes tags."""
+class Home:
+    """What a stack's AWS resources share, whatever the target. `tags` are on every resource that takes tags."""
 
     stack: str
-    account: str
-    region: str
     partition: str
-    cluster_name: str
-    namespace: str
-    protect: bool
     tags: Mapping[str, str]
 
     def tagged(self, name: str, **more: str) -> dict[str, str]:
         """The stack's tags and a `Name`."""
         return {**self.tags, "Name": name, **more}
 
+
+@dataclass(frozen=True)
+class Site(Home):
+    """Account, region and names of one stack that has its own EKS cluster."""
+
+    account: str
+    region: str
+    cluster_name: str
+    namespace: str
+    protect: bool
+
     @property
     def cluster_arn(self) -> str:
-        """The cluster's ARN, known before the cluster is."""
+        """The cluster's ARN, known before the cluster exists."""
         return f"arn:{self.partition}:eks:{self.region}:{self.account}:cluster/{self.cluster_name}"
 
     @property
     def log_group(self) -> str:
-        """The log group into which EKS writes; it is ours only if it is there before the cluster."""
+        """The log group that EKS writes to. It is ours only if it exists before the cluster."""
         return f"/aws/eks/{self.cluster_name}/cluster"
 
 
@@ -52,10 +59,10 @@ def site_of(plan: Plan, facts: AccountFacts) -> Site:
 
 
 def cluster_name(plan: Plan) -> str:
-    """The name of the stack's EKS cluster, known before the cluster is."""
+    """The name of the stack's EKS cluster, known before the cluster exists."""
     return f"modelfleet-{plan.stack}"
 
 
 def stack_tags(plan: Plan) -> dict[str, str]:
-    """Tags of every resource: the stack file's, and ours, which win."""
-    return {**plan.config.tags, "modelfleet.dev/stack": plan.stack, "modelfleet.dev/managed-by": "pulumi"}
+    """Tags of every resource: the stack file's and ours. Ours win."""
+    return {**plan.config.tags, STACK_LABEL: plan.stack, MANAGED_BY_TAG: "pulumi"}

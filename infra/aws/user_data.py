@@ -10,15 +10,15 @@ from typing import Any
 BOUNDARY = "//modelfleet//"
 
 #: NVMe instance store becomes one striped volume under kubelet, containerd and pod logs, so that images and
-#: `emptyDir` weights lie on it; a type without NVMe starts all the same.
+#: `emptyDir` weights are on it. A type without NVMe starts as well.
 #: https://github.com/awslabs/amazon-eks-ami nodeadm/doc/api.md (LocalStorageOptions)
 LOCAL_STORAGE = {"strategy": "RAID0", "mountPath": "/mnt/k8s-disks"}
-#: Images are pulled in parallel parts (SOCI); wants a root volume of 600 MiB/s or NVMe. nodeadm/doc/examples.md
+#: Images are pulled in parallel parts (SOCI), which needs a root volume of 600 MiB/s or NVMe. nodeadm/doc/examples.md
 FEATURE_GATES = {"FastImagePull": True}
 
 
 def node_config(*, gpu: bool) -> dict[str, Any]:
-    """The part of nodeadm's configuration that is ours; EKS adds the cluster's."""
+    """Our part of nodeadm's configuration; EKS adds the cluster's."""
     spec: dict[str, Any] = {"instance": {"localStorage": LOCAL_STORAGE}}
     if gpu:
         spec["featureGates"] = FEATURE_GATES

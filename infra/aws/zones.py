@@ -1,9 +1,9 @@
-"""Which zones the network and each pool take: from what the account has, never from chance."""
+"""Which zones the network and each pool use: from what the account has, never by chance."""
 
 from __future__ import annotations
 
-from infra.aws.facts import AccountFacts
-from infra.planning.plan import Plan, PoolPlan
+from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.planning.plan import Plan, PoolPlan
 
 
 def network_zones(plan: Plan, facts: AccountFacts) -> tuple[str, ...]:

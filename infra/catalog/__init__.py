@@ -1,33 +1,31 @@
-"""Facts about EC2 instance types, accelerators, models and prices: CSV files with source and date, and typed queries.
+"""Facts about EC2 instance types, quotas, accelerators, models and prices: CSV files with source and date, and queries.
 
-A query takes the `Catalog` as an argument; `default_catalog()` reads the CSV files beside this module once.
-Unknown names and missing prices raise, they are never 0.
+A query takes the `Catalog` as an argument; `default_catalog()` reads the CSV files next to this module once.
+An unknown fact is None, never 0.
 """
 
-from infra.catalog.catalog import (
-    Accelerator,
+from modelfleet.infra.catalog.catalog import (
+    REFERENCE_REGION,
     Catalog,
     CatalogModel,
     DaemonSet,
     InstanceType,
-    NoPrice,
     Price,
     Quantization,
-    UnknownInstanceType,
+    Quota,
     default_catalog,
-    load_catalog,
 )
+from modelfleet.serving.config.accelerators import Accelerator
 
 __all__ = [
+    "REFERENCE_REGION",
     "Accelerator",
     "Catalog",
     "CatalogModel",
     "DaemonSet",
     "InstanceType",
-    "NoPrice",
     "Price",
     "Quantization",
-    "UnknownInstanceType",
+    "Quota",
     "default_catalog",
-    "load_catalog",
 ]

@@ -1,4 +1,4 @@
-"""Bodies that the gateway answers itself, in the shape of vLLM's `ErrorResponse`.
+"""Bodies of the gateway's own answers, in the shape of vLLM's `ErrorResponse`.
 
 Source: vllm/entrypoints/serve/engine/protocol.py, 0.32.0.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from modelfleet.infra.planning.plan import Route
+
 JSON_TYPE = "application/json"
-#: Seconds after which a refused request may be tried again, by what refused it.
+#: Seconds after which a client may retry a refused request, by the reason for the refusal.
 RETRY_AFTER_RATE_S = 10
 RETRY_AFTER_BUSY_S = 1
 RETRY_AFTER_DOWN_S = 5
@@ -45,7 +47,7 @@ def refuses(
     return returns(status, error(message, kind, status, param), headers=headers)
 
 
-#: Answers to what HAProxy itself finds wrong: status, message, type, Retry-After in seconds.
+#: Answers to errors that HAProxy itself finds: status, message, type, Retry-After in seconds.
 PROXY_ERRORS: tuple[tuple[int, str, str, int | None], ...] = (
     (400, "The request is not valid HTTP, or its headers are too large.", "Bad Request", None),
     (408, "The request did not arrive in time.", "Request Timeout", None),
@@ -73,7 +75,7 @@ def proxy_errors() -> list[str]:
     return lines
 
 
-#: What Ray Serve says in text of its own, by its status: status, message, type of our answer.
+#: Ray Serve's plain-text errors by their status, each with the status, message and type of the gateway's answer.
 SERVE_ERRORS: tuple[tuple[int, int, str, str], ...] = (
     (404, 503, "The model is being deployed; try again in a moment.", "Service Unavailable"),
     (408, 504, "The model did not answer in time.", "Gateway Timeout"),
@@ -83,9 +85,9 @@ SERVE_ERRORS: tuple[tuple[int, int, str, str], ...] = (
 
 
 def serve_errors() -> list[str]:
-    """`http-response` rules that put Ray Serve's refusals, which are plain text, into the shape of vLLM's errors.
+    """`http-response` rules that turn Ray Serve's plain-text refusals into the shape of vLLM's errors.
 
-    The application's own answers are JSON and pass. A route of the plan that Serve does not know is yet to come.
+    The application's own answers are JSON and pass. A 404 of Serve is a route of the plan that is not deployed yet.
     """
     lines = ["acl plain_text res.fhdr(content-type) -m beg text/plain"]
     for found, status, message, kind in SERVE_ERRORS:
@@ -95,16 +97,18 @@ def serve_errors() -> list[str]:
     return lines
 
 
-def model_card(model_id: str, root: str, parent: str | None, description: str | None) -> dict[str, Any]:
-    """One entry of `GET /v1/models`. `created` is 0: the plan has no clock, and equal plans give equal text."""
+def model_card(model_id: str, route: Route, parent: str | None) -> dict[str, Any]:
+    """One entry of `GET /v1/models`: vLLM's fields, and what the model file says about the model.
+
+    `created` is 0: the plan has no clock, and equal plans give equal text.
+    """
     card: dict[str, Any] = {
         "id": model_id,
         "object": "model",
         "created": 0,
         "owned_by": "vllm",
-        "root": root,
+        "root": route.model_id,
         "parent": parent,
     }
-    if description:
-        card["description"] = description
-    return card
+    about = {"description": route.description, "url": route.url, "type": route.kind}
+    return card | {key: value for key, value in about.items() if value}

@@ -1,4 +1,4 @@
-"""What the renderer needs to know about the place where HAProxy runs, and what it gives back."""
+"""The renderer's input about the place where HAProxy runs, and its output."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LUA = "gateway.lua"
 class Runtime:
     """Addresses and folders at run time. Folders are absolute; HAProxy never writes into `folder`.
 
-    `bind` and `metrics_bind` are `address:port`; `run_folder` takes the sockets;
+    `bind` and `metrics_bind` are `address:port`; `run_folder` holds the sockets.
     `key_map` is the file of key hashes, used only with auth `keys`. `resolve_names` is for Kubernetes, where the
-    upstream is a DNS name that may not exist yet. `bodies_memory_mib` bounds what request bodies too large for the
-    first process may take in the second one. `replica_ports` (first, last) is where Ray Serve lets replicas listen on
-    this host (`RAY_SERVE_ENABLE_DIRECT_INGRESS=1`): requests go straight to them, and to Serve's own HTTP server only
-    while a model has no replica.
+    upstream is a DNS name that may not exist yet. `bodies_memory_mib` bounds the second process's memory for request
+    bodies, which are too large for the first. `replica_ports` (first, last) are the ports of this host on which Ray
+    Serve lets replicas listen (`RAY_SERVE_ENABLE_DIRECT_INGRESS=1`): requests go straight to them, and to Serve's own
+    HTTP server only while a model has no replica.
     """
 
     bind: str
@@ -53,7 +53,7 @@ class Runtime:
         return f"{self.run_folder}/bodies-admin.sock"
 
     def server_state(self, admin_socket: str) -> str:
-        """Which servers were up, written before a reload so that the new process knows it from the start."""
+        """The file of servers that were up; written before a reload, so that the new process knows from the start."""
         return admin_socket.removesuffix(".sock") + ".state"
 
     @property

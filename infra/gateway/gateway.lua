@@ -1,5 +1,5 @@
--- Reads the model's name out of a request body where HAProxy's json_query found none: escaped text ("org\/name"),
--- nesting deeper than mjson's 20 levels, multipart forms; and tells what is wrong with a body that names no model.
+-- Reads the model's name from a request body where HAProxy's json_query found none: escaped text ("org\/name"),
+-- nesting deeper than mjson's 20 levels, multipart forms. Also finds out what is wrong with a body that names no model.
 -- Sets txn.model, or txn.fault to one of: json, type, missing.
 
 local MAX_NAME = 512
@@ -55,8 +55,8 @@ local function decoded(text)
   end))
 end
 
--- Calls visit(key, first, last) with each top-level key of a JSON object and where its value stands, until it returns
--- true. Gives 'json' when the text is no object, or ends before it does; 'missing' when all keys were visited.
+-- Calls visit(key, first, last) with each top-level key of a JSON object and the bounds of its value, until visit
+-- returns true. Returns 'json' when the text is not an object or is cut off, 'missing' when all keys were visited.
 local function each_key(text, visit)
   local at = text:find('[^ \t\r\n]')
   if not at or text:byte(at) ~= 123 then return 'json' end
@@ -125,7 +125,7 @@ end)
 local ANSWER_LENGTH = { max_tokens = true, max_completion_tokens = true, max_output_tokens = true }
 local ANSWERS = { n = true, best_of = true }
 local BYTES_PER_TOKEN = 4
--- A number that a client wrote counts as at most this, so that none can turn a counter over.
+-- A client's number counts as at most this, so that none can overflow a counter.
 local MOST = 1000000
 
 local function number(text)
@@ -146,14 +146,14 @@ local function prompts(text)
 end
 
 -- What a request may cost, in tokens: a quarter of its body's bytes, and the longest answer to each prompt, `n` times.
--- txn.answer is the answer's length where the body does not say it; absent, there is no answer (embeddings).
+-- txn.answer is the answer's length where the body sets none; without it nothing is generated (embeddings).
 core.register_action('count_tokens', { 'http-req' }, function(txn)
   local body = txn.f:req_body() or ''
   local charge = #body // BYTES_PER_TOKEN
   local default = txn:get_var('txn.answer')
   if default then
     local length, answers, asked = nil, 1, 1
-    -- Of a key that stands there twice the larger value counts, whichever the engine takes.
+    -- If a key appears twice, the larger value counts, whichever the engine uses.
     each_key(body, function(key, first, last)
       local value = number(body:sub(first, math.min(last, first + 40)))
       if ANSWER_LENGTH[key] then length = math.max(length or 0, value or default) end
@@ -167,7 +167,7 @@ end)
 
 -- Requests and bytes per key, by the key's name, as Prometheus text.
 local KEY_METRICS = {
-  { 'modelfleet_gateway_key_requests_total', 'counter', 'http_req_cnt', 'Requests by API key, refused ones too.' },
+  { 'modelfleet_gateway_key_requests_total', 'counter', 'http_req_cnt', 'Requests by API key, with refused ones.' },
   { 'modelfleet_gateway_key_errors_total', 'counter', 'http_err_cnt', 'Requests by API key that ended in a 4xx.' },
   { 'modelfleet_gateway_key_sent_bytes_total', 'counter', 'bytes_out_cnt', 'Response bytes by API key.' },
   { 'modelfleet_gateway_key_open_requests', 'gauge', 'conn_cur', 'Requests open now by API key.' },

@@ -1,4 +1,4 @@
-"""API keys: only their sha256 reaches HAProxy, beside the name that logs and limits show."""
+"""API keys: only their sha256 reaches HAProxy, with the name that logs and limits show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hash_key(key: str) -> str:
 
 def key_faults(keys: Mapping[str, str]) -> list[str]:
     """What is wrong with the names or keys, one sentence each; a key itself is never shown."""
-    faults = [] if keys else ["found no key; name at least one, e.g. `apiKeys.<name>`"]
+    faults = [] if keys else ["found no key; set at least one, e.g. `apiKeys.<name>`"]
     for name, key in sorted(keys.items()):
         if not NAME.fullmatch(name):
             faults.append(f"found the key name {name[:80]!r}; allowed are letters, digits, `.`, `_`, `-`, at most 63")
@@ -38,7 +38,7 @@ def key_faults(keys: Mapping[str, str]) -> list[str]:
     for name, key in keys.items():
         by_hash.setdefault(hash_key(key), []).append(name)
     faults += [
-        f"the keys named {', '.join(sorted(names))} are the same; each name has its own"
+        f"the keys named {', '.join(sorted(names))} are the same; give each name its own key"
         for names in by_hash.values()
         if len(names) > 1
     ]

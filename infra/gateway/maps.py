@@ -1,4 +1,4 @@
-"""Map files: everything that names models is data beside the configuration, one line per entry."""
+"""Map files: everything that names models is data next to the configuration, one line per entry."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterable
 
-from infra.gateway.answers import model_card
-from infra.planning.plan import GATEWAY_PATHS, GatewayPlan, Route
+from modelfleet.infra.gateway.answers import model_card
+from modelfleet.infra.planning.gateway_paths import RESERVED
+from modelfleet.infra.planning.plan import GatewayPlan, Route
 
-#: What a map key may hold: HAProxy splits a line at the first blank, and slugs become backend names.
+#: What a map key can contain: HAProxy splits a line at the first blank, and slugs become backend names.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -19,12 +20,12 @@ def check_routes(routes: Iterable[Route]) -> None:
     seen: dict[str, str] = {}
     for route in routes:
         if not SLUG.fullmatch(route.slug):
-            raise ValueError(f"the slug {route.slug!r} is not of letters, digits, `.`, `_`, `-`")
-        if route.slug in GATEWAY_PATHS:
+            raise ValueError(f"found the slug {route.slug!r}; allowed are letters, digits, `.`, `_`, `-`")
+        if route.slug in RESERVED:
             raise ValueError(f"the slug {route.slug!r} is a path of the gateway itself; give the model another id")
         for name in dict.fromkeys((route.model_id, *route.model_ids)):
             if not MODEL_NAME.fullmatch(name):
-                raise ValueError(f"the model id {name!r} is not of letters, digits, `.`, `_`, `/`, `-`")
+                raise ValueError(f"found the model id {name!r}; allowed are letters, digits, `.`, `_`, `/`, `-`")
             if name in seen:
                 raise ValueError(f"the model id {name!r} is served by {seen[name]} and by {route.slug}")
             seen[name] = route.slug
@@ -46,7 +47,7 @@ def slugs_map(gateway: GatewayPlan) -> str:
 
 
 def answers_map(gateway: GatewayPlan) -> str:
-    """`<slug> <tokens of an answer whose request does not say how long it may be>`."""
+    """`<slug> <most tokens of an answer whose request sets no limit>`."""
     return "".join(sorted(f"{route.slug} {route.answer_tokens}\n" for route in gateway.routes))
 
 
@@ -57,7 +58,7 @@ def cards_map(gateway: GatewayPlan) -> str:
     for route in gateway.routes:
         for name in names_of(route):
             parent = None if name == route.model_id else route.model_id
-            card = model_card(name, route.model_id, parent, route.description)
+            card = model_card(name, route, parent)
             listed.append(card)
             text = json.dumps(card, separators=(",", ":"), ensure_ascii=True)
             cards[name] = text

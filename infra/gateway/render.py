@@ -1,9 +1,10 @@
-"""Two HAProxy configurations from the plan: the gateway, and beside it the process for bodies beyond its buffer.
+"""Two HAProxy configurations from the plan: the gateway, and a second process for bodies larger than its buffer.
 
-Why two: HAProxy routes by a body only when the whole body fits `tune.bufsize`, and that also is what anybody, key or
-not, may send as headers. So the first process has small buffers, checks keys and limits, and answers nearly
-everything; only a body that is larger and has not named its model within the first buffer goes, over a socket that
-only the first process can open, to a second process with buffers of the stack's `maxBodyMib` and few connections.
+Why two: HAProxy routes by a body only when the whole body fits `tune.bufsize`, and anybody, with a key or without, may
+send that much in headers. So the first process has small buffers, checks keys and limits, and handles nearly
+everything. Only a body that is larger and has not named its model within the first buffer goes to the second process,
+over a socket that only the first process can open. The second has buffers of the stack's `maxBodyMib` and few
+connections.
 """
 
 from __future__ import annotations
@@ -12,20 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 
-from infra.gateway import files, maps, rules
-from infra.gateway.answers import proxy_errors, serve_errors
-from infra.gateway.files import GatewayFiles, Runtime
-from infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.gateway import files, maps, rules
+from modelfleet.infra.gateway.answers import proxy_errors, serve_errors
+from modelfleet.infra.gateway.files import GatewayFiles, Runtime
+from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
+from modelfleet.infra.planning.plan import GatewayPlan, Route
 
-#: Bytes of a buffer in the first process: a request of some 50,000 tokens; bounds the headers of strangers, too.
+#: Bytes of a buffer in the first process: a request of about 50,000 tokens; also bounds the headers of strangers.
 BUFFER = 256 << 10
-#: Bytes that rewriting may add to a request in a buffer, and headers may take beside the largest body.
+#: Bytes that rewriting may add to a request in a buffer, and that headers may take on top of the largest body.
 REWRITE = 16 << 10
 #: Seconds in which a request's head, and its body, must have arrived.
 HEAD_TIMEOUT_S = 15
 BODY_TIMEOUT_S = 60
-#: HTX blocks hold 256 MiB at most (haproxy/htx-t.h).
-MOST_BODY_MIB = 200
 
 LOG = (
     '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","request_id":"%[var(txn.request_id),json(utf8s)]",'
@@ -43,17 +43,15 @@ LIMITS_TABLE = (
 def render(
     gateway: GatewayPlan, runtime: Runtime, *, upstream: str, upstreams: Mapping[str, str] | None = None
 ) -> GatewayFiles:
-    """All files of the gateway but the key map. Pure: equal arguments give equal text.
+    """All files of the gateway except the key map. Pure: equal arguments give equal text.
 
     `upstream` is the `host:port` of Ray Serve's HTTP server; `upstreams` overrides it for single slugs.
     Raises `ValueError` for a plan that HAProxy could misread (`plan()` makes none).
     """
     maps.check_routes(gateway.routes)
     gateway = replace(gateway, routes=tuple(sorted(gateway.routes, key=lambda route: route.model_id)))
-    if not 1 <= gateway.max_body_mib <= MOST_BODY_MIB:
-        raise ValueError(f"maxBodyMib: found {gateway.max_body_mib}; allowed are 1 to {MOST_BODY_MIB}")
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
-    texts = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.tokens_per_minute else {}
+    texts = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.settings.tokens_per_minute else {}
     return GatewayFiles(
         texts
         | {
@@ -62,7 +60,7 @@ def render(
             files.MODELS_MAP: maps.models_map(gateway),
             files.SLUGS_MAP: maps.slugs_map(gateway),
             files.CARDS_MAP: maps.cards_map(gateway),
-            files.LUA: resources.files("infra.gateway").joinpath(files.LUA).read_text(encoding="utf-8"),
+            files.LUA: resources.files("modelfleet.infra.gateway").joinpath(files.LUA).read_text(encoding="utf-8"),
         }
     )
 
@@ -115,7 +113,7 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
         *rules.routing(gateway, runtime.folder, buffer=0, last=True, wait_s=BODY_TIMEOUT_S),
         "use_backend model.%[var(txn.slug)]",
     ]
-    buffer = (gateway.max_body_mib << 20) + BUFFER
+    buffer = (gateway.settings.max_body_mib << 20) + BUFFER
     sections = [
         _global(
             gateway,
@@ -134,17 +132,17 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
 
 
 def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
-    """Connections that the second process takes: a body may stand in two buffers, its own and its connection's."""
-    return max(4, runtime.bodies_memory_mib // (2 * gateway.max_body_mib))
+    """Connections that the second process accepts: a body may occupy two buffers, its own and its connection's."""
+    return max(4, runtime.bodies_memory_mib // (2 * gateway.settings.max_body_mib))
 
 
 def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str) -> str:
     lines = [
         f"log {runtime.log} format raw local0 info",
         f"maxconn {most}",
-        # Two processes on one port would share its connections in silence; a reload hands its sockets over instead.
+        # Two processes on one port would silently share its connections; a reload hands the sockets over instead.
         "noreuseport",
-        f"hard-stop-after {gateway.timeout_s + BODY_TIMEOUT_S}s",
+        f"hard-stop-after {gateway.settings.timeout_s + BODY_TIMEOUT_S}s",
         f"stats socket {admin} mode 600 level admin expose-fd listeners",
         f"server-state-file {runtime.server_state(admin)}",
         "max-spread-checks 50",
@@ -166,15 +164,15 @@ def _defaults(gateway: GatewayPlan) -> str:
             "log global",
             "option dontlognull",
             "option abortonclose",
-            # Without it the head and the first event of a stream wait for more to come: 80 ms over two hops, measured.
+            # Without it the head and the first event of a stream wait for more data: 80 ms over two hops, measured.
             "option http-no-delay",
             "option http-restrict-req-hdr-names delete",
             f"timeout http-request {HEAD_TIMEOUT_S}s",
             "timeout http-keep-alive 75s",
             "timeout connect 5s",
             "timeout queue 30s",
-            f"timeout client {gateway.timeout_s}s",
-            f"timeout server {gateway.timeout_s}s",
+            f"timeout client {gateway.settings.timeout_s}s",
+            f"timeout server {gateway.settings.timeout_s}s",
             "retries 2",
             *proxy_errors(),
         ],
@@ -194,10 +192,10 @@ def _model(route: Route, upstream: str, runtime: Runtime) -> str:
     """Where a model's requests go.
 
     Ray Serve's HTTP server has no health check: while a replica is replaced it keeps requests waiting, and HAProxy must
-    let it. A replica's own port is asked which application it serves, so that ports need not be assigned to models.
+    let it. The health check of a replica's port asks which application it serves, so no port is tied to a model.
     """
-    # vLLM's application notices by itself that a client left; Serve looking for it, too, costs two tasks a request.
-    # Only Serve's own HTTP server would miss it, which carries the requests of a model that sleeps.
+    # vLLM's application notices when a client leaves; Serve's own watch for it would cost two more tasks a request.
+    # Only Serve's HTTP server needs that watch, and it carries just the requests of a model that sleeps.
     undisturbed = [] if route.scales_to_zero else ["http-request set-header x-request-disconnect-disabled ?1"]
     if runtime.replica_ports is None:
         return _section(f"backend model.{route.slug}", [*undisturbed, _server(upstream, runtime)])
@@ -212,7 +210,7 @@ def _model(route: Route, upstream: str, runtime: Runtime) -> str:
         "http-check expect status 200",
         f"http-check expect string '\"/{route.slug}\"'",
         "timeout check 2s",
-        # A refused connection takes the replica out at once, so that the retry finds another one, or Serve.
+        # A refused connection takes the replica out at once, so the retry goes to another one or to Serve.
         "default-server inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down",
         *(f"server replica-{port} {host}:{port} check" for port in range(first, last + 1)),
         _server(upstream, runtime, " backup"),
@@ -221,7 +219,7 @@ def _model(route: Route, upstream: str, runtime: Runtime) -> str:
 
 
 def _readiness(route: Route, upstream: str, runtime: Runtime) -> str:
-    """Checked for `/ready` only. A model that may sleep is ready when Serve is: asking the model would wake it."""
+    """Checked for `/ready` only. A model that may sleep is ready when Serve is: a check of the model would wake it."""
     if runtime.replica_ports and not route.scales_to_zero:
         first, last = runtime.replica_ports
         follow = (f"model.{route.slug}/replica-{port}" for port in range(first, last + 1))
@@ -242,8 +240,8 @@ def _metrics(bind: str, *, key_metrics: bool) -> str:
     lines = [
         f"bind {bind}",
         "no log",
-        "http-request use-service prometheus-exporter if { path /metrics }",
-        *(["http-request use-service lua.key_metrics if { path /metrics/keys }"] if key_metrics else []),
+        f"http-request use-service prometheus-exporter if {{ path {METRICS} }}",
+        *([f"http-request use-service lua.key_metrics if {{ path {KEY_METRICS} }}"] if key_metrics else []),
         "http-request return status 404",
     ]
     return _section("frontend metrics", lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.gateway.answers import (
+from modelfleet.infra.gateway.answers import (
     RETRY_AFTER_BUSY_S,
     RETRY_AFTER_RATE_S,
     error,
@@ -10,32 +10,12 @@ from infra.gateway.answers import (
     refuses,
     returns,
 )
-from infra.gateway.maps import names_of
-from infra.planning.plan import GatewayPlan
+from modelfleet.infra.gateway.maps import names_of
+from modelfleet.infra.planning.gateway_paths import BY_MODEL, DIRECT_GET, GENERATES, HEALTH, MODELS, READY
+from modelfleet.infra.planning.plan import GatewayPlan
 
-#: Where a body names its model. Everything else of vLLM's app stays shut (`/invocations` generates text, too).
-BY_MODEL = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/embeddings",
-    "/v1/rerank",
-    "/v1/score",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/tokenize",
-    "/detokenize",
-    "/pooling",
-    "/classify",
-)
-#: Of these, the ones whose answer is generated.
-GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-#: Forms in which a client's own request id is taken over.
+#: Form of a client's own request id that the gateway accepts.
 REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
-#: Read-only paths of one model, below `/<slug>`.
-DIRECT_GET = ("/v1/models", "/health")
 #: How many characters of an unknown model's name an answer repeats.
 ECHOED_NAME = 200
 #: Headers by which a request tells Ray Serve how to treat it (`ray/serve/_private/constants.py`); not for clients.
@@ -43,7 +23,7 @@ SERVE_CONTROL_HEADERS = ("x-request-disconnect-disabled", "x-request-timeout-sec
 
 
 def identity() -> list[str]:
-    """Request id: the client's when it is harmless, else a new one; nothing of ours can be sent by a client."""
+    """Request id: the client's if harmless, otherwise a new one. Drops headers that only the gateway may send."""
     return [
         "http-request set-var(txn.path) path",
         f"acl harmless_id req.fhdr(x-request-id) -m reg {REQUEST_ID}",
@@ -56,7 +36,7 @@ def identity() -> list[str]:
 
 
 def probes(gateway: GatewayPlan) -> list[str]:
-    """`/health`: the gateway lives. `/ready`: every model does. Both without a key."""
+    """`/health`: the gateway runs. `/ready`: every model is ready. Neither needs a key."""
     states = ",".join(
         f'{{"id":"{route.model_id}","ready":%[nbsrv(ready.{route.slug}),bool,iif(true,false)]}}'
         for route in gateway.routes
@@ -65,17 +45,17 @@ def probes(gateway: GatewayPlan) -> list[str]:
     not_ready = returns(503, f'{{"ready":false,"models":[{states}]}}', dynamic=True)
     return [
         "acl reads method GET HEAD",
-        returns(200, '{"status":"ok"}') + " if { path /health } reads",
-        # For its first second a process has asked no model yet, and HAProxy takes a server it has not asked for up.
+        returns(200, '{"status":"ok"}') + f" if {{ path {HEALTH} }} reads",
+        # In its first second a process has checked no model yet, and HAProxy considers an unchecked server up.
         "acl down date,sub(proc.started) lt 2",
         *(f"acl down nbsrv(ready.{route.slug}) lt 1" for route in gateway.routes),
-        *([f"{not_ready} if {{ path /ready }} reads down"] if gateway.routes else []),
-        f"{ready} if {{ path /ready }} reads",
+        *([f"{not_ready} if {{ path {READY} }} reads down"] if gateway.routes else []),
+        f"{ready} if {{ path {READY} }} reads",
     ]
 
 
 def keys(gateway: GatewayPlan, key_map: str) -> list[str]:
-    """The key's name by its hash; the key itself goes no further. With auth `none` the client's address counts."""
+    """Finds the key's name by its hash and drops the key. With auth `none` the client's address takes its place."""
     drop = ["http-request del-header authorization", "http-request del-header x-api-key"]
     if gateway.auth == "none":
         return ["http-request set-var(txn.key) src", *drop]
@@ -101,9 +81,9 @@ def listing(folder: str) -> list[str]:
         error("The model `{0}` does not exist.", "NotFoundError", 404, "model"), "var(txn.model),json(utf8s)"
     )
     return [
-        f"{returns(200, f'%[str(*),map_str({cards})]', dynamic=True)} if {{ path /v1/models }} reads",
-        "acl one_model path_beg /v1/models/",
-        f"http-request set-var(txn.model) path,url_dec,regsub(^/v1/models/,),bytes(0,{ECHOED_NAME}) if one_model reads",
+        f"{returns(200, f'%[str(*),map_str({cards})]', dynamic=True)} if {{ path {MODELS} }} reads",
+        f"acl one_model path_beg {MODELS}/",
+        f"http-request set-var(txn.model) path,url_dec,regsub(^{MODELS}/,),bytes(0,{ECHOED_NAME}) if one_model reads",
         "acl whole_list var(txn.model) -m str *",
         f"http-request set-var(txn.card) var(txn.model),map_str({cards}) if one_model reads !whole_list",
         f"{returns(200, '%[var(txn.card)]', dynamic=True)} if one_model reads {{ var(txn.card) -m found }}",
@@ -112,7 +92,7 @@ def listing(folder: str) -> list[str]:
 
 
 def paths(folder: str) -> list[str]:
-    """What is open: exact paths only, so that no spelling of another path slips through."""
+    """The open paths, compared exactly, so that no spelling of another path slips through."""
     unknown = _with_field(error("There is no {0} here.", "NotFoundError", 404), "var(txn.path),json(utf8s)")
     return [
         *(f"acl by_model path -m str {path}" for path in BY_MODEL),
@@ -120,8 +100,8 @@ def paths(folder: str) -> list[str]:
         "http-request set-var(txn.rest) path,regsub(^/[^/]+,) if { var(txn.slug) -m found }",
         *(f"acl direct var(txn.rest) -m str {path}" for path in BY_MODEL),
         *(f"acl direct_get var(txn.rest) -m str {path}" for path in DIRECT_GET),
-        "acl known_get path -m str /health /ready /v1/models",
-        "acl known_get path_beg /v1/models/",
+        f"acl known_get path -m str {HEALTH} {READY} {MODELS}",
+        f"acl known_get path_beg {MODELS}/",
         "acl posts method POST",
         wrong_method("POST") + " if by_model !posts or direct !posts",
         wrong_method("GET") + " if known_get !reads or direct_get !reads",
@@ -143,46 +123,39 @@ def _with_field(body: str, fetch: str) -> str:
 def limits(gateway: GatewayPlan) -> list[str]:
     """Per key (or address): open requests and requests per minute; a refused request does not count."""
     lines = ["http-request track-sc0 var(txn.key) table limits if posts"]
-    if gateway.concurrent_requests:
-        allowed = gateway.concurrent_requests
-        lines.append(
-            refuses(
-                429, f"Too many open requests for this API key; allowed are {allowed} at a time.", "RateLimitError",
-                headers={"Retry-After": str(RETRY_AFTER_BUSY_S)},
-            ) + f" if posts {{ sc0_conn_cur gt {allowed} }}"
-        )  # fmt: skip
-    if gateway.requests_per_minute:
-        allowed = gateway.requests_per_minute
-        lines.append(
-            refuses(
-                429, f"Too many requests for this API key; allowed are {allowed} per minute.", "RateLimitError",
-                headers={"Retry-After": str(RETRY_AFTER_RATE_S)},
-            ) + f" if posts {{ sc_gpc_rate(0,0) ge {allowed} }}"
-        )  # fmt: skip
-        lines.append("http-request sc-inc-gpc(0,0) if posts")
+    if most := gateway.settings.concurrent_requests:
+        lines.append(_over("open requests", f"{most} at a time", RETRY_AFTER_BUSY_S, when=f"sc0_conn_cur gt {most}"))
+    if most := gateway.settings.requests_per_minute:
+        lines += [
+            _over("requests", f"{most} per minute", RETRY_AFTER_RATE_S, when=f"sc_gpc_rate(0,0) ge {most}"),
+            "http-request sc-inc-gpc(0,0) if posts",
+        ]
     return lines
 
 
-def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
-    """Tokens per minute and key, charged when a request comes: what its prompt and answers may take at most.
+def _over(what: str, allowed: str, retry_after_s: int, *, when: str) -> str:
+    """429 for a key that has too many of something."""
+    message = f"Too many {what} for this API key; allowed are {allowed}."
+    headers = {"Retry-After": str(retry_after_s)}
+    return refuses(429, message, "RateLimitError", headers=headers) + f" if posts {{ {when} }}"
 
-    What an answer took is known when its last byte has gone by, and for a stream stands only in the stream; a limit
-    that looks then lets through whatever comes meanwhile. OpenAI and Azure charge at admission, too.
+
+def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
+    """Tokens per minute and key, charged on arrival: the most that the request's prompt and answers may take.
+
+    What an answer took is known only after its last byte, and for a stream only the stream says it. A limit that waits
+    for it lets through whatever arrives meanwhile. OpenAI and Azure also charge at admission.
     """
-    allowed = gateway.tokens_per_minute
-    if not allowed:
+    most = gateway.settings.tokens_per_minute
+    if not most:
         return []
-    refusal = refuses(
-        429, f"Too many tokens for this API key; allowed are {allowed} per minute. A request counts with a quarter of "
-        "its bytes and the max_tokens of each answer.", "RateLimitError",
-        headers={"Retry-After": str(RETRY_AFTER_RATE_S)},
-    )  # fmt: skip
+    allowed = f"{most} per minute. A request counts with a quarter of its bytes and the max_tokens of each answer"
     longest = max((route.answer_tokens for route in gateway.routes), default=0)
     return [
         *(f"acl generates path -m str {path}" for path in GENERATES),
         *(f"acl generates var(txn.rest) -m str {path}" for path in GENERATES),
-        f"{refusal} if posts {{ sc_gpc_rate(1,0) ge {allowed} }}",
-        # The longest of all where the name is still to be read (`"mod\\u0065l"`).
+        _over("tokens", allowed, RETRY_AFTER_RATE_S, when=f"sc_gpc_rate(1,0) ge {most}"),
+        # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
         "http-request lua.count_tokens if posts !form",
@@ -192,19 +165,19 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
 
 def size(gateway: GatewayPlan) -> list[str]:
     """Bodies above the stack's limit are refused before they are read."""
-    limit = gateway.max_body_mib << 20
-    message = f"The request body is too large; allowed are {gateway.max_body_mib} MiB."
+    limit = gateway.settings.max_body_mib << 20
+    message = f"The request body is too large; allowed are {gateway.settings.max_body_mib} MiB."
     return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_size gt {limit} }}"]
 
 
 def partly_read(gateway: GatewayPlan, *, buffer: int, last: bool) -> list[str]:
-    """What happens to a body that is larger than the buffer: off to the second process, or refused by it.
+    """Sends a body that is larger than the buffer to the second process, which refuses what exceeds the stack's limit.
 
     A chunked body has no length to compare with: from half a buffer on it counts as partly read.
     """
     if last:
-        limit = gateway.max_body_mib << 20
-        message = f"The request body is too large; allowed are {gateway.max_body_mib} MiB."
+        limit = gateway.settings.max_body_mib << 20
+        message = f"The request body is too large; allowed are {gateway.settings.max_body_mib} MiB."
         return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_len gt {limit} }}"]
     chunked = f"{{ req.fhdr(transfer-encoding) -m found }} {{ req.body_len gt {buffer // 2} }}"
     return [
@@ -218,7 +191,7 @@ def partly_read(gateway: GatewayPlan, *, buffer: int, last: bool) -> list[str]:
 
 
 def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_s: int) -> list[str]:
-    """Slug of the body's model, in the first process and in the `last`, whose buffer holds every body."""
+    """Finds the slug of the body's model, in the first process and in the `last`, whose buffer holds every body."""
     names = ", ".join(name for route in gateway.routes for name in names_of(route))
     unknown = error(f"The model `{{0}}` does not exist. Valid aliases: {names}.", "NotFoundError", 404, "model")
     unknown = _with_field(unknown, f"var(txn.model),bytes(0,{ECHOED_NAME}),json(utf8s)")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pulumi
 
-from infra.kubernetes.manifests.everything import cluster_add_ons
-from infra.kubernetes.objects import each
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.everything import cluster_add_ons
+from modelfleet.infra.kubernetes.objects import each
+from modelfleet.infra.planning.plan import Plan
 
 
 class ClusterAddOns(pulumi.ComponentResource):

@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes.cluster_add_ons import ClusterAddOns
-from infra.kubernetes.gateway import Gateway
-from infra.kubernetes.mirrors import Mirrors
-from infra.kubernetes.namespace import Namespace
-from infra.kubernetes.operator import Operator
-from infra.kubernetes.preflight import check_cluster
-from infra.kubernetes.ray import RayFleet
-from infra.kubernetes.rollout import rebuild_notice
-from infra.kubernetes.secrets import Secrets
-from infra.kubernetes.storage import Storage
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.cluster_add_ons import ClusterAddOns
+from modelfleet.infra.kubernetes.gateway import Gateway
+from modelfleet.infra.kubernetes.mirrors import Mirrors
+from modelfleet.infra.kubernetes.namespace import Namespace
+from modelfleet.infra.kubernetes.operator import Operator
+from modelfleet.infra.kubernetes.ray import RayFleet
+from modelfleet.infra.kubernetes.rollout import rebuild_notice
+from modelfleet.infra.kubernetes.secrets import Secrets
+from modelfleet.infra.planning.plan import Plan
 
 
 def connection(
@@ -28,19 +26,19 @@ def connection(
     take_over: bool = False,
     opts: pulumi.ResourceOptions | None = None,
 ) -> k8s.Provider:
-    """The provider: `kubeconfig` (of a new cluster), else the stack's own settings, else kubectl's.
+    """The provider for `kubeconfig` (of a new cluster), else for the stack's own settings, else for kubectl's.
 
-    Without `take_over` an object that is there already is an error, so that nothing of others is changed or deleted.
+    Without `take_over` an existing object is an error, so that a run never changes or deletes what others made.
     """
     settings = plan.config.kubernetes
     return k8s.Provider(
         name,
         kubeconfig=kubeconfig if kubeconfig is not None else settings.kubeconfig,
         context=None if kubeconfig is not None else settings.context,
-        # A kubeconfig's text changes (tokens, certificates); only another stack is another cluster.
+        # A kubeconfig's text changes (tokens, certificates), but only another stack means another cluster.
         cluster_identifier=plan.stack,
         enable_server_side_apply=True,
-        # Else a changed key map or configuration deletes the Secret or ConfigMap before it makes the new one.
+        # Otherwise a changed key map or configuration deletes the Secret or ConfigMap before it makes the new one.
         enable_config_map_mutable=True,
         enable_secret_mutable=True,
         upsert_existing_objects=take_over,
@@ -51,10 +49,8 @@ def connection(
 class KubernetesFleet(pulumi.ComponentResource):
     """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
-    `ready` is what has to be there first: the cluster's access and nodes, the code artifact in the bucket. On an
-    existing cluster `code` makes the bucket and the artifact.
-    `destroy` goes the other way: the RayService's pods end while the operator still runs.
-    Raises `SetupError` before the first resource when an existing cluster lacks something.
+    `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket.
+    `destroy` runs in reverse order: the RayService's pods end while the operator still runs.
     """
 
     base_url: str
@@ -66,24 +62,19 @@ class KubernetesFleet(pulumi.ComponentResource):
         *,
         kubeconfig: pulumi.Input[str] | None = None,
         cluster_name: str = "",
-        code: pulumi.Asset | None = None,
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
         ready: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        if plan.target == "kubernetes" and (notice := check_cluster(plan)):
-            pulumi.log.warn(notice)
-        if plan.target == "eks" and kubeconfig is not None:
-            # In a preview it is known only where the cluster is there already.
+        if plan.target.makes_cluster and kubeconfig is not None:
+            # A preview knows the kubeconfig only if the cluster already exists.
             pulumi.Output.from_input(kubeconfig).apply(lambda text: _say_rebuild(text, plan))
         super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        self._provider = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)
+        self._connection = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)
         shared = connection(f"{name}-shared", plan, kubeconfig=kubeconfig, take_over=True, opts=child)
         self._ready = list(ready)
-        if code is not None:
-            self._ready += Storage(f"{name}-storage", plan, code=code, opts=child).ready
         ClusterAddOns(f"{name}-add-ons", plan, cluster_name, opts=self._child())
         namespace = Namespace(f"{name}-base", plan, opts=self._child())
         operator = Operator(f"{name}-operator", plan, shared=shared, opts=self._child(*namespace.ready))
@@ -92,7 +83,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             plan,
             huggingface_token=huggingface_token,
             api_keys=api_keys,
-            opts=self._child(namespace.namespace),
+            opts=self._child(*namespace.own),
         )
         Mirrors(f"{name}-mirrors", plan, opts=self._child(*namespace.ready, *secrets.ready))
         RayFleet(f"{name}-ray", plan, opts=self._child(*namespace.ready, *operator.ready, *secrets.ready))
@@ -103,7 +94,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         self.register_outputs({"base_url": self.base_url})
 
     def _child(self, *after: pulumi.Resource) -> pulumi.ResourceOptions:
-        return pulumi.ResourceOptions(parent=self, providers=[self._provider], depends_on=[*self._ready, *after])
+        return pulumi.ResourceOptions(parent=self, providers=[self._connection], depends_on=[*self._ready, *after])
 
 
 def _say_rebuild(kubeconfig: str, plan: Plan) -> None:

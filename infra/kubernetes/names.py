@@ -1,4 +1,4 @@
-"""Names of objects and labels in a stack's namespace; other parts (IAM, docs, tests) refer to them."""
+"""Names of objects in a stack's namespace, and their labels."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from infra.planning.plan import Plan
-from infra.planning.service_accounts import READERS, WRITER
+from modelfleet.infra.names import READERS, STACK_LABEL, WRITER
+from modelfleet.infra.planning.plan import Plan
 
 RAY_SERVICE: Final = "fleet"
-#: KubeRay makes this Service and moves it from the old cluster to the new one in an upgrade.
+#: KubeRay makes this Service, and in an upgrade moves it from the old cluster to the new one.
 SERVE_SERVICE: Final = f"{RAY_SERVICE}-serve-svc"
 
 OPERATOR: Final = "kuberay-operator"
 GATEWAY: Final = "gateway"
 GATEWAY_KEYS: Final = "gateway-keys"
 HUGGINGFACE: Final = "huggingface"
-#: Only there when a model loads straight from the Hub; GPU pods never see the mirror Job's token.
+#: Exists only when a model loads straight from the Hub; GPU pods never see the mirror Job's token.
 REPLICA_HUGGINGFACE: Final = "replica-huggingface"
-#: Made by the user where pods have no role of their own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …
+#: Made by the user if pods have no role of their own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …
 OBJECT_STORAGE: Final = "object-storage"
 SCRIPTS: Final = "ray-scripts"
 SERVING_CODE: Final = "serving-code"
@@ -29,10 +29,6 @@ SERVING_CODE: Final = "serving-code"
 #: ServiceAccounts with a role in AWS; the gateway and the operator have none.
 HEAD_ACCOUNT, WORKER_ACCOUNT = READERS
 MIRROR_ACCOUNT: Final = WRITER
-
-STACK_LABEL: Final = "modelfleet.dev/stack"
-POOL_LABEL: Final = "modelfleet.dev/pool"
-SYSTEM_POOL: Final = "system"
 
 SERVE_PORT: Final = 8000
 DASHBOARD_PORT: Final = 8265
@@ -50,7 +46,7 @@ def labels(plan: Plan, component: str) -> dict[str, str]:
 
 
 def selector(component: str) -> dict[str, str]:
-    """Labels that pick a component's pods; never changed, a Deployment's selector is immutable."""
+    """Labels that select a component's pods. Never change them: a Deployment's selector is immutable."""
     return {"app.kubernetes.io/name": component, "app.kubernetes.io/part-of": "modelfleet"}
 
 
@@ -60,6 +56,6 @@ def dns_name(text: str, *, limit: int = 40) -> str:
 
 
 def digest(value: Mapping[str, Any] | list[Any] | str, length: int = 10) -> str:
-    """A short content hash, the same for the same value whatever the order of keys."""
+    """A short content hash that does not depend on the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import pulumi
 
-from infra.kubernetes.manifests.everything import base
-from infra.kubernetes.objects import each, resource
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.everything import base
+from modelfleet.infra.kubernetes.objects import each, resource
+from modelfleet.infra.planning.plan import Plan
 
 
 class Namespace(pulumi.ComponentResource):
-    """Children: the namespace, and everything in it that has no pods, which waits for it and goes before it."""
+    """Children: the namespace, and everything in it without pods, made after it and deleted before it.
+
+    A namespace that exists already is nobody's child: it keeps its labels, and stays when the stack goes.
+    """
 
     def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:kubernetes:Namespace", name, None, opts)
-        namespace, *rest = base(plan)
+        manifests = base(plan)
         child = pulumi.ResourceOptions(parent=self)
-        self.namespace = resource(f"{name}-namespace", namespace, child)
-        inside = pulumi.ResourceOptions(parent=self, depends_on=[self.namespace])
-        self.ready = [self.namespace, *each(name, rest, inside)]
+        self.own = [resource(f"{name}-namespace", one, child) for one in manifests if one["kind"] == "Namespace"]
+        rest = [one for one in manifests if one["kind"] != "Namespace"]
+        inside = pulumi.ResourceOptions(parent=self, depends_on=self.own)
+        self.ready = [*self.own, *each(name, rest, inside)]
         self.register_outputs({"name": plan.namespace})

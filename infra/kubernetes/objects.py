@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
 
 #: The typed resource of each kind that this project renders; anything else is a CustomResource.
 KINDS: Mapping[tuple[str, str], Any] = {
@@ -31,7 +31,7 @@ KINDS: Mapping[tuple[str, str], Any] = {
     ("apiextensions.k8s.io/v1", "CustomResourceDefinition"): k8s.apiextensions.v1.CustomResourceDefinition,
 }
 
-#: Top-level fields of manifests as the SDK spells its arguments.
+#: Top-level fields of manifests, spelled as the SDK spells its arguments.
 ARGUMENTS: Mapping[str, str] = {
     "automountServiceAccountToken": "automount_service_account_token",
     "roleRef": "role_ref",

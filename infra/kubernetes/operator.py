@@ -5,20 +5,20 @@ from __future__ import annotations
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes.manifests.everything import operator
-from infra.kubernetes.manifests.operator import custom_resource_definitions
-from infra.kubernetes.objects import each
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.everything import operator
+from modelfleet.infra.kubernetes.manifests.operator import custom_resource_definitions
+from modelfleet.infra.kubernetes.objects import each
+from modelfleet.infra.planning.plan import Plan
 
-#: The last run that applied the CRDs owns them, whoever did before.
+#: The last run that applied the CRDs owns them, even if another owned them before.
 FORCE = {"pulumi.com/patchForce": "true"}
 
 
 class Operator(pulumi.ComponentResource):
-    """Children: the CRDs; account, role, binding and Deployment of the operator. None where the cluster has one.
+    """Children: the CRDs; account, role, binding and Deployment of the operator. None if the cluster has one.
 
-    The CRDs belong to the cluster: `shared` takes over what is there, and they stay when the stack goes, because
-    other stacks may use them.
+    The CRDs belong to the cluster: `shared` takes over existing ones, and they stay when the stack is destroyed,
+    because other stacks may use them.
     """
 
     def __init__(

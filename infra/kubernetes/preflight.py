@@ -1,24 +1,23 @@
-"""Looks at an existing cluster before the first resource is registered: what is missing comes as one message.
+"""Checks an existing cluster before the first resource is registered, and reports all that is missing in one message.
 
-Only for `target: kubernetes`; a new EKS cluster is not there yet, and is made to fit.
+Only for `target: kubernetes`: a new EKS cluster does not exist yet, and is made to fit.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, Final
 
-from infra.kubernetes.api import Api, ApiError, Unreachable
-from infra.kubernetes.manifests.namespace import GPU
-from infra.kubernetes.names import OPERATOR, POOL_LABEL, STACK_LABEL
-from infra.kubernetes.rollout import rollout_notice
-from infra.kubernetes.versions import KUBERAY
-from infra.planning.plan import Plan, PoolPlan
-from serving.config.errors import SetupError
+from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.names import OPERATOR
+from modelfleet.infra.kubernetes.rollout import rollout_notice
+from modelfleet.infra.kubernetes.versions import KUBERAY
+from modelfleet.infra.names import GPU, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.plan import Plan, PoolPlan
+from modelfleet.serving.config.errors import SetupError
 
-#: What the run does, as (group, resource, in the namespace?); each must be allowed for every verb below.
+#: What the run changes, as (group, resource, in the namespace?); the user needs each with every verb below.
 NEEDED: Final = (
     ("", "namespaces", False),
     ("apiextensions.k8s.io", "customresourcedefinitions", False),
@@ -34,31 +33,29 @@ NEEDED: Final = (
     ("ray.io", "rayservices", True),
 )
 VERBS: Final = ("create", "patch", "delete")
-#: What only the stack's own operator is made of.
+#: Resources that only the stack's own operator needs.
 FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
 
 
-def check_cluster(plan: Plan) -> str | None:
-    """What the run will do to the live Ray cluster, if it builds another.
+def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
+    """A notice of what the run will do to the live Ray cluster; None if it keeps the cluster.
 
+    `kubeconfig` (a text or a path) goes before the stack's own setting.
     Raises `SetupError` with everything that would stop the run: no answer, no rights, no nodes, another operator.
     """
     settings = plan.config.kubernetes
     where = "modelfleet:kubernetes.kubeconfig" if settings.kubeconfig else "$KUBECONFIG"
-    api = None
     try:
-        api = Api.from_kubeconfig(settings.kubeconfig or default_kubeconfig(), settings.context)
-        api.version()
-        # Without rights the rest cannot be asked.
-        problems = missing_rights(api, plan) or [*missing_nodes(api, plan), *operators(api, plan)]
-        notice = None if problems else rollout_notice(api, plan)
+        with closing(Api.from_kubeconfig(kubeconfig or settings.kubeconfig, settings.context)) as api:
+            # Without rights the other checks cannot run.
+            problems = missing_rights(api, plan) or [*missing_nodes(api, plan), *operators(api, plan)]
+            notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
     except ApiError as error:
-        raise SetupError(f"the cluster refused to be looked at: {error.message}; {where} needs another user") from error
-    finally:
-        if api is not None:
-            api.close()
+        if error.code == 401:
+            raise SetupError(f"the cluster refused the credentials of {where}; log in again or correct it") from error
+        raise SetupError(f"the cluster refused a query: {error.message}; {where} needs another user") from error
     if problems:
         raise SetupError("; ".join(problems))
     return notice
@@ -67,8 +64,11 @@ def check_cluster(plan: Plan) -> str | None:
 def missing_rights(api: Api, plan: Plan) -> list[str]:
     """One sentence with every right that the kubeconfig's user lacks."""
     lacking = []
+    needless = [] if plan.own_operator else [*FOR_OPERATOR]
+    if not plan.config.kubernetes.create_namespace:
+        needless.append("namespaces")
     for group, resource, namespaced in NEEDED:
-        if resource in FOR_OPERATOR and not plan.own_operator:
+        if resource in needless:
             continue
         verbs = [
             verb for verb in VERBS if not _allowed(api, group, resource, verb, plan.namespace if namespaced else None)
@@ -76,14 +76,14 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
         if verbs:
             lacking.append(f"{'/'.join(verbs)} {resource}")
     return (
-        [f"the kubeconfig's user may not {', '.join(lacking)}; use an administrator of the namespace"]
+        [f"the kubeconfig's user lacks the rights to {', '.join(lacking)}; use an administrator of the namespace"]
         if lacking
         else []
     )
 
 
 def missing_nodes(api: Api, plan: Plan) -> list[str]:
-    """Pools that need a node at once and have none with their labels and GPUs."""
+    """One sentence per pool that needs a node at once and has none with its labels and GPUs."""
     nodes = api.list("v1", "Node")
     return [sentence for pool in plan.pools if pool.min_nodes and (sentence := _lacks(pool, nodes))]
 
@@ -114,7 +114,7 @@ def operators(api: Api, plan: Plan) -> list[str]:
 
 
 def _operators(api: Api) -> Iterator[tuple[str, set[str]]]:
-    """Namespace of each KubeRay operator, and the namespaces that it watches; none means all."""
+    """The namespace of each KubeRay operator and the namespaces that it watches; none means all."""
     for deployment in api.list("apps/v1", "Deployment"):
         containers = deployment["spec"]["template"]["spec"]["containers"]
         if any("kuberay/operator" in container["image"] for container in containers):
@@ -124,18 +124,18 @@ def _operators(api: Api) -> Iterator[tuple[str, set[str]]]:
 
 
 def _old_definition(api: Api) -> list[str]:
-    """The cluster's own RayService definition must know what the stack's RayService says."""
+    """A sentence if the cluster's RayService definition lacks a field that the stack's RayService uses."""
     way_out = f"install KubeRay {KUBERAY}, definitions first"
     crd = api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
     if crd is None:
         return [f"the cluster has no RayService definition; {way_out}"]
     if "resources" in _group_properties(crd):
         return []
-    return [f"the cluster's RayService definition is too old, its worker groups have no `resources`; {way_out}"]
+    return [f"the cluster's RayService definition is too old: its worker groups have no `resources`; {way_out}"]
 
 
 def _group_properties(crd: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a worker group in the served `v1`; empty where the definition has another form."""
+    """Fields of a worker group in the served `v1`; empty if the definition has another form."""
     for version in crd["spec"]["versions"]:
         if version["name"] == "v1":
             at = version["schema"]["openAPIV3Schema"]
@@ -144,11 +144,6 @@ def _group_properties(crd: dict[str, Any]) -> dict[str, Any]:
             found: dict[str, Any] = at.get("items", {}).get("properties", {})
             return found
     return {}
-
-
-def default_kubeconfig() -> str:
-    """Where kubectl looks."""
-    return os.environ.get("KUBECONFIG") or "~/.kube/config"
 
 
 def _lacks(pool: PoolPlan, nodes: list[dict[str, Any]]) -> str | None:
@@ -172,6 +167,4 @@ def _allowed(api: Api, group: str, resource: str, verb: str, namespace: str | No
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    answer = api.request("POST", path, content=json.dumps(review), kind="application/json")
-    return bool(answer["status"].get("allowed"))
+    return bool(api.create(review)["status"].get("allowed"))

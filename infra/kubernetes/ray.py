@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import pulumi
 
-from infra.kubernetes.manifests.ray import ray_service
-from infra.kubernetes.manifests.scripts import scripts
-from infra.kubernetes.objects import resource
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.everything import ray
+from modelfleet.infra.kubernetes.objects import resource
+from modelfleet.infra.planning.plan import Plan
 
 #: Until the first models answer: nodes are bought, images pulled, weights copied and loaded.
-#: At the end pods have their requests finished first.
+#: On deletion, pods finish their requests first.
 TIMEOUTS = pulumi.CustomTimeouts(create="90m", update="90m", delete="30m")
 ANNOTATIONS = {
     "pulumi.com/waitFor": "condition=Ready",
-    # KubeRay writes the whole object back when it adds its finalizer, and so owns the worker groups as far as
-    # server-side apply knows: without this no pool could ever be changed again.
+    # KubeRay writes the whole object back when it adds its finalizer, so server-side apply takes it for the owner of
+    # the worker groups. Without this no pool could ever change again.
     "pulumi.com/patchForce": "true",
 }
 
-#: With `rollout: replace` these replace the RayService, deleting it first. What KubeRay changes in place (replicas,
-#: tolerations, a group appended at the end) is not among them.
+#: With `rollout: replace` a change of these deletes the RayService and makes a new one. What KubeRay changes in place
+#: (replicas, tolerations, a group appended at the end) is not among them.
 REPLACES = [
     "spec.rayClusterConfig.rayVersion",
     "spec.rayClusterConfig.headGroupSpec.template.spec.containers",
@@ -36,8 +35,8 @@ class RayFleet(pulumi.ComponentResource):
 
     def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
-        files = resource(f"{name}-scripts", scripts(plan), pulumi.ResourceOptions(parent=self))
-        manifest = ray_service(plan)
+        programs, manifest = ray(plan)
+        files = resource(f"{name}-scripts", programs, pulumi.ResourceOptions(parent=self))
         manifest["metadata"]["annotations"] |= ANNOTATIONS
         replace = plan.ray_cluster.rollout == "replace"
         self.service = resource(

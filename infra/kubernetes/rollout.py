@@ -1,41 +1,39 @@
-"""What a change does to a live Ray cluster, said before it happens: nothing, or a new cluster and its GPUs."""
+"""Announces what a change will do to a live Ray cluster: nothing, or a new cluster and its GPUs."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any, Final
 
-from infra.kubernetes.api import Api, ApiError, Unreachable
-from infra.kubernetes.manifests.ray import CLUSTER_ANNOTATION, cluster_parts
-from infra.kubernetes.names import RAY_SERVICE
-from infra.planning.plan import Plan
-from infra.planning.rollout import second_cluster
+from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.manifests.ray import CLUSTER_ANNOTATION, cluster_parts
+from modelfleet.infra.kubernetes.names import RAY_SERVICE
+from modelfleet.infra.planning.plan import Plan
+from modelfleet.infra.planning.rollout import second_cluster
 
 _SENTENCES: Final = {
-    "surge": "a second Ray cluster is built beside the live one, which serves until the new one is ready: {gpus} more "
+    "surge": "KubeRay builds a second Ray cluster; the live one serves until the new one is ready: {gpus} more "
     "GPUs ({nodes} nodes) for about {minutes} min{slowest}, and {grace} s longer for open streams",
-    "replace": "the live Ray cluster is taken away first and no more GPUs are needed; nothing answers for about "
+    "replace": "the live Ray cluster is deleted first, so no more GPUs are needed; no model answers for about "
     "{minutes} min{slowest}, until the models are loaded again",
-    "incremental": "a second Ray cluster takes the load over step by step, half at a time: up to {half} more GPUs "
+    "incremental": "a second Ray cluster takes over the load step by step, half at a time: up to {half} more GPUs "
     "for about {minutes} min{slowest} and the steps",
 }
 
 
 def rebuild_notice(kubeconfig: str, plan: Plan, *, preview: bool) -> str | None:
-    """`rollout_notice` of the cluster behind a kubeconfig's text; a preview says it when that does not answer."""
+    """`rollout_notice` for the cluster in a kubeconfig's text. A preview reports a cluster that does not answer."""
     try:
-        api = Api.from_kubeconfig(kubeconfig)
-        try:
+        with closing(Api.from_kubeconfig(kubeconfig)) as api:
             return rollout_notice(api, plan)
-        finally:
-            api.close()
     except (Unreachable, ApiError) as error:
         if not preview:
-            return None  # a cluster that this run makes may not answer yet
-        return f"rollout {plan.ray_cluster.rollout}: whether the live Ray cluster is rebuilt cannot be said: {error}"
+            return None  # a cluster that this run makes does not have to answer yet
+        return f"rollout {plan.ray_cluster.rollout}: cannot tell whether the live Ray cluster will be rebuilt: {error}"
 
 
 def rollout_notice(api: Api, plan: Plan) -> str | None:
-    """The sentence for the preview when the plan rebuilds the live Ray cluster; None when not, or when none lives."""
+    """The sentence for the preview if the plan rebuilds the live Ray cluster; None if it does not, or none is live."""
     live = api.get("ray.io/v1", "RayService", RAY_SERVICE, plan.namespace)
     if live is None or not rebuilds(live, plan):
         return None
@@ -43,7 +41,7 @@ def rollout_notice(api: Api, plan: Plan) -> str | None:
 
 
 def sentence(plan: Plan) -> str:
-    """What the plan's way of a rebuild costs and how long it takes."""
+    """What a rebuild costs with the plan's `rollout`, and how long it takes."""
     more = second_cluster(plan)
     return _SENTENCES[plan.ray_cluster.rollout].format(
         gpus=_between(more.least_gpus, more.most_gpus),
@@ -51,7 +49,7 @@ def sentence(plan: Plan) -> str:
         half=-(-more.most_gpus // 2),
         minutes=more.minutes,
         slowest=f" ({more.slowest} is the last)" if more.slowest else "",
-        grace=plan.gateway.timeout_s,
+        grace=plan.gateway.settings.timeout_s,
     )
 
 
@@ -59,8 +57,29 @@ def _between(least: int, most: int) -> str:
     return str(most) if least == most else f"{least} to {most}"
 
 
+def rebuild_reasons(before: Plan, after: Plan) -> list[str]:
+    """Why KubeRay builds another cluster when `after` follows `before`; empty if it keeps the cluster."""
+    (old_shared, *old), (new_shared, *new) = cluster_parts(before), cluster_parts(after)
+    if old_shared != new_shared:
+        was, will = _shared(before), _shared(after)
+        return [key for key in was if was[key] != will[key]] or ["what its pods share"]
+    groups = before.ray_cluster.worker_groups
+    changed = [group.name for i, group in enumerate(groups) if new[i : i + 1] != [old[i]]]
+    return [f"worker groups {', '.join(changed)}; pools appended at the end change none"] if changed else []
+
+
+def _shared(plan: Plan) -> dict[str, str | int | None]:
+    """What all pods of the cluster take from the stack file, by its keys."""
+    return {
+        "kubernetes.image": plan.ray_cluster.image,
+        "kubernetes.redisAddress": plan.ray_cluster.redis_address,
+        "gateway.timeoutS": plan.ray_cluster.longest_stream_s,
+        "aws:region": plan.region,
+    }
+
+
 def rebuilds(live: dict[str, Any], plan: Plan) -> bool:
-    """Whether KubeRay would build another cluster: anything but groups appended at the end differs."""
+    """Whether KubeRay would build another cluster: something other than groups appended at the end differs."""
     noted = (live["metadata"].get("annotations") or {}).get(CLUSTER_ANNOTATION)
     if noted is None:
         return False

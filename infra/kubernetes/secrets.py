@@ -7,16 +7,16 @@ from collections.abc import Mapping
 
 import pulumi
 
-from infra.gateway import render_key_map
-from infra.kubernetes.manifests import secrets
-from infra.kubernetes.objects import each, resource
-from infra.planning.plan import Plan
+from modelfleet.infra.gateway import render_key_map
+from modelfleet.infra.kubernetes.manifests import secrets
+from modelfleet.infra.kubernetes.objects import each, resource
+from modelfleet.infra.planning.plan import Plan
 
 
 class Secrets(pulumi.ComponentResource):
-    """Children: Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, those that are needed.
+    """Children: those of the Secrets `huggingface`, `replica-huggingface` and `gateway-keys` that the stack needs.
 
-    `keys_id` changes with the keys and tells nothing about them; it rolls the gateway's pods.
+    `keys_id` changes with the keys but reveals nothing about them; a change rolls the gateway's pods.
     """
 
     keys_id: pulumi.Output[str]
@@ -37,12 +37,12 @@ class Secrets(pulumi.ComponentResource):
             self.ready += each(name, secrets.huggingface(plan, pulumi.Output.secret(huggingface_token)), child)
         self.keys_id = pulumi.Output.from_input("")
         if api_keys is not None:
-            key_map = pulumi.Output.secret(api_keys.apply(render_key_map))
+            key_map: pulumi.Output[str] = pulumi.Output.secret(api_keys.apply(render_key_map))
             self.ready.append(resource(f"{name}-gateway-keys", secrets.gateway_keys(plan, key_map), child))
             self.keys_id = pulumi.Output.unsecret(key_map.apply(_short_hash))
         self.register_outputs({})
 
 
 def _short_hash(key_map: str) -> str:
-    """A hash of hashes; 64 bits of it are enough to see a change."""
+    """A hash of hashes; 64 bits are enough to detect a change."""
     return hashlib.sha256(key_map.encode()).hexdigest()[:16]

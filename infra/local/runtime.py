@@ -1,4 +1,4 @@
-"""Where a local stack keeps what only this machine knows: sockets, Ray's folder, the gateway's files."""
+"""Where a local stack keeps its sockets, Ray's folder and the gateway's files on this machine."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import tempfile
 from pathlib import Path
 
-from infra.gateway import Runtime
+from modelfleet.infra.gateway import Runtime
 
-#: Paths of unix sockets may have 107 bytes, of which Ray's own part takes about 64.
+#: A UNIX socket's path has at most 107 bytes, of which Ray's own part takes about 64.
 MAX_LENGTH = 40
-#: More than replicas ever run on one machine, the leaving ones of an update included.
+#: More than the replicas that ever run on one machine, including those that an update is ending.
 REPLICA_PORTS = 32
 
 
 def short_folder(folder: str, role: str) -> Path:
     """A short folder for sockets: the same for every run of the stack with run-time folder `folder`.
 
-    It is made by `infra.local.provider.folders`, which refuses one that belongs to somebody else.
+    `modelfleet.infra.local.provider.folders` makes it, and refuses one that belongs to another user.
     """
     digest = hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:8]
     name = f"modelfleet-{os.getuid()}-{digest}-{role}"
@@ -27,16 +27,16 @@ def short_folder(folder: str, role: str) -> Path:
 
 
 def replica_ports(serve_port: int) -> tuple[int, int]:
-    """First and last port on which this stack's replicas listen: below the system's own range, apart for each stack.
+    """First and last port of this stack's replicas: below the system's own range, different for each stack.
 
-    No setting: Serve passes over a port that is taken. The gateway asks each port which application it serves.
+    No setting is needed, because Serve skips a taken port. The gateway asks each port which application it serves.
     """
     first = 20000 + serve_port * REPLICA_PORTS % (312 * REPLICA_PORTS)
     return first, first + REPLICA_PORTS - 1
 
 
 def serve_environment(serve_port: int) -> dict[str, str]:
-    """How Ray Serve runs here: replicas listen themselves, and the application runs in the loop that serves it.
+    """Ray Serve's settings: replicas listen themselves, and the application runs in the event loop that serves it.
 
     A streamed request of 32 tokens then costs a tenth of the CPU time of Serve's Python proxy (docs/benchmarks.md).
     Serve's own HAProxy mode would do the same, but opens ports on all of the machine's addresses.
@@ -49,13 +49,13 @@ def serve_environment(serve_port: int) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # The gateway sees within two seconds that a replica leaves.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-        # Ten times a second by default, which costs 3 % of a core on a machine that does nothing.
+        # The default, ten times a second, costs 3 % of a core on an idle machine.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     }
 
 
 def gateway_runtime(folder: str, port: int, metrics_port: int, serve_port: int | None = None) -> Runtime:
-    """Addresses and folders of the stack's gateway; with `serve_port` it goes straight to replicas."""
+    """Addresses and folders of the stack's gateway; with `serve_port` it connects straight to replicas."""
     sockets = short_folder(folder, "gw")
     return Runtime(
         bind=f"127.0.0.1:{port}",

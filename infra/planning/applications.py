@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from infra.planning.plan import (
-    GATEWAY_PATHS,
+from modelfleet.infra.planning.gateway_paths import RESERVED
+from modelfleet.infra.planning.plan import (
     BucketPlan,
     CodeArtifact,
     GatewayPlan,
     MirrorPlan,
+    ModelKind,
     Route,
     ServeApplication,
 )
-from infra.stack import LoadedStack
-from serving.config.errors import Finding
-from serving.config.generate_kwargs import default_max_tokens
-from serving.config.load import LoadedModel
-from serving.config.schema import ModelConfig
-from serving.config.serve_options import replica_bounds
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.engine_schema import EngineConfig
+from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.generate_kwargs import default_max_tokens
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import replica_bounds
 
-IMPORT_PATH = "serving.app:build"
+IMPORT_PATH = "modelfleet.serving.app:build"
 
 
 def mirror_plan(stack: LoadedStack, model: ModelConfig) -> MirrorPlan:
     """Where the weights come from, and the prefix of the stack's own copy if it keeps one."""
     engine = model.engine_config
     source = stack.config.mirror.sources.get(engine.weights_id, engine.weights_id)
-    if engine.s3_mirror_config is not None and engine.s3_mirror_config.bucket_uri:
-        return MirrorPlan(engine.s3_mirror_config.bucket_uri, engine.revision, None)
-    if engine.gcs_mirror_config is not None:
-        return MirrorPlan(engine.gcs_mirror_config.bucket_uri, engine.revision, None)
+    if engine.mirror_config is not None and engine.mirror_config.bucket_uri:
+        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
     mirrored = stack.config.mirror.create and not on_node
     return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None)
+
+
+def kind_of(engine: EngineConfig) -> ModelKind:
+    """The model's kind by its file: `model_type` and vLLM's `runner`, `convert` and `hf_overrides`.
+
+    vLLM 0.32 `vllm/config/model.py`: the pooling runner makes embeddings unless the architecture says otherwise; a
+    classifier with one label scores pairs, which is what rerankers do.
+    """
+    arguments = engine.engine_kwargs
+    overrides = arguments.get("hf_overrides")
+    overrides = overrides if isinstance(overrides, Mapping) else {}
+    named = str(overrides.get("architectures", ""))
+    if arguments.get("convert") == "classify" or "ForSequenceClassification" in named:
+        one_label = overrides.get("num_labels") == 1 or "classifier_from_token" in overrides
+        return "reranker" if one_label else "classifier"
+    pools = arguments.get("convert") == "embed" or arguments.get("runner") == "pooling"
+    return "embedding" if pools or engine.model_type == "embedding" else "text"
 
 
 def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact) -> ServeApplication:
@@ -57,11 +74,11 @@ def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code
 
 
 def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[BucketPlan, list[Finding]]:
-    """The stack's bucket: it keeps the code of the applications, and the weights."""
+    """The stack's bucket for the applications' code and the weights, and a finding if it has no name."""
     config = stack.config
     findings: list[Finding] = []
     name = config.mirror.bucket
-    if name is None and config.target == "local":
+    if name is None and config.target.on_this_machine:
         name = f"modelfleet-{stack.name}"
     elif name is None and config.account_id:
         name = f"modelfleet-{stack.name}-{config.account_id}"
@@ -79,53 +96,46 @@ def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[Buck
 
 
 def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPlan:
-    """Routes by model id, LoRA adapters' names with their model's."""
-    gateway = stack.config.gateway
+    """Routes sorted by model id; a route also serves the names of its model's LoRA adapters."""
     routes = tuple(
         Route(
             model_id=config.model_id,
             slug=config.slug,
             model_ids=(config.model_id, *(adapter.name for adapter in config.engine_config.lora)),
             description=config.engine_config.model_description,
+            url=config.engine_config.model_url,
+            kind=config.engine_config.model_type,
             scales_to_zero=replica_bounds(config)[0] == 0,
             answer_tokens=_answer_tokens(config),
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
-    return GatewayPlan(
-        routes=routes,
-        auth=stack.config.auth,
-        requests_per_minute=gateway.requests_per_minute,
-        concurrent_requests=gateway.concurrent_requests,
-        max_body_mib=gateway.max_body_mib,
-        timeout_s=gateway.timeout_s,
-        replicas=gateway.replicas,
-        hostname=gateway.hostname,
-        tls_secret=gateway.tls_secret,
-        tokens_per_minute=gateway.tokens_per_minute,
-    )
+    return GatewayPlan(routes, stack.config.auth, stack.config.gateway)
 
 
 def _answer_tokens(model: ModelConfig) -> int:
-    """What an answer may have when its request does not say: the file's max_tokens, else the model's length."""
+    """Most tokens of an answer whose request sets no limit: the file's max_tokens, otherwise the model's length."""
     default = default_max_tokens(model.engine_config.generation.generate_kwargs)
     return model.engine_config.max_total_tokens if default is None else default
 
 
 def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:
-    """Names that clients use are unique over all models: ids, and LoRA adapters' names; none is a gateway's path."""
+    """Findings for ids and LoRA adapters' names: each is unique over all models, and no id is a path of the gateway."""
     taken = {model.config.model_id: model.file for model in models}
     findings: list[Finding] = []
     for model in models:
-        if model.config.slug in GATEWAY_PATHS:
-            taken_paths = ", ".join(sorted(GATEWAY_PATHS))
-            message = f"found {model.config.model_id!r}, a path of the gateway; any name but {taken_paths} will do"
+        if model.config.slug in RESERVED:
+            taken_paths = ", ".join(sorted(RESERVED))
+            message = (
+                f"found {model.config.model_id!r}, which is a path of the gateway; choose any name except {taken_paths}"
+            )
             findings.append(model.document.finding(("engine_config", "model_id"), message))
         for index, adapter in enumerate(model.config.engine_config.lora):
             path = ("engine_config", "lora", index, "name")
             if adapter.name in taken:
                 message = (
-                    f"found {adapter.name!r}, which {taken[adapter.name]} has too; clients tell models by these names"
+                    f"found {adapter.name!r}, which {taken[adapter.name]} already uses; "
+                    "clients choose a model by this name, so give the adapter another"
                 )
                 findings.append(model.document.finding(path, message))
             taken.setdefault(adapter.name, model.file)

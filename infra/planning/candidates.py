@@ -6,25 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from infra.catalog import Catalog, InstanceType, NoPrice
-from infra.planning.demand import Demand, nodes_for
-from infra.planning.local import local_node
-from infra.planning.nodes import MIB, node_shape, ray_resources, sized_node
-from infra.planning.packing import Steps, steps
-from infra.planning.plan import NodeShape
-from infra.stack import LoadedStack, Pool
-from serving.config.errors import Finding
-from serving.config.validation import near
+from modelfleet.infra.catalog import REFERENCE_REGION, Catalog, InstanceType
+from modelfleet.infra.planning.demand import Demand, nodes_for
+from modelfleet.infra.planning.local import local_node
+from modelfleet.infra.planning.nodes import MIB, node_shape, ray_resources, sized_node
+from modelfleet.infra.planning.packing import Steps, steps
+from modelfleet.infra.planning.plan import NodeShape
+from modelfleet.infra.stack import LoadedStack, Pool
+from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.validation import near
 
-#: Bytes of memory where the node's own are not known.
+#: Bytes of memory of a node whose memory is unknown: no limit.
 UNBOUNDED = 1e15
-#: Prices of this region rank instance types where the stack's own region has none.
-REFERENCE_REGION = "us-east-1"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node that a pool may consist of; no instance types for this machine and for nodes of a given size."""
+    """A node that a pool may consist of. This machine and nodes of a given size have no instance types."""
 
     accelerator: str
     instance_types: tuple[str, ...]
@@ -52,40 +50,46 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PoolChoice:
-    """A pool with its node and the nodes that its models need at their fewest and at their most replicas."""
+    """A pool with its node, and how many nodes its models need at their fewest and at their most replicas."""
 
     pool: Pool
     candidate: Candidate
     demands: tuple[Demand, ...]
-    min_nodes: int
-    max_nodes: int
+    need_at_min: int
+    need_at_max: int
+
+    @property
+    def least(self) -> int:
+        """Nodes that always run: enough for min_replicas and for the pool's minNodes."""
+        return max(self.need_at_min, self.pool.min_nodes)
 
     @property
     def rank(self) -> tuple[bool, bool, float, float, int, str]:
-        """Smallest is best: within maxNodes, then USD per hour at minimum and maximum together, then of one node."""
-        least, most = max(self.min_nodes, self.pool.min_nodes), self.max_nodes
+        """Smallest is best: within maxNodes first, then USD per hour of minimum plus maximum, then of one node."""
+        least, most = self.least, self.need_at_max
         over = (least > self.pool.max_nodes, most > self.pool.max_nodes)
         price = self.candidate.rank_price
         return (*over, round(price * (least + most), 6), price, most, self.candidate.name)
 
 
 def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[list[Candidate], list[Finding]]:
-    """One node where the stack file decides, else every type with the accelerator; findings for wrong names."""
+    """The node that the stack file names, otherwise every type with the accelerator; findings for wrong names."""
     pool, config = stack.config.pools[index], stack.config
-    if config.target == "local":
+    if config.target.on_this_machine:
         return [Candidate(pool.accelerator, (), local_node(pool, config), 0, None, 0.0)], []
     if pool.node is not None:
         node = sized_node(pool.node.cpus, pool.node.memory_gib, pool.node.gpus, catalog)
         return [Candidate(pool.accelerator, (), node, pool.node.cpus, None, 0.0)], []
     if pool.instance_types != "auto":
         return _named(index, pool.instance_types, stack, catalog)
-    if config.target == "kubernetes":
+    if not config.target.chooses_nodes:
         message = (
-            f"pool {pool.name} does not say what its nodes are, and an existing cluster's are not chosen here; "
-            "give instanceTypes, or `node: {cpus, memoryGib, gpus}` as `kubectl describe node` shows its allocatable"
+            f"pool {pool.name} does not describe its nodes, and the plan does not choose those of an existing cluster; "
+            "give instanceTypes, or `node: {cpus, memoryGib, gpus}` with the allocatable of `kubectl describe node`"
         )
         return [], [stack.finding(("pools", index), message)]
-    return [_candidate([one], pool, stack, catalog) for one in catalog.instance_types_with(pool.accelerator)], []
+    types = [one for one in catalog.instance_types_with(pool.accelerator) if one.efa_interfaces or not pool.efa]
+    return [_candidate([one], pool, stack, catalog) for one in types], [] if types else [_no_efa(index, stack, catalog)]
 
 
 def _named(
@@ -104,13 +108,18 @@ def _named(
     if len({one.gpus for one in types}) > 1:
         shapes = ", ".join(f"{one.name} has {one.gpus}" for one in types)
         findings.append(
-            stack.finding(path, f"found types with different numbers of GPUs ({shapes}); one pool per shape")
+            stack.finding(path, f"found types with different numbers of GPUs ({shapes}); use one pool per shape")
         )
-    if pool.efa and any(one.efa_interfaces < 4 for one in types):
-        findings.append(
-            stack.finding(("pools", index, "efa"), "found true; it is for p4d and p4de, with four interfaces")
-        )
+    if pool.efa and not all(one.efa_interfaces for one in types):
+        findings.append(_no_efa(index, stack, catalog))
     return ([] if findings else [_candidate(types, pool, stack, catalog)]), findings
+
+
+def _no_efa(index: int, stack: LoadedStack, catalog: Catalog) -> Finding:
+    accelerator = stack.config.pools[index].accelerator
+    able = [one.name for one in catalog.instance_types_with(accelerator) if one.efa_interfaces]
+    message = f"found true; instance types with {accelerator} and EFA are: {', '.join(able) or 'none'}; remove efa"
+    return stack.finding(("pools", index, "efa"), f"{message} or choose such a type" if able else message)
 
 
 def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, catalog: Catalog) -> Candidate:
@@ -122,11 +131,9 @@ def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, ca
 
 
 def usd_per_hour(catalog: Catalog, types: Sequence[str], region: str | None) -> float | None:
-    """The dearest on-demand price among `types`; None when one is not known."""
-    try:
-        return max((catalog.usd_per_hour(name, region=region or "") for name in types), default=None)
-    except NoPrice:
-        return None
+    """The highest on-demand price among `types`; None when one of them is unknown."""
+    prices = [catalog.usd_per_hour(name, region=region or "") for name in types]
+    return None if None in prices else max(filter(None, prices), default=None)
 
 
 def cheapest(pool: Pool, candidates: Sequence[Candidate], demands: Sequence[Demand]) -> PoolChoice | None:

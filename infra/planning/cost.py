@@ -1,21 +1,21 @@
-"""What a stack costs: USD per hour at the fewest and at the most nodes, and what is wrong about that."""
+"""What a stack costs in USD per hour, at its fewest and at its most nodes, and whether that is within its budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from infra.catalog import Catalog, NoPrice
-from infra.planning.candidates import PoolChoice
-from infra.planning.demand import Demand
-from infra.planning.plan import CostRange, FixedCost, PoolPlan
-from infra.stack import LoadedStack
-from serving.config.errors import Finding, Severity
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
+from modelfleet.infra.planning.demand import Demand
+from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan
+from modelfleet.infra.stack import LoadedStack, Target
+from modelfleet.serving.config.errors import Finding, Severity
 
 NOTHING = CostRange(0.0, 0.0)
 
 
 def total(costs: Iterable[CostRange]) -> CostRange:
-    """The sum; None as soon as one part is not known."""
+    """The sum; None if any part is unknown."""
     ranges = list(costs)
     return CostRange(_sum(c.min_usd_per_hour for c in ranges), _sum(c.max_usd_per_hour for c in ranges))
 
@@ -25,20 +25,19 @@ def _sum(parts: Iterable[float | None]) -> float | None:
     return None if None in known else sum(part for part in known if part is not None)
 
 
-def pool_cost(target: str, choice: PoolChoice) -> CostRange:
-    """A pool's cost; this machine costs nothing per hour, an unknown price stays unknown."""
-    if target == "local":
+def pool_cost(target: Target, choice: PoolChoice) -> CostRange:
+    """A pool's cost: nothing on this machine, None for an unknown price."""
+    if not target.priced:
         return NOTHING
     price = choice.candidate.usd_per_hour
     if price is None:
         return CostRange(None, None)
-    least = max(choice.min_nodes, choice.pool.min_nodes)
-    most = max(least, min(choice.max_nodes, choice.pool.max_nodes))
-    return CostRange(least * price, most * price)
+    most = max(choice.least, min(choice.need_at_max, choice.pool.max_nodes))
+    return CostRange(choice.least * price, most * price)
 
 
 def model_costs(choice: PoolChoice, cost: CostRange) -> list[tuple[Demand, CostRange]]:
-    """A pool's cost shared among its models by the part of a node that their replicas take, so that they add up."""
+    """A pool's cost, divided among its models by the share of a node that their replicas take; the parts add up."""
     room = choice.candidate.room
     parts = [
         max((amount / room[name] for name, amount in demand.whole.items() if room.get(name)), default=0)
@@ -59,46 +58,35 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
 
 
 def fixed_costs(stack: LoadedStack, catalog: Catalog) -> tuple[FixedCost, ...]:
-    """What an EKS stack costs beside its pools: control plane, system nodes, NAT gateways."""
-    if stack.config.target != "eks":
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways."""
+    if not stack.config.target.makes_cluster:
         return ()
     cluster, network, region = stack.config.cluster, stack.config.network, stack.region or ""
     gateways = {"none": 0, "single": 1, "per-zone": network.zones}[network.nat] if network.vpc_id is None else 0
+    system = cluster.system_instance_type
     parts = [
-        FixedCost("EKS control plane", 1, _service(catalog, "eks-cluster", region)),
-        FixedCost(f"system nodes, {cluster.system_instance_type}", cluster.system_nodes, _system(stack, catalog)),
-        FixedCost("NAT gateways, without their traffic", gateways, _service(catalog, "nat-gateway", region)),
+        FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),
+        FixedCost(f"system nodes ({system})", cluster.system_nodes, catalog.usd_per_hour(system, region=region)),
+        FixedCost("NAT gateways (without traffic)", gateways, catalog.usd_per_hour("nat-gateway", region=region)),
     ]
     return tuple(part for part in parts if part.count)
 
 
-def _service(catalog: Catalog, name: str, region: str) -> float | None:
-    try:
-        return catalog.service_price(name, region=region).usd_per_hour
-    except NoPrice:
-        return None
-
-
-def _system(stack: LoadedStack, catalog: Catalog) -> float | None:
-    try:
-        return catalog.usd_per_hour(stack.config.cluster.system_instance_type, region=stack.region or "")
-    except NoPrice:
-        return None
-
-
 def fixed_cost_range(parts: Sequence[FixedCost]) -> CostRange:
-    """They cost the same at the minimum and at the maximum."""
+    """The sum of the fixed costs, which is the same at the minimum and at the maximum."""
     usd = _sum(part.usd_per_hour for part in parts)
     return CostRange(usd, usd)
 
 
-def budget_findings(stack: LoadedStack, cost: CostRange, pools: Sequence[PoolPlan]) -> list[Finding]:
-    """`budget.maxUsdPerHour` against the plan's maximum."""
+def budget_findings(
+    stack: LoadedStack, cost: CostRange, pools: Sequence[PoolPlan], fixed: Sequence[FixedCost], catalog: Catalog
+) -> list[Finding]:
+    """An error when the plan's maximum exceeds `budget.maxUsdPerHour`; a warning when a price is missing to tell."""
     limit, at = stack.config.budget.max_usd_per_hour, ("budget", "maxUsdPerHour")
-    if limit is None or stack.config.target == "local":
+    if limit is None or not stack.config.target.priced:
         return []
     if cost.max_usd_per_hour is None:
-        message = f"cannot be checked: a price in {stack.region or 'this cluster'} is not known"
+        message = f"cannot be checked: {_unknown_prices(stack, pools, fixed, catalog)}"
         return [stack.finding(at, message, Severity.WARNING)]
     if cost.max_usd_per_hour <= limit:
         return []
@@ -111,9 +99,31 @@ def budget_findings(stack: LoadedStack, cost: CostRange, pools: Sequence[PoolPla
     return [stack.finding(at, message)]
 
 
+def _unknown_prices(stack: LoadedStack, pools: Sequence[PoolPlan], fixed: Sequence[FixedCost], catalog: Catalog) -> str:
+    """Which parts of a stack have no price, why, and the fix."""
+    reasons, unpriced = [], []
+    for pool in pools:
+        types = [name for name in pool.instance_types if usd_per_hour(catalog, [name], stack.region) is None]
+        if pool.purchase == "capacity-block":
+            reasons.append(f"pool {pool.name} is a Capacity Block, which has no hourly price")
+        elif not pool.instance_types:
+            reasons.append(f"pool {pool.name} gives `node`, not instanceTypes, so it has no price")
+        elif types:
+            unpriced.append(f"pool {pool.name} ({', '.join(types)})")
+    unpriced += [part.name for part in fixed if part.usd_each is None]
+    fix = "remove the budget"
+    if unpriced and stack.region is None:
+        reasons.append(f"no region is set, so there is no price for {', '.join(unpriced)}")
+        fix = f"run `pulumi config set aws:region REGION`, or {fix}"
+    elif unpriced:
+        reasons.append(f"no price in {stack.region} is known for {', '.join(unpriced)}")
+        fix = f"run `modelfleet plan --stack {stack.name}` with AWS credentials to read it from AWS, or {fix}"
+    return f"{'; '.join(reasons)}; {fix}"
+
+
 def prices_note(stack: LoadedStack, catalog: Catalog, types: Iterable[str]) -> str:
     """Where the prices come from: kind, region, date."""
-    if stack.config.target == "local":
+    if not stack.config.target.priced:
         return "this machine costs nothing per hour"
     keys = {(stack.region or "", name) for name in types}
     known = [catalog.prices[key] for key in keys if key in catalog.prices]

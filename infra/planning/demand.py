@@ -1,4 +1,4 @@
-"""What a model's replicas ask of nodes, as pieces that are packed."""
+"""What a model's replicas need from nodes, as pieces to be packed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from infra.planning.packing import Steps, copies, fewest_on, steps
-from serving.config.load import LoadedModel
-from serving.config.serve_options import Bundle, placement_bundles, replica_bounds
+from modelfleet.infra.planning.packing import Steps, copies, nodes_on, steps
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.serve_options import Bundle, placement_bundles, replica_bounds
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Demand:
     min: int
     initial: int
     max: int
-    #: Bytes that a replica on CPUs takes at least, where its file reserves less.
+    #: The least bytes of memory that a replica on CPUs takes; counts where its file reserves less.
     host_bytes: int = 0
 
     @property
@@ -55,11 +55,11 @@ class Demand:
         return tuple(steps(bundle) for bundle in self.bundles)
 
     def pieces(self, room: Steps) -> Sequence[Steps]:
-        """What is placed as one thing on nodes with `room`.
+        """The parts of one replica that must each fit on a single node with `room`.
 
-        A whole replica under STRICT_PACK, and under PACK where a node carries it; else bundle by bundle. Bundles of
-        STRICT_SPREAD also ask for one of a resource of which a node has as many as there are replicas: no two
-        bundles of one replica can then share a node.
+        The whole replica under STRICT_PACK, and under PACK if a node carries it; otherwise its bundles. Under
+        STRICT_SPREAD the bundles of a replica need a node each. So a bundle also takes one unit of an extra resource,
+        of which a node has one unit per replica: no two bundles of one replica then need to share a node.
         """
         if len(self.parts) == 1 or self.strategy == "STRICT_PACK":
             return (self.whole,)
@@ -84,7 +84,7 @@ def demand_of(model: LoadedModel, host_bytes: int = 0) -> Demand:
 
 
 def nodes_for(demands: Sequence[Demand], counts: Mapping[str, int], room: Steps) -> int:
-    """Fewest nodes with `room` that carry the given number of replicas of each model; each of them fits."""
+    """How many nodes with `room` carry `counts` replicas of each model, given that each demand fits a node."""
     apart = {d._apart: counts[d.model_id] for d in demands if d.strategy == "STRICT_SPREAD"}
     items = [(piece, counts[d.model_id]) for d in demands if counts[d.model_id] for piece in d.pieces(room)]
-    return fewest_on(items, {**room, **apart})
+    return nodes_on(items, {**room, **apart})

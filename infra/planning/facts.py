@@ -1,7 +1,7 @@
 """What must be known about a model to say whether it fits: parameters, layers, heads, dtype. Nothing is guessed.
 
-`facts_from_config` reads a Hugging Face `config.json`. Parameters come exactly from safetensors headers where they
-are there, else from the architecture's formula in `architectures.py`; an architecture without formula is unknown.
+`facts_from_config` reads a Hugging Face `config.json`, which does not contain the number of parameters. That comes from
+the headers of the checkpoint's safetensors files, or from the catalog; a model without either is unknown.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.catalog import Catalog
-from infra.planning.architectures import FORMULAS, Shape, shape_of
-from serving.config.schema import ModelConfig
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.planning.architectures import Shape, shape_of
+from modelfleet.serving.config.schema import ModelConfig
 
 #: Bytes per value of each dtype as checkpoints and safetensors headers spell them.
 DTYPE_BYTES = {
@@ -44,8 +44,13 @@ class KvLayers:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as memory sees it. `linear_parameters` are those that quantization compresses; `weight_bytes` is exact
-    from the checkpoint's headers, None when computed; `source` says where all this was read."""
+    """The facts about a model that decide its memory.
+
+    For a quantized checkpoint with headers, `parameters` counts stored values, each of which holds several weights.
+    `linear_parameters` are those that quantization compresses: all except embeddings and head. They include norms and
+    biases, which are under 0.1 % in all but the smallest models. `weight_bytes` is exact, from the
+    checkpoint's headers, or None without them. `source` says where the facts were read.
+    """
 
     architecture: str
     parameters: int
@@ -64,32 +69,27 @@ class ModelFacts:
 
 
 def facts_from_config(
-    config: Mapping[str, Any], source: str, headers: Sequence[Mapping[str, Any]] | None = None
+    config: Mapping[str, Any],
+    source: str,
+    headers: Sequence[Mapping[str, Any]] = (),
+    *,
+    parameters: int | None = None,
 ) -> ModelFacts | None:
-    """Facts from a parsed `config.json` and, where there are any, the JSON headers of its safetensors files.
+    """Facts from a parsed `config.json` with the JSON headers of its safetensors files, or a known parameter count.
 
-    None when the architecture has no formula and there are no headers: then it is unknown, and said so.
+    None when the file does not describe a decoder, or when its number of parameters is unknown.
     """
     shape = shape_of(config)
-    if shape is None or ("vision_config" in config and not headers):
+    tensors = [t for header in headers for name, t in header.items() if name != "__metadata__"]
+    if tensors:
+        parameters = sum(_elements(tensor) for tensor in tensors)
+    if shape is None or parameters is None:
         return None
-    tensors = [t for header in headers or () for name, t in header.items() if name != "__metadata__"]
     method, bits = quantization_of(config)
-    formula = FORMULAS.get(shape.architecture)
-    if formula is not None:
-        parameters, linear = formula(shape)
-    elif tensors and method is None:
-        parameters = sum(_elements(tensor) for tensor in tensors)
-        embeddings = shape.vocab_size * shape.hidden_size
-        linear = max(0, parameters - (embeddings if shape.tied else 2 * embeddings))
-    else:
-        return None
-    if tensors and method is None:
-        parameters = sum(_elements(tensor) for tensor in tensors)
     return ModelFacts(
         architecture=shape.architecture,
         parameters=parameters,
-        linear_parameters=linear,
+        linear_parameters=max(0, parameters - shape.embeddings),
         dtype=_dtype(config),
         quantization=method,
         quantization_bits=bits,
@@ -105,11 +105,15 @@ def facts_from_config(
 
 
 def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, ModelFacts | None]:
-    """What the catalog knows of each model, by `model_id`; None where it knows nothing."""
+    """What the catalog knows about each model, by `model_id`; None where it knows nothing."""
     found: dict[str, ModelFacts | None] = {}
     for model in models:
         row = catalog.model(model.engine_config.weights_id)
-        found[model.model_id] = None if row is None else facts_from_config(row.config, f"catalog: {row.source}")
+        if row is not None:
+            source = f"catalog: {row.source}"
+            found[model.model_id] = facts_from_config(row.config, source, parameters=row.parameters)
+        else:
+            found[model.model_id] = None
     return found
 
 

@@ -1,8 +1,9 @@
-"""Does a model fit its GPUs? Weights, KV cache and reserve per GPU, held against what vLLM may use. Pure arithmetic.
+"""Does a model fit its GPUs? Compares weights, KV cache and reserve per GPU with what vLLM may use. Pure arithmetic.
 
-What vLLM 0.32 takes of a GPU is `gpu_memory_utilization` of its memory: weights, the peak of a profiling step, CUDA
-graphs and communication buffers; the rest is KV cache. It refuses to start when one sequence of `max_model_len`
-does not fit there. Weights and KV cache are exact up to padding; the reserve is an estimate, whose parts are below.
+vLLM 0.32 uses the share `gpu_memory_utilization` of a GPU's memory. Weights, the peak of a profiling step, CUDA graphs
+and communication buffers come first; the rest is KV cache. vLLM refuses to start when one sequence of `max_model_len`
+does not fit in the KV cache. Weights and KV cache are exact up to padding; the reserve is estimated from the parts
+below.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from infra.catalog import Accelerator, Catalog, default_catalog
-from infra.planning.facts import DTYPE_BYTES, KvLayers, ModelFacts
-from infra.planning.plan import GpuMemory
-from serving.config.accelerators import CPU
-from serving.config.schema import ModelConfig
+from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
+from modelfleet.infra.planning.facts import DTYPE_BYTES, KvLayers, ModelFacts
+from modelfleet.infra.planning.nodes import MIB
+from modelfleet.infra.planning.plan import GpuMemory
+from modelfleet.serving.config.accelerators import CPU
+from modelfleet.serving.config.schema import ModelConfig
 
-MIB, GIB = 1024**2, 1024**3
+GIB = 1024 * MIB
 
 #: Defaults of vLLM 0.32.0: config/cache.py, and engine/arg_utils.py get_batch_defaults for an API server.
 DEFAULT_UTILIZATION = 0.92
@@ -39,7 +41,7 @@ SAMPLER_BYTES = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model runs, as far as memory sees it. `quantization` is the method in force, None for plain weights."""
+    """How a model runs, as far as memory is concerned. `quantization` is the method used, None for plain weights."""
 
     accelerator: Accelerator
     workers: int
@@ -113,7 +115,7 @@ def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
 
 
 def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
-    """Bytes per GPU beside weights and KV cache: context, communication, graphs, activations, sampler."""
+    """Bytes per GPU on top of weights and KV cache: context, communication, graphs, activations, sampler."""
     fixed = CONTEXT_MIB + (COMMUNICATION_MIB if setting.workers > 1 else 0) + (0 if setting.eager else GRAPHS_MIB)
     row = LIVE_HIDDEN * facts.hidden_size + LIVE_INTERMEDIATE * facts.intermediate_size / setting.workers
     activations = setting.batched_tokens * row * setting.value_bytes
@@ -140,7 +142,7 @@ def _layer_tokens(layers: KvLayers, setting: Setting, block_tokens: int) -> int:
 
 
 def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
-    """How one GPU's memory is used; `full_length_sequences` 0 means that it does not fit."""
+    """How one GPU's memory is used; `full_length_sequences` 0 means that the model does not fit."""
     total = float(setting.accelerator.usable_mib * MIB)
     weights, reserve = weight_bytes(facts, setting) / setting.workers, reserve_bytes(facts, setting)
     cache = max(0.0, total * setting.utilization - weights - reserve)
@@ -162,7 +164,7 @@ def fits(facts: ModelFacts, setting: Setting) -> bool:
 
 
 def shortened(facts: ModelFacts, setting: Setting) -> Setting | None:
-    """The longest length that fits, in steps of 256 tokens; None when not even 256 do."""
+    """The setting with the longest length that fits, in steps of 256 tokens; None when not even 256 fit."""
     low, high = 0, setting.length // 256
     while low < high:
         middle = (low + high + 1) // 2
@@ -183,10 +185,10 @@ def memory_of(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | N
 
 
 def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | None = None) -> int:
-    """Bytes of a node's memory that a replica on CPUs takes at least; 0 on GPUs and for unknown models."""
+    """The least bytes of a node's memory that a replica on CPUs takes; 0 on GPUs and for unknown models."""
     if facts is None or model.accelerator != CPU:
         return 0
-    processor = Accelerator(CPU, 0, 0, (0, 0), bfloat16=True, fp8=False)
+    processor = Accelerator(CPU, 0, 0, (0, 0))
     setting = dataclasses.replace(setting_of(model, facts, processor, catalog or default_catalog()), workers=1)
     space = (model.engine_config.runtime_env.get("env_vars") or {}).get("VLLM_CPU_KVCACHE_SPACE")
     cache = int(str(space)) * GIB if str(space).isdigit() else sequence_bytes(facts, setting)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from infra.catalog import Accelerator, Catalog, Quantization, default_catalog
-from infra.planning.facts import ModelFacts
-from infra.planning.fit import MIB, Setting, gpu_memory, sequence_bytes, setting_of
-from infra.planning.ways_out import ways_out, workers_allowed
-from serving.config.accelerators import CPU
-from serving.config.document import KeyPath
-from serving.config.errors import Finding, Severity, errors_in
-from serving.config.load import LoadedModel
+from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default_catalog
+from modelfleet.infra.planning.facts import ModelFacts
+from modelfleet.infra.planning.fit import Setting, gpu_memory, sequence_bytes, setting_of
+from modelfleet.infra.planning.nodes import MIB
+from modelfleet.infra.planning.ways_out import ways_out, workers_allowed
+from modelfleet.serving.config.accelerators import CPU
+from modelfleet.serving.config.document import KeyPath
+from modelfleet.serving.config.errors import Finding, Severity, errors_in
+from modelfleet.serving.config.load import LoadedModel
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 LENGTH: KeyPath = ("engine_config", "max_total_tokens")
@@ -25,7 +26,7 @@ CHECKPOINT_METHODS = {"awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gpt
 def fit_findings(
     models: Iterable[LoadedModel], facts: Mapping[str, ModelFacts | None], catalog: Catalog | None = None
 ) -> list[Finding]:
-    """Findings of all models; `facts` by `model_id`, None or absent: unknown, which is said as a notice."""
+    """Findings of all models. `facts` are by `model_id`; a model whose facts are None or absent gets a notice."""
     tables = catalog or default_catalog()
     return sorted(
         finding for model in models for finding in model_findings(model, facts.get(model.config.model_id), tables)
@@ -40,14 +41,15 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
             return []
         message = (
             f"nothing is known about {model.config.engine_config.weights_id}, so its memory is not checked; "
-            "facts come from a local folder, the mirror, the Hub or infra/catalog/models.csv"
+            "facts come from infra/catalog/models.csv, or from config.json and safetensors files in a local folder, "
+            "the mirror or the Hub"
         )
         return [model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE)]
     found = [*_length(model, facts), *_division(model, facts)]
     if accelerator is None:
         return found
     setting = setting_of(model.config, facts, accelerator, catalog)
-    found += [*_dtype(model, facts, accelerator), *_kernels(model, facts, setting, catalog)]
+    found += [*_dtype(model, facts, accelerator, catalog), *_kernels(model, facts, setting, catalog)]
     return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog)]
 
 
@@ -59,9 +61,7 @@ def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
     if limit is None or asked <= limit or longer:
         return []
     return [
-        model.document.finding(
-            LENGTH, f"found {asked}; the checkpoint ends at {limit} positions; allowed is up to {limit}"
-        )
+        model.document.finding(LENGTH, f"found {asked}; the checkpoint has {limit} positions; allowed is up to {limit}")
     ]
 
 
@@ -70,11 +70,13 @@ def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
     if workers_allowed(facts, workers):
         return []
     allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count)]
-    message = f"found {workers}; {facts.heads} attention heads do not divide evenly; allowed are {', '.join(allowed)}"
+    message = (
+        f"found {workers}, but {facts.heads} attention heads do not divide evenly; allowed are {', '.join(allowed)}"
+    )
     return [model.document.finding(WORKERS, message)]
 
 
-def _dtype(model: LoadedModel, facts: ModelFacts, accelerator: Accelerator) -> list[Finding]:
+def _dtype(model: LoadedModel, facts: ModelFacts, accelerator: Accelerator, catalog: Catalog) -> list[Finding]:
     if accelerator.bfloat16:
         return []
     asked = str(model.config.engine_config.engine_kwargs.get("dtype", "auto"))
@@ -82,11 +84,12 @@ def _dtype(model: LoadedModel, facts: ModelFacts, accelerator: Accelerator) -> l
     if asked == "bfloat16":
         return [model.document.finding(path, f"found 'bfloat16', which a {name} does not have; write `dtype: half`")]
     if facts.architecture in NO_FLOAT16:
-        message = f"{facts.architecture} does not run in float16, and a {name} has no bfloat16; take L4, A10G or A100"
+        able = ", ".join(one.name for one in catalog.accelerators.values() if one.bfloat16)
+        message = f"{facts.architecture} does not run in float16, and a {name} has no bfloat16; choose one of {able}"
         return [model.document.finding(("scaling_config", "resources_per_worker"), message)]
     if asked == "auto" and facts.dtype == "bfloat16":
         message = (
-            f"the checkpoint is bfloat16, which a {name} does not have; vLLM falls back to half, write `dtype: half`"
+            f"the checkpoint is bfloat16, which a {name} does not have; vLLM falls back to half; write `dtype: half`"
         )
         return [model.document.finding(KWARGS, message, Severity.WARNING)]
     return []
@@ -97,7 +100,7 @@ def _kernels(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: C
     asked = model.config.engine_config.engine_kwargs.get("quantization")
     if asked in CHECKPOINT_METHODS and facts.quantization is None:
         message = (
-            f"found {asked!r}, but {model.config.engine_config.weights_id} is not quantized; name such a checkpoint"
+            f"found {asked!r}, but {model.config.engine_config.weights_id} is not quantized; name a checkpoint that is"
         )
         return [model.document.finding(path, message)]
     row = catalog.quantizations.get(setting.quantization or "")
@@ -110,7 +113,8 @@ def _kernels(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: C
 def _too_old(row: Quantization, accelerator: Accelerator, catalog: Catalog) -> str:
     able = [one.name for one in catalog.accelerators.values() if one.compute_capability >= row.min_compute_capability]
     least, has = (".".join(map(str, pair)) for pair in (row.min_compute_capability, accelerator.compute_capability))
-    return f"{row.method} needs compute capability {least}, a {accelerator.name} has {has}; {', '.join(able)} can"
+    found = f"{row.method} needs compute capability {least}, but a {accelerator.name} has {has}"
+    return f"{found}; choose one of {', '.join(able)}"
 
 
 def _memory(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[Finding]:
@@ -124,6 +128,6 @@ def _memory(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Ca
         f"does not fit: of {usable:.1f} GiB usable on a {setting.accelerator.name}, weights take "
         f"{memory.weights_mib / 1024:.1f} GiB and the reserve {memory.reserve_mib / 1024:.1f} GiB; one sequence of "
         f"{setting.length} tokens needs {one:.1f} GiB of KV cache. "
-        f"Ways out: {ways or 'no known accelerator carries it'}"
+        f"Fixes: {ways or 'none, for no known accelerator carries it'}"
     )
     return [model.document.finding(LENGTH, message)]

@@ -3,13 +3,13 @@ changed model never restarts the local Ray."""
 
 from __future__ import annotations
 
-from infra.planning.plan import NodeShape
-from infra.stack import Pool, StackConfig
-from serving.config.accelerators import CPU
+from modelfleet.infra.planning.plan import NodeShape
+from modelfleet.infra.stack import Pool, StackConfig
+from modelfleet.serving.config.accelerators import CPU
 
-#: CPUs that Ray counts with when the stack says nothing. Ray's CPUs only steer placement; they reserve no core.
+#: CPUs that Ray counts when the stack file gives no number. They only steer placement and reserve no core.
 DEFAULT_CPUS = 32
-#: This machine's memory is not known to pure functions, and so not held against the models.
+#: Pure functions cannot know this machine's memory, so the plan does not compare it with the models.
 UNKNOWN_MEMORY_MIB = 0
 
 
@@ -20,7 +20,6 @@ def local_node(pool: Pool, config: StackConfig) -> NodeShape:
         cpu_millis=cpus * 1000,
         memory_mib=UNKNOWN_MEMORY_MIB,
         gpus=0 if pool.accelerator == CPU else config.local.gpus,
-        gpu_memory_mib=0,
         nvme_gb=0,
         shm_mib=0,
     )

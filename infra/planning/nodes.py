@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.catalog import Catalog, InstanceType
-from infra.planning.plan import NodeShape
-from serving.config.accelerators import CPU, resource_name
+from modelfleet.infra.catalog import Catalog, InstanceType
+from modelfleet.infra.planning.plan import NodeShape
+from modelfleet.serving.config.accelerators import CPU, resource_name
 
-MIB = 1024 * 1024
+MIB = 1024**2
 
 #: Share of an instance's memory that the hypervisor and kernel keep; Karpenter's VM_MEMORY_OVERHEAD_PERCENT.
 VM_OVERHEAD = 0.075
@@ -31,24 +31,24 @@ def allocatable_memory_mib(memory_mib: int, max_pods: int) -> int:
 
 
 def node_shape(types: Sequence[InstanceType], catalog: Catalog) -> NodeShape:
-    """What a node of any of `types` offers: the least of each resource, daemon sets taken off."""
+    """What a node of any of `types` offers: the least of each resource, minus daemon sets."""
     cpu, memory = catalog.daemon_requests(gpu=types[0].gpus > 0)
     offered = min(allocatable_memory_mib(one.memory_mib, one.max_pods) for one in types) - memory
     return NodeShape(
         cpu_millis=min(allocatable_cpu_millis(one.vcpus) for one in types) - cpu,
         memory_mib=offered,
         gpus=min(one.gpus for one in types),
-        gpu_memory_mib=min(one.gpu_memory_mib for one in types),
         nvme_gb=min(one.nvme_gb for one in types),
         shm_mib=min(offered // 4, MAX_SHM_MIB),
+        efa_interfaces=min(one.efa_interfaces for one in types),
     )
 
 
 def sized_node(cpus: int, memory_gib: int, gpus: int, catalog: Catalog) -> NodeShape:
-    """A node of an existing cluster whose allocatable the stack file gives; daemon sets are taken off here."""
+    """A node of an existing cluster: the allocatable that the stack file gives, minus daemon sets."""
     cpu, memory = catalog.daemon_requests(gpu=gpus > 0)
     offered = memory_gib * 1024 - memory
-    return NodeShape(cpus * 1000 - cpu, offered, gpus, 0, 0, min(offered // 4, MAX_SHM_MIB))
+    return NodeShape(cpus * 1000 - cpu, offered, gpus, 0, min(offered // 4, MAX_SHM_MIB))
 
 
 def ray_resources(accelerator: str, node: NodeShape) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The Plan: every decision, made once, as frozen data. Renderers only word it for AWS, Kubernetes or this machine."""
+"""The Plan: every decision, made once, as frozen data. Renderers translate it for AWS, Kubernetes or this machine."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from infra.stack.schema import StackConfig
-from serving.config.errors import Finding
+from modelfleet.infra.stack import LoadedStack, StackConfig, Target
+from modelfleet.infra.stack.schema import Gateway
+from modelfleet.serving.config.errors import Finding
 
-Target = Literal["eks", "kubernetes", "local"]
-
-#: As AWS's own calculator counts a month.
+#: A month in AWS's own calculator.
 HOURS_PER_MONTH = 730
 
 
 @dataclass(frozen=True)
 class CostRange:
-    """USD per hour at the fewest and at the most replicas; None where a price is not known (never 0 for unknown)."""
+    """USD per hour at the fewest and at the most replicas; None, never 0, where a price is unknown."""
 
     min_usd_per_hour: float | None
     max_usd_per_hour: float | None
@@ -25,7 +24,7 @@ class CostRange:
 
 @dataclass(frozen=True)
 class FixedCost:
-    """What a stack pays for beside its pools: `count` of something, and USD per hour of one."""
+    """A cost of the stack on top of its pools: `count` of something, and USD per hour for each."""
 
     name: str
     count: int
@@ -33,7 +32,7 @@ class FixedCost:
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Of all of them together."""
+        """For all of them; None when the price is unknown."""
         return None if self.usd_each is None else self.count * self.usd_each
 
 
@@ -62,17 +61,18 @@ class NodeShape:
     cpu_millis: int
     memory_mib: int
     gpus: int
-    gpu_memory_mib: int
     nvme_gb: int
     shm_mib: int
+    #: Network cards with EFA, where the instance type is known.
+    efa_interfaces: int = 0
 
 
 @dataclass(frozen=True)
 class PoolPlan:
     """One pool: one EKS node group per zone set, one Ray worker group.
 
-    `min_nodes` is what `min_replicas` of the pool's models and the pool's own minNodes need, `max_nodes` the
-    pool's limit, `needed_nodes` what `max_replicas` of all models at once would take: above `max_nodes` the plan
+    `min_nodes` is enough for `min_replicas` of the pool's models and for the pool's own minNodes. `max_nodes` is the
+    pool's limit. `needed_nodes` is what `max_replicas` of all models at once would take; above `max_nodes` the plan
     warns, and its cost stops at `max_nodes`. `usd_per_node_hour` of spot is its ceiling, the on-demand price.
     `ray_resources` is the worker group's `resources:` map.
     """
@@ -133,7 +133,7 @@ class ServeApplication:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """How one GPU's memory is used, in MiB, and what fits; None fields where the model's facts are not known."""
+    """How one GPU's memory is used, in MiB, and how many full-length sequences fit at once."""
 
     total_mib: int
     weights_mib: float
@@ -144,11 +144,16 @@ class GpuMemory:
     full_length_sequences: int
 
 
+#: What a model answers: `text` completes prompts, `other` is none of these (speech, for example).
+ModelKind = Literal["text", "embedding", "reranker", "classifier", "pooling", "other"]
+
+
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model on its pool."""
+    """One model on its pool. `kind` is what its file says; what it leaves open, vLLM decides by the checkpoint."""
 
     model_id: str
+    kind: ModelKind
     slug: str
     file: str
     accelerator: str
@@ -166,7 +171,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """One Ray worker group, made from one pool and from nothing else (a change would rebuild the cluster)."""
+    """One Ray worker group, made from one pool and nothing else (a change would rebuild the cluster)."""
 
     name: str
     pool: str
@@ -192,10 +197,6 @@ class RayClusterPlan:
     longest_stream_s: int
 
 
-#: First segments of paths that are the gateway's own; no model's slug may be one.
-GATEWAY_PATHS = frozenset({"v1", "health", "ready", "metrics", "tokenize", "detokenize", "pooling", "classify"})
-
-
 @dataclass(frozen=True)
 class Route:
     """One model behind the gateway: `/v1` by any of `model_ids` (LoRA names too), or `/<slug>/v1`."""
@@ -204,36 +205,32 @@ class Route:
     slug: str
     model_ids: tuple[str, ...]
     description: str | None = None
+    url: str | None = None
+    #: The model file's `model_type`.
+    kind: str | None = None
     #: A model with min_replicas 0: readiness must not wake it.
     scales_to_zero: bool = False
-    #: Tokens of an answer whose request does not say how long it may be.
+    #: Most tokens of an answer whose request sets no limit.
     answer_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class GatewayPlan:
-    """What the HAProxy in front needs to know."""
+    """What HAProxy needs to know: the routes, whether it requires keys, and the stack file's `gateway`."""
 
     routes: tuple[Route, ...]
     auth: Literal["keys", "none"]
-    requests_per_minute: int | None
-    concurrent_requests: int | None
-    max_body_mib: int
-    timeout_s: int
-    replicas: int
-    hostname: str | None
-    tls_secret: str | None
-    tokens_per_minute: int | None = None
+    settings: Gateway
 
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """The stack's mirror bucket; None name when the stack has none."""
+    """The stack's mirror bucket; `name` is None when the stack has none."""
 
     create: bool
     name: str | None
     protect: bool
-    #: Existing buckets that models name themselves: granted read, never created or deleted. `bucket/prefix`.
+    #: Existing buckets that models name, as `bucket/prefix`: the stack may read them and never makes or deletes them.
     read_only: tuple[str, ...]
 
 
@@ -257,9 +254,11 @@ class Plan:
     target: Target
     region: str | None
     namespace: str
-    #: Where the KubeRay operator runs: in the stack's namespace, unless the cluster has one already.
+    #: Where the KubeRay operator runs: in the stack's namespace, unless the cluster already has one.
     operator_namespace: str
     config: StackConfig
+    #: The stack file as it was read, for findings at its lines; not part of what the stack will be.
+    source: LoadedStack = field(repr=False, compare=False)
     pools: tuple[PoolPlan, ...]
     models: tuple[ModelPlan, ...]
     ray_cluster: RayClusterPlan
@@ -279,11 +278,11 @@ class Plan:
 
     @property
     def idle_usd_per_month(self) -> float | None:
-        """What 730 hours at the minimum cost."""
+        """USD for 730 hours at the minimum; None when a price is unknown."""
         return None if self.cost.min_usd_per_hour is None else self.cost.min_usd_per_hour * HOURS_PER_MONTH
 
     @property
     def serve_config(self) -> dict[str, Any]:
-        """`serveConfigV2`: all applications, sorted by name, so that the order of files does not matter."""
+        """`serveConfigV2`: all applications, sorted by name, so the order of files does not matter."""
         applications = sorted((m.application for m in self.models), key=lambda a: a.name)
         return {"applications": [application.as_config() for application in applications]}

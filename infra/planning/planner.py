@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from infra.catalog import Catalog, default_catalog
-from infra.planning.applications import application, bucket_plan, gateway_plan, mirror_plan, name_findings
-from infra.planning.candidates import PoolChoice
-from infra.planning.cost import (
+from modelfleet.infra.catalog import Catalog, default_catalog
+from modelfleet.infra.names import ACCELERATOR_LABEL, GPU, GPU_COUNT_LABEL, GPU_PRESENT_LABEL, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.applications import (
+    application,
+    bucket_plan,
+    gateway_plan,
+    kind_of,
+    mirror_plan,
+    name_findings,
+)
+from modelfleet.infra.planning.candidates import PoolChoice
+from modelfleet.infra.planning.cost import (
     budget_findings,
     fixed_cost_range,
     fixed_costs,
@@ -16,14 +24,14 @@ from infra.planning.cost import (
     prices_note,
     total,
 )
-from infra.planning.demand import Demand, demand_of
-from infra.planning.facts import ModelFacts, catalog_facts
-from infra.planning.fit import host_bytes, memory_of
-from infra.planning.fit_findings import fit_findings
-from infra.planning.network import network_findings
-from infra.planning.nodes import ray_resources
-from infra.planning.packing import copies
-from infra.planning.plan import (
+from modelfleet.infra.planning.demand import Demand, demand_of
+from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
+from modelfleet.infra.planning.fit import host_bytes, memory_of
+from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.network import network_findings
+from modelfleet.infra.planning.nodes import ray_resources
+from modelfleet.infra.planning.packing import copies
+from modelfleet.infra.planning.plan import (
     CodeArtifact,
     CostRange,
     GpuMemory,
@@ -35,18 +43,18 @@ from infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
-from infra.planning.pools import settle
-from infra.stack import LoadedStack
-from serving.config.accelerators import CPU
-from serving.config.errors import Finding, InputErrors, Severity, errors_in
-from serving.config.load import LoadedModel
+from modelfleet.infra.planning.pools import settle
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.accelerators import CPU
+from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.versions import PINNED
 
-RAY_VERSION = "2.60.0"
-DEFAULT_IMAGE = f"modelfleet-serving:ray{RAY_VERSION}"
+DEFAULT_IMAGE = f"modelfleet-serving:ray{PINNED['ray']}"
 IDLE_TIMEOUT_S = 300
-#: At least this, so that a shorter `gateway.timeoutS` is a change of the gateway and not of the Ray cluster.
+#: A floor: a change of `gateway.timeoutS` below it changes only the gateway, not the Ray cluster.
 LEAST_LONGEST_STREAM_S = 3600
-GPU_TAINT = Taint("nvidia.com/gpu", "true", "NoSchedule")
+GPU_TAINT = Taint(GPU, "true", "NoSchedule")
 
 
 def plan(
@@ -58,11 +66,11 @@ def plan(
     facts: Mapping[str, ModelFacts | None] | None = None,
     deploying: bool = True,
 ) -> Plan:
-    """The plan of a stack. Pure: files were read before, nothing is made here.
+    """The plan of a stack. Pure: it reads no files and makes nothing.
 
-    `facts` by `model_id` says what is known about each model, default what the catalog knows. Without `deploying`,
-    secrets that are not set yet are a warning, for the plan is only looked at. Raises `InputErrors` with every
-    finding, each at the line of the model or stack file that has to change.
+    `facts` says by `model_id` what is known about each model; the default is what the catalog knows. Without
+    `deploying` the plan is only shown, so a secret that is not set yet is just a warning. Raises `InputErrors` with
+    every finding, each at the line of the model or stack file that has to change.
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
@@ -79,7 +87,7 @@ def plan(
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
     fixed = fixed_costs(stack, catalog)
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
-    findings += budget_findings(stack, cost, pools)
+    findings += budget_findings(stack, cost, pools, fixed, catalog)
     if errors := errors_in(findings):
         raise InputErrors(errors)
     memory = {m.config.model_id: memory_of(m.config, facts.get(m.config.model_id), catalog) for m in models}
@@ -95,6 +103,7 @@ def plan(
         namespace=stack.config.kubernetes.namespace_of(stack.name),
         operator_namespace=stack.config.kubernetes.operator_namespace_of(stack.name),
         config=stack.config,
+        source=stack,
         pools=pools,
         models=tuple(sorted(planned, key=lambda model: model.model_id)),
         ray_cluster=_ray_cluster(stack, pools),
@@ -109,37 +118,46 @@ def plan(
 
 
 def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
-    """What is wrong with the stack file whatever the models are."""
+    """Findings about the stack file that do not depend on the models."""
     return [
         *_auth(stack, deploying=deploying),
         *_image(stack),
         *_operator(stack),
+        *_namespace(stack),
         *_region(stack),
-        *(network_findings(stack) if stack.config.target == "eks" else []),
+        *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
 
 def _image(stack: LoadedStack) -> list[Finding]:
-    """No registry has our default name: pods would wait for it on nodes that are paid for."""
-    if stack.config.target == "local" or stack.config.kubernetes.image:
+    """Warns of the default image: no registry has it, and pods would wait for it on nodes that cost money."""
+    if stack.config.target.on_this_machine or stack.config.kubernetes.image:
         return []
     message = (
         f"is not set, and no registry has {DEFAULT_IMAGE}; build serving/Dockerfile, push it to a registry that the "
-        "nodes reach, and name it here"
+        "nodes can reach, and name it here"
     )
     return [stack.finding(("kubernetes", "image"), message, Severity.WARNING)]
 
 
 def _operator(stack: LoadedStack) -> list[Finding]:
-    """A cluster that is only made by this run has no operator yet."""
-    if stack.config.target != "eks" or stack.config.kubernetes.operator_namespace is None:
+    """A cluster that this run makes has no operator yet."""
+    if not stack.config.target.makes_cluster or stack.config.kubernetes.operator_namespace is None:
         return []
-    message = "is for an existing cluster, and target eks makes a new one; remove it"
+    message = "is for an existing cluster, but target eks makes a new one; remove it"
     return [stack.finding(("kubernetes", "operatorNamespace"), message)]
 
 
+def _namespace(stack: LoadedStack) -> list[Finding]:
+    """A cluster that this run makes has no namespace yet."""
+    if not stack.config.target.makes_cluster or stack.config.kubernetes.create_namespace:
+        return []
+    message = "found false, which is for an existing cluster, but target eks makes a new one; remove it"
+    return [stack.finding(("kubernetes", "createNamespace"), message)]
+
+
 def _region(stack: LoadedStack) -> list[Finding]:
-    if stack.config.target != "eks" or stack.region:
+    if not stack.config.target.makes_cluster or stack.region:
         return []
     return [stack.finding((), "aws:region is missing; run `pulumi config set aws:region us-east-1`")]
 
@@ -148,34 +166,33 @@ def _auth(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     if stack.config.auth == "none" or "apiKeys" in stack.secrets:
         return []
     message = (
-        "is not set, and auth is keys; run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, "
-        "or say `modelfleet:auth: none`"
+        "is not set, but auth is keys; run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, "
+        "or set `modelfleet:auth: none`"
     )
     return [stack.finding(("apiKeys",), message, Severity.ERROR if deploying else Severity.WARNING)]
 
 
 def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
-    labels = {"modelfleet.dev/stack": stack.name, "modelfleet.dev/pool": choice.pool.name}
+    labels = {STACK_LABEL: stack.name, POOL_LABEL: choice.pool.name}
     if choice.candidate.node.gpus:
         labels |= {
-            "k8s.amazonaws.com/accelerator": choice.pool.accelerator.lower(),
-            "nvidia.com/gpu.present": "true",
-            "nvidia.com/gpu.count": str(choice.candidate.node.gpus),
+            ACCELERATOR_LABEL: choice.pool.accelerator.lower(),
+            GPU_PRESENT_LABEL: "true",
+            GPU_COUNT_LABEL: str(choice.candidate.node.gpus),
         }
     return labels
 
 
 def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
     pool = choice.pool
-    min_nodes = max(choice.min_nodes, pool.min_nodes)
     return PoolPlan(
         name=pool.name,
         accelerator=pool.accelerator,
         purchase=pool.purchase,
         instance_types=choice.candidate.instance_types,
         node=choice.candidate.node,
-        min_nodes=min_nodes,
-        needed_nodes=choice.max_nodes,
+        min_nodes=choice.least,
+        needed_nodes=choice.need_at_max,
         max_nodes=pool.max_nodes,
         floor_nodes=pool.min_nodes,
         zones=tuple(pool.zones) if pool.zones else None,
@@ -204,6 +221,7 @@ def _model_plan(
     mirror = mirror_plan(stack, model)
     return ModelPlan(
         model_id=model.model_id,
+        kind=kind_of(model.engine_config),
         slug=model.slug,
         file=demand.model.file,
         accelerator=model.accelerator,
@@ -221,7 +239,7 @@ def _model_plan(
 
 
 def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPlan:
-    """From pools, image and rollout only: nothing about models may come in here."""
+    """Made from pools, image and rollout only; it must not depend on models."""
     kubernetes = stack.config.kubernetes
     groups = tuple(
         WorkerGroup(
@@ -238,7 +256,7 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPla
     )
     return RayClusterPlan(
         image=kubernetes.image or DEFAULT_IMAGE,
-        ray_version=RAY_VERSION,
+        ray_version=PINNED["ray"],
         worker_groups=groups,
         rollout=kubernetes.rollout,
         redis_address=kubernetes.redis_address,

@@ -1,23 +1,23 @@
-"""What is wrong, or dearer than it need be, about models and their pools: one sentence each, with the way out."""
+"""What is wrong with models and their pools, or costs too much: one sentence each, with the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from infra.catalog import Catalog, NoPrice
-from infra.planning.candidates import REFERENCE_REGION, UNBOUNDED, Candidate, PoolChoice
-from infra.planning.demand import Demand
-from infra.planning.nodes import MIB, node_shape
-from infra.planning.packing import copies
-from infra.stack import LoadedStack
-from serving.config.errors import Finding, Severity
+from modelfleet.infra.catalog import REFERENCE_REGION, Catalog
+from modelfleet.infra.planning.candidates import UNBOUNDED, Candidate, PoolChoice
+from modelfleet.infra.planning.demand import Demand
+from modelfleet.infra.planning.nodes import MIB, node_shape
+from modelfleet.infra.planning.packing import copies
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.errors import Finding, Severity
 
-#: A hint about CPUs is given from this saving on, and never below this part of what was asked.
+#: A hint about CPUs must save at least the first share of the price and keep at least the second of the CPUs.
 WORTH_SAVING, LEAST_CPUS = 0.1, 0.5
 
 
 def missing_pool(stack: LoadedStack, demand: Demand) -> Finding:
-    """No pool has the model's accelerator."""
+    """The finding that no pool has the model's accelerator."""
     accelerator = demand.model.config.accelerator
     entry = f"{{name: {accelerator.lower()}, accelerator: {accelerator}, maxNodes: {max(demand.max, 1)}}}"
     message = f"no pool has {accelerator}, which {demand.model_id} needs; append {entry} at the end of the list"
@@ -25,7 +25,7 @@ def missing_pool(stack: LoadedStack, demand: Demand) -> Finding:
 
 
 def too_large(demand: Demand, candidates: Sequence[Candidate], catalog: Catalog) -> Finding:
-    """No node of the pools with its accelerator carries a replica, or not together with the pool's other models."""
+    """The finding that no node with its accelerator carries a replica, alone or next to the pool's other models."""
     largest = max(candidates, key=lambda c: (c.node.gpus, c.node.cpu_millis, c.node.memory_mib))
     at = demand.model.document.finding
     unknown = sorted(set(demand.total) - set(largest.offer))
@@ -36,31 +36,24 @@ def too_large(demand: Demand, candidates: Sequence[Candidate], catalog: Catalog)
     if any(demand.fits(c.room) for c in candidates):
         accelerator = demand.model.config.accelerator
         message = (
-            f"{asked}, but no node carries it beside the pool's other models; append another pool with {accelerator}"
+            f"{asked}, but no node carries it next to the pool's other models; append another pool with {accelerator}"
         )
         return at(("scaling_config",), message)
     return at(("scaling_config",), f"{asked}; {_way_out(demand, candidates, catalog)}")
 
 
 def _way_out(demand: Demand, candidates: Sequence[Candidate], catalog: Catalog) -> str:
-    """The cheapest instance type that would carry the replica, else what to ask less of."""
+    """The fix: the cheapest instance type that would carry the replica, otherwise to ask for less."""
     tried = {name for candidate in candidates for name in candidate.instance_types}
     accelerator, able = demand.model.config.accelerator, []
     for one in catalog.instance_types_with(accelerator):
         other = Candidate(accelerator, (one.name,), node_shape([one], catalog), one.vcpus, None, 0.0)
         if tried and one.name not in tried and demand.fits(other.room):
-            able.append((_price(one.name, catalog), one.name))
+            able.append((catalog.usd_per_hour(one.name, region=REFERENCE_REGION) or float("inf"), one.name))
     if not able:
-        return "ask for fewer workers, CPUs or less memory"
+        return "ask for fewer workers, fewer CPUs or less memory"
     price, name = min(able)
     return f"append a pool with instanceTypes: [{name}] ({price:.2f} USD/h), or ask for less"
-
-
-def _price(name: str, catalog: Catalog) -> float:
-    try:
-        return catalog.usd_per_hour(name, region=REFERENCE_REGION)
-    except NoPrice:
-        return float("inf")
 
 
 def amounts(resources: Mapping[str, float]) -> str:
@@ -74,13 +67,13 @@ def amounts(resources: Mapping[str, float]) -> str:
 def choice_findings(
     index: int, stack: LoadedStack, choice: PoolChoice, candidates: Sequence[Candidate]
 ) -> list[Finding]:
-    """Limits, pinning, and CPUs that cost a larger node."""
+    """Findings about limits, about open instance types, and about CPUs that cost a larger node."""
     found = _limits(index, stack, choice)
-    if choice.pool.instance_types == "auto" and stack.config.target == "eks":
+    if choice.pool.instance_types == "auto" and stack.config.target.chooses_nodes:
         path = ("pools", index)
         message = (
-            f"instanceTypes is left open and now is {choice.candidate.name}; `modelfleet plan --stack {stack.name} "
-            "--pin` writes it down, so that a later model cannot change a live pool"
+            f"instanceTypes is not set; the plan chose {choice.candidate.name}; `modelfleet plan --stack {stack.name} "
+            "--pin` writes it into the stack file, so that a later model cannot change a live pool"
         )
         found.append(stack.finding(path, message, Severity.NOTICE))
         found += [hint for demand in choice.demands if (hint := _cpu_hint(demand, choice, candidates)) is not None]
@@ -88,17 +81,17 @@ def choice_findings(
 
 
 def _limits(index: int, stack: LoadedStack, choice: PoolChoice) -> list[Finding]:
-    """maxNodes against the models' fewest and most replicas."""
+    """Findings about a maxNodes that is too low for the models' fewest or most replicas."""
     pool, at = choice.pool, ("pools", index, "maxNodes")
-    if choice.min_nodes > pool.max_nodes:
+    if choice.need_at_min > pool.max_nodes:
         who = ", ".join(f"{d.model_id} {d.min}" for d in choice.demands if d.min)
         message = (
-            f"found {pool.max_nodes}; min_replicas ({who}) need {choice.min_nodes} nodes; write {choice.min_nodes}"
+            f"found {pool.max_nodes}; min_replicas ({who}) need {choice.need_at_min} nodes; write {choice.need_at_min}"
         )
         return [stack.finding(at, message)]
-    if choice.max_nodes > pool.max_nodes:
+    if choice.need_at_max > pool.max_nodes:
         message = (
-            f"found {pool.max_nodes}; max_replicas of all its models at once would take {choice.max_nodes} nodes, "
+            f"found {pool.max_nodes}; max_replicas of all its models at once would take {choice.need_at_max} nodes, "
             f"so replicas beyond {pool.max_nodes} nodes wait; raise it or lower max_replicas"
         )
         return [stack.finding(at, message, Severity.WARNING)]
@@ -106,7 +99,7 @@ def _limits(index: int, stack: LoadedStack, choice: PoolChoice) -> list[Finding]
 
 
 def _cpu_hint(demand: Demand, choice: PoolChoice, candidates: Sequence[Candidate]) -> Finding | None:
-    """Fewer CPUs per worker would do with a cheaper node."""
+    """The notice that with fewer CPUs per worker a cheaper node would be enough."""
     scaling = demand.model.config.scaling_config
     asked, workers = scaling.num_cpus_per_worker, scaling.num_workers
     if len(demand.parts) == 1 or not asked or not copies(demand.whole, choice.candidate.room):
@@ -119,7 +112,7 @@ def _cpu_hint(demand: Demand, choice: PoolChoice, candidates: Sequence[Candidate
         allowed = (candidate.offer["CPU"] / count - others) // workers if count else 0
         if LEAST_CPUS * asked <= allowed < asked and candidate.rank_price / count < (1 - WORTH_SAVING) * now:
             message = (
-                f"found {asked:g}; with {allowed:g} a replica would do with {candidate.name} "
+                f"found {asked:g}; with {allowed:g} a replica would fit {candidate.name} "
                 f"({candidate.rank_price / count:.2f} instead of {now:.2f} USD/h)"
             )
             return demand.model.document.finding(("scaling_config", "num_cpus_per_worker"), message, Severity.NOTICE)

@@ -1,23 +1,23 @@
 """Which pool a model runs on.
 
-Models go, in the order of their ids, to the first pool of the stack file that has their accelerator, whose nodes
-carry a replica, and whose maxNodes still hold everyone's min_replicas; what does not go there tries the next.
+Models are placed in the order of their ids. Each goes to the first pool of the stack file that has its accelerator,
+whose nodes carry a replica, and whose maxNodes still holds everyone's min_replicas. Otherwise it tries the next pool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infra.catalog import Catalog
-from infra.planning.candidates import Candidate, PoolChoice, candidates_of, cheapest
-from infra.planning.demand import Demand
-from infra.planning.pool_findings import choice_findings, missing_pool, too_large
-from infra.stack import LoadedStack, Pool
-from serving.config.errors import Finding
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.planning.candidates import Candidate, PoolChoice, candidates_of, cheapest
+from modelfleet.infra.planning.demand import Demand
+from modelfleet.infra.planning.pool_findings import choice_findings, missing_pool, too_large
+from modelfleet.infra.stack import LoadedStack, Pool
+from modelfleet.serving.config.errors import Finding
 
 
 def settle(stack: LoadedStack, demands: Sequence[Demand], catalog: Catalog) -> tuple[list[PoolChoice], list[Finding]]:
-    """Every pool with its models and node, in the stack file's order, and what cannot be."""
+    """Every pool with its models and node, in the stack file's order, and findings for what cannot be placed."""
     pools = stack.config.pools
     waiting = {name: [d for d in demands if d.model.config.accelerator == name] for name in _accelerators(demands)}
     seen: dict[str, list[Candidate]] = {}
@@ -50,7 +50,7 @@ def _accelerators(demands: Sequence[Demand]) -> list[str]:
 def _take(
     pool: Pool, candidates: Sequence[Candidate], queue: Sequence[Demand], *, last: bool
 ) -> tuple[PoolChoice, list[Demand]]:
-    """As many of the queue as the pool carries, and the rest."""
+    """The pool with as many of the queue as it carries, and the rest of the queue."""
     fitting: list[Demand] = []
     rest: list[Demand] = []
     for demand in queue:
@@ -58,7 +58,7 @@ def _take(
 
     def choice_of(count: int) -> PoolChoice | None:
         found = cheapest(pool, candidates, fitting[:count])
-        room_for_all = last or (found is not None and found.min_nodes <= pool.max_nodes)
+        room_for_all = last or (found is not None and found.need_at_min <= pool.max_nodes)
         return found if room_for_all else None
 
     choice, low = choice_of(len(fitting)), len(fitting)

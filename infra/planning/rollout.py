@@ -1,11 +1,11 @@
-"""What a second Ray cluster beside the live one takes: GPUs, nodes and minutes, for the preview to say."""
+"""What a second Ray cluster next to the live one takes: GPUs, nodes and minutes, as the preview shows them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.planning.plan import ModelPlan, Plan
 
 #: From the request for a node to a pod on it: EC2's start and the join, https://github.com/aws/containers-roadmap.
 NODE_MINUTES: Final = 3.0
@@ -13,7 +13,7 @@ NODE_MINUTES: Final = 3.0
 IMAGE_MINUTES: Final = 5.0
 #: Weights from S3 into GPU memory: 140 GB in 359 s (Ray's documentation, model loading).
 LOAD_MIB_PER_MINUTE: Final = 140e9 / 359 * 60 / 2**20
-#: What vLLM does before and after: imports, compiles, captures graphs.
+#: vLLM's work before and after loading: imports, compilation, graph capture.
 ENGINE_MINUTES: Final = 3.0
 
 
@@ -30,7 +30,7 @@ class SecondCluster:
 
 
 def second_cluster(plan: Plan) -> SecondCluster:
-    """What the plan's cluster needs once more; an estimate of minutes, which end when the largest model is loaded."""
+    """What a second copy of the plan's cluster takes. The minutes are an estimate until the largest model is loaded."""
     loads = {model.model_id: _weights_mib(model) / LOAD_MIB_PER_MINUTE for model in plan.models}
     slowest = max(loads, key=lambda name: loads[name], default=None)
     minutes = NODE_MINUTES + IMAGE_MINUTES + ENGINE_MINUTES + (loads[slowest] if slowest else 0.0)
@@ -45,5 +45,5 @@ def second_cluster(plan: Plan) -> SecondCluster:
 
 
 def _weights_mib(model: ModelPlan) -> float:
-    """All weights of one replica; 0 where the catalog knows nothing of the model."""
+    """All weights of one replica; 0 where nothing is known about the model."""
     return model.memory.weights_mib * model.workers if model.memory else 0.0

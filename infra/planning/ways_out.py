@@ -1,4 +1,4 @@
-"""What helps a model that does not fit: every setting that would, with its price, the cheapest first."""
+"""Fixes for a model that does not fit: every setting that helps, with its price, cheapest first."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from infra.catalog import Accelerator, Catalog, NoPrice
-from infra.planning.facts import ModelFacts
-from infra.planning.fit import Setting, fits, gpu_memory, shortened
+from modelfleet.infra.catalog import REFERENCE_REGION, Accelerator, Catalog
+from modelfleet.infra.planning.facts import ModelFacts
+from modelfleet.infra.planning.fit import Setting, fits, gpu_memory, shortened
 
-#: Prices that compare ways out; a ratio between instance types differs little from region to region.
-REFERENCE_REGION = "us-east-1"
 HIGH_UTILIZATION = 0.95
 
 
@@ -29,27 +27,24 @@ class WayOut:
 
 
 def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[WayOut]:
-    """All that help, cheapest first."""
+    """All changes that help, cheapest first."""
     found = [*_same_gpus(facts, setting, catalog), *_more_workers(facts, setting, catalog)]
     found += _other_accelerators(facts, setting, catalog)
     return sorted(found, key=lambda way: (way.usd_per_replica_hour, way.effort, way.text))
 
 
 def replica_price(accelerator: str, workers: int, catalog: Catalog) -> float | None:
-    """USD per hour of the cheapest share of a node with `workers` GPUs; None when no instance type has so many."""
-    prices = []
-    for one in catalog.instance_types_with(accelerator):
-        if one.gpus < workers:
-            continue
-        try:
-            prices.append(catalog.usd_per_hour(one.name, region=REFERENCE_REGION) / (one.gpus // workers))
-        except NoPrice:
-            continue
+    """USD per hour of the cheapest share of a node with `workers` GPUs; None when no instance type has that many."""
+    prices = [
+        usd / (one.gpus // workers)
+        for one in catalog.instance_types_with(accelerator)
+        if one.gpus >= workers and (usd := catalog.usd_per_hour(one.name, region=REFERENCE_REGION))
+    ]
     return min(prices, default=None)
 
 
 def workers_allowed(facts: ModelFacts, workers: int) -> bool:
-    """Heads and inner width divide evenly; fewer KV heads than workers are copied, evenly too."""
+    """Whether heads and inner width divide evenly. Fewer KV heads than workers are copied, which must be even too."""
     kv_heads = [layers.kv_heads for layers in facts.kv if not layers.shared]
     even = all(heads % workers == 0 or workers % heads == 0 for heads in kv_heads)
     return facts.heads % workers == 0 and facts.intermediate_size % workers == 0 and even

@@ -1,18 +1,16 @@
-"""The policy pack: `pulumi up --policy-pack infra/policy [--policy-pack-config limits.json]`.
+"""The policy pack: `pulumi up --policy-pack FOLDER [--policy-pack-config limits.json]` with this folder, as installed.
 
-Limits come from the pack's configuration, of the policy `limits`:
+Pulumi runs it with the `python3` on PATH, so the environment of modelfleet must be activated.
+Limits come from the pack's configuration, by policy:
 
-    {"limits": {"regions": ["us-west-2"], "instanceTypes": ["g6.xlarge"], "maxUsdPerHour": 60}}
+    {"allowed-region": {"regions": ["us-west-2"]}, "allowed-instance-types": {"instanceTypes": ["g6.xlarge"]},
+     "within-budget": {"maxUsdPerHour": 60}}
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pulumi_policy import (
     EnforcementLevel,
@@ -25,9 +23,8 @@ from pulumi_policy import (
     StackValidationPolicy,
 )
 
-from infra.policy.rules import LIMITED, RULES, Limits, within_budget
+from modelfleet.infra.policy.rules import LAUNCH_TEMPLATE, LIMITED, NODE_GROUP, RULES, Limits, Props, within_budget
 
-NODE_GROUP = "aws:eks/nodeGroup:NodeGroup"
 LIST = {"type": "array", "items": {"type": "string"}}
 SCHEMA = PolicyConfigSchema(
     properties={
@@ -40,10 +37,10 @@ SCHEMA = PolicyConfigSchema(
 
 
 def limits_of(config: Mapping[str, Any], *, with_prices: bool = False) -> Limits:
-    """The limits of a policy's configuration; prices of the catalog where it names none."""
+    """The limits in a policy's configuration. With `with_prices`, a configuration without prices gets the catalog's."""
     prices = dict(config.get("prices") or {})
     if with_prices and not prices:
-        from infra.catalog import default_catalog
+        from modelfleet.infra.catalog import default_catalog
 
         for (_, name), price in default_catalog().prices.items():
             prices[name] = max(price.usd_per_hour, prices.get(name, 0.0))
@@ -66,7 +63,7 @@ def on_each(name: str, rule: Callable[[str, Mapping[str, Any]], Iterator[str]]) 
 
 
 def on_each_within_limits(name: str, rule: Callable[..., Iterator[str]]) -> ResourceValidationPolicy:
-    """A rule on one resource that looks at the pack's limits."""
+    """A rule on one resource that uses the pack's limits."""
 
     def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
         for sentence in rule(args.resource_type, args.props, limits_of(args.get_config())):
@@ -76,8 +73,14 @@ def on_each_within_limits(name: str, rule: Callable[..., Iterator[str]]) -> Reso
 
 
 def budget(args: StackValidationArgs, report: ReportViolation) -> None:
-    """The rule on all node groups together."""
-    groups = [resource.props for resource in args.resources if resource.resource_type == NODE_GROUP]
+    """The rule on all node groups together. It finds launch templates by dependency: new ones have no id yet."""
+    groups: list[tuple[Props, Props]] = []
+    for group in args.resources:
+        if group.resource_type == NODE_GROUP:
+            templates = group.property_dependencies.get("launchTemplate", [])
+            groups.append(
+                (group.props, next((one.props for one in templates if one.resource_type == LAUNCH_TEMPLATE), {}))
+            )
     for sentence in within_budget(groups, limits_of(args.get_config(), with_prices=True)):
         report(sentence, None)
 

@@ -1,4 +1,4 @@
-"""The rules as pure functions: a type and its properties in, sentences out. `__main__.py` hands them to Pulumi."""
+"""The rules as pure functions: a type and its properties in, sentences out. `__main__.py` passes them to Pulumi."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelfleet.infra.names import STACK_LABEL
+
 Props = Mapping[str, Any]
 
-#: Types whose `tags` must bear the stack's name. Others have no tags, or bear them in another form.
+NODE_GROUP, LAUNCH_TEMPLATE = "aws:eks/nodeGroup:NodeGroup", "aws:ec2/launchTemplate:LaunchTemplate"
+#: Types whose `tags` must name the stack. Others have no tags, or have them in another form.
 TAGGED = (
     "aws:cloudwatch/logGroup:LogGroup",
     "aws:ec2/eip:Eip",
-    "aws:ec2/launchTemplate:LaunchTemplate",
+    LAUNCH_TEMPLATE,
     "aws:ec2/natGateway:NatGateway",
     "aws:ec2/subnet:Subnet",
     "aws:ec2/vpc:Vpc",
     "aws:eks/cluster:Cluster",
-    "aws:eks/nodeGroup:NodeGroup",
+    NODE_GROUP,
     "aws:iam/role:Role",
     "aws:kms/key:Key",
     "aws:s3/bucket:Bucket",
 )
-STACK_TAG = "modelfleet.dev/stack"
 ANYWHERE = ("0.0.0.0/0", "::/0")
 #: Only a load balancer's ports may be open to everybody.
 OPEN_PORTS = (80, 443)
@@ -33,7 +35,7 @@ ACCESS_BLOCK = ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "res
 
 @dataclass(frozen=True)
 class Limits:
-    """What a platform team allows. Empty lists allow everything; None is no limit, in USD per hour."""
+    """What a platform team allows. Empty lists allow everything; `max_usd_per_hour` None is no limit."""
 
     regions: Sequence[str] = ()
     instance_types: Sequence[str] = ()
@@ -59,7 +61,7 @@ def no_public_bucket(kind: str, props: Props) -> Iterator[str]:
 
 def no_unencrypted_volume(kind: str, props: Props) -> Iterator[str]:
     """A volume, or a bucket's setting, without encryption."""
-    if kind == "aws:ec2/launchTemplate:LaunchTemplate":
+    if kind == LAUNCH_TEMPLATE:
         devices = props.get("blockDeviceMappings") or []
         if not devices:
             yield "names no volume, and the account's default may be unencrypted"
@@ -69,7 +71,7 @@ def no_unencrypted_volume(kind: str, props: Props) -> Iterator[str]:
     elif kind == "aws:ebs/volume:Volume" and props.get("encrypted") is not True:
         yield "the volume is not encrypted"
     elif kind == "aws:eks/cluster:Cluster" and not props.get("encryptionConfig"):
-        yield "Kubernetes secrets are not encrypted with a key of ours"
+        yield "Kubernetes secrets are not encrypted with your own KMS key"
 
 
 def no_open_endpoint(kind: str, props: Props) -> Iterator[str]:
@@ -91,7 +93,7 @@ def no_open_endpoint(kind: str, props: Props) -> Iterator[str]:
 
 def imdsv2_only(kind: str, props: Props) -> Iterator[str]:
     """An instance whose metadata answers without a token, or to pods."""
-    if kind in ("aws:ec2/launchTemplate:LaunchTemplate", "aws:ec2/instance:Instance"):
+    if kind in (LAUNCH_TEMPLATE, "aws:ec2/instance:Instance"):
         options = props.get("metadataOptions") or {}
         if options.get("httpTokens") != "required":
             yield "instance metadata answers without a token (IMDSv1)"
@@ -100,9 +102,9 @@ def imdsv2_only(kind: str, props: Props) -> Iterator[str]:
 
 
 def tagged(kind: str, props: Props) -> Iterator[str]:
-    """A resource that bills and does not say for which stack."""
-    if kind in TAGGED and not (props.get("tags") or {}).get(STACK_TAG):
-        yield f"has no tag {STACK_TAG}"
+    """A resource that costs money and does not name its stack."""
+    if kind in TAGGED and not (props.get("tags") or {}).get(STACK_LABEL):
+        yield f"has no tag {STACK_LABEL}"
 
 
 def allowed_region(kind: str, props: Props, limits: Limits) -> Iterator[str]:
@@ -113,23 +115,32 @@ def allowed_region(kind: str, props: Props, limits: Limits) -> Iterator[str]:
 
 
 def allowed_instance_types(kind: str, props: Props, limits: Limits) -> Iterator[str]:
-    """A node group of a type that is not allowed."""
-    if kind == "aws:eks/nodeGroup:NodeGroup" and limits.instance_types:
-        wrong = [name for name in props.get("instanceTypes") or [] if name not in limits.instance_types]
-        if wrong:
-            yield f"takes {', '.join(wrong)}; allowed are {', '.join(limits.instance_types)}"
+    """A node group or a launch template (a Capacity Block's names the type) of a type that is not allowed."""
+    wrong = [name for name in instance_types(props) if name not in limits.instance_types]
+    if kind in (NODE_GROUP, LAUNCH_TEMPLATE) and limits.instance_types and wrong:
+        yield f"uses {', '.join(wrong)}; allowed are {', '.join(limits.instance_types)}"
 
 
-def within_budget(groups: Sequence[Props], limits: Limits) -> Iterator[str]:
-    """All node groups together at their largest cost more than the limit, at on-demand prices."""
+def instance_types(props: Props) -> list[str]:
+    """The instance types that a node group or a launch template names itself."""
+    return list(props.get("instanceTypes") or filter(None, [props.get("instanceType")]))
+
+
+def within_budget(groups: Sequence[tuple[Props, Props]], limits: Limits) -> Iterator[str]:
+    """All node groups together, at their largest size and on-demand prices, cost more than the limit.
+
+    Each group comes with its launch template (`{}` when it has none), which may name the instance type instead.
+    """
     if limits.max_usd_per_hour is None:
         return
     total = 0.0
-    for group in groups:
-        types = group.get("instanceTypes") or []
+    for group, template in groups:
+        types = instance_types(group) or instance_types(template)
         price = max((limits.prices.get(name, 0.0) for name in types), default=0.0)
-        if types and not price:
-            yield f"no price is known of {', '.join(types)}, so the budget cannot be checked; add it to `prices`"
+        if not types:
+            yield "a node group names no instance type, so the budget cannot be checked; name it"
+        elif not price:
+            yield f"no price is known for {', '.join(types)}, so the budget cannot be checked; add it to `prices`"
         total += price * float((group.get("scalingConfig") or {}).get("maxSize", 0))
     if total > limits.max_usd_per_hour:
         yield f"node groups cost up to {total:.2f} USD per hour; allowed are {limits.max_usd_per_hour:.2f}"
@@ -143,7 +154,7 @@ RULES = {
     "imdsv2-only": imdsv2_only,
     "tagged": tagged,
 }
-#: Rules on one resource that look at the limits too.
+#: Rules on one resource that also use the limits.
 LIMITED = {"allowed-region": allowed_region, "allowed-instance-types": allowed_instance_types}
 
 
@@ -153,7 +164,7 @@ def _statements(policy: Any) -> list[Any]:
     try:
         found = json.loads(policy).get("Statement", [])
     except (ValueError, AttributeError):
-        return []  # an unknown at preview, or a text that AWS will refuse
+        return []  # unknown at preview, or text that AWS will refuse
     return [found] if isinstance(found, dict) else list(found)
 
 

@@ -1,13 +1,23 @@
-"""What every provider plugin of this project is written on: the engine's protocol over a table of resource types.
+"""The base of every provider plugin of this project: the engine's protocol over a table of resource types.
 
-`pulumi.provider.experimental` 3.272 misses what a provider with diffs needs; `plugin.py` says what. The local target's
+`pulumi.provider.experimental` 3.272 lacks what a provider with diffs needs; `plugin.py` says what. The local target's
 own plugin (`infra/local/provider`) and the stand-ins in `tools/standin` describe their resources with `ResourceDef`.
 """
 
-from infra.provider.plugin import Plugin, PluginServicer, main
-from infra.provider.resource import Autoname, Call, InvokeDef, Made, NotDone, PartlyMade, Refused, ResourceDef, Session
-from infra.provider.serve import EngineLog, serve
-from infra.provider.values import UNKNOWN, Props, contains_unknown
+from modelfleet.infra.provider.plugin import Plugin, PluginServicer, main
+from modelfleet.infra.provider.resource import (
+    Autoname,
+    Call,
+    InvokeDef,
+    Made,
+    NotDone,
+    PartlyMade,
+    Refused,
+    ResourceDef,
+    Session,
+)
+from modelfleet.infra.provider.serve import EngineLog, serve
+from modelfleet.infra.provider.values import UNKNOWN, Props, contains_unknown
 
 __all__ = [
     "UNKNOWN",

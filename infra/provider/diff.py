@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pulumi.runtime import proto
-
-from infra.provider.resource import ResourceDef
-from infra.provider.values import Props, differences
+from modelfleet.infra.provider.resource import ResourceDef
+from modelfleet.infra.provider.sdk import proto
+from modelfleet.infra.provider.values import Props, differences
 
 _KIND = {
     ("add", False): proto.PropertyDiff.ADD,
@@ -43,7 +42,7 @@ def diff_response(definition: ResourceDef[Any], old: Props, new: Props) -> Any:
 
 
 def replaces(definition: ResourceDef[Any], path: str) -> bool:
-    """Whether a change at `path` is force-new: the path itself, a part of it or what holds it is listed."""
+    """Whether a change at `path` is force-new: the list names the path itself, a part of it or what holds it."""
     bare = re.sub(r"\[\d+\]", "", path)
     return any(
         bare == key or bare.startswith((key + ".", key + "[")) or key.startswith(bare + ".")
@@ -60,7 +59,7 @@ def _same(definition: ResourceDef[Any], key: str, old: Props, new: Props) -> boo
 
 
 def _delete_first(definition: ResourceDef[Any], old: Props, new: Props) -> bool:
-    """A fixed name that stays would collide with its successor, so the old one goes first."""
+    """Whether the old resource goes first: a fixed name that stays would collide with its successor's."""
     if definition.delete_before_replace:
         return True
     auto = definition.autoname

@@ -1,6 +1,6 @@
 """The generic half of a provider plugin: the engine's protocol over a table of `ResourceDef`s.
 
-`Plugin` says what there is (resources, functions, how to configure), `PluginServicer` speaks gRPC.
+`Plugin` names the resources, the functions and how to configure them; `PluginServicer` speaks gRPC.
 It replaces the parts of `pulumi.provider.experimental.server` 3.272 that do not fit a provider with diffs:
 unknown values, the old inputs in Diff, Read of something absent, names from the random seed, resources that
 exist but failed, secrets, and calls that block.
@@ -20,17 +20,21 @@ from typing import Any, Generic
 
 import grpc
 from google.protobuf import any_pb2, empty_pb2
-from pulumi.provider.experimental.property_value import PropertyValue
-from pulumi.provider.experimental.provider import Provider
-from pulumi.provider.experimental.server import ProviderServicer
-from pulumi.runtime import proto
-from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 
-from infra.provider.diff import diff_response
-from infra.provider.resource import Call as ResourceCall
-from infra.provider.resource import InvokeDef, Made, NotDone, PartlyMade, Refused, ResourceDef, Session
-from infra.provider.serve import EngineLog, engine_address, serve
-from infra.provider.values import (
+from modelfleet.infra.provider.diff import diff_response
+from modelfleet.infra.provider.resource import Call as ResourceCall
+from modelfleet.infra.provider.resource import InvokeDef, Made, NotDone, PartlyMade, Refused, ResourceDef, Session
+from modelfleet.infra.provider.sdk import (
+    PropertyValue,
+    Provider,
+    ProviderServicer,
+    proto,
+    provider_pb2,
+    provider_pb2_grpc,
+    status_pb2,
+)
+from modelfleet.infra.provider.serve import EngineLog, engine_address, serve
+from modelfleet.infra.provider.values import (
     UNKNOWN,
     Props,
     Wire,
@@ -50,9 +54,9 @@ class Plugin(Generic[Session]):
     name = ""
     """The package, such as `aws`."""
     version = ""
-    """Its version; a stand-in has that of the SDK that it stands in for."""
+    """Its version; a stand-in has the version of its SDK."""
     called = "plugin in use"
-    """What its messages call it; a stand-in is called one."""
+    """What its messages call it; a stand-in's messages say that it is one."""
     way_out = ""
     """What a user can do about something that the plugin does not do."""
 
@@ -67,7 +71,7 @@ class Plugin(Generic[Session]):
         raise NotImplementedError
 
     def describe(self, session: Session) -> str:
-        """One line for the user that tells what works here and on what; empty: nothing to tell."""
+        """One line that tells the user what works here and on what; empty when there is nothing to tell."""
         return ""
 
     def explain(self, error: Exception) -> str:
@@ -80,7 +84,7 @@ class Plugin(Generic[Session]):
 
 
 class PluginServicer(ProviderServicer, Generic[Session]):
-    """The gRPC half; see the module's docstring for what it does otherwise than the SDK's server."""
+    """The gRPC half; see the module's docstring for how it differs from the SDK's server."""
 
     def __init__(self, plugin: Plugin[Session], argv: list[str]) -> None:
         address = engine_address(argv)
@@ -104,7 +108,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
         return proto.CheckResponse(inputs=request.news)
 
     async def DiffConfig(self, request: Any, context: Any) -> Any:
-        # An endpoint or a key may change from run to run: nothing that exists has to be made again for it.
+        # An endpoint or a key may change between runs; that replaces nothing that exists.
         return proto.DiffResponse(changes=proto.DiffResponse.DIFF_NONE)
 
     async def Configure(self, request: Any, context: Any) -> Any:
@@ -170,7 +174,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             definition = self._definition(request.urn)
             if request.preview:
                 return Made("", _at_preview(definition, inputs))
-            return definition.create(self._call(request), inputs)
+            return definition.create(self._about(request), inputs)
 
         made = await self._do(context, work, sources)
         state = self._state(request.urn, {**inputs, **made.outputs}, sources)
@@ -182,7 +186,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
         def work() -> Props | None:
             definition = self._definition(request.urn)
-            call = self._call(request)
+            call = self._about(request)
             found: Props | None = self._unless_gone(
                 call, lambda: definition.read(call, request.id, plain_map(state)), None
             )
@@ -212,7 +216,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
                 return Made(request.id, kept | dict.fromkeys(changes(state, inputs) if changes else (), UNKNOWN))
             if definition.update is None:
                 raise Refused(f"{definition.token} cannot be changed in place")
-            return Made(request.id, {**kept, **definition.update(self._call(request), request.id, state, inputs)})
+            return Made(request.id, {**kept, **definition.update(self._about(request), request.id, state, inputs)})
 
         made = await self._do(context, work, sources)
         whole = self._state(request.urn, {**inputs, **made.outputs}, sources)
@@ -223,7 +227,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
         def work() -> None:
             definition = self._definition(request.urn)
-            call = self._call(request)
+            call = self._about(request)
             self._unless_gone(call, lambda: definition.delete(call, request.id, state), None)
 
         await self._do(context, work)
@@ -243,7 +247,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
     def _step(self, message: str, urn: str) -> None:
         if self._cancelled.is_set():
-            raise Refused("stopped by the user; the next run goes on here")
+            raise Refused("stopped by the user; the next run continues here")
         self._log.progress(message, urn)
 
     def _live(self) -> Session:
@@ -258,7 +262,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
             raise NotDone(token)
         return definition
 
-    def _call(self, request: Any) -> ResourceCall[Session]:
+    def _about(self, request: Any) -> ResourceCall[Session]:
         return ResourceCall(
             session=self._live(),
             urn=request.urn,
@@ -314,7 +318,7 @@ class PluginServicer(ProviderServicer, Generic[Session]):
 
 
 class _Nothing(Provider):
-    """The SDK's server wants a provider; every method that would reach it is overridden."""
+    """The SDK's server requires a provider; every method that would reach it is overridden."""
 
 
 def main(
@@ -326,7 +330,7 @@ def main(
 ) -> None:
     """The `main` of a plugin's executable; `servicer` may be a subclass that does more of the protocol.
 
-    `at_end` runs when the engine ends the plugin, or is gone itself.
+    `at_end` runs when the engine ends the plugin or has ended itself.
     """
     serving = servicer(plugin, sys.argv[1:] if argv is None else argv)
     serve(lambda server: provider_pb2_grpc.add_ResourceProviderServicer_to_server(serving, server), at_end=at_end)
@@ -350,7 +354,7 @@ def _defaults(definition: ResourceDef[Any], news: Wire) -> Props:
 
 
 def _name_it(definition: ResourceDef[Any], inputs: Wire, olds: Wire, request: Any) -> None:
-    """Fills the name that the user left out: the old one, the engine's proposal, or one from the random seed."""
+    """Fills in the name that the user left out: the old one, the engine's proposal, or one from the random seed."""
     auto = definition.autoname
     if auto is None or auto.key in inputs or any(key in inputs for key in auto.unless):
         return
@@ -387,7 +391,7 @@ def _at_preview(definition: ResourceDef[Any], inputs: Props) -> Props:
 
 
 def _inputs_from(definition: ResourceDef[Any], inputs: Props, live: Props) -> Props:
-    """The inputs that would give what is really there: drift shows up as their difference from the program's."""
+    """The inputs that would give the live state; drift is their difference from the program's inputs."""
     if not inputs:  # an import: all that the plugin can set
         return {key: live[key] for key in sorted(definition.inputs) if live.get(key) not in (None, {}, [])}
     seen = dict(inputs)

@@ -24,14 +24,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from infra.provider.values import Props
+from modelfleet.infra.provider.values import Props
 
 Session = TypeVar("Session")
 """What a provider keeps between calls: clients, region, settings."""
 
 
 class Refused(Exception):
-    """The user's request cannot be done; the text is shown as it is, without a traceback."""
+    """The request cannot be carried out; the user sees the text as it is, without a traceback."""
 
 
 class NotDone(Refused):
@@ -56,7 +56,7 @@ class PartlyMade(Exception):
 
 @dataclass(frozen=True)
 class Made:
-    """What `create` gives back: the resource's id and its computed outputs (inputs are added by the base)."""
+    """What `create` returns: the resource's id and its computed outputs (the base adds the inputs)."""
 
     id: str
     outputs: Props = field(default_factory=dict)
@@ -72,9 +72,9 @@ class Call(Generic[Session]):
     token: str
     timeout_seconds: float
     note: Callable[[str], None]
-    """Shows one line beside the resource in the user's terminal, and again in the summary at the end."""
+    """Shows one line next to the resource in the user's terminal, and again in the summary at the end."""
     step: Callable[[str], None] = lambda line: None
-    """Shows one line beside the resource while it lasts: progress, which nobody needs afterwards.
+    """Shows one line of progress next to the resource, which the summary leaves out.
 
     Raises `Refused` once the user has asked the run to stop, so call it often while waiting.
     """
@@ -109,20 +109,20 @@ class ResourceDef(Generic[Session]):
     outputs: frozenset[str] = frozenset()
     required: frozenset[str] = frozenset()
     changes_on_update: Callable[[Props, Props], frozenset[str]] | None = None
-    """Outputs that an update from (state) to (inputs) changes, such as a template's latest version: unknown when the
-    update is previewed."""
+    """Outputs that an update from (state) to (inputs) changes, such as a template's latest version. They are unknown in
+    the update's preview."""
     force_new: frozenset[str] = frozenset()
     """Property paths whose change replaces the resource (`ForceNew` in the Terraform provider), without indexes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     autoname: Autoname | None = None
     same: Mapping[str, Callable[[Any, Any], bool]] = field(default_factory=dict)
-    """Own equality for an input, such as JSON documents that differ only in spacing."""
+    """An input's own equality, for example for JSON documents that differ only in spacing."""
     secret_outputs: frozenset[str] = frozenset()
     delete_before_replace: bool = False
     check: Callable[[Props], list[tuple[str, str]]] | None = None
-    """Further faults of the inputs as (property, reason); called with unknowns still in."""
+    """More faults of the inputs as (property, reason); some values may still be unknown."""
     preview: Callable[[Props], Props] | None = None
-    """Outputs that can be told at preview; the rest of `outputs` is unknown then."""
+    """Outputs that are known at preview; the rest of `outputs` is unknown then."""
 
 
 @dataclass(frozen=True)

@@ -16,31 +16,31 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
-from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
-from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc
+
+from modelfleet.infra.provider.sdk import GRPC_CHANNEL_OPTIONS, engine_pb2, engine_pb2_grpc
 
 PARENT_POLL_SECONDS = 0.25
 
 
 class EngineLog:
-    """Writes lines into the user's terminal through the engine; to stderr where there is no engine."""
+    """Writes lines into the user's terminal through the engine, or to stderr where there is no engine."""
 
     def __init__(self, address: str | None) -> None:
         self._stub: Any = None
         if address:
-            channel = grpc.insecure_channel(address, options=_GRPC_CHANNEL_OPTIONS)
+            channel = grpc.insecure_channel(address, options=GRPC_CHANNEL_OPTIONS)
             self._stub = engine_pb2_grpc.EngineStub(channel)
 
     def info(self, message: str, urn: str = "") -> None:
-        """One plain line, beside the resource `urn` when given."""
+        """One plain line, next to the resource `urn` when given."""
         self._write(engine_pb2.INFO, message, urn)
 
     def progress(self, message: str, urn: str = "") -> None:
-        """One line beside the resource `urn` that is not kept for the summary at the end."""
+        """One line next to the resource `urn`, which the summary at the end leaves out."""
         self._write(engine_pb2.INFO, message, urn, ephemeral=True)
 
     def warning(self, message: str, urn: str = "") -> None:
-        """One warning line, beside the resource `urn` when given."""
+        """One warning line, next to the resource `urn` when given."""
         self._write(engine_pb2.WARNING, message, urn)
 
     def _write(self, severity: Any, message: str, urn: str, *, ephemeral: bool = False) -> None:
@@ -73,7 +73,7 @@ def serve(register: Callable[[grpc.aio.Server], None], *, at_end: Callable[[], N
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, ended.set)
-        server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
+        server = grpc.aio.server(options=GRPC_CHANNEL_OPTIONS)
         register(server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -85,8 +85,8 @@ def serve(register: Callable[[grpc.aio.Server], None], *, at_end: Callable[[], N
             except TimeoutError:
                 continue
         at_end()
-        # From inside the loop: its orderly end would wait for the threads of calls that nobody waits for any more, and
-        # a create that goes on after its engine was killed works behind the next run's back.
+        # From inside the loop: its orderly end would wait for the threads of abandoned calls, and a create that
+        # outlives its engine works behind the next run's back.
         os._exit(0)
 
     asyncio.run(run())

@@ -1,21 +1,21 @@
-"""Values on the plugin's wire and in plain Python, and what differs between two of them.
+"""Values on the plugin's wire and in plain Python, and the differences between two of them.
 
-On the wire every number is a float, a secret is wrapped, and what is not known yet at preview is one fixed
-string (`pulumi.runtime.rpc.UNKNOWN`), not the SDK's `Computed`, which its `marshal` refuses.
+On the wire every number is a float, a secret is wrapped, and a value that is unknown at preview is one fixed string
+(`pulumi.runtime.rpc.UNKNOWN`). It is not the SDK's `Computed`, which the SDK's own `marshal` refuses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pulumi
 from google.protobuf import struct_pb2
-from pulumi.provider.experimental.property_value import PropertyValue
-from pulumi.runtime.rpc import UNKNOWN as _UNKNOWN
-from pulumi.runtime.rpc import _special_asset_sig, _special_secret_sig, _special_sig_key
 
-UNKNOWN: str = _UNKNOWN
+from modelfleet.infra.provider import sdk
+from modelfleet.infra.provider.sdk import ASSET_SIGNATURE, SECRET_SIGNATURE, SIGNATURE_KEY, PropertyValue
+
+UNKNOWN: str = sdk.UNKNOWN
 """A value that is not known before the deployment; compare with `==`."""
 
 Props = dict[str, Any]
@@ -34,7 +34,7 @@ def plain(value: PropertyValue) -> Any:
         return int(raw) if raw.is_integer() else raw
     if isinstance(raw, Mapping):
         return {key: plain(item) for key, item in raw.items()}
-    if isinstance(raw, Sequence):
+    if isinstance(raw, (list, tuple)):
         return [plain(item) for item in raw]
     return raw  # assets, archives and references pass as they are
 
@@ -45,7 +45,7 @@ def plain_map(values: Mapping[str, PropertyValue]) -> Props:
 
 
 def wire(value: Any) -> PropertyValue:
-    """A plain value as the wire wants it: `int` becomes `float`, which is the only number it knows."""
+    """A plain value for the wire: `int` becomes `float`, the only number that the wire has."""
     if isinstance(value, PropertyValue):
         return value
     if isinstance(value, bool) or value is None:
@@ -65,11 +65,11 @@ def wire_map(values: Mapping[str, Any]) -> Wire:
 
 
 def with_secrets_of(values: Mapping[str, Any], sources: Mapping[str, PropertyValue]) -> Wire:
-    """`values` for the wire, where what holds a secret of `sources` is secret.
+    """`values` for the wire; each one that holds a secret of `sources` is secret.
 
-    A key whose plain value is the source's own keeps the source, so that only the secret part is encrypted. Another one
-    is secret as a whole when its own source was, or when a secret text of any source turns up in it (`tagsAll` repeats
-    `tags`).
+    A key whose plain value equals its source's keeps the source, so that only the secret part is encrypted. Any other
+    key is secret as a whole when its own source holds a secret, or when it repeats a secret text of any source
+    (`tagsAll` repeats `tags`).
     """
     texts = frozenset(text for source in sources.values() for text in _secret_texts(source, source.is_secret))
     marked: Wire = {}
@@ -93,7 +93,7 @@ def _secret_texts(value: PropertyValue, secret: bool) -> Iterator[str]:
     elif isinstance(value.value, Mapping):
         for item in value.value.values():
             yield from _secret_texts(item, inside)
-    elif isinstance(value.value, Sequence):
+    elif isinstance(value.value, (list, tuple)):
         for item in value.value:
             yield from _secret_texts(item, inside)
 
@@ -108,7 +108,7 @@ def _repeats(value: Any, texts: frozenset[str]) -> bool:
 
 
 class HashedAsset(pulumi.FileAsset):
-    """A file input that is equal to another of the same content; in state the engine keeps its hash alone."""
+    """A file input that equals any other with the same content; the engine's state keeps only its hash."""
 
     def __init__(self, path: str, digest: str) -> None:
         super().__init__(path)
@@ -122,7 +122,7 @@ class HashedAsset(pulumi.FileAsset):
 
 
 def unmarshal_map(message: struct_pb2.Struct) -> Wire:
-    """`PropertyValue.unmarshal_map`, which refuses an asset that comes back from the state."""
+    """`PropertyValue.unmarshal_map`, but it accepts an asset that comes back from the state."""
     return {key: _unmarshal(value) for key, value in message.fields.items()}
 
 
@@ -130,12 +130,12 @@ def _unmarshal(value: struct_pb2.Value) -> PropertyValue:
     if value.HasField("list_value"):
         return PropertyValue([_unmarshal(item) for item in value.list_value.values])
     fields = value.struct_value.fields if value.HasField("struct_value") else {}
-    sign = fields[_special_sig_key].string_value if _special_sig_key in fields else None
+    sign = fields[SIGNATURE_KEY].string_value if SIGNATURE_KEY in fields else None
     if value.HasField("struct_value") and sign is None:
         return PropertyValue({key: _unmarshal(item) for key, item in fields.items()})
-    if sign == _special_secret_sig and "value" in fields:
+    if sign == SECRET_SIGNATURE and "value" in fields:
         return _unmarshal(fields["value"]).with_secret(True)
-    if sign == _special_asset_sig and "hash" in fields and "text" not in fields:
+    if sign == ASSET_SIGNATURE and "hash" in fields and "text" not in fields:
         path = fields["path"].string_value if "path" in fields else ""
         return PropertyValue(HashedAsset(path, fields["hash"].string_value))
 
@@ -143,7 +143,7 @@ def _unmarshal(value: struct_pb2.Value) -> PropertyValue:
 
 
 def marshal_map(values: Wire) -> struct_pb2.Struct:
-    """`PropertyValue.marshal_map`, which would leave an asset's hash out, and so the engine's only memory of it."""
+    """`PropertyValue.marshal_map`, but it keeps an asset's hash, which is the engine's only memory of the asset."""
     message = PropertyValue.marshal_map(values)
     for key, value in values.items():
         _add_hashes(value, message.fields[key])
@@ -213,8 +213,3 @@ def _joined(path: str, key: str) -> str:
     if not path:
         return name
     return f"{path}.{name}" if simple else f"{path}{name}"
-
-
-def as_mapping(values: Any) -> Wire:
-    """The entries of a wire map value (for nested `PropertyValue`s)."""
-    return cast(Wire, dict(values.value))

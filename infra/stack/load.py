@@ -1,17 +1,22 @@
-"""Reading `stacks/Pulumi.<env>.yaml`: the typed configuration and, beside it, which secrets are set."""
+"""Reads `stacks/Pulumi.<env>.yaml`: the typed configuration, and which secrets are set."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from infra.stack.schema import SECRET_KEYS, StackConfig
-from serving.config.document import Document, KeyPath, dotted, read_document
-from serving.config.errors import Finding, InputErrors, Severity, errors_in
-from serving.config.validation import validate
+from modelfleet.infra.stack.schema import SECRET_KEYS, StackConfig
+from modelfleet.serving.config.document import Document, KeyPath, dotted, read_document
+from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
+from modelfleet.serving.config.validation import validate
 
 NAMESPACE = "modelfleet:"
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""Keys by the section of a stack file that they are in, such as `network`."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +38,30 @@ class LoadedStack:
 
 
 def stack_file(root: Path, name: str) -> Path:
-    """Where the stack's file is."""
+    """Path of the stack's file."""
     return root / "stacks" / f"Pulumi.{name}.yaml"
 
 
-def load_stack(root: Path, name: str) -> LoadedStack:
-    """Read and validate a stack file under `root`; raises `InputErrors` with every fault."""
+def load_stack(root: Path, name: str, sections: Sections = MappingProxyType({})) -> LoadedStack:
+    """Read and validate a stack file under `root`; keys in `sections` replace its own.
+
+    Raises `InputErrors` with every fault.
+    """
     path = stack_file(root, name)
     if not path.is_file():
         known = sorted(p.name.split(".")[1] for p in (root / "stacks").glob("Pulumi.*.yaml"))
         raise InputErrors(
             [Finding(f"stacks/{path.name}", 0, "", f"no such stack; stacks/ has {', '.join(known) or 'none'}")]
         )
-    document = read_document(path, f"stacks/{path.name}")
-    settings = _settings(document)
+    return stack_of(read_document(path, f"stacks/{path.name}"), name, sections)
+
+
+def stack_of(document: Document, name: str, sections: Sections = MappingProxyType({})) -> LoadedStack:
+    """The stack in a document that looks like a stack file; keys in `sections` replace its own.
+
+    Raises `InputErrors` with every fault.
+    """
+    settings = _with_sections(_settings(document), sections)
     ours = {key.removeprefix(NAMESPACE): value for key, value in settings.items() if key.startswith(NAMESPACE)}
     secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) is not None)
     moved = Document(document.file, document.data, {_inner(p): n for p, n in document.lines.items()}, document.findings)
@@ -68,6 +83,15 @@ def _settings(document: Document) -> dict[str, Any]:
     return config
 
 
+def _with_sections(settings: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
+    merged = dict(settings)
+    for section, keys in sections.items():
+        own = merged.get(key := f"{NAMESPACE}{section}") or {}
+        # Anything but a mapping is a fault of the file, which validation reports.
+        merged[key] = {**own, **keys} if isinstance(own, Mapping) else own
+    return merged
+
+
 def _inner(path: KeyPath) -> KeyPath:
     """`("config", "modelfleet:pools", 0)` → `("pools", 0)`, so that validation finds its lines."""
     if len(path) >= 2 and path[0] == "config" and str(path[1]).startswith(NAMESPACE):
@@ -76,14 +100,14 @@ def _inner(path: KeyPath) -> KeyPath:
 
 
 def _outer(finding: Finding) -> Finding:
-    """The key as it stands in the file: with its `modelfleet:`."""
+    """The finding with its key as in the file, `modelfleet:` included."""
     if not finding.path or ":" in finding.path:
         return finding
     return Finding(finding.file, finding.line, f"{NAMESPACE}{finding.path}", finding.message, finding.severity)
 
 
 def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding]:
-    """A secret in plain text is refused: it would be in git."""
+    """Refuses a secret in plain text: it would be in git."""
     return [
         Finding(
             document.file,

@@ -1,8 +1,8 @@
-"""Keys of a stack file, camelCase in YAML as Pulumi users expect. `aws:region` is read beside them."""
+"""Keys of a stack file, camelCase in YAML as Pulumi users expect. `load.py` also reads `aws:region`."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,8 +16,30 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-AcceleratorName = Literal["T4", "L4", "A10G", "A100-40G", "A100-80G", "CPU"]
-Port = int
+from modelfleet.infra.stack.target import TARGETS, Target, TargetName
+from modelfleet.serving.config.accelerators import accelerators
+from modelfleet.serving.config.validation import KeyFault, Matching
+
+if TYPE_CHECKING:
+    AcceleratorName = str
+else:  # one of the table's names, which a type checker cannot know
+    AcceleratorName = Literal[accelerators()]
+Port = Annotated[int, Field(ge=1, le=65535)]
+PoolName = Annotated[
+    str,
+    Matching(
+        r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$", "1 to 30 lower-case letters, digits and `-`, beginning with a letter"
+    ),
+]
+Namespace = Annotated[
+    str,
+    Matching(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "1 to 63 lower-case letters, digits and `-`"),
+]
+
+
+def _key(name: str) -> str:
+    """The key in the file. No field has an `alias`: type checkers would disagree about the name of its argument."""
+    return "target" if name == "target_name" else to_camel(name)
 
 
 class StackSection(BaseModel):
@@ -26,7 +48,7 @@ class StackSection(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        alias_generator=to_camel,
+        alias_generator=_key,
         validate_by_name=True,
         validate_by_alias=True,
         loc_by_alias=True,
@@ -36,9 +58,9 @@ class StackSection(BaseModel):
 
 
 class NodeSize(StackSection):
-    """One node of an existing cluster as `kubectl get node -o yaml` shows its allocatable."""
+    """One node of an existing cluster: what `kubectl get node -o yaml` shows as `allocatable`."""
 
-    cpus: PositiveInt = Field(description="Allocatable CPUs, whole.")
+    cpus: PositiveInt = Field(description="Allocatable CPUs, a whole number.")
     memory_gib: PositiveInt = Field(description="Allocatable memory in GiB.")
     gpus: NonNegativeInt = Field(0, description="Allocatable nvidia.com/gpu.")
 
@@ -46,29 +68,29 @@ class NodeSize(StackSection):
 class Pool(StackSection):
     """One ordered entry of `pools`: one EKS node group per zone set, one Ray worker group."""
 
-    name: str = Field(
-        description="Name of the pool, never changed once it is live.", pattern=r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$"
-    )
+    name: PoolName = Field(description="Name of the pool; never change it once it is live.")
     accelerator: AcceleratorName = Field(description="The accelerator that models name.")
     purchase: Literal["on-demand", "spot", "capacity-block"] = Field(
         "on-demand", description="How EC2 instances are bought."
     )
     instance_types: list[str] | Literal["auto"] = Field(
         "auto",
-        description="EC2 types of one shape, first is preferred; `auto`: the cheapest that carries its models.",
+        description="EC2 types of one shape, the preferred one first; `auto`: the cheapest that fits its models.",
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
     )
-    min_nodes: NonNegativeInt = Field(0, description="Fewest nodes, also when nothing needs them.")
+    min_nodes: NonNegativeInt = Field(0, description="Fewest nodes, even when nothing needs them.")
     max_nodes: PositiveInt = Field(description="Most nodes.")
     zones: list[str] | None = Field(
-        None, description="Availability zones; default: all of the network's that offer the type."
+        None, description="Availability zones; default: all zones of the network that offer the type."
     )
-    capacity_reservation_id: str | None = Field(
-        None, description="Capacity Block reservation, for purchase capacity-block.", pattern=r"^cr-[0-9a-f]+$"
+    capacity_reservation_id: Annotated[str, Matching(r"^cr-[0-9a-f]+$", "cr- and hexadecimal digits")] | None = Field(
+        None, description="Capacity Block reservation, for purchase capacity-block."
     )
-    efa: bool = Field(False, description="Elastic Fabric Adapter, only on p4d and p4de.")
+    efa: bool = Field(
+        False, description="Elastic Fabric Adapter on every network card, for instance types that have it."
+    )
 
     @model_validator(mode="after")
     def min_is_at_most_max(self) -> Self:
@@ -102,7 +124,9 @@ class Network(StackSection):
     interface_endpoints: bool = Field(
         False, description="Interface endpoints for ECR, STS and others, so that nodes need no NAT."
     )
-    vpc_id: str | None = Field(None, description="Existing VPC; then privateSubnetIds too.", pattern=r"^vpc-[0-9a-f]+$")
+    vpc_id: Annotated[str, Matching(r"^vpc-[0-9a-f]+$", "vpc- and hexadecimal digits")] | None = Field(
+        None, description="Existing VPC; needs privateSubnetIds."
+    )
     private_subnet_ids: list[str] = Field(
         default_factory=list, description="Private subnets of the existing VPC, in at least two zones."
     )
@@ -111,33 +135,35 @@ class Network(StackSection):
     def existing_network_has_both_ids(self) -> Self:
         """An existing VPC comes with its subnets."""
         if (self.vpc_id is None) != (not self.private_subnet_ids):
-            raise ValueError("vpcId and privateSubnetIds go together")
+            raise ValueError("vpcId and privateSubnetIds go together; set both or neither")
         return self
 
 
 class Cluster(StackSection):
     """The EKS cluster."""
 
-    version: str = Field("1.35", description="Kubernetes minor version.", pattern=r"^1\.\d{2}$")
+    version: Annotated[str, Matching(r"^1\.\d{2}$", "a minor version such as '1.35', in quotes")] = Field(
+        "1.35", description="Kubernetes minor version."
+    )
     public_access_cidrs: list[str] = Field(
         default_factory=list, description="CIDRs that reach the public endpoint; empty: private only."
     )
     allow_public_access_from_anywhere: bool = Field(
-        False, description="Said beside 0.0.0.0/0 in publicAccessCidrs, or it is refused."
+        False, description="Must be true for publicAccessCidrs to contain 0.0.0.0/0."
     )
     admin_role_arns: list[str] = Field(default_factory=list, description="IAM roles that administer the cluster.")
     deletion_protection: bool = Field(False, description="Protect cluster, key and bucket from deletion.")
     system_instance_type: str = Field(
         "m7i.xlarge", description="Instance type of the system pool (Ray head, operator, add-ons)."
     )
-    system_nodes: PositiveInt = Field(2, description="Nodes of the system pool.")
+    system_nodes: PositiveInt = Field(2, description="Number of nodes in the system pool.")
     addon_versions: dict[str, str] = Field(
         default_factory=dict, description="Pinned versions of EKS add-ons by name; default the cluster version's own."
     )
-    node_release: str | None = Field(
-        None,
-        description="Release of the EKS node AMIs, such as 1.35.0-20261101; default the newest at creation.",
-        pattern=r"^1\.\d{2}\.\d+-\d{8}$",
+    node_release: Annotated[str, Matching(r"^1\.\d{2}\.\d+-\d{8}$", "a release such as 1.35.0-20261101")] | None = (
+        Field(
+            None, description="Release of the EKS node AMIs, such as 1.35.0-20261101; default the newest at creation."
+        )
     )
 
 
@@ -146,27 +172,29 @@ class Kubernetes(StackSection):
 
     kubeconfig: str | None = Field(None, description="Path of a kubeconfig; default $KUBECONFIG or ~/.kube/config.")
     context: str | None = Field(None, description="Context of the kubeconfig.")
-    namespace: str | None = Field(
-        None, description="Namespace; default modelfleet-<stack>.", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+    namespace: Namespace | None = Field(None, description="Namespace; default modelfleet-<stack>.")
+    create_namespace: bool = Field(
+        True,
+        description="Create the namespace; false: it exists, keeps its labels and stays when the stack goes. "
+        "Never change it once it is live.",
     )
     image: str | None = Field(
         None, description="Image of head and workers; default the pinned one built from serving/Dockerfile."
     )
-    operator_namespace: str | None = Field(
+    operator_namespace: Namespace | None = Field(
         None,
-        description="Namespace of a KubeRay operator that the cluster has; default the stack brings one of its own.",
-        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Namespace of a KubeRay operator that the cluster has; default: the stack installs its own.",
     )
     rollout: Literal["surge", "replace", "incremental"] = Field(
         "surge",
-        description="What a changed image does: a second cluster first, the old one first away, or step by step.",
+        description="How a new image rolls out: a second cluster first, the old one removed first, or step by step.",
     )
     redis_address: str | None = Field(
         None, description="External Redis for fault tolerance of the Ray head, host:port."
     )
 
     def namespace_of(self, stack: str) -> str:
-        """Where everything of the stack is."""
+        """The namespace of everything in the stack."""
         return self.namespace or f"modelfleet-{stack}"
 
     def operator_namespace_of(self, stack: str) -> str:
@@ -177,7 +205,7 @@ class Kubernetes(StackSection):
 class Mirror(StackSection):
     """The bucket with the copies of the weights."""
 
-    create: bool = Field(True, description="Create the bucket; false: models load from where their files say.")
+    create: bool = Field(True, description="Create the bucket; false: weights load from where the model files say.")
     bucket: str | None = Field(None, description="Bucket name; default derived from project, stack and account.")
     sources: dict[str, str] = Field(
         default_factory=dict,
@@ -189,7 +217,7 @@ class Budget(StackSection):
     """A hard ceiling on spend."""
 
     max_usd_per_hour: PositiveFloat | None = Field(
-        None, description="A plan whose maximum costs more fails, in USD per hour."
+        None, description="A plan fails when its maximum costs more than this, in USD per hour."
     )
 
 
@@ -197,14 +225,15 @@ class Gateway(StackSection):
     """The HAProxy in front."""
 
     requests_per_minute: PositiveInt | None = Field(
-        None, description="Requests per minute and API key; default no limit."
+        None, description="Requests per minute for each API key; default no limit."
     )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests per API key; default no limit.")
     tokens_per_minute: PositiveInt | None = Field(
         None,
-        description="Tokens per minute and API key, counted when a request comes: a quarter of its bytes and the "
-        "max_tokens of each answer; default no limit.",
+        description="Tokens per minute for each API key, counted when a request arrives: a quarter of its bytes plus "
+        "the max_tokens of each answer; default no limit.",
     )
+    # HAProxy's buffers hold 256 MiB at most (haproxy/htx-t.h).
     max_body_mib: PositiveInt = Field(64, le=200, description="Largest request body in MiB, at most 200.")
     timeout_s: PositiveInt = Field(3600, description="Longest request, streams included, in seconds.")
     replicas: PositiveInt = Field(2, description="Gateway pods.")
@@ -215,34 +244,29 @@ class Gateway(StackSection):
 class Local(StackSection):
     """Ports of the local target; everything binds to 127.0.0.1."""
 
-    gateway_port: Port = Field(8000, ge=1, le=65535, description="Port of the gateway, the base URL.")
-    serve_port: Port = Field(8001, ge=1, le=65535, description="Port of Ray Serve's HTTP server.")
-    s3_port: Port = Field(8002, ge=1, le=65535, description="Port of the S3 emulator.")
-    metrics_port: Port = Field(8003, ge=1, le=65535, description="Port of the gateway's metrics.")
-    ray_metrics_port: Port = Field(
-        8004, ge=1, le=65535, description="Port of Ray's metrics: Serve's and vLLM's, of every model."
-    )
-    dashboard_port: Port = Field(8265, ge=1, le=65535, description="Port of the Ray dashboard.")
-    gcs_port: Port = Field(6380, ge=1, le=65535, description="Port of Ray's control store.")
+    gateway_port: Port = Field(8000, description="Port of the gateway, the base URL.")
+    serve_port: Port = Field(8001, description="Port of Ray Serve's HTTP server.")
+    s3_port: Port = Field(8002, description="Port of the S3 emulator.")
+    metrics_port: Port = Field(8003, description="Port of the gateway's metrics.")
+    ray_metrics_port: Port = Field(8004, description="Port of Ray's metrics, with Serve's and vLLM's for every model.")
+    dashboard_port: Port = Field(8265, description="Port of the Ray dashboard.")
+    gcs_port: Port = Field(6380, description="Port of Ray's control store.")
     cpus: PositiveInt | None = Field(
-        None, description="CPUs that Ray counts with, in all pools together; default 32. They steer placement only."
+        None, description="CPUs that Ray counts in all pools together; default 32. They only steer placement."
     )
     gpus: PositiveInt = Field(1, description="GPUs of this machine, for pools with a GPU accelerator.")
 
     @model_validator(mode="after")
     def ports_differ(self) -> Self:
         """Each service has its own port."""
-        ports = [
-            self.gateway_port,
-            self.serve_port,
-            self.s3_port,
-            self.metrics_port,
-            self.ray_metrics_port,
-            self.dashboard_port,
-            self.gcs_port,
-        ]
-        if len(set(ports)) != len(ports):
-            raise ValueError(f"found ports {ports}; each service needs its own")
+        owners: dict[int, str] = {}
+        for name in type(self).model_fields:
+            if not name.endswith("_port"):
+                continue
+            port, key = getattr(self, name), to_camel(name)
+            if port in owners:
+                raise KeyFault(key, f"found {port}, which {owners[port]} has too; each service needs its own port")
+            owners[port] = key
         return self
 
 
@@ -250,12 +274,12 @@ class StackConfig(StackSection):
     """One environment: what to serve and where."""
 
     models: list[str] = Field(min_length=1, description="Model files under models/, without suffix; globs allowed.")
-    target: Literal["eks", "kubernetes", "local"] = Field(
-        description="Where: a new EKS cluster, an existing cluster, or this machine."
+    target_name: TargetName = Field(
+        description="Where to serve: a new EKS cluster, an existing cluster, or this machine."
     )
-    pools: list[Pool] = Field(default_factory=list, description="Ordered; append only.")
-    account_id: str | None = Field(
-        None, description="AWS account that the credentials must belong to.", pattern=r"^\d{12}$"
+    pools: list[Pool] = Field(default_factory=list, description="Pools of nodes, in order; append only.")
+    account_id: Annotated[str, Matching(r"^\d{12}$", "12 digits, in quotes")] | None = Field(
+        None, description="AWS account that the credentials must belong to."
     )
     network: Network = Field(default_factory=Network, description="The VPC.")
     cluster: Cluster = Field(default_factory=Cluster, description="The EKS cluster.")
@@ -264,10 +288,13 @@ class StackConfig(StackSection):
     budget: Budget = Field(default_factory=Budget, description="Ceiling on spend.")
     gateway: Gateway = Field(default_factory=Gateway, description="The HAProxy in front.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
-    auth: Literal["keys", "none"] = Field(
-        "keys", description="`none` opens the API to whoever reaches it; local stacks may."
-    )
+    auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags on every AWS resource.")
+
+    @property
+    def target(self) -> Target:
+        """The target, as a value with properties."""
+        return TARGETS[self.target_name]
 
     @model_validator(mode="after")
     def pool_names_differ(self) -> Self:
@@ -278,5 +305,5 @@ class StackConfig(StackSection):
         return self
 
 
-#: Keys that Pulumi keeps encrypted; their values are read by the program only, never by this model.
+#: Keys that Pulumi keeps encrypted. Only the program reads their values, never this model.
 SECRET_KEYS = ("huggingFaceToken", "apiKeys")

@@ -1,28 +1,73 @@
-"""The accelerators' names and their Ray custom resources, as the model files use them."""
+"""The accelerators of `data/accelerators.csv`: names, Ray custom resources, and facts about each GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
-CPU: Final = "CPU"
-ACCELERATORS: Final = ("T4", "L4", "A10G", "A100-40G", "A100-80G", CPU)
-RESOURCE_PREFIX: Final = "accelerator_type:"
+from modelfleet.serving.config.catalogs import DATA, capability, csv_rows
 
-#: What one replica or worker bundle asks of its node's custom resource. It only steers; GPUs do the limiting.
+#: Machines without a GPU; the only accelerator that is not in the table.
+CPU: Final = "CPU"
+RESOURCE_PREFIX: Final = "accelerator_type:"
+#: RayLLM's shipped files began the names of hand-declared node resources with this.
+LEGACY_PREFIX: Final = "accelerator_type_"
+
+#: A replica's or worker's share of its node's custom resource. It only steers; the GPUs limit how many fit.
 STEERING_FRACTION: Final = 0.001
 
-#: Names that RayLLM's shipped files used for node resources declared by hand.
-LEGACY_RESOURCES: Final = {
-    "accelerator_type_t4": "T4",
-    "accelerator_type_l4": "L4",
-    "accelerator_type_a10": "A10G",
-    "accelerator_type_a10g": "A10G",
-    "accelerator_type_a100": "A100-40G",
-    "accelerator_type_a100_40g": "A100-40G",
-    "accelerator_type_a100_80g": "A100-80G",
-    "accelerator_type_a100_80g_aws": "A100-80G",
-    "accelerator_type_cpu": CPU,
-}
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU: memory in MiB as sold and as CUDA reports it, compute capability as (major, minor), EC2's name of it."""
+
+    name: str
+    memory_mib: int
+    usable_mib: int
+    compute_capability: tuple[int, int]
+    ec2_gpu: str = ""
+    rayllm: str = ""
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16 (vllm/platforms/cuda.py, check_if_supports_dtype)."""
+        return self.compute_capability >= (8, 0)
+
+    @property
+    def fp8(self) -> bool:
+        """Whether it has FP8 tensor cores (vllm/platforms/cuda.py, supports_fp8)."""
+        return self.compute_capability >= (8, 9)
+
+
+@cache
+def known_gpus() -> Mapping[str, Accelerator]:
+    """Every GPU of the table by its name, in the table's order."""
+    return {
+        row["accelerator"]: Accelerator(
+            row["accelerator"],
+            int(row["memory_mib"]),
+            int(row["usable_mib"]),
+            capability(row["compute_capability"]),
+            row["ec2_gpu"],
+            row["rayllm"],
+        )
+        for row in csv_rows(DATA / "accelerators.csv")
+    }
+
+
+def accelerators() -> tuple[str, ...]:
+    """The names that model and stack files may use: every GPU's, and CPU."""
+    return (*known_gpus(), CPU)
+
+
+@cache
+def legacy_resources() -> Mapping[str, str]:
+    """Accelerators by the resource names that RayLLM's files used, e.g. `accelerator_type_a100_80g`."""
+    usual = {f"{LEGACY_PREFIX}{name.lower().replace('-', '_')}": name for name in accelerators()}
+    others = {f"{LEGACY_PREFIX}{word}": gpu.name for gpu in known_gpus().values() for word in gpu.rayllm.split()}
+    return {**usual, **others}
 
 
 def resource_name(accelerator: str) -> str:
@@ -31,6 +76,6 @@ def resource_name(accelerator: str) -> str:
 
 
 def accelerator_of(resource: str) -> str | None:
-    """The accelerator that a custom resource names (`accelerator_type:L4` → `L4`), else None."""
+    """The accelerator that a custom resource names (`accelerator_type:L4` → `L4`), or else None."""
     name = resource.removeprefix(RESOURCE_PREFIX)
-    return name if name != resource and name in ACCELERATORS else None
+    return name if name != resource and name in accelerators() else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Removed:
-    """An argument or method that vLLM no longer has: `last` had it, `gone` had it no more."""
+    """An argument or method that vLLM no longer has: `last` still had it, `gone` did not."""
 
     last: str
     gone: str
@@ -46,6 +48,13 @@ def front_end_arguments() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def command_line() -> dict[str, Any]:
+    """What `vllm serve` has beside those names: `spellings` (`-tp`), options of `several` values, and its `own`."""
+    facts: dict[str, Any] = _json("vllm_engine_arguments.json")["command_line"]
+    return facts
+
+
+@cache
 def vllm_version() -> str:
     """The vLLM that the facts are about."""
     return str(_json("vllm_engine_arguments.json")["version"])
@@ -70,21 +79,21 @@ def removed(kind: str) -> dict[str, Removed]:
 
 
 def architecture_fault(architecture: str) -> str | None:
-    """Why vLLM cannot run a checkpoint whose `config.json` names `architecture`, with the way out; None when it can.
+    """Why vLLM cannot run a checkpoint whose `config.json` names `architecture`, with the fix; None when it can.
 
-    An architecture that vLLM never knew may still run through its Transformers backend: that is None too.
+    The result is also None for an architecture that vLLM never knew: it may still run through the Transformers backend.
     """
     known = _json("vllm_architectures.json")
     if last := known["removed_after"].get(architecture):
         way_out = _SUCCESSORS.get(architecture, "use a newer model")
-        return f"vLLM runs {architecture} up to {last} and no longer in {known['version']}; {way_out}"
+        return f"vLLM ran {architecture} up to {last}, but {known['version']} does not; {way_out}"
     if plugin := known["plugin"].get(architecture):
-        return f"vLLM runs {architecture} with the plugin at {plugin} only"
+        return f"vLLM runs {architecture} only with the plugin at {plugin}"
     return None
 
 
 def architecture_of_id(hf_id: str) -> str | None:
-    """The architecture of a retired family of models, by its Hub id; None for every other (`config.json` says it).
+    """The architecture of a retired family of models, by its Hub id; None for any other, whose `config.json` names it.
 
     Source: vLLM's list of supported models up to 0.28, which names these repositories under the architecture.
     """
@@ -98,3 +107,15 @@ _RETIRED = {"mosaicml/mpt-*": "MPTForCausalLM", "baichuan-inc/baichuan-*": "Baic
 @cache
 def _json(name: str) -> Any:
     return json.loads((DATA / name).read_text(encoding="utf-8"))
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file; its first lines, with `#`, name source and date."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        yield from csv.DictReader(line for line in stream if not line.startswith("#"))
+
+
+def capability(text: str) -> tuple[int, int]:
+    """A compute capability such as `8.9` as (major, minor)."""
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)

@@ -1,20 +1,22 @@
-"""Reading a YAML file together with the line of every key, safely.
+"""Reads a YAML file together with the line of every key, safely.
 
-Any bytes at all give a `Document` or findings, never a traceback: size, depth and the number of nodes after
-alias expansion are bounded, only plain YAML types are built, and of a repeated key the last wins with a warning
-(as PyYAML, and so RayLLM, did).
+Any bytes at all give a `Document` or findings, never a traceback: size, depth and the number of nodes after alias
+expansion are bounded, and only plain YAML types are built. When a key is repeated, the last one wins, with a warning;
+PyYAML, and so RayLLM, kept the last one too.
 """
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from serving.config.errors import Finding, InputErrors, Severity
+from modelfleet.serving.config.errors import Finding, InputErrors, Severity
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 50
@@ -37,7 +39,7 @@ class Document:
     findings: tuple[Finding, ...] = field(default=())
 
     def line(self, path: KeyPath) -> int:
-        """Line of `path`, or of its nearest parent that stands in the file; 0 for an empty file."""
+        """Line of `path`, or of its nearest parent that is in the file; 0 for an empty file."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.lines:
                 return self.lines[path[:end]]
@@ -57,7 +59,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """`text` cut to `limit` characters, for messages about what somebody wrote."""
+    """`text` cut to `limit` characters, for messages that quote a file."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -79,20 +81,38 @@ def read_document(path: Path, name: str | None = None) -> Document:
 
 
 def parse_document(raw: bytes, file: str) -> Document:
-    """Like `read_document`, over bytes."""
+    """Like `read_document`, from bytes."""
     if len(raw) > MAX_BYTES:
         raise InputErrors(
             [Finding(file, 0, "", f"is larger than {MAX_BYTES} bytes; a model or stack file is a few KiB")]
         )
+    text = decoded(raw, file)
+    with _yaml_errors(file, text):
+        return _Builder(file).document(yaml.compose(text, Loader=yaml.SafeLoader))
+
+
+def parse_documents(text: str, file: str) -> list[Document]:
+    """Every document of a YAML stream, as of several Kubernetes objects, with the same bounds for each."""
+    with _yaml_errors(file, text):
+        return [_Builder(file).document(node) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
+
+
+def decoded(raw: bytes, file: str) -> str:
+    """The bytes as text. Raises `InputErrors` when they are not UTF-8."""
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputErrors(
             [Finding(file, line, "", f"byte {error.start} is not UTF-8; save the file as UTF-8")]
         ) from None
+
+
+@contextmanager
+def _yaml_errors(file: str, text: str) -> Iterator[None]:
+    """What the parser raises, as a finding."""
     try:
-        return _Builder(file).document(yaml.compose(text, Loader=yaml.SafeLoader))
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         found = Finding(file, mark.line + 1 if mark else 0, "", f"is not YAML: {_reason(error)}")
@@ -101,6 +121,8 @@ def parse_document(raw: bytes, file: str) -> Document:
         found = Finding(file, line, "", f"is not YAML: {_reason(error)}")
     except RecursionError:
         found = Finding(file, 0, "", f"is nested deeper than {MAX_DEPTH} levels")
+    else:
+        return
     raise InputErrors([found])
 
 
@@ -131,13 +153,13 @@ class _Builder:
         self.lines.setdefault(path, line)
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            self.stop(line, path, f"expands to more than {MAX_NODES} values; anchors and aliases multiply")
+            self.stop(line, path, f"expands to more than {MAX_NODES} values; use fewer anchors and aliases")
         if len(path) > MAX_DEPTH:
             self.stop(line, path[:4], f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if node.tag not in _PLAIN_TAGS:
-            self.stop(line, path, f"has the tag {shortened(node.tag)!r}; plain YAML only")
+            self.stop(line, path, f"has the tag {shortened(node.tag)!r}; only plain YAML is allowed")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
@@ -149,7 +171,7 @@ class _Builder:
             key = self.key(key_node, path)
             here = (*path, key)
             if key in result:
-                message = f"stands twice (first in line {self.lines[here]}); the last one counts"
+                message = f"appears twice (first on line {self.lines[here]}); the last one counts"
                 self.findings.append(Finding(self.file, line, dotted(here), message, Severity.WARNING))
                 if isinstance(result[key], dict | list):
                     self.lines = {known: at for known, at in self.lines.items() if known[: len(here)] != here}
@@ -158,19 +180,19 @@ class _Builder:
         return result
 
     def entries(self, node: yaml.MappingNode, path: KeyPath) -> list[tuple[yaml.Node, yaml.Node]]:
-        """The entries, after those that `<<` brings in; a mapping is merged once, however often it is referred to."""
+        """The entries, after those that `<<` brings in. A mapping is merged once, however many references it has."""
         if not any(key.tag == _MERGE for key, _ in node.value):
             return list(node.value)
         if id(node) in self.merged:
             return self.merged[id(node)]
-        self.merged[id(node)] = []  # a mapping that merges itself brings nothing
+        self.merged[id(node)] = []  # a mapping that merges itself adds nothing
         own = [(key, value) for key, value in node.value if key.tag != _MERGE]
         names = {key.value for key, _ in own if isinstance(key, yaml.ScalarNode)}
         brought: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for _, value in (entry for entry in node.value if entry[0].tag == _MERGE):
             for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 if not isinstance(source, yaml.MappingNode):
-                    self.stop(value.start_mark.line + 1, (*path, "<<"), "merges what is no mapping")
+                    self.stop(value.start_mark.line + 1, (*path, "<<"), "merges something that is not a mapping")
                 self.bring(self.entries(source, path), names, brought, path)
         self.merged[id(node)] = [*brought.values(), *own]
         return self.merged[id(node)]
@@ -182,12 +204,12 @@ class _Builder:
         brought: dict[str, tuple[yaml.Node, yaml.Node]],
         path: KeyPath,
     ) -> None:
-        """Add merged entries; what the mapping or an earlier source says itself counts."""
+        """Add merged entries, but keep those of the mapping itself and of earlier sources."""
         inside: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in entries:
             self.nodes += 1
             if self.nodes > MAX_NODES:
-                self.stop(key.start_mark.line + 1, path, f"expands to more than {MAX_NODES} values; merges multiply")
+                self.stop(key.start_mark.line + 1, path, f"expands to more than {MAX_NODES} values; use fewer merges")
             inside[self.key(key, path)] = (key, value)
         for name, entry in inside.items():
             if name not in names:
@@ -211,7 +233,7 @@ class _Builder:
         return self.text(value if isinstance(value, str) else str(node.value), node, path)
 
     def text(self, value: str, node: yaml.Node, path: KeyPath) -> str:
-        """Escapes can make what no file name, request or environment can carry."""
+        """Refuses characters, written as escapes, that no file name, request or environment can carry."""
         if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
             self.stop(node.start_mark.line + 1, path, "has an escape for NUL or half a character")
         return value

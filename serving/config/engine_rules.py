@@ -1,4 +1,4 @@
-"""Rules of `engine_config.engine_kwargs`, against the pinned vLLM's own list of arguments."""
+"""Rules for `engine_config.engine_kwargs`, checked against the pinned vLLM's own list of arguments."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from serving.config.catalogs import engine_arguments, front_end_arguments, removed, vllm_version
-from serving.config.document import Document, KeyPath
-from serving.config.errors import Finding
-from serving.config.validation import near, shown
+from modelfleet.serving.config.catalogs import engine_arguments, front_end_arguments, removed, vllm_version
+from modelfleet.serving.config.document import Document, KeyPath
+from modelfleet.serving.config.errors import Finding, shortened
+from modelfleet.serving.config.validation import near, shown
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 
 _ONE_REPLICA = "a replica is scaling_config.num_workers tensor parallel workers; leave it out"
 _GATEWAY = "the gateway in front does this; leave it out"
 
-#: Arguments that follow from other keys, and what says them.
+#: Arguments that other keys set, and which key sets each.
 RESERVED: dict[str, str] = {
-    "model": "engine_config.hf_model_id (or model_id) says it",
-    "model_weights": "engine_config.hf_model_id (or model_id) says it",
-    "revision": "engine_config.revision says it",
-    "tensor_parallel_size": "scaling_config.num_workers says it",
-    "max_model_len": "engine_config.max_total_tokens says it",
-    "served_model_name": "engine_config.model_id says it",
+    "model": "engine_config.hf_model_id (or model_id) sets it",
+    "model_weights": "engine_config.hf_model_id (or model_id) sets it",
+    "revision": "engine_config.revision sets it",
+    "tensor_parallel_size": "scaling_config.num_workers sets it",
+    "max_model_len": "engine_config.max_total_tokens sets it",
+    "served_model_name": "engine_config.model_id sets it",
     "distributed_executor_backend": "it follows from scaling_config",
     "worker_use_ray": "it follows from scaling_config",
     "disable_log_stats": "the metrics need vLLM's statistics; leave it out",
-    "hf_token": "a token is a secret; `pulumi config set --secret modelfleet:huggingFaceToken`",
-    "load_s3_path": "it belonged to a private fork of vLLM; s3_mirror_config.bucket_uri says it",
-    "lora_modules": "engine_config.lora says it",
-    "api_key": "a key is a secret; `pulumi config set --secret modelfleet:apiKeys`",
+    "hf_token": "a token is a secret; run `pulumi config set --secret modelfleet:huggingFaceToken`",
+    "load_s3_path": "it belonged to a private fork of vLLM; use s3_mirror_config.bucket_uri",
+    "lora_modules": "engine_config.lora sets it",
+    "api_key": "a key is a secret; run `pulumi config set --secret modelfleet:apiKeys`",
 } | dict.fromkeys(
     (
         "pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size", "data_parallel_rank",
@@ -42,7 +42,7 @@ RESERVED: dict[str, str] = {
     _ONE_REPLICA,
 )  # fmt: skip
 
-#: The front-end arguments that a model file may set; the others are about listening, which is not the replica's.
+#: The front-end arguments that a model file may set; the others are about listening, which the replica does not do.
 FRONT_END = frozenset(
     {
         "chat_template", "chat_template_content_format", "default_chat_template_kwargs", "enable_auto_tool_choice",
@@ -78,24 +78,26 @@ def engine_findings(document: Document, data: Any) -> Iterator[Finding]:
     if not isinstance(kwargs, dict):
         return
     for name, value in kwargs.items():
-        for path, message in _argument(name, value):
+        for path, message in argument_faults(name, value):
             yield document.finding((*KWARGS, name, *path), message)
     for name, message in _together(kwargs, engine):
         yield document.finding((*KWARGS, name), message)
 
 
-def _argument(name: str, value: Any) -> Iterator[tuple[KeyPath, str]]:
+def argument_faults(name: str, value: Any) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with one argument of `engine_kwargs`, and where inside its value."""
     if name in RESERVED:
-        yield (), f"is not set here: {RESERVED[name]}"
+        yield (), f"cannot be set here: {RESERVED[name]}"
     elif name in removed("arguments"):
         yield (), removed("arguments")[name].sentence()
     elif (entry := _allowed().get(name)) is not None:
         yield from _value(name, value, entry)
     elif name in front_end_arguments():
-        yield (), f"is not set here: {_GATEWAY}"
+        yield (), f"cannot be set here: {_GATEWAY}"
     else:
         suggestion = near(name, [*_allowed(), *RESERVED])
-        yield (), f"unknown to vLLM {vllm_version()}, {suggestion}"
+        hint = "" if suggestion.endswith("?") else "; schemas/model.schema.json lists them"
+        yield (), f"unknown to vLLM {vllm_version()}, {suggestion}{hint}"
 
 
 def _allowed() -> dict[str, dict[str, Any]]:
@@ -124,7 +126,7 @@ def _value(name: str, value: Any, entry: dict[str, Any]) -> Iterator[tuple[KeyPa
 
 
 def _is_of(value: Any, kinds: list[str]) -> bool:
-    """Python's bool is an int, YAML's is not."""
+    """Whether `value` is of one of `kinds`; a bool is an int in Python but not in YAML."""
     return any(isinstance(value, _KINDS[kind][1]) and (kind == "bool" or not isinstance(value, bool)) for kind in kinds)
 
 
@@ -155,8 +157,31 @@ def _together(kwargs: dict[str, Any], engine: dict[str, Any]) -> Iterator[tuple[
         yield "max_num_batched_tokens", message
     generation = engine.get("generation")
     if kwargs.get("chat_template") and isinstance(generation, dict) and generation.get("prompt_format"):
-        yield "chat_template", "excludes generation.prompt_format; keep one of them"
+        yield "chat_template", "clashes with generation.prompt_format; keep one of them"
     if kwargs.get("tokenizer") and engine.get("tokenizer_id"):
-        yield "tokenizer", "excludes engine_config.tokenizer_id; keep one of them"
+        yield "tokenizer", "clashes with engine_config.tokenizer_id; keep one of them"
+    if kwargs.get("skip_tokenizer_init") is True and (text := _first_stop_of_text(generation)):
+        message = (
+            f"clashes with {text}, which only a tokenizer can find in an answer; "
+            "keep single token ids there, or leave skip_tokenizer_init out"
+        )
+        yield "skip_tokenizer_init", message
     if kwargs.get("enable_auto_tool_choice") is True and not kwargs.get("tool_call_parser"):
         yield "enable_auto_tool_choice", "needs tool_call_parser, the name of the model's tool call format"
+
+
+def _first_stop_of_text(generation: Any) -> str | None:
+    """The first stop that is not one token's id (`2` or `[2]`), with the key that has it."""
+    if not isinstance(generation, dict):
+        return None
+    kwargs = generation.get("generate_kwargs")
+    stops = {
+        "generation.stopping_sequences": generation.get("stopping_sequences"),
+        "generation.generate_kwargs.stop": kwargs.get("stop") if isinstance(kwargs, dict) else None,
+    }
+    for key, entries in stops.items():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            only = entry[0] if isinstance(entry, list) and len(entry) == 1 else entry
+            if only is not None and not isinstance(only, int):
+                return f"{key}: {shortened(repr(entry), 60)}"
+    return None

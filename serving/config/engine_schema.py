@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from serving.config.catalogs import engine_arguments
-from serving.config.section import Section, Tokens
-from serving.config.validation import KeyFault
+from modelfleet.serving.config.catalogs import engine_arguments
+from modelfleet.serving.config.section import Section, Tokens
+from modelfleet.serving.config.validation import KeyFault, Matching
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 WEIGHTS_ID = re.compile(rf"{MODEL_ID.pattern}|/[^\s]*")
+MIRROR_CONFIGS = ("s3_mirror_config", "gcs_mirror_config", "azure_mirror_config")
+#: What AWS's SDKs require of container credentials: https, or no network in between.
+CredentialsUrl = Annotated[
+    str,
+    Matching(
+        r"^(https://[^/\s]\S*|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/\S*)?)$",
+        "an https:// URL, or http:// to localhost",
+    ),
+]
+#: Name of an adapter or a revision.
+Name = Annotated[
+    str,
+    Matching(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", "letters, digits, `.`, `_`, `/` and `-`, beginning with a letter or digit"
+    ),
+]
 
 
 class PromptFormat(Section):
-    """Templates from which a chat prompt is made; absent, the checkpoint's own chat template is used."""
+    """Templates for chat prompts; without them the checkpoint's own chat template is used."""
 
     system: str = Field(
         description="Template of the system message; contains `{instruction}`.",
@@ -26,7 +42,7 @@ class PromptFormat(Section):
         description="Template of an assistant message; contains `{instruction}`.", examples=[" {instruction} </s><s>"]
     )
     user: str = Field(
-        description="Template of a user message; contains `{instruction}`, and `{system}` when system_in_user.",
+        description="Template of a user message; contains `{instruction}`, and `{system}` if system_in_user is true.",
         examples=["[INST] {system}{instruction} [/INST]"],
     )
     trailing_assistant: str = Field(description="Appended last, verbatim; may be empty.", examples=[""])
@@ -50,7 +66,7 @@ class GenerationConfig(Section):
     )
     stopping_sequences: list[str | int | list[str | int]] | None = Field(
         None,
-        description="Stop strings; an int or a list of ints is token ids. Merged with the request's.",
+        description="Stop strings; an int or a list of ints means token ids. Added to the request's.",
         examples=[["<|im_end|>", 2]],
     )
     generate_kwargs: dict[str, Any] = Field(
@@ -61,9 +77,11 @@ class GenerationConfig(Section):
 
 
 class ExtraFile(Section):
-    """One more file that is fetched beside the weights."""
+    """One more file to fetch with the weights."""
 
-    bucket_uri: str = Field(description="Object to fetch, s3:// or gs://.", examples=["s3://weights/vocabulary.json"])
+    bucket_uri: str = Field(
+        description="Object to fetch, s3://, gs:// or az://.", examples=["s3://weights/vocabulary.json"]
+    )
     destination_path: str = Field(
         description="Where the node keeps it; `~` and environment variables are expanded.",
         examples=["~/vocabulary.json"],
@@ -73,8 +91,8 @@ class ExtraFile(Section):
 class S3AwsCredentials(Section):
     """Where temporary AWS credentials come from, when the environment's role is not enough."""
 
-    create_aws_credentials_url: str = Field(
-        description="URL that answers a POST with AWS credentials as JSON.",
+    create_aws_credentials_url: CredentialsUrl = Field(
+        description="URL that answers a POST with AWS credentials as JSON; https, or http to localhost.",
         examples=["https://credentials.internal/aws"],
     )
     auth_token_env_variable: str | None = Field(
@@ -85,12 +103,12 @@ class S3AwsCredentials(Section):
 class S3MirrorConfig(Section):
     """Load the weights from this S3 prefix instead of the Hub."""
 
-    bucket_uri: str | None = Field(
-        None, description="`s3://bucket/prefix`.", pattern=r"^s3://[^/]+", examples=["s3://weights/llama"]
+    bucket_uri: Annotated[str, Matching(r"^s3://[^/]+", "s3://BUCKET/PREFIX")] | None = Field(
+        None, description="`s3://bucket/prefix`.", examples=["s3://weights/llama"]
     )
     s3_sync_args: list[str] = Field(
         default_factory=list,
-        description="Flags of RayLLM's `aws s3 sync`: `--no-sign-request` acts, others are refused.",
+        description="Flags of RayLLM's `aws s3 sync`: `--no-sign-request` works, others are refused.",
         examples=[["--no-sign-request"]],
     )
     s3_aws_credentials: S3AwsCredentials | None = Field(
@@ -108,8 +126,8 @@ class S3MirrorConfig(Section):
 class GcsMirrorConfig(Section):
     """Load the weights from this Google Cloud Storage prefix instead of the Hub."""
 
-    bucket_uri: str = Field(
-        description="`gs://bucket/prefix`.", pattern=r"^gs://[^/]+", examples=["gs://weights/llama"]
+    bucket_uri: Annotated[str, Matching(r"^gs://[^/]+", "gs://BUCKET/PREFIX")] = Field(
+        description="`gs://bucket/prefix`.", examples=["gs://weights/llama"]
     )
     extra_files: list[ExtraFile] = Field(
         default_factory=list,
@@ -118,16 +136,30 @@ class GcsMirrorConfig(Section):
     )
 
 
+class AzureMirrorConfig(Section):
+    """Load the weights from this Azure Blob Storage prefix instead of the Hub."""
+
+    bucket_uri: Annotated[str, Matching(r"^az://[^/]+", "az://CONTAINER/PREFIX")] = Field(
+        description="`az://container/prefix`; `AZURE_STORAGE_ACCOUNT_NAME` names the account.",
+        examples=["az://weights/llama"],
+    )
+    extra_files: list[ExtraFile] = Field(
+        default_factory=list,
+        description="More files to fetch.",
+        examples=[[{"bucket_uri": "az://weights/vocabulary.json", "destination_path": "~/vocabulary.json"}]],
+    )
+
+
 class LoraAdapter(Section):
     """One LoRA adapter, served under its own model id."""
 
-    name: str = Field(
+    name: Name = Field(
         description="The adapter's model id in the API.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
         examples=["team/llama-legal"],
     )
     source: str = Field(
-        description="Hub id, `s3://` or `gs://` prefix, or absolute path.", examples=["s3://weights/llama-legal"]
+        description="Hub id, `s3://`, `gs://` or `az://` prefix, or absolute path.",
+        examples=["s3://weights/llama-legal"],
     )
 
 
@@ -142,10 +174,9 @@ class EngineConfig(Section):
         description="Hugging Face id or absolute path of the weights; default model_id.",
         examples=["/models/llama"],
     )
-    revision: str | None = Field(
+    revision: Name | None = Field(
         None,
         description="Commit, tag or branch of the Hub repository; a commit is safest.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
         examples=["f5db02db724555f92da89c216ac04704f23d4590"],
     )
     type: Literal["VLLMEngine"] = Field("VLLMEngine", description="The inference engine.", examples=["VLLMEngine"])
@@ -167,7 +198,7 @@ class EngineConfig(Section):
     )
     max_total_tokens: Tokens = Field(
         2048,
-        description="Tokens of prompt and answer together: the model length, and default max_tokens.",
+        description="Tokens of prompt and answer together: the model length, and the default of max_tokens.",
         examples=[4096],
     )
     engine_kwargs: dict[str, Any] = Field(
@@ -187,7 +218,7 @@ class EngineConfig(Section):
     )
     env_vars_to_propogate: list[str] = Field(
         default_factory=list,
-        description="Environment variables of the node that replica and workers see (RayLLM's spelling).",
+        description="Environment variables of the node for the replica and its workers (RayLLM's spelling).",
         examples=[["TEAM_PROXY"]],
     )
     s3_mirror_config: S3MirrorConfig | None = Field(
@@ -198,21 +229,26 @@ class EngineConfig(Section):
         description="Weights from Google Cloud Storage instead of the Hub.",
         examples=[{"bucket_uri": "gs://weights/llama"}],
     )
+    azure_mirror_config: AzureMirrorConfig | None = Field(
+        None,
+        description="Weights from Azure Blob Storage instead of the Hub.",
+        examples=[{"bucket_uri": "az://weights/llama"}],
+    )
     lora: list[LoraAdapter] = Field(
         default_factory=list,
-        description="LoRA adapters served beside the model.",
+        description="LoRA adapters served with the model.",
         examples=[[{"name": "team/llama-legal", "source": "s3://weights/llama-legal"}]],
     )
 
     @classmethod
     def explain(cls, key: str) -> str | None:
         """A vLLM argument one level too high is the commonest slip."""
-        return "unknown here; it belongs into engine_kwargs" if key in engine_arguments() else None
+        return "unknown here; it belongs in engine_kwargs" if key in engine_arguments() else None
 
     @field_validator("model_id")
     @classmethod
     def model_id_is_a_name(cls, value: str) -> str:
-        """A Hub-like id; `--` stands for `/` in a slug."""
+        """A Hub-like id; `--` means `/` in a slug."""
         if not MODEL_ID.fullmatch(value) or "--" in value or len(value) > 96:
             raise ValueError(
                 f"found {value[:100]!r}; allowed is `name` or `organization/name` of letters, digits, `.`, `_`, `-`, "
@@ -223,20 +259,24 @@ class EngineConfig(Section):
     @field_validator("hf_model_id", "tokenizer_id")
     @classmethod
     def weights_are_an_id_or_a_path(cls, value: str | None) -> str | None:
-        """A bucket has a section of its own."""
+        """A bucket has its own section."""
         if value is not None and (not WEIGHTS_ID.fullmatch(value) or ".." in value):
-            hint = "; a bucket goes into s3_mirror_config or gcs_mirror_config" if "://" in value else ""
+            hint = f"; a bucket belongs in {' or '.join(MIRROR_CONFIGS)}" if "://" in value else ""
             raise ValueError(f"found {value[:100]!r}; allowed is a Hugging Face id or an absolute path{hint}")
         return value
 
     @model_validator(mode="after")
     def one_mirror_at_most(self) -> Self:
-        """S3 or GCS."""
-        if self.s3_mirror_config is not None and self.gcs_mirror_config is not None:
-            raise KeyFault(
-                "gcs_mirror_config", "s3_mirror_config and gcs_mirror_config exclude each other; keep one of them"
-            )
+        """S3, Google Cloud Storage or Azure."""
+        given = [key for key in MIRROR_CONFIGS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise KeyFault(given[1], f"{' and '.join(given)} exclude each other; keep one of them")
         return self
+
+    @property
+    def mirror_config(self) -> S3MirrorConfig | GcsMirrorConfig | AzureMirrorConfig | None:
+        """The bucket that the model file names, whichever cloud's."""
+        return self.s3_mirror_config or self.gcs_mirror_config or self.azure_mirror_config
 
     @property
     def weights_id(self) -> str:

@@ -2,9 +2,9 @@
 
     ModelfleetError
     ├── InputErrors   the user's files or arguments are wrong: a list of findings, exit code 1
-    └── SetupError    the environment is: one missing thing and the command that gets it, exit code 2
+    └── SetupError    the environment lacks something: what, and the command that gets it, exit code 2
 
-Only `cli/` and `infra/__main__.py` catch these and print them. No traceback reaches a user for either.
+Only `cli/` and `infra/program.py` catch these and print them. No traceback reaches a user for either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXIT_ENVIRONMENT = 2
 
 
 class Severity(StrEnum):
-    """How much a finding matters: an error stops everything, the others are shown and go on."""
+    """How much a finding matters: an error stops the run, the others are only shown."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -32,7 +32,7 @@ class Finding:
 
     `file` is as the user named it, `line` counts from 1 (0: the file as a whole), `path` is the key path
     such as `engine_config.engine_kwargs.max_num_seqs`, `message` says what was found, what is allowed and
-    the way out, in one line.
+    the fix, in one line.
     """
 
     file: str
@@ -60,7 +60,7 @@ class Finding:
 
 
 class ModelfleetError(Exception):
-    """Base of every error that a user can be told in plain words."""
+    """Base of every error that a user sees as plain words."""
 
     exit_code = EXIT_ENVIRONMENT
 

@@ -1,13 +1,13 @@
-"""The keys of `generation.generate_kwargs`, and a finding for each that would do nothing or is not a sampling key."""
+"""The keys of `generation.generate_kwargs`, and a finding for each key that is not one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serving.config.document import Document
-from serving.config.errors import Finding
-from serving.config.validation import near
+from modelfleet.serving.config.document import Document
+from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.validation import near
 
 OVERRIDES = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
@@ -15,7 +15,7 @@ OVERRIDES = frozenset(
 """Keys that vLLM's `override_generation_config` takes as defaults (vLLM 0.32 `get_diff_sampling_param`)."""
 
 MAX_TOKENS = ("max_tokens", "max_new_tokens")
-"""Default length; not through `override_generation_config`, where it would also cap what a request asks for."""
+"""Default length; `override_generation_config` would also make it a cap on what a request asks for."""
 
 INERT = frozenset({"do_sample", "return_token_type_ids", "ignore_eos_token"})
 """Keys of shipped RayLLM files that never did anything."""
@@ -42,7 +42,7 @@ def generate_kwargs_findings(document: Document, data: Any) -> Iterator[Finding]
 
 
 def default_max_tokens(generate_kwargs: Mapping[str, Any]) -> int | None:
-    """The answer's default length in tokens, None for vLLM's own (what is left of the model's length)."""
+    """The answer's default length in tokens, or None for vLLM's own (the rest of the model's length)."""
     for key in MAX_TOKENS:
         if generate_kwargs.get(key) is not None:
             return int(generate_kwargs[key])

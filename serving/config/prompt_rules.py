@@ -13,7 +13,7 @@ def template_faults(name: str, template: str, *, system_in_user: bool) -> Iterat
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:
-        yield f"is no format string: {error}; write {{{{ and }}}} for braces that stay"
+        yield f"is not a format string: {error}; write {{{{ and }}}} for literal braces"
         return
     allowed = ["instruction", "system"] if name == "user" and system_in_user else ["instruction"]
     fields = [(field, spec, conversion) for _, field, spec, conversion in pieces if field is not None]
@@ -33,4 +33,4 @@ def _unknown(name: str, field: str, allowed: list[str]) -> str:
     if field == "system" and name == "user":
         return "found {system}, which needs system_in_user: true"
     shown = " and ".join(f"{{{one}}}" for one in allowed)
-    return f"found the placeholder {{{field[:40]}}}; allowed is {shown}; write {{{{ and }}}} for braces that stay"
+    return f"found the placeholder {{{field[:40]}}}; allowed is {shown}; write {{{{ and }}}} for literal braces"

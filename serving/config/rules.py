@@ -1,7 +1,7 @@
 """Rules over more than one key, run on the normalised data so that one wrong key does not hide the others.
 
-An error is what can never work; a warning is what works badly; a hint is advice. Types and bounds of single keys are
-the schema's, engine arguments are in `engine_rules.py`.
+An error can never work, a warning works badly, a hint is advice. The schema has types and bounds of single keys,
+`engine_rules.py` the engine arguments.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from serving.config.accelerators import ACCELERATORS, CPU, RESOURCE_PREFIX, STEERING_FRACTION, accelerator_of
-from serving.config.catalogs import architecture_fault, architecture_of_id, serve_options
-from serving.config.document import Document, KeyPath
-from serving.config.errors import Finding, Severity
-from serving.config.prompt_rules import TEMPLATES, template_faults
-from serving.config.validation import near, shown
+from modelfleet.serving.config.accelerators import (
+    CPU,
+    RESOURCE_PREFIX,
+    STEERING_FRACTION,
+    accelerator_of,
+    accelerators,
+    known_gpus,
+)
+from modelfleet.serving.config.catalogs import architecture_fault, architecture_of_id, serve_options
+from modelfleet.serving.config.document import Document, KeyPath
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.prompt_rules import TEMPLATES, template_faults
+from modelfleet.serving.config.validation import near, nearest, shown
 
 Fault = tuple[KeyPath, str, Severity]
 
@@ -23,8 +30,8 @@ ACTOR: KeyPath = ("deployment_config", "ray_actor_options")
 AUTOSCALING: KeyPath = ("deployment_config", "autoscaling_config")
 WORKERS: KeyPath = ("scaling_config", "resources_per_worker")
 
-_GPU_ACCELERATORS = ", ".join(name for name in ACCELERATORS if name != CPU)
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+#: Names of variables whose values nobody should see.
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _LOOKS_LIKE_ACCELERATOR = re.compile(r"^accel\w*[:_ ]", re.IGNORECASE)
 
 
@@ -42,7 +49,7 @@ def _section(data: Any, *path: str | int) -> dict[str, Any]:
 
 
 def _number(section: dict[str, Any], key: str, default: float | None) -> float | None:
-    """The number at `key`, the default where it is left out, None where it is no number (the schema says so)."""
+    """The number at `key`, the default where it is left out, None where it is not a number (the schema says so)."""
     value = section.get(key)
     if value is None:
         return default
@@ -72,19 +79,18 @@ def _accelerator(data: Any) -> Iterator[Fault]:
         for resource in _section(data, *path)
         if (name := accelerator_of(resource)) is not None
     }
-    gpus = _gpus(data)
+    asked, allowed = _gpus(data), ", ".join(known_gpus())
     if len(named) > 1:
         path = named[max(named, key=list(named).index)]
         yield _error(path, f"found resources for {', '.join(sorted(named))}; a model runs on one accelerator")
-    elif not named and gpus and not any(_LOOKS_LIKE_ACCELERATOR.match(name) for name in _section(data, *WORKERS)):
+    elif not named and asked and not any(_LOOKS_LIKE_ACCELERATOR.match(name) for name in _section(data, *WORKERS)):
         yield _error(
             WORKERS,
-            f"no accelerator is named; add `{RESOURCE_PREFIX}L4: {STEERING_FRACTION}` "
-            f"(allowed are {_GPU_ACCELERATORS})",
+            f"no accelerator is named; add `{RESOURCE_PREFIX}L4: {STEERING_FRACTION}` (allowed are {allowed})",
         )
-    elif CPU in named and gpus:
-        yield _error(named[CPU], f"found {CPU} with GPUs; write num_gpus_per_worker: 0, or one of {_GPU_ACCELERATORS}")
-    elif named and CPU not in named and gpus == 0:
+    elif CPU in named and asked:
+        yield _error(named[CPU], f"found {CPU} with GPUs; write num_gpus_per_worker: 0, or one of {allowed}")
+    elif named and CPU not in named and asked == 0:
         path = ("scaling_config", "num_gpus_per_worker")
         yield _error(path, f"found 0 with {', '.join(named)}; 0 goes with {RESOURCE_PREFIX}{CPU} only, write 1")
 
@@ -98,18 +104,17 @@ def _resources(data: Any) -> Iterator[Fault]:
                 yield _error(
                     (*path, name),
                     f"found {shown(value)}; must be {STEERING_FRACTION}: it only steers to the right nodes, "
-                    "the GPUs do the limiting",
+                    "and the GPUs limit how many fit",
                 )
             elif accelerator is None and _LOOKS_LIKE_ACCELERATOR.match(name):
-                allowed = [f"{RESOURCE_PREFIX}{one}" for one in ACCELERATORS]
-                kind = re.split(r"[:_ ]+", name, maxsplit=2)[-1]
-                close = near(kind, ACCELERATORS)
-                hint = f"did you mean {RESOURCE_PREFIX}{close[13:-1]}?" if close.startswith("did") else ""
-                yield _error((*path, name), hint or f"unknown accelerator; allowed are {', '.join(allowed)}")
+                close = nearest(re.split(r"[:_ ]+", name, maxsplit=2)[-1], accelerators())
+                allowed = ", ".join(f"{RESOURCE_PREFIX}{one}" for one in accelerators())
+                hint = f"did you mean {RESOURCE_PREFIX}{close}?" if close else f"allowed are {allowed}"
+                yield _error((*path, name), hint if close else f"unknown accelerator; {hint}")
 
 
 def _placement(data: Any) -> Iterator[Fault]:
-    """Tensor parallel workers share a node; a replica and its only worker do too, or the strategy is STRICT_PACK."""
+    """Tensor parallel workers share a node. So do a replica and its only worker, unless both name the accelerator."""
     scaling = _section(data, "scaling_config")
     workers, gpus = _number(scaling, "num_workers", None), _gpus(data)
     strategy = scaling.get("placement_strategy", "PACK")
@@ -131,7 +136,7 @@ def _replica(data: Any) -> Iterator[Fault]:
     """The replica's own actor has no GPU: vLLM would take its bundle for a worker's."""
     actor = _section(data, *ACTOR)
     if _number(actor, "num_gpus", 0):
-        message = f"found {shown(actor['num_gpus'])}; the workers bring the GPUs: leave it out"
+        message = f"found {shown(actor['num_gpus'])}; the workers have the GPUs: leave it out"
         yield _error((*ACTOR, "num_gpus"), message)
 
 
@@ -149,8 +154,10 @@ def _autoscaling(data: Any) -> Iterator[Fault]:
         if delay is not None and window is not None and delay < window:
             yield (
                 (*AUTOSCALING, key),
-                f"{delay:g} s is shorter than look_back_period_s, {window:g} s: replicas may come and go on the same "
-                "load (ray#26455); the delay should be at least as long",
+                (
+                    f"{delay:g} s is shorter than look_back_period_s, {window:g} s: replicas may come and go on the "
+                    "same load (ray#26455); the delay should be at least as long"
+                ),
                 Severity.WARNING,
             )
     interval = _number(scaling, "metrics_interval_s", 10)
@@ -169,10 +176,10 @@ def _target(data: Any, scaling: dict[str, Any]) -> Iterator[Fault]:
         yield _error(
             path,
             f"found {target:g}; must be below max_ongoing_requests, {limit:g}, or replicas are full before another "
-            f"comes: about 40 % of it is {0.4 * limit:g}",
+            f"one starts: about 40 % of it is {0.4 * limit:g}",
         )
     elif not 0.1 <= target / limit <= 0.8:
-        message = f"{target:g} is {target / limit:.0%} of max_ongoing_requests, {limit:g}; usual is about 40 %: "
+        message = f"{target:g} is {target / limit:.0%} of max_ongoing_requests, {limit:g}; about 40 % is usual: "
         yield path, f"{message}{0.4 * limit:g}", Severity.NOTICE
 
 
@@ -183,7 +190,7 @@ def _stops(data: Any) -> Iterator[Fault]:
         if entry in ("", []):
             yield _error((*path, index), "is empty, and an empty stop sequence stops at once; leave it out")
         elif any(isinstance(part, int) and part < 0 for part in (entry if isinstance(entry, list) else [entry])):
-            yield _error((*path, index), f"found {shown(entry)}; a token id is not negative")
+            yield _error((*path, index), f"found {shown(entry)}; a token id cannot be negative")
 
 
 def _prompts(data: Any) -> Iterator[Fault]:
@@ -200,7 +207,7 @@ def _runtime_envs(data: Any) -> Iterator[Fault]:
     for path in (("engine_config", "runtime_env"), (*ACTOR, "runtime_env")):
         for key, value in _section(data, *path).items():
             if key in ("working_dir", "excludes"):
-                yield _error((*path, key), "is not set here: it is where the serving code comes from")
+                yield _error((*path, key), "cannot be set here: the serving code comes from it")
             elif key not in known:
                 yield _error((*path, key), f"unknown to Ray, {near(str(key), known)}")
             elif key == "env_vars":
@@ -214,18 +221,19 @@ def _environment(path: KeyPath, variables: Any) -> Iterator[Fault]:
     for name, value in variables.items():
         if not isinstance(value, str):
             yield _error((*path, name), f"found {shown(value)}; text is expected: put it in quotes")
-        elif _SECRET.search(name) and value:
+        elif SECRET.search(name) and value:
             yield _error(
                 (*path, name),
-                "a secret does not stand in a model file; `pulumi config set --secret modelfleet:huggingFaceToken` "
-                "for the Hub's token, env_vars_to_propogate for one that the nodes have",
+                "a secret does not belong in a model file; run `pulumi config set --secret "
+                "modelfleet:huggingFaceToken` for the Hub's token, or use env_vars_to_propogate for one that the nodes "
+                "have",
             )
         elif not name or "=" in name:
-            yield _error((*path, name), "is no name of an environment variable")
+            yield _error((*path, name), "is not a valid name for an environment variable")
 
 
 def _mirror(data: Any) -> Iterator[Fault]:
-    """Flags of `aws s3 sync` that RayLLM passed on: only the one that has a meaning here is taken."""
+    """Flags of `aws s3 sync` that RayLLM passed on: only one has a meaning here."""
     path: KeyPath = ("engine_config", "s3_mirror_config", "s3_sync_args")
     flags = _section(data, *path[:-1]).get("s3_sync_args")
     for index, flag in enumerate(flags if isinstance(flags, list) else []):
@@ -234,7 +242,7 @@ def _mirror(data: Any) -> Iterator[Fault]:
 
 
 def _architecture(data: Any) -> Iterator[Fault]:
-    """Families of models that vLLM dropped, known by their ids; planning judges others by their `config.json`."""
+    """Model families that vLLM dropped, known by their ids; planning judges others by their `config.json`."""
     engine = _section(data, "engine_config")
     key = "hf_model_id" if engine.get("hf_model_id") else "model_id"
     architecture = architecture_of_id(engine[key]) if isinstance(engine.get(key), str) else None

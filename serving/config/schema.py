@@ -1,7 +1,7 @@
 """The model file: one YAML with RayLLM's three sections, as pydantic models.
 
 Key names are today's (Ray Serve 2.60, vLLM 0.32); RayLLM's older spellings are normalised before these models
-see them (`legacy.py`). Every field's description becomes the reference in `models/README.md`.
+see them (`rayllm/legacy.py`). Every field's description becomes the reference in `models/README.md`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from serving.config.accelerators import CPU, accelerator_of
-from serving.config.catalogs import serve_options
-from serving.config.engine_schema import (
+from modelfleet.serving.config.accelerators import CPU, accelerator_of
+from modelfleet.serving.config.catalogs import serve_options
+from modelfleet.serving.config.engine_schema import (
+    AzureMirrorConfig,
     EngineConfig,
     ExtraFile,
     GcsMirrorConfig,
@@ -22,7 +23,7 @@ from serving.config.engine_schema import (
     S3AwsCredentials,
     S3MirrorConfig,
 )
-from serving.config.section import (
+from modelfleet.serving.config.section import (
     AverageRequests,
     Cpus,
     Factor,
@@ -38,10 +39,11 @@ from serving.config.section import (
     SomeSeconds,
     Workers,
 )
-from serving.config.validation import KeyFault
+from modelfleet.serving.config.validation import KeyFault
 
 __all__ = [
     "AutoscalingConfig",
+    "AzureMirrorConfig",
     "DeploymentConfig",
     "EngineConfig",
     "ExtraFile",
@@ -62,14 +64,14 @@ __all__ = [
 class AutoscalingConfig(Section):
     """Ray Serve's autoscaling of a model's replicas."""
 
-    min_replicas: Replicas = Field(1, description="Fewest replicas; 0 lets the model go to zero.", examples=[1])
+    min_replicas: Replicas = Field(1, description="Fewest replicas; 0 lets the model scale to zero.", examples=[1])
     initial_replicas: Replicas | None = Field(
         None, description="Replicas at first deployment; default min_replicas.", examples=[1]
     )
     max_replicas: SomeReplicas = Field(1, description="Most replicas.", examples=[8])
     target_ongoing_requests: AverageRequests = Field(
         1.0,
-        description="Ongoing requests per replica that the autoscaler aims at; about 40 % of max_ongoing_requests.",
+        description="Ongoing requests per replica that the autoscaler aims for; about 40 % of max_ongoing_requests.",
         examples=[24],
     )
     metrics_interval_s: SomeSeconds = Field(10.0, description="Seconds between a replica's reports.", examples=[10])
@@ -84,10 +86,10 @@ class AutoscalingConfig(Section):
         30.0, description="Seconds that more load must last before replicas are added.", examples=[30]
     )
     downscale_delay_s: Seconds = Field(
-        600.0, description="Seconds that less load must last before replicas go.", examples=[600]
+        600.0, description="Seconds that less load must last before replicas are removed.", examples=[600]
     )
     downscale_to_zero_delay_s: Seconds | None = Field(
-        None, description="Seconds before the last replica goes; default downscale_delay_s.", examples=[1800]
+        None, description="Seconds before the last replica is removed; default downscale_delay_s.", examples=[1800]
     )
 
     @model_validator(mode="after")
@@ -104,7 +106,7 @@ class AutoscalingConfig(Section):
 
 
 class RayActorOptions(Section):
-    """Resources of the replica actor itself, beside its workers' (RayLLM's first bundle)."""
+    """Resources of the replica actor itself, without its workers' (RayLLM's first bundle)."""
 
     num_cpus: Cpus | None = Field(None, description="CPUs of the replica actor; default 1.", examples=[1])
     num_gpus: Gpus | None = Field(
@@ -129,18 +131,18 @@ class DeploymentConfig(Section):
     """Ray Serve's deployment options of the model."""
 
     autoscaling_config: AutoscalingConfig | None = Field(
-        None, description="Absent: num_replicas fixed replicas.", examples=[{"min_replicas": 1, "max_replicas": 8}]
+        None, description="Without it: num_replicas fixed replicas.", examples=[{"min_replicas": 1, "max_replicas": 8}]
     )
     num_replicas: SomeReplicas | None = Field(
         None, description="Fixed number of replicas, when autoscaling_config is absent; default 1.", examples=[2]
     )
     max_ongoing_requests: Requests = Field(
-        100, description="Requests that one replica works on at a time; the rest waits.", examples=[64]
+        100, description="Requests that one replica works on at a time; the rest wait.", examples=[64]
     )
     max_queued_requests: QueuedRequests | None = Field(
         None,
-        description="Requests that may wait for each replica, or for the first one to come; beyond it 503 with "
-        "Retry-After. Default twice max_ongoing_requests; -1 is no limit.",
+        description="Requests that can wait for each replica, or for the first one to start; more get a 503 with "
+        "Retry-After. Default twice max_ongoing_requests; -1 means no limit.",
         examples=[200],
     )
     ray_actor_options: RayActorOptions = Field(
@@ -163,7 +165,7 @@ class DeploymentConfig(Section):
     def explain(cls, key: str) -> str | None:
         """Ray Serve has more options than a model file takes."""
         if key.startswith("placement_group_"):
-            return "is not set here: it follows from scaling_config"
+            return "cannot be set here: it follows from scaling_config"
         return (
             "is an option of Ray Serve that a model file does not take"
             if key in serve_options()["deployment"]
@@ -199,7 +201,7 @@ class ScalingConfig(Section):
     @field_validator("num_gpus_per_worker", mode="before")
     @classmethod
     def one_gpu_or_none(cls, value: object) -> object:
-        """Says where more GPUs are asked for; `1.0` and `"1"` are 1, as in RayLLM."""
+        """Refuses more than one GPU, and names the key for more; `1.0` and `"1"` are 1, as in RayLLM."""
         try:
             gpus = float(value) if isinstance(value, int | float | str) else None
         except ValueError:

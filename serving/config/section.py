@@ -1,4 +1,4 @@
-"""The base of every section of a model file, and numbers that say their unit."""
+"""The base of every section of a model file, and numbers with their units."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Share = Annotated[float, Field(gt=0, le=_MANY)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are not changed after loading, null is left out."""
+    """Base of every section: unknown keys are refused, values never change after loading, null counts as left out."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
@@ -40,7 +40,7 @@ class Section(BaseModel):
 
     @classmethod
     def explain(cls, key: str) -> str | None:
-        """What to say about a key that this section does not know, where something better than "unknown" is known."""
+        """A better message than "unknown" for a key that this section does not have; None when there is none."""
         return None
 
     @model_validator(mode="before")

@@ -1,31 +1,31 @@
 """What a model file means to Ray Serve: deployment options and the replica's placement group, as plain data.
 
 The planner packs nodes with these bundles and the replica asks Ray for the same ones, so they cannot disagree.
-RayLLM made N+1 bundles (the replica's own, then one per worker): `facts` of the format are in `models/README.md`.
+RayLLM made N+1 bundles, the replica's own and then one per worker (`models/README.md`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from serving.config.schema import ModelConfig
+from modelfleet.serving.config.schema import ModelConfig
 
 Bundle = dict[str, float]
 
 REPLICA_ENVIRONMENT = {
-    # Serve reads it when the replica imports it. 1, the default, hands every chunk of a stream from the thread of the
-    # application to the thread of the server; 0 lets the application write to the server itself (Ray 2.60
-    # `replica.py`, `_direct_ingress_asgi`).
+    # Serve reads it when the replica imports Serve. With 1, the default, each chunk of a stream passes from the
+    # application's thread to the server's; with 0 the application writes to the server itself (Ray 2.60 `replica.py`,
+    # `_direct_ingress_asgi`).
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 """Environment of every replica's process."""
 
 
 QUEUE_PER_ONGOING = 2
-"""Requests that may wait for each one that is worked on: nobody is further than two answers from his turn."""
+"""Requests that can wait for each one in progress: no client is more than two answers away from its turn."""
 
 RETRY_AFTER_S = 5
-"""When a request that found no place in the queue may come again, in seconds."""
+"""Seconds after which a client can retry a request that a full queue refused."""
 
 
 def placement_bundles(model: ModelConfig) -> list[Bundle]:
@@ -59,7 +59,7 @@ def actor_options(model: ModelConfig) -> dict[str, Any]:
     """Ray Serve's `ray_actor_options` of the replica: its part of the first bundle, and the runtime environment.
 
     Serve refuses an actor whose resources are not in bundle 0. Without GPUs the workers live in the replica, so it
-    takes the bundle whole (Ray sets OMP_NUM_THREADS from num_cpus). `engine_config.runtime_env` is the replica's too,
+    takes the whole bundle (Ray sets OMP_NUM_THREADS from num_cpus). The replica gets `engine_config.runtime_env` too,
     because vLLM's workers inherit it.
     """
     own = _replica_bundle(model) if model.scaling_config.num_gpus_per_worker else placement_bundles(model)[0]
@@ -73,7 +73,7 @@ def actor_options(model: ModelConfig) -> dict[str, Any]:
 
 
 def _runtime_env(model: ModelConfig) -> dict[str, Any]:
-    """The engine's runtime environment, under the replica's own; environment variables of both and Serve's."""
+    """The engine's runtime environment, which the replica's own overrides; the variables of both, and Serve's."""
     engine, actor = model.engine_config.runtime_env, model.deployment_config.ray_actor_options.runtime_env
     merged = {**engine, **actor}
     merged["env_vars"] = {**REPLICA_ENVIRONMENT, **engine.get("env_vars", {}), **actor.get("env_vars", {})}
@@ -93,7 +93,7 @@ def deployment_options(model: ModelConfig) -> dict[str, Any]:
         }
     )
     queue = config.max_queued_requests
-    # Serve's own default is no limit: every request that waits holds its body and a connection.
+    # Serve's own default is no limit, but every waiting request holds its body and a connection.
     options["max_queued_requests"] = QUEUE_PER_ONGOING * config.max_ongoing_requests if queue is None else queue
     options["backpressure_config"] = {"status_code": 503, "retry_after_s": RETRY_AFTER_S}
     if config.autoscaling_config is None:

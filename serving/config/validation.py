@@ -1,42 +1,77 @@
-"""From pydantic's errors to findings with file, line, key path, what was found and the way out."""
+"""From pydantic's errors to findings with file, line, key path, what was found and what is allowed."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
-from serving.config.document import Document, KeyPath, shortened
-from serving.config.errors import Finding
+from modelfleet.serving.config.document import Document, KeyPath, shortened
+from modelfleet.serving.config.errors import Finding
 
 T = TypeVar("T", bound=BaseModel)
 
 
 class KeyFault(ValueError):
-    """A section's rule is broken; `key` is the one that a reader should look at."""
+    """A broken rule of a section; `key` is the one to look at."""
 
     def __init__(self, key: str, message: str) -> None:
         self.key = key
         super().__init__(message)
 
 
+@dataclass(frozen=True)
+class Matching:
+    """Text that matches `pattern`, which `words` say for people: `Annotated[str, Matching(r"^cr-[0-9a-f]+$", "cr-…")]`.
+
+    Editors that read the JSON Schema show the words too (`patternErrorMessage`).
+    """
+
+    pattern: str
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._matches, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": self.pattern, "patternErrorMessage": self.words}
+
+    def _matches(self, value: str) -> str:
+        if not re.search(self.pattern, value):
+            raise ValueError(f"found {shown(value)}; allowed is {self.words}")
+        return value
+
+
 def validate(schema: type[T], document: Document, data: Any, at: KeyPath = ()) -> T | list[Finding]:
-    """The validated model, or every finding. `at` is where `data` stands in the document."""
+    """The validated model, or every finding. `at` is the path of `data` in the document."""
     try:
         return schema.model_validate(data)
     except ValidationError as error:
         return list(_findings(error, schema, document, at))
 
 
+def nearest(word: str, allowed: Iterable[str]) -> str | None:
+    """The most similar of `allowed`, whatever the case of `word`; None when none is near."""
+    folded = {name.lower(): name for name in sorted(allowed)}
+    close = difflib.get_close_matches(word.lower()[:100], folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
 def near(word: str, allowed: Iterable[str], *, at_most: int = 20) -> str:
-    """`did you mean X?` when one of `allowed` is near, else the list, when it is short enough to read."""
+    """`did you mean X?` when one of `allowed` is similar, or else the list when it is short enough to read."""
     names = sorted(allowed)
-    folded = {name.lower(): name for name in names}
-    if close := difflib.get_close_matches(word.lower()[:100], folded, n=1, cutoff=0.6):
-        return f"did you mean {folded[close[0]]}?"
-    return f"allowed are {', '.join(names)}" if 0 < len(names) <= at_most else "no name is near"
+    if (close := nearest(word, names)) is not None:
+        return f"did you mean {close}?"
+    if not names:
+        return "none is allowed"
+    return (
+        f"allowed are {', '.join(names)}" if len(names) <= at_most else f"and none of the {len(names)} names is similar"
+    )
 
 
 def shown(value: Any) -> str:
@@ -122,25 +157,23 @@ def _message(fault: Any, schema: type[BaseModel], location: tuple[str | int, ...
             return f"{found}; must be below {context['lt']}"
         case "literal_error":
             return f"{found}; allowed are {context['expected']}"
-        case "string_pattern_mismatch":
-            return f"{found}; must match {context['pattern']}"
         case kind:
             return f"{found}; {_SENTENCES.get(kind) or _uncapital(str(fault['msg']))}"
 
 
 def _unknown(schema: type[BaseModel], location: tuple[str | int, ...]) -> str:
-    """An unknown key: where it belongs, if it is known anywhere, else what is near."""
+    """The message for an unknown key: where it belongs, or else the nearest name."""
     key, section = str(location[-1]), _section_at(schema, location[:-1])
     explain = getattr(section, "explain", None)
     if explain is not None and (reason := explain(key)) is not None:
         return str(reason)
     if homes := [path for path in _homes(schema, key) if path != location[:-1]]:
-        return f"unknown here; it belongs {' or '.join(_into(path) for path in homes)}"
+        return f"unknown here; it belongs {' or '.join(_in(path) for path in homes)}"
     return f"unknown, {near(key, _names(section), at_most=30)}"
 
 
-def _into(path: tuple[str, ...]) -> str:
-    return f"into {'.'.join(path)}" if path else "to the top level"
+def _in(path: tuple[str, ...]) -> str:
+    return f"in {'.'.join(path)}" if path else "at the top level"
 
 
 def _homes(section: type[BaseModel], key: str, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -1,12 +1,12 @@
 """The mirror by hand and in a Kubernetes Job.
 
-    python -m serving.mirror fill s3://bucket/models/slug --model-id org/name --from /folder
-    python -m serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV]
-    python -m serving.mirror status s3://bucket/models/slug
-    python -m serving.mirror fetch s3://bucket/models/slug --cache /folder
+    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from /folder
+    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV]
+    python -m modelfleet.serving.mirror status s3://bucket/models/slug
+    python -m modelfleet.serving.mirror fetch s3://bucket/models/slug --cache /folder
 
-`fill` from the Hub leaves a mirror alone that holds this revision already, so that a Job may run at every `pulumi up`.
-Results go to stdout, progress to stderr; exit 1 for wrong arguments or a mirror that is not complete, 2 for the rest.
+`fill` from the Hub does nothing if the mirror already has this revision, so a Job may run at every `pulumi up`.
+Results go to stdout, progress to stderr. Exit 1 for wrong arguments or an incomplete mirror, 2 for other errors.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from serving.config.errors import EXIT_INPUT, ModelfleetError
-from serving.hub import download
-from serving.mirror.node import fetch
-from serving.mirror.read import Status, read_manifest, status
-from serving.mirror.store import S3Store, parse_uri, plain_errors
-from serving.mirror.upload import fill
+from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
+from modelfleet.serving.hub import download
+from modelfleet.serving.mirror.node import fetch
+from modelfleet.serving.mirror.read import Status, read_manifest, status
+from modelfleet.serving.mirror.store import S3Store, parse_uri, plain_errors
+from modelfleet.serving.mirror.upload import fill
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; the exit code."""
+    """Runs one command and returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed))
@@ -35,16 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serving.mirror", description="Mirrors of models in S3.")
+    parser = argparse.ArgumentParser(prog="python -m modelfleet.serving.mirror", description="Mirrors of models in S3.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    filling = commands.add_parser("fill", help="upload a model; goes on where an earlier call stopped")
+    filling = commands.add_parser("fill", help="upload a model, or resume an interrupted upload")
     filling.add_argument("uri", metavar="s3://bucket/prefix")
     filling.add_argument("--model-id", required=True, help="the model's public name")
     origin = filling.add_mutually_exclusive_group(required=True)
     origin.add_argument("--from", dest="folder", type=Path, help="a folder in Hugging Face layout")
     origin.add_argument("--hub", help="a Hugging Face id")
     filling.add_argument("--revision", help="commit, tag or branch on the Hub")
-    filling.add_argument("--scratch", type=Path, help="folder for the download from the Hub; default a temporary one")
+    filling.add_argument(
+        "--scratch", type=Path, help="folder for the download from the Hub (default: a temporary folder)"
+    )
     filling.set_defaults(run=_fill)
     looking = commands.add_parser("status", help="absent, complete or damaged")
     looking.add_argument("uri", metavar="s3://bucket/prefix")
@@ -64,7 +66,7 @@ def _fill(parsed: argparse.Namespace) -> int:
         )
     else:
         if _holds(parsed.uri, parsed.hub, parsed.revision):
-            _report(f"{parsed.uri} holds {parsed.hub} at {parsed.revision} already")
+            _report(f"{parsed.uri} already has {parsed.hub} at {parsed.revision}")
             return 0
         with tempfile.TemporaryDirectory(prefix="modelfleet-") as temporary:
             _report(f"fetching {parsed.hub} from the Hugging Face Hub")
@@ -82,7 +84,7 @@ def _fill(parsed: argparse.Namespace) -> int:
 
 
 def _holds(uri: str, source: str, revision: str | None) -> bool:
-    """Whether a named revision is there whole; a branch may have moved on, so it is fetched again."""
+    """Whether the mirror is complete and from this source and revision; False without a revision."""
     if revision is None or status(uri) is not Status.COMPLETE:
         return False
     location = parse_uri(uri)

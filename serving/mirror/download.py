@@ -1,4 +1,4 @@
-"""Bringing a folder to exactly a list of objects: chunk by chunk, in parallel, going on from what is there."""
+"""Makes a folder match a list of objects: chunk by chunk, in parallel, resuming from what is there."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.errors import MirrorError, WeightsError
-from serving.mirror.manifest import CHUNK_BYTES, Checksum
-from serving.mirror.store import PARALLEL, PIECE_BYTES, Store
+from modelfleet.serving.errors import MirrorError, WeightsError
+from modelfleet.serving.mirror.manifest import CHUNK_BYTES, Checksum
+from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, Store
 
 Report = Callable[[str], None]
 SPARE_BYTES = 256 * 2**20
-"""What stays free on the node's disk."""
+"""Bytes that stay free on the node's disk."""
 REPORT_EVERY_S = 3.0
 
 
@@ -25,7 +25,7 @@ REPORT_EVERY_S = 3.0
 class Wanted:
     """One file: its path in the folder, its object, size in bytes, and what proves its content.
 
-    `chunks` are checksums of its pieces; without them, `tag` keeps the pieces of one and the same object.
+    `chunks` are checksums of its pieces. Without them, `tag` ensures that all pieces come from the same object.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Wanted:
 
 @dataclass
 class Download:
-    """Brings `folder` to what `wanted` says, reading from `store`; `where` names it in messages."""
+    """Makes `folder` match `wanted`, reading from `store`; `where` names the store in messages."""
 
     store: Store
     where: str
@@ -56,7 +56,7 @@ class Download:
         return sum(file.size for file in self.wanted)
 
     def run(self) -> None:
-        """Raises `MirrorError` when an object is not what it should be, `WeightsError` when the disk is too small."""
+        """Run the download; raises `MirrorError` for a damaged object, `WeightsError` when the disk is too small."""
         self.folder.mkdir(exist_ok=True)
         self._drop_strangers()
         self._disk_has_room()
@@ -76,7 +76,7 @@ class Download:
                 raise
 
     def _drop_strangers(self) -> None:
-        """Deletes what something else left: the folder must end as exactly the wanted files."""
+        """Deletes everything else: the folder must end up with exactly the wanted files."""
         wanted = {file.path for file in self.wanted}
         for path in sorted(self.folder.rglob("*")):
             if path.is_symlink() or (path.is_file() and path.relative_to(self.folder).as_posix() not in wanted):
@@ -88,11 +88,11 @@ class Download:
         if needed > free:
             raise WeightsError(
                 f"{self.folder.parent} has {free / 1e9:.1f} GB free and the model needs {needed / 1e9:.1f} GB; "
-                "give the node a larger disk, or set MODELFLEET_MODEL_CACHE to one"
+                "give the node a larger disk, or set MODELFLEET_MODEL_CACHE to a folder on one"
             )
 
     def _prepare(self, file: Wanted) -> Path:
-        """The file in its full size, with holes where nothing arrived yet."""
+        """Makes the file at its full size, with holes where nothing has arrived yet."""
         path = self.folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:
@@ -101,7 +101,7 @@ class Download:
 
     def _chunk(self, file: Wanted, path: Path, index: int, offset: int, length: int) -> None:
         expected = file.chunks[index] if file.chunks is not None else None
-        # Without a checksum nothing tells whether an earlier run wrote this chunk whole, so it is read again.
+        # Without a checksum we cannot tell whether an earlier run wrote the whole chunk, so we read it again.
         if expected is None or _checksum_of_range(path, offset, length) != expected:
             checksum, written = Checksum(), 0
             with path.open("r+b", buffering=0) as stream:
@@ -131,7 +131,7 @@ def ranges(size: int, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _checksum_of_range(path: Path, offset: int, length: int) -> str | None:
-    """Checksum of what is there; None, without reading, when the range was never written (a hole)."""
+    """Checksum of a range; None, without reading, if the range was never written (a hole)."""
     with path.open("rb") as stream:
         try:
             if os.lseek(stream.fileno(), offset, os.SEEK_DATA) >= offset + length:

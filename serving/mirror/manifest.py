@@ -1,13 +1,13 @@
-"""The mirror's manifest: what the copy of a model consists of, byte for byte.
+"""The mirror's manifest: what a model's copy consists of, byte for byte.
 
     <uri>/manifest.json        written last; without it the mirror counts as absent
     <uri>/<version>/<file>…    the files in Hugging Face layout; `version` names their content
 
-A changed model gets a new version beside the old one, so a replica that is still reading is never disturbed.
+A changed model gets a new version next to the old one, so a replica that is still reading is never disturbed.
 
-Two kinds of proof: the SHA-256 of each file names the version, and S3 checks it part by part when the mirror is filled.
-A replica checks each chunk by its CRC-64/NVME, S3's own checksum: five times as fast here, and it finds what a transfer
-or a disk damages. Against somebody who may write to the bucket neither helps, for the manifest lies beside the files.
+Two kinds of proof. The SHA-256 of each file names the version, and S3 checks it part by part during the upload. A
+replica checks each chunk by its CRC-64/NVME, S3's own checksum: it is five times as fast here, and finds damage from a
+transfer or a disk. Neither protects against someone who can write to the bucket, because the manifest is there too.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import Self
 from awscrt.checksums import crc64nvme
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from serving.errors import MirrorError
+from modelfleet.serving.errors import MirrorError
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
 CHUNK_BYTES = 32 * 2**20
-"""Size of the pieces that are checked, sent and read on their own (small parts are up to four times slower)."""
+"""Size of each piece that is checked, sent and read separately (small parts are up to four times slower)."""
 
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 5 * 2**20, 512 * 2**20
-"""S3's smallest part of an upload, and a bound for what a sender holds in memory per transfer."""
+"""S3's smallest part of an upload, and a limit on what a sender holds in memory per transfer."""
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 10_000
 MAX_PARTS = 10_000
-"""Parts of one S3 upload: 320 GB in chunks of 32 MiB, and no checkpoint has larger files."""
+"""S3's limit for one upload: 320 GB in chunks of 32 MiB. No checkpoint has larger files."""
 
 _CRC64 = re.compile(r"[0-9a-f]{16}")
 
@@ -52,11 +52,11 @@ class ManifestFile(BaseModel):
     @field_validator("path")
     @classmethod
     def path_stays_in_its_folder(cls, value: str) -> str:
-        """No path may lead out of the folder that it is written to."""
+        """Refuses a path that leads out of the folder that it is written to."""
         path = PurePosixPath(value)
         clean = str(path) == value and not path.is_absolute() and ".." not in path.parts and value != "."
         if not clean or not value.isprintable() or "\\" in value or value == MANIFEST:
-            raise ValueError("is no clean relative path")
+            raise ValueError("is not a clean relative path")
         return value
 
 
@@ -74,14 +74,14 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def schema_is_known(self) -> Self:
-        """Another schema was written by another modelfleet."""
+        """Refuses another schema, which another version of modelfleet wrote."""
         if self.schema_version != SCHEMA:
-            raise ValueError(f"schema {self.schema_version} is not known, only {SCHEMA}")
+            raise ValueError(f"found schema {self.schema_version}, expected {SCHEMA}")
         return self
 
     @model_validator(mode="after")
     def every_byte_has_a_checksum(self) -> Self:
-        """Each byte of each file is covered by exactly one chunk."""
+        """Requires exactly one chunk for each byte of each file."""
         for file in self.files:
             if len(file.chunks) != -(-file.size // self.chunk_bytes) or not all(map(_CRC64.fullmatch, file.chunks)):
                 raise ValueError(f"chunks do not cover {file.path}")
@@ -89,7 +89,7 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def no_file_is_named_twice_or_is_a_folder(self) -> Self:
-        """All files can exist beside each other."""
+        """Requires that all files can exist in one folder."""
         paths = [file.path for file in self.files]
         folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
         if len(set(paths)) != len(paths) or folders & set(paths):
@@ -115,17 +115,17 @@ class Manifest(BaseModel):
 
 
 class Checksum:
-    """CRC-64/NVME of what `update` was given, 16 lower-case hexadecimal digits; the parameters are S3's."""
+    """CRC-64/NVME of the bytes given to `update`, as 16 lower-case hexadecimal digits, with S3's parameters."""
 
     def __init__(self, data: bytes = b"") -> None:
         self._value: int = crc64nvme(data)
 
     def update(self, data: bytes) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         self._value = crc64nvme(data, self._value)
 
     def hexdigest(self) -> str:
-        """Of all bytes so far."""
+        """The checksum of all bytes so far."""
         return f"{self._value:016x}"
 
 
@@ -135,7 +135,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
+        place = ".".join(map(str, first["loc"])) or "as a whole"
         raise MirrorError(
-            f"{where}: the manifest is not acceptable ({place}: {first['msg']}); fill the mirror again"
+            f"{where}: the manifest is not valid ({place}: {first['msg']}); fill the mirror again"
         ) from None

@@ -1,7 +1,7 @@
 """Fetching a mirror to this node: verified parallel ranged reads, resumable, once per node, in bounded memory.
 
-<cache>/<bucket>--<prefix>-<version>/           appears by one rename, when every byte is verified
-<cache>/<bucket>--<prefix>-<version>.partial/   what arrived so far; a killed fetch goes on from it
+<cache>/<bucket>--<prefix>-<version>/           appears in one rename, once every byte is verified
+<cache>/<bucket>--<prefix>-<version>.partial/   what has arrived so far; a killed fetch resumes from it
 """
 
 from __future__ import annotations
@@ -12,31 +12,32 @@ from typing import Any
 
 from filelock import FileLock
 
-from serving.errors import MirrorError
-from serving.mirror.download import Download, Report, Wanted
-from serving.mirror.manifest import Manifest
-from serving.mirror.read import missing_files, read_manifest
-from serving.mirror.store import Location, S3Store, Store, open_store, parse_uri, plain_errors
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.download import Download, Report, Wanted
+from modelfleet.serving.mirror.manifest import Manifest
+from modelfleet.serving.mirror.open import open_store
+from modelfleet.serving.mirror.read import missing_files, read_manifest
+from modelfleet.serving.mirror.store import SCHEMES, Location, S3Store, Store, parse_uri, plain_errors
 
 
 def fetch(uri: str, cache: Path, *, report: Report = lambda line: None, s3: Any = None) -> Path:
-    """The folder with the verified copy of the mirror at `uri`, made in `cache` when it is not there yet.
+    """The folder with the verified copy of the mirror at `uri`, made in `cache` if it is not there yet.
 
     Raises `MirrorError` when the mirror is absent, damaged or unreachable, `WeightsError` when the disk is too small.
     """
-    location = parse_uri(uri, "s3", "gs")
+    location = parse_uri(uri, *SCHEMES)
     with plain_errors(f"fetch {uri}"):
         store = S3Store(location.bucket, s3) if s3 else open_store(location)
         manifest = read_manifest(store, location)
         if manifest is None:
-            raise MirrorError(f"{uri} has no manifest, so nothing complete is there; fill it (`pulumi up` does)")
+            raise MirrorError(f"{uri} has no manifest, so it is not complete; fill it (`pulumi up` does)")
         return fetch_manifest(store, location, manifest, cache, report)
 
 
 def complete_version(uri: str) -> str | None:
-    """The prefix below `uri` with the files that its manifest names, all there; None when there is no manifest.
+    """The prefix below `uri` with all files that its manifest names; None when there is no manifest.
 
-    Raises `MirrorError` when files are missing or S3 cannot be asked.
+    Raises `MirrorError` when files are missing or S3 cannot be queried.
     """
     location = parse_uri(uri)
     with plain_errors(f"look at {uri}"):
@@ -49,7 +50,7 @@ def complete_version(uri: str) -> str | None:
 
 
 def fetch_manifest(store: Store, location: Location, manifest: Manifest, cache: Path, report: Report) -> Path:
-    """As `fetch`, with the manifest read already."""
+    """Like `fetch`, with a manifest that has already been read."""
     final = cache / node_name(location, manifest.version)
     if final.is_dir():
         return final
@@ -74,7 +75,7 @@ def node_name(location: Location, version: str) -> str:
 
 
 def once(final: Path, make: Callable[[Path], None]) -> Path:
-    """`final`, made by `make` in a folder beside it and renamed when whole; one process of the node at a time."""
+    """`final`, made by `make` in a folder next to it and renamed once complete; one process per node at a time."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):
         if not final.is_dir():

@@ -1,7 +1,7 @@
-"""Files that other tools put into a bucket: a model file's own `s3_mirror_config` / `gcs_mirror_config`.
+"""Files that other tools put into a bucket: a model file's own `s3_mirror_config` and its siblings.
 
-A prefix with a manifest of ours is verified by it. Any other is taken as it lies there: every object below the prefix,
-each read as one unchanged object, in its listed size; there is nothing to check the bytes against.
+A prefix with our manifest is verified by it. Of any other prefix we take every object as it is: each must stay
+unchanged while it is read and have its listed size. There is nothing to check the bytes against.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from serving.errors import MirrorError
-from serving.mirror.download import Download, Report, Wanted
-from serving.mirror.manifest import MAX_FILES
-from serving.mirror.node import fetch_manifest, node_name, once
-from serving.mirror.read import read_manifest
-from serving.mirror.store import Location, Store, StoredObject, open_store, parse_uri, plain_errors
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.download import Download, Report, Wanted
+from modelfleet.serving.mirror.manifest import MAX_FILES
+from modelfleet.serving.mirror.node import fetch_manifest, node_name, once
+from modelfleet.serving.mirror.open import open_store
+from modelfleet.serving.mirror.read import read_manifest
+from modelfleet.serving.mirror.store import SCHEMES, Location, Store, StoredObject, parse_uri, plain_errors
 
 
 def fetch_prefix(uri: str, cache: Path, *, report: Report = lambda line: None, **options: Any) -> Path:
-    """The folder with everything below `uri`; `options` are the S3 client's (`signed`, `credentials`).
+    """The folder on this node with everything below `uri`; `options` are the S3 client's (`signed`, `credentials`).
 
     Raises `MirrorError` when nothing is there or it cannot be read, `WeightsError` when the disk is too small.
     """
-    location = parse_uri(uri, "s3", "gs")
+    location = parse_uri(uri, *SCHEMES)
     with plain_errors(f"fetch {uri}"):
         store = open_store(location, **options)
         manifest = read_manifest(store, location)
@@ -40,8 +41,8 @@ def fetch_prefix(uri: str, cache: Path, *, report: Report = lambda line: None, *
 
 
 def fetch_extra_file(uri: str, destination: Path, *, report: Report = lambda line: None, **options: Any) -> None:
-    """RayLLM's `extra_files`: one object, or everything below a prefix, to a place of its own on the node."""
-    location = parse_uri(uri, "s3", "gs")
+    """Fetch one of RayLLM's `extra_files`, an object or everything below a prefix, to its own place on the node."""
+    location = parse_uri(uri, *SCHEMES)
     with plain_errors(f"fetch {uri}"):
         store = open_store(location, **options)
         exact = store.list(location.prefix).get(location.prefix)
@@ -64,12 +65,14 @@ def _below(store: Store, location: Location) -> list[Wanted]:
     folder = location.key("")
     found = {key.removeprefix(folder): stored for key, stored in store.list(folder).items() if not key.endswith("/")}
     if not found or len(found) > MAX_FILES:
-        raise MirrorError(f"{location} holds {len(found)} objects; correct bucket_uri, or fill it")
+        raise MirrorError(
+            f"{location} has {len(found)} objects (allowed: 1 to {MAX_FILES}); correct bucket_uri, or fill it"
+        )
     return [_wanted(location, path, stored) for path, stored in sorted(found.items())]
 
 
 def _wanted(location: Location, path: str, stored: StoredObject) -> Wanted:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or str(pure) != path or not path.isprintable():
-        raise MirrorError(f"{location} holds an object named {path!r}, which is no file name; delete it")
+        raise MirrorError(f"{location} has an object named {path!r}, which is not a file name; delete it")
     return Wanted(path, location.key(path), stored.size, stored.tag, None)

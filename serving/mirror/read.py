@@ -1,4 +1,4 @@
-"""Reading a mirror's manifest, and telling whether the mirror is whole."""
+"""Reads a mirror's manifest, and tells whether the mirror is complete."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from serving.errors import MirrorError
-from serving.mirror.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
-from serving.mirror.store import Location, S3Store, Store, parse_uri, plain_errors
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from modelfleet.serving.mirror.store import Location, S3Store, Store, parse_uri, plain_errors
 
 
 class Status(StrEnum):
@@ -21,9 +21,9 @@ class Status(StrEnum):
 
 
 def status(uri: str, *, s3: Any = None) -> Status:
-    """Whether the copy at `uri` is whole: its manifest is sound and every file is there in its size.
+    """The state of the copy at `uri`: complete if its manifest is valid and every file is there with its size.
 
-    A missing bucket counts as absent; raises `MirrorError` when S3 cannot be asked.
+    A missing bucket counts as absent; raises `MirrorError` when S3 cannot be queried.
     """
     location = parse_uri(uri)
     store = S3Store(location.bucket, s3)
@@ -42,13 +42,13 @@ def status(uri: str, *, s3: Any = None) -> Status:
 
 
 def read_manifest(store: Store, location: Location) -> Manifest | None:
-    """The manifest, None when there is none; raises `MirrorError` when it cannot be trusted."""
+    """The manifest, or None when there is none; raises `MirrorError` when it cannot be trusted."""
     data = store.read(location.key(MANIFEST), MAX_MANIFEST_BYTES)
     return None if data is None else parse_manifest(data, str(location))
 
 
 def missing_files(store: Store, location: Location, manifest: Manifest) -> list[str]:
-    """Paths that the manifest names and that are not there in their size."""
+    """Paths that the manifest names but that are missing or have another size."""
     folder = location.key(manifest.version, "")
     there = {key.removeprefix(folder): stored.size for key, stored in store.list(folder).items()}
     return [file.path for file in manifest.files if there.get(file.path) != file.size]

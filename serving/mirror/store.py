@@ -1,6 +1,6 @@
-"""Object storage behind a mirror: reading from S3, and its errors turned into one line with a way out.
+"""Object storage behind a mirror: what reading needs (`Store`), S3, and its errors as one line with the fix.
 
-`Store` is what reading needs; `gcs.py` has the same for Google Cloud Storage. Only S3 is ever written (`fill.py`).
+`gcs_azure.py` does the same for the other clouds; `open.py` chooses. We write only to S3 (`upload.py`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from serving.errors import MirrorError
+from modelfleet.serving.errors import MirrorError
 
 PARALLEL = 8
-"""Transfers at a time; with chunks of 32 MiB this bounds memory to a quarter of a GiB."""
-
+"""Transfers at a time; with chunks of 32 MiB this limits memory to a quarter of a GiB."""
 
 PIECE_BYTES = 2**20
 """Bytes that a transfer holds in memory at a time."""
 
+SCHEMES = ("s3", "gs", "az")
+"""Schemes that can be read."""
+
 
 @dataclass(frozen=True)
 class Location:
-    """`s3://bucket/prefix` or `gs://bucket/prefix`; the prefix has no slash at either end."""
+    """`s3://bucket/prefix`, or gs:// or az://; the prefix has no slash at either end."""
 
     bucket: str
     prefix: str
@@ -42,7 +44,7 @@ class Location:
 
 
 def parse_uri(uri: str, *schemes: str) -> Location:
-    """The location that a URI names; raises `MirrorError` for another form. `schemes` default to s3."""
+    """The location that a URI names; raises `MirrorError` for any other form. `schemes` defaults to s3."""
     parts, schemes = urlsplit(uri), schemes or ("s3",)
     if parts.scheme not in schemes or not parts.netloc or parts.query or parts.fragment:
         allowed = " or ".join(f"{scheme}://bucket/prefix" for scheme in schemes)
@@ -62,46 +64,43 @@ class Store(Protocol):
     """Reading one bucket."""
 
     def list(self, prefix: str) -> dict[str, StoredObject]:
-        """Key → object of everything whose key begins with `prefix`."""
+        """Objects by key, for every key that begins with `prefix`."""
 
     def read(self, key: str, at_most_bytes: int) -> bytes | None:
-        """A small object, None when it is not there; raises `MirrorError` when it is larger."""
+        """A small object, or None if there is none; raises `MirrorError` if it is larger than `at_most_bytes`."""
 
     def stream(self, key: str, offset: int, length: int, tag: str | None = None) -> Iterator[bytes]:
-        """Bytes of a range, in pieces; fails when the object no longer has `tag`."""
+        """Bytes of a range, in pieces; fails if the object no longer has `tag`."""
 
 
-def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None) -> Any:
+def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None, **config: Any) -> Any:
     """An S3 client from the environment: its role or keys, region, and `AWS_ENDPOINT_URL` when set.
 
-    `credentials` are boto3's `aws_access_key_id` and so on, when they come from elsewhere.
+    `credentials` (boto3's `aws_access_key_id` and so on) replace those of the environment; `config` is botocore's.
     """
     from botocore import UNSIGNED
 
-    return boto3.client(
-        "s3",
-        **(credentials or {}),
-        config=Config(
-            retries={"mode": "standard", "max_attempts": 6},
-            max_pool_connections=2 * PARALLEL,
-            connect_timeout=10,
-            read_timeout=60,
-            signature_version=None if signed else UNSIGNED,
-        ),
-    )
+    patient: dict[str, Any] = {
+        "retries": {"mode": "standard", "max_attempts": 6},
+        "max_pool_connections": 2 * PARALLEL,
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "signature_version": None if signed else UNSIGNED,
+    }
+    return boto3.client("s3", **(credentials or {}), config=Config(**(patient | config)))
 
 
 @contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Turns the SDK's errors into a `MirrorError` that says what was tried and what to look at."""
+    """Turns the SDK's errors into a `MirrorError` that says what was tried and what to check."""
     try:
         yield
     except NoCredentialsError:
-        raise MirrorError(f"{what}: no AWS credentials; give the node's role access, or set AWS_PROFILE") from None
+        raise MirrorError(f"{what}: no AWS credentials; give the node's role access or set AWS_PROFILE") from None
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
         raise MirrorError(
-            f"{what}: S3 answered {code}; {_WAY_OUT.get(code, 'look at the bucket and its policy')}"
+            f"{what}: S3 returned {code}; {_WAY_OUT.get(code, 'check the bucket and its policy')}"
         ) from None
     except BotoCoreError as error:
         text = str(error).splitlines()[0][:200]
@@ -110,8 +109,8 @@ def plain_errors(what: str) -> Iterator[None]:
 
 _WAY_OUT = {
     "NoSuchBucket": "create the bucket (`pulumi up`) or correct the bucket's name",
-    "AccessDenied": "let the node's role list and read the bucket",
-    "403": "let the node's role list and read the bucket",
+    "AccessDenied": "allow the node's role to list and read the bucket",
+    "403": "allow the node's role to list and read the bucket",
     "InvalidAccessKeyId": "correct the AWS credentials in the environment",
     "SignatureDoesNotMatch": "correct the AWS credentials in the environment",
     "ExpiredToken": "renew the AWS credentials in the environment",
@@ -119,7 +118,7 @@ _WAY_OUT = {
 
 
 def is_missing(error: ClientError) -> bool:
-    """Whether S3 says that the object is not there."""
+    """Whether S3 says that the object does not exist."""
     return error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}
 
 
@@ -160,14 +159,5 @@ class S3Store:
 
 
 def too_large(what: str, size: int) -> MirrorError:
-    """An object that should be small and is not."""
+    """The error for an object that should be small and is not."""
     return MirrorError(f"{what} has {size} bytes, which no manifest has; fill the mirror again")
-
-
-def open_store(location: Location, **options: Any) -> Store:
-    """The store of a location; `options` are the S3 client's."""
-    if location.scheme == "gs":
-        from serving.mirror.gcs import GcsStore
-
-        return GcsStore(location.bucket)
-    return S3Store(location.bucket, client(**options))

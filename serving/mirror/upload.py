@@ -1,7 +1,7 @@
 """Filling a mirror: a resumable, verified upload whose manifest comes last.
 
-Killed at any moment, the next call goes on: files whose size and hash are there already are left alone, and of a
-half-sent file only the missing parts are sent.
+If a call is killed at any moment, the next one resumes: it skips files that are there with their size and hash, and
+sends only the missing parts of a half-sent file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from serving.errors import MirrorError
-from serving.mirror.download import ranges
-from serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile
-from serving.mirror.read import read_manifest
-from serving.mirror.store import PARALLEL, Location, S3Store, client, is_missing, parse_uri, plain_errors
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.download import ranges
+from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile
+from modelfleet.serving.mirror.read import read_manifest
+from modelfleet.serving.mirror.store import PARALLEL, Location, S3Store, client, is_missing, parse_uri, plain_errors
 
 Report = Callable[[str], None]
 IGNORED = (".cache", ".git", ".lock", ".incomplete")
@@ -37,9 +37,9 @@ def fill(
     chunk_bytes: int = CHUNK_BYTES,
     s3: Any = None,
 ) -> Manifest:
-    """Copies the model in `folder` to `uri` and returns its manifest; does nothing when it is there already.
+    """Copies the model in `folder` to `uri` and returns its manifest; does nothing if it is already there.
 
-    Raises `MirrorError` when the folder is no model, changes meanwhile, or S3 refuses.
+    Raises `MirrorError` when the folder is not a model, changes during the upload, or S3 refuses.
     """
     location = parse_uri(uri)
     report(f"hashing {folder}")
@@ -63,12 +63,12 @@ def fill(
             ChecksumAlgorithm="SHA256",
         )
         job.delete_all_but({manifest.version} | ({replaced.version} if replaced else set()))
-    report(f"{uri} holds {len(manifest.files)} files, {manifest.total_bytes / 1e6:.0f} MB")
+    report(f"{uri} has {len(manifest.files)} files, {manifest.total_bytes / 1e6:.0f} MB")
     return manifest
 
 
 def _current(s3: Any, location: Location) -> Manifest | None:
-    """The manifest that is there; a damaged one is about to be replaced and counts as none."""
+    """The current manifest, or None; a damaged one counts as none, because it will be replaced."""
     try:
         return read_manifest(S3Store(location.bucket, s3), location)
     except MirrorError:
@@ -76,14 +76,14 @@ def _current(s3: Any, location: Location) -> Manifest | None:
 
 
 def hash_folder(folder: Path, chunk_bytes: int) -> list[ManifestFile]:
-    """What a manifest says of the model in `folder`; raises `MirrorError` when it is none."""
+    """The manifest's entries for the model in `folder`; raises `MirrorError` when it is not a model."""
     paths = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.endswith(IGNORED) for part in path.relative_to(folder).parts)
     ]
     if not (folder / "config.json").is_file():
-        raise MirrorError(f"{folder} has no config.json, so it is no model folder; correct the weights source")
+        raise MirrorError(f"{folder} has no config.json, so it is not a model folder; correct the weights source")
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda path: _hash_file(path, path.relative_to(folder).as_posix(), chunk_bytes), paths))
 
@@ -107,7 +107,7 @@ class _Fill:
     report: Report
 
     def send_files(self) -> None:
-        """Sends what is missing, the largest file last so that a broken setup shows early."""
+        """Sends what is missing, the largest file last, so that a broken setup fails early."""
         for file in sorted(self.manifest.files, key=lambda file: file.size):
             if not self._is_there(file):
                 self.report(f"uploading {file.path} ({file.size / 1e6:.1f} MB)")
@@ -165,7 +165,7 @@ class _Fill:
         self.s3.complete_multipart_upload(**target, UploadId=upload_id, MultipartUpload={"Parts": parts})
 
     def _open_upload(self, file: ManifestFile, target: dict[str, str]) -> tuple[str, dict[int, dict[str, Any]]]:
-        """An upload of this very file that was cut off, with the parts that arrived; else a new one."""
+        """An interrupted upload of this file, with the parts that arrived; otherwise a new upload."""
         pages = self.s3.get_paginator("list_multipart_uploads").paginate(Bucket=target["Bucket"], Prefix=target["Key"])
         for upload in (upload for page in pages for upload in page.get("Uploads", ())):
             if upload["Key"] == target["Key"]:
@@ -186,7 +186,7 @@ class _Fill:
         arrived: dict[str, Any] | None,
         chunk: tuple[int, int, int],
     ) -> dict[str, Any]:
-        """Sends one part, unless an earlier call did; what completing the upload needs of it."""
+        """Sends one part, unless an earlier call did; returns what completing the upload needs."""
         index, offset, length = chunk
         with (self.folder / file.path).open("rb") as stream:
             stream.seek(offset)
@@ -205,7 +205,7 @@ class _Fill:
 
 
 def _is_part(part: dict[str, Any], checksum: str, body: bytes) -> bool:
-    """Whether a listed part holds `body`; an S3 that lists no checksums (MinIO, moto) is asked by its MD5 tag."""
+    """Whether a listed part is `body`; by MD5 tag if this S3 lists no checksums (MinIO, moto)."""
     if "ChecksumSHA256" in part:
         return bool(part["ChecksumSHA256"] == checksum)
     return bool(part["ETag"].strip('"') == hashlib.md5(body, usedforsecurity=False).hexdigest())

@@ -1,4 +1,4 @@
-"""Waiting for a mirror that a Job beside the cluster is filling."""
+"""Waits for a mirror that a Job next to the cluster is filling."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import time
 from collections.abc import Callable
 
-from serving.errors import MirrorError
-from serving.mirror.read import Status, status
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.read import Status, status
 
 POLL_S = 5.0
-#: Seconds to wait; unset where a mirror is filled before its application is deployed.
+#: Seconds to wait; unset if a mirror is filled before its application is deployed.
 WAIT = "MODELFLEET_MIRROR_WAIT_S"
 
 
 def wait_until_complete(
     uri: str, *, look: Callable[[str], Status] = status, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Return when the mirror is whole; raises `MirrorError` when it is not in `MODELFLEET_MIRROR_WAIT_S` seconds.
+    """Return once the mirror is complete; raises `MirrorError` if it is not after `MODELFLEET_MIRROR_WAIT_S` seconds.
 
-    Without that variable nothing is asked and nothing awaited: the replica reads the mirror, and says what it lacks.
+    Without that variable it returns at once, without a query: the replica reads the mirror and reports what it lacks.
     """
     seconds = float(os.environ.get(WAIT) or 0)
     end = time.monotonic() + seconds

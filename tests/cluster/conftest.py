@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.api import Api, ApiError
-from infra.kubernetes.manifests import everything
-from infra.kubernetes.manifests.operator import custom_resource_definitions
-from infra.planning import Plan
-from serving.config.errors import SetupError
+from modelfleet.infra.kubernetes.api import ApiError
+from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.operator import custom_resource_definitions
+from modelfleet.infra.planning import Plan
+from modelfleet.serving.config.errors import SetupError
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import planned
+from tests.waiting import wait_until
 from tools.go_toolchain import go_command
+from tools.kubernetes.api import WritingApi
 from tools.kubernetes.binaries import build_all, missing
 from tools.kubernetes.control_plane import ControlPlane
 
@@ -37,27 +38,27 @@ def cluster() -> Iterator[ControlPlane]:
     build_all()
     with ControlPlane() as plane:
         for crd in custom_resource_definitions():
-            plane.api.apply(crd, manager=MANAGER, force=True, timeout=120)
-        wait_for("the CRDs", lambda: plane.api.kind("ray.io/v1", "RayService"))
+            plane.api.apply(crd, manager=MANAGER, force=True)
+        wait_for("the CRDs", lambda: plane.api.list("ray.io/v1", "RayService") is not None)
         yield plane
 
 
 @pytest.fixture
 def stack_name() -> str:
-    """A name that no other test of this process has."""
+    """A name that no other test of this process uses."""
     return f"t{next(numbers)}"
 
 
 @dataclass
 class Stack:
-    """A stack that is applied to the cluster, with its nodes and its own operator."""
+    """A stack applied to the cluster, with its nodes and its own operator."""
 
     plan: Plan
     cluster: ControlPlane
     root: Path
 
     @property
-    def api(self) -> Api:
+    def api(self) -> WritingApi:
         return self.cluster.api
 
     @property
@@ -82,7 +83,7 @@ class Stack:
         return found[0]
 
     def workers(self) -> list[dict[str, Any]]:
-        """Worker pods that are not going away."""
+        """Worker pods that are not being deleted."""
         pods = self.api.list("v1", "Pod", self.namespace, "ray.io/node-type=worker")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -99,7 +100,7 @@ class Stack:
 
 @pytest.fixture
 def stack_of(cluster: ControlPlane, stack_name: str, tmp_path: Path) -> Iterator[Callable[..., Stack]]:
-    """Plans a project, makes its nodes, applies it and starts its operator; takes all of it away afterwards."""
+    """Plans a project, makes its nodes, applies it and starts its operator; deletes all of it afterwards."""
     made: list[Stack] = []
 
     def make(models: list[dict[str, Any]], *, most_nodes: int = 9, **config: Any) -> Stack:
@@ -141,7 +142,7 @@ def take_away(stack: Stack) -> None:
         api.delete("v1", "Node", node["metadata"]["name"])
 
 
-def apply_all(api: Api, manifests: list[dict[str, Any]]) -> None:
+def apply_all(api: WritingApi, manifests: list[dict[str, Any]]) -> None:
     """Apply in order, as one manager."""
     for manifest in manifests:
         api.apply(manifest, manager=MANAGER, force=True)
@@ -149,13 +150,4 @@ def apply_all(api: Api, manifests: list[dict[str, Any]]) -> None:
 
 def wait_for(what: str, probe: Callable[[], Any], *, seconds: float = 30.0) -> Any:
     """The first true value of `probe`; fails with `what` after `seconds`."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if value := probe():
-                return value
-        except ApiError as error:
-            if time.monotonic() > end:
-                raise AssertionError(f"{what}: {error}") from error
-        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.2)
+    return wait_until(probe, what=what, seconds=seconds, retry=ApiError, every_s=0.2)

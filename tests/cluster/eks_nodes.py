@@ -1,4 +1,4 @@
-"""Nodes as EKS brings them: what a kubelet of each instance type reports, worked out here apart from the planner.
+"""Nodes as EKS makes them: what a kubelet of each instance type reports, computed here independently of the planner.
 
 Sources: awslabs/amazon-eks-ami nodeadm internal/kubelet/config.go (reservations), EC2's instance types, and the
 memory that such instances really show the kernel (about 3 % less than advertised on the sizes used here).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.planning.plan import Plan, PoolPlan
+from modelfleet.infra.planning.plan import Plan, PoolPlan
 from tools.kubernetes.nodes import fake_node
 
 #: vCPUs, advertised memory in MiB, GPUs, most pods (amazon-vpc-cni's table).

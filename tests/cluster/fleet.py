@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from infra.planning import Plan
-from infra.workspace import make_plan
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.reading.workspace import make_plan
 
 #: One pool per accelerator of the model files, T4 with four GPUs per node for tensor parallelism on PCIe.
 POOLS = (
@@ -64,7 +64,7 @@ def write_project(
     target: str = "kubernetes",
     **config: Any,
 ) -> None:
-    """Model and stack files under `root`; `config` are further keys of the stack file."""
+    """Model and stack files under `root`; `config` has further keys of the stack file."""
     (root / "models").mkdir(parents=True, exist_ok=True)
     (root / "stacks").mkdir(exist_ok=True)
     for old in (root / "models").glob("*.yaml"):

@@ -1,8 +1,8 @@
-"""The head pod's address on this machine, so that something real can answer there; and a small thing that does.
+"""The head pod's address on this machine, so that something real can answer there, and a small server that does.
 
-kwok runs no container. The operator reaches a head through the API server's proxy, which dials the pod's address: put
-on the loopback device, it is this machine. `FakeRay` answers what the operator asks of a Ray head, for tests that are
-not about Ray; `tests/cluster/test_real_ray.py` runs the real one there.
+kwok runs no container. The operator reaches a head through the API server's proxy, which dials the pod's address. On
+the loopback device, that address is this machine. `FakeRay` answers what the operator asks a Ray head, for tests not
+about Ray; `tests/cluster/test_real_ray.py` runs the real one there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.api import Api
+from modelfleet.infra.kubernetes.api import Api
 from tests.cluster.conftest import wait_for
 
 DASHBOARD, SERVE = 8265, 8000
@@ -37,7 +37,7 @@ def head_address(api: Api, namespace: str) -> str:
 
 @contextmanager
 def on_loopback(address: str) -> Iterator[str]:
-    """The address on the loopback device while the block runs."""
+    """Puts the address on the loopback device while the block runs."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to put a pod's address on the loopback device")
     subprocess.run(["ip", "addr", "replace", f"{address}/32", "dev", "lo"], check=True)
@@ -48,7 +48,7 @@ def on_loopback(address: str) -> Iterator[str]:
 
 
 class FakeRay:
-    """Answers as a head whose applications all run: `config` is what the operator sent last, `puts` how often."""
+    """Answers like a head whose applications all run: `config` is what the operator last sent, `puts` how often."""
 
     def __init__(self, address: str) -> None:
         self.config: dict[str, Any] = {"applications": []}

@@ -1,7 +1,7 @@
-"""A Serve application by the serving package in every way but one: the replica streams ticks instead of tokens.
+"""A Serve application of the serving package, except that the replica streams ticks instead of tokens.
 
-`import_path: tests.cluster.light_app:build` takes the arguments that the plan writes for `serving.app:build`, so the
-resources, the placement group, the limits and the route are those of the model file.
+`import_path: light_app:build`, from the code zip with this file added, takes the arguments that the plan writes for
+`modelfleet.serving.app:build`: resources, placement group, limits and route are those of the model file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from serving.app import AppArgs, application
+from modelfleet.serving.app import AppArgs, application
 
 TICK_SECONDS = 0.2
 
 
 class Ticker:
-    """In the place of `serving.replica.VllmReplica`."""
+    """Replaces `modelfleet.serving.replica.VllmReplica`."""
 
     def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
         """Takes what a replica takes."""

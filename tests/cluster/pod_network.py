@@ -1,7 +1,7 @@
 """A network of real processes at the addresses of pods: one network namespace per pod, on a bridge, as a CNI makes it.
 
 kwok runs no container. A test that wants a pod to live runs the pod's own command, as KubeRay wrote it, in a namespace
-that has the pod's address: ports collide with nobody's, and the API server's proxy reaches them.
+that has the pod's address. Its ports cannot collide, and the API server's proxy reaches them.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bare_python import bare_python
+
 KUBERNETES_PORT = 443
-#: Folders of the image that a test maps to its own.
+#: Folders of the image that a test maps to its own folders.
 IMAGE_FOLDER = "/var/lib/modelfleet"
-#: Where `ip netns exec` takes files from that it puts over those of /etc.
+#: Files from here replace those of /etc under `ip netns exec`.
 NETNS_FILES = Path("/etc/netns")
 
 
@@ -34,6 +36,8 @@ class PodNetwork:
         self.folder, self._api_port = folder, api_port
         #: This machine's address on the bridge.
         self.gateway = f"{prefix}.255.254"
+        #: What runs in the pods: the image's packages, and nothing of this checkout.
+        self.python = bare_python(folder / "python")
         self._bridge = f"mf{prefix.replace('.', '-')}"
         self._namespaces: dict[str, str] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -49,14 +53,18 @@ class PodNetwork:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in reversed(self._processes):
-            end(process)
+        # As a node that loses its power: a Ray that is asked to end takes half a minute, and nothing of it is kept.
         for name in self._namespaces.values():
-            for pid in ip("netns", "pids", name).split():
-                os.kill(int(pid), signal.SIGKILL)
+            _kill_all(name)
+        for process in self._processes:
+            process.wait(timeout=60)
+        for name in self._namespaces.values():
             ip("netns", "del", name)
             shutil.rmtree(NETNS_FILES / name)
         if self._forward is not None:
+            # Closing alone leaves the port in use for as long as a thread waits in accept(), and the next network of
+            # the same control plane has the same address.
+            self._forward.shutdown(socket.SHUT_RDWR)
             self._forward.close()
         ip("link", "del", self._bridge)
 
@@ -69,10 +77,12 @@ class PodNetwork:
         for name, value in names.items():
             command = command.replace(name, value)
         environment = {
-            k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_")) and "proxy" not in k.lower()
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("RAY_", "AWS_", "PYTHON")) and "proxy" not in k.lower()
         }
         environment |= {k: v.replace(IMAGE_FOLDER, str(self.folder)) for k, v in pod_environment(pod, spec).items()}
-        programs = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        programs = [str(self.folder / "bin"), str(self.python.parent), os.environ["PATH"]]
         environment |= {"PATH": ":".join(programs), **extra}
         command = re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], command)
         with (self.folder / f"{pod['metadata']['name']}-{spec['name']}.log").open("wb") as log:
@@ -87,6 +97,10 @@ class PodNetwork:
         self._processes.append(process)
         return process
 
+    def kill(self, pod: dict[str, Any]) -> None:
+        """End what still runs at the pod's address, as the end of a container ends all that it started."""
+        _kill_all(self._namespace(pod["status"]["podIP"]))
+
     def give_token(self, account: str, token: str, ca: Path, namespace: str) -> None:
         """What the kubelet mounts for a ServiceAccount at /var/run/secrets/kubernetes.io/serviceaccount."""
         place = self.folder / "secrets" / account / "kubernetes.io" / "serviceaccount"
@@ -96,7 +110,7 @@ class PodNetwork:
         (place / "namespace").write_text(namespace)
 
     def _secrets(self, pod: dict[str, Any]) -> str:
-        """`ip netns exec` has its own mounts, so this one is seen by the pod's processes only."""
+        """`ip netns exec` has its own mounts, so only the pod's processes see this one."""
         folder = self.folder / "secrets" / pod["spec"].get("serviceAccountName", "none")
         if not folder.is_dir():
             return ""
@@ -108,7 +122,7 @@ class PodNetwork:
             outer, inner = f"o{address[-8:]}".replace(".", ""), f"i{address[-8:]}".replace(".", "")
             files = NETNS_FILES / name
             files.mkdir(parents=True, exist_ok=True)
-            # A kubelet writes the pod's own name, too. Nobody answers for others: at once, not after DNS's timeouts.
+            # A kubelet also writes the pod's own name. Any other name fails at once, without DNS timeouts.
             own = f"{address} {socket.gethostname()}"
             (files / "hosts").write_text(f"127.0.0.1 localhost\n{self.gateway} kubernetes.default\n{own}\n")
             (files / "resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -121,6 +135,13 @@ class PodNetwork:
             ip("-n", name, "route", "add", "default", "via", self.gateway)
             self._namespaces[address] = name
         return self._namespaces[address]
+
+
+def _kill_all(namespace: str) -> None:
+    while pids := ip("netns", "pids", namespace).split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def pod_environment(pod: dict[str, Any], container: dict[str, Any]) -> dict[str, str]:
@@ -161,7 +182,7 @@ def forward(listen: tuple[str, int], target: tuple[str, int]) -> socket.socket:
             while data := source.recv(65536):
                 sink.sendall(data)
         except OSError:
-            pass  # one side has gone; the other is told below
+            pass  # one side has closed; the other is closed below
         for side in (source, sink):
             try:
                 side.shutdown(socket.SHUT_RDWR)

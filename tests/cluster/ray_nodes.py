@@ -1,4 +1,4 @@
-"""A real Ray of several nodes in this process' care: raylets that declare whatever a pod would, on this one machine."""
+"""A real Ray of several nodes that this process owns: raylets on this machine that declare what pods would."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving.cluster import free_ports
-from tools.ray_head import get_node_with_patience
+from modelfleet.infra.local.ray_head import get_node_with_patience
+from tests.ports import free_ports
 
-ROOT = Path(__file__).parents[2]
-#: Nothing large is stored, so the least that Ray takes.
+#: Ray's minimum, because nothing large is stored.
 HERE = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
 
 
@@ -34,14 +32,13 @@ def ray_cluster() -> Iterator[Any]:
         for name, value in {
             "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Else each of a node's CPUs gets a process, and these nodes have up to 95.
+            # Otherwise each CPU of a node gets a process, and these nodes have up to 95.
             "RAY_prestart_worker_first_driver": "0",
             "RAY_worker_niceness": "0",
-            # A raylet ends when its agent has not come up in time, a node is dead that answers late: machines are busy.
+            # Machines are busy: a raylet ends if its agent starts late, and a node that answers late counts as dead.
             "RAY_agent_register_timeout_ms": "300000",
             "RAY_health_check_failure_threshold": "60",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all on loopback
-            "PYTHONPATH": str(ROOT),
         }.items():
             patch.setenv(name, value)
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # read from that variable when ray was imported
@@ -50,7 +47,7 @@ def ray_cluster() -> Iterator[Any]:
             patch.delenv(name)
         cluster = Cluster(shutdown_at_exit=True)
         try:
-            # Ray's own numbers are another Ray's on this machine, and a raylet ends with its agent.
+            # Another Ray on this machine has Ray's default ports, and a raylet ends with its agent.
             dashboard, agent = free_ports(2)
             ports = {"dashboard_port": dashboard, "dashboard_agent_listen_port": agent}
             cluster.add_node(num_cpus=0, include_dashboard=False, **ports, **HERE)

@@ -1,4 +1,4 @@
-"""Head, autoscaler and workers of a stack as real processes, each by the command that KubeRay wrote into its pod."""
+"""Head, autoscaler and workers of a stack as real processes, each with the command that KubeRay wrote into its pod."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from infra.kubernetes.manifests.gateway import CONFIG_PATH, RUN_PATH
-from infra.kubernetes.names import SERVE_SERVICE
-from infra.local.haproxy import find_binary
+from modelfleet.infra.kubernetes.manifests.gateway import CONFIG_PATH, RUN_PATH
+from modelfleet.infra.kubernetes.names import SERVE_SERVICE
+from modelfleet.infra.local.haproxy import find_binary
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.pod_network import PodNetwork, end
 
@@ -28,8 +29,10 @@ ROOT = Path(__file__).parents[2]
 S3_PORT = 8443
 BUCKET, SEED = "fleet-mirror", "seed"
 DASHBOARD, SERVE = 8265, 8000
-#: A head that ends while it starts is started again, as KubeRay would do it.
-HEAD_STARTS, STARTED = 3, "Ray runtime started."
+STARTED = "Ray runtime started."
+#: A raylet gives its agents 30 s, a fixed limit (Ray 2.60, `WaitForPersistedPort`), and ends if they take longer. A
+#: kubelet restarts the container for as long as the pod lives, which a busy machine needs; these seconds bound it here.
+RESTART_SECONDS = 600.0
 WORKER_SECONDS = 500.0
 
 
@@ -80,7 +83,7 @@ def storage(network: PodNetwork) -> Iterator[Storage]:
 
 
 def answers(url: str) -> bool:
-    """Whether somebody answers there, and well."""
+    """Whether something there answers with success."""
     try:
         with open_url(url, timeout=2):
             return True
@@ -89,7 +92,7 @@ def answers(url: str) -> bool:
 
 
 def open_url(url: str, data: bytes | None = None, timeout: float = 60) -> Any:
-    """An answer without a proxy between; a body makes it a POST."""
+    """An answer without a proxy in between; a body makes it a POST."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     return opener.open(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=timeout)
 
@@ -99,30 +102,30 @@ def _ended_or_up(process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 class RealPods:
-    """The pods' processes; `extra` is environment beside that of the pods."""
+    """The pods' processes."""
 
-    def __init__(self, stack: Stack, network: PodNetwork, storage: Storage, **extra: str) -> None:
+    def __init__(self, stack: Stack, network: PodNetwork, storage: Storage) -> None:
         self.stack, self.network = stack, network
+        #: Environment in addition to that of the pods.
         self.extra = {
             **storage.environment,
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # As on a node that has run the model before: else vLLM starts another process to look at its class.
+            # As on a node that has run the model before: otherwise vLLM starts another process to inspect its class.
             "VLLM_CACHE_ROOT": str(Path.home() / ".cache" / "vllm"),
             "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "0",
             "RAY_TMPDIR": str(network.folder),
-            "RAY_worker_niceness": "0",  # 15 by default, and then whatever else runs on the machine comes first
+            "RAY_worker_niceness": "0",  # 15 by default, with which everything else on the machine comes first
             # What every kubelet sets; the name is one that the server's certificate has.
             "KUBERNETES_SERVICE_HOST": "kubernetes.default",
             "KUBERNETES_SERVICE_PORT": "443",
             "RAY_agent_register_timeout_ms": "300000",
-            **extra,
         }
         command = network.folder / "bin" / "ray"
         command.parent.mkdir()
         # The local stack's own command, for a machine that is small and busy.
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tools/ray_head.py "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {network.python} -P {ROOT}/infra/local/ray_head.py "$@"\n')
         command.chmod(0o755)
         self.head: dict[str, Any] = {}
 
@@ -132,29 +135,37 @@ class RealPods:
         token = self.stack.api.token(namespace, "ray-head", seconds=3600)
         ca = self.stack.cluster.folder / "certificates" / "apiserver.crt"
         self.network.give_token("ray-head", token, ca, namespace)
-        for _ in range(HEAD_STARTS):
-            process = self.network.run(self.head, extra=self.extra, names=self._names())
-            log = self.network.folder / f"{self.head['metadata']['name']}-ray-head.log"
-            wait_for("the head to start or to end", partial(_ended_or_up, process, log), seconds=300)
+        self._start_ray(self.head)
+
+    def _start_ray(self, pod: dict[str, Any]) -> None:
+        name = f"{pod['metadata']['name']}-{pod['spec']['containers'][0]['name']}"
+        log = self.network.folder / f"{name}.log"
+        until, starts = time.monotonic() + RESTART_SECONDS, 0
+        while time.monotonic() < until:
+            process = self.network.run(pod, extra=self.extra, names=self._names())
+            starts += 1
+            wait_for(f"{name} to start or to end", partial(_ended_or_up, process, log), seconds=300)
             if process.poll() is None:
                 return
-        raise AssertionError(f"the head ended {HEAD_STARTS} times; logs in {self.network.folder}")
+            self.network.kill(pod)
+        end = log.read_text(errors="replace")[-2000:]
+        raise AssertionError(f"{name} ended {starts} times in {RESTART_SECONDS:.0f} s; its last log:\n{end}")
 
     def start_autoscaler(self) -> None:
         container = [c["name"] for c in self.head["spec"]["containers"]].index("autoscaler")
         self.network.run(self.head, container=container, extra=self.extra, names=self._names())
 
     def start_worker(self, group: str) -> None:
-        """A worker of the group; the autoscaler has to ask for it first."""
+        """A worker of the group, once the autoscaler has asked for it."""
         worker = wait_for(
             f"a worker of {group}, which the autoscaler asks for; logs in {self.network.folder}",
             lambda: self._running("worker", f",ray.io/group={group}"),
             seconds=WORKER_SECONDS,
         )
-        self.network.run(worker, extra=self.extra, names=self._names())
+        self._start_ray(worker)
 
     def applications(self) -> dict[str, Any]:
-        """Ray Serve's own account of its applications, by name."""
+        """What Ray Serve reports about its applications, by name."""
         with open_url(f"http://{self.address}:{DASHBOARD}/api/serve/applications/") as answer:
             found: dict[str, Any] = json.load(answer)["applications"]
         return found
@@ -179,7 +190,7 @@ class RealPods:
         return str(pod["status"]["podIP"])
 
     def _serving(self) -> str:
-        """An address behind the Service that the gateway asks, as KubeRay's labels and the readiness of pods make it."""
+        """An address behind the gateway's upstream Service, as KubeRay's labels and the readiness of pods decide."""
         label = f"kubernetes.io/service-name={SERVE_SERVICE}"
         slices = self.stack.api.list("discovery.k8s.io/v1", "EndpointSlice", self.stack.namespace, label)
         ready = [e for one in slices for e in one.get("endpoints") or [] if e["conditions"].get("ready")]
@@ -199,7 +210,7 @@ class RealPods:
         return alive[0] if alive else None
 
     def _names(self) -> dict[str, str]:
-        """What DNS would say, and a size for a small machine."""
+        """What DNS would return, and a size for a small machine."""
         cluster = self.head["metadata"]["labels"]["ray.io/cluster"]
         service = f"{cluster}-head-svc.{self.stack.namespace}.svc.cluster.local"
         return {
@@ -209,7 +220,7 @@ class RealPods:
 
 
 def is_ready(stack: Stack) -> bool:
-    """Whether the RayService is, as KubeRay says."""
+    """Whether KubeRay reports the RayService as ready."""
     service = stack.api.get("ray.io/v1", "RayService", "fleet", stack.namespace)
     conditions = {c["type"]: c["status"] for c in (service or {}).get("status", {}).get("conditions", [])}
     return conditions.get("Ready") == "True"

@@ -25,13 +25,13 @@ from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
 from tools.kubernetes.control_plane import ControlPlane
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 TOKEN = "hf_0123456789abcdefghijklmnop"
 KEY = "sk-alice-0123456789abcdef"
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.2xlarge"]}
 SET = {"secure": "its value is in the project's own settings"}
-#: From `-v=9` on the engine writes each property that it gets or sends, secret or not; nothing of ours has a say in it.
+#: From `-v=9` on the engine logs each property that it receives or sends, secret or not. We cannot change that.
 ENGINES_OWN = "arshaling property for RPC["  # Marshaling and Unmarshaling
 PROGRAM = """\
 import os
@@ -39,16 +39,18 @@ from pathlib import Path
 
 import pulumi
 
-import infra.kubernetes.operator
-from infra.targets import build
-from infra.workspace import make_plan
+import modelfleet.infra.kubernetes.operator
+from modelfleet.infra.targets import Given, build
+from modelfleet.infra.reading.workspace import make_plan
 
-infra.kubernetes.operator.custom_resource_definitions = list  # the cluster has them, and they are most of the work
+modelfleet.infra.kubernetes.operator.custom_resource_definitions = list  # the cluster has them, and they are most of the work
 root = Path(os.environ["FLEET_ROOT"])
-for name, value in build(root, make_plan(root, os.environ["FLEET_STACK"])).items():
+secrets = pulumi.Config("modelfleet")
+given = Given(secrets.get_secret("huggingFaceToken"), secrets.get_secret_object("apiKeys"))
+for name, value in build(root, make_plan(root, os.environ["FLEET_STACK"]), given).items():
     pulumi.export(name, value)
 """
-#: What a workload needs to work and to go: none of it may be deleted while an object of the cluster is there.
+#: What a workload needs to run and to be deleted: none of it may go while an object of the cluster exists.
 NEEDED = (
     "aws:eks/cluster:Cluster",
     "aws:eks/nodeGroup:NodeGroup",
@@ -88,7 +90,7 @@ class EksFleet(Fleet):
 
 
 def _aws_command(folder: Path, token: str) -> Path:
-    """The part of the `aws` command that a kubeconfig of EKS runs."""
+    """The part of the `aws` command that an EKS kubeconfig runs."""
     folder.mkdir()
     credential = {
         "apiVersion": "client.authentication.k8s.io/v1beta1",
@@ -126,7 +128,7 @@ def test_a_stack_comes_up_keeps_its_secrets_and_goes_from_the_top_down(fleet: Ek
     secret = api.get("v1", "Secret", "gateway-keys", where)
     assert secret is not None and base64.b64decode(secret["data"]["keys.map"]), "the keys have not arrived"
     written = [line for file in fleet.logs.glob("pulumi*") for line in file.read_text(errors="replace").splitlines()]
-    assert any(ENGINES_OWN in line for line in written), "no log was written, or the engine has learnt to keep secrets"
+    assert any(ENGINES_OWN in line for line in written), "no log was written, or the engine no longer logs secrets"
     logs = "\n".join(line for line in written if ENGINES_OWN not in line)
     _is_nowhere_in_plain_text(
         {
@@ -173,7 +175,7 @@ def _process_lists() -> Iterator[set[str]]:
 
 
 def _objects(fleet: EksFleet) -> str:
-    """All of the stack's objects but its Secrets."""
+    """All of the stack's objects except its Secrets."""
     kinds = {
         "v1": ("Pod", "ConfigMap", "Service", "ServiceAccount"),
         "apps/v1": ("Deployment", "DaemonSet"),
@@ -183,7 +185,7 @@ def _objects(fleet: EksFleet) -> str:
     found = [
         fleet.cluster.api.list(version, kind, fleet.plan.namespace) for version, all in kinds.items() for kind in all
     ]
-    assert all(found[kind] for kind in (0, 1, 4, 7)), "there is nothing to look at"
+    assert all(found[kind] for kind in (0, 1, 4, 7)), "there is nothing to check"
     return json.dumps(found)
 
 
@@ -203,7 +205,7 @@ def _is_nowhere_in_plain_text(texts: dict[str, str]) -> None:
 
 
 def _is_deleted_last(down: Run) -> None:
-    """The last object of the cluster has gone before the first thing goes that it needs."""
+    """The last object of the cluster is deleted before the first thing that it needs."""
     gone: list[int] = []
     going: list[int] = []
     for index, event in enumerate(down.events):
@@ -214,4 +216,4 @@ def _is_deleted_last(down: Run) -> None:
         if (begun := event.get("resourcePreEvent")) and begun["metadata"]["type"] in NEEDED:
             going.append(index)
     assert len(gone) > 20 and len(going) > 10
-    assert max(gone) < min(going), "objects of the cluster are undeletable without its access, nodes and network"
+    assert max(gone) < min(going), "objects of the cluster cannot be deleted without its access, nodes and network"

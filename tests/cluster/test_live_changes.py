@@ -1,4 +1,4 @@
-"""A real Ray behind a live RayService: what a change of models restarts, what happens to an open stream, what is scaled.
+"""A real Ray behind a live RayService: what a change of models restarts and scales, and what happens to an open stream.
 
 The replicas are `light_app`'s; the rest is as in production: operator, Ray with its autoscaler, Serve with HAProxy.
 """
@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.manifests.ray import ray_service, serve_config_text
-from infra.planning import Plan
-from infra.workspace import build_code_zip
+from modelfleet.infra.kubernetes.manifests.ray import ray_service, serve_config_text
+from modelfleet.infra.planning import Plan
+from tests.bare_python import code_with
 from tests.cluster.conftest import MANAGER, Stack, wait_for
 from tests.cluster.fleet import model, planned
 from tests.cluster.pod_network import PodNetwork
-from tests.cluster.real_pods import BUCKET, ROOT, SERVE, RealPods, Storage, is_ready, open_url
+from tests.cluster.real_pods import BUCKET, SERVE, RealPods, Storage, is_ready, open_url
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 pytest_plugins = ["tests.cluster.real_pods"]
 
 POOLS = [
@@ -54,7 +54,7 @@ class Stream:
             self.ended = repr(error)
 
     def goes_on(self) -> bool:
-        """Wait for more of it."""
+        """Wait for more of the stream."""
         before = self.ticks
         return bool(wait_for("more of the stream", lambda: self.ended or self.ticks > before + 1, seconds=60)) and (
             self.ended is None
@@ -62,7 +62,7 @@ class Stream:
 
 
 class Live:
-    """The stack, its real Ray, and what of it may not change."""
+    """The stack, its real Ray, and the parts of it that must not change."""
 
     def __init__(self, stack: Stack, pods: RealPods, folder: Path) -> None:
         self.stack, self.pods, self.folder = stack, pods, folder
@@ -73,13 +73,13 @@ class Live:
         manifest = ray_service(plan)
         config = copy.deepcopy(plan.serve_config)
         for application in config["applications"]:
-            application["import_path"] = "tests.cluster.light_app:build"
+            application["import_path"] = "light_app:build"
         manifest["spec"]["serveConfigV2"] = serve_config_text(config)
         self.stack.api.apply(manifest, manager=MANAGER, force=True)
         return plan
 
     def settled(self, plan: Plan) -> dict[str, list[str]]:
-        """The ids of each model's replicas, once Serve runs exactly the plan's models as the plan has them."""
+        """The ids of each model's replicas, once Serve runs exactly the plan's models with the plan's settings."""
         wanted = {one.slug: one.application.args for one in plan.models}
 
         def look() -> dict[str, list[str]] | None:
@@ -105,7 +105,7 @@ class Live:
 
 
 def _replicas(application: dict[str, Any]) -> list[str]:
-    """Those that take requests; an old one may still be ending."""
+    """The replicas that take requests; an old one may still be ending."""
     replicas = [replica for one in application["deployments"].values() for replica in one["replicas"]]
     return [replica["actor_id"] for replica in replicas if replica["state"] == "RUNNING"]
 
@@ -113,8 +113,10 @@ def _replicas(application: dict[str, Any]) -> list[str]:
 @pytest.fixture
 def live(stack_of: Callable[..., Stack], network: PodNetwork, storage: Storage, tmp_path: Path) -> Live:
     stack = stack_of([model("org/a", "CPU"), model("org/b", "CPU")], **SETTINGS)
-    storage.client.put_object(Bucket=BUCKET, Key=stack.plan.code.key, Body=build_code_zip())
-    pods = RealPods(stack, network, storage, PYTHONPATH=str(ROOT))
+    storage.client.put_object(
+        Bucket=BUCKET, Key=stack.plan.code.key, Body=code_with(Path(__file__).parent / "light_app.py")
+    )
+    pods = RealPods(stack, network, storage)
     made = Live(stack, pods, tmp_path)
     made.apply([model("org/a", "CPU"), model("org/b", "CPU")])
     pods.start_head()

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.manifests.ray import ray_service
+from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import MANAGER, Stack, wait_for
 from tests.cluster.fleet import model, planned
 from tests.cluster.head import FakeRay, head_address, on_loopback
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 POOLS = [
     {"name": "l4", "accelerator": "L4", "maxNodes": 60, "instanceTypes": ["g6.2xlarge"]},
@@ -77,7 +77,7 @@ def test_fifty_random_changes_of_models_keep_cluster_and_pods(live: tuple[Stack,
 
 
 def test_an_appended_pool_and_more_nodes_keep_cluster_and_pods(live: tuple[Stack, FakeRay], tmp_path: Path) -> None:
-    """`replicas` of the groups that are there must not fall back to what the RayService says, either."""
+    """`replicas` of existing groups must not fall back to the RayService's value either."""
     stack, _ = live
     before = _identity(stack)
     pools = [
@@ -100,7 +100,7 @@ def test_an_appended_pool_and_more_nodes_keep_cluster_and_pods(live: tuple[Stack
 
 
 def test_a_new_image_does_build_a_second_cluster(live: tuple[Stack, FakeRay], tmp_path: Path) -> None:
-    """The mutation that shows that the tests above can fail."""
+    """The mutation that proves that the tests above can fail."""
     stack, _ = live
     name, uid, _pods = _identity(stack)
     plan = planned(

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster is said in one message before anything is made."""
+"""One message reports everything that is wrong with a cluster, before anything is made."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.preflight import check_cluster
-from infra.planning import Plan
-from serving.config.errors import SetupError
+from modelfleet.infra.kubernetes.preflight import check_cluster
+from modelfleet.infra.planning import Plan
+from modelfleet.serving.config.errors import SetupError
 from tests.cluster.conftest import MANAGER, Stack
 from tests.cluster.eks_nodes import allocatable, pool_nodes
 from tests.cluster.fleet import model, planned
 from tools.kubernetes.control_plane import ControlPlane
 from tools.kubernetes.nodes import fake_node
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 POOLS = [{"name": "l4", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.2xlarge"]}]
 
 
-def plan_for(root: Path, stack: str, kubeconfig: Path | str, **kubernetes: str) -> Plan:
+def plan_for(root: Path, stack: str, kubeconfig: Path | str, **kubernetes: str | bool) -> Plan:
     settings = {"kubeconfig": str(kubeconfig), **kubernetes}
     return planned(root, [model("org/one", "L4")], stack=stack, pools=POOLS, kubernetes=settings)
 
@@ -45,7 +45,7 @@ def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "][", "{}", "kind: Config\ncurrent-context: x\n"])
 def test_a_file_that_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
     (tmp_path / "config").write_text(text)
-    assert "is not a kubeconfig" in message(plan_for(tmp_path, "a", tmp_path / "config"))
+    assert "cannot be used: " in message(plan_for(tmp_path, "a", tmp_path / "config"))
 
 
 def test_nobody_answers(tmp_path: Path, cluster: ControlPlane) -> None:
@@ -87,10 +87,13 @@ def test_a_user_without_rights_learns_all_that_are_missing(tmp_path: Path, clust
             "metadata": {"name": name},
         }
         api.apply({**binding, "roleRef": role, "subjects": [subject]}, manager=MANAGER)
-    text = message(plan_for(tmp_path, "a", cluster.kubeconfig_for("default", "weak")))
+    weak = cluster.kubeconfig_for("default", "weak")
+    text = message(plan_for(tmp_path, "a", weak))
     for part in ("create/patch/delete namespaces", "rayservices", "secrets", "customresourcedefinitions"):
         assert part in text
-    assert "may not" in text
+    assert "lacks the rights to" in text
+    given = message(plan_for(tmp_path, "a", weak, namespace="default", createNamespace=False))
+    assert "namespaces" not in given and "create/patch/delete secrets" in given
 
 
 def test_a_pool_without_a_node_says_how_to_label_one(tmp_path: Path, cluster: ControlPlane, stack_name: str) -> None:
@@ -116,7 +119,7 @@ def test_a_cluster_that_fits_is_accepted(tmp_path: Path, cluster: ControlPlane, 
 
 @contextmanager
 def operator_in(cluster: ControlPlane, namespace: str, *arguments: str) -> Iterator[None]:
-    """Somebody else's operator, as far as a look at the cluster can tell."""
+    """Someone else's operator, as far as the cluster shows."""
     name = {"name": "kuberay-operator", "namespace": namespace}
     container = {"name": "o", "image": "quay.io/kuberay/operator:v1.3.0", "args": list(arguments)}
     labels = {"matchLabels": {"a": "b"}}
@@ -125,8 +128,10 @@ def operator_in(cluster: ControlPlane, namespace: str, *arguments: str) -> Itera
         "template": {"metadata": {"labels": labels["matchLabels"]}, "spec": {"containers": [container]}},
     }
     cluster.api.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": name, "spec": spec}, manager=MANAGER)
-    yield
-    cluster.api.delete("apps/v1", "Deployment", "kuberay-operator", namespace)
+    try:
+        yield
+    finally:
+        cluster.api.delete("apps/v1", "Deployment", "kuberay-operator", namespace)
 
 
 def test_an_operator_that_watches_all_namespaces_is_named(
@@ -134,7 +139,7 @@ def test_an_operator_that_watches_all_namespaces_is_named(
 ) -> None:
     stack = stack_of([model("org/one", "L4")], pools=POOLS)
     plan = plan_for(tmp_path / "other", stack_name, cluster.kubeconfig)
-    check_cluster(plan)  # ours, and others that keep to their namespace, are no trouble
+    check_cluster(plan)  # our operator, and others that keep to their namespace, are not a problem
     with operator_in(cluster, "default"):
         assert "in namespace default watches all namespaces" in message(plan)
     assert stack.namespace != "default"
@@ -142,23 +147,28 @@ def test_an_operator_that_watches_all_namespaces_is_named(
 
 @contextmanager
 def old_definition(cluster: ControlPlane) -> Iterator[None]:
-    """A RayService of a KubeRay that knew no `resources` of worker groups."""
-    path = cluster.api.path("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
+    """The RayService definition of a KubeRay without `resources` in worker groups."""
+
+    def live() -> dict[str, Any]:
+        found = cluster.api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
+        assert found is not None
+        return found
 
     def put(crd: dict[str, Any]) -> None:
-        current = cluster.api.request("GET", path)
-        crd["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"]
-        cluster.api.request("PUT", path, content=json.dumps(crd), kind="application/json", timeout=120)
+        crd["metadata"]["resourceVersion"] = live()["metadata"]["resourceVersion"]
+        cluster.api.replace(crd)
 
-    new = cluster.api.request("GET", path)
+    new = live()
     old = copy.deepcopy(new)
     at = next(v for v in old["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
     for key in ("spec", "rayClusterConfig", "workerGroupSpecs"):
         at = at["properties"][key]
     del at["items"]["properties"]["resources"]
     put(old)
-    yield
-    put(new)
+    try:
+        yield
+    finally:
+        put(new)
 
 
 def test_an_operator_that_the_cluster_has_must_be_there_and_watch_the_stack(
@@ -175,6 +185,6 @@ def test_an_operator_that_the_cluster_has_must_be_there_and_watch_the_stack(
     with operator_in(cluster, "default"):
         check_cluster(plan)
         with old_definition(cluster):
-            assert "definition is too old, its worker groups have no `resources`; install KubeRay" in message(plan)
+            assert "definition is too old: its worker groups have no `resources`; install KubeRay" in message(plan)
         check_cluster(plan)
     cluster.api.delete("v1", "Node", node["metadata"]["name"])

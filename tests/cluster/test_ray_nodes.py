@@ -1,4 +1,4 @@
-"""What Ray itself says of the nodes that KubeRay's pods declare, of a replica's process, and of a node that is drained."""
+"""What Ray itself reports about the nodes that KubeRay's pods declare, a replica's process and a drained node."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.scripts import drain
-from infra.planning import Plan
-from serving.config.schema import ModelConfig
-from serving.config.serve_options import actor_options, placement_bundles
+from modelfleet.infra.kubernetes.scripts import drain
+from modelfleet.infra.planning import Plan
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import actor_options, placement_bundles
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.fleet import five_models, model
 from tests.cluster.ray_nodes import HERE, declared, ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 Bundles = list[dict[str, float]]
 
@@ -48,7 +48,7 @@ def spoiled(bundles: Bundles, old: str, new: str) -> Bundles:
 def test_ray_places_as_many_replicas_on_a_node_as_the_plan_says_and_no_more(
     stack_of: Callable[..., Stack], ray_nodes: Any
 ) -> None:
-    """Replicas that wait for ever, because nodes lack the resource that a model file asks for (ray-llm#143)."""
+    """Replicas that wait forever, because nodes lack the resource that a model file requests (ray-llm#143)."""
     from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
     small = model("org/small", "A10G", workers=1)
@@ -68,7 +68,7 @@ def test_ray_places_as_many_replicas_on_a_node_as_the_plan_says_and_no_more(
     for planned in stack.plan.models:
         bundles, strategy = bundles_of(stack.plan)[planned.model_id]
         assert planned.replicas_per_node >= 1
-        # Ray goes through waiting groups in turn, so these have had theirs when the later ones are ready.
+        # Ray tries waiting groups in turn, so these have been tried once the later ones are ready.
         resource = f"accelerator_type:{planned.accelerator}"
         wrong = [
             placement_group(spoiled(bundles, resource, name), strategy=strategy)
@@ -85,7 +85,7 @@ def test_ray_places_as_many_replicas_on_a_node_as_the_plan_says_and_no_more(
 
 @pytest.fixture(scope="module")
 def serve_port(ray_nodes: Any) -> Iterator[int]:
-    """Ray Serve on two more nodes, which replicas of this file's tests ask for by the resource `spot`."""
+    """Ray Serve on two more nodes, which replicas in this file request by the resource `spot`."""
     from ray import serve
 
     with socket.socket() as probe:
@@ -118,7 +118,7 @@ def test_the_environment_of_a_replica_decides_in_which_thread_its_code_runs(serv
         serve.run(WhichThread.options(ray_actor_options=options).bind(), name=name, route_prefix=f"/{name}")
     base = f"http://127.0.0.1:{serve_port}"
     of_its_own = "_run_user_code_event_loop"  # the function that Serve's thread for user code runs
-    assert of_its_own in ask(f"{base}/serves"), "Serve names its thread in another way, so this shows nothing"
+    assert of_its_own in ask(f"{base}/serves"), "Serve names its thread differently, so this test proves nothing"
     assert of_its_own not in ask(f"{base}/ours")
     for name in ("ours", "serves"):
         serve.delete(name)
@@ -172,10 +172,10 @@ def test_a_drained_node_answers_its_open_request_first_and_gives_up_at_the_limit
     monkeypatch.setattr(drain, "DEADLINE_SECONDS", 3)
     assert drain.main() == 0
     assert polls == [1.0, 1.0, 1.0], "three seconds by a clock that only its own waiting moves"
-    assert drain.replicas() == [replica], "it gave up, and the request was still open"
+    assert drain.replicas() == [replica], "it gave up while the request was still open"
     assert not answers
 
-    # A node to go to; the replica there takes new requests, and the old one has only its open one left.
+    # A node to move to: the replica there takes new requests, and the old one has only its open request left.
     ray_nodes.add_node(num_cpus=4, resources={"spot": 1}, **HERE)
     monkeypatch.setattr(drain, "DEADLINE_SECONDS", 6000)
     draining = threading.Thread(target=drain.main, daemon=True)

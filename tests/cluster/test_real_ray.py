@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from infra.kubernetes.manifests.mirror import mirror_job
-from infra.kubernetes.manifests.scripts import FOLDER as SCRIPTS
-from infra.workspace import build_code_zip
+from modelfleet.infra.kubernetes.manifests.mirror import mirror_job
+from modelfleet.infra.kubernetes.manifests.scripts import FOLDER as SCRIPTS
+from modelfleet.infra.local.weights import materialize
+from modelfleet.infra.reading.code import build_code_zip
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.pod_network import PodNetwork
 from tests.cluster.real_pods import BUCKET, ROOT, SEED, RealPods, Storage, answers, is_ready, open_url
-from tools.weights import materialize
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 pytest_plugins = ["tests.cluster.real_pods"]
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -29,15 +30,16 @@ POOLS = [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": [
 START_SECONDS = 600.0
 
 
-def fill_mirror(stack: Stack, storage: Storage, folder: Path) -> None:
+def fill_mirror(stack: Stack, storage: Storage, network: PodNetwork) -> None:
     """Run each mirror Job's own program with the Job's own environment."""
+    folder = network.folder
     for model in stack.plan.models:
         spec = mirror_job(stack.plan, model)["spec"]["template"]["spec"]
         values = {e["name"]: e["value"] for e in spec["containers"][0]["env"] if "value" in e}
         code = {"CODE": f"s3://{BUCKET}/{stack.plan.code.key}", "SCRATCH": str(folder)}
         environment = {**os.environ, **values, **code, **storage.environment, "HOME": str(folder)}
         done = subprocess.run(
-            [sys.executable, "-P", str(SCRIPTS / "mirror_job.py")],
+            [network.python, "-P", str(SCRIPTS / "mirror_job.py")],
             env=environment,
             cwd=folder,
             capture_output=True,
@@ -45,7 +47,14 @@ def fill_mirror(stack: Stack, storage: Storage, folder: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert "holds" in done.stderr, done.stderr
+        assert re.search(r"has \d+ files|already has", done.stderr), done.stderr
+
+
+def folders_of_replicas(network: PodNetwork) -> list[Path]:
+    """Where the replicas in these pods work; the pods' Python has no other `serving` (`test_code_zip.py`)."""
+    seen = [one.info for one in psutil.process_iter(["cmdline", "cwd"])]
+    replicas = [one for one in seen if " ".join(one["cmdline"] or ()).startswith(f"ray::ServeReplica:{SLUG}")]
+    return [folder for one in replicas if (folder := Path(one["cwd"])).is_relative_to(network.folder)]
 
 
 def test_a_model_file_becomes_an_answer(stack_of: Callable[..., Stack], network: PodNetwork, storage: Storage) -> None:
@@ -53,7 +62,7 @@ def test_a_model_file_becomes_an_answer(stack_of: Callable[..., Stack], network:
     for file in weights.iterdir():
         storage.client.upload_file(str(file), SEED, f"smollm2/{file.name}")
     content = yaml.safe_load((ROOT / "models" / f"{SLUG}.yaml").read_text())
-    # vLLM's compiler takes minutes on two cores, and this is not about it.
+    # vLLM's compiler takes minutes on two cores, and this test is not about it.
     content["engine_config"]["engine_kwargs"]["enforce_eager"] = True
     mirror = {"create": True, "bucket": BUCKET, "sources": {MODEL: f"s3://{SEED}/smollm2"}}
     stack = stack_of([content], pools=POOLS, mirror=mirror)
@@ -63,9 +72,15 @@ def test_a_model_file_becomes_an_answer(stack_of: Callable[..., Stack], network:
     pods.start_head()
     assert not stack.workers(), "a worker before anything asked for one"
     pods.start_autoscaler()
-    fill_mirror(stack, storage, network.folder)  # the application waits for it
+    fill_mirror(stack, storage, network)  # the application waits for it
     pods.start_worker("cpu")
     wait_for(f"RayService Ready; logs in {network.folder}", lambda: is_ready(stack), seconds=START_SECONDS)
+
+    (folder,) = folders_of_replicas(network)
+    assert folder.parent.parts[-2:] == ("runtime_resources", "working_dir_files"), (
+        "the replica has its code from elsewhere"
+    )
+    assert (folder / "modelfleet" / "serving" / "engine.py").is_file()
 
     question = {
         "model": MODEL,

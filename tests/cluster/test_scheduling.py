@@ -1,4 +1,4 @@
-"""Every Ray pod finds a node of its pool, one per node, by the real scheduler; and not when anything is wrong."""
+"""The real scheduler puts every Ray pod on a node of its pool, one per node; on none if anything is wrong."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.api import ApiError
-from infra.kubernetes.manifests.ray import ray_service
+from modelfleet.infra.kubernetes.api import ApiError
+from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.fleet import five_models, model
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 Make = Callable[..., Stack]
 L4_ONLY = [{"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}]
@@ -90,7 +90,7 @@ def test_on_eks_daemon_sets_fit_beside_the_worker(stack_of: Make) -> None:
         found = Counter(p["metadata"]["labels"]["app.kubernetes.io/name"] for p in pods)
         return found["nvidia-device-plugin"] == found["dcgm-exporter"] == gpu_nodes
 
-    wait_for("device plugin and exporter on each GPU node, beside the worker", everywhere)
+    wait_for("device plugin and exporter on each GPU node, next to the worker", everywhere)
 
 
 def _label(group: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ def _gpu(group: dict[str, Any]) -> None:
 def test_a_wrong_label_taint_or_request_leaves_the_worker_pending(
     stack_of: Make, spoil: Callable[[dict[str, Any]], None]
 ) -> None:
-    """The mutation that shows that the tests above can fail."""
+    """The mutation that proves that the tests above can fail."""
     stack = stack_of(five_models()[1:2], pools=L4_ONLY)
     manifest = copy.deepcopy(ray_service(stack.plan))
     (group,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
@@ -131,7 +131,7 @@ def test_a_wrong_label_taint_or_request_leaves_the_worker_pending(
 
 
 def test_a_second_worker_waits_for_a_second_node(stack_of: Make) -> None:
-    """A pod that asked for less than the node would share it, and the node autoscaler would buy too few nodes."""
+    """A pod that requested less than the node would share it, and the node autoscaler would buy too few nodes."""
     stack = stack_of(five_models()[1:2], pools=L4_ONLY)
     for number in (1, 2):
         stack.api.delete("v1", "Node", f"{stack.plan.stack}-l4-{number}")
@@ -142,7 +142,7 @@ def test_a_second_worker_waits_for_a_second_node(stack_of: Make) -> None:
 
 
 def test_one_worker_at_a_time_may_be_drained(stack_of: Make) -> None:
-    """By the real disruption controller: with `maxUnavailable` it would refuse every drain of a RayCluster's pods."""
+    """The real disruption controller decides: with `maxUnavailable` it would refuse to drain any RayCluster pod."""
     models = [model("org/two-at-least", "L4", replicas=(2, 3))]
     stack = stack_of(models, pools=L4_ONLY)
     stack.scale({"l4": 2})
@@ -153,6 +153,7 @@ def test_one_worker_at_a_time_may_be_drained(stack_of: Make) -> None:
         return budget.get("status", {}).get("disruptionsAllowed") == 1
 
     wait_for("the budget to allow one", allowed)
+    stack.cluster.kill("kuberay-operator")  # it replaces the first at once, and then the second may go, rightly
     evict(stack, first)
     with pytest.raises(ApiError) as refused:
         evict(stack, second)
@@ -163,6 +164,5 @@ def evict(stack: Stack, pod: dict[str, Any]) -> None:
     """What `kubectl drain` asks for."""
     name = pod["metadata"]["name"]
     meta = {"name": name, "namespace": stack.namespace}
-    path = f"{stack.api.path('v1', 'Pod', name, stack.namespace)}/eviction"
-    body = json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta})
-    stack.api.request("POST", path, content=body, kind="application/json")
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
+    stack.api.call("post", "v1", "Pod", name, stack.namespace, "/eviction", body=body)

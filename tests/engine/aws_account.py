@@ -1,4 +1,4 @@
-"""What is in the emulated account, through boto3: the tests look there, and not at what the program was told."""
+"""What is in the emulated account, through boto3. The tests look there, not at what the program reported."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Account:
     # --- the stand-in's table ------------------------------------------------------------------------------
 
     def table(self, key: str) -> dict[str, Any]:
-        """An entry of what moto has no API for."""
+        """An entry for something that moto has no API for."""
         return dict(json.loads(self.s3.get_object(Bucket=TABLE, Key=key)["Body"].read()))
 
     def table_keys(self, prefix: str = "") -> list[str]:
@@ -91,7 +91,7 @@ class Account:
     # --- everything ----------------------------------------------------------------------------------------
 
     def everything(self) -> list[str]:
-        """All that a stack could have left, in every service that it uses."""
+        """Everything that a stack could leave behind, in every service that it uses."""
         vpcs = self.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
         own = {vpc["VpcId"] for vpc in vpcs}
         return [
@@ -119,7 +119,7 @@ class Account:
         ]
 
     def keys(self) -> list[str]:
-        """Customer keys that are not on their way out (AWS keeps those for their window)."""
+        """Customer keys that are not scheduled for deletion (AWS keeps those for their window)."""
         ids = [key["KeyId"] for key in self.kms.list_keys()["Keys"]]
         states = {id: self.kms.describe_key(KeyId=id)["KeyMetadata"] for id in ids}
         return [id for id, key in states.items() if key["KeyState"] != "PendingDeletion" and key["KeyManager"] != "AWS"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from infra.planning import Plan, plan
-from infra.planning.plan import CodeArtifact
-from infra.workspace import open_workspace
+from modelfleet.infra.planning import Plan, plan
+from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.workspace import read_workspace
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Project
 
@@ -27,22 +27,22 @@ from pathlib import Path
 
 import pulumi
 
-from infra.aws import AwsFleet
-from infra.planning import plan
-from infra.planning.plan import CodeArtifact
-from infra.workspace import open_workspace
-from serving.config.errors import InputErrors
+from modelfleet.infra.aws import AwsFleet
+from modelfleet.infra.planning import plan
+from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.workspace import read_workspace
+from modelfleet.serving.config.errors import InputErrors
 
 root = Path(os.environ["FLEET_ROOT"])
-models, stack, _ = open_workspace(root, os.environ["FLEET_STACK"])
+workspace = read_workspace(root, os.environ["FLEET_STACK"])
 code = CodeArtifact("c0de" * 16)  # a fixed one: the serving package may change between two runs of a test
 archive = root / "serving.zip"
 archive.write_bytes(b"the serving package")
 try:
-    fleet = AwsFleet("aws", plan(models, stack, code=code), code=pulumi.FileAsset(str(archive)), place=stack.finding)
+    fleet = AwsFleet("aws", plan(workspace.models, workspace.stack, code=code), code=pulumi.FileAsset(str(archive)))
 except InputErrors as errors:
     pulumi.log.error(str(errors))
-    sys.exit(32)  # as infra/__main__.py
+    sys.exit(32)  # as infra/program.py
 pulumi.export("kubeconfig", fleet.kubeconfig)
 pulumi.export("endpoint", fleet.endpoint)
 pulumi.export("bucket", fleet.bucket)
@@ -123,11 +123,14 @@ class FleetProject(Project):
             },
         )
         self.emulator = emulator
+        #: What `files` last wrote.
+        self.written: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         self.region = REGION
         self.program(PROGRAM, prelude="")
 
     def files(self, stack: Mapping[str, Any], models: Mapping[str, Any]) -> None:
-        """Writes the stack file (keys without `modelfleet:`) and the model files; other models go."""
+        """Writes the stack file (keys without `modelfleet:`) and the model files; deletes other models."""
+        self.written = dict(stack), dict(models)
         for folder in ("models", "stacks"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         for old in (self.root / "models").glob("*.yaml"):
@@ -139,9 +142,9 @@ class FleetProject(Project):
         (self.root / "stacks" / f"Pulumi.{self.stack}.yaml").write_text(text)
 
     def plan(self) -> Plan:
-        """What the program plans, by the same functions."""
-        models, stack, _ = open_workspace(self.root, self.stack)
-        return plan(models, stack, code=CodeArtifact("c0de" * 16))
+        """The program's plan, made with the same functions."""
+        workspace = read_workspace(self.root, self.stack)
+        return plan(workspace.models, workspace.stack, code=CodeArtifact("c0de" * 16))
 
     def copy_stack_file(self, name: str) -> None:
         """The repository's stack file and all its models, for the emulator's account and without API keys."""
@@ -155,7 +158,7 @@ class FleetProject(Project):
         shutil.copytree(REPOSITORY / "models", self.root / "models", dirs_exist_ok=True)
 
     def faults(self, script: Mapping[str, Any] | None) -> None:
-        """Lets AWS calls of the following commands fail by a script (tools/standin/aws/faults.py); None: no more."""
+        """Makes AWS calls of the next commands fail by a script (tools/standin/aws/faults.py); None stops this."""
         self.environ.pop("MODELFLEET_STANDIN_FAULTS", None)
         if script is not None:
             path = self.folder / "faults.json"

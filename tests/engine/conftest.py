@@ -15,12 +15,13 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from tests.engine.engine import Project, free_port
-from tools import emulator as s3_emulator
+from modelfleet.infra.local import emulator as s3_emulator
+from tests.engine.engine import Project
+from tests.ports import free_port
 
 
 class Emulator:
-    """The emulator of a test file: `url`, boto3 clients, and an end or a restart that forgets everything."""
+    """The emulator of a test file: `url`, boto3 clients, and a stop or a restart that forgets everything."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -48,15 +49,15 @@ class Emulator:
         return {bucket["Name"] for bucket in self.client().list_buckets()["Buckets"]}
 
     def start(self) -> None:
-        """Starts it; nothing is in it then."""
+        """Starts it, empty."""
         s3_emulator.start(self.port, self._state_dir)
 
     def stop(self) -> None:
-        """Ends it, and with it all it held."""
+        """Ends it and loses all that it held."""
         s3_emulator.stop(self.port, self._state_dir)
 
     def restart(self) -> None:
-        """The same port, everything forgotten."""
+        """Restarts it on the same port, empty."""
         self.stop()
         self.start()
 
@@ -71,7 +72,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 
 @pytest.fixture
 def project(tmp_path: Path, emulator: Emulator) -> Iterator[Project]:
-    """An empty project whose `local_aws()` is the emulator; every process that it started must end with it."""
+    """An empty project whose `local_aws()` is the emulator; every process that it started must end before it does."""
     made = Project(tmp_path, config={"endpoint": emulator.url})
     yield made
     left = made.living_processes()
@@ -85,7 +86,7 @@ def dead_lock() -> Callable[..., Path]:
 
 
 def write_lock(backend: Path, *, project: str, stack: str, pid: int | None = None, host: str | None = None) -> Path:
-    """A lock file as Pulumi writes it; without `pid` that of a process which has just ended."""
+    """A lock file as Pulumi writes it; without `pid`, of a process that has just ended."""
     if pid is None:
         ended = subprocess.Popen([sys.executable, "-c", "pass"])
         ended.wait()

@@ -1,4 +1,4 @@
-"""Throwaway Pulumi projects for tests: the real engine, a file backend of their own, and an emulator.
+"""Throwaway Pulumi projects for tests: the real engine, their own file backend, and an emulator.
 
     def test_something(project, emulator):          # fixtures of conftest.py
         project.program('''
@@ -9,8 +9,8 @@
         assert run.changes == {"create": 3}
         assert project.up().changes == {"same": 3}
 
-`Project` may be made by hand for other needs: any Pulumi.yaml, config, secrets and environment. Nothing of the caller's
-Pulumi (backend, login, passphrase) is used; the command is the `pulumi` of the environment that runs the tests.
+Other needs can make a `Project` by hand, with any Pulumi.yaml, config, secrets and environment. It uses nothing of the
+caller's Pulumi (backend, login, passphrase). Its command is the `pulumi` of the environment that runs the tests.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -79,7 +77,7 @@ class Run:
 
     @property
     def changes(self) -> dict[str, int]:
-        """How many resources were created, updated, deleted, replaced or left (`same`), the stack itself included."""
+        """How many resources were created, updated, deleted, replaced or kept (`same`), including the stack itself."""
         for event in reversed(self.events):
             if "summaryEvent" in event:
                 return {key: number for key, number in event["summaryEvent"]["resourceChanges"].items() if number}
@@ -97,7 +95,7 @@ class Run:
 
 
 class Project:
-    """A Pulumi project in `folder` with its own state and passphrase; `stack` is made on the first command."""
+    """A Pulumi project in `folder` with its own state and passphrase; the first command makes `stack`."""
 
     def __init__(
         self,
@@ -141,7 +139,7 @@ class Project:
         (self.folder / "infra" / "__main__.py").write_text(prelude + textwrap.dedent(text))
 
     def set_secret(self, key: str, value: str) -> None:
-        """Sets an encrypted config value, given on stdin so that it is in no process list."""
+        """Sets an encrypted config value, passed on stdin so that no process list shows it."""
         self._init()
         self.run("config", "set", "--secret", key, "--stack", self.stack, given=value)
 
@@ -181,6 +179,7 @@ class Project:
 
     def deployment(self) -> dict[str, Any]:
         """The state as `pulumi stack export` gives it, secrets encrypted."""
+        self._init()
         return dict(json.loads(self.run("stack", "export", "--stack", self.stack).stdout)["deployment"])
 
     def resources(self, kind: str | None = None) -> list[dict[str, Any]]:
@@ -198,7 +197,7 @@ class Project:
         return list((self.state / ".pulumi" / "locks").rglob("*.json"))
 
     def living_processes(self) -> list[int]:
-        """Processes that this project's commands started and that still live (the CLI, plugins, the program)."""
+        """Processes of this project's commands that are still alive (the CLI, plugins, the program)."""
         mark = f"MODELFLEET_TEST={self.folder}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -232,7 +231,7 @@ class Project:
         return self._start(*self._arguments(operation, *more)).finish(check=check)
 
     def _start(self, arguments: Sequence[str], events: Path | None, stdin: int = subprocess.DEVNULL) -> Background:
-        # Files and not pipes: nobody reads while a test does something else, and a full pipe stops the engine.
+        # Files, not pipes: nobody reads while a test does something else, and a full pipe stops the engine.
         stdout, stderr = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 (they live as long as the command)
         process = subprocess.Popen(
             [str(PULUMI), *arguments, "--non-interactive"],
@@ -291,21 +290,6 @@ class Background:
         for file in (self.stdout, self.stderr):
             file.seek(0)
         return self.stdout.read(), self.stderr.read()
-
-
-def wait_until(true: Callable[[], object], *, seconds: float = 60.0, what: str = "it") -> None:
-    """Waits for a condition, fails with `what` when the time is over."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
-        time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _read_events(file: Path | None) -> list[dict[str, Any]]:

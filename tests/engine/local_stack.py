@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-from infra.local.provider.processes import ProcessId
-from tests.engine.engine import Project, free_port
+from modelfleet.infra.local.processes import ProcessId
+from tests.engine.engine import PULUMI, Background, Project, Run
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +46,7 @@ import sys
 import pulumi
 
 sys.path.insert(0, {root!r})
-from infra.local.resources import LocalResource
+from modelfleet.infra.local.resources import LocalResource
 
 config = pulumi.Config()
 ports = config.require_object("ports")
@@ -76,18 +78,38 @@ class LocalStack(Project):
 
     def __init__(self, folder: Path) -> None:
         self.run_folder = folder / "run"
-        plugin = {"name": "modelfleet", "path": str(ROOT / "infra" / "local" / "provider")}
+        plugin = {"name": "modelfleet", "path": str(PULUMI.parent)}
         self.ports = {name: free_port() for name in ("gcs", "serve", "dashboard", "metrics")}
         super().__init__(
             folder,
             pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},
             config={"ports": self.ports, "applications": {}},
         )
+        #: What the last run left running next to Ray; None if unknown.
+        self.settled: dict[str, dict[str, Any]] | None = None
         self.timeout_seconds = 900.0  # Ray, on a machine that runs other tests too
         (folder / "code").mkdir()
         (folder / "code" / "echo.py").write_text(APPLICATION)
         values = {"root": str(ROOT), "folder": str(self.run_folder), "code": str(folder / "code")}
         self.program(PROGRAM.format(**values), prelude="")
+
+    def up(self, *more: str, check: bool = True) -> Run:
+        """`pulumi up --yes`; notes what runs afterwards."""
+        self.settled = None
+        run = super().up(*more, check=check)
+        if run.code == 0:
+            self.settled = copy.deepcopy(self.applications)
+        return run
+
+    def start(self, operation: str, *more: str) -> Background:
+        """As a project's; what runs afterwards is unknown."""
+        self.settled = None
+        return super().start(operation, *more)
+
+    def destroy(self, *more: str, check: bool = True) -> Run:
+        """`pulumi destroy --yes`."""
+        self.settled = None
+        return super().destroy(*more, check=check)
 
     @property
     def applications(self) -> dict[str, dict[str, Any]]:
@@ -101,7 +123,7 @@ class LocalStack(Project):
             return found
 
     def ray(self) -> ProcessId | None:
-        """The Ray that the state knows."""
+        """The Ray that is in the state."""
         for resource in self.resources("modelfleet:local:Ray"):
             return ProcessId(int(resource["outputs"]["pid"]), resource["outputs"]["started"])
         return None

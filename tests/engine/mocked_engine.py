@@ -1,7 +1,7 @@
 """The fleet's program against the stand-in's resource types in this process: no engine, but the real calls.
 
-It does what the engine does with a failure: a create that failed is made again, a resource that is half made is
-updated with the state that was kept. So each single AWS call of a whole fleet can fail once, in seconds.
+It handles a failure as the engine does: it repeats a failed create, and updates a half-made resource with the state
+that was kept. So each single AWS call of a whole fleet can fail once, in seconds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import pulumi
 from botocore.exceptions import ClientError
 
-from infra.provider import Call, Made, PartlyMade, Props
-from infra.provider.values import plain, wire
+from modelfleet.infra.provider import Call, Made, PartlyMade, Props
+from modelfleet.infra.provider.values import plain, wire
 from tools.standin.aws.provider import all_invokes, all_resources
 from tools.standin.aws.session import Aws, open_session
 
 
 class FailEachOnce:
-    """Stands in for `Faults`: each changing call of the session fails the first time that it is made."""
+    """Stands in for `Faults`: each changing call of the session fails the first time."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
@@ -37,7 +37,7 @@ class FailEachOnce:
         raise ClientError({"Error": {"Code": "InternalFailure", "Message": "scripted"}}, operation)
 
     def after(self, operation: str) -> None:
-        """Nothing: what was carried out is answered."""
+        """Does nothing: a call that was carried out returns its answer."""
 
 
 class MockedEngine(pulumi.runtime.Mocks):
@@ -69,8 +69,8 @@ class MockedEngine(pulumi.runtime.Mocks):
         return made.id, state
 
     def run(self, program: Callable[[], Any]) -> None:
-        """Runs `program` with this in the place of Pulumi's engine, until all that it made is there."""
-        # pulumi.runtime.test asks for the thread's event loop, which an asyncio.run() of another test has taken away.
+        """Runs `program` with this in place of Pulumi's engine, until all that it makes exists."""
+        # pulumi.runtime.test asks for the thread's event loop, which an asyncio.run() of another test has removed.
         asyncio.set_event_loop(asyncio.new_event_loop())
         pulumi.runtime.set_mocks(self, project="modelfleet", stack="test", preview=False)
         pulumi.runtime.test(program)()

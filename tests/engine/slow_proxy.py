@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can hold back answers: the request has arrived, the caller does not know it yet."""
+"""A TCP proxy on loopback that can hold back answers: the request has arrived, but the caller does not know it yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class SlowProxy:
-    """Forwards to `port` of loopback. While it holds, requests pass and answers wait; `asked` tells that one passed."""
+    """Forwards to `port` of loopback. While it holds, requests pass and answers wait; `asked`: one has passed."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -21,7 +21,7 @@ class SlowProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self, marker: bytes) -> None:
-        """Holds all answers from the moment that a request with `marker` in it has passed."""
+        """Holds all answers once a request that contains `marker` has passed."""
         self._marker = marker
         self.asked.clear()
 
@@ -33,9 +33,7 @@ class SlowProxy:
     def __enter__(self) -> SlowProxy:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.release()
         self._listener.close()
 

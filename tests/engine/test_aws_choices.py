@@ -1,4 +1,4 @@
-"""What a stack file chooses: an existing network or bucket, no NAT, an open endpoint; and what is refused beforehand.
+"""What a stack file chooses: an existing network or bucket, no NAT, an open endpoint; and what is refused in advance.
 
 The program runs against the stand-in's resource types in this process (mocked_engine.py), without the engine.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from infra.aws.fleet import AwsFleet
-from serving.config.errors import InputErrors
+from modelfleet.infra.aws.fleet import AwsFleet
+from modelfleet.serving.config.errors import InputErrors
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
@@ -33,7 +33,7 @@ def account(emulator: Emulator) -> Account:
 
 
 class Maker:
-    """Makes fleets in the emulated account, and takes them away at the end."""
+    """Makes fleets in the emulated account, and deletes them at the end."""
 
     def __init__(self, project: FleetProject) -> None:
         self._project = project
@@ -59,7 +59,7 @@ def fleet(tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def network(account: Account) -> Iterator[tuple[str, list[str]]]:
-    """A VPC with a subnet in each of two zones, made by somebody else."""
+    """A VPC with a subnet in each of two zones, made by someone else."""
     vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     account.ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})
     subnets = [
@@ -76,7 +76,7 @@ def network(account: Account) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def bucket(account: Account) -> Iterator[str]:
-    """A bucket of somebody else."""
+    """Someone else's bucket."""
     account.s3.create_bucket(Bucket="ours", CreateBucketConfiguration={"LocationConstraint": REGION})
     yield "ours"
     account.s3.delete_bucket(Bucket="ours")
@@ -106,7 +106,7 @@ def test_an_existing_network_is_used_and_left_alone(
     assert not {"Vpc", "Subnet", "NatGateway", "RouteTable", "VpcEndpoint"} & set(made)
     assert set(account.node_groups(CLUSTER)["l4"]["subnets"]) == set(subnets)
     fleet.engine.destroy()
-    assert set(account.everything()) >= {vpc, *subnets}, "what was there before must stay"
+    assert set(account.everything()) >= {vpc, *subnets}, "what existed before must stay"
 
 
 def test_an_existing_network_whose_nodes_would_not_find_the_cluster_is_refused(
@@ -128,7 +128,7 @@ def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, a
     assert services == {"s3", "ecr.api", "ecr.dkr", "sts", "ec2", "eks", "eks-auth", "logs", "autoscaling"}
     for endpoint in account.ec2.describe_vpc_endpoints()["VpcEndpoints"]:
         if endpoint["VpcEndpointType"] == "Interface":
-            assert endpoint["PrivateDnsEnabled"] is True, "nodes would ask the public address, and have no way there"
+            assert endpoint["PrivateDnsEnabled"] is True, "nodes would use the public address, which they cannot reach"
     rules = [state for kind, _, state in fleet.engine.made if kind.endswith("SecurityGroupIngressRule")]
     assert [(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in rules] == [("10.0.0.0/16", 443, 443)]
     for table in account.ec2.describe_route_tables()["RouteTables"]:
@@ -176,7 +176,7 @@ def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account:
         )
     said = str(refused.value)
     assert "the credentials belong to account 123456789012" in said
-    assert "found us-west-2d, outside of the network's zones" in said
+    assert "found us-west-2d, outside the network's zones" in said
     assert "quota L-DB2E81BA in us-west-2 is 4" in said
     assert fleet.engine.made == []
     assert account.everything() == before

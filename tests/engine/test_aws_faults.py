@@ -1,4 +1,4 @@
-"""AWS calls that fail, throttle or never come back: the next `pulumi up` finishes, nothing is made twice or lost."""
+"""AWS calls that fail, throttle or never come back: the next `pulumi up` finishes; nothing is made twice or lost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra.aws.fleet import AwsFleet
+from modelfleet.cli.pulumi_lock import clear_dead_locks
+from modelfleet.infra.aws.fleet import AwsFleet
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
-from tests.engine.engine import wait_until
 from tests.engine.mocked_engine import FailEachOnce, MockedEngine
-from tools.pulumi_lock import clear_dead_locks
+from tests.waiting import wait_until
 
 #: pulumi_aws warns about its own old names when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor of.*:DeprecationWarning")
@@ -61,7 +61,7 @@ def _summary(account: Account) -> dict[str, Any]:
 
 
 def _make(project: FleetProject, engine: MockedEngine) -> None:
-    """Runs the program once, with `engine` in the place of Pulumi's."""
+    """Runs the program once, with `engine` in place of Pulumi's."""
     plan = project.plan()
     archive = project.folder / "code.zip"
     archive.write_bytes(b"code")
@@ -84,25 +84,24 @@ def test_every_single_call_of_a_fleet_may_fail_once(
     rough = MockedEngine(REGION, faults)
     _make(fleet, rough)
     assert len(faults.failed) > 100, "most calls were never made to fail"
-    assert rough.half_made >= 5, "hardly a resource was ever left half made"
+    assert rough.half_made >= 5, "almost no resource was ever left half made"
     found = _summary(account)
     for part in wanted:
         assert found[part] == wanted[part], part
     rough.destroy()
-    assert account.everything() == [], "something was made twice and nobody knows of it"
+    assert account.everything() == [], "something was made twice and the state does not know it"
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterator[FleetProject]:
-    """One fleet on the real engine, which the following tests stop in three ways and finish in the end."""
-    emulator.restart()
-    project = FleetProject(tmp_path_factory.mktemp("broken"), emulator)
-    project.files(STACK, MODELS)
-    yield project
-    assert not project.living_processes()
+@pytest.mark.timeout(1200)
+def test_a_fleet_that_is_stopped_in_four_ways_is_finished_in_the_end(fleet: FleetProject, account: Account) -> None:
+    """One fleet on the real engine; each way resumes where the one before stopped."""
+    _a_failed_call_stops_the_engine_with_its_own_words(fleet)
+    _throttling_loses_nothing_that_was_made(fleet)
+    _what_a_killed_up_made_without_knowing_it_is_mended_as_the_docs_say(fleet, account)
+    _an_up_that_was_killed_before_a_call_went_out_is_finished_by_the_next(fleet, account)
 
 
-def test_a_failed_call_stops_the_engine_with_its_own_words(broken: FleetProject) -> None:
+def _a_failed_call_stops_the_engine_with_its_own_words(broken: FleetProject) -> None:
     broken.faults({"at": 25, "code": "InternalFailure"})
     run = broken.up("--parallel", "4", check=False)
     assert run.code != 0
@@ -111,7 +110,7 @@ def test_a_failed_call_stops_the_engine_with_its_own_words(broken: FleetProject)
     assert len(broken.resources()) > 10, "what was made before the failure is not in the state"
 
 
-def test_throttling_loses_nothing_that_was_made(broken: FleetProject) -> None:
+def _throttling_loses_nothing_that_was_made(broken: FleetProject) -> None:
     before = {resource["urn"]: resource.get("id") for resource in broken.resources()}
     broken.faults({"first": 12, "code": "ThrottlingException"})
     run = broken.up("--parallel", "4", check=False)
@@ -122,10 +121,8 @@ def test_throttling_loses_nothing_that_was_made(broken: FleetProject) -> None:
     assert before.items() <= after.items(), "a later run lost or made anew what an earlier one had made"
 
 
-def test_what_a_killed_up_made_without_knowing_it_is_mended_as_the_docs_say(
-    broken: FleetProject, account: Account
-) -> None:
-    """docs/aws.md, "When Pulumi was killed": else the next `up` makes a second node group beside the first."""
+def _what_a_killed_up_made_without_knowing_it_is_mended_as_the_docs_say(broken: FleetProject, account: Account) -> None:
+    """docs/aws.md, "When Pulumi was killed": otherwise the next `up` makes a second node group next to the first."""
     _kill_in(broken, {"after": {"CreateNodegroup": 600}}, "CreateNodegroup was carried out")
     (name,) = account.eks.list_nodegroups(clusterName=CLUSTER)["nodegroups"]
     (pending,) = broken.deployment()["pending_operations"]
@@ -136,13 +133,13 @@ def test_what_a_killed_up_made_without_knowing_it_is_mended_as_the_docs_say(
     assert not broken.deployment().get("pending_operations")
 
 
-def test_an_up_that_was_killed_before_a_call_went_out_is_finished_by_the_next(
+def _an_up_that_was_killed_before_a_call_went_out_is_finished_by_the_next(
     broken: FleetProject, account: Account
 ) -> None:
     _kill_in(broken, {"before": {"CreateNodegroup": 600}}, "eks:CreateNodegroup")
     assert account.eks.list_nodegroups(clusterName=CLUSTER)["nodegroups"] == []
     broken.faults(None)
-    assert "1 pending operations" in broken.up().text, "Pulumi says what was under way"
+    assert "1 pending operations" in broken.up().text, "Pulumi must say what was in progress"
     assert set(account.node_groups(CLUSTER)) == {"system", "l4"}
     assert set(broken.up("--refresh").changes) == {"same"}
     broken.destroy()
@@ -150,11 +147,11 @@ def test_an_up_that_was_killed_before_a_call_went_out_is_finished_by_the_next(
 
 
 def _kill_in(project: FleetProject, script: dict[str, Any], line: str) -> None:
-    """Kills an `up` as soon as the stand-in has written `line` about a call, and takes away the dead lock."""
+    """Kills an `up` as soon as the stand-in has written `line` about a call, and removes the dead lock."""
     log = project.folder / "calls.log"
     log.unlink(missing_ok=True)
     project.faults({**script, "log": str(log)})
-    running = project.start("up", "--parallel", "1")  # no other call is under way then
+    running = project.start("up", "--parallel", "1")  # no other call is in progress then
     try:
         wait_until(lambda: log.is_file() and line in log.read_text(), seconds=240, what=line)
     finally:

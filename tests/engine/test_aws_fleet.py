@@ -1,6 +1,7 @@
 """One fleet with all five accelerators on the emulated AWS, from its first preview to its end.
 
-The tests of this file follow one another on one stack, because a fleet of 120 resources takes seconds to make.
+One stack for the whole file, because a fleet of 120 resources takes seconds to make. `account` and `live` bring it to
+where a test begins, whatever the test before left. In the order of the file they have nothing to do.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from infra.aws import policies
-from infra.planning.plan import Plan
-from infra.planning.service_accounts import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
+from modelfleet.infra.aws import policies
+from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
+from modelfleet.infra.planning.plan import Plan
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import ACCOUNT, FIVE, POOLS, REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
@@ -28,6 +30,15 @@ BUCKET = f"modelfleet-test-{ACCOUNT}"
 STACK = stack_of(pools=POOLS, network={"cidr": "10.0.0.0/16", "zones": 3, "nat": "single"}, tags={"team": "ml"})
 
 
+@dataclass(frozen=True)
+class FirstRuns:
+    """The first preview, what existed after it, and the first `up`."""
+
+    preview: Run
+    after_preview: list[object]
+    up: Run
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterator[FleetProject]:
     project = FleetProject(tmp_path_factory.mktemp("fleet"), emulator)
@@ -37,36 +48,44 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Itera
 
 
 @pytest.fixture(scope="module")
-def first_preview(fleet: FleetProject) -> Run:
-    return fleet.preview()
+def first(fleet: FleetProject, emulator: Emulator) -> FirstRuns:
+    preview = fleet.preview()
+    there = [*emulator.client("eks", REGION).list_clusters()["clusters"], *emulator.buckets()]
+    return FirstRuns(preview, there, fleet.up())
 
 
-@pytest.fixture(scope="module")
-def made(fleet: FleetProject, first_preview: Run) -> Run:
-    return fleet.up()
+@pytest.fixture
+def live(fleet: FleetProject, first: FirstRuns, emulator: Emulator) -> FleetProject:
+    """The fleet is there, with whatever pools, models and tags."""
+    if not emulator.buckets():
+        fleet.up()
+    return fleet
 
 
-@pytest.fixture(scope="module")
-def account(emulator: Emulator, made: Run) -> Account:
+@pytest.fixture
+def account(live: FleetProject, emulator: Emulator) -> Account:
+    """The account with the fleet of `STACK` and `FIVE`."""
+    if live.written != (STACK, FIVE):
+        live.files(STACK, FIVE)
+        live.up("--refresh")
     return Account(emulator, REGION)
 
 
 @pytest.fixture(scope="module")
-def plan(fleet: FleetProject) -> Plan:
-    return fleet.plan()
+def plan(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Plan:
+    project = FleetProject(tmp_path_factory.mktemp("plan"), emulator)
+    project.files(STACK, FIVE)
+    return project.plan()
 
 
-def test_a_preview_before_the_first_up_shows_creates_only_and_makes_nothing(
-    first_preview: Run, emulator: Emulator
-) -> None:
-    assert set(first_preview.changes) == {"create"}
-    assert first_preview.changes["create"] > 100
-    assert emulator.client("eks", REGION).list_clusters()["clusters"] == []
-    assert emulator.buckets() == set()
+def test_a_preview_before_the_first_up_shows_creates_only_and_makes_nothing(first: FirstRuns) -> None:
+    assert set(first.preview.changes) == {"create"}
+    assert first.preview.changes["create"] > 100
+    assert first.after_preview == []
 
 
-def test_the_up_makes_what_the_preview_said(first_preview: Run, made: Run) -> None:
-    assert made.changes == first_preview.changes
+def test_the_up_makes_what_the_preview_said(first: FirstRuns) -> None:
+    assert first.up.changes == first.preview.changes
 
 
 def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, plan: Plan) -> None:
@@ -79,7 +98,7 @@ def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, pla
             "maxSize": pool.max_nodes,
         }
     assert groups["a10g"]["scalingConfig"]["desiredSize"] == 1, "min_replicas 1 needs a node from the start"
-    assert groups["t4"]["scalingConfig"]["desiredSize"] == 0, "nothing needs a T4 yet, and it would bill"
+    assert groups["t4"]["scalingConfig"]["desiredSize"] == 0, "nothing needs a T4 yet, and it would cost money"
 
 
 def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan: Plan) -> None:
@@ -118,7 +137,7 @@ def test_updates_and_repairs_take_one_node_at_a_time(account: Account) -> None:
         assert group["nodeRepairConfig"]["enabled"] is True, pool
         assert group["nodeRepairConfig"]["maxParallelNodesRepairedCount"] == 1, pool
         assert group["nodeRepairConfig"]["maxUnhealthyNodeThresholdPercentage"] == 50, pool
-        assert group["nodegroupName"].startswith(f"{pool}-"), "with a fixed name a replacement could not come first"
+        assert group["nodegroupName"].startswith(f"{pool}-"), "with a fixed name a replacement could not be made first"
 
 
 def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -> None:
@@ -133,7 +152,7 @@ def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -
         assert zones and zones <= {offer["Location"] for offer in offers}, pool
     assert {zone_of[s] for s in groups["block"]["subnets"]} == {"us-west-2b"}
     assert len(groups["a100"]["subnets"]) == 1, "EFA works within one zone"
-    assert len({zone_of[s] for s in groups["system"]["subnets"]}) == 3, "a zone that fails must not take the head along"
+    assert len({zone_of[s] for s in groups["system"]["subnets"]}) == 3, "a failing zone must not take the head down"
 
 
 def test_the_system_pool_holds_what_a_cluster_needs_itself(account: Account) -> None:
@@ -168,7 +187,9 @@ def test_each_node_has_imdsv2_an_encrypted_fast_volume_and_its_nvme_in_one_piece
         }
         assert tags.keys() - {"launch-template"} == {"instance", "volume"}, "moto adds the template itself"
         for kind in ("instance", "volume"):
-            assert tags[kind].items() >= {"team": "ml", "modelfleet.dev/pool": pool}.items(), "nobody knows who pays"
+            assert tags[kind].items() >= {"team": "ml", "modelfleet.dev/pool": pool}.items(), (
+                "the tags must say who pays"
+            )
 
 
 def test_efa_comes_only_to_the_pool_that_wants_it(account: Account) -> None:
@@ -191,7 +212,9 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     for pool in ("t4", "l4", "a10g", "block"):
         assert len(account.scaling_tags(groups[pool])) == 3, pool
     tags_as_put = [account.table(key)["tag"] for key in account.table_keys("autoscaling/tags/")]
-    assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), "they describe a node, they are not for it"
+    assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), (
+        "they describe a node and are not for the node itself"
+    )
 
 
 def test_the_network_keeps_nodes_private_and_weights_off_the_nat(account: Account) -> None:
@@ -245,7 +268,7 @@ def test_the_cluster_is_private_encrypted_logged_and_has_no_hidden_administrator
     key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
     assert cluster["upgradePolicy"] == {"supportType": "STANDARD"}
-    assert cluster["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI beside the add-on"
+    assert cluster["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI next to the add-on"
     (logging,) = cluster["logging"]["clusterLogging"]
     assert set(logging["types"]) == {"api", "audit", "authenticator", "controllerManager", "scheduler"}
     (group,) = account.client("logs").describe_log_groups()["logGroups"]
@@ -272,7 +295,7 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     }
     versions = {name: addon["addonVersion"] for name, addon in addons.items()}
     minor = account.cluster(CLUSTER)["version"]
-    assert versions == {name: addon_version(name, minor) for name in addons}, "the newest moves with each release"
+    assert versions == {name: addon_version(name, minor) for name in addons}, "the newest changes with each release"
     (identity,) = addons["vpc-cni"]["podIdentityAssociations"]
     assert identity["serviceAccount"] == "aws-node"
     role = identity["roleArn"].rpartition("/")[2]
@@ -284,10 +307,10 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     assert {p["PolicyName"] for p in nodes} == {
         "AmazonEKSWorkerNodeMinimalPolicy",
         "AmazonEC2ContainerRegistryPullOnly",
-    }, "whatever a node may do, every pod on it may try to do"
+    }, "every pod on a node can use the node's rights"
 
 
-def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetProject) -> None:
+def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetProject, account: Account) -> None:
     by_urn = {resource["urn"]: resource for resource in fleet.resources()}
 
     def before(urn: str) -> set[str]:
@@ -310,10 +333,10 @@ def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetPr
     (coredns,) = [urn for urn in by_urn if urn.endswith("Addon::aws-services-coredns")]
     assert "aws-system" in names(coredns), "coredns without nodes is DEGRADED until it times out"
     (cluster,) = [urn for urn in by_urn if "aws:eks/cluster:Cluster" in urn]
-    assert "aws-cluster" in names(cluster), "the log group must be there before EKS makes its own"
+    assert "aws-cluster" in names(cluster), "the log group must exist before EKS makes its own"
     assert any("LogGroup" in other for other in before(cluster))
     (policy,) = [urn for urn in by_urn if "aws:s3/bucketPolicy:BucketPolicy" in urn]
-    assert any("BucketPublicAccessBlock" in other for other in before(policy)), "S3 answers 409 to both at once"
+    assert any("BucketPublicAccessBlock" in other for other in before(policy)), "S3 returns 409 to both at once"
     (code,) = [urn for urn in by_urn if "aws:s3/bucketObjectv2:BucketObjectv2" in urn]
     settings = {"Encryption", "Versioning", "BucketPolicy", "PublicAccessBlock", "OwnershipControls"}
     assert {one for one in settings if any(one in other for other in before(code))} == settings
@@ -346,8 +369,8 @@ def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) ->
     assert code == b"the serving package"
 
 
-def test_the_bucket_policy_refuses_everything_without_tls(fleet: FleetProject, made: Run) -> None:
-    (policy,) = fleet.resources("aws:s3/bucketPolicy:BucketPolicy")
+def test_the_bucket_policy_refuses_everything_without_tls(live: FleetProject) -> None:
+    (policy,) = live.resources("aws:s3/bucketPolicy:BucketPolicy")
     (statement,) = json.loads(policy["outputs"]["policy"])["Statement"]
     assert statement["Effect"] == "Deny"
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
@@ -433,11 +456,11 @@ def test_a_second_up_changes_nothing(fleet: FleetProject, account: Account) -> N
     assert set(fleet.up().changes) == {"same"}
 
 
-def test_the_kubeconfig_is_nowhere_in_plain_text(fleet: FleetProject, first_preview: Run, made: Run) -> None:
-    kubeconfig = fleet.outputs()["kubeconfig"]
+def test_the_kubeconfig_is_nowhere_in_plain_text(live: FleetProject, first: FirstRuns) -> None:
+    kubeconfig = live.outputs()["kubeconfig"]
     config = json.loads(kubeconfig)
     assert config["users"][0]["user"]["exec"]["args"][-4:] == ["--cluster-name", CLUSTER, "--output", "json"]
-    for text in (fleet.everything_on_disk(), first_preview.text, made.text):
+    for text in (live.everything_on_disk(), first.preview.text, first.up.text):
         assert "get-token" not in text
 
 
@@ -451,23 +474,25 @@ def test_a_model_more_on_a_pool_touches_the_mirrors_policies_and_nothing_else(
     assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in (*READERS, WRITER)}
 
 
-def test_a_pool_more_touches_only_itself(fleet: FleetProject, account: Account) -> None:
+def test_a_pool_more_touches_only_itself(live: FleetProject) -> None:
     more = {"name": "l4-big", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.12xlarge"]}
-    fleet.files({**STACK, "pools": [*POOLS, more]}, FIVE)
-    run = fleet.up("--target", "**l4-big**")
+    stack, models = live.written
+    live.files({**stack, "pools": [*POOLS, more]}, models)
+    run = live.up("--target", "**l4-big**")
     assert {name for operation, name in run.steps() if operation == "create"} == {
         "aws-pool-l4-big",
         "aws-pool-l4-big-disk",
         "aws-pool-l4-big-gpus",
         "aws-pool-l4-big-taint-gpu",
     }
-    rest = fleet.up()
+    rest = live.up()
     assert all(name.startswith("aws-") and "pool" not in name for _, name in rest.steps()), rest.steps()
 
 
 def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work(
-    fleet: FleetProject, account: Account
+    live: FleetProject, emulator: Emulator
 ) -> None:
+    account = Account(emulator, REGION)
     groups = account.node_groups(CLUSTER)
     account.eks.update_nodegroup_config(
         clusterName=CLUSTER,
@@ -478,11 +503,11 @@ def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work
     (vpc,) = account.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"]
     account.ec2.create_tags(Resources=[vpc["VpcId"]], Tags=[{"Key": "team", "Value": "somebody"}])
     account.s3.delete_public_access_block(Bucket=BUCKET)
-    seen = _outcomes(fleet.refresh())
+    seen = _outcomes(live.refresh())
     assert ("delete", "aws-pool-l4") in seen
     assert ("update", "aws-network") in seen, "a tag that somebody changed"
     assert ("delete", "aws-mirror") in seen, "the public access block"
-    changed = fleet.up()
+    changed = live.up()
     steps = set(changed.steps())
     assert ("create", "aws-pool-l4") in steps
     assert ("update", "aws-network") in steps
@@ -491,29 +516,32 @@ def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work
     assert after["t4"]["scalingConfig"]["desiredSize"] == 3
     assert "l4" in after
     tags = account.ec2.describe_vpcs(VpcIds=[vpc["VpcId"]])["Vpcs"][0]["Tags"]
-    assert {"Key": "team", "Value": "ml"} in tags
+    assert {"Key": "team", "Value": live.written[0]["tags"]["team"]} in tags
     assert account.s3.get_public_access_block(Bucket=BUCKET)
-    assert set(fleet.up().changes) == {"same"}
+    assert set(live.up().changes) == {"same"}
 
 
 def _outcomes(run: Run) -> set[tuple[str, str]]:
-    """What a refresh found: `delete` for what is gone, `update` for what differs."""
+    """What a refresh found: `delete` for what has gone, `update` for what differs."""
     found = [event["resOutputsEvent"]["metadata"] for event in run.events if "resOutputsEvent" in event]
     return {(step["op"], step["urn"].rpartition("::")[2]) for step in found if step["op"] not in ("refresh", "same")}
 
 
-def test_a_new_launch_template_version_rolls_the_node_group_in_place(fleet: FleetProject, account: Account) -> None:
-    fleet.files({**STACK, "tags": {"team": "platform"}}, FIVE)
-    run = fleet.up()
+def test_a_new_launch_template_version_rolls_the_node_group_in_place(live: FleetProject, emulator: Emulator) -> None:
+    stack, models = live.written
+    live.files({**stack, "tags": {"team": "platform"}}, models)
+    run = live.up()
     operations = {(operation, name) for operation, name in run.steps()}
     assert ("update", "aws-pool-a100") in operations
     assert not [o for o in operations if o[0] in ("replace", "create-replacement") and "pool" in o[1]]
+    account = Account(emulator, REGION)
     group = account.node_groups(CLUSTER)["a100"]
     assert int(group["launchTemplate"]["version"]) >= 2
     assert {"Key": "team", "Value": "platform"} in account.template(group)["TagSpecifications"][0]["Tags"]
 
 
-def test_destroy_leaves_nothing(fleet: FleetProject, account: Account) -> None:
+def test_destroy_leaves_nothing(live: FleetProject, emulator: Emulator) -> None:
+    account = Account(emulator, REGION)
     account.s3.put_object(Bucket=BUCKET, Key="models/org--on-t4/weights.bin", Body=b"x")
-    fleet.destroy()
+    live.destroy()
     assert account.everything() == []

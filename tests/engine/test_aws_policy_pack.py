@@ -1,4 +1,4 @@
-"""The policy pack on the real engine: it stops a stack that breaks its rules, and lets ours pass."""
+"""The policy pack on the real engine: it stops a stack that breaks its rules, and passes ours."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from tests.engine.conftest import Emulator
 
 PACK = ("--policy-pack", str(REPOSITORY / "infra" / "policy"))
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}
+BLOCK = {
+    "name": "block",
+    "accelerator": "A100-80G",
+    "purchase": "capacity-block",
+    "capacityReservationId": "cr-0123456789abcdef0",
+    "maxNodes": 4,
+    "instanceTypes": ["p4de.24xlarge"],
+    "zones": ["us-west-2b"],
+}
 
 BROKEN = """\
 import json
@@ -60,9 +69,9 @@ def fleet(tmp_path: Path, emulator: Emulator) -> Iterator[FleetProject]:
     assert not project.living_processes()
 
 
-def _limits(folder: Path) -> tuple[str, str]:
+def _limits(folder: Path, **other: object) -> tuple[str, str]:
     names = ("allowed-region", "allowed-instance-types", "within-budget")
-    (folder / "limits.json").write_text(json.dumps(dict.fromkeys(names, LIMITS)))
+    (folder / "limits.json").write_text(json.dumps({name: {**LIMITS, **other} for name in names}))
     return "--policy-pack-config", str(folder / "limits.json")
 
 
@@ -90,3 +99,19 @@ def test_a_fleet_of_ours_passes_every_rule(fleet: FleetProject) -> None:
     run = fleet.preview(*PACK, *_limits(fleet.folder))
     assert [event["policyEvent"] for event in run.events if "policyEvent" in event] == []
     assert "modelfleet" in run.text.partition("Policies:")[2], "the pack was not loaded"
+
+
+def test_a_capacity_block_is_seen_although_only_its_launch_template_names_the_type(fleet: FleetProject) -> None:
+    """Regression: four p4de passed an allow-list without them and a budget of 1 USD per hour."""
+    fleet.files(stack_of(pools=[BLOCK]), {"org--m": model("org/m", "A100-80G")})
+    run = fleet.preview(*PACK, *_limits(fleet.folder, maxUsdPerHour=1), check=False)
+    said = {
+        event["policyEvent"]["policyName"]: event["policyEvent"]["message"]
+        for event in run.events
+        if "policyEvent" in event
+    }
+    assert set(said) == {"allowed-instance-types", "within-budget"}, run.text
+    assert "uses p4de.24xlarge; allowed are g6.xlarge, m7i.xlarge" in said["allowed-instance-types"]
+    assert "node groups cost up to 110.19 USD per hour; allowed are 1.00" in said["within-budget"], (
+        "4 x 27.45 + 2 x 0.20"
+    )

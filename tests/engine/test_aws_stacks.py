@@ -1,4 +1,4 @@
-"""The shipped stack files: `up` of dev, staging and prod on the emulated AWS, held against their plans."""
+"""The shipped stack files: `up` of dev, staging and prod on the emulated AWS, compared with their plans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.planning import Plan
+from modelfleet.infra.planning import Plan
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import FleetProject
 from tests.engine.conftest import Emulator

@@ -1,4 +1,4 @@
-"""The gateway as a Pulumi resource: real HAProxy processes that are changed in place, mended and taken away."""
+"""The gateway as a Pulumi resource: real HAProxy processes that are changed in place, repaired and removed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from infra.local.runtime import short_folder
-from tests.engine.engine import Project, free_port
+from modelfleet.infra.local.runtime import short_folder
+from tests.engine.engine import PULUMI, Project
 from tests.engine.local_stack import ROOT
+from tests.ports import free_port
 
 KEY = "sk-a-key-of-a-test-0001"
 
@@ -20,18 +21,19 @@ PROGRAM = """
 import sys
 import pulumi
 sys.path.insert(0, {root!r})
-from infra.gateway import render
-from infra.local.resources import LocalResource
-from infra.local.runtime import gateway_runtime
-from infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.gateway import render
+from modelfleet.infra.local.resources import LocalResource
+from modelfleet.infra.local.runtime import gateway_runtime
+from modelfleet.infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.stack.schema import Gateway as Settings
 
 config = pulumi.Config()
 port, metrics = config.require_int("port"), config.require_int("metricsPort")
 keys = config.get_secret_object("keys")
 plan = GatewayPlan(
     routes=tuple(Route(name, name, (name,)) for name in config.require_object("models")),
-    auth="keys" if keys else "none", requests_per_minute=None, concurrent_requests=None, max_body_mib=8, timeout_s=30,
-    replicas=1, hostname=None, tls_secret=None,
+    auth="keys" if keys else "none",
+    settings=Settings(max_body_mib=8, timeout_s=30),
 )
 files = render(plan, gateway_runtime({folder!r}, port, metrics), upstream="127.0.0.1:1")
 LocalResource("Gateway", "gateway", {{
@@ -44,7 +46,7 @@ class GatewayStack(Project):
     """A project of one gateway."""
 
     def __init__(self, folder: Path) -> None:
-        plugin = {"name": "modelfleet", "path": str(ROOT / "infra" / "local" / "provider")}
+        plugin = {"name": "modelfleet", "path": str(PULUMI.parent)}
         self.run_folder = folder / "run"
         self.run_folder.mkdir()
         super().__init__(
@@ -95,11 +97,11 @@ def test_a_gateway_that_died_is_noticed_and_started_again(gateway: GatewayStack)
     run = gateway.up()
     assert run.changes == {"same": 1, "create": 1}
     assert gateway.models() == ["one"]
-    assert second not in gateway.living_processes(), "the half that lived on has handed over"
+    assert second not in gateway.living_processes(), "the half that stayed alive has handed over"
 
 
 def test_a_gateway_that_no_state_knows_hands_its_ports_over(gateway: GatewayStack) -> None:
-    """An `up` that was killed between the start and the note of it leaves this."""
+    """An `up` that was killed after the start and before it noted the start leaves this behind."""
     gateway.up()
     old = gateway.pids
     gateway.run("state", "delete", _urn(gateway), "--yes", "--stack", gateway.stack)

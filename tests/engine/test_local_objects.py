@@ -1,4 +1,4 @@
-"""Weights and code of a local stack in the emulator's bucket: what is really there, and what is mended."""
+"""Weights and code of a local stack in the emulator's bucket: what is really there, and what is repaired."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
+from modelfleet.cli.pulumi_lock import clear_dead_locks
 from tests.engine.conftest import Emulator
-from tests.engine.engine import PRELUDE, Project, wait_until
+from tests.engine.engine import PRELUDE, PULUMI, Project
 from tests.engine.local_stack import ROOT
 from tests.engine.slow_proxy import SlowProxy
-from tools.pulumi_lock import clear_dead_locks
+from tests.waiting import wait_until
 
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-from infra.local.resources import LocalResource
-from infra.workspace import code_artifact
+from modelfleet.infra.local.resources import LocalResource
+from modelfleet.infra.reading.workspace import code_artifact
 
 provider = local_aws()
 bucket = aws.s3.Bucket("bucket", bucket="mirror", force_destroy=True, opts=pulumi.ResourceOptions(provider=provider))
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def local(tmp_path: Path, emulator: Emulator, folder: Path) -> Iterator[Project]:
-    plugin = {"name": "modelfleet", "path": str(ROOT / "infra" / "local" / "provider")}
+    plugin = {"name": "modelfleet", "path": str(PULUMI.parent)}
     project = Project(
         tmp_path / "project",
         pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},
@@ -79,7 +80,7 @@ def test_up_fills_the_bucket_and_a_second_one_changes_nothing(local: Project, em
     assert weights in objects.values()
     (key,) = [key for key in objects if key.startswith("code/")]
     assert hashlib.sha256(objects[key]).hexdigest() in key
-    assert "serving/app.py" in zipfile.ZipFile(io.BytesIO(objects[key])).namelist()
+    assert "modelfleet/serving/app.py" in zipfile.ZipFile(io.BytesIO(objects[key])).namelist()
     assert local.up().changes == {"same": 5}
 
 
@@ -113,7 +114,7 @@ def test_a_source_that_is_no_model_is_one_sentence_and_the_next_up_goes_on(
     (folder / "config.json").rename(folder / "elsewhere.json")
     run = local.up(check=False)
     assert run.code != 0
-    assert f"org/tiny: {folder} has no config.json, so it is no model folder" in run.text
+    assert f"org/tiny: {folder} has no config.json, so it is not a model folder" in run.text
     assert "Traceback" not in run.text
     (folder / "elsewhere.json").rename(folder / "config.json")
     local.up()

@@ -1,4 +1,4 @@
-"""Processes by id: what the local plugin ends, and what it must never end."""
+"""Processes by id: which the local plugin ends, and which it must never end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import os
 import socket
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from infra.local.provider import processes
-from infra.local.provider.ports import require_free
-from infra.local.provider.processes import ProcessId, end_all, left_behind, mark, members, spawn
-from infra.local.provider.progress import Progress
-from infra.local.provider.replica_log import doing
-from infra.provider import Refused
-from tests.engine.engine import wait_until
+from modelfleet.infra.local import processes
+from modelfleet.infra.local.ports import require_free
+from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, mark, members, spawn
+from modelfleet.infra.local.provider.progress import Progress
+from modelfleet.infra.local.provider.replica_log import doing
+from modelfleet.serving.config.errors import SetupError
+from tests.waiting import wait_until
 
 SLEEP = "import time; time.sleep(600)"
-#: A parent with one child; both ignore a polite end, the child's environment is its parent's.
+#: A parent with one child. Both ignore SIGTERM; the child has its parent's environment.
 STUBBORN = f"""
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -64,14 +64,17 @@ def test_a_process_id_that_another_program_has_by_now_is_left_alone(tmp_path: Pa
 
 
 def test_a_marked_process_in_somebody_elses_session_does_not_end_that_session(tmp_path: Path) -> None:
-    """A user's shell must survive that one of its children carries our mark."""
+    """A user's shell must survive even if one of its children has our mark."""
     value = mark(str(tmp_path), "test")
     environment = f"{{**os.environ, '{processes.MARK}': '{value}'}}"
     code = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', '{SLEEP}'], env={environment})"
     shell = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
-        wait_until(lambda: psutil.Process(shell.pid).children(), seconds=30, what="the child")
-        time.sleep(0.2)
+        wait_until(
+            lambda: [c for c in psutil.Process(shell.pid).children() if c.environ().get(processes.MARK) == value],
+            what="the child with the mark",
+            retry=psutil.Error,
+        )
         assert left_behind(value) == []
     finally:
         os.killpg(shell.pid, 9)
@@ -86,26 +89,32 @@ def test_another_stacks_mark_is_another() -> None:
 def test_every_taken_port_is_named_with_its_holder_and_its_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         ports = {"servePort": first.getsockname()[1], "gcsPort": second.getsockname()[1]}
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(SetupError) as refused:
             require_free(ports)
     for key, port in ports.items():
         assert f"port {port} is taken by process {os.getpid()}" in str(refused.value)
         assert f"modelfleet:local.{key}" in str(refused.value)
 
 
+def test_a_port_of_a_passing_connection_counts_as_free_once_that_has_ended() -> None:
+    with socket.socket() as passing:
+        passing.bind(("127.0.0.1", 0))
+        threading.Timer(0.3, passing.close).start()
+        require_free({"servePort": passing.getsockname()[1]})
+
+
 def test_work_that_says_nothing_is_heard_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.local.provider.progress.SAY_EVERY_S", 0.2)
-    monkeypatch.setattr("infra.local.provider.progress.POLL_S", 0.05)
+    monkeypatch.setattr("modelfleet.infra.local.provider.progress.SAY_EVERY_S", 0.2)
+    monkeypatch.setattr("modelfleet.infra.local.provider.progress.POLL_S", 0.05)
     said: list[str] = []
     progress = Progress(said.append)
 
     def work() -> str:
         progress.say("uploading")
-        time.sleep(1)
+        wait_until(lambda: len(said) >= 3, what="three signs of life")
         return "done"
 
     assert progress.during(work) == "done"
-    assert len(said) >= 3
     assert all(line.startswith("uploading (") for line in said)
 
 
@@ -120,8 +129,8 @@ def test_an_error_of_the_work_reaches_the_caller() -> None:
 def test_a_starting_replica_tells_vllms_last_line(tmp_path: Path) -> None:
     replica = {"state": "STARTING", "worker_id": "abc", "pid": 7}
     details = {"status": "DEPLOYING", "message": "", "deployments": {"vllm": {"message": "", "replicas": [replica]}}}
-    assert doing(details, tmp_path) == "replica starts: loading Python modules"
+    assert doing(details, tmp_path) == "starting the replica: loading Python modules"
     (tmp_path / "worker-abc-01000000-7.out").write_text(
         ":job_id:01000000\n(EngineCore pid=9) INFO 11-24 10:39:38 [core.py:133] Loading weights\nnoise\n"
     )
-    assert doing(details, tmp_path) == "replica starts: Loading weights"
+    assert doing(details, tmp_path) == "starting the replica: Loading weights"

@@ -1,6 +1,7 @@
-"""Ray and Serve applications as Pulumi resources: made, kept, changed one by one, mended, taken away.
+"""Ray and Serve applications as Pulumi resources: made, kept, changed one by one, repaired, removed.
 
-One stack for the whole file, its tests in order: Ray takes half a minute to start on a busy machine.
+One stack for the whole file, because Ray takes half a minute to start on a busy machine. `empty` and `running` bring it
+to where a test begins, whatever the test before left. In the order of the file they have the least to do.
 """
 
 from __future__ import annotations
@@ -12,22 +13,26 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
+from typing import Any
 
 import pytest
 
-from infra.local.runtime import short_folder
-from tests.engine.engine import wait_until
+from modelfleet.cli.pulumi_lock import clear_dead_locks
+from modelfleet.infra.local.runtime import short_folder
 from tests.engine.local_stack import LocalStack, listening_addresses
-from tools.pulumi_lock import clear_dead_locks
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-TWO = {"first": {"answer": 1}, "second": {"answer": 2}}
+TWO = ("first", "second")
+#: What an application returns that must not be the one before.
+numbers = count(1)
 
 
 @pytest.fixture(scope="module")
 def neighbour() -> Iterator[subprocess.Popen[bytes]]:
-    """Somebody else's program that is called like Ray's."""
+    """Someone else's program with the name of Ray's."""
     command = ["raylet", "-c", "import time; time.sleep(3600)", "ray start --head gcs_server"]
     process = subprocess.Popen(command, executable=sys.executable)
     yield process
@@ -46,147 +51,176 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     assert not left, f"processes outlive their stack: {left}"
 
 
-def test_a_taken_port_is_named_with_the_setting_that_moves_ours(stack: LocalStack) -> None:
+@pytest.fixture
+def empty(stack: LocalStack) -> LocalStack:
+    """The stack with nothing made."""
+    stack.applications.clear()
+    if stack.resources():
+        stack.destroy()
+    return stack
+
+
+@pytest.fixture
+def running(stack: LocalStack) -> LocalStack:
+    """The stack with Ray and two applications that run, with whatever arguments."""
+    wanted = {name: args for name, args in stack.applications.items() if name in TWO and "refuse" not in args}
+    wanted = {name: wanted.get(name) or {"answer": next(numbers)} for name in TWO}
+    if stack.settled != wanted:
+        stack.applications.clear()
+        stack.applications.update(wanted)
+        clear_dead_locks(f"file://{stack.state}")
+        stack.up()
+    return stack
+
+
+def test_a_taken_port_is_named_with_the_setting_that_moves_ours(empty: LocalStack) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", stack.ports["gcs"]))
+        other.bind(("127.0.0.1", empty.ports["gcs"]))
         other.listen()
-        run = stack.up(check=False)
+        run = empty.up(check=False)
     assert run.code != 0
-    assert f"port {stack.ports['gcs']} is taken by process {os.getpid()}" in run.text
+    assert f"port {empty.ports['gcs']} is taken by process {os.getpid()}" in run.text
     assert "modelfleet:local.gcsPort" in run.text
     assert "Traceback" not in run.text
-    assert stack.resources("modelfleet:local:Ray") == []
+    assert empty.resources("modelfleet:local:Ray") == []
 
 
-def test_preview_makes_nothing(stack: LocalStack) -> None:
-    stack.applications.update(TWO)
-    assert stack.preview().changes["create"] == 3
-    assert not stack.living_processes()
+def test_preview_makes_nothing(empty: LocalStack) -> None:
+    empty.applications.update({name: {"answer": next(numbers)} for name in TWO})
+    steps = empty.preview().steps()
+    assert {operation for operation, _ in steps} == {"create"}
+    assert {name for _, name in steps} >= {"ray", *TWO}
+    assert not empty.living_processes()
 
 
-def test_up_brings_applications_that_answer(stack: LocalStack, neighbour: subprocess.Popen[bytes]) -> None:
-    run = stack.up()
-    # The failed run of the first test has left the stack itself in the state.
+@pytest.mark.usefixtures("neighbour")
+def test_up_brings_applications_that_answer(empty: LocalStack) -> None:
+    empty.applications.update({"first": {"answer": "a"}, "second": {"answer": "b"}})
+    run = empty.up()
+    # A failed or destroyed run before has left the stack itself in the state.
     assert run.changes.get("create", 0) >= 3
-    assert stack.ask("first")["args"] == {"answer": 1}
-    assert stack.ask("second")["args"] == {"answer": 2}
+    assert empty.ask("first")["args"] == {"answer": "a"}
+    assert empty.ask("second")["args"] == {"answer": "b"}
 
 
-def test_ray_listens_on_loopback_only(stack: LocalStack) -> None:
-    leader = stack.ray()
+def test_ray_listens_on_loopback_only(running: LocalStack) -> None:
+    leader = running.ray()
     assert leader is not None
     addresses = listening_addresses(leader)
-    assert f"127.0.0.1:{stack.ports['serve']}" in addresses
+    assert f"127.0.0.1:{running.ports['serve']}" in addresses
     # Serve's replicas listen everywhere unless the application prevents it; ours does, see test_local_fleet.py.
     ours = {address: title for address, title in addresses.items() if not title.startswith("ray::ServeReplica")}
     assert [address for address in ours if not address.startswith("127.0.0.1:")] == []
 
 
-def test_no_other_user_reaches_rays_sockets(stack: LocalStack) -> None:
-    """Ray makes its own folder writable for everybody."""
-    assert stat.S_IMODE(short_folder(str(stack.run_folder), "ray").stat().st_mode) == 0o700
+def test_no_other_user_reaches_rays_sockets(running: LocalStack) -> None:
+    """Ray makes its own folder writable for everyone."""
+    assert stat.S_IMODE(short_folder(str(running.run_folder), "ray").stat().st_mode) == 0o700
 
 
-def test_a_second_up_changes_nothing(stack: LocalStack) -> None:
-    before = {name: stack.ask(name)["pid"] for name in TWO}
-    run = stack.up()
+def test_a_second_up_changes_nothing(running: LocalStack) -> None:
+    before = {name: running.ask(name)["pid"] for name in TWO}
+    run = running.up()
     assert run.changes == {"same": 4}
-    assert {name: stack.ask(name)["pid"] for name in TWO} == before
+    assert {name: running.ask(name)["pid"] for name in TWO} == before
 
 
-def test_a_changed_application_restarts_alone(stack: LocalStack) -> None:
-    before = {name: stack.ask(name)["pid"] for name in TWO}
-    stack.applications["first"] = {"answer": 3}
-    run = stack.up()
+def test_a_changed_application_restarts_alone(running: LocalStack) -> None:
+    before = {name: running.ask(name)["pid"] for name in TWO}
+    args = running.applications["first"] = {"answer": next(numbers)}
+    run = running.up()
     assert run.changes == {"same": 3, "update": 1}
-    assert stack.ask("first") == {"pid": stack.ask("first")["pid"], "args": {"answer": 3}}
-    assert stack.ask("first")["pid"] != before["first"]
-    assert stack.ask("second")["pid"] == before["second"], "its model file did not change"
+    assert running.ask("first")["args"] == args
+    assert running.ask("first")["pid"] != before["first"]
+    assert running.ask("second")["pid"] == before["second"], "its model file did not change"
 
 
-def test_a_model_that_cannot_start_says_why_and_is_mended_by_the_next_run(stack: LocalStack) -> None:
-    before = stack.ask("second")["pid"]
-    stack.applications["first"] = {"refuse": "no weights here"}
-    run = stack.up(check=False)
+def test_a_model_that_cannot_start_says_why_and_is_mended_by_the_next_run(running: LocalStack) -> None:
+    before = running.ask("second")["pid"]
+    running.applications["first"] = {"refuse": "no weights here"}
+    run = running.up(check=False)
     assert run.code != 0
     assert "first failed to start: RuntimeError: no weights here" in run.text
     assert "Traceback" not in run.text
-    stack.applications["first"] = {"answer": 4}
-    stack.up()
-    assert stack.ask("first")["args"] == {"answer": 4}
-    assert stack.ask("second")["pid"] == before, "another model's failure is not its own"
+    args = running.applications["first"] = {"answer": next(numbers)}
+    running.up()
+    assert running.ask("first")["args"] == args
+    assert running.ask("second")["pid"] == before, "another model's failure is not its own"
 
 
-def test_an_application_added_and_taken_away_leaves_the_others(stack: LocalStack) -> None:
-    before = {name: stack.ask(name)["pid"] for name in TWO}
-    stack.applications["third"] = {"answer": 5}
-    assert stack.up().changes == {"same": 4, "create": 1}
-    assert stack.ask("third")["args"] == {"answer": 5}
-    del stack.applications["third"]
-    assert stack.up().changes == {"same": 4, "delete": 1}
-    assert {name: stack.ask(name)["pid"] for name in TWO} == before
+def test_an_application_added_and_taken_away_leaves_the_others(running: LocalStack) -> None:
+    before = {name: running.ask(name)["pid"] for name in TWO}
+    args = running.applications["third"] = {"answer": next(numbers)}
+    assert running.up().changes == {"same": 4, "create": 1}
+    assert running.ask("third")["args"] == args
+    del running.applications["third"]
+    assert running.up().changes == {"same": 4, "delete": 1}
+    assert {name: running.ask(name)["pid"] for name in TWO} == before
 
 
-def test_up_killed_while_a_model_starts_is_taken_up_again(stack: LocalStack) -> None:
-    stack.applications["third"] = {"answer": 6, "delay_s": 15}
-    running = stack.start("up")
-    wait_until(lambda: "third" in _serve_applications(stack), seconds=120, what="the deployment")
-    running.kill()
-    wait_until(lambda: not _tools_alive(stack), what="the plugin's own end")
-    clear_dead_locks(f"file://{stack.state}")  # as `modelfleet up` and this checkout's `pulumi` do
-    run = stack.up()
-    assert stack.ask("third")["args"]["answer"] == 6
+def test_up_killed_while_a_model_starts_is_taken_up_again(running: LocalStack) -> None:
+    args = running.applications["third"] = {"answer": next(numbers), "delay_s": 15}
+    up = running.start("up")
+    wait_until(lambda: "third" in _serve_applications(running), seconds=120, what="the deployment")
+    up.kill()
+    wait_until(lambda: not _tools_alive(running), what="the plugin's own end")
+    clear_dead_locks(f"file://{running.state}")  # as `modelfleet up` and this checkout's `pulumi` do
+    run = running.up()
+    assert running.ask("third")["args"] == args
     assert "Traceback" not in run.text
-    del stack.applications["third"]
-    stack.up()
 
 
-def test_ray_that_died_is_noticed_and_made_again(stack: LocalStack) -> None:
-    old = stack.ray()
+def test_ray_that_died_is_noticed_and_made_again(running: LocalStack) -> None:
+    old = running.ray()
     assert old is not None
+    running.settled = None
     os.kill(old.pid, signal.SIGKILL)
-    run = stack.up()
+    run = running.up()
     assert run.changes == {"same": 1, "create": 3}
-    assert stack.ray() != old
-    assert stack.ask("first")["args"] == {"answer": 4}
-    assert stack.ask("second")["args"] == {"answer": 2}
+    assert running.ray() != old
+    for name in TWO:
+        assert running.ask(name)["args"] == running.applications[name]
 
 
-def test_destroy_ends_this_ray_and_nothing_else(stack: LocalStack, neighbour: subprocess.Popen[bytes]) -> None:
-    run = stack.destroy()
+def test_destroy_ends_this_ray_and_nothing_else(running: LocalStack, neighbour: subprocess.Popen[bytes]) -> None:
+    run = running.destroy()
     assert run.changes == {"delete": 4}
-    assert stack.living_processes() == []
-    assert not short_folder(str(stack.run_folder), "ray").exists()
+    assert running.living_processes() == []
+    assert not short_folder(str(running.run_folder), "ray").exists()
     assert neighbour.poll() is None, "processes are ended by id, never by name"
 
 
-def test_up_killed_while_ray_starts_is_mended_by_the_next_run(stack: LocalStack) -> None:
-    stack.applications.clear()
-    running = stack.start("up")
-    wait_until(lambda: short_folder(str(stack.run_folder), "ray").exists(), seconds=120, what="the start of Ray")
-    running.kill()
-    wait_until(lambda: not _tools_alive(stack), what="the plugin's own end")
-    clear_dead_locks(f"file://{stack.state}")  # as `modelfleet up` and this checkout's `pulumi` do
-    stack.applications["first"] = {"answer": 7}
-    stack.up()
-    assert stack.ask("first")["args"] == {"answer": 7}
-    leaders = {os.getsid(pid) for pid in stack.living_processes()}
+def test_up_killed_while_ray_starts_is_mended_by_the_next_run(empty: LocalStack) -> None:
+    up = empty.start("up")
+    wait_until(lambda: short_folder(str(empty.run_folder), "ray").exists(), seconds=120, what="the start of Ray")
+    up.kill()
+    wait_until(lambda: not _tools_alive(empty), what="the plugin's own end")
+    clear_dead_locks(f"file://{empty.state}")  # as `modelfleet up` and this checkout's `pulumi` do
+    args = empty.applications["first"] = {"answer": next(numbers)}
+    empty.up()
+    assert empty.ask("first")["args"] == args
+    leaders = {os.getsid(pid) for pid in empty.living_processes()}
     assert len(leaders) == 1, "the Ray of the killed run has ended"
 
 
-def test_an_interrupted_up_ends_soon_and_the_next_one_goes_on(stack: LocalStack) -> None:
-    stack.applications["second"] = {"answer": 8, "delay_s": 20}
-    running = stack.start("up")
-    wait_until(lambda: "second" in _serve_applications(stack), seconds=120, what="the deployment")
-    run = running.interrupt()
+def test_an_interrupted_up_ends_soon_and_the_next_one_goes_on(running: LocalStack) -> None:
+    args = running.applications["second"] = {"answer": next(numbers), "delay_s": 20}
+    up = running.start("up")
+    wait_until(lambda: _serve_args(running, "second") == args, seconds=120, what="the deployment")
+    run = up.interrupt()
     assert run.code != 0
     assert "Traceback" not in run.text
-    stack.up()
-    assert stack.ask("second")["args"]["answer"] == 8
+    running.up()
+    assert running.ask("second")["args"] == args
 
 
-def _serve_applications(stack: LocalStack) -> dict[str, object]:
-    from infra.local.provider.serve_api import ServeApi, Unreachable
+def _serve_args(stack: LocalStack, name: str) -> object:
+    """What Serve was last asked to run under this name."""
+    return _serve_applications(stack).get(name, {}).get("deployed_app_config", {}).get("args")
+
+
+def _serve_applications(stack: LocalStack) -> dict[str, dict[str, Any]]:
+    from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
 
     try:
         api = ServeApi(f"http://127.0.0.1:{stack.ports['dashboard']}", stack.ports["serve"], stack.run_folder / "x")

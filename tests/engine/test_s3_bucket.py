@@ -1,4 +1,4 @@
-"""The aws stand-in and the language host under the real engine: one bucket with all its settings, from birth to end."""
+"""The aws stand-in and the language host under the real engine: one bucket with all its settings, made to deleted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, emulator: Any) -> Project:
 
 @pytest.fixture
 def settled(stack: Project, emulator: Any) -> Project:
-    """The stack with all its settings, whatever the test before did to it."""
+    """The stack with all its settings, whatever the test before changed."""
     stack.config = {"endpoint": emulator.url}
     stack.up("--refresh")
     return stack
@@ -95,7 +95,7 @@ def settled(stack: Project, emulator: Any) -> Project:
 
 def test_a_bucket_really_has_every_setting_that_was_asked_for(settled: Project, emulator: Any) -> None:
     name, s3 = settled.outputs()["bucket"], emulator.client()
-    assert name.startswith("mirror-"), "an unnamed bucket is called after its resource"
+    assert name.startswith("mirror-"), "an unnamed bucket is named after its resource"
     assert settled.outputs()["arn"] == f"arn:aws:s3:::{name}"
     tags = {tag["Key"]: tag["Value"] for tag in s3.get_bucket_tagging(Bucket=name)["TagSet"]}
     assert tags == {"team": "a", "stack": "test"}, "the provider's default tags are added"
@@ -117,7 +117,7 @@ def test_a_bucket_really_has_every_setting_that_was_asked_for(settled: Project, 
 
 def test_a_second_up_changes_nothing_and_a_refresh_sees_no_drift(settled: Project) -> None:
     assert settled.preview().changes == {"same": 9}
-    assert settled.up("--refresh").changes == {"same": 9}, "what the emulator answers must not look like drift"
+    assert settled.up("--refresh").changes == {"same": 9}, "what the emulator returns must not look like drift"
 
 
 def test_a_changed_setting_updates_that_setting_only(settled: Project, emulator: Any) -> None:

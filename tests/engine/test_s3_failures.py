@@ -1,12 +1,13 @@
-"""What is left after something went wrong: a refused request, a program's error, a killed or interrupted run."""
+"""What remains after something went wrong: a refused request, a program's error, a killed or interrupted run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.engine.engine import Project, wait_until
+from modelfleet.cli.pulumi_lock import clear_dead_locks
+from tests.engine.engine import Project
 from tests.engine.slow_proxy import SlowProxy
-from tools.pulumi_lock import clear_dead_locks
+from tests.waiting import wait_until
 
 TWO_BUCKETS = """
 options = pulumi.ResourceOptions(provider=local_aws())
@@ -138,7 +139,7 @@ def test_an_exception_of_the_program_shows_its_traceback_and_fails(project: Proj
 
 
 def test_a_killed_up_is_repaired_by_the_next_one(project: Project, emulator: Any) -> None:
-    """The bucket was made, the engine was killed before it heard of it: the next run takes it over and goes on."""
+    """The bucket was made, but the engine was killed before it knew: the next run takes it over and continues."""
     project.program(TWO_BUCKETS)
     with SlowProxy(emulator.port) as proxy:
         project.config["endpoint"] = proxy.url
@@ -155,7 +156,7 @@ def test_a_killed_up_is_repaired_by_the_next_one(project: Project, emulator: Any
         wait_until(lambda: "first-bucket" in emulator.buckets(), what="the held request")
         assert len(clear_dead_locks(project.environ["PULUMI_BACKEND_URL"])) == 1
         run = project.up()
-        assert run.changes["create"] >= 2, "both buckets are the stack's"
+        assert run.changes["create"] >= 2, "both buckets belong to the stack"
         assert {"first-bucket", "second-bucket"} <= emulator.buckets()
         assert project.up("--refresh").changes == {"same": 4}
         project.destroy()
@@ -176,7 +177,7 @@ def test_an_interrupted_up_ends_cleanly_and_leaves_no_lock(project: Project, emu
         assert "Traceback" not in run.text
         assert "KeyboardInterrupt" not in run.text
         assert project.lock_files() == []
-        assert "second-bucket" not in emulator.buckets(), "nothing new is begun after the interrupt"
+        assert "second-bucket" not in emulator.buckets(), "nothing new must begin after the interrupt"
         project.up()
         assert {"first-bucket", "second-bucket"} <= emulator.buckets()
         project.destroy()

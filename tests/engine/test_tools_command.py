@@ -32,19 +32,20 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for part in ("tools", "infra/provider"):
+        for part in ("cli", "tools", "infra/provider"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "go"))
+        shutil.copytree(ROOT / "modelfleet", folder / "modelfleet", symlinks=True)
         (folder / "infra" / "__init__.py").write_text("")
-        (folder / "infra" / "__main__.py").write_text(PROGRAM)
+        (folder / "__main__.py").write_text(PROGRAM)
         (folder / "Pulumi.yaml").write_text(
             f"name: checkout\nruntime: {{name: python, options: {{virtualenv: {sys.prefix}}}}}\n"
-            "main: infra/\nstackConfigDir: stacks\n"
+            "stackConfigDir: stacks\n"
         )
         (folder / "stacks").mkdir()
         (folder / "stacks" / "Pulumi.local.yaml").write_text(STACK_FILE)
 
     def pulumi(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Runs the command with an environment in which the user chose nothing."""
+        """Runs the command in an environment without any choice of the user."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PULUMI_", "MODELFLEET_"))}
         return subprocess.run(
             [sys.executable, str(self.folder / "tools" / "pulumi_cli" / "command.py"), *arguments],
@@ -67,7 +68,7 @@ def test_a_plain_up_in_a_fresh_clone_makes_its_state_and_leaves_the_stack_file_a
     first = checkout.pulumi("up", "-s", "local", "--yes", "--skip-preview", "--non-interactive")
     assert first.returncode == 0, first.stdout + first.stderr
     assert (checkout.folder / "stacks" / "Pulumi.local.yaml").read_text() == STACK_FILE, (
-        "the salt of a private passphrase does not belong into a shared file"
+        "the salt of a private passphrase does not belong in a shared file"
     )
     passphrase = checkout.folder / ".modelfleet" / "passphrase"
     assert stat.S_IMODE(passphrase.stat().st_mode) == 0o600
@@ -99,12 +100,12 @@ def test_the_exit_code_is_the_clis_own(checkout: Checkout) -> None:
 def test_without_any_cli_the_command_says_how_to_get_one(checkout: Checkout, tmp_path: Path) -> None:
     run = checkout.pulumi("up", PATH="/usr/bin:/bin", XDG_CACHE_HOME=str(tmp_path), HOME=str(tmp_path))
     assert run.returncode == 2
-    assert run.stderr == "pulumi: the Pulumi CLI is not here yet; run: make tools\n"
+    assert run.stderr == "pulumi: the Pulumi CLI is not installed yet; run: make tools\n"
 
 
 def test_a_dead_lock_of_this_checkouts_state_is_taken_away_with_a_line(checkout: Checkout, dead_lock: Any) -> None:
     lock = dead_lock(checkout.folder / ".modelfleet" / "state", project="checkout", stack="local")
     run = checkout.pulumi("up", "-s", "local", "--yes", "--skip-preview", "--non-interactive")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "that process is gone, so the lock is taken away" in run.stderr
+    assert "that process is gone, so the lock is removed" in run.stderr
     assert not lock.exists()

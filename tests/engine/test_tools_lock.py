@@ -1,4 +1,4 @@
-"""Locks of a killed `pulumi`: taken away only when the process is certainly gone."""
+"""Locks of a killed `pulumi`: removed only when the process has certainly ended."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from modelfleet.cli.pulumi_lock import clear_dead_locks, locks
 from tests.engine.conftest import write_lock
-from tools.pulumi_lock import clear_dead_locks, locks
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_lock_of_another_machine_stays(tmp_path: Path) -> None:
 
 def test_a_pid_that_another_program_has_now_does_not_keep_the_lock(tmp_path: Path) -> None:
     write_lock(tmp_path, project="p", stack="local", pid=os.getpid())
-    assert len(clear_dead_locks(backend(tmp_path))) == 1, "this test's own process is no pulumi"
+    assert len(clear_dead_locks(backend(tmp_path))) == 1, "this test's own process is not a pulumi"
 
 
 def test_a_pid_that_a_later_pulumi_has_now_does_not_keep_the_lock(tmp_path: Path, pulumi_process: int) -> None:
@@ -64,6 +64,32 @@ def test_a_lock_that_was_cut_off_while_it_was_written_goes(tmp_path: Path) -> No
     lock = write_lock(tmp_path, project="p", stack="local")
     lock.write_text('{"pid": 12')
     assert len(clear_dead_locks(backend(tmp_path))) == 1
+
+
+def test_an_empty_attributes_file_of_a_killed_write_goes_unless_a_run_lives(
+    tmp_path: Path, pulumi_process: int
+) -> None:
+    """Pulumi would stop with "failed to load checkpoint: EOF"."""
+    stacks = tmp_path / ".pulumi" / "stacks" / "modelfleet"
+    stacks.mkdir(parents=True)
+    empty, whole = stacks / "test.json.attrs", stacks / "other.json.attrs"
+    empty.touch()
+    whole.write_text("{}")
+    clear_dead_locks(f"file://{tmp_path}")
+    assert (empty.exists(), whole.exists()) == (False, True)
+    empty.touch()
+    write_lock(tmp_path, project="modelfleet", stack="test", pid=pulumi_process)
+    clear_dead_locks(f"file://{tmp_path}")
+    assert empty.exists(), "a living run may be writing it"
+
+
+def test_an_empty_attributes_file_of_another_stack_stays(tmp_path: Path) -> None:
+    """A run of that stack may be writing it, and only the locks of this one were read."""
+    other = tmp_path / ".pulumi" / "stacks" / "modelfleet" / "other.json.attrs"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    clear_dead_locks(f"file://{tmp_path}", "test")
+    assert other.exists()
 
 
 def test_other_stacks_and_other_backends_are_left_alone(tmp_path: Path) -> None:

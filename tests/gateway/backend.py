@@ -22,19 +22,21 @@ class Seen:
 
 @dataclass
 class Backend:
-    """A running backend; `down` holds slugs whose health check fails, `events` is how long a stream is."""
+    """A running backend; `down` has the slugs whose health check fails; `events` is the length of a stream."""
 
     port: int
     seen: list[Seen] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
-    #: The application of which this is a replica, listening on its own port; None: this is Serve's own HTTP server.
+    #: The application of which this is a replica, on its own port; None if this is Serve's own HTTP server.
     replica_of: str | None = None
     draining: bool = False
+    #: How often the gateway has checked a model's health.
+    checks: int = 0
     aborted: threading.Event = field(default_factory=threading.Event)
     events: int = 20
     pause_s: float = 0.05
     hold_s: float = 0.0
-    #: Status and text with which every request is refused, as Serve does by itself.
+    #: Status and text with which every request is refused, as Serve itself does.
     refuses: tuple[int, str] | None = None
     server: ThreadingHTTPServer | None = None
 
@@ -49,7 +51,7 @@ class Backend:
             request_queue_size = 128
 
             def handle_error(self, *_: Any) -> None:
-                """A closed idle connection is nothing to print."""
+                """Does not print a closed idle connection."""
 
         self.server = Server(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -78,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/-/routes" and self.state.replica_of:
             return self._json(503 if self.state.draining else 200, {f"/{self.state.replica_of}": self.state.replica_of})
         if self.path.endswith("/health") or self.path == "/-/healthz":
+            self.state.checks += 1
             return self._json(503 if slug in self.state.down else 200, {})
         self._note(b"")
         return self._json(200, {"path": self.path})

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from infra.gateway import Runtime, render
-from infra.local import haproxy
-from infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.gateway import Runtime, render
+from modelfleet.infra.local import haproxy
+from modelfleet.infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.stack.schema import Gateway as Settings
 from tests.gateway.backend import Backend
+from tests.ports import free_port
+from tests.waiting import logged
 
 ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789abc"
 KEYS = {"alice": ALICE, "bob": BOB}
@@ -31,28 +30,15 @@ PLAN = GatewayPlan(
         Route("small", "small", ("small",), answer_tokens=100),
     ),
     auth="keys",
-    requests_per_minute=None,
-    concurrent_requests=None,
-    max_body_mib=8,
-    timeout_s=30,
-    replicas=1,
-    hostname=None,
-    tls_secret=None,
+    settings=Settings(max_body_mib=8, timeout_s=30),
 )
-#: Below the system's own range, so that a backend can come back on its port. Gateways keep theirs until the session ends.
-PORTS = range(8820, 9220)
-#: Each of pytest's processes begins at a place of its own: two that look at once would find the same port free.
-_ports = count(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) * len(PORTS) // 2)
 
 
-def free_port() -> int:
-    """The next port of this suite's range that nobody listens on."""
-    for _ in PORTS:
-        port = PORTS[next(_ports) % len(PORTS)]
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError(f"no free port in {PORTS}")
+def changed(plan: GatewayPlan, changes: Mapping[str, Any]) -> GatewayPlan:
+    """The plan with other routes, other `auth`, or other keys of the stack file's `gateway`."""
+    own = {key: value for key, value in changes.items() if key in ("routes", "auth")}
+    keys = {key: value for key, value in changes.items() if key not in own}
+    return replace(plan, **own, settings=plan.settings.model_copy(update=keys))
 
 
 @dataclass
@@ -80,8 +66,8 @@ class Gateway:
         return self
 
     def change(self, **changes: Any) -> None:
-        """Another plan, taken over without a restart."""
-        self.plan = replace(self.plan, **changes)
+        """Takes over another plan without a restart."""
+        self.plan = changed(self.plan, changes)
         self.up()
 
     def down(self) -> None:
@@ -101,11 +87,13 @@ class Gateway:
         return requests.get(self.url + path, headers=headers, timeout=20)
 
     def raw(self, data: bytes, wait_s: float = 3.0) -> bytes:
-        """Send bytes as they are and read until the gateway closes or nothing more comes."""
+        """Send bytes unchanged and read until the gateway closes or sends no more."""
         host, port = self.runtime.bind.split(":")
         with socket.create_connection((host, int(port)), timeout=wait_s) as connection:
-            connection.sendall(data)
             answer = b""
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(data)
+            # Also after that: a gateway that refuses a request answers before it has read all of it.
             with suppress(TimeoutError, ConnectionResetError):
                 while part := connection.recv(65536):
                     answer += part
@@ -113,13 +101,7 @@ class Gateway:
 
     def logged(self, request_id: str) -> dict[str, Any]:
         """The access log's entry of a request."""
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            for line in self.log.read_text().splitlines():
-                if line.startswith("{") and (entry := json.loads(line))["request_id"] == request_id:
-                    return entry  # type: ignore[no-any-return]
-            time.sleep(0.05)
-        raise AssertionError(f"no log entry for {request_id}")
+        return logged(self.log, request_id)
 
 
 Make = Callable[..., Gateway]
@@ -151,7 +133,7 @@ def make_gateway() -> Iterator[Make]:
             replica_ports=replica_ports,
         )
         backend = Backend(free_port(), down=set(down)).start()
-        gateway = Gateway(replace(PLAN, **changes), runtime, backend, Path(folder) / "gateway.log", keys)
+        gateway = Gateway(changed(PLAN, changes), runtime, backend, Path(folder) / "gateway.log", keys)
         started.append(gateway)
         return gateway.up()
 

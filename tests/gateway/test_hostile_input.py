@@ -1,4 +1,4 @@
-"""What somebody with bad intent, or a broken client, sends. Nothing shut may open, nothing may reach the backend twice."""
+"""What an attacker or a broken client sends. Nothing closed may open; nothing may reach the backend twice."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_no_second_request_is_smuggled_in(make_gateway: Make, shared: Gateway, f
         assert reached[0].body == BODY.encode() and "content_length" not in reached[0].headers
     if answer.count(b"HTTP/1.1 ") > 1:
         second = answer.split(b"HTTP/1.1 ")[2]
-        assert second[:3] in (b"400", b"401"), "what follows is an own request, without a key"
+        assert second[:3] in (b"400", b"401"), "what follows is its own request, without a key"
 
 
 def test_a_client_cannot_speak_for_the_gateway(shared: Gateway) -> None:
@@ -110,7 +110,7 @@ def test_line_breaks_in_a_model_id_stay_text(shared: Gateway) -> None:
 def test_huge_headers_are_refused_or_passed_whole_and_harm_nothing(shared: Gateway, size: int) -> None:
     answer = shared.raw(request(CHAT, headers=f"x-big: {'a' * size}\r\n"))
     allowed = {10_000: 200, 50_000: 200, 200_000: 431, 3_000_000: 400}
-    assert status(answer) == allowed[size], "at 200,000 it is the backend that refuses"
+    assert status(answer) == allowed[size], "at 200,000 the backend refuses"
     assert shared.post(CHAT, {"model": "small"}).status_code == 200
 
 

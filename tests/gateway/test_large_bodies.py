@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.gateway.render import bodies_at_once
+from modelfleet.infra.gateway.render import bodies_at_once
 from tests.gateway.conftest import Gateway, Make
 
 CHAT = "/v1/chat/completions"

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import http.client
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 import requests
 
-from infra.local import haproxy
-from infra.planning.plan import Route
-from serving.config.errors import SetupError
+from modelfleet.infra.local import haproxy
+from modelfleet.infra.planning.plan import Route
+from modelfleet.serving.config.errors import SetupError
 from tests.gateway.conftest import ALICE, PLAN, Gateway, Make
+from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 NEW = Route("brand-new", "brand-new", ("brand-new",))
-
-
-def until(condition: object, timeout_s: float = 8.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_an_open_stream_outlives_a_change_of_models_and_no_request_fails(make_gateway: Make) -> None:
@@ -60,8 +51,8 @@ def test_an_open_stream_outlives_a_change_of_models_and_no_request_fails(make_ga
         thread.join()
     assert len(rest) == 60 and rest[-1] == b"data: [DONE]"
     assert set(codes) == {200} and len(codes) > 10
-    assert until(lambda: not haproxy.is_running(first.gateway)), "the first process ends after its last stream"
-    assert until(lambda: not haproxy.is_running(first.bodies))
+    wait_until(lambda: not haproxy.is_running(first.gateway), what="the first process ends after its last stream")
+    wait_until(lambda: not haproxy.is_running(first.bodies), what="its bodies' process ends too")
 
 
 def test_a_large_stream_outlives_a_reload_too(make_gateway: Make) -> None:
@@ -96,9 +87,9 @@ def test_a_port_in_use_is_told_with_haproxys_words(make_gateway: Make, shared: G
 def test_health_is_the_gateways_and_ready_is_every_models(make_gateway: Make) -> None:
     gateway = make_gateway()
     assert requests.get(f"{gateway.url}/health", timeout=5).json() == {"status": "ok"}
-    assert until(lambda: gateway.get("/ready", key=None).status_code == 200)
+    wait_until(lambda: gateway.get("/ready", key=None).status_code == 200, what="/ready answers 200")
     gateway.backend.down.add("small")
-    assert until(lambda: gateway.get("/ready", key=None).status_code == 503)
+    wait_until(lambda: gateway.get("/ready", key=None).status_code == 503, what="/ready answers 503")
     answer = gateway.get("/ready", key=None).json()
     assert answer == {"ready": False, "models": [{"id": "org/large", "ready": True}, {"id": "small", "ready": False}]}
     assert gateway.post(CHAT, {"model": "small"}).status_code == 200, (
@@ -106,22 +97,24 @@ def test_health_is_the_gateways_and_ready_is_every_models(make_gateway: Make) ->
     )
     assert requests.get(f"{gateway.url}/health", timeout=5).status_code == 200
     gateway.backend.down.clear()
-    assert until(lambda: gateway.get("/ready", key=None).status_code == 200)
+    wait_until(lambda: gateway.get("/ready", key=None).status_code == 200, what="/ready answers 200")
 
 
 def test_a_gateway_that_has_just_started_is_not_ready_before_it_asked(make_gateway: Make) -> None:
     gateway = make_gateway(routes=(Route("gone", "gone", ("gone",)),), down=["gone"])
     codes = set()
-    begun = time.monotonic()
-    while time.monotonic() - begun < 4:
+
+    def asked_twice() -> bool:
         codes.add(gateway.get("/ready", key=None).status_code)
-        time.sleep(0.02)
-    assert codes == {503}
+        return gateway.backend.checks >= 2
+
+    wait_until(asked_twice, what="two health checks", every_s=0.02)
+    assert codes | {gateway.get("/ready", key=None).status_code} == {503}
 
 
 def test_readiness_does_not_wake_a_model_that_may_sleep(make_gateway: Make) -> None:
     gateway = make_gateway(routes=(Route("sleepy", "sleepy", ("sleepy",), scales_to_zero=True),), down=["sleepy"])
-    assert until(lambda: gateway.get("/ready", key=None).status_code == 200)
+    wait_until(lambda: gateway.get("/ready", key=None).status_code == 200, what="/ready answers 200")
 
 
 def test_a_backend_that_is_gone_is_503_in_json_with_retry_after(make_gateway: Make) -> None:
@@ -135,7 +128,7 @@ def test_a_backend_that_is_gone_is_503_in_json_with_retry_after(make_gateway: Ma
         gateway.backend.start()
 
 
-#: Serve's status and text; our status, and a word of the message.
+#: Serve's status and text, our status, and a word of the message.
 REFUSALS = {
     (503, "Request dropped due to backpressure"): (503, "overloaded"),
     (404, "Path '/small/v1/chat/completions' not found."): (503, "being deployed"),
@@ -145,7 +138,7 @@ REFUSALS = {
 
 
 def test_what_serve_says_in_plain_text_comes_as_the_engines_error(make_gateway: Make) -> None:
-    """A client of the OpenAI API reads `error.message`, and comes again when there is a Retry-After."""
+    """An OpenAI client reads `error.message`, and retries if there is a Retry-After."""
     gateway = make_gateway()
     for refusal, (status, word) in REFUSALS.items():
         gateway.backend.refuses = refusal
@@ -174,5 +167,5 @@ def test_stop_ends_both_processes(make_gateway: Make) -> None:
     gateway = make_gateway()
     assert gateway.processes
     haproxy.stop(gateway.processes)
-    assert until(lambda: not haproxy.is_running(gateway.processes.gateway))  # type: ignore[union-attr]
-    assert until(lambda: not haproxy.is_running(gateway.processes.bodies))  # type: ignore[union-attr]
+    for one in (gateway.processes.gateway, gateway.processes.bodies):  # type: ignore[union-attr]
+        wait_until(lambda one=one: not haproxy.is_running(one), what="the end of the process")  # type: ignore[misc]

@@ -1,18 +1,19 @@
-"""Straight to the replicas' own ports, with Ray Serve's HTTP server behind them for when there is none."""
+"""Straight to the replicas' own ports, with Ray Serve's HTTP server as the fallback."""
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
+import requests
 
 from tests.gateway.backend import Backend
 from tests.gateway.conftest import Gateway, Make
-from tests.gateway.test_reload_and_readiness import until
+from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
-#: Apart from the ports of the other tests.
+#: Not used by the other tests.
 FIRST, LAST = 8705, 8710
 Replica = Callable[[int, str], Backend]
 
@@ -36,6 +37,13 @@ def ask(gateway: Gateway, model: str = "small", times: int = 1) -> None:
         assert gateway.post(CHAT, {"model": model}).status_code == 200
 
 
+def up(gateway: Gateway, slug: str) -> set[int]:
+    """Ports of the replicas that the gateway sends a model's requests to, as its metrics report them."""
+    text = requests.get(f"http://{gateway.runtime.metrics_bind}/metrics", timeout=5).text
+    status = rf'haproxy_server_status{{proxy="model\.{slug}",server="replica-(\d+)",state="UP"}} 1'
+    return {int(port) for port in re.findall(status, text)}
+
+
 def test_requests_go_to_the_replicas_of_their_own_model(make_gateway: Make, replica: Replica) -> None:
     small, large = replica(FIRST, "small"), replica(FIRST + 2, "org--large")
     gateway = make_gateway(replica_ports=(FIRST, LAST))
@@ -45,7 +53,7 @@ def test_requests_go_to_the_replicas_of_their_own_model(make_gateway: Make, repl
     assert small.last.path == f"/small{CHAT}"
     body = {"messages": ["A" * 400_000], "model": "small"}
     assert gateway.post(CHAT, body).status_code == 200
-    assert len(small.seen) == 6, "large bodies take the short way too"
+    assert len(small.seen) == 6, "large bodies also go straight to the replica"
 
 
 def test_a_new_replica_is_found_and_shares_the_load(make_gateway: Make, replica: Replica) -> None:
@@ -57,7 +65,7 @@ def test_a_new_replica_is_found_and_shares_the_load(make_gateway: Make, replica:
         ask(gateway, times=4)
         return len(second.seen) > 0
 
-    assert until(found)
+    wait_until(found, what="a request at the new replica")
     assert first.seen and not gateway.backend.seen
 
 
@@ -66,7 +74,7 @@ def test_without_a_replica_requests_wait_in_serve(make_gateway: Make, replica: R
     ask(gateway, times=3)
     assert len(gateway.backend.seen) == 3
     one = replica(FIRST + 1, "small")
-    assert until(lambda: not ask(gateway) and len(one.seen) > 0)
+    wait_until(lambda: not ask(gateway) and one.seen, what="a request at the replica")
 
 
 def test_no_request_is_lost_when_a_replica_dies(make_gateway: Make, replica: Replica) -> None:
@@ -92,8 +100,8 @@ def test_a_draining_replica_ends_its_streams_and_gets_no_new_requests(make_gatew
     next(lines)
     leaving.draining = True
     staying = replica(FIRST + 1, "small")
-    assert until(lambda: not ask(gateway) and len(staying.seen) > 0)
-    time.sleep(1.5)
+    wait_until(lambda: not ask(gateway) and staying.seen, what="a request at the other replica")
+    wait_until(lambda: up(gateway, "small") == {FIRST + 1}, what="the gateway has noticed")
     before = len(leaving.seen)
     ask(gateway, times=6)
     assert len(leaving.seen) == before
@@ -103,20 +111,22 @@ def test_a_draining_replica_ends_its_streams_and_gets_no_new_requests(make_gatew
 def test_readiness_follows_the_replicas(make_gateway: Make, replica: Replica) -> None:
     gateway = make_gateway(replica_ports=(FIRST, LAST))
     small = replica(FIRST, "small")
-    assert until(lambda: {"id": "small", "ready": True} in gateway.get("/ready", key=None).json()["models"])
+    wait_until(lambda: up(gateway, "small") == {FIRST}, what="the gateway has found the replica")
+    assert {"id": "small", "ready": True} in gateway.get("/ready", key=None).json()["models"]
     assert gateway.get("/ready", key=None).status_code == 503, "org/large has no replica"
     replica(FIRST + 1, "org--large")
-    assert until(lambda: gateway.get("/ready", key=None).status_code == 200)
+    wait_until(lambda: gateway.get("/ready", key=None).status_code == 200, what="/ready answers 200")
     small.draining = True
-    assert until(lambda: gateway.get("/ready", key=None).status_code == 503)
+    wait_until(lambda: gateway.get("/ready", key=None).status_code == 503, what="/ready answers 503")
 
 
 def test_a_reload_keeps_what_is_known_of_the_replicas(make_gateway: Make, replica: Replica) -> None:
-    """A new process takes every server for up; asked for a model on another's port, the client would get a 404."""
+    """A new process assumes that every server is up. Asked for a model on another's port, it would return a 404."""
     replica(FIRST, "org--large")
     small = replica(FIRST + 1, "small")
     gateway = make_gateway(replica_ports=(FIRST, LAST))
-    time.sleep(2.5)
+    known = {"small": {FIRST + 1}, "org--large": {FIRST}}
+    wait_until(lambda: {slug: up(gateway, slug) for slug in known} == known, what="the gateway has found both")
     for _ in range(3):
         gateway.up()
         ask(gateway, times=5)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from infra.planning.plan import Route
+from modelfleet.infra.planning.plan import Route
 from tests.gateway.conftest import Gateway, Make
 
 CHAT = "/v1/chat/completions"

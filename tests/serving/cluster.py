@@ -1,11 +1,8 @@
-"""One Ray with Serve for the whole tier: started and ended by process id, on ports and in a folder of its own."""
+"""One Ray with Serve for the whole tier: started and ended by process id, on its own ports and in its own folder."""
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +10,11 @@ from typing import Any
 
 import requests
 
-from infra.local.provider.processes import ProcessId, end_all, mark, members, spawn
-from infra.local.runtime import serve_environment
+from modelfleet.infra.local.processes import ProcessId, end_all, mark, members, spawn
+from modelfleet.infra.local.runtime import serve_environment
+from tests.bare_python import bare_python
+from tests.ports import free_ports
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
@@ -24,22 +24,13 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Without the process that an engine starts only to bind its threads, which imports all of vLLM once more. The real
+    # model's file sets it back.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_worker_niceness": "0",  # 15 by default, and then whatever else runs on the machine comes first
+    "RAY_worker_niceness": "0",  # 15 by default, with which everything else on the machine comes first
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on the loopback address that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @dataclass
@@ -54,17 +45,17 @@ class Cluster:
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def serve(self, *applications: dict[str, Any]) -> None:
-        """Declares applications beside those that are there; an unchanged one is left alone."""
+        """Declares additional applications; unchanged ones are left alone."""
         self.declared |= {one["name"]: one for one in applications}
         self.put(self.declared.values())
 
     def remove(self, *names: str) -> None:
-        """Takes applications away, so that two cores are enough for the others."""
+        """Removes applications, so that two cores are enough for the others."""
         self.declared = {name: one for name, one in self.declared.items() if name not in names}
         self.put(self.declared.values())
 
     def put(self, applications: Iterable[dict[str, Any]]) -> None:
-        """Declares the applications; the others go."""
+        """Declares the applications; all others are deleted."""
         config = {
             "http_options": {"host": "127.0.0.1", "port": self.serve_port},
             "proxy_location": "HeadOnly",
@@ -74,7 +65,7 @@ class Cluster:
         assert answer.status_code == 200, answer.text
 
     def application(self, name: str) -> dict[str, Any]:
-        """The application's details as Serve tells them; empty while it does not know it."""
+        """The application's details as Serve reports them; empty until Serve knows it."""
         answer = requests.get(f"{self.dashboard}/api/serve/applications/", timeout=60)
         found: dict[str, Any] = answer.json()["applications"].get(name, {})
         return found
@@ -87,14 +78,13 @@ class Cluster:
 
     def wait(self, name: str, status: str = "RUNNING", within_s: float = READY_S) -> dict[str, Any]:
         """The application once it has `status`; fails when it fails or takes too long."""
-        deadline, details = time.monotonic() + within_s, {}
-        while time.monotonic() < deadline:
+
+        def look() -> dict[str, Any] | None:
             details = self.application(name)
-            if details.get("status") == status:
-                return details
             assert details.get("status") != "DEPLOY_FAILED" or status == "DEPLOY_FAILED", details
-            time.sleep(0.5)
-        raise AssertionError(f"{name} is not {status} within {within_s} s: {details}")
+            return details if details.get("status") == status else None
+
+        return wait_until(look, what=f"{name} is {status}", seconds=within_s, every_s=0.5) or {}
 
     def url(self, name: str) -> str:
         """Base of the application's own route."""
@@ -110,12 +100,15 @@ class Cluster:
 
 
 def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
-    """Starts Ray; more CPUs than there are, because they only count for placement and all models share two cores.
+    """Starts Ray with more CPUs than exist: they only count for placement, and all models share two cores.
 
-    Ray gives its raylet 30 s and ends, which a busy machine may need twice.
+    Its Python does not see this checkout: replicas have only the code zip, as in a pod. Ray gives its
+    raylet 30 s and then ends; a busy machine may need two starts.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    python = bare_python(folder / "python")
     for last in (False, False, True):
-        cluster = _started(folder, environment, cpus)
+        cluster = _started(python, folder, environment, cpus)
         if _answers(cluster):
             return cluster
         cluster.stop()
@@ -123,7 +116,7 @@ def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
     raise AssertionError("unreachable")
 
 
-def _started(folder: Path, environment: dict[str, str], cpus: int) -> Cluster:
+def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int) -> Cluster:
     gcs, dashboard, serve, agent, client, metrics = free_ports(6)
     options = {
         "node-ip-address": "127.0.0.1",
@@ -139,21 +132,23 @@ def _started(folder: Path, environment: dict[str, str], cpus: int) -> Cluster:
         "temp-dir": folder,
         "include-log-monitor": "false",
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    env = {**os.environ, **ENVIRONMENT, **serve_environment(serve), **environment, "PYTHONPATH": str(ROOT)}
-    folder.mkdir(parents=True, exist_ok=True)
+    # As the local target: nothing that changes Python for Ray's workers, such as PYTHONPATH.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env = {**own, **ENVIRONMENT, **serve_environment(serve), **environment}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, folder / "session_latest" / "logs", process)
 
 
 def _answers(cluster: Cluster) -> bool:
     """True once Serve's API answers, False when Ray ended instead."""
-    while cluster.process.find() is not None:
-        try:
-            requests.get(f"{cluster.dashboard}/api/serve/applications/", timeout=10).raise_for_status()
-        except requests.RequestException:
-            time.sleep(0.5)
-        else:
-            return True
-    return False
+
+    def look() -> str:
+        if cluster.process.find() is None:
+            return "ended"
+        requests.get(f"{cluster.dashboard}/api/serve/applications/", timeout=10).raise_for_status()
+        return "answers"
+
+    what = "Ray's dashboard answers"
+    return wait_until(look, what=what, seconds=READY_S, retry=requests.RequestException, every_s=0.5) == "answers"

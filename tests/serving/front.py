@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +11,14 @@ from typing import Any
 
 import requests
 
-from infra.gateway import Runtime, render
-from infra.local import haproxy
-from infra.local.runtime import replica_ports
-from infra.planning.plan import GatewayPlan, Route
-from tests.serving.cluster import Cluster, free_ports
+from modelfleet.infra.gateway import Runtime, render
+from modelfleet.infra.local import haproxy
+from modelfleet.infra.local.runtime import replica_ports
+from modelfleet.infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.stack.schema import Gateway as Settings
+from tests.ports import free_ports
+from tests.serving.cluster import Cluster
+from tests.waiting import logged, wait_until
 
 KEY = "sk-serving-0123456789"
 KEYS = {"tester": KEY}
@@ -33,28 +34,23 @@ class Front:
     processes: haproxy.Processes
 
     def post(self, path: str, body: Any = None, **kwargs: Any) -> requests.Response:
-        """With the key; `data=` instead of a body for bytes as they are."""
+        """POST with the key; `data=` instead of a body sends bytes unchanged."""
         headers = {"authorization": f"Bearer {KEY}", **kwargs.pop("headers", {})}
         if body is not None:
             kwargs["json"] = body
         return requests.post(self.url + path, headers=headers, timeout=kwargs.pop("timeout", 120), **kwargs)
 
     def get(self, path: str) -> requests.Response:
-        """With the key."""
+        """GET with the key."""
         return requests.get(self.url + path, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
 
     def wait_ready(self, within_s: float = 60) -> None:
-        """Until every model's replicas are known to the gateway."""
-        deadline, answer = time.monotonic() + within_s, None
-        while time.monotonic() < deadline:
-            answer = requests.get(f"{self.url}/ready", timeout=30)
-            if answer.status_code == 200:
-                return
-            time.sleep(0.2)
-        raise AssertionError(f"the gateway is not ready: {answer and answer.text}")
+        """Waits until the gateway knows every model's replicas."""
+        ready = f"{self.url}/ready"
+        wait_until(lambda: requests.get(ready, timeout=30).ok, what="the gateway is ready", seconds=within_s)
 
     def replicas(self, slug: str) -> list[str]:
-        """The replicas of a model that the gateway sends requests to, as its metrics tell them."""
+        """The replicas of a model that the gateway sends requests to, as its metrics report them."""
         text = requests.get(f"{self.metrics_url}/metrics", timeout=30).text
         return re.findall(
             rf'haproxy_server_status{{proxy="model\.{slug}",server="(replica-[^"]+)",state="UP"}} 1', text
@@ -62,14 +58,7 @@ class Front:
 
     def logged(self, request_id: str) -> dict[str, Any]:
         """The access log's entry of a request."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            for line in self.log.read_text().splitlines():
-                if request_id in line and line.startswith("{"):
-                    found: dict[str, Any] = json.loads(line)
-                    return found
-            time.sleep(0.1)
-        raise AssertionError(f"no log entry for {request_id}")
+        return logged(self.log, request_id)
 
 
 @contextmanager
@@ -77,9 +66,9 @@ def front(cluster: Cluster, folder: Path, routes: dict[str, tuple[str, ...]], **
     """A gateway for model ids and the other names of each (LoRA adapters)."""
     plan = GatewayPlan(
         routes=tuple(Route(name, name.replace("/", "--"), (name, *others)) for name, others in routes.items()),
-        auth="keys", requests_per_minute=None, concurrent_requests=None, max_body_mib=8, timeout_s=600, replicas=1,
-        hostname=None, tls_secret=None, **limits,
-    )  # fmt: skip
+        auth="keys",
+        settings=Settings(max_body_mib=8, timeout_s=600, **limits),
+    )
     api, metrics = free_ports(2)
     runtime = Runtime(
         bind=f"127.0.0.1:{api}",

@@ -1,4 +1,4 @@
-"""Run by `test_kv_bytes.py` in a process of its own: starts vLLM on tiny random models and prints its KV cache specs.
+"""`test_kv_bytes.py` runs this in its own process: it starts vLLM on tiny random models and prints its KV cache specs.
 
     python tests/serving/kv_report.py FOLDER ...
 

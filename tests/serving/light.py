@@ -1,6 +1,6 @@
-"""A replica without an engine: what Serve and the gateway do with requests shows in seconds, not in minutes.
+"""A replica without an engine, which shows in seconds, not minutes, what Serve and the gateway do with requests.
 
-It is bound exactly as `serving.app` binds vLLM's, with the options that the model file makes.
+It is bound exactly as `modelfleet.serving.app` binds vLLM's, with the options from the model file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray.serve import Application
 
-from serving.app import AppArgs, application
+from modelfleet.serving.app import AppArgs, application
 
 
 class LightReplica:
@@ -25,7 +25,7 @@ class LightReplica:
         self.model_id = model["engine_config"]["model_id"]
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve once the replica's process is up."""
+        """Serve calls this once the replica's process is up."""
         app = FastAPI()
 
         @app.post("/v1/completions")

@@ -1,13 +1,15 @@
-"""The whole API as a client meets it: keys, `/v1` of the real gateway, a replica with vLLM behind it."""
+"""The whole API as a client sees it: keys, `/v1` of the real gateway, a replica with vLLM behind it."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from shlex import split
 from typing import Any
 
 import openai
@@ -22,21 +24,34 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serving.config.schema import ModelConfig
-from serving.engine_args import engine_arguments
+from modelfleet.cli.endpoint import curl_example, wait_for_first_answer
+from modelfleet.infra.interchange.arguments import parse
+from modelfleet.infra.interchange.export import to_vllm
+from modelfleet.infra.planning.plan import ModelKind, ModelPlan
+from modelfleet.serving.config.load import load_models
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.engine_args import engine_arguments
 from tests.serving.cluster import ROOT, Cluster
 from tests.serving.conftest import application, model
 from tests.serving.front import KEY, Front, front
 from tests.serving.tiny import make_adapter
+from tests.unit.planning import builders
+from tests.waiting import wait_until
 
-API, ADAPTER, VECTORS = "test/api", "test/api-adapter", "test/vectors"
+API, ADAPTER, VECTORS, RANKER = "test/api", "test/api-adapter", "test/vectors", "test/ranker"
+#: Scores of the tiny model's own words, so that no other checkpoint is needed.
+RANKS = {
+    "architectures": ["LlamaForSequenceClassification"],
+    "classifier_from_token": ["no", "yes"],
+    "method": "from_2_way_softmax",
+}
 COLOURS = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "blue"]}},
     "required": ["colour"],
     "additionalProperties": False,
 }
-#: `strict`: without it vLLM, as OpenAI, lets the model write any arguments.
+#: `strict`: without it vLLM, like OpenAI, lets the model write any arguments.
 TOOL = {"type": "function", "function": {"name": "paint", "parameters": COLOURS, "strict": True}}
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
@@ -66,11 +81,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path) -> Iterator[Front]:
     vectors = model(VECTORS, tiny, engine={"model_type": "embedding"})
-    cluster.serve(application(api_model(tiny, adapter)), application(vectors))
-    slugs = [name.replace("/", "--") for name in (API, VECTORS)]
+    ranker = model(RANKER, tiny, engine={"engine_kwargs": {"dtype": "float32", "hf_overrides": RANKS}})
+    cluster.serve(*map(application, (api_model(tiny, adapter), vectors, ranker)))
+    slugs = [name.replace("/", "--") for name in (API, VECTORS, RANKER)]
     for slug in slugs:
         cluster.wait(slug)
-    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: ()}) as running:
+    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: (), RANKER: ()}) as running:
         running.wait_ready()
         yield running
     cluster.remove(*slugs)
@@ -83,7 +99,7 @@ def client(gateway: Front) -> Iterator[openai.OpenAI]:
 
 
 def test_models_are_listed_and_one_is_found_by_its_id(client: openai.OpenAI) -> None:
-    assert [one.id for one in client.models.list().data] == [API, ADAPTER, VECTORS]
+    assert [one.id for one in client.models.list().data] == [API, ADAPTER, RANKER, VECTORS]
     assert client.models.retrieve(API).id == API
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.models.retrieve("nobody/nothing")
@@ -110,7 +126,7 @@ def test_a_schema_for_the_answer_is_kept(client: openai.OpenAI) -> None:
 
 
 def test_a_named_tool_is_called_with_arguments_of_its_schema(client: openai.OpenAI) -> None:
-    """A random model may fill its answer with the blanks that JSON allows, so it gets several tries."""
+    """A random model may fill its answer with the whitespace that JSON allows, so it gets several tries."""
     choice: Any = {"type": "function", "function": {"name": "paint"}}
     asked: Any = {"model": API, "messages": MESSAGES, "tools": [TOOL], "tool_choice": choice, "max_tokens": 200}
     answers = [client.chat.completions.create(seed=seed, **asked).choices[0] for seed in range(6)]
@@ -153,6 +169,25 @@ def test_embeddings_come_from_the_embedding_model(client: openai.OpenAI) -> None
     assert refused.value.status_code in (400, 404)
 
 
+def planned_model(model_id: str, kind: ModelKind) -> ModelPlan:
+    """As the plan has it."""
+    local = builders.stack(builders.pool("cpu", "CPU"), target="local", region=None)
+    return replace(builders.planned([builders.model(model_id, "CPU")], local).models[0], kind=kind)
+
+
+@pytest.mark.parametrize(("model_id", "kind"), [(API, "text"), (VECTORS, "embedding"), (RANKER, "reranker")])
+def test_up_finds_out_what_a_model_answers_and_prints_a_request_that_works(
+    gateway: Front, model_id: str, kind: ModelKind
+) -> None:
+    """The kind that the plan assumes does not matter: each model is tested with its own kind and with a wrong one."""
+    for planned in (kind, "text" if kind != "text" else "embedding"):
+        assert wait_for_first_answer(gateway.url, planned_model(model_id, planned), KEY)[1] == kind
+    command = curl_example(gateway.url, planned_model(model_id, kind), kind, with_key=True)
+    environment = {**os.environ, "MODELFLEET_API_KEY": KEY, "NO_PROXY": "*"}
+    answer = subprocess.run(["sh", "-c", f"{command} -s"], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout)[{"text": "choices", "embedding": "data", "reranker": "results"}[kind]]
+
+
 def test_tokenize_and_detokenize_are_each_others_inverse(gateway: Front) -> None:
     tokens = gateway.post("/tokenize", {"model": API, "prompt": "a b c", "add_special_tokens": False}).json()["tokens"]
     assert gateway.post("/detokenize", {"model": API, "tokens": tokens}).json()["prompt"] == "a b c"
@@ -171,10 +206,12 @@ def test_the_request_id_is_in_headers_answer_and_both_logs(gateway: Front, clust
     assert answer.headers["x-request-id"] == sent and sent in answer.json()["id"]
     entry = gateway.logged(sent)
     assert (entry["key"], entry["model"], entry["status"]) == ("tester", API, 200)
-    deadline = time.monotonic() + 30
-    while not [log for log in cluster.logs.rglob("*") if log.is_file() and sent in log.read_text(errors="replace")]:
-        assert time.monotonic() < deadline, "no log of the replica names the request"
-        time.sleep(0.5)
+
+    def named() -> bool:
+        # vLLM writes its requests to the replica's standard output. The proxy's log, which names them too, is no proof.
+        return any(sent in log.read_text(errors="replace") for log in cluster.logs.glob("worker-*.out"))
+
+    wait_until(named, what="a log of a replica names the request", every_s=0.5)
 
 
 def test_vllms_and_serves_metrics_of_each_model_are_on_one_scrape(cluster: Cluster, client: openai.OpenAI) -> None:
@@ -192,10 +229,7 @@ def test_vllms_and_serves_metrics_of_each_model_are_on_one_scrape(cluster: Clust
         lines = [line for line in cluster.metrics().splitlines() if f'application="{slug}"' in line]
         return {name: [line for line in lines if line.startswith(f"{name}{{")] for name in wanted}
 
-    deadline = time.monotonic() + 90
-    while missing := [name for name, lines in found().items() if not lines]:
-        assert time.monotonic() < deadline, f"{missing} of {slug}"
-        time.sleep(1)
+    wait_until(lambda: all(found().values()), what="all of them", seconds=90, every_s=1)
     for name in wanted[:2]:
         lines = found()[name]
         assert all(f'model_name="{API}"' in line for line in lines)
@@ -230,37 +264,66 @@ def test_a_bad_request_gets_its_4xx_with_an_openai_error_body(gateway: Front, bo
 
 OPENAPI = """
 import json, sys
-from serving.engine import namespace
+from modelfleet.serving.engine import namespace
 from vllm.entrypoints.launchers.app import build_app
-args = namespace(json.load(sys.stdin) | {"disable_fastapi_docs": False})
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+given = json.load(sys.stdin)
+args = namespace(given["arguments"] | {"disable_fastapi_docs": False})
 print("OPENAPI " + json.dumps(build_app(args, ("generate",)).openapi()))
+parser = make_arg_parser(FlexibleArgumentParser())
+plain = lambda value: getattr(value, "__dict__", None) or str(value)
+read = [json.loads(json.dumps(vars(parser.parse_args(words)), default=plain)) for words in given["commands"]]
+print("READ " + json.dumps(read))
 """
-#: Not that whatever fits is accepted: vLLM refuses what OpenAPI cannot say, such as an empty conversation.
+#: Command lines for vLLM's own parser and for the one of `modelfleet import`; the first is an export of ours.
+COMMANDS = (
+    to_vllm(load_models([ROOT / "models/meta-llama--Llama-2-70b-chat-hf.yaml"]).models[0])
+    .partition("vllm serve ")[2]
+    .replace("\\\n", " "),
+    "a/b -tp 2 --max_model_len=8k --gpu-memory-utilization .9 --max-num-batched-tokens 8K -q awq -ep",
+    "a/b --no-enable-prefix-caching --enable-chunked-prefill --served-model-name x y --max-num-batched-token 4096",
+    """a/b --limit-mm-per-prompt '{"image": 4}' --cudagraph-capture-sizes 1 2 4 -O3 --max-lora-rank 64""",
+    "a/b --speculative-config.method ngram --speculative-config.num_speculative_tokens 4 --seed -1 --dtype half",
+    """a/b --kv-transfer-config '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'""",
+)
+#: This does not mean that every valid request is accepted: vLLM refuses what OpenAPI cannot express, such as an empty
+#: conversation.
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 CHECKED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize")
 
 
 @pytest.fixture(scope="module")
-def openapi(tiny: Path, adapter: Path) -> dict[str, Any]:
-    """vLLM's own description of its API; a replica does not show it."""
+def vllms_own(tiny: Path, adapter: Path) -> dict[str, Any]:
+    """What vLLM itself says: `OPENAPI`, its API's description, which a replica does not expose, and `READ` commands."""
     arguments = engine_arguments(ModelConfig.model_validate(api_model(tiny, adapter)), str(tiny))
     done = subprocess.run(
         [sys.executable, "-c", OPENAPI],
-        input=json.dumps(arguments),
+        input=json.dumps({"arguments": arguments, "commands": [split(command) for command in COMMANDS]}),
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=300,
     )
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("OPENAPI ")] or [done.stderr[-2000:]]
-    described: dict[str, Any] = json.loads(line.removeprefix("OPENAPI "))
-    return described
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("OPENAPI ", "READ ")))
+    assert said.keys() == {"OPENAPI", "READ"}, done.stderr[-2000:]
+    return {name: json.loads(text) for name, text in said.items()}
+
+
+@pytest.mark.parametrize("index", range(len(COMMANDS)))
+def test_a_command_has_the_arguments_that_vllms_own_parser_reads(vllms_own: dict[str, Any], index: int) -> None:
+    ours, theirs = parse(split(COMMANDS[index])), vllms_own["READ"][index]
+    assert not ours.notes
+    for name, value in ours.arguments.items():
+        found = theirs[name]
+        same = found.items() >= value.items() if isinstance(value, dict) else found in (value, str(value))
+        assert same, f"{name}: vLLM reads {found}, we read {value}"
 
 
 @pytest.mark.parametrize("path", CHECKED)
-def test_what_vllm_describes_is_what_the_gateway_answers(gateway: Front, openapi: dict[str, Any], path: str) -> None:
+def test_what_vllm_describes_is_what_the_gateway_answers(gateway: Front, vllms_own: dict[str, Any], path: str) -> None:
     """No request that fits vLLM's own schema is a server error, and answers fit it."""
-    schema = schemathesis.openapi.from_dict(openapi)
+    schema = schemathesis.openapi.from_dict(vllms_own["OPENAPI"])
     operation = schema[path]["POST"]
 
     @settings(

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from infra.catalog import default_catalog
-from infra.planning.facts import facts_from_config
-from infra.planning.fit import Setting, sequence_bytes
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.facts import facts_from_config
+from modelfleet.infra.planning.fit import Setting, sequence_bytes
 from tests.serving.kv_report import LENGTH
 
 COMMON: dict[str, Any] = {
@@ -101,7 +101,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 @pytest.mark.parametrize("name", CONFIGS)
 def test_kv_bytes_are_those_that_vllm_reports(reports: dict[str, dict[str, Any]], name: str) -> None:
     """Per token, of the layers with a window, and of one whole sequence with vLLM's own block size."""
-    facts, report = facts_from_config(CONFIGS[name], "test"), reports[name]
+    facts, report = facts_from_config(CONFIGS[name], "test", parameters=0), reports[name]
     assert facts is not None
     assert sum(layers.bytes_per_token(1, 2.0) for layers in facts.kv) == report["bytes_per_token"]
     assert sum(layers.bytes_per_token(1, 2.0) for layers in facts.kv if layers.window) == report["windowed"]

@@ -1,12 +1,11 @@
-"""Overload, a killed replica and a leaving one: Ray Serve and the gateway as they run, with an engine that costs nothing."""
+"""Overload, more and fewer replicas, a killed one and a leaving one: the real Ray Serve and gateway, with an engine that costs nothing."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,24 @@ import pytest
 from tests.serving.cluster import Cluster
 from tests.serving.conftest import application, model
 from tests.serving.front import Front, front
+from tests.waiting import wait_until
 
-PAIR, NARROW = "test/pair", "test/narrow"
-IMPORT_PATH = "tests.serving.light:build"
+PAIR, NARROW, ELASTIC = "test/pair", "test/narrow", "test/elastic"
 PATH = "/v1/completions"
+AUTOSCALING = {
+    "min_replicas": 1,
+    "max_replicas": 2,
+    "target_ongoing_requests": 2,
+    "metrics_interval_s": 1,
+    "look_back_period_s": 4,
+    "upscale_delay_s": 2,
+    "downscale_delay_s": 8,
+}
 
 
 def light(model_id: str, **deployment: Any) -> dict[str, Any]:
     data = model(model_id, deployment=deployment, scaling={"num_cpus_per_worker": 0.1})
-    return application(data) | {"import_path": IMPORT_PATH}
+    return application(data, module="light")
 
 
 @pytest.fixture(scope="module")
@@ -33,33 +41,25 @@ def gateway(cluster: Cluster, scratch: Path) -> Iterator[Front]:
     cluster.serve(
         light(PAIR, num_replicas=2, max_ongoing_requests=50, graceful_shutdown_timeout_s=60),
         light(NARROW, num_replicas=1, max_ongoing_requests=2),
+        light(ELASTIC, autoscaling_config=AUTOSCALING, max_ongoing_requests=8, graceful_shutdown_timeout_s=20),
     )
-    slugs = [name.replace("/", "--") for name in (PAIR, NARROW)]
+    slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC)]
     for slug in slugs:
         cluster.wait(slug)
-    with front(cluster, scratch / "light", {PAIR: (), NARROW: ()}) as running:
+    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: ()}) as running:
         running.wait_ready()
         yield running
     cluster.remove(*slugs)
 
 
-def until(condition: Callable[[], bool], within_s: float = 120) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
-
-
 def test_beyond_its_queue_a_model_refuses_with_503_and_says_when_to_come_again(gateway: Front) -> None:
-    """Two at work, four may wait (twice as many); Serve's own default lets any number wait, each with its body."""
+    """Two run and four may wait (twice as many). Serve's own default lets any number wait, each with its body."""
     body = {"model": NARROW, "max_tokens": 30, "pace_s": 0.1}
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda _: gateway.post(PATH, body), range(30)))
     codes = Counter(answer.status_code for answer in answers)
     assert set(codes) == {200, 503}, codes
-    # Threads start over some time on a busy machine, and a place that was freed is taken again.
+    # On a busy machine threads start over some time, and a freed place is taken again.
     assert 4 <= codes[200] <= 18, codes
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert int(refused.headers["retry-after"]) > 0 and refused.headers["x-request-id"]
@@ -75,7 +75,7 @@ class Streams:
         self.threads = [threading.Thread(target=self._read, args=(gateway, body, seen)) for seen in self.seen]
         for thread in self.threads:
             thread.start()
-        assert until(lambda: all(self.seen)), "a stream did not begin"
+        wait_until(lambda: all(self.seen), what="the start of every stream")
 
     def _read(self, gateway: Front, body: dict[str, Any], seen: list[str]) -> None:
         try:
@@ -97,14 +97,14 @@ class Streams:
 
 def test_a_killed_replica_loses_its_own_open_requests_and_no_other(cluster: Cluster, gateway: Front) -> None:
     slug = PAIR.replace("/", "--")
-    assert until(lambda: len(gateway.replicas(slug)) == 2), f"{gateway.replicas(slug)} of {cluster.replicas(slug)}"
+    wait_until(lambda: len(gateway.replicas(slug)) == 2, seconds=120, what="the gateway knows both replicas")
     streams = Streams(gateway, 8, {"model": PAIR, "max_tokens": 100, "pace_s": 0.1})
     pids = [streams.pid(index) for index in range(8)]
     assert len(set(pids)) == 2, f"the gateway spreads streams over both replicas: {gateway.replicas(slug)}"
     killed = pids[0]
     process = psutil.Process(killed)
     process.kill()
-    process.wait(60)  # what reaches it while it dies is one of its own
+    process.wait(60)  # a request that reaches it while it dies counts as its own
     codes = Counter(gateway.post(PATH, {"model": PAIR}).status_code for _ in range(100))
     assert codes == {200: 100}, "a new request finds the other replica"
     streams.join()
@@ -118,7 +118,8 @@ def test_a_killed_replica_loses_its_own_open_requests_and_no_other(cluster: Clus
         running = {one["pid"] for one in cluster.replicas(slug) if one["state"] == "RUNNING"}
         return len(running) == 2 and killed not in running
 
-    assert until(replaced), "Serve tells the dead one as running until it has looked, and then starts another"
+    # Serve reports the dead one as running until its next check, and then starts another.
+    wait_until(replaced, seconds=120, what="another replica")
 
 
 def test_replicas_that_are_replaced_finish_their_streams(cluster: Cluster, gateway: Front) -> None:
@@ -136,7 +137,32 @@ def test_replicas_that_are_replaced_finish_their_streams(cluster: Cluster, gatew
         running = {one["pid"] for one in cluster.replicas(slug) if one["state"] == "RUNNING"}
         return len(running) == 2 and not running & before
 
-    assert until(replaced)
+    wait_until(replaced, seconds=120, what="two new replicas", every_s=0.2)
     streams.join()
     assert {seen[-1] for seen in streams.seen} == {"[DONE]"}
     assert set(codes) == {200}, f"no request is lost while replicas change: {codes}"
+
+
+def test_replicas_come_with_load_and_go_without(cluster: Cluster, gateway: Front) -> None:
+    stop = threading.Event()
+    codes: list[int] = []
+
+    def load() -> None:
+        while not stop.is_set():
+            codes.append(gateway.post(PATH, {"model": ELASTIC, "max_tokens": 50}).status_code)
+
+    def count() -> int:
+        running = cluster.replicas(ELASTIC.replace("/", "--"))
+        return len([one for one in running if one["state"] == "RUNNING"])
+
+    clients = [threading.Thread(target=load) for _ in range(6)]
+    for client in clients:
+        client.start()
+    try:
+        wait_until(lambda: count() == 2, seconds=400, what="a second replica")
+    finally:
+        stop.set()
+        for client in clients:
+            client.join(120)
+    assert set(codes) == {200}
+    wait_until(lambda: count() == 1, seconds=120, what="back to one replica")

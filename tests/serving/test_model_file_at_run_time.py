@@ -56,7 +56,7 @@ def test_the_prompt_is_what_prompt_format_renders(url: str) -> None:
 
 
 def test_a_chat_prompt_is_tokenised_like_a_plain_one(url: str) -> None:
-    """RayLLM's formats rely on the tokenizer adding BOS where it does so; vLLM's chat adds none by itself."""
+    """RayLLM's formats rely on the tokenizer to add BOS if it does so; vLLM's chat adds none itself."""
     tokens = post(url, "/tokenize", messages=user("a")).json()["tokens"]
     assert tokens == post(url, "/tokenize", prompt="[U]a[/U][A]").json()["tokens"]
 
@@ -111,7 +111,7 @@ def test_a_request_stops_on_its_own_stops_besides_the_files(url: str) -> None:
 
 
 def test_more_stops_than_vllm_allows_in_a_request_come_from_the_file(url: str) -> None:
-    """`stop-a` … `stop-e`: a text that holds one ends there. The random model is made to say it by its bias."""
+    """`stop-a` … `stop-e`: a text that contains one ends there. Its bias makes the random model say it."""
     ids = post(url, "/tokenize", prompt="stop-c", add_special_tokens=False).json()["tokens"]
     answer = post(
         url, "/v1/completions", prompt="a", max_tokens=9, structured_outputs={"regex": r"xy stop-c and more"}

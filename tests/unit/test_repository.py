@@ -1,4 +1,4 @@
-"""The repository's own promises: what a newcomer relies on before reading any code."""
+"""The repository's own promises, on which a newcomer relies before reading any code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from modelfleet.infra import names
+
 ROOT = Path(__file__).parents[2]
 
 
 def tracked() -> list[Path]:
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,7 @@ def test_the_layout_that_the_design_promises_is_there(name: str) -> None:
 def test_no_file_names_a_package_index() -> None:
     pattern = re.compile(rb"https?://(pypi\.org|files\.pythonhosted\.org|proxy\.golang\.org|registry\.npmjs\.org)")
     guilty = [p for p in tracked() if p != Path(__file__) and pattern.search(p.read_bytes())]
-    assert not guilty, "lock files travel between networks with different indexes"
+    assert not guilty, "lock files are used on networks with different indexes"
 
 
 def test_every_pinned_requirement_has_a_hash() -> None:
@@ -64,4 +68,17 @@ def test_every_python_file_under_tests_is_collected_or_a_helper() -> None:
         if collected or path.name in helpers:
             continue
         users = [p for p in (ROOT / "tests").rglob("*.py") if p != path and path.stem in p.read_text()]
-        assert users, f"{path} is run by nobody"
+        assert users, f"nothing runs or imports {path}"
+
+
+def test_a_label_and_a_resource_are_spelled_once() -> None:
+    """Otherwise nodes could have one spelling, and pods and policies look for another."""
+    spelled = [value for value in vars(names).values() if isinstance(value, str) and "." in value and "/" in value]
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("infra", "cli", "serving")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in spelled
+        if path.name != "names.py" and f'"{name}"' in path.read_text()
+    ]
+    assert "nvidia.com/gpu" in spelled and not found, "import it from infra/names.py"

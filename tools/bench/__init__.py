@@ -1,1 +1,1 @@
-"""Measuring: what modelfleet adds to vLLM, and where the time of `modelfleet up` goes."""
+"""Measures what modelfleet adds to vLLM, and where the time of `modelfleet up` goes."""

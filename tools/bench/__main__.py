@@ -1,7 +1,7 @@
-"""`python -m tools.bench` (`make bench`): modelfleet beside `vllm serve`, under equal conditions, in one run.
+"""`python -m tools.bench` (`make bench`): compares modelfleet with `vllm serve` under equal conditions, in one run.
 
-Equal: model, engine arguments, niceness, one OMP thread, no access log, only one of them running at a time,
-restarts in random order. Every number stands with its spread; on a shared machine only CPU time per request says much.
+Equal are the model, engine arguments, niceness, one OMP thread and no access log. Only one server runs at a time, and
+restarts are in random order. Every number has its spread; on a shared machine only CPU time per request says much.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from infra.local.runtime import serve_environment
+from modelfleet.infra.local.runtime import serve_environment
 from tools.bench import makeup, models, processes, report, servers
 from tools.bench.load import Load, Target, run
 
@@ -39,19 +39,19 @@ BASELINES = ("vllm", "echo-alone")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 2 when something did not start."""
+    """Measure and print; return 2 if a variant did not start."""
     parser = _options()
     options = parser.parse_args(arguments)
-    # Ended by SIGTERM (a time limit), it must not leave its servers behind.
+    # SIGTERM (a time limit) must not leave its servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # Not `choices`: before Python 3.12 argparse holds the default of an empty list against them.
+    # Not `choices`: before Python 3.12, argparse checks the default, an empty list, against them and fails.
     options.variants = options.variants or ["vllm", "fleet"]
     variants = dict(VARIANTS)
     if options.ray_llm_packages:
         path = os.pathsep.join([str(servers.ROOT), str(options.ray_llm_packages.resolve())])
         variants["ray.serve.llm"] = replace(variants["ray.serve.llm"], environment={"PYTHONPATH": path})
     if unknown := sorted(set(options.variants) - set(VARIANTS)):
-        parser.error(f"unknown variant {', '.join(unknown)}; allowed are {', '.join(VARIANTS)}")
+        parser.error(f"unknown variant: {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")
     if options.makeup:
         print(makeup.table(makeup.measure(options.makeup)))
         return 0
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(variant: servers.Variant, restart: int, options: argparse.Namespace, folder: Path) -> list[report.Sample]:
-    """All loads on all targets of one variant, in random order, after one start."""
+    """Run all loads on all targets of one variant, in random order, after one start."""
     model = models.model_file(options.model)
     print(f"[{restart + 1}/{options.restarts}] starting {variant.name}", file=sys.stderr)
     samples = []
@@ -109,29 +109,32 @@ def _is_echo(variants: Sequence[str]) -> bool:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="modelfleet beside vllm serve")
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Compares modelfleet with vllm serve.")
     parser.add_argument(
-        "variants", nargs="*", metavar="VARIANT", help=f"what to compare, of {', '.join(VARIANTS)}; default vllm fleet"
+        "variants", nargs="*", metavar="VARIANT", help=f"what to compare: {', '.join(VARIANTS)}; default: vllm fleet"
     )
     parser.add_argument(
-        "--model", choices=["tiny", "smollm"], default="tiny", help="tiny: random, overhead at its largest"
+        "--model",
+        choices=["tiny", "smollm"],
+        default="tiny",
+        help="tiny: random weights, shows the overhead at its largest",
     )
     parser.add_argument("--restarts", type=int, default=3, help="starts of each variant")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all loads after each start")
-    parser.add_argument("--requests", type=int, default=100, help="requests of one load")
+    parser.add_argument("--requests", type=int, default=100, help="requests per load")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64], help="requests at a time")
     parser.add_argument("--port", type=int, default=8750, help="first of 60 ports")
     parser.add_argument("--gcs-port", type=int, default=6700, help="first of 5 ports of Ray")
     parser.add_argument(
-        "--makeup", metavar="STACK", help="only run `modelfleet up` on the stack and split its time by step"
+        "--makeup", metavar="STACK", help="only run `modelfleet up` on the stack and print its time by step"
     )
     parser.add_argument(
         "--ray-llm-packages",
         type=Path,
-        help="folder with what ray.serve.llm imports beside (pip install --no-deps --target FOLDER pyarrow)",
+        help="folder with the extra imports of ray.serve.llm (pip install --no-deps --target FOLDER pyarrow)",
     )
     parser.add_argument("--json", help="write every sample to this file")
-    parser.add_argument("--stop-on-failure", action="store_true", help="end at the first variant that does not start")
+    parser.add_argument("--stop-on-failure", action="store_true", help="stop at the first variant that does not start")
     return parser
 
 

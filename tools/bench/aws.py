@@ -1,9 +1,9 @@
-"""The AWS half's speed: preview and up of 20 pools and 200 models on the emulated account, and where the time goes.
+"""Measures the AWS half: preview and up of 20 pools and 200 models on the emulated account, and where the time goes.
 
     python -m tools.bench.aws [--pools 20] [--models 200]
 
-Beside it, in the same run, an empty Python program with as many trivial resources (components, which have no provider):
-what the engine and the language host take by themselves. Wall time and, for the program, its own CPU time.
+The same run measures an empty Python program with as many trivial resources (components, which have no provider). It
+shows what the engine and the language host alone take. Gives wall time and, for the program, its own CPU time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ from typing import Any
 import boto3
 import yaml
 
-from tools import emulator
+from modelfleet.infra.local import emulator
+from modelfleet.infra.local.ports import free_port
 from tools.standin.aws.table import BUCKET as TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ ACCOUNT = "123456789012"
 REGION = "us-east-1"
 TYPES = {"T4": "g4dn.xlarge", "L4": "g6.2xlarge", "A10G": "g5.2xlarge"}
 
-#: Marks are (what, wall s, CPU s of the process); the last one is written when the engine has answered everything.
+#: Marks are (what, wall s, CPU s of the process); the last one is written once the engine has sent all its answers.
 PROGRAM = """\
 import atexit, json, os, time
 
@@ -49,13 +49,14 @@ mark("imports")
 mark("program")
 """
 FLEET = {
-    "imports": "from infra.aws import AwsFleet\nfrom infra.planning import plan\n"
-    "from infra.workspace import open_workspace\n"
-    "import pulumi_aws as aws\n"  # it loads a service on first use; that is import time too
+    "imports": "from modelfleet.infra.aws import AwsFleet\nfrom modelfleet.infra.planning import plan\n"
+    "from modelfleet.infra.reading.workspace import read_workspace\n"
+    "import pulumi_aws as aws\n"  # it loads a service on first use, which is also import time
     "aws.autoscaling.Tag, aws.cloudwatch.LogGroup, aws.ec2.Vpc, aws.eks.Cluster, aws.iam.Role, aws.s3.Bucket",
     "program": (
-        'models, stack, code = open_workspace(Path(os.environ["BENCH_ROOT"]), "bench")\n'
-        'mark("files")\nplanned = plan(models, stack, code=code)\nmark("plan")\nAwsFleet("aws", planned)'
+        'found = read_workspace(Path(os.environ["BENCH_ROOT"]), "bench")\n'
+        'mark("files")\nplanned = plan(found.models, found.stack, code=found.code)\nmark("plan")\n'
+        'AwsFleet("aws", planned)'
     ),
 }
 TRIVIAL = {
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(folder: Path, pools: int, models: int) -> list[Result]:
-    """Preview and up of the fleet, then of the trivial program with as many resources."""
+    """Measures preview and up of the fleet, then of the trivial program with as many resources."""
     write_files(folder / "root", pools, models)
     port = free_port()
     emulator.start(port, folder / "emulator")
@@ -111,7 +112,7 @@ def measure(folder: Path, pools: int, models: int) -> list[Result]:
 
 
 def raise_quota(port: int) -> None:
-    """Lets the emulated account start all the nodes, or the preflight would rightly refuse the stack."""
+    """Lets the emulated account start all nodes; otherwise the preflight would rightly refuse the stack."""
     s3 = boto3.client(
         "s3",
         region_name="us-east-1",
@@ -124,7 +125,7 @@ def raise_quota(port: int) -> None:
 
 
 def write_files(root: Path, pools: int, models: int) -> None:
-    """A stack file and model files; models take turns through the accelerators."""
+    """Writes a stack file and model files; the models take turns through the accelerators."""
     accelerators = list(TYPES)
     (root / "stacks").mkdir(parents=True)
     (root / "models").mkdir()
@@ -157,13 +158,6 @@ def write_files(root: Path, pools: int, models: int) -> None:
         (root / "models" / f"org--model-{index:04}.yaml").write_text(yaml.safe_dump(model))
 
 
-def free_port() -> int:
-    """A TCP port on loopback that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Trial:
     """A throwaway Pulumi project with one program."""
 
@@ -192,7 +186,7 @@ class Trial:
         (folder / "Pulumi.bench.yaml").write_text(yaml.safe_dump({"config": {"aws:region": REGION}}))
 
     def run(self, operation: str, title: str = "") -> Result:
-        """One measured command."""
+        """Runs and measures one command."""
         more = ("--yes", "--skip-preview") if operation == "up" else ()
         events = self._folder / "events.json"
         events.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""A stand-in engine for measuring the way around it: an application that streams tokens nobody computed.
+"""A stand-in engine, to measure what is around an engine: an application that streams tokens nobody computed.
 
-Said in every table that uses it. It answers `/v1/chat/completions` as vLLM's application would (FastAPI, one event per
-token), so that what Serve and the gateway add per request and per chunk shows without an engine's noise.
+Every table that uses it says so. It answers `/v1/chat/completions` as vLLM's application would (FastAPI, one event per
+token). This shows what Serve and the gateway add per request and per chunk, without an engine's noise.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def _event(text: str) -> dict[str, Any]:
 
 
 class EchoReplica:
-    """The same class of deployment as `serving.replica.VllmReplica`, with the stand-in instead of vLLM."""
+    """The same kind of deployment as `modelfleet.serving.replica.VllmReplica`, with the stand-in instead of vLLM."""
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica's process is up."""
         return application()
 
 
-def build(args: dict[str, Any]) -> Application:
-    """Serve application of the stand-in."""
+def build(_: dict[str, Any]) -> Application:
+    """Returns the Serve application of the stand-in."""
     deployment = serve.deployment(serve.ingress()(EchoReplica)).options(
         name="vllm", max_ongoing_requests=256, ray_actor_options={"num_cpus": 1}
     )

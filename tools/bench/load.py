@@ -1,4 +1,4 @@
-"""A load generator that costs little itself: one keep-alive connection per client, HTTP/1.1 read by hand."""
+"""A load generator that costs little: one keep-alive connection per client, HTTP/1.1 read by hand."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a load gave: requests per second, median seconds to the first event and to the end, failures."""
+    """The result of a load: requests per second, median seconds to the first event, failures."""
 
     per_second: float
     first_s: float
-    whole_s: float
     failed: int
 
 
@@ -47,19 +46,18 @@ def run(target: Target, load: Load) -> Outcome:
 
 async def _run(target: Target, load: Load) -> Outcome:
     firsts: list[float] = []
-    wholes: list[float] = []
     failures: list[str] = []
     left = iter(range(load.requests))
     message = _message(target, load)
     begun = time.perf_counter()
-    clients = [_client(target, message, left, firsts, wholes, failures) for _ in range(load.concurrency)]
+    clients = [_client(target, message, left, firsts, failures) for _ in range(load.concurrency)]
     await asyncio.gather(*clients)
     took = time.perf_counter() - begun
-    if not wholes:
+    if not firsts:
         raise RuntimeError(
-            f"{target.name}: every request failed, the first with {failures[0] if failures else 'nothing'}"
+            f"{target.name}: every request failed; the first error: {failures[0] if failures else 'none'}"
         )
-    return Outcome(len(wholes) / took, statistics.median(firsts), statistics.median(wholes), len(failures))
+    return Outcome(len(firsts) / took, statistics.median(firsts), len(failures))
 
 
 def _message(target: Target, load: Load) -> bytes:
@@ -79,9 +77,7 @@ def _message(target: Target, load: Load) -> bytes:
     return head.encode() + body
 
 
-async def _client(
-    target: Target, message: bytes, left: object, firsts: list[float], wholes: list[float], failures: list[str]
-) -> None:
+async def _client(target: Target, message: bytes, left: object, firsts: list[float], failures: list[str]) -> None:
     parts = urlsplit(target.base)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     for _ in left:  # type: ignore[attr-defined]
@@ -96,7 +92,6 @@ async def _client(
             continue
         if status == 200:
             firsts.append(first - begun)
-            wholes.append(time.perf_counter() - begun)
         else:
             failures.append(f"HTTP {status}")
     writer.close()

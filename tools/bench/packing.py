@@ -1,9 +1,10 @@
-"""Packing against the plain rule 'cheapest instance that fits one replica, one replica a node': cost and speed.
+"""Compares packing with the rule 'cheapest instance that fits one replica, one replica per node', and with an optimum.
 
     python -m tools.bench.packing
 
-Fleets are drawn from a fixed seed: model files as in practice (1 to 8 workers, 1 to 10 CPUs each, 0 to 20 replicas)
-on pools of every accelerator. Prices are the catalog's, us-east-1.
+Fleets come from a fixed seed: model files as in practice (1 to 8 workers, 1 to 10 CPUs each, 0 to 20 replicas) on pools
+of every accelerator. `awkward` fleets also have CPU-only models, and numbers of CPUs that share no divisor. Prices are
+the catalog's, for us-east-1.
 """
 
 from __future__ import annotations
@@ -14,34 +15,40 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
-from infra.catalog import Catalog, default_catalog
-from infra.planning import Plan, plan
-from infra.planning.candidates import candidates_of
-from infra.planning.demand import demand_of
-from infra.planning.plan import CodeArtifact
-from infra.stack import LoadedStack, StackConfig
-from serving.config.document import Document
-from serving.config.load import LoadedModel
-from serving.config.schema import ModelConfig
+from modelfleet.infra.catalog import Catalog, default_catalog
+from modelfleet.infra.planning import Plan, plan
+from modelfleet.infra.planning.candidates import candidates_of
+from modelfleet.infra.planning.demand import demand_of
+from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.stack import LoadedStack, StackConfig
+from modelfleet.serving.config.document import Document
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
+from tools.bench.exact_packing import fewest_nodes
 
 SEED = 20261124
-#: So that a large fleet needs several pools of the same accelerator.
+#: Small, so that a large fleet needs several pools of the same accelerator.
 MAX_NODES = 60
-ACCELERATORS = ("T4", "L4", "A10G", "A100-40G", "A100-80G")
-#: Workers that occur per accelerator: small models on small GPUs, large ones on eight A100.
+#: Worker counts per accelerator: small models on small GPUs, large ones on eight A100.
 WORKERS = {
     "T4": (1, 1, 2, 4),
     "L4": (1, 1, 1, 2, 4),
     "A10G": (1, 1, 2, 4),
     "A100-40G": (1, 2, 4),
     "A100-80G": (2, 4, 8),
+    "CPU": (1,),
 }
+ACCELERATORS = tuple(name for name in WORKERS if name != "CPU")
+CPUS, AWKWARD_CPUS = (1, 2, 2, 4, 6, 8, 10), (1, 2, 3, 5, 7, 10, 11)
+#: Number of fleets that are planned with first fit and with the exact search.
+STACKS = 1000
 
 
 @dataclass(frozen=True)
 class Result:
-    """USD per hour at minimum and maximum of the plan and of the plain rule, and what planning took."""
+    """USD per hour of the plan and of the plain rule, at minimum and maximum, and the time and memory of planning."""
 
     models: int
     pools: int
@@ -53,18 +60,20 @@ class Result:
     peak_mib: float
 
 
-def fleet(models: int, pools: int, seed: int = SEED) -> tuple[list[LoadedModel], LoadedStack]:
-    """Random model files and a stack whose pools take turns through the accelerators."""
+def fleet(models: int, pools: int, seed: int = SEED, *, awkward: bool = False) -> tuple[list[LoadedModel], LoadedStack]:
+    """Returns random model files and a stack whose pools take turns through the accelerators."""
     rng = random.Random(seed)
-    accelerators = [ACCELERATORS[index % len(ACCELERATORS)] for index in range(pools)]
+    known = ("CPU", *ACCELERATORS) if awkward else ACCELERATORS
+    accelerators = [known[index % len(known)] for index in range(pools)]
     entries = [{"name": f"p{i}", "accelerator": name, "maxNodes": MAX_NODES} for i, name in enumerate(accelerators)]
     data = {"models": ["*"], "target": "eks", "accountId": "111122223333", "auth": "none", "pools": entries}
     document = Document("stacks/Pulumi.bench.yaml", {}, {})
     stack = LoadedStack("bench", StackConfig.model_validate(data), "us-east-1", document, frozenset())
-    return [_model(index, rng, sorted(set(accelerators))) for index in range(models)], stack
+    cpus = AWKWARD_CPUS if awkward else CPUS
+    return [_model(index, rng, sorted(set(accelerators)), cpus) for index in range(models)], stack
 
 
-def _model(index: int, rng: random.Random, accelerators: Sequence[str]) -> LoadedModel:
+def _model(index: int, rng: random.Random, accelerators: Sequence[str], cpus: Sequence[int]) -> LoadedModel:
     accelerator = rng.choice(accelerators)
     least = rng.choice((0, 1, 1, 1, 2))
     steering = {f"accelerator_type:{accelerator}": 0.001}
@@ -76,7 +85,8 @@ def _model(index: int, rng: random.Random, accelerators: Sequence[str]) -> Loade
         "engine_config": {"model_id": f"org/model-{index:04}"},
         "scaling_config": {
             "num_workers": rng.choice(WORKERS[accelerator]),
-            "num_cpus_per_worker": rng.choice((1, 2, 2, 4, 6, 8, 10)),
+            "num_gpus_per_worker": 0 if accelerator == "CPU" else 1,
+            "num_cpus_per_worker": rng.choice(cpus),
             "placement_strategy": "STRICT_PACK",
             "resources_per_worker": steering,
         },
@@ -85,7 +95,7 @@ def _model(index: int, rng: random.Random, accelerators: Sequence[str]) -> Loade
 
 
 def plain_cost(models: Sequence[LoadedModel], stack: LoadedStack, catalog: Catalog) -> tuple[float, float]:
-    """USD per hour of the plain rule, at the minimum and at the maximum, the stack's fixed costs left out."""
+    """USD per hour of the plain rule at the minimum and at the maximum, without the stack's fixed costs."""
     low = high = 0.0
     for demand in map(demand_of, models):
         accelerator = demand.model.config.accelerator
@@ -108,14 +118,38 @@ def measure(models: int, pools: int, seed: int = SEED) -> Result:
     return Result(models, pools, low, high, plain_low, plain_high, spent, peak)
 
 
+def against_exact(*, awkward: bool) -> str:
+    """One line: how many of `STACKS` random fleets the exact search plans differently, and what that saves."""
+    others, plain, exact = 0, 0.0, 0.0
+    for seed in range(STACKS):
+        files, stack = fleet(random.Random(seed).randint(1, 20), 6, seed, awkward=awkward)
+        first = _nodes(files, stack)
+        with mock.patch("modelfleet.infra.planning.packing.first_fit", fewest_nodes):
+            best = _nodes(files, stack)
+        others += first != best
+        plain, exact = plain + sum(usd for _, _, usd in first), exact + sum(usd for _, _, usd in best)
+    kind = "awkward" if awkward else "usual"
+    return (
+        f"{STACKS} {kind} fleets: the exact search plans {others} differently; "
+        f"USD/h {plain:,.0f} with first fit, {exact:,.0f} with it ({plain / exact - 1:+.2%})"
+    )
+
+
+def _nodes(files: Sequence[LoadedModel], stack: LoadedStack) -> list[tuple[tuple[str, ...], int, float]]:
+    """Each pool's types, its nodes at minimum plus maximum, and their USD per hour."""
+    made = plan(files, stack, code=CodeArtifact("0" * 64), catalog=default_catalog(), facts={})
+    counts = [(pool, pool.min_nodes + pool.needed_nodes) for pool in made.pools]
+    return [(pool.instance_types, count, count * (pool.usd_per_node_hour or 0)) for pool, count in counts]
+
+
 def _peak_mib() -> float:
-    """Most memory that this program held, in MiB; `ru_maxrss` would count the process that started it too."""
+    """Peak memory of this program in MiB; `ru_maxrss` would also count the process that started it."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def pools_cost(made: Plan) -> tuple[float, float]:
-    """USD per hour of the pools alone, at the maximum without the limit of maxNodes."""
+    """USD per hour of the pools alone, at the minimum and at the maximum; the maximum ignores maxNodes."""
     costs = [pool.cost for pool in made.pools]
     high = sum(pool.needed_nodes * (pool.usd_per_node_hour or 0) for pool in made.pools)
     return sum(c.min_usd_per_hour or 0 for c in costs), high
@@ -131,6 +165,8 @@ def main() -> None:
             f"{r.models:6}  {r.pools:5}   {r.usd_min:9.2f} ({r.plain_usd_min:9.2f}, {low:.2f})  "
             f"{r.usd_max:9.2f} ({r.plain_usd_max:9.2f}, {high:.2f})  {r.cpu_s:6.2f}  {r.peak_mib:8.0f}"
         )
+    for awkward in (False, True):
+        print(against_exact(awkward=awkward))
     sys.stdout.flush()
 
 

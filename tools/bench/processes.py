@@ -1,4 +1,4 @@
-"""CPU time by kind of process, below one root process. Seconds of user and system time."""
+"""CPU time by kind of process below one root process, in seconds of user and system time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-#: Which kind a process is, by a piece of its title; the first that fits.
+#: The kind of a process by part of its title; the first match counts.
 KINDS = (
     ("EngineCore", "engine"),
     ("VLLM::Worker", "engine"),
@@ -26,7 +26,7 @@ KINDS = (
 
 @dataclass
 class Tree:
-    """A started program and everything below it."""
+    """A started program and its descendants."""
 
     root: subprocess.Popen[bytes]
     extra: dict[int, str] = field(default_factory=dict)
@@ -64,10 +64,10 @@ class Tree:
         return []
 
     def end(self) -> None:
-        """End all of them, the root first so that it can tidy up."""
+        """End all of them, the root first so that it can clean up."""
         members = self.members()
         for process in members:
-            # Left alive, it would start another HAProxy, out of our sight, when it sees the replica go.
+            # If left alive, it would start another HAProxy, which we would not see, when the replica goes.
             with suppress(psutil.Error):
                 if "HAProxyManager" in " ".join(process.cmdline()):
                     process.kill()
@@ -88,18 +88,18 @@ def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, f
 
 
 def wait_for(what: str, ready: object, tree: Tree, log: str, timeout_s: float = 300.0) -> None:
-    """Wait until `ready()`; raises `RuntimeError` with the log's place when the program ends or never gets there."""
+    """Wait until `ready()`; raises `RuntimeError` with the end of the log if the program ends or is never ready."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if ready():  # type: ignore[operator]
             return
         if tree.root.poll() is not None:
-            raise RuntimeError(f"{what} ended with code {tree.root.returncode}: {tail(log)}")
+            raise RuntimeError(f"{what} ended with exit code {tree.root.returncode}: {tail(log)}")
         time.sleep(0.25)
     raise RuntimeError(f"{what} is not ready after {timeout_s:.0f} s: {tail(log)}")
 
 
 def tail(log: str, characters: int = 600) -> str:
-    """The end of a log file, for an error that outlives it."""
+    """The end of a log file, for an error that outlives the file."""
     path = Path(log)
     return path.read_text(errors="replace").strip()[-characters:] if path.is_file() else f"see {log}"

@@ -1,4 +1,4 @@
-"""From many noisy measurements to a table: medians with their spread, and ratios to the baseline."""
+"""Turns many noisy measurements into a table: medians with their spread, and ratios to the baseline."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Sample:
 
     @property
     def around_ms(self) -> float:
-        """CPU ms per request outside the engine: application, proxies and gateway; Ray's own idle work apart."""
+        """CPU ms per request outside the engine: application, proxies and gateway, without Ray's own idle work."""
         return sum(ms for kind, ms in self.cpu_ms.items() if kind in ("front", "proxy", "proxy manager", "gateway"))
 
     def line(self) -> str:
-        """The sample in one line, for progress."""
+        """The sample in one line, as progress."""
         load = f"{'stream' if self.stream else 'plain'} c{self.concurrency}"
         rate, first_ms = self.outcome.per_second, 1000 * self.outcome.first_s
         return f"{self.target:40}{load:10}{rate:8.1f} req/s{first_ms:9.1f} ms{self.around_ms:7.2f} CPU ms"
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """What one target did under one load, over all restarts and rounds. Times in ms."""
+    """The results of one target under one load, over all restarts and rounds. Times are in ms."""
 
     target: str
     stream: bool
@@ -77,7 +77,7 @@ def _spread(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def ratios(found: Sequence[Row], baseline: str) -> dict[tuple[str, bool, int], dict[str, float]]:
-    """Each row against the baseline's of the same load: req/s (median, best), CPU and first event (median, least)."""
+    """Each row against the baseline at the same load: req/s (median, best), CPU and first event (median, least)."""
     base = {(row.stream, row.concurrency): row for row in found if row.target == baseline}
     result = {}
     for row in found:
@@ -96,7 +96,7 @@ def ratios(found: Sequence[Row], baseline: str) -> dict[tuple[str, bool, int], d
 
 
 def table(found: Sequence[Row], baseline: str) -> str:
-    """The rows as text, and below each the ratios to the baseline."""
+    """The rows as text, each followed by its ratios to the baseline."""
     compared = ratios(found, baseline)
     head = f"{'':44}{'req/s':>20}{'first event, ms':>22}{'CPU ms/req outside engine':>28}{'failed':>8}"
     lines = [head, f"{'':44}{'least/median/most':>20}{'least/median/most':>22}{'least/median/most':>28}"]

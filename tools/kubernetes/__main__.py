@@ -1,6 +1,6 @@
-"""`python -m tools.kubernetes build|start|stop|status|crds`: the test control plane by hand.
+"""`python -m tools.kubernetes build|start|stop|status|crds`: runs the test control plane by hand.
 
-`start` keeps it running in the background under `.modelfleet/kubernetes`, and prints its kubeconfig.
+`start` runs it in the background under `.modelfleet/kubernetes` and prints its kubeconfig.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from serving.config.errors import ModelfleetError, SetupError
+from modelfleet.serving.config.errors import ModelfleetError, SetupError
 from tools.kubernetes import binaries, crds
 from tools.kubernetes.control_plane import ControlPlane, crd_manifests
 
@@ -22,10 +22,10 @@ STATE = FOLDER / "processes.json"
 
 
 def main() -> int:
-    """Run one command; 2 when the environment lacks something."""
+    """Run one command; return 2 if the environment lacks something."""
     parser = argparse.ArgumentParser(prog="python -m tools.kubernetes", description=__doc__)
     parser.add_argument("command", choices=["build", "start", "stop", "status", "crds"])
-    parser.add_argument("--operator", action="store_true", help="start: with the KubeRay operator and its CRDs")
+    parser.add_argument("--operator", action="store_true", help="start: add the KubeRay operator and its CRDs")
     arguments = parser.parse_args()
     try:
         return _run(arguments.command, arguments.operator)
@@ -51,7 +51,7 @@ def _run(command: str, operator: bool) -> int:
 
 def _start(operator: bool) -> None:
     if any(_alive(pid) for pid in _pids().values()):
-        raise SetupError("a control plane runs already; run: python -m tools.kubernetes stop")
+        raise SetupError("a control plane is already running; to stop it, run: python -m tools.kubernetes stop")
     binaries.build_all()
     plane = ControlPlane(FOLDER.resolve(), outlive=True)
     try:
@@ -85,7 +85,7 @@ def _status() -> int:
     for name, pid in alive.items():
         print(f"{name}\t{pid}")
     if not alive:
-        print("no control plane runs; start one: python -m tools.kubernetes start", file=sys.stderr)
+        print("no control plane is running; to start one, run: python -m tools.kubernetes start", file=sys.stderr)
     return 0 if alive else 2
 
 
@@ -95,7 +95,7 @@ def _pids() -> dict[str, int]:
 
 
 def _alive(pid: int) -> bool:
-    """Whether `pid` is one of ours still: a number may have gone to somebody else."""
+    """Whether `pid` is still our process: another one may have reused the number."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
     except OSError:

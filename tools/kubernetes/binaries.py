@@ -1,4 +1,4 @@
-"""The control plane's programs: built once from pinned Go modules (`modules/*/go.sum`), kept in the user's cache."""
+"""The control plane's programs, built once from pinned Go modules (`modules/*/go.sum`) into the user's cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.config.errors import SetupError
+from modelfleet.infra.kubernetes.versions import KUBERAY
+from modelfleet.serving.config.errors import SetupError
 from tools.go_toolchain import go_command
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import tools_cache
@@ -17,7 +18,6 @@ MODULES = Path(__file__).parent / "modules"
 NEEDED_FOR = "the Kubernetes control plane of the tests"
 
 KUBERNETES_VERSION = "1.36.3"
-KUBERAY_VERSION = "1.6.2"
 KUBERAY_MODULE = "github.com/ray-project/kuberay/ray-operator"
 
 #: Kubernetes takes its version from the linker; without it the API server calls itself v0.0.0.
@@ -27,7 +27,7 @@ _KWOK = "-X sigs.k8s.io/kwok/pkg/consts.Version=v0.7.0"
 
 
 def _module(name: str, folder: str, minutes: str, *commands: tuple[str, str, str]) -> GoModule:
-    # -s -w: no debug tables; a third of the disk and of the linker's time.
+    # -s -w: no debug tables, which saves a third of the disk and of the linker's time.
     made = [GoCommand(command, package, f"-s -w {flags}".strip()) for command, package, flags in commands]
     return GoModule(name, MODULES / folder, made, minutes=minutes, needed_for=NEEDED_FOR)
 
@@ -43,15 +43,13 @@ GO_MODULES = (
         ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", _KUBERNETES),
     ),
     _module("kwok-0.7.0", "kwok", "about a minute", ("kwok", "sigs.k8s.io/kwok/cmd/kwok", _KWOK)),
-    _module(
-        f"kuberay-operator-{KUBERAY_VERSION}", "kuberay", "about a minute", ("kuberay-operator", KUBERAY_MODULE, "")
-    ),
+    _module(f"kuberay-operator-{KUBERAY}", "kuberay", "about a minute", ("kuberay-operator", KUBERAY_MODULE, "")),
 )
 
 
 @dataclass(frozen=True)
 class Binary:
-    """One program and the Go module that it is built from."""
+    """A program and the Go module that it is built from."""
 
     name: str
     module: GoModule
@@ -66,27 +64,27 @@ BINARIES = {command.name: Binary(command.name, module) for module in GO_MODULES 
 
 
 def missing(names: Iterable[str] = tuple(BINARIES)) -> list[str]:
-    """Those of `names` that are not built yet."""
+    """The programs in `names` that are not built yet."""
     return [name for name in names if not BINARIES[name].path.is_file()]
 
 
 def require(names: Iterable[str] = tuple(BINARIES)) -> None:
-    """Raise `SetupError` when a program is not built."""
+    """Raise `SetupError` if a program is not built."""
     if absent := missing(names):
         raise SetupError(
-            f"{', '.join(absent)} not built; run: python -m tools.kubernetes build (needs Go, about 8 minutes once)"
+            f"not built: {', '.join(absent)}; run: python -m tools.kubernetes build (needs Go, about 8 minutes once)"
         )
 
 
 def build_all() -> None:
-    """Build what is missing, one module at a time; raises `SetupError` when Go is missing or a build fails."""
+    """Build what is missing, one module at a time; raises `SetupError` if Go is missing or a build fails."""
     for module in GO_MODULES:
         build(module)
 
 
 def kuberay_sources() -> Path:
-    """Where Go keeps the sources of the operator; downloads them when needed. Raises `SetupError`."""
-    # `download` says where the module is, whether it had to be fetched or not; go.sum decides what is accepted.
+    """Return the folder where Go keeps the operator's sources; download them if needed. Raises `SetupError`."""
+    # `download` reports where the module is, fetched or not; go.sum decides what is accepted.
     done = subprocess.run(
         [go_command("the control plane"), "mod", "download", "-json", KUBERAY_MODULE],
         cwd=MODULES / "kuberay",

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,23 +23,25 @@ from typing import Any, Self
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from filelock import FileLock
+from kubernetes.client import ApiException
 
-from infra.kubernetes.api import Api, ApiError, Unreachable
-from serving.config.errors import SetupError
-from tools.kubernetes.binaries import BINARIES, KUBERAY_VERSION, kuberay_sources, require
+from modelfleet.infra.kubernetes.api import ApiError, Unreachable
+from modelfleet.serving.config.errors import SetupError
+from tools.kubernetes.api import WritingApi
+from tools.kubernetes.binaries import BINARIES, kuberay_sources, require
 from tools.paths import tools_cache
 
-#: Nobody else's default, and below the ephemeral range that outgoing connections take ports from.
+#: No other program's default, and below the ephemeral range, from which outgoing connections take their ports.
 PORTS = range(16400, 16600)
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 CORE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 
 
 class ControlPlane:
     """etcd, API server, scheduler, controller manager and kwok; `start_operator` adds KubeRay.
 
-    Everything binds to 127.0.0.1, state and logs are under `folder` (a temporary one unless given). The processes end
-    with the one that started them, however it ends, unless they are to `outlive` it.
+    Everything binds to 127.0.0.1; state and logs are under `folder` (default: a temporary one). The processes end with
+    the one that started them, however it ends, unless `outlive` is set.
     """
 
     def __init__(self, folder: Path | None = None, *, outlive: bool = False) -> None:
@@ -48,10 +51,10 @@ class ControlPlane:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
-        #: First two numbers of the pods' addresses; chosen, because two control planes on one machine share its routes.
+        #: First two numbers of the pods' addresses; random, because two control planes on one machine share its routes.
         self.pod_network = f"10.{random.randrange(64, 224)}"
         self._admin = secrets.token_urlsafe(24)
-        self.api: Api
+        self.api: WritingApi
 
     def __enter__(self) -> Self:
         try:
@@ -61,9 +64,7 @@ class ControlPlane:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stop()
 
     @property
@@ -81,9 +82,9 @@ class ControlPlane:
         return {name: process.pid for name, process in self._processes.items() if process.poll() is None}
 
     def start(self) -> None:
-        """Start everything and wait until the API server is ready; raises `SetupError` when something ends."""
+        """Start everything and wait until the API server is ready; raises `SetupError` if a process ends."""
         require(CORE)
-        # A port counts as free until its process listens, so two control planes that start at once could share an etcd.
+        # A port looks free until its process listens, so two control planes that start at once could share an etcd.
         with FileLock(tools_cache() / "control-plane.lock"):
             self._start_on_free_ports()
 
@@ -92,11 +93,11 @@ class ControlPlane:
         self._write_files()
         self.start_etcd()
         self.start_apiserver()
-        self.api = Api.from_kubeconfig(self.kubeconfig)
+        self.api = WritingApi.from_kubeconfig(self.kubeconfig)
         self._spawn("kube-controller-manager", self._controller_manager_arguments())
         self._spawn("kube-scheduler", self._scheduler_arguments())
         self._spawn("kwok", self._kwok_arguments())
-        self._wait(self._has_default_account, "the service account controller")
+        self._wait(self._has_default_account, "the service account controller", *self._processes)
 
     def start_etcd(self) -> None:
         """Start etcd (again)."""
@@ -105,7 +106,8 @@ class ControlPlane:
     def start_apiserver(self) -> None:
         """Start the API server (again) and wait until it is ready."""
         self._spawn("kube-apiserver", self._apiserver_arguments())
-        self._wait(self._ready, "the API server")
+        # The operator may end meanwhile: it has lost its lease, and its Deployment would start it again.
+        self._wait(self._ready, "the API server", "etcd", "kube-apiserver")
 
     def start_operator(self, kubeconfig: Path | None = None, *, arguments: tuple[str, ...] = ()) -> None:
         """Start the KubeRay operator as `kubeconfig` (default: the administrator), through the API server's proxy."""
@@ -115,19 +117,19 @@ class ControlPlane:
         self._spawn("kuberay-operator", flags, environment)
 
     def kubeconfig_for(self, namespace: str, service_account: str) -> Path:
-        """A kubeconfig that acts as a ServiceAccount, as a pod of it would."""
+        """Return a kubeconfig that acts as a ServiceAccount, as one of its pods would."""
         path = self.folder / f"kubeconfig-{namespace}-{service_account}"
         _write_private(path, self._kubeconfig_text(self.api.token(namespace, service_account, seconds=24 * 3600)))
         return path
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End one process, by default as a crash would."""
+        """End one process, by default like a crash."""
         process = self._processes.pop(name)
         process.send_signal(number)
         process.wait(timeout=30)
 
     def log(self, name: str) -> str:
-        """What a process has written."""
+        """Return the log of a process."""
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -186,7 +188,7 @@ class ControlPlane:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
-            "--unsafe-no-fsync",  # a test's data need not survive a power cut
+            "--unsafe-no-fsync",  # test data need not survive a power cut
             "--log-level=warn",
         ]
 
@@ -200,7 +202,7 @@ class ControlPlane:
             f"--cert-dir={self.folder / 'certificates'}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
-            "--allow-privileged=true",  # as on EKS; Pod Security decides, namespace by namespace
+            "--allow-privileged=true",  # as on EKS, where Pod Security decides per namespace
             "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-signing-key-file={key}",
@@ -218,7 +220,7 @@ class ControlPlane:
             f"--secure-port={self._ports['controller']}",
             f"--cert-dir={self.folder / 'controller'}",
             "--allocate-node-cidrs=false",
-            # On a busy machine kwok's heartbeats come late, and without a kubelet an unready pod stays unready.
+            # On a busy machine kwok's heartbeats are late, and without a kubelet an unready pod stays unready.
             "--node-monitor-grace-period=30m",
         ]
 
@@ -247,13 +249,10 @@ class ControlPlane:
         if not self.kubeconfig.exists():
             _write_private(self.kubeconfig, self._kubeconfig_text(self._admin))
         try:
-            api = Api.from_kubeconfig(self.kubeconfig)
-            try:
-                api.version()
+            with closing(WritingApi.from_kubeconfig(self.kubeconfig)) as api:
+                api.client.request("get", "/readyz", serializer=lambda _, data: data)
                 return api.get("v1", "Namespace", "kube-system") is not None
-            finally:
-                api.close()
-        except (Unreachable, ApiError):
+        except (Unreachable, ApiError, ApiException):
             return False
 
     def _has_default_account(self) -> bool:
@@ -268,22 +267,22 @@ class ControlPlane:
                 stderr=subprocess.STDOUT,
                 env={**_without_proxies(), **(extra or {})},
                 preexec_fn=None if self._outlive else _end_with_parent,  # noqa: PLW1509  one system call, no lock
-                start_new_session=True,  # Ctrl-C in a terminal must reach the test, which then stops these in order
+                start_new_session=True,  # Ctrl-C must reach only the test, which then stops these in order
             )
 
-    def _wait(self, done: Callable[[], bool], what: str) -> None:
+    def _wait(self, done: Callable[[], bool], what: str, *needed: str) -> None:
         end = time.monotonic() + START_SECONDS
         while not done():
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    raise SetupError(f"{name} ended with {process.returncode}: {self.log(name)[-800:]}")
+            for name in needed:
+                if (process := self._processes[name]).poll() is not None:
+                    raise SetupError(f"{name} ended with exit code {process.returncode}: {self.log(name)[-800:]}")
             if time.monotonic() > end:
-                raise SetupError(f"{what} did not come up in {START_SECONDS:.0f} s; see {self.folder}")
+                raise SetupError(f"{what} was not ready after {START_SECONDS:.0f} s; the logs are in {self.folder}")
             time.sleep(0.1)
 
 
 def free_ports(count: int) -> list[int]:
-    """Free loopback ports from `PORTS`, in random order so that two runs rarely meet; raises `SetupError`."""
+    """Return free loopback ports from `PORTS`, in random order so that two runs rarely clash; raises `SetupError`."""
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
@@ -298,7 +297,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def crd_manifests() -> list[dict[str, Any]]:
-    """KubeRay's CustomResourceDefinitions as its own Go module brings them."""
+    """Return KubeRay's CustomResourceDefinitions from its own Go module."""
     import yaml
 
     folder = kuberay_sources() / "config" / "crd" / "bases"
@@ -307,16 +306,16 @@ def crd_manifests() -> list[dict[str, Any]]:
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the program: killed when the thread that started it is gone (prctl(2)).
+    """Run in the child before the program: have it killed when the thread that started it is gone (prctl(2)).
 
-    Not SIGTERM: an API server whose etcd went first never ends by itself.
+    SIGTERM would not do: an API server never ends if its etcd has gone first.
     """
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _without_proxies() -> dict[str, str]:
-    """The API server forwards to pods by HTTP, and would ask a proxy for their addresses."""
+    """The environment without proxies: the API server forwards to pods by HTTP and would send that to a proxy."""
     return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
 
 
@@ -331,4 +330,4 @@ _KWOK_CONFIGURATION = {
     "options": {"nodeIP": "127.0.0.1", "nodePort": 10250},
 }
 
-__all__ = ["CORE", "KUBERAY_VERSION", "ControlPlane", "crd_manifests", "free_ports"]
+__all__ = ["CORE", "ControlPlane", "crd_manifests", "free_ports"]

@@ -1,7 +1,7 @@
-"""Packs KubeRay's CustomResourceDefinitions for `infra/kubernetes`, so that a stack needs no Helm and no Go.
+"""Packs KubeRay's CustomResourceDefinitions for `infra/kubernetes`, so a stack needs neither Helm nor Go.
 
-Left out: descriptions, the deprecated v1alpha1, and kinds behind feature gates (4 MB become 27 kB, which a preview, a
-run and the API server all feel). The schemas are KubeRay's own. KubeRay is Apache-2.0.
+It leaves out descriptions, the deprecated v1alpha1 and kinds behind feature gates. 4 MB become 27 kB, which makes a
+preview, a run and the API server faster. The schemas are KubeRay's own. KubeRay is Apache-2.0.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tools.kubernetes.binaries import KUBERAY_VERSION
+from modelfleet.infra.kubernetes.versions import KUBERAY
 from tools.kubernetes.control_plane import crd_manifests
 
-TARGET = Path(__file__).parents[2] / "infra" / "kubernetes" / "crds" / f"kuberay-{KUBERAY_VERSION}.json.gz"
+TARGET = Path(__file__).parents[2] / "infra" / "kubernetes" / "crds" / f"kuberay-{KUBERAY}.json.gz"
 
-#: Behind a feature gate that is off; each CRD costs the API server seconds.
+#: Behind a feature gate that is off. Each CRD costs the API server seconds.
 UNUSED = {"RayCronJob"}
 
 
 def write(target: Path = TARGET) -> Path:
-    """Write the file anew; the same input gives the same bytes."""
+    """Write the file again; the same input gives the same bytes."""
     target.write_bytes(packed())
     return target
 
@@ -41,7 +41,7 @@ def _bare(crd: dict[str, Any]) -> Any:
 
 
 def _without_descriptions(value: Any, *, names: bool) -> Any:
-    """`names`: the keys of this mapping are property names, one of which may be `description` itself."""
+    """With `names`, the keys of this mapping are property names, and one of them may be `description` itself."""
     if isinstance(value, dict):
         return {
             key: _without_descriptions(item, names=key == "properties" and not names)

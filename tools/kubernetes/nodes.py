@@ -1,4 +1,4 @@
-"""Nodes without machines: real Node objects whose kubelet is kwok, so that the real scheduler places pods on them."""
+"""Nodes without machines: real Node objects, with kwok as their kubelet, on which the real scheduler places pods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fake_node(
     labels: Mapping[str, str] | None = None,
     taints: Iterable[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """A Node manifest; `allocatable` in Kubernetes quantities (`cpu`, `memory`, `nvidia.com/gpu`, `pods`)."""
+    """Return a Node manifest; `allocatable` is in Kubernetes quantities (`cpu`, `memory`, `nvidia.com/gpu`, `pods`)."""
     amounts = {"pods": "110", "ephemeral-storage": "200Gi", **allocatable}
     return {
         "apiVersion": "v1",

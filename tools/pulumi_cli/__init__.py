@@ -1,1 +1,1 @@
-"""The Pulumi CLI: finding it, getting it, and the `pulumi` command that `make tools` puts into the environment."""
+"""Finds and installs the Pulumi CLI, and holds the `pulumi` command that `make tools` adds to the environment."""

@@ -1,4 +1,4 @@
-"""Builds the Pulumi CLI from Go modules, with the scripts for Python from the same release beside it."""
+"""Builds the Pulumi CLI from Go modules and adds the Python scripts of the same release."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 from tools.go_toolchain import go_command
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
@@ -18,18 +18,18 @@ _FOLDER = ROOT / "tools" / "go" / "pulumi"
 _SCRIPTS = ("cmd/pulumi-language-python-exec", "dist/pulumi-resource-pulumi-python")
 
 PARTS = (LANGUAGE_HOST, *(script.partition("/")[2] for script in _SCRIPTS))
-"""What must lie beside a CLI that we built."""
+"""The files that a CLI we built needs in its folder."""
 
-# Beside the CLI the engine takes it for the bundled host and does not warn about PATH in every run. The cache is shared
-# by all clones, so it asks the `pulumi` command which checkout it works for.
+# In the CLI's folder, the engine takes it for the bundled host and does not warn about PATH in every run. All clones
+# share the cache, so the `pulumi` command tells it which checkout it works for.
 _HOST = """#!/bin/sh
-# modelfleet's stand-in for Pulumi's Python language host: the CLI beside it was built from Go modules, which lack one.
+# modelfleet's stand-in for Pulumi's Python language host. The CLI here was built from Go modules, which lack one.
 exec "${MODELFLEET_ROOT:?run pulumi from the .venv/bin that make tools wrote}/tools/standin/bin/language/%s" "$@"
 """
 
 
 def build_cli() -> Path:
-    """The cache's folder with `pulumi`; built when it is not there. Raises `SetupError`."""
+    """Returns the cache's folder with `pulumi`, which is built if it does not exist. Raises `SetupError`."""
     return build(
         GoModule(
             BUILT,

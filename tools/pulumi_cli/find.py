@@ -1,8 +1,8 @@
-"""Which parts of Pulumi this machine has, and which need a stand-in. Standard library only.
+"""Finds which parts of Pulumi this machine has, and which need a stand-in. Standard library only.
 
-Order of the CLI: installed by the user (PATH, ~/.pulumi/bin), downloaded by us, built by us. An installed CLI counts
-only with Pulumi's own Python language host beside it or on PATH: without one it is a bare build, which cannot run a
-program.
+The CLI comes from, in this order: the user's installation (PATH, ~/.pulumi/bin), our download, our build. An installed
+CLI counts only with Pulumi's own Python language host in its folder or on PATH. Without one it is a bare build, which
+cannot run a program.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from tools.paths import STANDINS, tools_cache
 BUILT_VERSION = "3.259.0"
 """The CLI's version in tools/go/pulumi/go.mod."""
 BUILT = f"pulumi-v{BUILT_VERSION}"
-"""The cache's folder of the CLI built from Go modules."""
+"""The cache's folder for the CLI built from Go modules."""
 DOWNLOADED = "pulumi-official-v"
-"""The beginning of the cache's folder of an official CLI."""
+"""The start of the name of the cache's folder for an official CLI."""
 
 COMMAND_MARK = "tools/pulumi_cli/command.py"
-"""What our own `pulumi` command contains, so that it is never taken for the real one."""
+"""Text in our own `pulumi` command, which tells it from the real one."""
 
 LANGUAGE_HOST = "pulumi-language-python"
 
 
 @dataclass(frozen=True)
 class Cli:
-    """A Pulumi CLI: the executable and where it is from (`installed`, `downloaded` or `built`)."""
+    """A Pulumi CLI: the executable and its origin (`installed`, `downloaded` or `built`)."""
 
     path: Path
     origin: str
 
     @property
     def has_language_host(self) -> bool:
-        """Whether Pulumi's own Python language host comes with it."""
+        """Whether it comes with Pulumi's own Python language host."""
         return self.origin != "built"
 
     def sentence(self) -> str:
@@ -53,7 +53,7 @@ class Cli:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of Pulumi beside the CLI: `real` says where the real one is, None that the stand-in at `standin` works."""
+    """A part of Pulumi other than the CLI: `real` is where the real one is; None means that `standin` replaces it."""
 
     title: str
     real: str | None
@@ -67,7 +67,7 @@ class Part:
 
 
 def find_cli(environ: Mapping[str, str] = os.environ) -> Cli | None:
-    """The CLI to use, None when there is none yet."""
+    """The CLI to use, or None if there is none yet."""
     home = Path(environ.get("PULUMI_HOME") or Path.home() / ".pulumi")
     path = environ.get("PATH", "")
     for folder in [*path.split(os.pathsep), str(home / "bin")]:
@@ -82,7 +82,7 @@ def find_cli(environ: Mapping[str, str] = os.environ) -> Cli | None:
 
 
 def parts(cli: Cli, environ: Mapping[str, str] = os.environ) -> list[Part]:
-    """The language host and each plugin that `tools/standin/bin` could stand in for."""
+    """The language host, and each plugin that has a stand-in in `tools/standin/bin`."""
     host = "comes with the CLI" if cli.has_language_host else None
     found = [Part("language host python", host, STANDINS / "language")]
     for folder in sorted(STANDINS.iterdir()):
@@ -94,7 +94,7 @@ def parts(cli: Cli, environ: Mapping[str, str] = os.environ) -> list[Part]:
 
 
 def plugin_version(name: str) -> str:
-    """The plugin's version that the installed SDK asks for; "" when its SDK is not installed."""
+    """The plugin version that the installed SDK wants; "" if the SDK is not installed."""
     try:
         return version(f"pulumi-{name}")
     except PackageNotFoundError:
@@ -102,7 +102,7 @@ def plugin_version(name: str) -> str:
 
 
 def real_plugin(name: str, wanted: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Where the real plugin is: in Pulumi's plugin folder with the wanted version, or on PATH."""
+    """Where the real plugin is: in Pulumi's plugin folder (the wanted version), or on PATH; None if in neither."""
     home = Path(environ.get("PULUMI_HOME") or Path.home() / ".pulumi")
     installed = home / "plugins" / f"resource-{name}-v{wanted}"
     if (installed / f"pulumi-resource-{name}").exists():

@@ -1,6 +1,6 @@
-"""Official downloads: the CLI with a pinned version and hash, and the provider plugins through the CLI itself.
+"""Official downloads: the CLI, with pinned version and hash, and the provider plugins, through the CLI itself.
 
-Where the network does not allow it, one line says so, and the next runs do not ask again for a day.
+If the network blocks them, one line says so, and later runs do not try again for a day.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.config.errors import SetupError
+from modelfleet.serving.config.errors import SetupError
 from tools.cache import once
 from tools.paths import tools_cache
 from tools.progress import Step, say
@@ -30,7 +30,7 @@ ASK_AGAIN_AFTER_SECONDS = 24 * 3600.0
 
 
 class Unreachable(Exception):
-    """The official site does not answer from here; the text is the reason."""
+    """The official site cannot be reached from here; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +49,30 @@ class Release:
 
 RELEASES = {
     ("Linux", "x86_64"): Release(
-        # As pinned by a public build recipe, looked up 2026-11-24; a wrong hash would only mean that the CLI is built.
+        # As pinned by a public build recipe, looked up 2026-11-24. With a wrong hash, the CLI is built instead.
         "3.255.0",
         "linux-x64",
         "cf559568e2c32f7fae56ea3de8ae5fa48973ba8c5aa9dd2b3dc0c8898fe50dba",
     ),
 }
-"""The archives whose hash is known. Any other platform builds the CLI."""
+"""The archives with a known hash. On any other platform the CLI is built."""
 
 
 def release_for_this_machine() -> Release | None:
-    """The archive for this platform, None when no hash is pinned for it."""
+    """The archive for this platform, or None if no hash is pinned for it."""
     return RELEASES.get((platform.system(), platform.machine()))
 
 
 def check_reachable(*, again: bool = False) -> None:
-    """Raises `Unreachable` when the official site does not answer, now or within the last day."""
+    """Raises `Unreachable` if the official site does not answer now, or did not within the last day."""
     remembered = _remembered()
     if not again and remembered and time.time() - remembered[0] < ASK_AGAIN_AFTER_SECONDS:
-        raise Unreachable(f"{remembered[1]}; asked again a day later or with: python -m tools.get --again")
+        raise Unreachable(f"{remembered[1]}; tried again after a day, or now with: python -m tools.get --again")
     try:
         with urllib.request.urlopen(urllib.request.Request(SITE, method="HEAD"), timeout=PROBE_TIMEOUT_SECONDS):
             pass
     except urllib.error.HTTPError as error:
-        if error.code in (403, 407, 502, 503, 504):  # what proxies that do not let one through answer
+        if error.code in (403, 407, 502, 503, 504):  # the answers of proxies that block the site
             _remember(reason := f"{SITE} answers {error.code}")
             raise Unreachable(reason) from error
     except (OSError, ValueError) as error:
@@ -83,7 +83,7 @@ def check_reachable(*, again: bool = False) -> None:
 
 
 def download_cli(release: Release) -> Path:
-    """The cache's folder with the official CLI and its language hosts. Raises `Unreachable` or `SetupError`."""
+    """Returns the folder with the official CLI and its language hosts. Raises `Unreachable` or `SetupError`."""
 
     def make(part: Path) -> None:
         archive = part / "archive.tar.gz"
@@ -96,13 +96,17 @@ def download_cli(release: Release) -> Path:
                     tar.extract(member, part, filter="data")
         archive.unlink()
         if not (part / "pulumi").is_file():
-            raise SetupError(f"{release.url} holds no executable 'pulumi'")
+            raise SetupError(f"{release.url} does not contain the executable 'pulumi'")
 
-    return once(f"{DOWNLOADED}{release.version}", make, waiting=lambda: say("another run downloads the CLI, waiting"))
+    return once(
+        f"{DOWNLOADED}{release.version}",
+        make,
+        waiting=lambda: say("waiting for another run that is downloading the CLI"),
+    )
 
 
 def install_plugin(cli: Path, name: str) -> bool:
-    """Whether the real plugin is there, after asking the CLI to install the version that the SDK wants."""
+    """Has the CLI install the plugin version that the SDK wants; returns whether the real plugin is installed."""
     wanted = plugin_version(name)
     if not wanted:
         return False
@@ -113,7 +117,7 @@ def install_plugin(cli: Path, name: str) -> bool:
         with Step(f"installing the Pulumi plugin {name} {wanted}"):
             ran = subprocess.run(command, capture_output=True, text=True, timeout=PLUGIN_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        say(f"plugin {name} {wanted}: not installed after {PLUGIN_TIMEOUT_SECONDS:.0f} s, given up")
+        say(f"plugin {name} {wanted}: gave up installing it after {PLUGIN_TIMEOUT_SECONDS:.0f} s")
         return False
     if ran.returncode != 0:
         reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -138,7 +142,8 @@ def _download(release: Release, archive: Path, step: Step) -> None:
         raise Unreachable(f"{release.url}: {getattr(error, 'reason', error)}") from error
     if digest.hexdigest() != release.sha256:
         raise Unreachable(
-            f"{release.url} is not what was pinned (sha256 {digest.hexdigest()}, expected {release.sha256}); not used"
+            f"{release.url} is not the pinned file, so it is not used: "
+            f"found sha256 {digest.hexdigest()}, expected {release.sha256}"
         )
 
 

@@ -1,1 +1,1 @@
-"""Makes the checked-in data files of `serving/config/data` and the JSON Schemas, from the installed packages."""
+"""Generates the data files in `serving/config/data`, the JSON Schemas and the reference tables."""

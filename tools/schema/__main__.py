@@ -6,7 +6,7 @@ from tools.schema import engine_arguments, json_schema, reference, serve_options
 
 
 def main() -> int:
-    """In the order in which they are made from each other; 1 when `--check` found a difference."""
+    """Write or compare them in the order of their dependencies; return 1 if `--check` found a difference."""
     makers = (engine_arguments.main, serve_options.main, json_schema.main, reference.main, stack_reference.main)
     codes = [make() for make in makers]
     return max(codes)

@@ -1,4 +1,4 @@
-"""What the data makers share: types as JSON knows them, and writing a file the same way every time."""
+"""Shared by the generators: types as JSON knows them, and writing a file the same way every time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KINDS: dict[Any, str] = {
 def described(hint: Any) -> dict[str, Any]:
     """A type hint as `kinds` (`int`, `float`, `bool`, `str`, `object`, `list`, `null`), `choices`, an object's `keys`.
 
-    Hints that YAML cannot say (classes, callables) are left out.
+    Hints that YAML cannot express (classes, callables) are left out.
     """
     kinds: set[str] = set()
     choices: list[Any] = []
@@ -53,7 +53,7 @@ def described(hint: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A default value as JSON, None where it has no such form (a factory, a class)."""
+    """A default value as JSON; None if it has no JSON form (a factory, a class)."""
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -62,7 +62,7 @@ def plain(value: Any) -> Any:
 
 
 def bounds(metadata: typing.Iterable[Any]) -> dict[str, Any]:
-    """`ge`, `gt`, `le`, `lt` of annotated-types metadata."""
+    """`ge`, `gt`, `le` and `lt` from annotated-types metadata."""
     found: dict[str, Any] = {}
     for item in metadata:
         for name in ("ge", "gt", "le", "lt"):
@@ -77,7 +77,7 @@ def as_text(data: Any) -> str:
 
 
 def write_or_compare(path: Path, text: str) -> int:
-    """Write `path`, or with `--check` say whether it is as the installed packages make it; the exit code."""
+    """Write `path`, or with `--check` compare it with what the installed packages give; return the exit code."""
     shown = path.relative_to(ROOT)
     if "--check" not in sys.argv[1:]:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def write_or_compare(path: Path, text: str) -> int:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         print(f"{shown} is up to date", file=sys.stderr)
         return 0
-    print(f"{shown} differs from what the installed packages make; run `make schema`", file=sys.stderr)
+    print(f"{shown} differs from what the installed packages give; run `make schema`", file=sys.stderr)
     return 1
 
 
@@ -103,6 +103,6 @@ def _branches(hint: Any) -> typing.Iterator[Any]:
 
 
 def _enum_choices(kind: type[enum.Enum]) -> list[Any]:
-    """vLLM reads an enum argument by its member's name; members with plain values by these too."""
+    """vLLM reads an enum argument by its member's name, or by its value if that is plain."""
     values = [member.value for member in kind if isinstance(member.value, int)]
     return values or list(kind.__members__)

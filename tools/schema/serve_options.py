@@ -42,7 +42,7 @@ def _fields(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def _default(info: Any) -> Any:
-    """A deployment's options have a marker for "not set" as their default."""
+    """The default; a deployment's options use a marker for "not set", which becomes None."""
     return None if info.is_required() or type(info.default).__name__ == "DEFAULT" else plain(info.default)
 
 

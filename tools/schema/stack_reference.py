@@ -15,13 +15,13 @@ PREFIX = "modelfleet:"
 
 
 def readme(text: str) -> str:
-    """`text` with its generated part made anew."""
+    """`text` with its generated part made again."""
     return PART.sub(lambda match: f"{match[1]}\n{keys()}\n{match[3]}", text)
 
 
 def keys() -> str:
     """A table per section: key, type, default, what it does."""
-    from infra.stack.schema import StackConfig
+    from modelfleet.infra.stack.schema import StackConfig
 
     schema = StackConfig.model_json_schema(mode="validation", by_alias=True)
     lines: list[str] = []

@@ -1,6 +1,6 @@
-"""Starts `tools.standin.<name>` whatever the working directory is and whatever packages lie in it.
+"""Starts `tools.standin.<name>`, whatever the working directory is and whatever packages it contains.
 
-The executables under `bin/` call this file by path: `-m` would import a `tools` package of the user's folder.
+The executables under `bin/` call this file by path: `-m` would import a `tools` package from the user's folder.
 """
 
 import runpy

@@ -1,9 +1,9 @@
-"""Pure functions from a `Plan` to Kubernetes manifests, as dicts in the API's own words. Nothing is decided here.
+"""Pure functions from a `Plan` to Kubernetes manifests, as dicts in the API's own words. They decide nothing.
 
 `everything(plan)` is the whole stack without its secrets, in the order in which it can be applied.
 """
 
-from infra.kubernetes.manifests.everything import everything
-from infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.manifests.everything import everything
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
 
 __all__ = ["Manifest", "everything"]

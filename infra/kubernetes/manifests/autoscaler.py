@@ -1,4 +1,4 @@
-"""cluster-autoscaler for EKS node groups: it buys a node when a Ray worker finds none, and gives it back when idle.
+"""cluster-autoscaler for EKS node groups: it buys a node when a Ray worker finds none, and removes it when idle.
 
 Its minor version is the cluster's; its AWS rights come with the ServiceAccount (`infra/aws`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from infra.kubernetes.manifests.pods import (
+from modelfleet.infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
     environment,
@@ -15,9 +15,10 @@ from infra.kubernetes.manifests.pods import (
     resources,
     system_placement,
 )
-from infra.kubernetes.names import labels, selector
-from infra.planning.plan import Plan
-from infra.planning.service_accounts import AUTOSCALER, AUTOSCALER_NAMESPACE
+from modelfleet.infra.kubernetes.names import labels, selector
+from modelfleet.infra.kubernetes.versions import AUTOSCALER_IMAGE
+from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE
+from modelfleet.infra.planning.plan import Plan
 
 USER: Final = 65534
 _READ = ["get", "list", "watch"]
@@ -66,7 +67,7 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
     tags = f"k8s.io/cluster-autoscaler/enabled,k8s.io/cluster-autoscaler/{cluster_name}"
     container = {
         "name": AUTOSCALER,
-        "image": f"registry.k8s.io/autoscaling/cluster-autoscaler:v{plan.config.cluster.version}.0",
+        "image": AUTOSCALER_IMAGE.format(minor=plan.config.cluster.version),
         "command": [
             "./cluster-autoscaler",
             "--cloud-provider=aws",

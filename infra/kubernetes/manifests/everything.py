@@ -1,53 +1,80 @@
-"""All manifests of a stack in dependency order; what `modelfleet render` shows and the tests apply."""
+"""All manifests of a stack, component by component: what `up` applies and `modelfleet manifests` writes.
+
+The components of `infra/kubernetes` take their objects from these functions, so that the two cannot differ. Pulumi
+only adds its own annotations (`pulumi.com/…`), which tell it how to wait.
+"""
 
 from __future__ import annotations
 
-from infra.kubernetes.manifests.autoscaler import cluster_autoscaler
-from infra.kubernetes.manifests.gateway import (
+from collections.abc import Collection
+from typing import Any, Final
+
+from modelfleet.infra.kubernetes.manifests.autoscaler import cluster_autoscaler
+from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_config,
     gateway_deployment,
     gateway_ingress,
     gateway_service,
 )
-from infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
-from infra.kubernetes.manifests.mirror import mirror_job, mirrored
-from infra.kubernetes.manifests.namespace import disruption_budgets, namespace, quota, service_accounts
-from infra.kubernetes.manifests.network import network_policies
-from infra.kubernetes.manifests.operator import (
+from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
+from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
+from modelfleet.infra.kubernetes.manifests.namespace import disruption_budgets, namespace, quota, service_accounts
+from modelfleet.infra.kubernetes.manifests.network import network_policies
+from modelfleet.infra.kubernetes.manifests.operator import (
+    custom_resource_definitions,
     operator_account,
     operator_binding,
     operator_deployment,
     operator_role,
 )
-from infra.kubernetes.manifests.pods import Manifest
-from infra.kubernetes.manifests.ray import ray_service
-from infra.kubernetes.manifests.scripts import scripts, serving_code
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.manifests.ray import ray_service
+from modelfleet.infra.kubernetes.manifests.scripts import scripts, serving_code
+from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
+from modelfleet.infra.planning.plan import Plan
+
+#: Replaces a secret's value or a hash of it.
+PLACEHOLDER: Final = "PLACEHOLDER"
 
 
 def cluster_add_ons(plan: Plan, cluster_name: str) -> list[Manifest]:
-    """What a new EKS cluster lacks; an existing cluster is taken as its owner made it."""
-    if plan.target != "eks":
+    """What a new EKS cluster lacks; an existing cluster is used as its owner made it."""
+    if not plan.target.makes_cluster:
         return []
     return [device_plugin(plan), dcgm_exporter(plan), *cluster_autoscaler(plan, cluster_name)]
 
 
 def operator(plan: Plan) -> list[Manifest]:
-    """KubeRay's operator with its rights, without its CRDs; nothing where the cluster has an operator."""
+    """KubeRay's operator with its rights, without its CRDs; nothing if the cluster has an operator."""
     if not plan.own_operator:
         return []
     return [operator_account(plan), operator_role(plan), operator_binding(plan), operator_deployment(plan)]
 
 
 def base(plan: Plan) -> list[Manifest]:
-    """The namespace and its rules."""
+    """The namespace, unless it exists already, and its rules."""
     return [
-        namespace(plan),
+        *([namespace(plan)] if plan.config.kubernetes.create_namespace else []),
         quota(plan),
         *service_accounts(plan),
         *network_policies(plan),
         *disruption_budgets(plan),
     ]
+
+
+def ray(plan: Plan) -> list[Manifest]:
+    """The scripts that pods mount, and the RayService."""
+    return [scripts(plan), ray_service(plan)]
+
+
+def mirrors(plan: Plan) -> list[Manifest]:
+    """Where the code is, and a Job per model that the stack copies."""
+    return [serving_code(plan), *(mirror_job(plan, model) for model in mirrored(plan))]
+
+
+def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:
+    """The gateway's configuration, its pods, its Service and, with a host name, its Ingress."""
+    return [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan), *gateway_ingress(plan)]
 
 
 def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list[Manifest]:
@@ -56,12 +83,21 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *cluster_add_ons(plan, cluster_name),
         *base(plan),
         *operator(plan),
-        scripts(plan),
-        serving_code(plan),
-        *(mirror_job(plan, model) for model in mirrored(plan)),
-        ray_service(plan),
-        gateway_config(plan),
-        gateway_deployment(plan, keys_id),
-        gateway_service(plan),
-        *gateway_ingress(plan),
+        *ray(plan),
+        *mirrors(plan),
+        *gateway(plan, keys_id),
+    ]
+
+
+def with_secrets(plan: Plan, *, secrets: Collection[str], cluster_name: str = "") -> list[Manifest]:
+    """`everything` with the CRDs and the Secrets; each secret value is the text PLACEHOLDER.
+
+    `secrets` are the secret keys that the stack file sets: `huggingFaceToken`, `apiKeys`.
+    """
+    with_keys = plan.gateway.auth == "keys" and "apiKeys" in secrets
+    return [
+        *(custom_resource_definitions() if plan.own_operator else []),
+        *everything(plan, keys_id=PLACEHOLDER if with_keys else "", cluster_name=cluster_name),
+        *(huggingface(plan, PLACEHOLDER) if "huggingFaceToken" in secrets else []),
+        *([gateway_keys(plan, PLACEHOLDER)] if with_keys else []),
     ]

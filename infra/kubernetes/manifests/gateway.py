@@ -1,18 +1,18 @@
 """The gateway: the plan's HAProxy configuration as a Deployment, a Service, and an Ingress when it has a host name.
 
-A change of configuration or keys is a rolling update: the new pods take new requests, the old ones end when their
-last stream has (SIGUSR1 is the image's stop signal, HAProxy's word for "finish what you have").
+A change of configuration or keys is a rolling update: new pods take new requests, and an old pod ends with its last
+stream (the image's stop signal is SIGUSR1, which tells HAProxy to finish what it has).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from infra.gateway import GatewayFiles, Runtime, render
-from infra.kubernetes.manifests.pods import Manifest, container_security, mib, pod_security, system_placement
-from infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
-from infra.kubernetes.versions import HAPROXY_IMAGE
-from infra.planning.plan import Plan
+from modelfleet.infra.gateway import GatewayFiles, Runtime, render
+from modelfleet.infra.kubernetes.manifests.pods import Manifest, container_security, mib, pod_security, system_placement
+from modelfleet.infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
+from modelfleet.infra.kubernetes.versions import HAPROXY_IMAGE
+from modelfleet.infra.planning.plan import Plan
 
 PORT: Final = 8080
 METRICS_PORT: Final = 8405
@@ -21,16 +21,16 @@ BODIES_METRICS_PORT: Final = 8406
 HAPROXY_USER: Final = 99
 CONFIG_PATH, KEYS_PATH, RUN_PATH = "/etc/gateway", "/etc/gateway-keys", "/run/gateway"
 KEY_MAP: Final = "keys.map"
-#: Idle time that Application Load Balancers allow at most, in seconds.
+#: The longest idle time that Application Load Balancers allow, in seconds.
 MOST_ALB_IDLE_S: Final = 4000
 BODIES_MEMORY_MIB: Final = 2048
-#: Between the decision to end a pod and its stop signal, which shuts its port: until then nodes and load balancers have
-#: learnt that it goes, and new requests go elsewhere. The second process goes later, the first one still needs it.
+#: Seconds between the decision to end a pod and its stop signal, which closes its port. In that time nodes and load
+#: balancers learn of it and send new requests elsewhere. The second process ends later; the first still needs it.
 LEAVE_SECONDS, BODIES_LEAVE_SECONDS = 15, 20
 
 
 def gateway_files(plan: Plan) -> GatewayFiles:
-    """HAProxy's configuration; the upstream is KubeRay's Service, which follows an upgrade by itself."""
+    """HAProxy's configuration; the upstream is KubeRay's Service, which KubeRay moves during an upgrade."""
     runtime = Runtime(
         bind=f":{PORT}",
         folder=CONFIG_PATH,
@@ -55,8 +55,8 @@ def gateway_config(plan: Plan) -> Manifest:
     }
 
 
-def gateway_deployment(plan: Plan, keys_id: str) -> Manifest:
-    """The Deployment; `keys_id` is a hash of the key map, so that changed keys roll the pods too."""
+def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
+    """The Deployment; `keys_id`, text or an output, is a hash of the key map, so that changed keys roll the pods."""
     content = {"modelfleet.dev/config": gateway_files(plan).content_id, "modelfleet.dev/keys": keys_id}
     spread = {
         "maxSkew": 1,
@@ -71,9 +71,9 @@ def gateway_deployment(plan: Plan, keys_id: str) -> Manifest:
         "securityContext": pod_security(HAPROXY_USER),
         "affinity": system_placement(plan),
         "topologySpreadConstraints": [spread, {**spread, "topologyKey": "topology.kubernetes.io/zone"}],
-        # As long as the longest stream: an old pod ends earlier when its last request does.
-        "terminationGracePeriodSeconds": plan.gateway.timeout_s + BODIES_LEAVE_SECONDS + 30,
-        "containers": [_container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies(plan)],
+        # As long as the longest stream; an old pod ends earlier, with its last request.
+        "terminationGracePeriodSeconds": plan.gateway.settings.timeout_s + BODIES_LEAVE_SECONDS + 30,
+        "containers": [_container(GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies()],
         "volumes": [
             {"name": "config", "configMap": {"name": GATEWAY}},
             {"name": "keys", "secret": {"secretName": GATEWAY_KEYS, "optional": plan.gateway.auth == "none"}},
@@ -85,7 +85,7 @@ def gateway_deployment(plan: Plan, keys_id: str) -> Manifest:
         "kind": "Deployment",
         "metadata": _metadata(plan),
         "spec": {
-            "replicas": plan.gateway.replicas,
+            "replicas": plan.gateway.settings.replicas,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "selector": {"matchLabels": selector(GATEWAY)},
             "template": {"metadata": {"labels": labels(plan, GATEWAY), "annotations": content}, "spec": pod},
@@ -94,7 +94,7 @@ def gateway_deployment(plan: Plan, keys_id: str) -> Manifest:
 
 
 def gateway_service(plan: Plan) -> Manifest:
-    """Inside the cluster only; an Ingress is the way out."""
+    """Reachable inside the cluster only; an Ingress opens it to the outside."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -108,12 +108,19 @@ def gateway_service(plan: Plan) -> Manifest:
 
 
 def gateway_ingress(plan: Plan) -> list[Manifest]:
-    """One Ingress when the stack has a host name: TLS, internal, idle time above the longest stream."""
-    if plan.gateway.hostname is None:
+    """One Ingress when the stack has a host name: TLS, internal, idle timeout above the longest stream."""
+    if plan.gateway.settings.hostname is None:
         return []
     backend = {"service": {"name": GATEWAY, "port": {"name": "http"}}}
-    tls = [{"hosts": [plan.gateway.hostname], "secretName": plan.gateway.tls_secret}] if plan.gateway.tls_secret else []
-    rule = {"host": plan.gateway.hostname, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
+    tls = (
+        [{"hosts": [plan.gateway.settings.hostname], "secretName": plan.gateway.settings.tls_secret}]
+        if plan.gateway.settings.tls_secret
+        else []
+    )
+    rule = {
+        "host": plan.gateway.settings.hostname,
+        "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
+    }
     return [
         {
             "apiVersion": "networking.k8s.io/v1",
@@ -125,8 +132,8 @@ def gateway_ingress(plan: Plan) -> list[Manifest]:
 
 
 def _ingress_annotations(plan: Plan) -> dict[str, str]:
-    """For the two controllers that most clusters have; others ignore them."""
-    timeout, body = plan.gateway.timeout_s, plan.gateway.max_body_mib
+    """Annotations for the two controllers that most clusters have; others ignore them."""
+    timeout, body = plan.gateway.settings.timeout_s, plan.gateway.settings.max_body_mib
     alb = "alb.ingress.kubernetes.io"
     nginx = "nginx.ingress.kubernetes.io"
     return {
@@ -142,7 +149,7 @@ def _ingress_annotations(plan: Plan) -> dict[str, str]:
     }
 
 
-def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
+def _container(name: str, config: str, metrics: int) -> Manifest:
     mounts = [("config", CONFIG_PATH, True), ("keys", KEYS_PATH, True), ("run", RUN_PATH, False)]
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5}
     return {
@@ -151,7 +158,7 @@ def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "command": ["haproxy", "-W", "-db", "-f", f"{CONFIG_PATH}/{config}"],
         "ports": [{"name": "http", "containerPort": PORT}, {"name": "metrics", "containerPort": metrics}],
-        # Live means that the process answers; ready, that a model does, would take away the 503 that says why not.
+        # Ready means that the process answers, not that a model does: otherwise no 503 could say why none does.
         "readinessProbe": {**probe, "failureThreshold": 2},
         "livenessProbe": {**probe, "failureThreshold": 6},
         "lifecycle": _leave(LEAVE_SECONDS),
@@ -161,9 +168,9 @@ def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
     }
 
 
-def _bodies(plan: Plan) -> Manifest:
-    """The second process, for request bodies beyond the first one's buffer; reached by its socket only."""
-    container = _container(plan, "bodies", "bodies.cfg", BODIES_METRICS_PORT)
+def _bodies() -> Manifest:
+    """The second process, for request bodies beyond the first one's buffer; reached through its socket only."""
+    container = _container("bodies", "bodies.cfg", BODIES_METRICS_PORT)
     container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
     for probe in ("readinessProbe", "livenessProbe"):
         container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, "periodSeconds": 5}

@@ -1,4 +1,4 @@
-"""What the EKS NVIDIA image lacks: the device plugin, without which a node has no GPUs, and the DCGM exporter.
+"""What the EKS NVIDIA image lacks: the device plugin, without which a node offers no GPUs, and the DCGM exporter.
 
 Both need the host (device files, kubelet sockets), so they live in kube-system, which has no Pod Security level.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from infra.kubernetes.manifests.pods import Manifest, resources
-from infra.kubernetes.names import labels, selector
-from infra.kubernetes.versions import DCGM_EXPORTER_IMAGE, DEVICE_PLUGIN_IMAGE
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.pods import Manifest, resources
+from modelfleet.infra.kubernetes.names import labels, selector
+from modelfleet.infra.kubernetes.versions import DCGM_EXPORTER_IMAGE, DEVICE_PLUGIN_IMAGE
+from modelfleet.infra.names import GPU, GPU_PRESENT_LABEL, STACK_LABEL
+from modelfleet.infra.planning.plan import Plan
 
 NAMESPACE: Final = "kube-system"
 DEVICE_PLUGIN: Final = "nvidia-device-plugin"
@@ -18,12 +19,16 @@ DCGM_EXPORTER: Final = "dcgm-exporter"
 
 
 def device_plugin(plan: Plan) -> Manifest:
-    """Offers `nvidia.com/gpu` to the kubelet of each node that has the label `nvidia.com/gpu.present`."""
+    """A DaemonSet that offers GPUs to the kubelet of each node that is labelled as a GPU node."""
     container = {
         "name": DEVICE_PLUGIN,
         "image": DEVICE_PLUGIN_IMAGE,
+        # PASS_DEVICE_SPECS puts a container's GPUs into its cgroup. Without it the container loses them when systemd
+        # reloads its units ("Failed to initialize NVML: Unknown Error", NVIDIA/nvidia-docker#1671).
         "env": [{"name": "FAIL_ON_INIT_ERROR", "value": "false"}, {"name": "PASS_DEVICE_SPECS", "value": "true"}],
         "resources": resources("50m", "100Mi"),
+        # Only a privileged plugin sees the device files that it then passes. So is NVIDIA's manifest with this flag.
+        # https://github.com/NVIDIA/k8s-device-plugin/tree/main/deployments/static (compat-with-cpumanager)
         "securityContext": {"privileged": True},
         "volumeMounts": [{"name": "device-plugins", "mountPath": "/var/lib/kubelet/device-plugins"}],
     }
@@ -39,7 +44,7 @@ def dcgm_exporter(plan: Plan) -> Manifest:
         "env": [
             {"name": "DCGM_EXPORTER_LISTEN", "value": ":9400"},
             {"name": "DCGM_EXPORTER_KUBERNETES", "value": "true"},
-            # A container that is given no GPU sees all of them only with this.
+            # Only with this does a container without an assigned GPU see all of them.
             {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"},
         ],
         "ports": [{"name": "metrics", "containerPort": 9400}],
@@ -58,8 +63,8 @@ def _daemon_set(plan: Plan, name: str, container: Manifest, volume: Manifest) ->
     pod = {
         "priorityClassName": "system-node-critical",
         "automountServiceAccountToken": False,
-        "nodeSelector": {"nvidia.com/gpu.present": "true", "modelfleet.dev/stack": plan.stack},
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "nodeSelector": {GPU_PRESENT_LABEL: "true", STACK_LABEL: plan.stack},
+        "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
         "volumes": [volume],
     }

@@ -1,8 +1,8 @@
-"""One Job per mirrored model. Its name holds its content: it runs again when source, revision or target change."""
+"""One Job per mirrored model. A hash of its content is in its name: a new source, revision or target runs again."""
 
 from __future__ import annotations
 
-from infra.kubernetes.manifests.pods import (
+from modelfleet.infra.kubernetes.manifests.pods import (
     RAY_USER,
     WEIGHTS_PATH,
     Manifest,
@@ -13,9 +13,18 @@ from infra.kubernetes.manifests.pods import (
     resources,
     system_placement,
 )
-from infra.kubernetes.manifests.scripts import SCRIPTS_PATH
-from infra.kubernetes.names import HUGGINGFACE, MIRROR_ACCOUNT, SCRIPTS, SERVING_CODE, digest, dns_name, labels
-from infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from modelfleet.infra.kubernetes.names import (
+    HUGGINGFACE,
+    MIRROR_ACCOUNT,
+    SCRIPTS,
+    SERVING_CODE,
+    digest,
+    dns_name,
+    labels,
+)
+from modelfleet.infra.names import MODEL_LABEL
+from modelfleet.infra.planning.plan import ModelPlan, Plan
 
 RETRIES = 6
 
@@ -32,9 +41,9 @@ def job_name(plan: Plan, model: ModelPlan) -> str:
 
 
 def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
-    """The Job of one model, on an untainted node; GPUs are not kept waiting for a download."""
+    """The Job of one model, on an untainted node, so that no GPU waits for a download."""
     name = job_name(plan, model)
-    own = {**labels(plan, MIRROR_ACCOUNT), "modelfleet.dev/model": dns_name(model.slug, limit=63)}
+    own = {**labels(plan, MIRROR_ACCOUNT), MODEL_LABEL: dns_name(model.slug, limit=63)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -81,7 +90,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "serviceAccountName": MIRROR_ACCOUNT,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        # The container is started again in the same pod, whose volume keeps what is fetched.
+        # The container restarts in the same pod, whose volume keeps what it has fetched.
         "restartPolicy": "OnFailure",
         "securityContext": pod_security(RAY_USER),
         "affinity": system_placement(plan),

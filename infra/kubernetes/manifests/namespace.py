@@ -1,23 +1,21 @@
-"""The stack's namespace and who lives in it: Pod Security, GPU quota, service accounts, disruption budgets."""
+"""The stack's namespace and its rules: Pod Security, GPU quota, service accounts, disruption budgets."""
 
 from __future__ import annotations
 
-from infra.kubernetes.manifests.pods import Manifest
-from infra.kubernetes.names import (
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.names import (
     GATEWAY,
     HEAD_ACCOUNT,
     MIRROR_ACCOUNT,
-    POOL_LABEL,
     WORKER_ACCOUNT,
     labels,
 )
-from infra.planning.plan import Plan
-
-GPU = "nvidia.com/gpu"
+from modelfleet.infra.names import GPU
+from modelfleet.infra.planning.plan import Plan
 
 
 def namespace(plan: Plan) -> Manifest:
-    """The namespace; `restricted` is enforced, so no pod in it can be root, privileged or on the host's network."""
+    """The namespace. It enforces `restricted`, so no pod in it can be root, privileged or on the host's network."""
     security = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
     return {
         "apiVersion": "v1",
@@ -27,7 +25,7 @@ def namespace(plan: Plan) -> Manifest:
 
 
 def quota(plan: Plan) -> Manifest:
-    """No more GPUs than the pools' nodes have, twice that when an upgrade runs both clusters side by side."""
+    """At most the GPUs of the pools' nodes, or twice that if an upgrade runs both clusters at once."""
     gpus = sum(pool.max_nodes * pool.node.gpus for pool in plan.pools)
     clusters = 1 if plan.ray_cluster.rollout == "replace" else 2
     return {
@@ -39,7 +37,7 @@ def quota(plan: Plan) -> Manifest:
 
 
 def service_accounts(plan: Plan) -> list[Manifest]:
-    """One identity per duty. Only the head talks to the API server (its autoscaler), the others get no token."""
+    """One identity per duty. Only the head's autoscaler talks to the API server; the others get no token."""
     return [
         {
             "apiVersion": "v1",
@@ -52,12 +50,12 @@ def service_accounts(plan: Plan) -> list[Manifest]:
 
 
 def disruption_budgets(plan: Plan) -> list[Manifest]:
-    """At most one gateway, and one worker of what a pool needs at least, may be drained at a time.
+    """Let at most one gateway be drained at a time, and one worker of a pool's minimum.
 
-    `minAvailable` as a number: `maxUnavailable` and percentages need a controller with a scale subresource, which
-    RayCluster is not, and would then block every drain.
+    `minAvailable` is a number: `maxUnavailable` and percentages need a controller with a scale subresource. RayCluster
+    has none, so they would block every drain.
     """
-    budgets = [("gateway", {"app.kubernetes.io/name": GATEWAY}, plan.gateway.replicas - 1)]
+    budgets = [("gateway", {"app.kubernetes.io/name": GATEWAY}, plan.gateway.settings.replicas - 1)]
     for pool in plan.pools:
         match = {"ray.io/node-type": "worker", "ray.io/group": pool.name}
         budgets.append((f"workers-{pool.name}", match, pool.min_nodes - 1))
@@ -75,6 +73,3 @@ def disruption_budgets(plan: Plan) -> list[Manifest]:
         for name, match, least in budgets
         if least > 0
     ]
-
-
-__all__ = ["GPU", "POOL_LABEL", "disruption_budgets", "namespace", "quota", "service_accounts"]

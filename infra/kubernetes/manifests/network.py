@@ -1,4 +1,4 @@
-"""NetworkPolicies: closed by default; only the gateway reaches Serve, only Ray and its operator reach Ray.
+"""NetworkPolicies: closed by default. Only the gateway reaches Serve; only Ray and its operator reach Ray.
 
 On EKS they need the VPC CNI's network policy agent, which the add-on's configuration turns on.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
-from infra.kubernetes.manifests.pods import Manifest
-from infra.kubernetes.names import (
+from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     GATEWAY,
     MIRROR_ACCOUNT,
@@ -18,11 +18,11 @@ from infra.kubernetes.names import (
     SERVE_PORT,
     labels,
 )
-from infra.planning.plan import Plan
+from modelfleet.infra.planning.plan import Plan
 
 #: Instance metadata: a pod has its own role, never the node's.
 METADATA_ADDRESS: Final = "169.254.169.254/32"
-#: Where Prometheus is expected; nobody else outside reads metrics.
+#: Where Prometheus is expected; nothing else outside may read metrics.
 MONITORING_NAMESPACE: Final = "monitoring"
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
@@ -40,7 +40,7 @@ def network_policies(plan: Plan) -> list[Manifest]:
     ray_ingress = [
         {"from": [{"podSelector": RAY_PODS}]},
         _allow([{"podSelector": GATEWAY_PODS}], SERVE_PORT),
-        # The operator sends the Serve config to the dashboard and asks the proxy of the head for its health.
+        # The operator sends the Serve config to the dashboard and queries the health of the head's proxy.
         _allow([operator], DASHBOARD_PORT, SERVE_PORT),
         metrics,
     ]

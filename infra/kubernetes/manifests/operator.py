@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infra.kubernetes.manifests.pods import (
+from modelfleet.infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
     environment,
@@ -15,9 +15,9 @@ from infra.kubernetes.manifests.pods import (
     resources,
     system_placement,
 )
-from infra.kubernetes.names import OPERATOR, labels, selector
-from infra.kubernetes.versions import KUBERAY, KUBERAY_IMAGE
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.names import OPERATOR, labels, selector
+from modelfleet.infra.kubernetes.versions import KUBERAY, KUBERAY_IMAGE
+from modelfleet.infra.planning.plan import Plan
 
 CRDS_FILE = Path(__file__).parent.parent / "crds" / f"kuberay-{KUBERAY}.json.gz"
 #: The user of the operator's image, gcr.io/distroless/base-debian12:nonroot.
@@ -25,7 +25,7 @@ OPERATOR_USER = 65532
 
 _KINDS = ("rayclusters", "rayjobs", "rayservices", "raycronjobs")
 _ALL = ["create", "delete", "get", "list", "patch", "update", "watch"]
-#: The rules of KubeRay's own `config/rbac/role.yaml` v1.6.2, less those for features that a stack does not use
+#: The rules of KubeRay's own `config/rbac/role.yaml` v1.6.2, without those for features that a stack does not use
 #: (OpenShift routes, batch schedulers) and for anything outside the namespace.
 _RULES: list[tuple[str, list[str], list[str]]] = [
     ("", ["events", "services"], _ALL),
@@ -72,7 +72,7 @@ def operator_role(plan: Plan) -> Manifest:
 
 
 def operator_binding(plan: Plan) -> Manifest:
-    """Role to account."""
+    """Binds the role to the account."""
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",
@@ -88,7 +88,7 @@ def operator_account(plan: Plan) -> Manifest:
 
 
 def operator_deployment(plan: Plan) -> Manifest:
-    """One operator, replaced rather than doubled: two of a kind would race without a leader election."""
+    """One operator. An update ends it before it starts the next: without leader election two would race."""
     gates = ["RayClusterStatusConditions=true"]
     if plan.ray_cluster.rollout == "incremental":
         gates.append("RayServiceIncrementalUpgrade=true")

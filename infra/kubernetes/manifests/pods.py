@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from infra.kubernetes.names import OBJECT_STORAGE, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
-from infra.planning.plan import Plan, Taint
+from modelfleet.infra.kubernetes.names import OBJECT_STORAGE
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
+from modelfleet.infra.planning.plan import Plan, Taint
 
 Manifest = dict[str, Any]
 
-#: `ray` of the official Ray images, and of serving/Dockerfile.
+#: The user `ray` of the official Ray images and of serving/Dockerfile.
 RAY_USER: Final = 1000
 WEIGHTS_PATH: Final = "/var/lib/modelfleet"
 
@@ -22,7 +23,7 @@ def pod_security(user: int) -> Manifest:
         "runAsUser": user,
         "runAsGroup": user,
         "fsGroup": user,
-        # Weights are hundreds of GB: changing the owner of each file at every start would take minutes.
+        # Weights are hundreds of GB: changing the owner of every file at each start would take minutes.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
@@ -45,7 +46,7 @@ def environment(values: Mapping[str, str | None]) -> list[Manifest]:
 
 
 def object_storage() -> list[Manifest]:
-    """Credentials of the object store from a Secret that need not exist: on EKS the pod's role is enough."""
+    """Credentials of the object store, from a Secret that need not exist: on EKS the pod's role is enough."""
     return [{"secretRef": {"name": OBJECT_STORAGE, "optional": True}}]
 
 
@@ -65,7 +66,7 @@ def system_placement(plan: Plan) -> Manifest:
 
 
 def mib(amount: int) -> str:
-    """MiB as the shortest quantity, which is how Kubernetes and KubeRay write it back: `1024Mi` would be a drift."""
+    """MiB as the shortest quantity, as Kubernetes and KubeRay write it back: `1024Mi` would show as drift."""
     for unit in ("Mi", "Gi"):
         if amount % 1024 or not amount:
             return f"{amount}{unit}"
@@ -79,5 +80,5 @@ def millis(amount: int) -> str:
 
 
 def resources(cpu: str, memory: str, *, limit_memory: str | None = None) -> Manifest:
-    """Requests, and a memory limit only: a CPU limit throttles, and takes nothing that anybody else gets."""
+    """Requests, and a limit for memory only: a CPU limit throttles the pod and gives nothing to any other."""
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit_memory or memory}}

@@ -1,7 +1,7 @@
 """The RayService: one Ray cluster from the plan's worker groups, one Serve application per model.
 
-`rayClusterConfig` is made from pools, image and rollout only. Nothing of a model may come in here: KubeRay builds a
-second cluster, with all its GPUs, for any other change than replicas, tolerations or a group appended at the end
+`rayClusterConfig` is made from pools, image and rollout only. No model may influence it: KubeRay builds a second
+cluster, with all its GPUs, for any change other than replicas, tolerations or a group appended at the end
 (kuberay#2274, `GenerateHashWithoutReplicasAndWorkersToDelete` in its `utils/util.go`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
-from infra.kubernetes.manifests.pods import (
+from modelfleet.infra.kubernetes.manifests.pods import (
     RAY_USER,
     WEIGHTS_PATH,
     Manifest,
@@ -24,43 +24,42 @@ from infra.kubernetes.manifests.pods import (
     system_placement,
     tolerations,
 )
-from infra.kubernetes.manifests.scripts import SCRIPTS_PATH
-from infra.kubernetes.names import (
+from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     HEAD_ACCOUNT,
-    POOL_LABEL,
     RAY_METRICS_PORT,
     RAY_SERVICE,
     REPLICA_HUGGINGFACE,
     SCRIPTS,
     SERVE_PORT,
-    STACK_LABEL,
     WORKER_ACCOUNT,
     digest,
     labels,
 )
-from infra.kubernetes.text import json_for_yaml
-from infra.planning.plan import Plan, WorkerGroup
+from modelfleet.infra.kubernetes.text import json_for_yaml
+from modelfleet.infra.names import GPU, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.plan import Plan, WorkerGroup
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
 CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
-#: Time that a worker has to finish its requests before it is killed; a node group's update waits 15 min per node.
+#: How long a worker may finish its requests before it is killed. A node group's update waits 15 min per node.
 DRAIN_SECONDS: Final = 840
 #: How long an application waits for its mirror Job: hundreds of GB from the Hub at 100 MB/s and more.
 MIRROR_WAIT_SECONDS: Final = 4 * 3600
-#: Ray's object store carries no tensors here (vLLM's workers share memory by themselves).
+#: Ray's object store carries no tensors here (vLLM's workers share memory on their own).
 OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
 HEAD_CPU, HEAD_MEMORY = "2", "8Gi"
-#: A pod's own address is known to Kubernetes only; the network policy says who may come in.
+#: Only Kubernetes knows a pod's own address; the network policy says who may connect.
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104
 HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
 
-#: What `rollout` means to KubeRay. `replace` is done by Pulumi, which deletes the RayService first.
+#: What `rollout` means to KubeRay. Pulumi does `replace`: it deletes the RayService first.
 UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None", "incremental": "NewClusterWithIncrementalUpgrade"}
-#: Steps of an incremental upgrade; it needs the Gateway API in the cluster and KubeRay's feature gate.
+#: Steps of an incremental upgrade, which needs the Gateway API in the cluster and KubeRay's feature gate.
 INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 60}
 
-#: Made by the user when their Redis wants one: Secret `redis`, key `password`.
+#: Made by the user if their Redis needs one: Secret `redis`, key `password`.
 REDIS_PASSWORD: Final = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password", "optional": True}}}
 
 
@@ -69,8 +68,8 @@ def ray_service(plan: Plan) -> Manifest:
     spec: Manifest = {
         "serveConfigV2": serve_config_text(plan.serve_config),
         "upgradeStrategy": _upgrade(plan),
-        # The old cluster goes when its last stream can have ended.
-        "rayClusterDeletionDelaySeconds": plan.gateway.timeout_s,
+        # KubeRay deletes the old cluster once its last stream must have ended.
+        "rayClusterDeletionDelaySeconds": plan.gateway.settings.timeout_s,
         "rayClusterConfig": ray_cluster(plan),
     }
     return {
@@ -87,9 +86,9 @@ def ray_service(plan: Plan) -> Manifest:
 
 
 def cluster_parts(plan: Plan) -> list[str]:
-    """A hash of what the whole cluster shares, then one per worker group, as far as a change builds another cluster.
+    """A hash of what the whole cluster shares, then one per worker group, of what builds another cluster if it changes.
 
-    Replicas and tolerations are changed in place (`GenerateHashWithoutReplicasAndWorkersToDelete`).
+    KubeRay changes replicas and tolerations in place (`GenerateHashWithoutReplicasAndWorkersToDelete`).
     """
     cluster = copy.deepcopy(ray_cluster(plan))
     groups = cluster.pop("workerGroupSpecs")
@@ -101,7 +100,7 @@ def cluster_parts(plan: Plan) -> list[str]:
 
 
 def serve_config_text(config: dict[str, Any]) -> str:
-    """`serveConfigV2`, which is YAML to KubeRay; prompt templates hold anything."""
+    """`serveConfigV2`, which KubeRay reads as YAML; prompt templates can contain anything."""
     return json_for_yaml(config, indent=1)
 
 
@@ -137,7 +136,7 @@ def _upgrade(plan: Plan) -> Manifest:
 def _head(plan: Plan) -> Manifest:
     metadata = {
         "labels": labels(plan, "ray-head"),
-        # The head is the only one of its kind: the cluster autoscaler must not move it to save a node.
+        # There is only one head: the cluster autoscaler must not move it to save a node.
         "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
     }
     container = {
@@ -149,12 +148,12 @@ def _head(plan: Plan) -> Manifest:
         ],
     }
     spec = {
-        **_pod(plan, HEAD_ACCOUNT, shm_mib=1024),
+        **_pod(HEAD_ACCOUNT, shm_mib=1024),
         "affinity": system_placement(plan),
         "containers": [container],
     }
     return {
-        # No replica may land on the head: when it is out of memory, everything is.
+        # No replica may run on the head: if the head runs out of memory, the whole cluster fails.
         "resources": {"CPU": "0"},
         "rayStartParams": {"dashboard-host": EVERYWHERE, "object-store-memory": str(OBJECT_STORE_BYTES)},
         "template": {"metadata": metadata, "spec": spec},
@@ -169,7 +168,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         "lifecycle": {"preStop": {"exec": {"command": ["python3", f"{SCRIPTS_PATH}/drain.py"]}}},
     }
     spec = {
-        **_pod(plan, WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
+        **_pod(WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
         "nodeSelector": _own_labels(group),
         "tolerations": tolerations(group.taints),
         "terminationGracePeriodSeconds": DRAIN_SECONDS + 60,
@@ -189,7 +188,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
 def _whole_node(group: WorkerGroup) -> Manifest:
     """All that a node offers, so that the scheduler puts one worker on a node and the node autoscaler buys one each."""
     memory = mib(group.node.memory_mib)
-    gpus = {"nvidia.com/gpu": str(group.node.gpus)} if group.node.gpus else {}
+    gpus = {GPU: str(group.node.gpus)} if group.node.gpus else {}
     return {
         "requests": {"cpu": millis(group.node.cpu_millis), "memory": memory, **gpus},
         "limits": {"memory": memory, **gpus},
@@ -201,7 +200,7 @@ def _ports(**ports: int) -> list[Manifest]:
 
 
 def _own_labels(group: WorkerGroup) -> dict[str, str]:
-    """Stack and pool, the two labels that users of an existing cluster put on nodes; GPUs are asked for by number."""
+    """Stack and pool, the two labels that users of an existing cluster put on nodes; GPUs are requested by number."""
     return {key: group.labels[key] for key in (POOL_LABEL, STACK_LABEL)}
 
 
@@ -226,8 +225,8 @@ def _environment(plan: Plan) -> dict[str, str | None]:
     """The same on head and workers; nothing of a model and nothing secret."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # Serve starts another HAProxy when a model or a replica comes or goes, and ends the old one after 120 s of
-        # its own, with the streams that it still has (Ray 2.60 `serve/_private/constants.py`).
+        # Serve starts another HAProxy when a model or a replica comes or goes. By default it ends the old one after
+        # 120 s, with the streams that it still has (Ray 2.60 `serve/_private/constants.py`).
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -236,13 +235,13 @@ def _environment(plan: Plan) -> dict[str, str | None]:
         "MODELFLEET_MODEL_CACHE": f"{WEIGHTS_PATH}/models",
         "MODELFLEET_MIRROR_WAIT_S": str(MIRROR_WAIT_SECONDS),
         "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
-        # A file, because the kubelet renews it when the Secret changes; a variable stays until the pod ends.
+        # A file, because the kubelet updates it when the Secret changes; a variable stays until the pod ends.
         "HF_TOKEN_PATH": f"{HUGGINGFACE_PATH}/token",
         "VLLM_CACHE_ROOT": f"{WEIGHTS_PATH}/vllm",
     }
 
 
-def _pod(plan: Plan, account: str, *, shm_mib: int) -> Manifest:
+def _pod(account: str, *, shm_mib: int) -> Manifest:
     return {
         "serviceAccountName": account,
         "automountServiceAccountToken": account == HEAD_ACCOUNT,
@@ -250,7 +249,7 @@ def _pod(plan: Plan, account: str, *, shm_mib: int) -> Manifest:
         "securityContext": pod_security(RAY_USER),
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": mib(shm_mib)}},
-            # On nodes whose NVMe disks are set up as a RAID 0, the kubelet's folder and so this one is on them.
+            # On nodes whose NVMe disks form a RAID 0, the kubelet's folder, and so this volume, is on them.
             {"name": "weights", "emptyDir": {}},
             {"name": "scripts", "configMap": {"name": SCRIPTS}},
             {"name": "huggingface", "secret": {"secretName": REPLICA_HUGGINGFACE, "optional": True}},

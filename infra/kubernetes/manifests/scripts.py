@@ -1,13 +1,13 @@
-"""ConfigMaps: the small programs that pods run beside Ray, and where the serving code is."""
+"""ConfigMaps: the small programs that pods run next to Ray, and where the serving code is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
-from infra.kubernetes.manifests.pods import Manifest
-from infra.kubernetes.names import SCRIPTS, SERVING_CODE, labels
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.names import SCRIPTS, SERVING_CODE, labels
+from modelfleet.infra.planning.plan import Plan
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
@@ -24,7 +24,7 @@ def scripts(plan: Plan) -> Manifest:
 
 
 def serving_code(plan: Plan) -> Manifest:
-    """Where mirror Jobs find the serving package: beside them, so that new code leaves their specs alone."""
+    """Where mirror Jobs find the serving package: in its own ConfigMap, so that new code leaves their specs alone."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -1,17 +1,17 @@
-"""Secrets of the namespace. Their values may be Pulumi outputs; nothing else in the cluster holds one."""
+"""Secrets of the namespace. Their values may be Pulumi outputs; no other object in the cluster contains one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from infra.kubernetes.manifests.gateway import KEY_MAP
-from infra.kubernetes.manifests.pods import Manifest
-from infra.kubernetes.names import GATEWAY_KEYS, HUGGINGFACE, REPLICA_HUGGINGFACE, labels
-from infra.planning.plan import Plan
+from modelfleet.infra.kubernetes.manifests.gateway import KEY_MAP
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.names import GATEWAY_KEYS, HUGGINGFACE, REPLICA_HUGGINGFACE, labels
+from modelfleet.infra.planning.plan import Plan
 
 
 def huggingface(plan: Plan, token: Any) -> list[Manifest]:
-    """For mirror Jobs; for replicas only when a model is loaded straight from the Hub."""
+    """The Secret for mirror Jobs, and one for replicas if a model loads straight from the Hub."""
     from_hub = any(
         model.mirror.prefix is None and "://" not in model.mirror.source and not model.mirror.source.startswith("/")
         for model in plan.models
@@ -21,7 +21,7 @@ def huggingface(plan: Plan, token: Any) -> list[Manifest]:
 
 
 def gateway_keys(plan: Plan, key_map: Any) -> Manifest:
-    """The sha256 of each API key beside its name, as HAProxy looks it up; never a key."""
+    """The sha256 of each API key with its name, as HAProxy looks it up; never a key."""
     return _secret(plan, GATEWAY_KEYS, {KEY_MAP: key_map})
 
 

@@ -1,1 +1,1 @@
-"""Small programs that pods run beside Ray, mounted from a ConfigMap: standard library and the image's packages only."""
+"""Small programs that pods run next to Ray, mounted from a ConfigMap; they need only the image's packages."""

@@ -22,7 +22,7 @@ SCRATCH = Path(os.environ.get("SCRATCH", "/var/lib/modelfleet"))
 def main() -> int:
     """Fill the mirror; the exit code decides whether Kubernetes tries again."""
     load_code(os.environ["CODE"])
-    from serving.mirror.__main__ import main as mirror
+    from modelfleet.serving.mirror.__main__ import main as mirror
 
     source, revision = os.environ["SOURCE"], os.environ.get("REVISION")
     origin = ["--hub", source, "--scratch", str(SCRATCH / "model")]
@@ -47,8 +47,8 @@ def load_code(uri: str) -> None:
 
 def from_s3(source: str) -> Path:
     """The files below another bucket's prefix: parallel, resumed after a restart, in bounded memory."""
-    from serving.errors import MirrorError
-    from serving.mirror.prefix import fetch_prefix
+    from modelfleet.serving.errors import MirrorError
+    from modelfleet.serving.mirror.prefix import fetch_prefix
 
     try:
         folder: Path = fetch_prefix(source, SCRATCH / "source", report=lambda line: print(line, flush=True))

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from infra.local.provider.application import APPLICATION
-from infra.local.provider.gateway import GATEWAY
-from infra.local.provider.objects import CODE, WEIGHTS, end_fetching
-from infra.local.provider.ray import RAY
-from infra.local.provider.session import LocalSession
-from infra.provider import Plugin, Props, main
+from modelfleet.infra.local.provider.application import APPLICATION
+from modelfleet.infra.local.provider.gateway import GATEWAY
+from modelfleet.infra.local.provider.objects import CODE, WEIGHTS, end_fetching
+from modelfleet.infra.local.provider.ray import RAY
+from modelfleet.infra.provider import Plugin, Props, main
+from modelfleet.serving.config.errors import SetupError
 
 RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION, GATEWAY)
 
 
-class LocalPlugin(Plugin[LocalSession]):
+class LocalPlugin(Plugin[Props]):
     """The local target's resources."""
 
     name = "modelfleet"
     version = "0.1.0"
 
-    def configure(self, settings: Props) -> LocalSession:
-        """There is nothing to set: every resource says what it needs."""
-        return LocalSession(root=Path(__file__).resolve().parents[3])
+    def configure(self, settings: Props) -> Props:
+        """No settings: every resource says what it needs."""
+        return settings
 
     def explain(self, error: Exception) -> str:
-        """A sentence for an error that no resource foresaw."""
-        return f"{type(error).__name__}: {error}"
+        """The error's own sentence if it has one; otherwise no resource foresaw it, and its type says more."""
+        return str(error) if isinstance(error, SetupError) else f"{type(error).__name__}: {error}"
+
+
+def run() -> None:
+    """Entry point of `pulumi-resource-modelfleet`, which the engine starts (see `plugins` in Pulumi.yaml)."""
+    main(LocalPlugin({resource.token: resource for resource in RESOURCES}, {}), at_end=end_fetching)
 
 
 if __name__ == "__main__":
-    main(LocalPlugin({resource.token: resource for resource in RESOURCES}, {}), at_end=end_fetching)
+    run()

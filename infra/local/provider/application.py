@@ -10,36 +10,35 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infra.local.provider.progress import Progress
-from infra.local.provider.ray import logs_folder, serve_api
-from infra.local.provider.replica_log import doing
-from infra.local.provider.serve_api import ServeApi, Unreachable
-from infra.local.provider.session import LocalSession
-from infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
+from modelfleet.infra.local.provider.progress import Progress
+from modelfleet.infra.local.provider.ray import logs_folder, serve_api
+from modelfleet.infra.local.provider.replica_log import doing
+from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
 
-#: Weights, compilation and a busy machine: what the slowest start may take unless the resource says otherwise.
+#: Limit for the slowest start (weights, compilation, a busy machine), unless the resource has its own.
 READY_TIMEOUT_S = 1800.0
 GONE_TIMEOUT_S = 120.0
 POLL_S = 0.5
-#: The dashboard does not answer while the machine is out of breath; Ray itself is watched by its own resource.
+#: The dashboard of an overloaded machine may not answer for a while. Ray's own resource watches Ray itself.
 PATIENCE_S = 60.0
 
 
-def create(call: Call[LocalSession], inputs: Props) -> Made:
-    """Deploys the application and waits until it runs; one that a killed run left behind is taken over."""
+def create(call: Call[Props], inputs: Props) -> Made:
+    """Deploys the application and waits until it runs; takes over one that a killed run left behind."""
     config = json.loads(inputs["config"])
     _deploy(call, inputs, config)
     return Made(config["name"], {})
 
 
-def update(call: Call[LocalSession], id: str, state: Props, inputs: Props) -> Props:
+def update(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
     """Deploys the changed configuration; Serve leaves the other applications alone."""
     _deploy(call, inputs, json.loads(inputs["config"]))
     return {}
 
 
-def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
-    """The configuration that runs; None when Ray or the application is gone, or the application failed for good."""
+def read(call: Call[Props], id: str, state: Props) -> Props | None:
+    """The running configuration; None when Ray or the application is gone, or the application failed for good."""
     try:
         found = serve_api(state).application(id)
     except Unreachable:
@@ -55,7 +54,7 @@ def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
     return {**state, "config": json.dumps(live, sort_keys=True)}
 
 
-def delete(call: Call[LocalSession], id: str, state: Props) -> None:
+def delete(call: Call[Props], id: str, state: Props) -> None:
     """Removes the application and waits until its replicas have ended."""
     api, progress = serve_api(state), Progress(call.step)
     try:
@@ -66,16 +65,16 @@ def delete(call: Call[LocalSession], id: str, state: Props) -> None:
         return  # without Ray there is no application
 
 
-def _deploy(call: Call[LocalSession], inputs: Props, config: dict[str, Any]) -> None:
+def _deploy(call: Call[Props], inputs: Props, config: dict[str, Any]) -> None:
     api, progress, name = serve_api(inputs), Progress(call.step), config["name"]
     try:
         found = api.application(name)
         if found is not None and found["status"] == "DEPLOY_FAILED":
-            _remove(api, name, progress)  # Serve does not try the same configuration again by itself
+            _remove(api, name, progress)  # Serve does not try an unchanged configuration again
         api.put(config)
         _wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds or READY_TIMEOUT_S)
     except Unreachable as error:
-        raise PartlyMade(name, {}, [f"Ray ended while {name} was deployed: {error}"]) from error
+        raise PartlyMade(name, {}, [f"Ray ended during the deployment of {name}: {error}"]) from error
     except NotReady as error:
         raise PartlyMade(name, {}, [str(error)]) from error
     progress.say(f"{name} is ready")
@@ -100,7 +99,7 @@ def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path
         if found["status"] == "RUNNING":
             return
         if progress.seconds > timeout_s:
-            raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {doing(found, logs)}")
+            raise NotReady(f"{name} was not ready after {timeout_s:.0f} s: {doing(found, logs)}")
         progress.say(f"{name}: {doing(found, logs)}")
         time.sleep(POLL_S)
 
@@ -111,29 +110,29 @@ def _remove(api: ServeApi, name: str, progress: Progress) -> None:
     while api.application(name) is not None:
         if time.monotonic() > until:
             raise Refused(
-                f"{name} still has replicas {GONE_TIMEOUT_S:.0f} s after it was deleted; end Ray to be rid of it"
+                f"{name} still has replicas {GONE_TIMEOUT_S:.0f} s after it was deleted; end Ray to remove them"
             )
         progress.say(f"{name}: its replicas are ending")
         time.sleep(POLL_S)
 
 
 def _failure(name: str, found: dict[str, Any], logs: Path) -> str:
-    """The exception's last line; the way to it is in the replica's log."""
+    """The exception's last line; the traceback is in the replica's log."""
     reasons = [*(d.get("message") or "" for d in found.get("deployments", {}).values()), found.get("message") or ""]
     lines = [line.strip() for reason in reasons if reason for line in reason.splitlines()[-1:]]
     return f"{name} failed to start: {lines[0][:1500] if lines else 'Serve gave no reason'} (logs: {logs / 'serve'})"
 
 
 def _same(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
-    """Whether Serve runs what was asked for; it adds defaults of its own."""
+    """Whether Serve runs the wanted configuration; it adds its own defaults."""
     return all(key in live and live[key] == value for key, value in wanted.items())
 
 
-APPLICATION = ResourceDef[LocalSession](
+APPLICATION = ResourceDef[Props](
     token="modelfleet:local:Application",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"folder", "ray", "servePort", "dashboardPort", "config"}),
     required=frozenset({"folder", "ray", "dashboardPort", "servePort", "config"}),
-    # Another Ray has nothing of the old one's.
+    # A new Ray has none of the old one's applications.
     force_new=frozenset({"folder", "ray", "dashboardPort", "servePort"}),
     create=create,
     read=read,

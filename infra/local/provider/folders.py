@@ -1,4 +1,4 @@
-"""Folders in the shared temporary folder that nobody else can have put there."""
+"""A stack's folders in the shared temporary folder; one that another user made is refused."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import stat
 from pathlib import Path
 
-from infra.local.runtime import short_folder
-from infra.provider import Refused
+from modelfleet.infra.local.runtime import short_folder
+from modelfleet.infra.provider import Refused
 
 
 def run_folder(folder: str, role: str) -> Path:
-    """Makes the stack's short folder for `role`, for this user only; another user's is refused."""
+    """Makes the stack's short folder for `role`, for this user only; raises `Refused` when it is another user's."""
     made = short_folder(folder, role)
     made.mkdir(mode=0o700, exist_ok=True)
     status = made.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise Refused(f"{made} belongs to somebody else, and sockets of this stack go there; remove it, or set TMPDIR")
+        raise Refused(f"{made} belongs to another user, and this stack puts sockets there; remove it, or set TMPDIR")
     made.chmod(0o700)
     return made

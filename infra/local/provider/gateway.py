@@ -6,22 +6,21 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from infra.gateway import GatewayFiles, Runtime
-from infra.local import haproxy
-from infra.local.provider.folders import run_folder
-from infra.local.provider.ports import require_free
-from infra.local.provider.processes import ProcessId
-from infra.local.provider.session import LocalSession
-from infra.local.runtime import gateway_runtime
-from infra.provider import Call, Made, Props, Refused, ResourceDef
-from serving.config.errors import SetupError
+from modelfleet.infra.gateway import GatewayFiles, Runtime
+from modelfleet.infra.local import haproxy
+from modelfleet.infra.local.ports import require_free
+from modelfleet.infra.local.processes import ProcessId
+from modelfleet.infra.local.provider.folders import run_folder
+from modelfleet.infra.local.runtime import gateway_runtime
+from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.serving.config.errors import SetupError
 
-#: Open streams get this long when the gateway is taken away.
+#: Open streams get this long when the gateway is deleted.
 STOP_S = 2.0
 
 
-def create(call: Call[LocalSession], inputs: Props) -> Made:
-    """Starts the gateway; one that a killed run left behind hands its ports over."""
+def create(call: Call[Props], inputs: Props) -> Made:
+    """Starts the gateway; takes over the ports of one that a killed run left behind."""
     runtime = _runtime(inputs)
     left = _left_behind(runtime)
     if left is None:
@@ -29,8 +28,8 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
     return Made(f"gateway-{inputs['port']}", _start(runtime, inputs, left))
 
 
-def update(call: Call[LocalSession], id: str, state: Props, inputs: Props) -> Props:
-    """New keys are swapped in the running process; anything else starts processes that take the old ones' ports."""
+def update(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
+    """Swaps new keys in the running process; any other change starts processes that take over the old ones' ports."""
     runtime = _runtime(inputs)
     only_keys = all(state.get(key) == inputs.get(key) for key in ("texts", "port", "metricsPort"))
     if only_keys and inputs.get("keys") and state.get("keys"):
@@ -48,16 +47,16 @@ def update(call: Call[LocalSession], id: str, state: Props, inputs: Props) -> Pr
     return _start(runtime, inputs, haproxy.Processes(state["pid"], state["bodiesPid"]))
 
 
-def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
-    """None when one of the processes ended: the next run starts them again."""
+def read(call: Call[Props], id: str, state: Props) -> Props | None:
+    """Returns None if one of the processes has ended; the next run starts them again."""
     for pid, started in (("pid", "started"), ("bodiesPid", "bodiesStarted")):
         if ProcessId(state[pid], state[started]).find() is None:
-            call.note("the gateway is not running any more; it will be started again")
+            call.note("the gateway is no longer running; it will be started again")
             return None
     return state
 
 
-def delete(call: Call[LocalSession], id: str, state: Props) -> None:
+def delete(call: Call[Props], id: str, state: Props) -> None:
     """Ends both processes and removes their sockets and files."""
     running = {
         pid
@@ -78,13 +77,13 @@ def _start(runtime: Runtime, inputs: Props, replaces: haproxy.Processes | None) 
         haproxy.write(GatewayFiles(inputs["texts"]), runtime, inputs.get("keys"))
         made = haproxy.start(runtime, haproxy.find_binary(), log, replaces=replaces)
     except (SetupError, ValueError) as error:
-        raise Refused(f"the gateway does not start: {error}") from error
+        raise Refused(f"the gateway cannot start: {error}") from error
     first, second = ProcessId.of(made.gateway), ProcessId.of(made.bodies)
     return {"pid": first.pid, "started": first.started, "bodiesPid": second.pid, "bodiesStarted": second.started}
 
 
 def _left_behind(runtime: Runtime) -> haproxy.Processes | None:
-    """The processes that answer on this stack's own sockets although no state knows them."""
+    """The processes that answer on this stack's own sockets but are in no state."""
     found = []
     for path in (runtime.admin_socket, runtime.bodies_admin_socket):
         with suppress(SetupError, StopIteration, ValueError):
@@ -99,7 +98,7 @@ def _runtime(inputs: Props) -> Runtime:
 
 OUTPUTS = ("pid", "started", "bodiesPid", "bodiesStarted")
 
-GATEWAY = ResourceDef[LocalSession](
+GATEWAY = ResourceDef[Props](
     token="modelfleet:local:Gateway",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"folder", "port", "metricsPort", "texts", "keys"}),
     required=frozenset({"folder", "port", "metricsPort", "texts"}),

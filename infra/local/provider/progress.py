@@ -1,4 +1,4 @@
-"""Waiting with a voice: no step is silent for more than a few seconds."""
+"""Progress lines: no step is silent for more than a few seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Passes lines on when they are new, and repeats the last one with the time it takes when nothing is.
+    """Shows each new line, and repeats the last one with the seconds so far while there is no new one.
 
     `step` raises when the user stops the run: see `Call.step`.
     """
@@ -30,7 +30,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since this was made."""
         return time.monotonic() - self._began
 
     def say(self, line: str) -> None:
@@ -42,10 +42,10 @@ class Progress:
                 self._step(f"{line[:SHOWN]} ({self.seconds:.0f} s)")
 
     def during(self, work: Callable[[], T]) -> T:
-        """Runs `work`, which says what it is at, and repeats its last line while it is silent."""
+        """Runs `work`, which reports with `say`, and repeats its last line while it is silent."""
         pool = ThreadPoolExecutor(1)
         running = pool.submit(work)
-        pool.shutdown(wait=False)  # a stopped run does not wait for it: the plugin ends
+        pool.shutdown(wait=False)  # a stopped run does not wait for `work`: the plugin ends
         while True:
             try:
                 return running.result(POLL_S)

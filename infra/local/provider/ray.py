@@ -1,6 +1,6 @@
 """`modelfleet:local:Ray`: one Ray on this machine's loopback address, with the plan's custom resources.
 
-`ray start --block` is the one process that is kept in state: it ends the rest of Ray when a core process dies.
+The state holds one process, `ray start --block`, which ends the rest of Ray when a core process dies.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from pathlib import Path
 
 import psutil
 
-from infra.local.provider.folders import run_folder
-from infra.local.provider.ports import LOOPBACK, free_port, require_free
-from infra.local.provider.processes import ProcessId, end_all, left_behind, mark, members, spawn
-from infra.local.provider.progress import Progress
-from infra.local.provider.replica_log import tail
-from infra.local.provider.serve_api import ServeApi, Unreachable
-from infra.local.provider.session import LocalSession
-from infra.local.runtime import short_folder
-from infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.local.ports import LOOPBACK, free_port, require_free
+from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, mark, members, spawn
+from modelfleet.infra.local.provider.folders import run_folder
+from modelfleet.infra.local.provider.progress import Progress
+from modelfleet.infra.local.provider.replica_log import tail
+from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.local.runtime import short_folder
+from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 
+RAY_HEAD = Path(__file__).parents[1] / "ray_head.py"
 PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
 ATTEMPTS = 3
-#: In the stack's run-time folder: which process the last start began.
+#: File in the stack's run-time folder that names the process of the last start.
 LAST_START = "ray.json"
-#: Long: a Ray that ends is noticed at once, this is for one that hangs.
+#: Long, because it only matters for a Ray that hangs; one that ends is noticed at once.
 START_TIMEOUT_S = 600.0
-#: For processes to end by themselves; replicas got their own time from Serve when their application was deleted.
+#: Time for processes to end before they are killed. Serve gave replicas theirs when it deleted their application.
 END_GRACE_S = 4.0
 ANSWER_TIMEOUT_S = 15.0
 POLL_TIMEOUT_S = 4.0
-#: On a busy machine the dashboard is slow; to start Ray anew is to stop every model, so it is given time.
+#: The dashboard is slow on a busy machine, and restarting Ray would stop every model, so a live Ray gets this long.
 PATIENCE_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024**2
-#: Ray turns 127.0.0.1 into the machine's outer address and listens on all of them, unless this says that it shall not
-#: form clusters (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
+#: Ray turns 127.0.0.1 into the machine's outer address and listens on all addresses, unless it must not form clusters
+#: (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def create(call: Call[LocalSession], inputs: Props) -> Made:
-    """Starts Ray and waits until its dashboard answers; what a killed run left of it is ended before."""
+def create(call: Call[Props], inputs: Props) -> Made:
+    """Ends what a killed run left of Ray, starts Ray and waits until its dashboard answers."""
     mine = mark(inputs["folder"], "ray")
     if left := end_all(lambda: [*left_behind(mine), *_of_last_start(inputs["folder"])], END_GRACE_S):
-        call.note(f"ended {left} processes of an earlier Ray of this stack")
+        call.note(f"ended {left} processes of this stack's earlier Ray")
     require_free({name: inputs[name] for name in PORTS})
     Path(inputs["folder"]).mkdir(parents=True, exist_ok=True)
     process = _start(call, inputs, mine)
@@ -56,9 +56,9 @@ def create(call: Call[LocalSession], inputs: Props) -> Made:
 
 
 def _of_last_start(folder: str) -> list[psutil.Process]:
-    """What still runs of the session that this stack's last Ray began.
+    """The processes that still run in the session of this stack's last Ray.
 
-    When Ray dies its agent may go on, with its port; it set its own title, so that no mark finds it.
+    When Ray dies, its agent may live on and keep its port. No mark finds the agent, because it has set its own title.
     """
     with suppress(OSError, ValueError, KeyError):
         last = json.loads((Path(folder) / LAST_START).read_text(encoding="utf-8"))
@@ -66,8 +66,8 @@ def _of_last_start(folder: str) -> list[psutil.Process]:
     return []
 
 
-def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
-    """Starts Ray; what goes wrong on a busy machine goes right the next time, so it gets several attempts."""
+def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
+    """Starts Ray; a start that fails on a busy machine works the next time, so it gets several attempts."""
     run_folder(inputs["folder"], "ray")
     temp, log = temp_folder(inputs["folder"]), Path(inputs["folder"]) / "ray.log"
     temp.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
     for attempt in range(1, ATTEMPTS + 1):
         log.unlink(missing_ok=True)
         process = spawn(
-            _command(call.session.root, inputs, temp),
+            _command(inputs, temp),
             mark=mine,
             log=log,
             cwd=temp,
@@ -96,7 +96,7 @@ def _start(call: Call[LocalSession], inputs: Props, mine: str) -> ProcessId:
 
 
 class NotStarted(Exception):
-    """Ray ended or hangs while it starts; the text says why."""
+    """Ray ended or hung while starting; the text says why."""
 
 
 def _wait(inputs: Props, process: ProcessId, log: Path, progress: Progress) -> None:
@@ -106,11 +106,11 @@ def _wait(inputs: Props, process: ProcessId, log: Path, progress: Progress) -> N
             api.details(timeout_s=POLL_TIMEOUT_S)
             return
         except Unreachable:
-            said = f"{tail(log) or 'no output'} (whole output: {log})"
+            said = f"{tail(log) or 'no output'} (full output: {log})"
             if process.find() is None:
-                raise NotStarted(f"Ray ended while it started: {said}") from None
+                raise NotStarted(f"Ray ended while starting: {said}") from None
             if time.monotonic() > until:
-                raise NotStarted(f"Ray is not ready after {START_TIMEOUT_S:.0f} s: {said}") from None
+                raise NotStarted(f"Ray was not ready after {START_TIMEOUT_S:.0f} s: {said}") from None
             progress.say(f"starting Ray on {LOOPBACK}:{inputs['gcsPort']}")
             time.sleep(0.3)
 
@@ -119,10 +119,10 @@ def _end(leader: ProcessId) -> None:
     end_all(lambda: members(leader), END_GRACE_S)
 
 
-def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
-    """None when Ray's process ended or its dashboard stopped answering: the next run makes it again."""
+def read(call: Call[Props], id: str, state: Props) -> Props | None:
+    """Returns None if Ray's process has ended or its dashboard no longer answers; the next run starts it again."""
     if ProcessId(state["pid"], state["started"]).find() is None:
-        call.note("Ray is not running any more; it will be started again")
+        call.note("Ray is no longer running; it will be started again")
         return None
     progress = Progress(call.step)
     while True:
@@ -131,14 +131,14 @@ def read(call: Call[LocalSession], id: str, state: Props) -> Props | None:
             return state
         except Unreachable as error:
             if progress.seconds > PATIENCE_S:
-                call.note(f"Ray runs but {error}; it will be started again")
+                call.note(f"Ray runs, but {error}; it will be started again")
                 return None
             progress.say("waiting for Ray's dashboard")
             time.sleep(1)
 
 
-def delete(call: Call[LocalSession], id: str, state: Props) -> None:
-    """Ends exactly the processes of this Ray and removes its folder below the temporary one."""
+def delete(call: Call[Props], id: str, state: Props) -> None:
+    """Ends the processes of this Ray, no others, and removes its temporary folder."""
     call.step("ending Ray")
     _end(ProcessId(state["pid"], state["started"]))
     shutil.rmtree(temp_folder(state["folder"]).parent, ignore_errors=True)
@@ -155,7 +155,7 @@ def serve_api(inputs: Props) -> ServeApi:
 
 
 def temp_folder(folder: str) -> Path:
-    """Ray's folder: short, the same for every run of one stack; Ray opens it to all, so it lies in one that is not."""
+    """Ray's folder: short, the same for every run of a stack. Ray opens it to all users, so its parent is private."""
     return short_folder(folder, "ray") / "r"
 
 
@@ -164,14 +164,14 @@ def logs_folder(folder: str) -> Path:
     return temp_folder(folder) / "session_latest" / "logs"
 
 
-def _command(root: Path, inputs: Props, temp: Path) -> list[str]:
+def _command(inputs: Props, temp: Path) -> list[str]:
     options = {
         "node-ip-address": LOOPBACK,
         "port": inputs["gcsPort"],
         "dashboard-host": LOOPBACK,
         "dashboard-port": inputs["dashboardPort"],
         "metrics-export-port": inputs["rayMetricsPort"],
-        # Fixed by default, and then a second Ray on this machine does not start.
+        # Ray's default is a fixed port, so a second Ray on this machine would not start.
         "dashboard-agent-listen-port": free_port(),
         "num-cpus": inputs["cpus"],
         "num-gpus": inputs["gpus"],
@@ -184,8 +184,8 @@ def _command(root: Path, inputs: Props, temp: Path) -> list[str]:
     arguments = [f"--{key}={value}" for key, value in options.items()]
     return [
         sys.executable,
-        "-P",  # the folder of the script is not on the path of what it starts
-        str(root / "tools" / "ray_head.py"),
+        "-P",  # keeps the script's folder off the path of what it starts
+        str(RAY_HEAD),
         "start",
         "--head",
         "--block",
@@ -195,7 +195,7 @@ def _command(root: Path, inputs: Props, temp: Path) -> list[str]:
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
-    """The user's environment without what would change Python or Pulumi for Ray's workers, plus the stack's own."""
+    """The user's environment, less what would change Python, Pulumi or Ray for Ray's workers, plus the stack's own."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PULUMI_", "PYTHON", "RAY_", "GRPC_", "AWS_"))}
     return {
         **own,
@@ -205,7 +205,7 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     }
 
 
-RAY = ResourceDef[LocalSession](
+RAY = ResourceDef[Props](
     token="modelfleet:local:Ray",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"folder", *PORTS, "cpus", "gpus", "resources", "environment"}),
     required=frozenset({"folder", *PORTS, "cpus", "resources", "environment"}),

@@ -1,4 +1,4 @@
-"""What a starting replica is at: the last line that vLLM wrote, else the deployment's own message."""
+"""What a starting replica is doing: vLLM's last log line, or else the deployment's own message."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def doing(details: dict[str, Any], logs: Path) -> str:
     for deployment in details.get("deployments", {}).values():
         for replica in deployment.get("replicas", []):
             if replica.get("state") == "STARTING" and (line := _last_vllm_line(replica, logs)):
-                return f"replica starts: {line}"
+                return f"starting the replica: {line}"
     for deployment in details.get("deployments", {}).values():
         if message := " ".join((deployment.get("message") or "").split()):
             return message
         if any(replica.get("state") == "STARTING" for replica in deployment.get("replicas", [])):
-            return "replica starts: loading Python modules"
+            return "starting the replica: loading Python modules"
     return " ".join((details.get("message") or "").split()) or str(details["status"]).lower()
 
 
 def tail(log: Path, lines: int = 3) -> str:
-    """The last lines of a log file that say something, as one; empty when there are none yet."""
+    """The last lines of a log file that are not empty, joined into one; empty when there are none yet."""
     return " | ".join(_last_lines(log)[-lines:])[-600:]
 
 

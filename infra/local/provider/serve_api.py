@@ -1,7 +1,7 @@
-"""Ray's dashboard over HTTP: is it there, and Serve's applications (`/api/serve/applications/`, Ray 2.60).
+"""Ray's dashboard over HTTP: whether it answers, and Serve's applications (`/api/serve/applications/`, Ray 2.60).
 
-The API knows one operation: PUT the whole list. An application that is left out is deleted, so one application is
-changed by reading the list, changing one entry and writing it back, under a lock that all writers of the stack take.
+The API has one way to write: PUT the whole list. It deletes every application that the list leaves out. To change one
+application, this module reads the list, changes one entry and writes it back, under a lock that all writers share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from infra.provider import Refused
+from modelfleet.infra.provider import Refused
 
 TIMEOUT_S = 30.0
 LOCK_TIMEOUT_S = 120.0
@@ -34,12 +34,12 @@ class ServeApi:
     lock: Path
 
     def details(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-        """Everything that Serve tells; raises `Unreachable`."""
+        """Everything that Serve reports; raises `Unreachable`."""
         answer: dict[str, Any] = json.loads(self._request("GET", timeout_s=timeout_s))
         return answer
 
     def application(self, name: str) -> dict[str, Any] | None:
-        """Details of one application, None when there is none; raises `Unreachable`."""
+        """Details of one application; None when it does not exist. Raises `Unreachable`."""
         found: dict[str, Any] | None = self.details().get("applications", {}).get(name)
         return found
 
@@ -77,7 +77,7 @@ class ServeApi:
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace").strip()
             if error.code in (500, 503):
-                raise Unreachable(f"Ray Serve answered {error.code}: {detail[-500:]}") from error
+                raise Unreachable(f"Ray Serve returned {error.code}: {detail[-500:]}") from error
             raise Refused(f"Ray Serve refused the application: {detail[-1500:]}") from error
         except (OSError, ValueError) as error:
-            raise Unreachable(f"no Ray dashboard answers at {self.dashboard_url}: {error}") from error
+            raise Unreachable(f"the dashboard at {self.dashboard_url} does not answer: {error}") from error

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from infra.aws.facts import QUOTA_CODES, AccountFacts
-from infra.planning import Plan, plan
-from infra.planning.plan import CodeArtifact
-from infra.stack import LoadedStack
-from infra.workspace import open_workspace
+from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning import Plan, plan
+from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.workspace import read_workspace
+from modelfleet.infra.stack import LoadedStack
 
 REGION = "us-west-2"
 ACCOUNT = "123456789012"
@@ -21,7 +22,7 @@ EVERYWHERE = frozenset(ZONES)
 
 
 def planned(root: Path, **stack: Any) -> tuple[Plan, LoadedStack]:
-    """The plan of a stack without models; keys as in the stack file."""
+    """The plan of a stack without models; the keyword arguments are keys of the stack file."""
     settings = {
         "models": ["*"],
         "target": "eks",
@@ -47,12 +48,12 @@ def planned(root: Path, **stack: Any) -> tuple[Plan, LoadedStack]:
     (root / "models" / "org--model.yaml").write_text(yaml.safe_dump(model))
     config = {"aws:region": REGION, **{f"modelfleet:{key}": value for key, value in settings.items()}}
     (root / "stacks" / "Pulumi.test.yaml").write_text(yaml.safe_dump({"config": config}, sort_keys=False))
-    models, loaded, _ = open_workspace(root, "test")
-    return plan(models, loaded, code=CodeArtifact("0" * 64)), loaded
+    workspace = read_workspace(root, "test")
+    return plan(workspace.models, workspace.stack, code=CodeArtifact("0" * 64)), workspace.stack
 
 
 def facts(**more: Any) -> AccountFacts:
-    """An account in which everything is offered everywhere and quotas are ample."""
+    """An account with ample quotas, in which every zone offers everything."""
     offered = ("g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6.12xlarge", "p4d.24xlarge", "p4de.24xlarge", "m7i.xlarge")
     usual: dict[str, Any] = {
         "account": ACCOUNT,
@@ -61,6 +62,6 @@ def facts(**more: Any) -> AccountFacts:
         "caller_role_arn": ROLE,
         "zones": ZONES,
         "offerings": dict.fromkeys(offered, EVERYWHERE),
-        "quotas": dict.fromkeys(QUOTA_CODES.values(), 10_000.0),
+        "quotas": {quota.code: 10_000.0 for quota in default_catalog().quotas.values()},
     }
     return AccountFacts(**{**usual, **more})

@@ -1,7 +1,7 @@
 """A small evaluator of IAM policy documents: identity policies of one role, as AWS decides on them.
 
-It knows what our documents use, and raises on anything else, so that a condition that it does not understand
-can never pass as allowed: Effect, Action, Resource with `*` and `?`, StringEquals, StringLike, ArnEquals, Bool.
+It knows what our documents use: Effect, Action, Resource with `*` and `?`, StringEquals, StringLike, ArnEquals, Bool.
+It raises on anything else, so a condition that it does not understand can never pass as allowed.
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
 """
 

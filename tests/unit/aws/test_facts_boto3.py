@@ -11,8 +11,8 @@ import pytest
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from infra.aws.facts_boto3 import read_facts_with_boto3, run_preflight
-from serving.config.errors import SetupError, errors_in
+from modelfleet.infra.aws.facts_boto3 import read_facts_with_boto3, run_preflight
+from modelfleet.serving.config.errors import SetupError, errors_in
 from tests.unit.aws.builders import planned
 
 
@@ -29,7 +29,7 @@ def test_the_facts_are_the_accounts(tmp_path: Path, credentials: None) -> None:
     assert (facts.account, facts.partition, facts.region) == ("123456789012", "aws", "us-west-2")
     assert facts.zones == ("us-west-2a", "us-west-2b", "us-west-2c", "us-west-2d")
     assert facts.offerings["g6.xlarge"] >= {"us-west-2a", "us-west-2b"}
-    assert set(facts.unread) == {"L-1216C47A", "L-DB2E81BA"}, "moto has no EC2 quotas, and that is said"
+    assert set(facts.unread) == {"L-1216C47A", "L-DB2E81BA"}, "moto has no EC2 quotas, and the facts say so"
 
 
 def test_zones_without_a_control_plane_are_left_out(tmp_path: Path, credentials: None) -> None:
@@ -45,7 +45,7 @@ def test_zones_without_a_control_plane_are_left_out(tmp_path: Path, credentials:
     assert refused and not refused & set(facts.zones), "EKS refuses subnets of a control plane there"
 
 
-def test_a_session_is_told_as_its_role_with_the_roles_path(tmp_path: Path, credentials: None) -> None:
+def test_the_caller_of_a_session_is_its_role_with_the_roles_path(tmp_path: Path, credentials: None) -> None:
     plan, _ = planned(tmp_path)
     with mock_aws():
         boto3.client("iam", "us-east-1").create_role(RoleName="ci", Path="/teams/", AssumeRolePolicyDocument="{}")
@@ -56,10 +56,10 @@ def test_a_session_is_told_as_its_role_with_the_roles_path(tmp_path: Path, crede
             assumed["AccessKeyId"], assumed["SecretAccessKey"], assumed["SessionToken"], region_name="us-west-2"
         )
         facts = read_facts_with_boto3(plan, session)
-    assert facts.caller_role_arn == "arn:aws:iam::123456789012:role/teams/ci", "access entries want the path"
+    assert facts.caller_role_arn == "arn:aws:iam::123456789012:role/teams/ci", "access entries need the path"
 
 
-def test_an_existing_network_is_looked_at(tmp_path: Path, credentials: None) -> None:
+def test_the_facts_of_an_existing_network_are_read(tmp_path: Path, credentials: None) -> None:
     with mock_aws():
         ec2 = boto3.client("ec2", "us-west-2")
         vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
@@ -70,7 +70,7 @@ def test_an_existing_network_is_looked_at(tmp_path: Path, credentials: None) -> 
         mended = read_facts_with_boto3(plan)
     (found,) = facts.subnets
     assert (found.vpc_id, found.zone) == (vpc, "us-west-2a")
-    assert facts.vpc_without == ("enableDnsHostnames",), "off in every VPC that somebody made with the API"
+    assert facts.vpc_without == ("enableDnsHostnames",), "off in every VPC made with the API"
     assert mended.vpc_without == ()
 
 
@@ -97,14 +97,14 @@ def test_quotas_are_read_by_code(tmp_path: Path, credentials: None, monkeypatch:
 
 
 def test_the_command_says_what_it_could_not_read_and_goes_on(tmp_path: Path, credentials: None) -> None:
-    plan, loaded = planned(tmp_path)
+    plan, _ = planned(tmp_path)
     with mock_aws():
-        findings = run_preflight(plan, place=loaded.finding)
+        findings = run_preflight(plan)
     assert errors_in(findings) == []
     assert len(findings) == 2
 
 
-def test_without_credentials_it_is_the_environments_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_a_fault_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, _ = planned(tmp_path)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""The address plan of a new VPC, zones of network and pools, and what is refused about the network."""
+"""The address plan of a new VPC, the zones of network and pools, and the networks that are refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.aws.zones import network_zones, pool_zones
-from infra.planning.network import subnet_blocks
-from serving.config.errors import InputErrors
+from modelfleet.infra.aws.zones import network_zones, pool_zones
+from modelfleet.infra.planning.network import subnet_blocks
+from modelfleet.serving.config.errors import InputErrors
 from tests.unit.aws.builders import facts, planned
 
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}
@@ -25,24 +25,24 @@ def test_subnets_of_a_usual_vpc() -> None:
 
 
 @given(prefix=st.integers(16, 17), block=st.integers(0, 255), zones=st.integers(2, 6))
-def test_subnets_lie_in_the_vpc_and_never_overlap(prefix: int, block: int, zones: int) -> None:
+def test_subnets_are_in_the_vpc_and_never_overlap(prefix: int, block: int, zones: int) -> None:
     vpc = ip_network(f"10.{block}.0.0/{prefix}")
     blocks = subnet_blocks(str(vpc), zones)
     networks = [ip_network(cidr) for cidr in (*blocks.private, *blocks.public)]
     assert len(networks) == 2 * zones
     assert all(network.subnet_of(vpc) for network in networks)  # type: ignore[arg-type]
     assert not any(a.overlaps(b) for i, a in enumerate(networks) for b in networks[i + 1 :])
-    assert all(ip_network(cidr).prefixlen <= 20 for cidr in blocks.private), "a GPU node takes some 100 addresses"
+    assert all(ip_network(cidr).prefixlen <= 20 for cidr in blocks.private), "a GPU node takes about 100 addresses"
 
 
-def test_a_zone_more_moves_no_subnet() -> None:
+def test_another_zone_moves_no_subnet() -> None:
     for zones in range(2, 6):
         less, more = subnet_blocks("10.0.0.0/16", zones), subnet_blocks("10.0.0.0/16", zones + 1)
-        assert more.private[:zones] == less.private, "a subnet's CIDR is force-new: its nodes would go"
+        assert more.private[:zones] == less.private, "a subnet's CIDR is force-new, so its nodes would be lost"
         assert more.public[:zones] == less.public
 
 
-def test_a_pool_more_moves_no_zone_of_the_network(tmp_path: Path) -> None:
+def test_another_pool_moves_no_zone_of_the_network(tmp_path: Path) -> None:
     scarce = {"name": "a", "accelerator": "A100-40G", "maxNodes": 1, "instanceTypes": ["p4d.24xlarge"]}
     known = facts(offerings={**facts().offerings, "p4d.24xlarge": frozenset({"us-west-2b"})})
     before, _ = planned(tmp_path, pools=[POOL])
@@ -62,14 +62,14 @@ def test_a_pool_with_efa_takes_one_zone(tmp_path: Path) -> None:
     [
         pytest.param({"network": {"cidr": "10.0.0.0/24"}}, "from /16 to /17", id="small"),
         pytest.param({"network": {"cidr": "10.0.0.0/8"}}, "from /16 to /17", id="large"),
-        pytest.param({"network": {"cidr": "8.8.0.0/16"}}, "take a private range", id="public"),
-        pytest.param({"network": {"cidr": "ten"}}, "which is no network", id="no-network"),
-        pytest.param({"network": {"cidr": "10.0.1.0/16"}}, "which is no network", id="host-bits"),
-        pytest.param({"network": {"nat": "none"}}, "set interfaceEndpoints: true", id="no-way-out"),
+        pytest.param({"network": {"cidr": "8.8.0.0/16"}}, "use a private range", id="public"),
+        pytest.param({"network": {"cidr": "ten"}}, "which is not a network", id="no-network"),
+        pytest.param({"network": {"cidr": "10.0.1.0/16"}}, "which is not a network", id="host-bits"),
+        pytest.param({"network": {"nat": "none"}}, "set interfaceEndpoints: true", id="no-egress"),
         pytest.param({"cluster": {"publicAccessCidrs": ["0.0.0.0/0"]}}, "to the internet", id="open"),
         pytest.param({"cluster": {"publicAccessCidrs": ["0.0.0.0/1"]}}, "to the internet", id="half-open"),
         pytest.param({"cluster": {"publicAccessCidrs": ["::/0"]}}, "to the internet", id="open-v6"),
-        pytest.param({"cluster": {"publicAccessCidrs": ["office"]}}, "which is no network", id="no-cidr"),
+        pytest.param({"cluster": {"publicAccessCidrs": ["office"]}}, "which is not a network", id="no-cidr"),
     ],
 )
 def test_a_network_that_would_not_work_is_refused_with_its_line(tmp_path: Path, stack: Any, words: str) -> None:
@@ -88,9 +88,9 @@ def test_a_network_that_would_not_work_is_refused_with_its_line(tmp_path: Path, 
         {"publicAccessCidrs": []},
     ],
 )
-def test_an_endpoint_for_named_networks_or_said_twice_is_taken(tmp_path: Path, cluster: Any) -> None:
+def test_an_endpoint_for_named_networks_or_with_confirmation_is_accepted(tmp_path: Path, cluster: Any) -> None:
     planned(tmp_path, cluster=cluster)
 
 
-def test_no_nat_with_interface_endpoints_is_taken(tmp_path: Path) -> None:
+def test_no_nat_with_interface_endpoints_is_accepted(tmp_path: Path) -> None:
     planned(tmp_path, network={"nat": "none", "interfaceEndpoints": True})

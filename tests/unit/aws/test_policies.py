@@ -1,4 +1,4 @@
-"""IAM documents: what each role may and may not do, evaluated; no `*` action; limits of length."""
+"""IAM documents: evaluates what each role can and cannot do; no `*` action; length limits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from infra.aws import policies
-from infra.aws.identity import as_documents
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.identity import as_documents
 from tests.unit.aws.evaluator import allowed
 
 PARTITION = {"partition": "aws"}
@@ -33,7 +33,7 @@ def test_no_role_has_a_wildcard_action(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-def test_a_wildcard_resource_stands_only_where_aws_has_no_finer_one(name: str) -> None:
+def test_a_wildcard_resource_appears_only_where_aws_has_no_finer_one(name: str) -> None:
     for statement in STATEMENTS[name]:
         if "*" in _list(statement["Resource"]):
             assert set(_list(statement["Action"])) <= set(policies.UNSCOPED), statement
@@ -48,7 +48,7 @@ def test_reading_is_for_the_named_prefixes() -> None:
     assert not allowed(read, "s3:GetObject", "arn:aws:s3:::bb/models/a")
     assert allowed(read, "s3:ListBucket", "arn:aws:s3:::b", {"s3:prefix": "models/org--m/"})
     assert not allowed(read, "s3:ListBucket", "arn:aws:s3:::b", {"s3:prefix": "logs/"})
-    assert not allowed(read, "s3:ListBucket", "arn:aws:s3:::b"), "a list of the whole bucket has no prefix"
+    assert not allowed(read, "s3:ListBucket", "arn:aws:s3:::b"), "listing the whole bucket has no prefix"
 
 
 def test_writing_never_deletes() -> None:
@@ -60,7 +60,7 @@ def test_writing_never_deletes() -> None:
     assert not allowed(write, "s3:PutBucketPolicy", "arn:aws:s3:::b")
 
 
-def test_existing_buckets_are_read_at_their_prefix_or_whole() -> None:
+def test_existing_buckets_are_read_at_their_prefix_or_as_a_whole() -> None:
     existing = STATEMENTS["existing"]
     assert allowed(existing, "s3:GetObject", "arn:aws:s3:::other/llama/x")
     assert not allowed(existing, "s3:GetObject", "arn:aws:s3:::other/secret/x")
@@ -77,7 +77,7 @@ def test_the_key_works_through_s3_only() -> None:
     assert not allowed(reader, "kms:GenerateDataKey", arn, {"kms:ViaService": "s3.us-west-2.amazonaws.com"})
 
 
-def test_the_autoscaler_may_look_at_all_and_change_its_own() -> None:
+def test_the_autoscaler_can_read_all_groups_and_change_only_its_own() -> None:
     scaling = STATEMENTS["autoscaler"]
     arn = "arn:aws:autoscaling:us-west-2:123456789012:autoScalingGroup:u:autoScalingGroupName/eks-l4-x"
     mine = {"aws:ResourceTag/eks:cluster-name": "c"}
@@ -92,7 +92,7 @@ def test_the_autoscaler_may_look_at_all_and_change_its_own() -> None:
     assert not allowed(scaling, "ec2:TerminateInstances", "arn:aws:ec2:us-west-2:123456789012:instance/i-1")
 
 
-def test_pod_trust_is_for_one_service_account_of_one_cluster_and_may_tag() -> None:
+def test_pod_trust_is_for_one_service_account_of_one_cluster_and_allows_tagging() -> None:
     trust = policies.pod_trust(cluster_arn="arn:c", namespace="n", service_account="s")
     (statement,) = trust["Statement"]
     assert set(statement["Action"]) == {"sts:AssumeRole", "sts:TagSession"}, "Pod Identity fails without TagSession"
@@ -120,28 +120,28 @@ def test_the_logs_service_uses_the_key_for_one_log_group_only() -> None:
     assert not allowed([logs], "kms:GenerateDataKey", "key", {context: arn + "-other"})
     assert not allowed([logs], "kms:ScheduleKeyDeletion", "key", {context: arn})
     wildcards = [s["Sid"] for s in statements if any("*" in action for action in _list(s["Action"]))]
-    assert wildcards == ["Account"], "only the account's root, without which a key becomes unmanageable"
+    assert wildcards == ["Account"], "only the account's root; without it nobody could manage the key"
 
 
-def test_a_hundred_foreign_buckets_are_split_into_policies_that_iam_takes() -> None:
+def test_a_hundred_foreign_buckets_are_split_into_policies_that_iam_accepts() -> None:
     locations = [f"weights-of-team-{n:03}/a-rather-long-prefix-of-a-model" for n in range(100)]
     statements = policies.read_existing(locations, **PARTITION)
     documents = policies.split(statements)
     assert len(documents) > 1
-    assert [s for d in documents for s in d["Statement"]] == statements, "nothing is lost and nothing comes twice"
+    assert [s for d in documents for s in d["Statement"]] == statements, "nothing is lost or repeated"
     for document in documents:
         assert len(json.dumps(document, separators=(",", ":"))) <= 6144
 
 
-def test_each_part_of_a_split_policy_is_a_policy_of_its_own() -> None:
+def test_each_part_of_a_split_policy_is_a_complete_policy() -> None:
     locations = [f"weights-of-team-{n:03}/a-rather-long-prefix-of-a-model" for n in range(100)]
     statements = policies.read_existing(locations, **PARTITION)
     documents = as_documents("access", statements)
     assert list(documents)[:2] == ["access", "access-2"]
     found = [statement for text in documents.values() for statement in json.loads(text)["Statement"]]
-    assert found == statements, "nothing is lost and nothing comes twice"
+    assert found == statements, "nothing is lost or repeated"
 
 
-def test_many_prefixes_of_one_bucket_fit_too() -> None:
+def test_many_prefixes_of_one_bucket_fit() -> None:
     statements = policies.read_existing([f"weights/model-{n:04}-{'x' * 60}" for n in range(200)], **PARTITION)
     assert all(policies.size(d) <= policies.MANAGED_POLICY_CHARACTERS for d in policies.split(statements))

@@ -1,4 +1,4 @@
-"""The policy pack's rules: each catches what breaks it, and lets what modelfleet itself makes pass."""
+"""The policy pack's rules: each catches violations and passes what modelfleet itself makes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.policy.rules import LIMITED, RULES, Limits, within_budget
+from modelfleet.infra.policy.rules import LIMITED, RULES, Limits, within_budget
 
 TEMPLATE, CLUSTER = "aws:ec2/launchTemplate:LaunchTemplate", "aws:eks/cluster:Cluster"
 GROUP, POLICY = "aws:eks/nodeGroup:NodeGroup", "aws:s3/bucketPolicy:BucketPolicy"
@@ -61,7 +61,7 @@ def _policy(*statements: Any) -> dict[str, Any]:
         pytest.param("tagged", GROUP, {"tags": {"team": "ml"}}, id="no-stack-tag"),
     ],
 )
-def test_a_rule_catches_what_breaks_it(rule: str, kind: str, props: dict[str, Any]) -> None:
+def test_a_rule_catches_a_violation(rule: str, kind: str, props: dict[str, Any]) -> None:
     assert list(RULES[rule](kind, props)), "the rule let it pass"
 
 
@@ -93,31 +93,44 @@ def test_a_rule_catches_what_breaks_it(rule: str, kind: str, props: dict[str, An
         pytest.param(POLICY, {"policy": "04da6b54-80e4-46f7-96ec-b56ff0331ba9"}, id="unknown-at-preview"),
     ],
 )
-def test_what_is_right_passes_all_rules(kind: str, props: dict[str, Any]) -> None:
+def test_correct_resources_pass_all_rules(kind: str, props: dict[str, Any]) -> None:
     assert {name: list(rule(kind, props)) for name, rule in RULES.items() if list(rule(kind, props))} == {}
 
 
-def test_regions_and_instance_types_are_those_allowed() -> None:
+def test_only_allowed_regions_and_instance_types_pass() -> None:
     limits = Limits(regions=("us-west-2",), instance_types=("g6.xlarge",))
     assert list(LIMITED["allowed-region"](GROUP, {"region": "eu-west-1"}, limits))
     assert not list(LIMITED["allowed-region"](GROUP, {"region": "us-west-2"}, limits))
     assert list(LIMITED["allowed-instance-types"](GROUP, {"instanceTypes": ["g6.xlarge", "p4d.24xlarge"]}, limits))
     assert not list(LIMITED["allowed-instance-types"](GROUP, {"instanceTypes": ["g6.xlarge"]}, limits))
+    block = {"instanceType": "p4de.24xlarge"}
+    assert list(LIMITED["allowed-instance-types"](TEMPLATE, block, limits)), (
+        "a Capacity Block's type is only in the template"
+    )
+    assert not list(LIMITED["allowed-instance-types"](TEMPLATE, {}, limits))
     nothing = Limits()
     assert not list(LIMITED["allowed-region"](GROUP, {"region": "eu-west-1"}, nothing))
 
 
 @pytest.mark.parametrize(("limit", "said"), [(9.0, True), (10.0, False), (None, False)])
-def test_the_budget_is_held_against_all_groups_at_their_largest(limit: float | None, said: bool) -> None:
+def test_the_budget_is_compared_with_all_groups_at_their_largest(limit: float | None, said: bool) -> None:
     groups = [
-        {"instanceTypes": ["a"], "scalingConfig": {"maxSize": 2}},
-        {"instanceTypes": ["a", "b"], "scalingConfig": {"maxSize": 2}},
+        ({"instanceTypes": ["a"], "scalingConfig": {"maxSize": 2}}, {}),
+        ({"instanceTypes": ["a", "b"], "scalingConfig": {"maxSize": 1}}, {}),
+        ({"scalingConfig": {"maxSize": 1}}, {"instanceType": "b"}),
     ]
     limits = Limits(max_usd_per_hour=limit, prices={"a": 1.0, "b": 4.0})
-    assert bool(list(within_budget(groups, limits))) is said, "2 x 1 USD and 2 x the dearer of 1 and 4 USD"
+    assert bool(list(within_budget(groups, limits))) is said, (
+        "2 x 1 USD, the dearer of 1 and 4, and a Capacity Block's 4"
+    )
 
 
-def test_a_group_without_a_known_price_is_said() -> None:
+def test_a_group_without_a_known_price_is_reported() -> None:
     group = {"instanceTypes": ["new"], "scalingConfig": {"maxSize": 2}}
-    (sentence,) = within_budget([group], Limits(max_usd_per_hour=1.0))
-    assert "no price is known of new" in sentence
+    (sentence,) = within_budget([(group, {})], Limits(max_usd_per_hour=1.0))
+    assert "no price is known for new" in sentence
+
+
+def test_a_group_without_any_instance_type_is_reported() -> None:
+    (sentence,) = within_budget([({"scalingConfig": {"maxSize": 2}}, {})], Limits(max_usd_per_hour=1.0))
+    assert "names no instance type" in sentence, "EKS would use a t3.medium, and the budget would count nothing"

@@ -1,4 +1,4 @@
-"""User data, kubeconfig, scaling tags and names: what the pure parts of the AWS half write."""
+"""User data, kubeconfig, scaling tags and names, as the pure parts of the AWS half write them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import email
 import json
 from pathlib import Path
 
-from infra.aws.kubeconfig import kubeconfig
-from infra.aws.launch_template import purchase_options, root_gib
-from infra.aws.node_groups import POOL_LABEL, SYSTEM_POOL
-from infra.aws.scaling_tags import scaling_tags
-from infra.aws.site import site_of
-from infra.aws.user_data import node_config, user_data
-from infra.kubernetes import names
+from modelfleet.infra.aws.kubeconfig import kubeconfig
+from modelfleet.infra.aws.launch_template import purchase_options, root_gib
+from modelfleet.infra.aws.scaling_tags import scaling_tags
+from modelfleet.infra.aws.site import site_of
+from modelfleet.infra.aws.user_data import node_config, user_data
 from tests.unit.aws.builders import facts, planned
 
 CPU = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["m7i.xlarge"]}
@@ -41,7 +39,7 @@ def test_a_kubeconfig_holds_no_credential() -> None:
     assert config["current-context"] == "c"
 
 
-def test_a_node_without_nvme_gets_a_root_volume_for_the_weights_too(tmp_path: Path) -> None:
+def test_a_node_without_nvme_gets_a_root_volume_with_room_for_the_weights(tmp_path: Path) -> None:
     gpu, _ = planned(tmp_path / "a")
     cpu, _ = planned(tmp_path / "b", pools=[CPU])
     assert (root_gib(gpu.pools[0]), root_gib(cpu.pools[0])) == (200, 500)
@@ -58,7 +56,7 @@ def test_on_demand_and_spot_leave_the_market_to_the_node_group(tmp_path: Path) -
     assert purchase_options(plan.pools[0]) == {}
 
 
-def test_our_tags_win_over_the_stack_files(tmp_path: Path) -> None:
+def test_our_tags_override_those_of_the_stack_file(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, tags={"team": "ml", "modelfleet.dev/stack": "forged"})
     site = site_of(plan, facts())
     assert site.tagged("x") == {
@@ -68,7 +66,3 @@ def test_our_tags_win_over_the_stack_files(tmp_path: Path) -> None:
         "Name": "x",
     }
     assert site.cluster_arn == "arn:aws:eks:us-west-2:123456789012:cluster/modelfleet-test"
-
-
-def test_nodes_bear_the_labels_that_pods_select() -> None:
-    assert (names.POOL_LABEL, names.SYSTEM_POOL) == (POOL_LABEL, SYSTEM_POOL)

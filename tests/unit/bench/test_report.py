@@ -1,4 +1,4 @@
-"""What the benchmark makes of its measurements."""
+"""The benchmark's reports from its measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tools.bench.report import Sample, ratios, rows, table
 
 
 def sample(target: str, per_second: float, first_s: float, **cpu_ms: float) -> Sample:
-    return Sample(target, True, 8, 0, Outcome(per_second, first_s, 1.0, 0), cpu_ms)
+    return Sample(target, True, 8, 0, Outcome(per_second, first_s, 0), cpu_ms)
 
 
 SAMPLES = [
@@ -23,7 +23,7 @@ SAMPLES = [
 ]
 
 
-def test_a_row_holds_least_median_and_most_and_leaves_the_engine_out() -> None:
+def test_a_row_holds_minimum_median_and_maximum_without_the_engine() -> None:
     alone, fleet = rows(SAMPLES)
     assert alone.per_second == (50, 80, 100)
     assert alone.around_ms == (2.0, 3.0, 4.0)
@@ -32,7 +32,7 @@ def test_a_row_holds_least_median_and_most_and_leaves_the_engine_out() -> None:
 
 
 def test_ratios_are_to_the_baseline_of_the_same_load() -> None:
-    other_load = Sample("fleet", False, 1, 0, Outcome(10, 0.1, 0.1, 0), {})
+    other_load = Sample("fleet", False, 1, 0, Outcome(10, 0.1, 0), {})
     against = ratios(rows([*SAMPLES, other_load]), "alone")
     assert list(against) == [("fleet", True, 8)]
     only = against["fleet", True, 8]
@@ -42,12 +42,12 @@ def test_ratios_are_to_the_baseline_of_the_same_load() -> None:
     assert only["around_ms_more"] == pytest.approx(1.0)
 
 
-def test_the_table_shows_both_and_the_comparison() -> None:
+def test_the_table_shows_both_targets_and_their_comparison() -> None:
     text = table(rows(SAMPLES), "alone")
     assert "50.0/80.0/100.0" in text and "against alone: x0.75 req/s, best 0.90" in text
 
 
-def test_progress_lines_become_steps_and_waiting_lines_one_step() -> None:
+def test_progress_lines_become_steps_and_repeated_waiting_lines_one_step() -> None:
     stamped = [
         (0.0, "planning"),
         (2.0, "starting Ray (1 s)"),

@@ -1,4 +1,4 @@
-"""What makes files nobody would write: real ones with bytes, lines and values changed, and YAML from parts."""
+"""Makes files that nobody would write: real ones with changed bytes, lines and values, and YAML made of parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = [
     "quantization", "dtype", "max_num_seqs", "compilation_config", "swap_space", "scheduler", "policy",
     "max_total_tokens", "model_init_kwargs", "generation", "prompt_format", "system", "user", "assistant",
     "trailing_assistant", "system_in_user", "stopping_sequences", "generate_kwargs", "do_sample", "runtime_env",
-    "env_vars", "pip", "s3_mirror_config", "bucket_uri", "s3_sync_args", "gcs_mirror_config", "lora", "scaling_config",
+    "env_vars", "pip", "s3_mirror_config", "bucket_uri", "s3_sync_args", "gcs_mirror_config", "azure_mirror_config", "lora", "scaling_config",
     "num_workers", "num_gpus_per_worker", "placement_strategy", "resources_per_worker", "multiplex_config",
     "model_config", "enabled", "<<", "", "a b", "config", "modelfleet:models", "modelfleet:pools", "modelfleet:target",
 ]  # fmt: skip
@@ -49,7 +49,7 @@ structures = st.recursive(
 
 
 def mutated(seed: int, real: list[bytes] = REAL) -> bytes:
-    """A real file after one to six random changes, the same for the same seed."""
+    """A real file after one to six random changes; the same seed gives the same file."""
     random_ = random.Random(seed)
     raw = random_.choice(real)
     for _ in range(random_.randint(1, 6)):

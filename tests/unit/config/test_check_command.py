@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).parent / "rayllm"
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", "check", *arguments],
+        [sys.executable, "-m", "modelfleet.cli.main", "check", *arguments],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error"},
         capture_output=True,
@@ -27,10 +27,10 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_projects_models_have_nothing_to_say() -> None:
+def test_the_projects_models_give_no_findings() -> None:
     done = run("models")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.endswith("nothing to say. Next: modelfleet plan\n")
+    assert done.stderr.endswith("no findings. Next: modelfleet plan\n")
 
 
 def test_findings_go_to_stdout_and_the_exit_code_is_1(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_findings_go_to_stdout_and_the_exit_code_is_1(tmp_path: Path) -> None:
     assert done.stderr == "1 file: 2 errors.\n"
 
 
-def test_json_is_for_machines(tmp_path: Path) -> None:
+def test_json_output_has_every_field_of_a_finding(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text("engine_config: 3\nscaling_config: {num_workers: 1, num_gpus_per_worker: 0}\n")
     done = run("--json", "m.yaml", cwd=tmp_path)
     assert done.returncode == 1
@@ -77,11 +77,14 @@ def test_files_folders_and_globs_are_read(pattern: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["none.yaml", "none/*.yaml", "empty"])
-def test_what_matches_nothing_is_an_error(pattern: str, tmp_path: Path) -> None:
+def test_a_pattern_that_matches_nothing_is_an_error(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = run(pattern, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{pattern}: no such file, and no folder with .yaml files" in done.stdout
+    assert (
+        f"{pattern}: no such file, and not a folder with .yaml files; name a model file, a folder or a glob"
+        in done.stdout
+    )
 
 
 def test_fix_rewrites_and_a_second_run_is_silent(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_fix_rewrites_and_a_second_run_is_silent(tmp_path: Path) -> None:
     assert "notice" not in second.stdout
 
 
-def test_a_file_that_is_no_yaml_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_file_that_is_not_yaml_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\x00")
     (tmp_path / "b.yaml").write_text("{}")
     done = run("--fix", "a.yaml", "b.yaml", cwd=tmp_path)
@@ -102,7 +105,7 @@ def test_a_file_that_is_no_yaml_does_not_stop_the_others(tmp_path: Path) -> None
     assert done.stdout.count("a.yaml") == 1 and "b.yaml" in done.stdout
 
 
-def test_a_stack_file_is_checked_as_one(tmp_path: Path) -> None:
+def test_a_stack_file_is_checked_as_a_stack_file(tmp_path: Path) -> None:
     (tmp_path / "stacks").mkdir()
     (tmp_path / "stacks" / "Pulumi.dev.yaml").write_text("config:\n  modelfleet:target: moon\n")
     done = run("stacks", cwd=tmp_path)
@@ -115,9 +118,9 @@ def test_the_local_stack_makes_a_plan() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_check_takes_less_than_a_second_of_the_processor_and_loads_no_engine() -> None:
+def test_check_takes_little_cpu_time_and_loads_no_engine() -> None:
     code = (
-        "import sys; from cli.check import run_check; from pathlib import Path;"
+        "import sys; from modelfleet.cli.check import run_check; from pathlib import Path;"
         "run_check([Path('models')], stack=None, as_json=True, fix=False);"
         "print([m for m in ('vllm', 'ray', 'pulumi', 'torch', 'boto3', 'ruamel') if m in sys.modules], file=sys.stderr)"
     )
@@ -125,4 +128,4 @@ def test_check_takes_less_than_a_second_of_the_processor_and_loads_no_engine() -
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stderr.strip() == "[]", "check must start quickly"
-    assert after.ru_utime - before.ru_utime < 1.5, "0.6 s on the machine it was written on; twice that is a regression"
+    assert after.ru_utime - before.ru_utime < 1.5, "0.6 s where it was written; over twice that is a regression"

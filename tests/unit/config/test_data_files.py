@@ -1,4 +1,4 @@
-"""The checked-in facts are those of the installed packages. Damage otherwise: `check` refuses what vLLM takes."""
+"""The checked-in facts are those of the installed packages. Otherwise `check` refuses what vLLM accepts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.config.catalogs import serve_options
-from serving.config.schema import AutoscalingConfig, DeploymentConfig, RayActorOptions
+from modelfleet.serving.config.catalogs import serve_options
+from modelfleet.serving.config.schema import AutoscalingConfig, DeploymentConfig, RayActorOptions
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[3]
         "tools.schema.reference",
     ],
 )
-def test_the_generated_files_are_what_the_installed_packages_make(module: str) -> None:
-    """One process each, so that vLLM is not loaded into this one."""
+def test_the_generated_files_match_the_installed_packages(module: str) -> None:
+    """Each runs in its own process, so vLLM is not loaded into this one."""
     run = subprocess.run(
         [sys.executable, "-m", module, "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
@@ -40,13 +40,13 @@ def test_every_key_of_ours_is_an_option_of_ray_serve(ours: type, ray: str) -> No
     assert ours.model_fields.keys() <= serve_options()[ray].keys()  # type: ignore[attr-defined]
 
 
-def test_no_key_of_ours_is_deprecated_in_ray_but_the_interval() -> None:
-    """metrics_interval_s is the seed document's; Ray 2.60 still reads it."""
+def test_only_the_interval_among_our_keys_is_deprecated_in_ray() -> None:
+    """metrics_interval_s comes from the seed document; Ray 2.60 still reads it."""
     deprecated = {name for name in AutoscalingConfig.model_fields if serve_options()["autoscaling"][name]["deprecated"]}
     assert deprecated == {"metrics_interval_s"}
 
 
-def test_our_defaults_are_ray_serves_where_rayllm_had_no_other() -> None:
+def test_our_defaults_are_ray_serves_unless_rayllm_had_its_own() -> None:
     """RayLLM's target was 1; Ray's is 2."""
     differing = {
         name: (field.default, serve_options()["autoscaling"][name]["default"])

@@ -1,4 +1,4 @@
-"""Reading any bytes: a document with lines, or one finding. Damage otherwise: a traceback, a hang, a full memory."""
+"""Any bytes give a document with lines, or one finding. Otherwise: a traceback, a hang or full memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.config.document import MAX_BYTES, parse_document, read_document
-from serving.config.errors import InputErrors
+from modelfleet.serving.config.document import MAX_BYTES, parse_document, read_document
+from modelfleet.serving.config.errors import InputErrors
 
 
 def refused(raw: bytes | str) -> str:
@@ -23,7 +23,7 @@ def test_every_key_has_its_line() -> None:
     document = parse_document(b"# comment\na:\n  b: 1\n  c:\n  - x\n  - y: 2\n", "f.yaml")
     assert document.data == {"a": {"b": 1, "c": ["x", {"y": 2}]}}
     assert [document.line(path) for path in [("a",), ("a", "b"), ("a", "c", 0), ("a", "c", 1, "y")]] == [2, 3, 5, 6]
-    assert document.line(("a", "b", "none")) == 3, "what is not there stands at its nearest parent"
+    assert document.line(("a", "b", "none")) == 3, "an absent key has the line of its nearest parent"
 
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -65,11 +65,11 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
         ('a: "\\0"', "NUL"),
         ('"\\0": a', "NUL"),
         ("? [a]\n: b", "keys are names"),
-        ("<<: 3", "merges what is no mapping"),
-        ("<<: [3]", "merges what is no mapping"),
+        ("<<: 3", "merges something that is not a mapping"),
+        ("<<: [3]", "merges something that is not a mapping"),
     ],
 )
-def test_hostile_bytes_are_one_finding(raw: bytes | str, message: str) -> None:
+def test_hostile_bytes_give_one_finding(raw: bytes | str, message: str) -> None:
     started = time.process_time()
     assert message in refused(raw)
     assert time.process_time() - started < 2
@@ -96,11 +96,11 @@ def test_timestamps_stay_text_and_octal_is_a_number() -> None:
     assert parse_document(b"a: 2024-01-01\nb: 010\n", "f.yaml").data == {"a": "2024-01-01", "b": 8}
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_key() -> None:
     assert parse_document("\N{BYTE ORDER MARK}a: 1".encode(), "f.yaml").data == {"a": 1}
 
 
-def test_an_empty_file_is_no_data() -> None:
+def test_an_empty_file_has_no_data() -> None:
     assert parse_document(b"", "f.yaml").data is None
 
 
@@ -144,7 +144,7 @@ def test_a_folder_a_missing_file_and_a_pipe_are_findings(tmp_path: Path) -> None
 
 
 def test_a_message_cannot_forge_a_line_or_colour_a_terminal() -> None:
-    """A hostile value in a pull request must not write into the log of whoever checks it."""
+    """A hostile value in a pull request must not write into the log of the person who checks it."""
     document = parse_document(b'"a\\e[31m\\nb.yaml:1: fine\\u202e": 1', "f.yaml")
     (key,) = document.data
     sentence = document.finding((key,), f"found {key}").sentence()

@@ -1,4 +1,4 @@
-"""Engine arguments against the pinned vLLM's own list. Damage otherwise: a TypeError after a 40 minute start."""
+"""Checks engine arguments against the pinned vLLM's own list. Otherwise: a TypeError after a 40-minute start."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from serving.config.catalogs import architecture_fault, engine_arguments, front_end_arguments, removed
-from serving.config.document import parse_document
-from serving.config.engine_rules import FRONT_END, RESERVED
-from serving.config.errors import Finding, Severity
-from serving.config.load import model_of
+from modelfleet.serving.config.catalogs import architecture_fault, engine_arguments, front_end_arguments, removed
+from modelfleet.serving.config.document import parse_document
+from modelfleet.serving.config.engine_rules import FRONT_END, RESERVED
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.load import model_of
 
 
 def findings_of(kwargs: str, more: str = "") -> list[Finding]:
@@ -44,7 +44,7 @@ def only(kwargs: str, more: str = "") -> Finding:
         "{limit_mm_per_prompt: {image: 2}, optimization_level: 1}",
     ],
 )
-def test_what_vllm_takes_is_accepted(kwargs: str) -> None:
+def test_arguments_that_vllm_takes_are_accepted(kwargs: str) -> None:
     assert findings_of(kwargs) == []
 
 
@@ -52,7 +52,7 @@ def test_what_vllm_takes_is_accepted(kwargs: str) -> None:
     ("kwargs", "message"),
     [
         ("{max_num_seq: 1}", "unknown to vLLM 0.32.0, did you mean max_num_seqs?"),
-        ("{zzz: 1}", "unknown to vLLM 0.32.0, no name is near"),
+        ("{zzz: 1}", "names is similar; schemas/model.schema.json lists them"),
         ("{max_num_seqs: many}", "found 'many'; a whole number is expected"),
         ("{max_num_seqs: 2.5}", "found 2.5; a whole number is expected"),
         ("{max_num_seqs: true}", "found true; a whole number is expected"),
@@ -78,21 +78,21 @@ def test_what_vllm_takes_is_accepted(kwargs: str) -> None:
         ("{guided_decoding_backend: x}", "today: structured_outputs_config: {backend: ...}"),
         ("{host: 0.0.0.0}", "the gateway in front does this"),
         ("{allowed_origins: ['*']}", "the gateway in front does this"),
-        ("{load_s3_path: s3://b/p}", "s3_mirror_config.bucket_uri says it"),
+        ("{load_s3_path: s3://b/p}", "use s3_mirror_config.bucket_uri"),
     ],
 )
-def test_what_vllm_does_not_take_is_found(kwargs: str, message: str) -> None:
+def test_arguments_that_vllm_does_not_take_are_found(kwargs: str, message: str) -> None:
     finding = only(kwargs)
     assert message in finding.message
     assert finding.line == 3 and finding.severity is Severity.ERROR
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_a_reserved_argument_is_refused_with_the_key_that_says_it(name: str) -> None:
+def test_a_reserved_argument_is_refused_with_the_key_to_use_instead(name: str) -> None:
     if name in removed("arguments") and removed("arguments")[name].drop:
-        assert only(f"{{{name}: 1}}").severity is Severity.NOTICE, "old files had it"
+        assert only(f"{{{name}: 1}}").severity is Severity.NOTICE, "old files have it"
     else:
-        assert only(f"{{{name}: 1}}").message.startswith("is not set here: ")
+        assert only(f"{{{name}: 1}}").message.startswith("cannot be set here: ")
 
 
 def test_a_template_of_the_checkpoint_and_a_prompt_format_exclude_each_other() -> None:
@@ -102,27 +102,27 @@ def test_a_template_of_the_checkpoint_and_a_prompt_format_exclude_each_other() -
 
 
 @pytest.mark.parametrize("name", sorted(name for name, entry in removed("arguments").items() if entry.drop))
-def test_what_vllm_no_longer_needs_is_dropped_with_a_notice(name: str) -> None:
+def test_arguments_that_vllm_no_longer_needs_are_dropped_with_a_notice(name: str) -> None:
     finding = only(f"{{{name}: 1}}")
     assert finding.severity is Severity.NOTICE and "left vLLM after" in finding.message
 
 
 def test_the_facts_do_not_contradict_each_other() -> None:
     known = engine_arguments().keys() | front_end_arguments().keys()
-    assert not removed("arguments").keys() & known, "an argument is removed or there, not both"
+    assert not removed("arguments").keys() & known, "an argument is either removed or present, not both"
     assert not removed("quantization").keys() & set(engine_arguments()["quantization"]["choices"])
-    assert front_end_arguments().keys() >= FRONT_END, "what a model file may set exists"
+    assert front_end_arguments().keys() >= FRONT_END, "an argument that a model file may set must exist"
     ours = {"worker_use_ray", "load_s3_path"}
-    assert RESERVED.keys() - known == ours, "every other reserved argument is one that vLLM has"
+    assert RESERVED.keys() - known == ours, "vLLM has every other reserved argument"
 
 
 def test_a_removed_argument_names_one_that_exists() -> None:
-    """What is suggested instead is checked by the same rules."""
+    """The suggested replacement passes the same rules."""
     words = {w.strip("`{:},") for entry in removed("arguments").values() for w in entry.instead.split() if "_" in w}
     ours = {"scaling_config.num_gpus_per_worker", "engine_config.lora"}
     assert words - ours, "the test must look at something"
     nested = {key for entry in engine_arguments().values() for key in entry.get("keys", [])}
-    # Keys of arguments that vLLM takes as free mappings.
+    # Keys of arguments that vLLM takes as arbitrary mappings.
     free = {"num_speculative_tokens", "max_model_len", "draft_tensor_parallel_size", "prompt_lookup_max"}
     free |= {"prompt_lookup_min", "rope_parameters", "rope_theta"}
     assert words - ours - engine_arguments().keys() - nested - free == set()
@@ -136,7 +136,7 @@ def test_a_dropped_architecture_is_explained(architecture: str, message: str) ->
     assert message in (architecture_fault(architecture) or "")
 
 
-def test_an_architecture_that_vllm_has_is_no_fault() -> None:
+def test_an_architecture_that_vllm_has_is_not_a_fault() -> None:
     assert architecture_fault("LlamaForCausalLM") is None
 
 

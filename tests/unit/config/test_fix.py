@@ -1,4 +1,4 @@
-"""`--fix` changes names and nothing else. Damage otherwise: a team's comments are gone after one command."""
+"""`--fix` changes names and nothing else. Otherwise one command loses a team's comments."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.config.document import parse_document
-from serving.config.errors import InputErrors, Severity
-from serving.config.fix import fix_file, fixed_text
-from serving.config.legacy import normalise
-from serving.config.load import load_model, model_of
+from modelfleet.serving.config.document import parse_document
+from modelfleet.serving.config.errors import InputErrors, Severity
+from modelfleet.serving.config.load import load_model, model_of
+from modelfleet.serving.config.rayllm.fix import fix_file, fixed_text
+from modelfleet.serving.config.rayllm.legacy import normalise
 
 SHIPPED = sorted((Path(__file__).parent / "rayllm").glob("*.yaml"))
 
@@ -31,12 +31,12 @@ def test_a_shipped_file_needs_no_notice_afterwards_and_means_the_same(path: Path
     before = path.read_text()
     after = fixed(before)
     document = parse_document(after.encode(), path.name)
-    assert normalise(document).edits == [], "no old name is left"
+    assert normalise(document).edits == [], "an old name is left"
     assert [f for f in model_of(document)[1] if f.severity is Severity.NOTICE] == []
-    assert document.findings == (), "no repeated key is left"
+    assert document.findings == (), "a repeated key is left"
     assert document.data == normalise(parse_document(before.encode(), path.name)).data or "trtllm" in path.name
     assert comments(after) == comments(before)
-    assert fixed(after) == after, "a second run changes nothing"
+    assert fixed(after) == after, "a second run must change nothing"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -48,7 +48,7 @@ def test_lines_without_an_old_name_stay_byte_for_byte(path: Path) -> None:
     if path.name == "amazon--LightGPT.yaml":
         kept = [line for line in kept if "Below is an instruction" not in line]
     after = fixed(path.read_text()).splitlines()
-    assert [line for line in after if line in kept] == kept, "the order is kept too"
+    assert [line for line in after if line in kept] == kept, "the order must be kept"
 
 
 COMMENTED = """\
@@ -121,7 +121,7 @@ def test_comments_order_quotes_and_blank_lines_are_kept() -> None:
     assert fixed(COMMENTED) == EXPECTED
 
 
-def test_windows_line_ends_are_kept() -> None:
+def test_windows_line_endings_are_kept() -> None:
     assert fixed(COMMENTED.replace("\n", "\r\n")) == EXPECTED.replace("\n", "\r\n")
 
 
@@ -148,7 +148,7 @@ def test_keys_move_into_sections_that_are_missing() -> None:
     assert "# tokens" in after
 
 
-def test_everything_in_braces_is_rewritten_too() -> None:
+def test_everything_in_braces_is_rewritten() -> None:
     text = (
         "{deployment_config: {max_concurrent_queries: 9, user_config: {a: 1}, "
         "autoscaling_config: {smoothing_factor: 2}},"
@@ -161,13 +161,13 @@ def test_everything_in_braces_is_rewritten_too() -> None:
     )
 
 
-def test_what_anchors_share_is_left_alone_with_a_finding() -> None:
+def test_names_that_anchors_share_are_left_alone_with_a_finding() -> None:
     text = "deployment_config: &a {max_concurrent_queries: 9}\nother: *a\n"
-    with pytest.raises(InputErrors, match="by hand"):
+    with pytest.raises(InputErrors, match="through an anchor or a merge .* by hand: max_concurrent_queries"):
         fixed(text)
 
 
-def test_a_file_by_todays_names_is_not_touched(tmp_path: Path) -> None:
+def test_a_file_with_todays_names_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text("engine_config: {model_id: a/b}\nscaling_config: {num_workers: 1, num_gpus_per_worker: 0}\n")
     before = path.stat().st_mtime_ns
@@ -175,7 +175,7 @@ def test_a_file_by_todays_names_is_not_touched(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
-def test_the_files_mode_and_a_link_to_it_stay(tmp_path: Path) -> None:
+def test_the_files_mode_and_a_link_to_it_are_kept(tmp_path: Path) -> None:
     path, link = tmp_path / "m.yaml", tmp_path / "link.yaml"
     path.write_bytes(SHIPPED[0].read_bytes())
     path.chmod(0o640)
@@ -183,9 +183,9 @@ def test_the_files_mode_and_a_link_to_it_stay(tmp_path: Path) -> None:
     assert fix_file(link)
     assert link.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o640
     assert load_model(path)[0] is not None
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], "no temporary file is left"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], "a temporary file is left"
 
 
-def test_a_value_that_is_the_end_of_a_document_when_alone_stays_a_value() -> None:
+def test_a_value_that_alone_would_end_a_document_stays_a_value() -> None:
     fixed, _ = fixed_text("deployment_config:\n  max_concurrent_queries: ...\n", "m.yaml")
     assert fixed == "deployment_config:\n  max_ongoing_requests: '...'\n"

@@ -1,4 +1,4 @@
-"""Old files load. Damage otherwise: a team's working files are refused, or mean something else without a word."""
+"""Old files load. Otherwise a team's working files are refused, or silently change their meaning."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.config.document import parse_document
-from serving.config.errors import Finding, Severity
-from serving.config.load import LoadedModel, load_model, model_of
-from serving.config.schema import ModelConfig
+from modelfleet.serving.config.document import parse_document
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.load import LoadedModel, load_model, model_of
+from modelfleet.serving.config.schema import ModelConfig
 
 SHIPPED = Path(__file__).parent / "rayllm"
 REFUSED = {
@@ -43,7 +43,7 @@ def messages(text: str, severity: Severity) -> dict[str, str]:
 
 
 def test_there_are_seven_shipped_files() -> None:
-    assert len(list(SHIPPED.glob("*.yaml"))) == 7, "the parametrised tests below must not run over an empty folder"
+    assert len(list(SHIPPED.glob("*.yaml"))) == 7, "the parametrised tests below must not run on an empty folder"
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
@@ -53,7 +53,7 @@ def test_a_shipped_file_loads_or_is_refused_for_one_reason(path: Path) -> None:
     if path.name in REFUSED:
         line, key, way_out = REFUSED[path.name]
         assert [(error.line, error.path) for error in errors] == [(line, key)]
-        assert way_out in errors[0].message, "a refusal says what to write instead"
+        assert way_out in errors[0].message, "a refusal must say what to write instead"
     else:
         assert errors == [] and model is not None
 
@@ -100,12 +100,12 @@ def test_each_old_name_gives_one_notice_that_shows_the_new_spelling() -> None:
     ]
 
 
-def test_of_a_repeated_key_the_last_wins_with_a_warning() -> None:
+def test_the_last_of_a_repeated_key_wins_with_a_warning() -> None:
     model, findings = load_model(SHIPPED / "amazon--LightGPT.yaml", "x.yaml")
     assert model is not None
     prompts = model.config.engine_config.generation.prompt_format
     assert prompts is not None and prompts.default_system_message == "", "RayLLM's effective default was empty"
-    repeated = [f for f in findings if "stands twice" in f.message]
+    repeated = [f for f in findings if "appears twice" in f.message]
     assert [(f.line, f.severity) for f in repeated] == [(33, Severity.WARNING)]
 
 
@@ -136,7 +136,7 @@ def test_a_cpu_file_of_rayllm_loads() -> None:
 
 
 def test_a_cpu_file_without_resources_and_with_the_device_argument_loads() -> None:
-    """RayLLM's models/continuous_batching/cpu file: `resources_per_worker: {}`, `device: cpu`."""
+    """As in RayLLM's models/continuous_batching/cpu file: `resources_per_worker: {}`, `device: cpu`."""
     text = (
         "deployment_config: {ray_actor_options: {}}\n"
         "engine_config: {model_id: a/b, engine_kwargs: {device: cpu, dtype: float32}}\n"
@@ -155,7 +155,7 @@ def test_a_replica_on_a_cpu_node_with_workers_on_gpu_nodes_moves_to_its_workers(
 
 
 def test_the_engine_of_v0_2_is_read() -> None:
-    """Files with `scheduler` and `TextGenerationInferenceEngine`, which RayLLM v0.5 itself refused."""
+    """Its files have `scheduler` and `TextGenerationInferenceEngine`, which RayLLM v0.5 itself refused."""
     text = MINIMAL.replace(
         "type: VLLMEngine",
         "type: TextGenerationInferenceEngine\n  model_init_kwargs: {trust_remote_code: true}\n"
@@ -172,7 +172,7 @@ def test_aviary_files_are_refused_with_the_section_to_write() -> None:
     text = "model_config: {model_id: a/b, batching: static}\nscaling_config: {num_workers: 1, num_gpus_per_worker: 0}\n"
     model, findings = check(text)
     assert model is None
-    assert [(f.line, f.path) for f in findings] == [(1, "model_config")], "engine_config is not reported missing too"
+    assert [(f.line, f.path) for f in findings] == [(1, "model_config")], "engine_config is not also reported missing"
     assert "engine_config" in findings[0].message
 
 
@@ -195,7 +195,7 @@ def test_inert_generate_kwargs_are_dropped_with_a_notice(key: str) -> None:
     assert "no effect" in messages(text, Severity.NOTICE)[f"engine_config.generation.generate_kwargs.{key}"]
 
 
-def test_keys_that_rayllm_read_and_did_nothing_with_are_dropped_with_a_notice() -> None:
+def test_keys_that_rayllm_read_but_did_not_use_are_dropped_with_a_notice() -> None:
     text = "multiplex_config: {max_num_models_per_replica: 3}\n" + MINIMAL.replace(
         "num_workers: 1", "num_workers: 1\n  pg_timeout_s: 600"
     )
@@ -213,7 +213,7 @@ def test_an_empty_prompt_format_is_none(value: str) -> None:
     "section", ["", "deployment_config:\n", "deployment_config: {autoscaling_config: {max_replicas: 2}}\n"]
 )
 def test_a_missing_deployment_config_or_actor_options_are_accepted(section: str) -> None:
-    """RayLLM's parser took both as optional and then crashed."""
+    """RayLLM's parser accepted files without them and then crashed."""
     assert loaded(section + MINIMAL).deployment_config.ray_actor_options.resources == {}
 
 
@@ -221,7 +221,7 @@ def test_numbers_in_quotes_are_numbers() -> None:
     assert loaded(MINIMAL.replace("num_workers: 1", 'num_workers: "1"')).scaling_config.num_workers == 1
 
 
-def test_where_old_and_new_name_stand_together_the_new_one_counts_with_a_warning() -> None:
+def test_a_new_name_beats_the_old_one_with_a_warning() -> None:
     text = "deployment_config: {max_concurrent_queries: 7, max_ongoing_requests: 9}\n" + MINIMAL
     assert loaded(text).deployment_config.max_ongoing_requests == 9
     assert "counts" in messages(text, Severity.WARNING)["deployment_config.max_concurrent_queries"]

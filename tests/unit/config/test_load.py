@@ -1,4 +1,4 @@
-"""Loading many files: one list of findings, and a model_id stands once."""
+"""Many files give one list of findings, and each model_id appears only once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.config.errors import InputErrors
-from serving.config.load import load_models
+from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.load import load_models
 
 TEXT = "engine_config: {model_id: a/b}\nscaling_config: {num_workers: 1, num_gpus_per_worker: 0}\n"
 
@@ -19,7 +19,7 @@ def write(folder: Path, **files: str) -> list[Path]:
 
 
 def test_two_files_with_one_id_are_an_error_in_the_later_one(tmp_path: Path) -> None:
-    """One Serve application would silently replace the other."""
+    """Otherwise one Serve application would silently replace the other."""
     loading = load_models(write(tmp_path, a=TEXT, b="# second\n" + TEXT), tmp_path)
     assert [(f.file, f.line, f.path) for f in loading.findings] == [("b.yaml", 2, "engine_config.model_id")]
     assert "a.yaml has too" in loading.findings[0].message

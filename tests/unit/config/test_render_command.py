@@ -1,14 +1,15 @@
-"""`modelfleet render`: the prompt as the engine gets it. Damage otherwise: a template is debugged on a GPU node."""
+"""`modelfleet render` prints the prompt that the engine gets. Otherwise templates are debugged on a GPU node."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from cli.render import read_messages, run_render
-from serving.config.errors import InputErrors, SetupError
+from modelfleet.cli.render import read_messages, run_render
+from modelfleet.serving.config.errors import InputErrors, SetupError
 
 ROOT = Path(__file__).parents[3]
 LLAMA = ROOT / "models" / "meta-llama--Llama-2-7b-chat-hf.yaml"
@@ -25,7 +26,7 @@ def messages(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """A word-level tokenizer that puts <s> in front, and a chat template."""
+    """A word-level tokenizer that adds <s> at the start, and a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -49,23 +50,33 @@ def test_tokens_of_a_prompt_format_begin_with_the_first_token(
 ) -> None:
     run_render(LLAMA, messages, tokens=True, tokenizer=tokenizer)
     ids = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert ids[0] == 0 and ids.count(0) == 1, "templates rely on one <s> in front"
+    assert ids[0] == 0 and ids.count(0) == 1, "templates rely on one <s> at the start"
     assert 2 in ids and 3 in ids
 
 
 @pytest.mark.slow
-def test_without_a_prompt_format_it_is_the_checkpoints_template_and_one_first_token(
+def test_without_a_prompt_format_the_checkpoints_template_is_used_with_one_first_token(
     messages: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_render(SMOL, messages, tokens=True, tokenizer=tokenizer)
     text, ids = capsys.readouterr().out.splitlines()
     assert text == "<s>[system] Be brief. [user] Hi {you} "
-    assert json.loads(ids).count(0) == 1, "the template has <s> itself"
+    assert json.loads(ids).count(0) == 1, "the template itself has <s>"
 
 
-def test_a_tokenizer_that_cannot_be_had_names_the_option(messages: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_tokenizer_that_cannot_be_loaded_gives_an_error_that_names_the_option(messages: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--tokenizer FOLDER"):
         run_render(SMOL, messages, tokens=False, tokenizer=tmp_path / "none")
+
+
+def test_after_an_operator_install_it_says_how_to_get_the_tokenizers_package(
+    messages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """requirements/operator.txt has no transformers, and a traceback would not say what to run."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SetupError, match="transformers is missing.*run `make setup`"):
+        run_render(SMOL, messages, tokens=False)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +89,14 @@ def test_a_tokenizer_that_cannot_be_had_names_the_option(messages: Path, tmp_pat
         ('[{"role": "bot", "content": "a"}]', "allowed are system, user"),
     ],
 )
-def test_messages_that_are_none_are_findings(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_messages_are_findings(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     path.write_text(text)
     with pytest.raises(InputErrors, match=message):
         run_render(LLAMA, path, tokens=False)
 
 
-def test_a_whole_request_is_read_too(tmp_path: Path) -> None:
+def test_a_whole_request_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     path.write_text(json.dumps({"model": "x", "messages": MESSAGES}))
     assert read_messages(path) == MESSAGES

@@ -1,12 +1,12 @@
-"""Rules over more than one key: found before anything is made, at the line of the key that is wrong."""
+"""Rules over several keys: faults are found before anything is made, at the line of the wrong key."""
 
 from __future__ import annotations
 
 import pytest
 
-from serving.config.document import parse_document
-from serving.config.errors import Finding, Severity
-from serving.config.load import model_of
+from modelfleet.serving.config.document import parse_document
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.load import model_of
 
 GOOD = """\
 deployment_config:
@@ -49,7 +49,7 @@ def findings_of(text: str) -> list[Finding]:
 
 
 def changed(old: str, new: str) -> str:
-    assert GOOD.count(old) == 1, f"{old!r} must stand once in the example"
+    assert GOOD.count(old) == 1, f"{old!r} must appear once in the example"
     return GOOD.replace(old, new)
 
 
@@ -59,7 +59,7 @@ def only(text: str) -> Finding:
     return findings[0]
 
 
-def test_the_example_has_nothing_to_say() -> None:
+def test_the_example_has_no_findings() -> None:
     assert findings_of(GOOD) == []
 
 
@@ -129,12 +129,12 @@ BAD = {
         "stopping_sequences[0]",
         "found a mapping of 1; text is expected; put it in quotes or a whole number is expected or a list is expected",
     ),
-    "negative_stop": ('["</s>"]', "[-2]", "stopping_sequences[0]", "not negative"),
+    "negative_stop": ('["</s>"]', "[-2]", "stopping_sequences[0]", "cannot be negative"),
     "replica_with_gpu": (
         "ray_actor_options:",
         "ray_actor_options:\n    num_gpus: 1",
         "num_gpus",
-        "the workers bring the GPUs",
+        "the workers have the GPUs",
     ),
     "no_instruction": ("<user>{instruction}", "<user>", "prompt_format.user", "has no {instruction}"),
     "unknown_placeholder": ("<user>{", "<user>{history}{", "prompt_format.user", "placeholder {history}"),
@@ -145,7 +145,7 @@ BAD = {
         "prompt_format.user",
         "has no {system}",
     ),
-    "open_brace": ("<bot>{instruction}", "<bot>{instruction", "prompt_format.assistant", "is no format string"),
+    "open_brace": ("<bot>{instruction}", "<bot>{instruction", "prompt_format.assistant", "is not a format string"),
     "attribute": ("<sys>{instruction}", "<sys>{instruction.x}", "prompt_format.system", "placeholder"),
     "conversion": ("<sys>{instruction}", "<sys>{instruction!r}", "prompt_format.system", "alone"),
     "prompt_key_missing": ('      trailing_assistant: "<bot>"\n', "", "trailing_assistant", "is missing"),
@@ -154,7 +154,7 @@ BAD = {
         "model_id: org/name",
         "model_id: org/name\n  hf_model_id: s3://b/p",
         "hf_model_id",
-        "goes into s3_mirror_config",
+        "belongs in s3_mirror_config",
     ),
 }
 
@@ -168,24 +168,38 @@ def test_a_broken_rule_is_found_at_its_key(old: str, new: str, key: str, message
     name = key.rsplit(".", maxsplit=1)[-1].split("[", maxsplit=1)[0]
     line = text.splitlines()[errors[0].line - 1]
     missing = "is missing" in errors[0].message
-    assert missing or name in line, f"line {errors[0].line} is {line!r}, which is not where {name} stands"
+    assert missing or name in line, f"line {errors[0].line} is {line!r}, which does not contain {name}"
+
+
+@pytest.mark.parametrize(
+    ("stops", "refused"), [("[2, [3]]", ""), ("[2, [1, 2]]", "[1, 2]"), ("['a']", "'a'"), ("[[a]]", "['a']")]
+)
+@pytest.mark.parametrize("key", ["stopping_sequences", "generate_kwargs"])
+def test_without_a_tokenizer_only_single_token_ids_can_stop(stops: str, refused: str, key: str) -> None:
+    """Otherwise the replica would need a missing tokenizer for the text of [1, 2], and never start."""
+    value = stops if key == "stopping_sequences" else f"{{stop: {stops}}}"
+    text = changed("max_num_seqs: 64", "skip_tokenizer_init: true").replace(
+        'stopping_sequences: ["</s>"]', f"{key}: {value}"
+    )
+    errors = [f for f in findings_of(text) if f.path.endswith("skip_tokenizer_init")]
+    assert [refused in f.message for f in errors] == ([True] if refused else []), [f.message for f in errors]
 
 
 @pytest.mark.parametrize("amount", ["1", "0.01001", "0.5", "0.0005", "0"])
 def test_the_steering_fraction_is_one_thousandth(amount: str) -> None:
-    """A value of 1 with two workers on a node is pending for ever (ray-llm#143)."""
+    """A value of 1 with two workers on a node stays pending forever (ray-llm#143)."""
     text = GOOD[: GOOD.rindex("0.001")] + amount + "\n"
     errors = [f for f in findings_of(text) if f.severity is Severity.ERROR]
     assert errors and all(f.path == "scaling_config.resources_per_worker.accelerator_type:L4" for f in errors)
     assert "0.001" in errors[0].message or amount == "0"
 
 
-def test_an_unknown_accelerator_is_refused_with_those_there_are() -> None:
+def test_an_unknown_accelerator_is_refused_with_the_known_ones() -> None:
     errors = findings_of(GOOD.replace("accelerator_type:L4", "accelerator_type:H100"))
     assert len([f for f in errors if "T4" in f.message and "A100-80G" in f.message]) == 2
 
 
-def test_a_near_accelerator_is_suggested() -> None:
+def test_a_similar_accelerator_is_suggested() -> None:
     errors = findings_of(GOOD.replace("accelerator_type:L4", "accelerator_type:A100-80"))
     assert errors[0].message == "did you mean accelerator_type:A100-80G?"
 
@@ -202,30 +216,54 @@ def test_two_accelerators_are_refused() -> None:
 
 @pytest.mark.parametrize("key", ["upscale_delay_s: 30", "downscale_delay_s: 300"])
 def test_a_delay_shorter_than_the_window_is_a_warning(key: str) -> None:
-    """Replicas then come and go on the same load (ray#26455)."""
+    """Otherwise replicas come and go under constant load (ray#26455)."""
     name = key.split(":", maxsplit=1)[0]
     finding = only(changed(key, f"{name}: 5"))
     assert (finding.severity, finding.path.split(".")[-1]) == (Severity.WARNING, name)
     assert "5 s is shorter than look_back_period_s, 30 s" in finding.message
 
 
-def test_forty_per_cent_is_a_hint() -> None:
+def test_a_target_far_from_forty_per_cent_gives_a_hint() -> None:
     finding = only(changed("target_ongoing_requests: 24", "target_ongoing_requests: 60"))
     assert finding.severity is Severity.NOTICE
-    assert finding.message == "60 is 94% of max_ongoing_requests, 64; usual is about 40 %: 25.6"
+    assert finding.message == "60 is 94% of max_ongoing_requests, 64; about 40 % is usual: 25.6"
 
 
-def test_where_nothing_scales_the_target_does_not_matter() -> None:
+def test_without_autoscaling_the_target_does_not_matter() -> None:
     assert findings_of(changed("max_replicas: 4", "max_replicas: 1").replace("requests: 24", "requests: 900")) == []
 
 
-def test_both_mirrors_are_refused() -> None:
-    mirrors = "  s3_mirror_config: {bucket_uri: s3://b/p}\n  gcs_mirror_config: {bucket_uri: gs://b/p}\n"
+@pytest.mark.parametrize(("cloud", "scheme"), [("gcs", "gs"), ("azure", "az")])
+def test_two_mirrors_are_refused(cloud: str, scheme: str) -> None:
+    mirrors = f"  s3_mirror_config: {{bucket_uri: s3://b/p}}\n  {cloud}_mirror_config: {{bucket_uri: {scheme}://b/p}}\n"
     finding = only(changed("  max_total_tokens: 2048\n", mirrors))
-    assert (finding.line, finding.path) == (17, "engine_config.gcs_mirror_config")
+    assert (finding.line, finding.path) == (17, f"engine_config.{cloud}_mirror_config")
+    assert finding.message == f"s3_mirror_config and {cloud}_mirror_config exclude each other; keep one of them"
 
 
-def test_flags_of_the_old_sync_are_refused_but_one() -> None:
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("https://credentials.internal/aws", False),
+        ("http://127.0.0.1:8080/aws", False),
+        ("http://localhost/aws", False),
+        ("http://credentials.internal/aws", True),
+        ("http://localhost:x@credentials.internal/aws", True),
+        ("http://localhost.internal/aws", True),
+        ("ftp://localhost/aws", True),
+    ],
+)
+def test_credentials_come_encrypted_or_from_this_machine(url: str, refused: bool) -> None:
+    mirror = (
+        f"  s3_mirror_config: {{bucket_uri: s3://b/p, s3_aws_credentials: {{create_aws_credentials_url: '{url}'}}}}\n"
+    )
+    found = findings_of(changed("  max_total_tokens: 2048\n", mirror))
+    assert [finding.path for finding in found] == (
+        ["engine_config.s3_mirror_config.s3_aws_credentials.create_aws_credentials_url"] if refused else []
+    )
+
+
+def test_all_flags_of_the_old_sync_but_one_are_refused() -> None:
     mirror = "  s3_mirror_config: {bucket_uri: s3://b/p, s3_sync_args: [--no-sign-request, --delete]}\n"
     finding = only(changed("  max_total_tokens: 2048\n", mirror))
     assert finding.path == "engine_config.s3_mirror_config.s3_sync_args[1]"
@@ -235,9 +273,9 @@ def test_flags_of_the_old_sync_are_refused_but_one() -> None:
     ("runtime_env", "key", "message"),
     [
         ("{pips: [a]}", "pips", "did you mean pip?"),
-        ("{working_dir: s3://b/x.zip}", "working_dir", "is not set here"),
+        ("{working_dir: s3://b/x.zip}", "working_dir", "cannot be set here"),
         ("{env_vars: {A: 1}}", "env_vars.A", "put it in quotes"),
-        ("{env_vars: {HF_TOKEN: hf_abc}}", "env_vars.HF_TOKEN", "a secret does not stand in a model file"),
+        ("{env_vars: {HF_TOKEN: hf_abc}}", "env_vars.HF_TOKEN", "a secret does not belong in a model file"),
         ("{env_vars: {AWS_SECRET_ACCESS_KEY: abc}}", "env_vars.AWS_SECRET_ACCESS_KEY", "a secret"),
     ],
 )
@@ -245,11 +283,11 @@ def test_runtime_environments_are_checked(runtime_env: str, key: str, message: s
     finding = only(changed("  max_total_tokens: 2048", f"  runtime_env: {runtime_env}"))
     assert finding.path == f"engine_config.runtime_env.{key}"
     assert message in finding.message
-    assert "hf_abc" not in finding.sentence(), "a secret is not repeated in a message"
+    assert "hf_abc" not in finding.sentence(), "a message must not repeat a secret"
 
 
-def test_a_replica_that_may_land_elsewhere_is_a_warning() -> None:
-    """Tensor parallel workers spread over nodes were a common fault (ray PR#56980)."""
+def test_a_replica_that_may_land_on_another_node_is_a_warning() -> None:
+    """Tensor-parallel workers spread over nodes were a common fault (ray PR#56980)."""
     text = changed("STRICT_PACK", "PACK").replace(
         "  ray_actor_options:\n    resources:\n      accelerator_type:L4: 0.001\n", ""
     )
@@ -260,7 +298,7 @@ def test_fixed_and_autoscaled_replicas_exclude_each_other() -> None:
     assert only(changed("  max_ongoing_requests: 64", "  num_replicas: 2\n  max_ongoing_requests: 64")).line == 10
 
 
-def test_all_faults_come_at_once_and_sorted() -> None:
+def test_all_faults_come_at_once_in_order() -> None:
     text = (
         GOOD.replace("min_replicas: 1", "min_replicas: -1")
         .replace("max_num_seqs", "max_num_seq")
@@ -272,7 +310,7 @@ def test_all_faults_come_at_once_and_sorted() -> None:
     assert findings == sorted(findings)
 
 
-def test_a_sentence_is_where_found_and_way_out() -> None:
+def test_a_sentence_says_where_what_was_found_and_the_fix() -> None:
     text = changed("max_num_seqs", "max_num_seq")
     assert only(text).sentence() == (
         "m.yaml:18: engine_config.engine_kwargs.max_num_seq: unknown to vLLM 0.32.0, did you mean max_num_seqs?"
@@ -282,20 +320,20 @@ def test_a_sentence_is_where_found_and_way_out() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  engine_kwargs:", "  gpu_memory_utilization: 0.9\n  engine_kwargs:", "it belongs into engine_kwargs"),
-        ("  num_workers: 1", "  num_workers: 1\n  max_ongoing_requests: 4", "it belongs into deployment_config"),
+        ("  engine_kwargs:", "  gpu_memory_utilization: 0.9\n  engine_kwargs:", "it belongs in engine_kwargs"),
+        ("  num_workers: 1", "  num_workers: 1\n  max_ongoing_requests: 4", "it belongs in deployment_config"),
         ("  num_workers: 1", "  num_workers: 1\n  placement_group_bundles: []", "unknown, "),
         ("  max_ongoing", "  placement_group_bundles: []\n  max_ongoing", "it follows from scaling_config"),
         ("  max_ongoing", "  logging_config: {}\n  max_ongoing", "is an option of Ray Serve that a model file does"),
-        ("scaling_config:\n  num_w", "max_total_tokens: 1\nscaling_config:\n  num_w", "it belongs into engine_config"),
+        ("scaling_config:\n  num_w", "max_total_tokens: 1\nscaling_config:\n  num_w", "it belongs in engine_config"),
     ],
 )
-def test_a_key_in_the_wrong_place_is_told_its_place(old: str, new: str, message: str) -> None:
+def test_a_key_in_the_wrong_place_is_refused_with_its_place(old: str, new: str, message: str) -> None:
     assert message in only(changed(old, new)).message
 
 
-def test_a_generation_default_that_nobody_reads_is_refused_with_a_near_name() -> None:
-    """The replica would refuse it after the node is bought."""
+def test_an_unknown_generation_default_is_refused_with_a_similar_name() -> None:
+    """Otherwise the replica would refuse it after the node was bought."""
     finding = only(changed("  generation:\n", "  generation:\n    generate_kwargs: {temprature: 0.4}\n"))
     assert finding.path == "engine_config.generation.generate_kwargs.temprature"
     assert finding.message == "unknown, did you mean temperature?"

@@ -1,10 +1,10 @@
-"""Keys become hashes; what cannot be a key is told without showing it."""
+"""Keys become hashes; an invalid key is reported without being shown."""
 
 from __future__ import annotations
 
 import pytest
 
-from infra.gateway import hash_key, key_faults, render_key_map
+from modelfleet.infra.gateway import hash_key, key_faults, render_key_map
 
 
 def test_a_key_is_hashed_as_haproxy_hashes_it() -> None:
@@ -33,7 +33,7 @@ def test_the_key_map_holds_names_and_hashes_only() -> None:
         ({"a": "sk-alice-0123456789", "b": "sk-alice-0123456789"}, "the keys named a, b are the same"),
     ],
 )
-def test_unusable_keys_are_told_without_being_shown(keys: dict[str, str], fault: str) -> None:
+def test_unusable_keys_are_reported_without_being_shown(keys: dict[str, str], fault: str) -> None:
     faults = key_faults(keys)
     assert any(fault in one for one in faults), faults
     with pytest.raises(ValueError, match="key") as caught:

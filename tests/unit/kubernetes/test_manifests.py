@@ -1,4 +1,4 @@
-"""What must hold for the manifests of any stack."""
+"""Rules for the manifests of any stack."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.kubernetes.manifests import everything
-from infra.kubernetes.manifests.mirror import job_name, mirror_job
-from infra.kubernetes.manifests.ray import ray_cluster, ray_service, serve_config_text
-from infra.kubernetes.manifests.secrets import gateway_keys, huggingface
-from infra.kubernetes.names import dns_name
-from serving.config.errors import InputErrors
+from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.mirror import job_name, mirror_job
+from modelfleet.infra.kubernetes.manifests.ray import ray_cluster, ray_service, serve_config_text
+from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
+from modelfleet.infra.kubernetes.names import dns_name
+from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import five_models, model, planned
+from tests.examples import examples
 from tests.unit.kubernetes.projects import L4
 
 POOLS = [L4, {"name": "t4", "accelerator": "T4", "maxNodes": 1, "instanceTypes": ["g4dn.12xlarge"]}]
@@ -33,7 +34,7 @@ def pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_no_change_of_models_changes_the_ray_cluster(tmp_path: Path) -> None:
-    """Another rayClusterConfig and KubeRay builds a second cluster with as many GPUs (kuberay#2274)."""
+    """With another rayClusterConfig, KubeRay builds a second cluster with as many GPUs (kuberay#2274)."""
     one, two = model("org/one", "L4"), model("org/two", "T4", workers=1)
     edited = model("org/one", "L4", max_total_tokens=512, engine_kwargs={"max_num_seqs": 3})
     more = model("org/three", "L4", replicas=(0, 3))
@@ -44,7 +45,7 @@ def test_no_change_of_models_changes_the_ray_cluster(tmp_path: Path) -> None:
     assert len(seen) == 1
 
 
-def test_a_pool_appended_keeps_the_groups_before_it(tmp_path: Path) -> None:
+def test_an_appended_pool_keeps_the_groups_before_it(tmp_path: Path) -> None:
     before = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS[:1]))["workerGroupSpecs"]
     after = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS))["workerGroupSpecs"]
     assert after[: len(before)] == before
@@ -56,7 +57,7 @@ def test_a_mirror_job_is_named_by_source_revision_and_target_only(tmp_path: Path
         return job_name(plan, plan.models[0])
 
     same = name()
-    assert name(max_total_tokens=9) == same, "an edit of the model copied its weights again"
+    assert name(max_total_tokens=9) == same, "an edit of the model would copy its weights again"
     assert len({same, name(revision="a1"), name(revision="b2"), name(hf_model_id="other/weights")}) == 4
 
 
@@ -108,7 +109,7 @@ def test_no_pod_of_the_namespace_is_root_or_can_become_it(tmp_path: Path, kind: 
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_every_container_says_what_it_needs(tmp_path: Path) -> None:
+def test_every_container_states_its_resources(tmp_path: Path) -> None:
     for manifest in everything(planned(tmp_path, five_models(), target="eks"), cluster_name="c"):
         for pod in pods(manifest):
             for container in pod["containers"]:
@@ -116,7 +117,7 @@ def test_every_container_says_what_it_needs(tmp_path: Path) -> None:
                 assert "memory" in container["resources"]["limits"], container["name"]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.dictionaries(
         st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=6)
@@ -126,17 +127,17 @@ def test_a_serve_config_survives_a_yaml_reader(config: dict[str, Any]) -> None:
     try:
         json.dumps(config, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return  # lone surrogates never come out of a YAML file
+        return  # a YAML file never gives lone surrogates
     assert yaml.load(serve_config_text(config), Loader=yaml.SafeLoader) == config
 
 
-def test_a_slug_becomes_a_name_that_kubernetes_takes() -> None:
+def test_a_slug_becomes_a_name_that_kubernetes_accepts() -> None:
     assert dns_name("meta-llama--Llama-2_7b.chat") == "meta-llama-llama-2-7b-chat"
     assert dns_name("---") == "x"
     assert len(dns_name("a" * 90)) == 40
 
 
-def test_a_cluster_with_an_operator_gets_no_second_one_and_only_that_one_reaches_the_dashboard(tmp_path: Path) -> None:
+def test_an_existing_operator_is_the_only_one_and_alone_reaches_the_dashboard(tmp_path: Path) -> None:
     plan = planned(tmp_path, five_models(), kubernetes={"operatorNamespace": "kuberay-system"})
     manifests = everything(plan)
     assert not [m["kind"] for m in manifests if m["metadata"]["name"] == "kuberay-operator"]
@@ -150,13 +151,22 @@ def test_a_cluster_with_an_operator_gets_no_second_one_and_only_that_one_reaches
     ]
 
 
-def test_an_operators_namespace_is_refused_where_the_cluster_is_made_by_the_run(tmp_path: Path) -> None:
+def test_an_operators_namespace_is_refused_for_a_new_cluster(tmp_path: Path) -> None:
     with pytest.raises(InputErrors, match="operatorNamespace: is for an existing cluster"):
         planned(tmp_path, five_models(), target="eks", kubernetes={"operatorNamespace": "kuberay-system"})
 
 
+def test_a_namespace_that_exists_is_not_among_the_objects(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models(), kubernetes={"namespace": "team-llm", "createNamespace": False})
+    objects = everything(plan)
+    assert "Namespace" not in {one["kind"] for one in objects}
+    assert {one["metadata"]["namespace"] for one in objects} == {"team-llm"}
+    with pytest.raises(InputErrors, match="createNamespace: found false, which is for an existing cluster"):
+        planned(tmp_path, five_models(), target="eks", kubernetes={"createNamespace": False})
+
+
 def test_open_streams_outlive_a_reload_of_serves_own_proxies(tmp_path: Path) -> None:
-    """Serve's default ends them two minutes after any model or replica came or went."""
+    """Serve's default ends them two minutes after any model or replica comes or goes."""
 
     def settings(timeout_s: int) -> dict[str, str]:
         cluster = ray_cluster(planned(tmp_path, five_models(), gateway={"timeoutS": timeout_s}))
@@ -165,10 +175,12 @@ def test_open_streams_outlive_a_reload_of_serves_own_proxies(tmp_path: Path) -> 
 
     names = ("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S")
     assert settings(7200) == dict.fromkeys(names, "7200")
-    assert settings(600) == settings(1800) == dict.fromkeys(names, "3600"), "a shorter limit rebuilt the Ray cluster"
+    assert settings(600) == settings(1800) == dict.fromkeys(names, "3600"), (
+        "a shorter limit would rebuild the Ray cluster"
+    )
 
 
 @pytest.mark.parametrize(("rollout", "kind"), [("surge", "NewCluster"), ("replace", "None")])
-def test_rollout_is_said_in_kuberays_words(tmp_path: Path, rollout: str, kind: str) -> None:
+def test_rollout_becomes_kuberays_upgrade_type(tmp_path: Path, rollout: str, kind: str) -> None:
     plan = planned(tmp_path, five_models(), kubernetes={"rollout": rollout})
     assert ray_service(plan)["spec"]["upgradeStrategy"] == {"type": kind}

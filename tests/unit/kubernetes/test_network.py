@@ -1,8 +1,8 @@
-"""Who may reach what: the rendered NetworkPolicies, evaluated as Kubernetes defines them.
+"""Who can reach what: evaluates the rendered NetworkPolicies as Kubernetes defines them.
 
-The tests' cluster has no network plugin that would enforce a policy, so the rules of
-https://kubernetes.io/docs/concepts/services-networking/network-policies/ are applied here: a connection is open when
-the source's egress and the target's ingress both allow it, and a pod that no policy picks is open.
+The tests' cluster has no network plugin to enforce a policy, so this file applies the rules of
+https://kubernetes.io/docs/concepts/services-networking/network-policies/. A connection is open if the source's egress
+and the target's ingress both allow it. A pod that no policy selects is open.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 
 import pytest
 
-from infra.kubernetes.manifests import everything
-from infra.planning import Plan
+from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, planned
 
 Policy = dict[str, Any]
 OURS = "modelfleet-dev"
-#: What KubeRay puts on its pods; `tests/cluster` finds them by it.
+#: The label that KubeRay puts on its pods; `tests/cluster` finds them by it.
 RAY = {"ray.io/is-ray-node": "yes"}
 PORTS = {"gcs": 6379, "ray client": 10001, "dashboard": 8265, "serve": 8000, "ray metrics": 8080, "any other": 30123}
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a connection: a pod, or with an empty namespace an address outside the cluster."""
+    """One end of a connection: a pod, or an address outside the cluster if the namespace is empty."""
 
     name: str
     namespace: str = OURS
@@ -77,13 +77,13 @@ def _open(policies: list[Policy], direction: str, pod: End, other: End, port: in
 
 
 def may_reach(policies: list[Policy], source: End, target: End, port: int, protocol: str = "TCP") -> bool:
-    """Whether the connection is open in both directions' rules."""
+    """Whether the rules of both directions open the connection."""
     leaves = _open(policies, "egress", source, target, port, protocol)
     return leaves and _open(policies, "ingress", target, source, port, protocol)
 
 
 def ends(plan: Plan) -> Iterator[End]:
-    """A pod of each kind with the labels of its own manifest, strangers, and addresses outside."""
+    """A pod of each kind, with the labels of its own manifest; strangers; and addresses outside."""
     for manifest in everything(plan):
         if manifest["kind"] in ("Deployment", "Job"):
             labels = manifest["spec"]["template"]["metadata"]["labels"]
@@ -107,7 +107,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def reachable(policies: list[Policy], plan: Plan) -> set[tuple[str, str, int]]:
-    """Every open way to a pod of the stack, on every port that something of it listens on, and on one more."""
+    """Every open connection to a pod of the stack, on every port that the stack listens on, and on one more."""
     found = {end.name: end for end in ends(plan)}
     targets = [end for end in found.values() if end.namespace == OURS and end.name != "intruder"]
     ports = {*PORTS.values(), 8405, 8406}
@@ -124,8 +124,8 @@ def policies_of(plan: Plan) -> list[Policy]:
     return [manifest for manifest in everything(plan) if manifest["kind"] == "NetworkPolicy"]
 
 
-def test_exactly_these_ways_into_the_stack_are_open(plan: Plan) -> None:
-    """The Ray dashboard runs any code that it is sent, and the control store is not guarded either."""
+def test_exactly_these_connections_into_the_stack_are_open(plan: Plan) -> None:
+    """The Ray dashboard runs any code that it receives, and the control store is not protected either."""
     among_ray = {
         (source, target, port)
         for source, target in (("head", "worker"), ("worker", "head"))
@@ -141,8 +141,8 @@ def test_exactly_these_ways_into_the_stack_are_open(plan: Plan) -> None:
             ("prometheus", 8080),
         )
     }
-    # Where clients come from is the Ingress controller's business, and every request needs a key. Mirror Jobs and Ray
-    # reach the world, so also the gateway; the operator reaches the world for the API server's sake.
+    # The Ingress controller decides where clients come from, and every request needs a key. Mirror Jobs and Ray reach
+    # the internet, and so the gateway; the operator reaches the internet because of the API server.
     anybody = ("head", "worker", "mirror", "kuberay-operator", "stranger", "prometheus", "dns", "internet", "metadata")
     to_gateway = {(source, "gateway", 8080) for source in anybody}
     metrics = {("prometheus", "gateway", port) for port in (8405, 8406)}
@@ -164,15 +164,17 @@ def test_exactly_these_ways_into_the_stack_are_open(plan: Plan) -> None:
         ("intruder", "dns", 53, "UDP", False),
     ],
 )
-def test_ways_out_of_the_stack(plan: Plan, source: str, target: str, port: int, protocol: str, expected: bool) -> None:
-    """A pod's rights are its own role's: the node's, from the instance metadata, are no pod's."""
+def test_connections_out_of_the_stack(
+    plan: Plan, source: str, target: str, port: int, protocol: str, expected: bool
+) -> None:
+    """A pod has the rights of its own role. No pod gets those of the node, from the instance metadata."""
     found = {end.name: end for end in ends(plan)}
     assert may_reach(policies_of(plan), found[source], found[target], port, protocol) is expected
 
 
 @pytest.mark.parametrize("dropped", ["closed", "ray", "gateway", "kuberay-operator", "mirror"])
 def test_each_policy_matters(plan: Plan, dropped: str) -> None:
-    """What shows that the tests above can fail."""
+    """Shows that the tests above can fail."""
     rest = [policy for policy in policies_of(plan) if policy["metadata"]["name"] != dropped]
     assert len(rest) == len(policies_of(plan)) - 1
     found = {end.name: end for end in ends(plan)}

@@ -1,4 +1,4 @@
-"""Every manifest is kept as a file and read in the diff. `python -m tests.unit.kubernetes.rewrite` writes them anew."""
+"""Every manifest is a file, to be read in the diff. `python -m tests.unit.kubernetes.rewrite` writes them again."""
 
 from __future__ import annotations
 

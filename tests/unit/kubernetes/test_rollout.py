@@ -1,4 +1,4 @@
-"""What a preview says about the live Ray cluster."""
+"""A preview's messages about the live Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra.kubernetes import operator, rollout
-from infra.kubernetes.fleet import KubernetesFleet
-from infra.kubernetes.manifests.ray import ray_service
-from infra.kubernetes.rollout import rebuild_notice, rebuilds, rollout_notice
-from infra.planning import Plan
-from infra.planning.rollout import second_cluster
+from modelfleet.infra.kubernetes import operator, rollout
+from modelfleet.infra.kubernetes.fleet import KubernetesFleet
+from modelfleet.infra.kubernetes.manifests.ray import ray_service
+from modelfleet.infra.kubernetes.rollout import rebuild_notice, rebuilds, rollout_notice
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.rollout import second_cluster
 from tests.cluster.fleet import model, planned
 
 L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}
@@ -28,7 +28,7 @@ class Live:
         self._service = service
 
     def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
     def get(self, *where: str) -> dict[str, Any] | None:
         return self._service
@@ -49,7 +49,7 @@ def plan(root: Path, pools: list[dict[str, Any]], **kubernetes: Any) -> Plan:
         pytest.param([L4], {"image": "other:2"}, True, id="another-image"),
     ],
 )
-def test_only_what_kuberay_rebuilds_for_is_called_a_rebuild(
+def test_only_changes_that_kuberay_rebuilds_for_are_called_a_rebuild(
     tmp_path: Path, pools: list[dict[str, Any]], kubernetes: dict[str, Any], expected: bool
 ) -> None:
     assert rebuilds(ray_service(plan(tmp_path / "a", [L4])), plan(tmp_path / "b", pools, **kubernetes)) is expected
@@ -58,12 +58,12 @@ def test_only_what_kuberay_rebuilds_for_is_called_a_rebuild(
 def test_a_surge_says_how_many_gpus_it_needs_and_for_how_long(tmp_path: Path) -> None:
     live = Live(ray_service(plan(tmp_path / "a", [L4, T4])))
     notice = rollout_notice(live, plan(tmp_path / "b", [L4, T4], image="other:2"))  # type: ignore[arg-type]
-    # One L4 node is needed at once; with both pools full it is 3 L4 and 2 x 4 T4.
+    # One L4 node is needed at once; with both pools full, 3 L4 and 2 x 4 T4.
     assert notice is not None and "1 to 11 more GPUs (1 to 5 nodes) for about 11 min" in notice and "3600 s" in notice
 
 
 def test_the_minutes_are_those_of_the_largest_model(tmp_path: Path) -> None:
-    """A 70 B model in float16 is 131,563 MiB: six minutes of loading at 140 GB in 359 s, beside 11 of all others."""
+    """A 70 B model in float16 is 131,563 MiB: at 140 GB in 359 s it loads six minutes, on top of 11 for the rest."""
     large = model("meta-llama/Llama-2-70b-chat-hf", "A100-80G", workers=4)
     pool = {"name": "a100", "accelerator": "A100-80G", "maxNodes": 1, "instanceTypes": ["p4de.24xlarge"]}
     more = second_cluster(planned(tmp_path, [model("org/one", "L4"), large], pools=[L4, pool]))
@@ -71,10 +71,10 @@ def test_the_minutes_are_those_of_the_largest_model(tmp_path: Path) -> None:
     assert (more.least_gpus, more.most_gpus, more.least_nodes, more.most_nodes) == (9, 11, 2, 4)
 
 
-def test_a_replace_says_that_nothing_answers(tmp_path: Path) -> None:
+def test_a_replace_says_for_how_long_nothing_answers(tmp_path: Path) -> None:
     live = Live(ray_service(plan(tmp_path / "a", [L4])))
     notice = rollout_notice(live, plan(tmp_path / "b", [L4], image="other:2", rollout="replace"))  # type: ignore[arg-type]
-    assert notice is not None and "nothing answers for about 11 min" in notice
+    assert notice is not None and "no model answers for about 11 min" in notice
 
 
 def test_an_incremental_upgrade_says_how_many_gpus_at_a_time(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_an_incremental_upgrade_says_how_many_gpus_at_a_time(tmp_path: Path) -> 
 
 
 class Nothing(pulumi.runtime.Mocks):
-    """An engine that makes whatever it is asked for."""
+    """An engine that makes every resource."""
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         return args.name, dict(args.inputs)
@@ -96,15 +96,19 @@ class Nothing(pulumi.runtime.Mocks):
 @pytest.mark.parametrize(
     ("preview", "image", "expected"),
     [
-        pytest.param(True, "other:2", ["rollout surge: a second Ray cluster"], id="a-preview-of-another-image"),
+        pytest.param(
+            True, "other:2", ["rollout surge: KubeRay builds a second Ray cluster"], id="a-preview-of-another-image"
+        ),
         pytest.param(True, None, [], id="a-preview-without-change"),
-        pytest.param(False, "other:2", ["rollout surge: a second Ray cluster"], id="a-run-without-preview"),
+        pytest.param(
+            False, "other:2", ["rollout surge: KubeRay builds a second Ray cluster"], id="a-run-without-preview"
+        ),
     ],
 )
-def test_a_preview_of_an_eks_stack_says_it_too(
+def test_a_preview_of_an_eks_stack_says_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preview: bool, image: str | None, expected: list[str]
 ) -> None:
-    """There the kubeconfig is an output, known in a preview once the cluster is there."""
+    """There the kubeconfig is an output, which a preview knows once the cluster exists."""
     live = ray_service(planned(tmp_path, [model("org/one", "L4")], pools=[L4], target="eks"))
     settings = {"image": image} if image else {}
     new = planned(tmp_path, [model("org/one", "L4")], pools=[L4], target="eks", kubernetes=settings)
@@ -132,9 +136,13 @@ def test_a_preview_of_an_eks_stack_says_it_too(
     assert asked == ["the kubeconfig"]
 
 
-def test_a_cluster_that_does_not_answer_the_preview_is_said(tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer_the_preview_is_reported(tmp_path: Path) -> None:
     notice = rebuild_notice("{}", plan(tmp_path, [L4]), preview=True)
-    assert notice is not None and "cannot be said: the kubeconfig is not a kubeconfig" in notice
+    assert (
+        notice is not None
+        and "cannot tell whether the live Ray cluster will be rebuilt: the kubeconfig cannot be used: contexts has no None, only none"
+        in notice
+    )
     assert rebuild_notice("{}", plan(tmp_path, [L4]), preview=False) is None
 
 

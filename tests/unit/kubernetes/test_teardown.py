@@ -1,4 +1,4 @@
-"""What `modelfleet down` does about Ray objects whose operator is gone, before Pulumi waits for them."""
+"""How `modelfleet down` handles Ray objects without an operator, before Pulumi waits for them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cli import up
-from infra.kubernetes import teardown
-from infra.stack.schema import StackConfig
+from modelfleet.cli import down
+from modelfleet.infra.kubernetes import teardown
+from modelfleet.infra.stack.schema import StackConfig
 
 KUBECONFIG = json.dumps(
     {
@@ -38,6 +38,9 @@ class Cluster:
         meta = {"name": "fleet", "finalizers": ["ray.io/x"]}
         return [{"metadata": meta}] if kind == "RayService" else []
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
     def merge(self, version: str, kind: str, name: str, namespace: str, patch: dict[str, Any]) -> None:
         assert patch == {"metadata": {"finalizers": None}}
         self.patched.append(f"{kind} {namespace}/{name}")
@@ -56,7 +59,7 @@ def config(target: str, **kubernetes: str) -> StackConfig:
         pytest.param("kuberay", {}, ["RayService modelfleet-dev/fleet"], id="another-that-is-not-ours"),
     ],
 )
-def test_finalizers_are_removed_only_where_no_operator_is_left_to_do_it(
+def test_finalizers_are_removed_only_if_no_operator_is_left_to_do_it(
     monkeypatch: pytest.MonkeyPatch, operator: str | None, settings: dict[str, str], expected: list[str]
 ) -> None:
     cluster = Cluster(operator)
@@ -69,15 +72,15 @@ def test_an_eks_stack_is_released_through_the_kubeconfig_that_it_exports(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cluster, seen = Cluster(None), []
-    monkeypatch.setattr(up.pulumi_run, "ask", lambda root, arguments: KUBECONFIG)
+    monkeypatch.setattr(down.pulumi_run, "ask", lambda root, arguments: KUBECONFIG)
     monkeypatch.setattr(teardown.Api, "from_kubeconfig", lambda *where: seen.append(where) or cluster)
-    up._release(tmp_path, config("eks"), "dev")
+    down._release(tmp_path, config("eks"), "dev")
     assert seen == [(KUBECONFIG, None)] and cluster.patched == ["RayService modelfleet-dev/fleet"]
 
 
-def test_an_eks_cluster_that_is_gone_already_does_not_stop_the_rest(
+def test_an_eks_cluster_that_is_already_gone_does_not_stop_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(up.pulumi_run, "ask", lambda root, arguments: KUBECONFIG)
-    up._release(tmp_path, config("eks"), "dev")
+    monkeypatch.setattr(down.pulumi_run, "ask", lambda root, arguments: KUBECONFIG)
+    down._release(tmp_path, config("eks"), "dev")
     assert "no Kubernetes API answers at https://127.0.0.1:1" in " ".join(capsys.readouterr().err.split())

@@ -1,4 +1,4 @@
-"""Model and stack files as the planner gets them, made from a few words."""
+"""Model and stack files as the planner gets them, made from a few arguments."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from infra.planning import Plan, plan
-from infra.planning.plan import CodeArtifact
-from infra.stack import LoadedStack, StackConfig
-from serving.config.document import Document, parse_document
-from serving.config.load import LoadedModel
-from serving.config.schema import ModelConfig
+from modelfleet.infra.planning import Plan, plan
+from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.stack import LoadedStack, StackConfig
+from modelfleet.serving.config.document import Document, parse_document
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
 
 CODE = CodeArtifact("0" * 64)
 ACCOUNT = "111122223333"
@@ -31,7 +31,7 @@ def model(
     lined: bool = True,
     **engine: Any,
 ) -> LoadedModel:
-    """A model file with one accelerator; further keywords go to `engine_config`. Without `lined` it has no lines."""
+    """A model file with one accelerator; other keywords go to `engine_config`. Without `lined` it has no lines."""
     named = {f"accelerator_type:{accelerator}": 0.001}
     data = {
         "deployment_config": {
@@ -61,7 +61,7 @@ def stack(
     secrets: Sequence[str] = (),
     **keys: Any,
 ) -> LoadedStack:
-    """A stack file; further keywords are its camelCase keys."""
+    """A stack file; other keywords are its camelCase keys."""
     keys = {"auth": "none", "accountId": ACCOUNT, "kubernetes": {"image": "registry.example/serving:1"}, **keys}
     settings = {"models": ["*"], "target": target, "pools": list(pools), **keys}
     config = {
@@ -73,10 +73,10 @@ def stack(
 
 
 def pool(name: str = "l4", accelerator: str = "L4", **keys: Any) -> dict[str, Any]:
-    """A pool; maxNodes 8 unless said otherwise."""
+    """A pool; maxNodes is 8 by default."""
     return {"name": name, "accelerator": accelerator, "maxNodes": 8, **keys}
 
 
 def planned(models: Sequence[LoadedModel], made: LoadedStack, **keys: Any) -> Plan:
-    """The plan; what is not known about models is no matter here."""
+    """The plan; unknown facts about models do not matter here."""
     return plan(models, made, code=CODE, facts=keys.pop("facts", {}), **keys)

@@ -1,4 +1,4 @@
-"""Does it fit? Numbers written out by hand, and the sentences of the refusals."""
+"""Whether models fit: numbers worked out by hand, and the refusal messages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from infra.catalog import default_catalog
-from infra.planning.facts import KvLayers, ModelFacts, catalog_facts, facts_from_config
-from infra.planning.fit import gpu_memory, host_bytes, memory_of, setting_of, shortened
-from infra.planning.fit_findings import fit_findings
-from serving.config.errors import Severity
-from serving.config.load import LoadedModel
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.facts import KvLayers, ModelFacts, catalog_facts, facts_from_config
+from modelfleet.infra.planning.fit import gpu_memory, host_bytes, memory_of, setting_of, shortened
+from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.serving.config.errors import Severity
+from modelfleet.serving.config.load import LoadedModel
 from tests.unit.planning.builders import model, planned, pool, stack
 
 CATALOG = default_catalog()
@@ -32,7 +32,7 @@ def sentences(one: LoadedModel, severity: Severity = Severity.ERROR) -> list[str
 
 
 def test_llama_2_7b_on_an_l4() -> None:
-    """6 738 415 616 parameters × 2 bytes = 12 852.5 MiB; 2 × 32 layers × 32 heads × 128 × 2 bytes a token."""
+    """6 738 415 616 parameters × 2 bytes = 12 852.5 MiB; 2 × 32 layers × 32 heads × 128 × 2 bytes per token."""
     memory = memory_of(model(LLAMA_7B, max_total_tokens=4096).config, facts_of(model(LLAMA_7B)))
     assert memory is not None
     assert memory.weights_mib == pytest.approx(12852.5, abs=0.1)
@@ -60,8 +60,8 @@ def test_kv_bytes_per_token_and_gpu(hf_id: str, accelerator: str, workers: int, 
     assert memory.kv_bytes_per_token == kv_bytes
 
 
-def test_a_sliding_window_holds_a_window_and_not_the_length() -> None:
-    """Mistral 7B v0.1 keeps 4096 tokens (and the batch in flight), v0.2 all 32768: five times as many sequences."""
+def test_a_sliding_window_keeps_a_window_and_not_the_whole_length() -> None:
+    """Mistral 7B v0.1 keeps 4096 tokens (and the batch in flight), v0.2 all 32768, so v0.1 fits five times as many."""
     old = model("mistralai/Mistral-7B-Instruct-v0.1", "A100-40G", max_total_tokens=32768)
     new = model("mistralai/Mistral-7B-Instruct-v0.2", "A100-40G", max_total_tokens=32768)
     first, second = memory_of(old.config, facts_of(old)), memory_of(new.config, facts_of(new))
@@ -69,7 +69,7 @@ def test_a_sliding_window_holds_a_window_and_not_the_length() -> None:
     assert first.full_length_sequences > 5 * second.full_length_sequences
 
 
-def test_awq_takes_a_quarter_and_its_embeddings_stay_whole() -> None:
+def test_awq_takes_a_quarter_but_embeddings_stay_unquantized() -> None:
     """6.48 of 6.74 billion parameters in 4.156 bits, the rest in 16."""
     plain, awq = model(LLAMA_7B), model("TheBloke/Llama-2-7B-Chat-AWQ")
     one, four = memory_of(plain.config, facts_of(plain)), memory_of(awq.config, facts_of(awq))
@@ -77,20 +77,20 @@ def test_awq_takes_a_quarter_and_its_embeddings_stay_whole() -> None:
     assert four.weights_mib == pytest.approx((6476005376 * 4.156 / 8 + 262410240 * 2) / 1024**2, rel=0.001)
 
 
-def test_too_large_is_refused_with_the_three_cheapest_ways_out() -> None:
+def test_a_model_that_is_too_large_is_refused_with_the_three_cheapest_fixes() -> None:
     (sentence,) = sentences(model(LLAMA_13B, max_total_tokens=4096))
     assert sentence == (
         "11: engine_config.max_total_tokens: does not fit: of 20.2 GiB usable on a L4, weights take 24.2 GiB and the "
-        "reserve 1.3 GiB; one sequence of 4096 tokens needs 3.1 GiB of KV cache. Ways out: quantization: fp8: "
+        "reserve 1.3 GiB; one sequence of 4096 tokens needs 3.1 GiB of KV cache. Fixes: quantization: fp8: "
         "2 full-length sequences (0.80 USD/h per replica); an AWQ or GPTQ checkpoint (4-bit): 3 full-length sequences "
         "(0.80 USD/h per replica); num_workers: 2: 4 full-length sequences (2.30 USD/h per replica)"
     )
 
 
-def test_too_long_is_refused_with_the_length_that_fits() -> None:
+def test_a_length_that_is_too_long_is_refused_with_one_that_fits() -> None:
     (sentence,) = sentences(model(LLAMA_8B, max_total_tokens=131072))
     assert "one sequence of 131072 tokens needs 16.0 GiB of KV cache" in sentence
-    assert "Ways out: max_total_tokens: 28928: 1 full-length sequence (0.80 USD/h per replica)" in sentence
+    assert "Fixes: max_total_tokens: 28928: 1 full-length sequence (0.80 USD/h per replica)" in sentence
 
 
 def test_the_shortened_length_fits_and_the_next_does_not() -> None:
@@ -116,45 +116,45 @@ def kwargs(**engine: Any) -> dict[str, Any]:
         ),
         (
             model("google/gemma-2-9b-it", "T4", workers=4),
-            "gemma2 does not run in float16, and a T4 has no bfloat16; take L4, A10G or A100",
+            "gemma2 does not run in float16, and a T4 has no bfloat16; choose one of L4, A10G, A100-40G, A100-80G",
         ),
         (
             model("openai/gpt-oss-20b", "T4", workers=2),
-            "engine_config.engine_kwargs.quantization: mxfp4 needs compute capability 8.0, a T4 has 7.5; "
-            "L4, A10G, A100-40G, A100-80G can",
+            "engine_config.engine_kwargs.quantization: mxfp4 needs compute capability 8.0, but a T4 has 7.5; choose one of "
+            "L4, A10G, A100-40G, A100-80G",
         ),
         (
             model(LLAMA_7B, **kwargs(quantization="awq")),
-            f"found 'awq', but {LLAMA_7B} is not quantized; name such a checkpoint",
+            f"found 'awq', but {LLAMA_7B} is not quantized; name a checkpoint that is",
         ),
         (
             model("Qwen/Qwen2.5-7B-Instruct", workers=8),
-            "scaling_config.num_workers: found 8; 28 attention heads do not divide evenly; allowed are 1, 2, 4",
+            "scaling_config.num_workers: found 8, but 28 attention heads do not divide evenly; allowed are 1, 2, 4",
         ),
         (
             model(LLAMA_7B, max_total_tokens=8192),
-            "engine_config.max_total_tokens: found 8192; the checkpoint ends at 4096 positions; allowed is up to 4096",
+            "engine_config.max_total_tokens: found 8192; the checkpoint has 4096 positions; allowed is up to 4096",
         ),
     ],
     ids=["bfloat16 on T4", "gemma on T4", "mxfp4 on T4", "awq of a plain checkpoint", "heads", "positions"],
 )
-def test_what_cannot_run_is_told(one: LoadedModel, sentence: str) -> None:
+def test_a_model_that_cannot_run_is_refused(one: LoadedModel, sentence: str) -> None:
     assert any(sentence in found for found in sentences(one))
 
 
 def test_a_bfloat16_checkpoint_on_a_t4_is_a_warning() -> None:
-    """vLLM falls back to half by itself (vllm#1157 was a refusal)."""
+    """vLLM now falls back to half (it refused in vllm#1157)."""
     assert "write `dtype: half`" in sentences(model("Qwen/Qwen2.5-3B-Instruct", "T4"), Severity.WARNING)[0]
 
 
-def test_a_longer_length_may_be_forced() -> None:
+def test_a_longer_length_can_be_forced() -> None:
     forced = model(
         LLAMA_7B, "A100-40G", max_total_tokens=8192, runtime_env={"env_vars": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}}
     )
     assert sentences(forced) == []
 
 
-def test_unknown_is_said_and_not_guessed() -> None:
+def test_unknown_models_are_reported_and_not_guessed() -> None:
     unknown = model("org/unheard-of")
     assert memory_of(unknown.config, None) is None
     (notice,) = sentences(unknown, Severity.NOTICE)
@@ -169,7 +169,7 @@ def test_quantization_config_of_a_checkpoint_is_read() -> None:
             "config_groups": {"g": {"weights": {"num_bits": 8}}},
         },
     }
-    facts = facts_from_config(config, "test")
+    facts = facts_from_config(config, "test", parameters=6_738_415_616)
     assert facts is not None
     assert (facts.quantization, facts.quantization_bits) == ("compressed-tensors", 8.0)
 

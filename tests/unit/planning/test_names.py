@@ -1,12 +1,12 @@
-"""Names that clients and the gateway tell models by."""
+"""The names by which clients and the gateway know models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from infra.planning.applications import name_findings
-from infra.planning.plan import GATEWAY_PATHS
-from serving.config import load_models
+from modelfleet.infra.planning.applications import name_findings
+from modelfleet.infra.planning.gateway_paths import RESERVED
+from modelfleet.serving.config import load_models
 
 FILE = """
 engine_config: {{model_id: {name}}}
@@ -20,8 +20,9 @@ def findings(tmp_path: Path, name: str) -> list[str]:
     return [finding.message for finding in name_findings(load_models([file]).valid())]
 
 
-def test_a_model_may_not_take_a_path_of_the_gateway(tmp_path: Path) -> None:
+def test_a_model_must_not_take_a_path_of_the_gateway(tmp_path: Path) -> None:
     """It would shadow `/health`, or never be reached."""
-    for name in sorted(GATEWAY_PATHS):
+    assert {"v1", "health", "ready", "metrics", "tokenize", "detokenize", "pooling", "classify"} == RESERVED
+    for name in sorted(RESERVED):
         assert len(findings(tmp_path, name)) == 1, name
     assert findings(tmp_path, "organization/health") == []

@@ -1,16 +1,19 @@
-"""`modelfleet plan` as its users meet it: tables, JSON, a page, a difference, pinned types."""
+"""`modelfleet plan` as users see it: tables, JSON, a page, a diff, pinned types."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from cli.plan import run_plan
-from infra.workspace import make_plan
-from serving.config.errors import InputErrors
+from modelfleet.cli.plan import run_plan
+from modelfleet.cli.plan_table import plan_table
+from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.serving.config.errors import InputErrors
 
 MODEL = """\
 deployment_config:
@@ -43,13 +46,13 @@ config:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with one model that the catalog knows; the Hub is out of reach."""
+    """A project with one model that the catalog knows; the Hub cannot be reached."""
     (tmp_path / "models").mkdir()
     (tmp_path / "stacks").mkdir()
     (tmp_path / "stacks" / "Pulumi.dev.yaml").write_text(STACK)
     write_model(tmp_path, "meta-llama/Llama-2-7b-chat-hf", 2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path
 
 
@@ -71,11 +74,25 @@ def test_the_tables_line_up_and_end_with_the_next_step(project: Path, capsys: py
         " a100   p4d.24xlarge (8 × A100-40G, 95.35 CPU, 1057 GiB)   on-demand       0       1        21.96"
         "        0.00        0.00",
     ]
-    assert " in all                                     1.35        2.16" in lines
+    assert " total                                 1.35        2.16" in lines
     assert printed.err.splitlines()[-1] == "1 model on 2 pools, at most 2.16 USD/h. Next: pulumi up -s dev"
 
 
-def test_json_has_the_rows_and_what_the_renderers_get(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("width", "left_out"), [(160, ""), (110, "left out: sequences"), (80, "left out: sequences, KV cache, per node")]
+)
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(project: Path, width: int, left_out: str) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(plan_table(make_plan(project, "dev")))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= width
+    (row,) = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
+    assert "12.6 of 21.9 GiB" in row and "1–2" in row and row.endswith("1.61")
+    assert sum(line.endswith("USD/h max") for line in lines) == 3
+    assert left_out in "\n".join(lines) if left_out else "left out" not in "\n".join(lines)
+
+
+def test_json_has_the_rows_and_the_input_of_the_renderers(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_plan("dev", as_json=True) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["pools"][0]["instance_types"] == ["g6.xlarge"]
@@ -91,7 +108,7 @@ def test_pin_writes_the_types_and_keeps_every_comment(project: Path, capsys: pyt
     ).replace("      maxNodes: 1\n", "      maxNodes: 1\n      instanceTypes: [p4d.24xlarge]\n")
     capsys.readouterr()
     run_plan("dev", pin=True)
-    assert "every pool names its instance types already" in capsys.readouterr().err
+    assert "every pool already names its instance types" in capsys.readouterr().err
 
 
 def test_a_pinned_pool_is_not_changed_by_a_later_model(project: Path) -> None:
@@ -112,7 +129,7 @@ def git(root: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def history(project: Path) -> Path:
-    """The project in git, and on top of it: a model more, another edited, a pool bought as spot."""
+    """The project in git with later changes: a new model, an edited one, and a pool that now uses spot."""
     git(project, "init", "-q", "-b", "main")
     git(project, "add", "models", "stacks")
     git(project, "commit", "-q", "-m", "first")
@@ -121,7 +138,7 @@ def history(project: Path) -> Path:
     return project
 
 
-def test_diff_tells_what_a_branch_changes_and_costs(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_shows_what_a_branch_changes_and_costs(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_plan("dev", diff="main") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Stack dev since main: at most 2.16 → 3.77 USD/h (+1.61)"
@@ -136,7 +153,10 @@ def test_diff_warns_when_the_ray_cluster_would_be_rebuilt(history: Path, capsys:
     path = history / "stacks" / "Pulumi.dev.yaml"
     path.write_text(path.read_text().replace("maxNodes: 4}", "maxNodes: 4, instanceTypes: [g6.2xlarge]}"))
     run_plan("dev", diff="main")
-    assert "! the Ray cluster changes (worker groups l4): KubeRay builds a second one" in capsys.readouterr().out
+    assert (
+        "! the Ray cluster changes (worker groups l4; pools appended at the end change none): KubeRay builds a second Ray cluster; the live one"
+        in capsys.readouterr().out
+    )
 
 
 def test_diff_as_markdown_cannot_be_broken_out_of(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +173,7 @@ def test_diff_as_markdown_cannot_be_broken_out_of(history: Path, capsys: pytest.
 
 
 def test_diff_against_nothing_shows_all_as_new(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A stack that the revision does not have."""
+    """For a stack that the revision does not have."""
     (history / "stacks" / "Pulumi.new.yaml").write_text(STACK)
     run_plan("new", diff="main")
     out = capsys.readouterr().out
@@ -170,7 +190,7 @@ def test_a_revision_that_git_does_not_know_is_the_users_fault(history: Path, rev
 def test_forms_of_output_exclude_each_other(project: Path) -> None:
     with pytest.raises(InputErrors) as caught:
         run_plan("dev", as_json=True, html=project / "x.html")
-    assert str(caught.value) == "--html: does not go with --json; choose one form of output"
+    assert str(caught.value) == "--html: cannot be combined with --json; choose one form of output"
     with pytest.raises(InputErrors):
         run_plan("dev", markdown=True)
 
@@ -185,18 +205,18 @@ def test_preflight_of_a_local_stack_is_refused(project: Path) -> None:
     )
     with pytest.raises(InputErrors) as caught:
         run_plan("dev", preflight=True)
-    assert "asks AWS, but stack dev has target kubernetes" in str(caught.value)
+    assert "asks AWS, but stack dev has target kubernetes; leave it out" in str(caught.value)
 
 
-def test_a_page_that_cannot_be_written_is_told(project: Path) -> None:
+def test_a_page_that_cannot_be_written_is_reported(project: Path) -> None:
     with pytest.raises(InputErrors) as caught:
         run_plan("dev", html=project / "no" / "such" / "folder.html")
     assert "cannot be written" in str(caught.value)
 
 
 def test_check_refuses_a_model_that_does_not_fit(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is made, without a stack: the model's line and the three cheapest ways out."""
-    from cli.check import run_check
+    """Before anything is made and without a stack: with the model's line and the three cheapest fixes."""
+    from modelfleet.cli.check import run_check
 
     write_model(project, "meta-llama/Llama-2-13b-chat-hf", 1)
     assert run_check([Path("models")], stack=None, as_json=False, fix=False) == 1

@@ -1,4 +1,4 @@
-"""The page of `modelfleet plan --html`: no network, nothing injected, and looked at in a real browser."""
+"""The page of `modelfleet plan --html`: no network, nothing injected, and checked in a real browser."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from cli.plan_html import plan_page, segments
-from infra.planning import Plan
-from infra.planning.plan import GpuMemory
-from infra.workspace import make_plan
+from modelfleet.cli.plan_html import plan_page, segments
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import GpuMemory
+from modelfleet.infra.reading.workspace import make_plan
 from tests.unit.planning.builders import model, planned, pool, stack
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
-#: Rendered in an iframe of the wanted width, so that a small window's own minimum does not matter.
+#: Rendered in an iframe of the wanted width, so the window's minimum size does not matter.
 FRAME = """<!doctype html><body style="margin:0">
 <iframe id="f" srcdoc="{page}" style="width:{width}px;height:2400px;border:0"></iframe>
 <script>onload = () => {{
@@ -38,7 +38,7 @@ FRAME = """<!doctype html><body style="margin:0">
 
 @pytest.fixture(scope="module")
 def prod() -> Plan:
-    """The example stack with the most in it."""
+    """The largest example stack."""
     return make_plan(ROOT, "prod", deploying=False)
 
 
@@ -48,20 +48,20 @@ def test_the_page_needs_no_network(prod: Plan) -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_page_tells_models_pools_and_cost(prod: Plan) -> None:
+def test_the_page_shows_models_pools_and_cost(prod: Plan) -> None:
     page = plan_page(prod)
     for text in (
         "mistralai/Mixtral-8x7B-Instruct-v0.1",
         "p4de.24xlarge",
         "KV cache",
-        "USD a month when idle",
-        "in all",
+        "USD per month when idle",
+        "total",
     ):
         assert text in page
 
 
-def test_what_files_say_is_shown_as_text_and_never_run() -> None:
-    """Names are restricted by the schema; notices repeat whatever a file says."""
+def test_content_of_files_is_shown_as_text_and_never_run() -> None:
+    """The schema restricts names, but notices repeat whatever a file says."""
     plan = planned([model()], stack(pool(), region="<img src=x onerror=alert(1)>"))
     page = plan_page(plan)
     assert "<img" not in page
@@ -78,7 +78,7 @@ def test_a_bar_is_the_whole_gpu() -> None:
     ]
 
 
-def test_unknown_models_and_this_machine_have_a_page_too() -> None:
+def test_unknown_models_and_this_machine_also_have_a_page() -> None:
     assert "nothing is known about this model" in plan_page(planned([model()], stack(pool())))
     local = planned([model("org/cpu", "CPU")], stack(pool("cpu", "CPU"), target="local", region=None))
     assert "USD/h" not in plan_page(local)
@@ -86,7 +86,7 @@ def test_unknown_models_and_this_machine_have_a_page_too() -> None:
 
 def in_browser(arguments: list[str]) -> str:
     if BROWSER is None:
-        pytest.skip("no chromium on PATH: `apt-get install chromium` lets this test look at the page")
+        pytest.skip("no chromium on PATH: `apt-get install chromium` lets this test render the page")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
 
@@ -97,7 +97,7 @@ def in_browser(arguments: list[str]) -> str:
 def test_in_chromium_nothing_overflows_and_the_scheme_is_followed(
     prod: Plan, tmp_path: Path, scheme: str, width: int
 ) -> None:
-    """No sideways scrolling on a phone, bars that fill their width, a dark page where dark is preferred."""
+    """No sideways scrolling on a phone, bars that fill their width, a dark page if dark is preferred."""
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(page=html.escape(plan_page(prod)), width=width))
     setting = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"

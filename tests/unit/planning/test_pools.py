@@ -1,4 +1,4 @@
-"""Which pool and node a model gets, and the sentences when it gets none."""
+"""Which pool and node a model gets, and the messages if it gets none."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.stack import LoadedStack
-from serving.config.errors import InputErrors, Severity
-from serving.config.load import LoadedModel
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.errors import InputErrors, Severity
+from modelfleet.serving.config.load import LoadedModel
 from tests.unit.planning.builders import model, planned, pool, stack
 
 
 def refusals(models: Sequence[LoadedModel], made: LoadedStack) -> list[str]:
-    """The sentences of a refused plan."""
+    """The messages of a refused plan."""
     with pytest.raises(InputErrors) as caught:
         planned(models, made)
     return [finding.sentence() for finding in caught.value.findings]
 
 
-def test_the_cheapest_type_that_carries_the_replica_is_taken() -> None:
-    """One replica asks for 1 + 8 CPUs: more than g6.2xlarge has, so g6.4xlarge, not the dearer gr6.4xlarge."""
+def test_the_cheapest_type_that_fits_the_replica_is_taken() -> None:
+    """One replica needs 1 + 8 CPUs: more than g6.2xlarge has, so g6.4xlarge, not the more expensive gr6.4xlarge."""
     plan = planned([model(cpus=8)], stack(pool()))
     assert plan.pools[0].instance_types == ("g6.4xlarge",)
     assert plan.pools[0].usd_per_node_hour == 1.3232
 
 
 def test_the_replicas_own_bundle_is_counted() -> None:
-    """RayLLM's 1 + 8 CPUs never fit an eight-core node, and replicas waited for ever (rayllm.md, section 3)."""
+    """RayLLM's 1 + 8 CPUs never fit an eight-core node, so replicas waited forever (rayllm.md, section 3)."""
     sentence = refusals([model(cpus=7)], stack(pool(instanceTypes=["g6.2xlarge"])))[0]
     assert sentence.startswith("models/org--model.yaml:")
     assert "one replica asks for 8 CPU, 1 GPU; g6.2xlarge offers 7 CPU, 1 GPU" in sentence
@@ -35,13 +35,13 @@ def test_the_replicas_own_bundle_is_counted() -> None:
 
 
 def test_two_models_share_a_node_when_that_is_cheaper() -> None:
-    """One g6.12xlarge at 4.60 carries both; a node each would be 4.60 + 0.80."""
+    """One g6.12xlarge at 4.60 fits both; a node each would cost 4.60 + 0.80."""
     plan = planned([model("org/large", workers=3), model("org/small")], stack(pool()))
     assert plan.pools[0].instance_types == ("g6.12xlarge",)
     assert (plan.pools[0].min_nodes, plan.pools[0].needed_nodes) == (1, 1)
 
 
-def test_a_missing_pool_is_told_at_the_pools_with_the_entry_to_append() -> None:
+def test_a_missing_pool_is_reported_at_the_pools_with_the_entry_to_append() -> None:
     sentences = refusals([model("org/big", "A100-80G", replicas=(1, 3))], stack(pool()))
     assert sentences == [
         "stacks/Pulumi.test.yaml:6: modelfleet:pools: no pool has A100-80G, which org/big needs; "
@@ -58,7 +58,7 @@ def test_max_nodes_below_min_replicas_is_an_error_with_the_number_that_works() -
 
 
 def test_max_nodes_below_max_replicas_is_a_warning_and_caps_the_cost() -> None:
-    """Several models may share a limit that not all of them reach at once."""
+    """Several models can share a limit if they do not all reach it at once."""
     plan = planned([model(replicas=(1, 5))], stack(pool(maxNodes=2, instanceTypes=["g6.xlarge"])))
     assert plan.pools[0].needed_nodes == 5
     assert plan.pools[0].cost.max_usd_per_hour == pytest.approx(2 * 0.8048)
@@ -68,14 +68,14 @@ def test_max_nodes_below_max_replicas_is_a_warning_and_caps_the_cost() -> None:
     ]
 
 
-def test_few_large_nodes_are_taken_where_max_nodes_allows_no_more() -> None:
+def test_few_large_nodes_are_taken_if_max_nodes_allows_no_more() -> None:
     """Three replicas on at most two nodes: one g6.12xlarge, though three g6.xlarge would be cheaper."""
     plan = planned([model(replicas=(3, 3))], stack(pool(maxNodes=2)))
     assert plan.pools[0].instance_types == ("g6.12xlarge",)
 
 
 def test_models_fill_pools_of_the_same_accelerator_in_their_order() -> None:
-    """A small reserved pool first, spot for the rest."""
+    """For example, a small reserved pool first and spot for the rest."""
     pools = (
         pool("steady", maxNodes=2, instanceTypes=["g6.xlarge"]),
         pool("spot", purchase="spot", instanceTypes=["g6.xlarge"]),
@@ -98,17 +98,17 @@ def test_a_model_too_large_for_the_first_pool_takes_the_next() -> None:
         (
             ["g6.xlarge", "g6.12xlarge"],
             "pools[0].instanceTypes: found types with different numbers of GPUs (g6.xlarge has 1, g6.12xlarge has 4); "
-            "one pool per shape",
+            "use one pool per shape",
         ),
     ],
     ids=["misspelt", "other accelerator", "two shapes"],
 )
-def test_wrong_instance_types_are_told_at_their_line(types: list[str], sentence: str) -> None:
+def test_wrong_instance_types_are_reported_at_their_line(types: list[str], sentence: str) -> None:
     assert sentence in refusals([], stack(pool(instanceTypes=types)))[0]
 
 
-def test_a_resource_that_no_node_offers_is_told_instead_of_waiting_for_ever() -> None:
-    """ray-llm#143: `resources available: {}`, unanswered."""
+def test_a_resource_that_no_node_offers_is_refused_instead_of_waiting_forever() -> None:
+    """ray-llm#143: `resources available: {}`, which nobody answered."""
     sentence = refusals([model(resources={"my_disk": 1.0})], stack(pool()))[0]
     assert "scaling_config.resources_per_worker: asks for my_disk, which no node offers; nodes offer CPU" in sentence
 
@@ -121,7 +121,7 @@ def test_pack_may_span_nodes_and_strict_pack_may_not() -> None:
 
 
 def test_strict_spread_takes_a_node_per_bundle() -> None:
-    """Three bundles (replica and two workers) on nodes that each could carry all."""
+    """Three bundles (the replica and two workers) on nodes that could each fit all three."""
     plan = planned([model(workers=2, strategy="STRICT_SPREAD")], stack(pool(instanceTypes=["g6.12xlarge"])))
     assert plan.pools[0].min_nodes == 3
 
@@ -132,14 +132,14 @@ def test_memory_of_the_replica_counts() -> None:
     assert plan.pools[0].instance_types == ("g6.2xlarge",)
 
 
-def test_a_cheaper_node_is_hinted_when_cpus_alone_keep_a_model_off_it() -> None:
+def test_a_hint_names_a_cheaper_node_that_only_the_cpus_rule_out() -> None:
     plan = planned([model(cpus=8)], stack(pool()))
     hint = next(n for n in plan.notices if "num_cpus_per_worker" in n.path)
-    assert hint.message == "found 8; with 6 a replica would do with g6.2xlarge (0.98 instead of 1.32 USD/h)"
+    assert hint.message == "found 8; with 6 a replica would fit g6.2xlarge (0.98 instead of 1.32 USD/h)"
 
 
-def test_gpu_pools_carry_taint_and_labels_that_the_device_plugin_and_the_autoscaler_need() -> None:
-    """A GPU count label of 1 on a node with four, or none at all, buys nodes that stay empty (eks.md D3, D5)."""
+def test_gpu_pools_have_the_taint_and_labels_that_the_device_plugin_and_the_autoscaler_need() -> None:
+    """A GPU count label of 1 on a node with four, or no label, buys nodes that stay empty (eks.md D3, D5)."""
     made = planned([model(workers=4)], stack(pool())).pools[0]
     assert [(t.key, t.value, t.effect) for t in made.taints] == [("nvidia.com/gpu", "true", "NoSchedule")]
     assert made.labels["nvidia.com/gpu.count"] == "4"
@@ -154,7 +154,7 @@ def test_a_cpu_pool_has_no_taint_and_no_gpu() -> None:
     assert not made.instance_types[0].startswith("g")
 
 
-def test_an_existing_cluster_must_say_what_its_nodes_are() -> None:
+def test_an_existing_cluster_must_describe_its_nodes() -> None:
     sentence = refusals([model()], stack(pool(), target="kubernetes"))[0]
     assert "give instanceTypes, or `node: {cpus, memoryGib, gpus}`" in sentence
 
@@ -162,11 +162,13 @@ def test_an_existing_cluster_must_say_what_its_nodes_are() -> None:
 def test_an_existing_clusters_nodes_are_taken_as_given() -> None:
     plan = planned([model(workers=4)], stack(pool(node={"cpus": 32, "memoryGib": 64, "gpus": 4}), target="kubernetes"))
     assert plan.pools[0].node.gpus == 4
-    assert plan.cost.max_usd_per_hour is None, "a node without instance type has no known price, and 0 would be a lie"
+    assert plan.cost.max_usd_per_hour is None, (
+        "a node without an instance type has no known price, and 0 would be wrong"
+    )
 
 
-def test_without_api_keys_a_stack_is_only_looked_at() -> None:
-    """A cluster that serves whoever reaches it is asked for in so many words, never by forgetting a secret."""
+def test_a_stack_without_api_keys_can_be_planned_but_not_deployed() -> None:
+    """An open cluster must be requested explicitly; a forgotten secret must not make one."""
     made = stack(pool(), auth="keys")
     assert "run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`" in refusals([model()], made)[0]
     notices = planned([model()], made, deploying=False).notices
@@ -174,28 +176,52 @@ def test_without_api_keys_a_stack_is_only_looked_at() -> None:
     planned([model()], stack(pool(), auth="keys", secrets=["apiKeys"]))
 
 
-def test_an_image_that_no_registry_has_is_told_before_nodes_wait_for_it() -> None:
+def test_an_image_that_no_registry_has_is_reported_before_nodes_wait_for_it() -> None:
     plan = planned([model()], stack(pool(), kubernetes={}))
     assert any("build serving/Dockerfile, push it to a registry" in n.message for n in plan.notices)
 
 
 def test_all_faults_come_at_once() -> None:
-    """No pool, no keys, no region, over the budget: one run tells all."""
+    """No pool, no keys, no region, over the budget: one run reports all of them."""
     made = stack(pool(minNodes=8), region=None, auth="keys")
     text = "\n".join(refusals([model("org/b", "T4")], made))
     assert all(words in text for words in ("no pool has T4", "apiKeys: is not set", "aws:region is missing"))
 
 
-def test_lora_names_are_told_apart_from_model_ids() -> None:
+def test_lora_names_must_differ_from_model_ids() -> None:
     first = model("org/a", lora=[{"name": "org/b", "source": "x/y"}])
-    assert "found 'org/b', which models/org--b.yaml has too" in refusals([first, model("org/b")], stack(pool()))[0]
+    assert "found 'org/b', which models/org--b.yaml already uses" in refusals([first, model("org/b")], stack(pool()))[0]
 
 
 def test_this_machine_counts_cpus_and_not_memory() -> None:
-    """Its memory is not known to a pure function; a refusal by a made-up number would be worse than none."""
+    """A pure function does not know its memory; a refusal by an invented number would be worse than none."""
     local = stack(pool("cpu", "CPU", maxNodes=1), target="local", region=None, local={"cpus": 4})
     plan = planned([model("org/cpu", "CPU", cpus=3, actor={"memory": 2**40})], local)
     assert (plan.pools[0].node.cpu_millis, plan.models[0].replicas_per_node) == (4000, 1)
     assert "one replica asks for 5 CPU, 1.0 GiB memory; a node offers 4 CPU" in "".join(
         refusals([model("org/cpu", "CPU", cpus=4, actor={"memory": 2**30})], local)
     )
+
+
+def test_efa_on_a_type_without_it_is_refused_with_those_that_have_it() -> None:
+    """Otherwise the launch fails for lack of interfaces, while a model waits for the node."""
+    with pytest.raises(InputErrors) as caught:
+        planned([model()], stack(pool(instanceTypes=["g6.xlarge"], efa=True)))
+    (found,) = (f for f in caught.value.findings if f.path.endswith("efa"))
+    assert found.message == (
+        "found true; instance types with L4 and EFA are: g6.8xlarge, gr6.8xlarge, g6.16xlarge, g6.12xlarge, "
+        "g6.24xlarge, g6.48xlarge; remove efa or choose such a type"
+    )
+
+
+def test_a_pool_with_efa_that_leaves_its_type_open_takes_one_with_efa() -> None:
+    plain, fast = (planned([model()], stack(pool(efa=efa))).pools[0] for efa in (False, True))
+    assert (plain.instance_types, plain.node.efa_interfaces) == (("g6.xlarge",), 0)
+    assert (fast.instance_types, fast.node.efa_interfaces) == (("g6.8xlarge",), 1)
+
+
+def test_efa_is_refused_if_no_type_has_it() -> None:
+    with pytest.raises(InputErrors) as caught:
+        planned([model(accelerator="CPU")], stack(pool("cpu", "CPU", efa=True)))
+    messages = [f.message for f in caught.value.findings if f.path.endswith("efa")]
+    assert messages == ["found true; instance types with CPU and EFA are: none; remove efa"]

@@ -1,6 +1,6 @@
 """A changed Ray cluster makes KubeRay build a second one: twice the GPUs, or a replica that never starts.
 
-kuberay#660, #1476, #2274, #4239. So nothing about models may reach it, whatever happens to the model files.
+See kuberay#660, #1476, #2274, #4239. So no change of the model files may change the Ray cluster.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.plan_json import plain
-from infra.planning.plan import Plan
-from serving.config.load import LoadedModel
+from modelfleet.cli.plan_json import plain
+from modelfleet.infra.planning.plan import Plan
+from modelfleet.serving.config.load import LoadedModel
+from tests.examples import examples
 from tests.unit.planning.builders import model, planned, pool, stack
 
 PINNED = (
@@ -55,17 +56,17 @@ def changed(models: list[LoadedModel], step: tuple[Any, ...], accelerator: str |
     return models
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(steps, max_size=8))
 def test_no_sequence_of_model_changes_changes_a_pinned_ray_cluster(sequence: list[tuple[Any, ...]]) -> None:
     models: list[LoadedModel] = []
     before = cluster_bytes(planned(models, EKS))
     for step in sequence:
         models = changed(models, step, None)
-        assert cluster_bytes(planned(models, EKS)) == before, "kuberay would build a second cluster"
+        assert cluster_bytes(planned(models, EKS)) == before, "KubeRay would build a second cluster"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(steps, max_size=6))
 def test_no_sequence_of_model_changes_restarts_the_local_ray(sequence: list[tuple[Any, ...]]) -> None:
     models: list[LoadedModel] = []
@@ -75,7 +76,7 @@ def test_no_sequence_of_model_changes_restarts_the_local_ray(sequence: list[tupl
         assert cluster_bytes(planned(models, LOCAL)) == before
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(steps, max_size=6))
 def test_no_sequence_of_model_changes_changes_an_existing_cluster(sequence: list[tuple[Any, ...]]) -> None:
     models: list[LoadedModel] = []
@@ -86,22 +87,22 @@ def test_no_sequence_of_model_changes_changes_an_existing_cluster(sequence: list
 
 
 def test_an_appended_pool_leaves_the_groups_before_it_as_they_were() -> None:
-    """KubeRay takes a group appended at the end without a second cluster; anything else it does not."""
+    """KubeRay takes a group appended at the end without building a second cluster; any other change builds one."""
     before = planned([], EKS).ray_cluster.worker_groups
     after = planned([], stack(*PINNED, pool("a100", "A100-40G", instanceTypes=["p4d.24xlarge"]))).ray_cluster
     assert after.worker_groups[: len(before)] == before
     assert len(after.worker_groups) == len(before) + 1
 
 
-def test_the_order_of_model_files_changes_nothing_of_the_plan() -> None:
+def test_the_order_of_model_files_does_not_change_the_plan() -> None:
     models = [model(f"org/m{index}", lined=False) for index in range(4)]
     forward, backward = planned(models, EKS), planned(models[::-1], EKS)
     assert json.dumps(plain(forward.models)) == json.dumps(plain(backward.models))
     assert forward.serve_config == backward.serve_config
 
 
-def test_an_open_instance_type_is_said_and_pinning_it_keeps_the_cluster() -> None:
-    """`auto` follows the models: that is what the notice and --pin are for."""
+def test_an_unpinned_instance_type_gives_a_notice_and_pinning_it_keeps_the_cluster() -> None:
+    """`auto` follows the models, hence the notice and --pin."""
     small, large = model("org/a", cpus=1), model("org/b", workers=4, cpus=1)
     open_stack = stack(pool("l4", "L4"))
     first, second = planned([small], open_stack), planned([small, large], open_stack)

@@ -1,10 +1,12 @@
-"""Reading a project: globs, all faults at once, the code as an immutable zip, facts and prices from elsewhere."""
+"""Reading a project: globs, all faults at once, the code as an immutable zip, facts and prices from outside."""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -17,14 +19,15 @@ import boto3
 import pytest
 from botocore.stub import ANY, Stubber
 
-from infra.catalog import default_catalog
-from infra.mirror_facts import BucketUnreachable, StackMirror
-from infra.model_facts import read_facts
-from infra.prices import ask_aws, with_known_prices
-from infra.stack import load_stack
-from infra.workspace import build_code_zip, make_plan, model_files, read_workspace
-from serving.config.errors import InputErrors, Severity
-from serving.mirror.manifest import Manifest, ManifestFile
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.reading.code import build_code_zip
+from modelfleet.infra.reading.mirror import BucketUnreachable, StackMirror
+from modelfleet.infra.reading.models import read_facts
+from modelfleet.infra.reading.prices import ask_aws, with_known_prices
+from modelfleet.infra.reading.workspace import make_plan, model_files, read_workspace
+from modelfleet.infra.stack import load_stack
+from modelfleet.serving.config.errors import InputErrors, Severity
+from modelfleet.serving.mirror.manifest import Manifest, ManifestFile
 from tests.unit.planning.builders import ACCOUNT, model, pool, stack
 
 MODEL = """\
@@ -48,7 +51,7 @@ config:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Three models, one of them in a folder, and a stack that serves all."""
+    """Three models, one of them in a folder, and a stack that serves all of them."""
     for name in ("org--a", "org--b", "quantization/org--c"):
         path = tmp_path / "models" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,12 +83,23 @@ def test_globs_stay_inside_a_folder_unless_doubled(project: Path, patterns: str,
     assert [p.relative_to(project / "models").with_suffix("").as_posix() for p in paths] == names
 
 
-def test_a_pattern_without_a_file_names_the_near_ones(project: Path) -> None:
+@pytest.mark.parametrize(
+    "pattern", ["/etc/*", "../secret", "../models/org--a", "quantization/../org--a", "org**", "\\0", ""]
+)
+def test_a_pattern_that_leads_out_of_models_matches_nothing(project: Path, pattern: str) -> None:
+    (project / "secret.yaml").write_text(MODEL.format(id="org/secret"))
+    write_stack(project, json.dumps([pattern]))
+    paths, findings = model_files(project, load_stack(project, "dev"))
+    assert paths == []
+    assert findings[0].message.startswith(f"none of the 3 files in models/ matches {pattern!r}; ")
+
+
+def test_a_pattern_that_matches_no_file_gets_similar_names(project: Path) -> None:
     write_stack(project, "[org--a, org--bb]")
     with pytest.raises(InputErrors) as caught:
         make_plan(project, "dev")
     assert caught.value.findings[0].sentence() == (
-        "stacks/Pulumi.dev.yaml:6: modelfleet:models[1]: no file of models/ (3 there) matches 'org--bb'; "
+        "stacks/Pulumi.dev.yaml:6: modelfleet:models[1]: none of the 3 files in models/ matches 'org--bb'; "
         "did you mean org--b?"
     )
 
@@ -105,7 +119,7 @@ def test_a_project_without_models_says_so(tmp_path: Path) -> None:
     write_stack(tmp_path, "['*']")
     with pytest.raises(InputErrors) as caught:
         make_plan(tmp_path, "dev")
-    assert "no file of models/ (0 there) matches '*'" in str(caught.value)
+    assert "none of the 0 files in models/ matches '*'" in str(caught.value)
 
 
 def serving_folder(root: Path) -> Path:
@@ -118,7 +132,7 @@ def serving_folder(root: Path) -> Path:
 
 
 def test_equal_code_gives_equal_bytes_whatever_its_times_and_modes(tmp_path: Path) -> None:
-    """The zip is named by its hash: another hash would restart every model."""
+    """The hash is the zip's name, so another hash would restart every model."""
     first, second = serving_folder(tmp_path / "one"), serving_folder(tmp_path / "two")
     os.utime(second / "app.py", (1, 1))
     (second / "app.py").chmod(0o600)
@@ -129,13 +143,39 @@ def test_equal_code_gives_equal_bytes_whatever_its_times_and_modes(tmp_path: Pat
 
 def test_the_code_zip_holds_python_and_data_but_no_caches(tmp_path: Path) -> None:
     with zipfile.ZipFile(BytesIO(build_code_zip(serving_folder(tmp_path)))) as archive:
-        assert archive.namelist() == ["serving/app.py", "serving/data.json"]
+        assert archive.namelist() == [
+            "README.txt", "modelfleet/__init__.py", "modelfleet/serving/app.py", "modelfleet/serving/data.json",
+        ]  # fmt: skip
 
 
-def test_the_real_code_zip_can_be_imported_from() -> None:
-    names = zipfile.ZipFile(BytesIO(build_code_zip())).namelist()
-    assert "serving/app.py" in names
-    assert not [name for name in names if name.endswith(".pyc")]
+def test_another_accelerator_restarts_no_model(tmp_path: Path) -> None:
+    folder = serving_folder(tmp_path)
+    before = build_code_zip(folder)
+    (folder / "config" / "data").mkdir(parents=True)
+    (folder / "config" / "data" / "accelerators.csv").write_text("accelerator\nX9\n")
+    assert build_code_zip(folder) == before, "the hash is the zip's name, so another hash would restart every model"
+
+
+@pytest.mark.slow
+def test_an_application_is_built_from_the_zip_alone(tmp_path: Path) -> None:
+    """A replica must not read what the zip leaves out."""
+    zipfile.ZipFile(BytesIO(build_code_zip())).extractall(tmp_path)
+    script = (
+        "import json, modelfleet.serving\n"
+        "from modelfleet.serving.app import build\n"
+        "from modelfleet.serving.config.schema import ModelConfig\n"
+        "from modelfleet.serving.engine_args import engine_arguments\n"
+        "model = json.loads(input())\n"
+        "build({'model': model})\n"
+        "engine_arguments(ModelConfig.model_validate(model), '/weights')\n"
+        "print(modelfleet.serving.__file__)\n"
+    )
+    dumped = json.dumps(model("org/a").config.model_dump(mode="json"))
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=dumped, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout, "the code that ran was not the zip's"
 
 
 LLAMA = dict(default_catalog().models["meta-llama/Llama-3.2-1B-Instruct"].config)
@@ -147,7 +187,7 @@ def safetensors(shape: list[int]) -> bytes:
 
 
 def test_facts_come_from_a_local_folder_first(tmp_path: Path) -> None:
-    """Even for a model that the catalog knows: this copy may be another one."""
+    """Even for a model that the catalog knows, because this copy may differ."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "a.safetensors").write_bytes(safetensors([1000, 10]))
     (tmp_path / "b.safetensors").write_bytes(safetensors([500]))
@@ -160,16 +200,15 @@ def test_facts_come_from_a_local_folder_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "junk", [b"", b"\x00" * 7, b"\xff" * 8, struct.pack("<Q", 4) + b"nope", struct.pack("<Q", 1 << 40)]
 )
-def test_a_damaged_safetensors_file_is_left_out(tmp_path: Path, junk: bytes) -> None:
+def test_a_folder_with_a_damaged_safetensors_file_is_unknown(tmp_path: Path, junk: bytes) -> None:
+    """Then the number of parameters is unknown, and there is no traceback."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "a.safetensors").write_bytes(junk)
-    facts = read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path)[0]["org/mine"]
-    assert facts is not None
-    assert facts.weight_bytes is None
+    assert read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path) == ({"org/mine": None}, [])
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The two answers of the Hub that are asked for."""
+    """Plays the Hub: the two responses that the code requests."""
 
     asked: list[str] = []
 
@@ -187,14 +226,14 @@ class Hub(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(found).encode() if found else b"not found")
 
     def log_message(self, *_: object) -> None:
-        """Silence."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     server = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     Hub.asked = []
     yield Hub.asked
     server.shutdown()
@@ -202,7 +241,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_a_checkpoint_that_vllm_dropped_is_refused_by_its_config(tmp_path: Path) -> None:
-    """Its id tells nothing: it is somebody's own upload."""
+    """Its id does not help, because it is somebody's own upload."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpt", "architectures": ["MPTForCausalLM"]}))
     one = model("org/mine", hf_model_id=str(tmp_path))
     facts, findings = read_facts([one], tmp_path)
@@ -212,7 +251,7 @@ def test_a_checkpoint_that_vllm_dropped_is_refused_by_its_config(tmp_path: Path)
     assert "MPTForCausalLM up to 0.28.0" in str(findings[0])
 
 
-def test_the_hub_is_asked_once_and_only_when_the_network_is_allowed(tmp_path: Path, hub: list[str]) -> None:
+def test_the_hub_is_queried_once_and_only_if_the_network_is_allowed(tmp_path: Path, hub: list[str]) -> None:
     one = model("org/known")
     assert read_facts([one], tmp_path)[0]["org/known"] is None
     assert hub == []
@@ -220,7 +259,7 @@ def test_the_hub_is_asked_once_and_only_when_the_network_is_allowed(tmp_path: Pa
     assert facts is not None
     assert facts.parameters == 777
     asked = len(hub)
-    assert read_facts([one], tmp_path)[0]["org/known"] == facts, "kept under .modelfleet/facts"
+    assert read_facts([one], tmp_path)[0]["org/known"] == facts, "the facts are kept under .modelfleet/facts"
     assert len(hub) == asked
 
 
@@ -229,7 +268,7 @@ def test_a_model_that_the_hub_does_not_know_is_unknown(tmp_path: Path, hub: list
 
 
 def test_an_unreachable_hub_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert read_facts([model("org/a"), model("org/b")], tmp_path, network=True)[0] == {"org/a": None, "org/b": None}
 
 
@@ -253,21 +292,21 @@ def test_prices_of_another_region_come_from_the_price_list_api(tmp_path: Path) -
     assert found["g6.xlarge"].source == "AWS Price List API"
 
 
-def test_kept_prices_are_used_and_a_region_without_any_stays_unknown(tmp_path: Path) -> None:
+def test_kept_prices_are_used_and_a_region_without_prices_stays_unknown(tmp_path: Path) -> None:
     made = stack(pool(instanceTypes=["g6.xlarge"]), region="eu-west-1")
     folder = tmp_path / ".modelfleet" / "prices"
     folder.mkdir(parents=True)
     (folder / "eu-west-1.json").write_text('{"g6.xlarge": [0.91, "2026-11-20"], "nat-gateway": [0.048, "2026-11-20"]}')
     catalog = with_known_prices(default_catalog(), made, tmp_path, network=False)
     assert catalog.usd_per_hour("g6.xlarge", region="eu-west-1") == 0.91
-    assert catalog.service_price("nat-gateway", region="eu-west-1").usd_per_hour == 0.048
+    assert catalog.usd_per_hour("nat-gateway", region="eu-west-1") == 0.048
     (folder / "eu-west-1.json").write_text("[broken")
     catalog = with_known_prices(default_catalog(), made, tmp_path, network=False)
-    assert not catalog.knows_price("g6.xlarge", region="eu-west-1")
+    assert catalog.usd_per_hour("g6.xlarge", region="eu-west-1") is None
 
 
 def test_the_example_stacks_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a user sees them after cloning: nothing but the API keys is left to do."""
+    """As a user sees them after cloning, with only the API keys left to set."""
     root = Path(__file__).parents[3]
     for path in sorted((root / "stacks").glob("Pulumi.*.yaml")):
         plan = make_plan(root, path.name.split(".")[1], deploying=False)
@@ -287,7 +326,7 @@ def test_findings_about_model_files_reach_the_plan(project: Path) -> None:
 
 
 def test_facts_are_read_from_a_models_own_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few KiB of each file: the configuration and the headers."""
+    """Only a few KiB of each file: the configuration and the headers."""
     from moto import mock_aws
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -306,13 +345,13 @@ def test_facts_are_read_from_a_models_own_mirror(tmp_path: Path, monkeypatch: py
 
 
 def test_facts_are_read_from_the_stacks_own_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the version that its manifest names."""
+    """From the version that its manifest names."""
     from moto import mock_aws
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     files = {"config.json": json.dumps(LLAMA).encode(), "model.safetensors": safetensors([654])}
     manifest = Manifest(
         model_id="org/mine", source="org/mine", source_revision=None,
@@ -333,8 +372,8 @@ def test_facts_are_read_from_the_stacks_own_mirror(tmp_path: Path, monkeypatch: 
     assert (facts.parameters, facts.source) == (654, f"s3://{bucket}/models/org--mine")
 
 
-def test_a_bucket_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hundred models would wait two hundred times."""
+def test_a_bucket_that_cannot_be_reached_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise two hundred models would wait two hundred times."""
     asked: list[str] = []
 
     def read(mirror: StackMirror, prefix: str) -> None:
@@ -342,13 +381,13 @@ def test_a_bucket_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypat
         raise BucketUnreachable
 
     monkeypatch.setattr(StackMirror, "read", read)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     models = [model("org/a"), model("org/b")]
     assert read_facts(models, tmp_path, stack(pool("l4", "L4")), network=True)[0] == {"org/a": None, "org/b": None}
     assert asked == ["models/org--a"]
 
 
-def test_a_bucket_that_is_not_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_does_not_exist_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     from moto import mock_aws
 
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -1,4 +1,4 @@
-"""The engine's protocol over a table of resource types, without an engine."""
+"""The engine's protocol over a table of resource types, tested without an engine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from pulumi.provider.experimental.property_value import PropertyValue
 from pulumi.runtime import proto
 from pulumi.runtime.proto import provider_pb2, status_pb2
 
-from infra.provider import Autoname, InvokeDef, Made, PartlyMade, Plugin, PluginServicer, Refused, ResourceDef
-from infra.provider.values import UNKNOWN, wire_map
+from modelfleet.infra.provider import (
+    Autoname,
+    InvokeDef,
+    Made,
+    PartlyMade,
+    Plugin,
+    PluginServicer,
+    Refused,
+    ResourceDef,
+)
+from modelfleet.infra.provider.values import UNKNOWN, wire_map
 
 URN = "urn:pulumi:test::project::test:x:Parent$test:x:Thing::my-Thing"
 
@@ -104,7 +113,7 @@ def test_a_name_comes_from_the_random_seed_and_fits_the_services_rules(servicer:
     assert back(first.inputs)["size"] == 1.0, "the default is filled in"
 
 
-def test_an_existing_name_is_kept_and_a_given_one_wins(servicer: PluginServicer[str]) -> None:
+def test_an_existing_name_is_kept_unless_one_is_given(servicer: PluginServicer[str]) -> None:
     assert back(check(servicer, {}, olds=struct({"name": "old"})).inputs)["name"] == "old"
     assert back(check(servicer, {"name": "given"}, olds=struct({"name": "old"})).inputs)["name"] == "given"
 
@@ -132,8 +141,8 @@ def test_outputs_are_unknown_at_preview(servicer: PluginServicer[str]) -> None:
 
 
 @pytest.mark.parametrize("resource_id", ["absent", "gone"])
-def test_what_is_not_there_reads_as_an_empty_answer(servicer: PluginServicer[str], resource_id: str) -> None:
-    """A struct, even an empty one, would look found; an emulator that has ended counts as empty."""
+def test_an_absent_resource_reads_as_an_empty_answer(servicer: PluginServicer[str], resource_id: str) -> None:
+    """Even an empty struct would look like a found resource. An emulator that has ended counts as empty."""
     answer = asyncio.run(servicer.Read(proto.ReadRequest(urn=URN, id=resource_id), Context()))
     assert answer.id == ""
     assert not answer.HasField("properties")
@@ -180,7 +189,7 @@ def test_an_unknown_type_and_an_unknown_function_are_named(servicer: PluginServi
         asyncio.run(servicer.Invoke(proto.InvokeRequest(tok="test:x:triple"), Context()))
 
 
-def test_a_function_answers_with_plain_values(servicer: PluginServicer[str]) -> None:
+def test_a_function_returns_plain_values(servicer: PluginServicer[str]) -> None:
     answer = asyncio.run(
         servicer.Invoke(proto.InvokeRequest(tok="test:x:double", args=struct({"number": 4})), Context())
     )

@@ -1,4 +1,4 @@
-"""Values on the plugin's wire: whole numbers, secrets, and what differs between two sets of inputs."""
+"""Values on the plugin's wire: whole numbers, secrets, and the differences between two sets of inputs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pulumi.provider.experimental.property_value import PropertyValue
 
-from infra.provider.diff import diff_response
-from infra.provider.resource import Autoname, Made, ResourceDef
-from infra.provider.values import (
+from modelfleet.infra.provider.diff import diff_response
+from modelfleet.infra.provider.resource import Autoname, Made, ResourceDef
+from modelfleet.infra.provider.values import (
     UNKNOWN,
     contains_unknown,
     covers,
@@ -22,7 +22,7 @@ from infra.provider.values import (
 
 
 def test_whole_numbers_come_back_as_integers() -> None:
-    """boto3 and Kubernetes refuse 3.0 where they want 3."""
+    """boto3 and Kubernetes refuse 3.0 where they need 3."""
     value = {"size": 3, "share": 0.5, "on": True, "none": None, "list": [1, "a"]}
     back = plain(wire(value))
     assert back == value
@@ -45,7 +45,7 @@ def test_a_secret_input_stays_the_only_secret_part_of_its_state() -> None:
     ids=["copied", "inside a text", "deep"],
 )
 def test_an_output_that_repeats_a_secret_is_secret(key: str, value: Any) -> None:
-    """`tagsAll` repeats `tags`: it once stood in the state in plain text."""
+    """`tagsAll` repeats `tags`; it was once in the state in plain text."""
     sources = {"tags": PropertyValue({"owner": PropertyValue("hidden-4711").with_secret(True)})}
     state = with_secrets_of({key: value, "arn": "arn:aws:s3:::b"}, sources)
     assert state[key].is_secret
@@ -58,7 +58,7 @@ def test_a_short_secret_does_not_make_everything_secret() -> None:
     assert (state["name"].is_secret, state["same"].is_secret) == (False, True)
 
 
-def test_live_values_cover_what_was_asked_when_the_service_only_adds() -> None:
+def test_live_values_cover_the_inputs_if_the_service_only_adds_to_them() -> None:
     assert covers({"rules": [{"id": "x"}]}, {"rules": [{"id": "x", "status": "Enabled"}], "more": 1})
     assert not covers({"rules": [{"id": "x"}]}, {"rules": []})
     assert not covers({"tags": {"a": "1"}}, {"tags": {}})
@@ -104,7 +104,7 @@ def test_a_force_new_path_replaces_and_others_update_in_place() -> None:
     old, new = {"vpcConfig": {"subnetIds": ["a"]}}, {"vpcConfig": {"subnetIds": ["b"]}}
     assert list(diff_response(kind, old, new).replaces) == ["vpcConfig"]
     assert list(diff_response(kind, {"name": "a"}, {"name": UNKNOWN}).replaces) == ["name"], (
-        "a replaced parent sends an unknown: the child is replaced with it"
+        "a replaced parent sends an unknown value, so the child is replaced with it"
     )
 
 
@@ -119,10 +119,10 @@ def test_null_and_absent_are_the_same() -> None:
 def test_a_kept_name_is_deleted_before_its_replacement() -> None:
     kind = definition(force_new=frozenset({"size"}), autoname=Autoname("name"))
     kept = diff_response(kind, {"name": "fixed", "size": 1}, {"name": "fixed", "size": 2})
-    assert kept.deleteBeforeReplace, "two with one name cannot live side by side"
+    assert kept.deleteBeforeReplace, "two resources with one name cannot exist together"
     assert not diff_response(kind, {"name": "a-1", "size": 1}, {"name": "b-2", "size": 2}).deleteBeforeReplace
 
 
-def test_an_own_equality_decides_for_its_input() -> None:
+def test_a_custom_comparison_decides_for_its_input() -> None:
     kind = definition(same={"policy": lambda old, new: old.strip() == new.strip()})
     assert list(diff_response(kind, {"policy": "{} "}, {"policy": "{}"}).diffs) == []

@@ -12,7 +12,7 @@ from moto import mock_aws
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """boto3's client of an S3 in this process, with the empty bucket `fleet`."""
+    """A boto3 client of an S3 in this process, with the empty bucket `fleet`."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x",

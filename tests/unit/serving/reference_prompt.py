@@ -1,6 +1,6 @@
-"""A second, independent reading of RayLLM's rules: plain Python string formatting, no template, no shared code.
+"""A second, independent implementation of RayLLM's rules: plain Python string formatting, no template, no shared code.
 
-Written from the rules as observed on RayLLM v0.5.0, in their order. `Refused` is RayLLM's 4xx.
+It follows the rules as observed on RayLLM v0.5.0, in their order. `Refused` is RayLLM's 4xx.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class Refused(Exception):
 
 
 def reference_prompt(fmt: dict[str, Any], messages: list[dict[str, Any]]) -> str:
-    """What RayLLM rendered for `messages`."""
+    """RayLLM's prompt for `messages`."""
     systems = [m["content"] for m in messages if m["role"] == "system"]
     if len(systems) > 1:
         raise Refused("Only one system message can be specified.")

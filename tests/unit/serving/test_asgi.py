@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from serving.body_defaults import BodyDefaults
-from serving.gate import EngineGate
+from modelfleet.serving.body_defaults import BodyDefaults
+from modelfleet.serving.gate import EngineGate
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the body that it got, and remembers its length header."""
+    """Returns the body that it got, and remembers its length header."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -42,7 +42,7 @@ def call(
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
-def test_defaults_go_under_the_fields_of_a_body_that_comes_in_pieces() -> None:
+def test_defaults_are_added_to_a_body_that_comes_in_pieces() -> None:
     _, headers, body = call(BodyDefaults(echo, {"/v1/completions": {"seed": 1, "n": 2}}), b'{"n": ', b"3}")
     assert json.loads(body) == {"seed": 1, "n": 3}
     assert headers[b"x-length"] == str(len(body)).encode()
@@ -69,7 +69,7 @@ def test_a_dead_engine_is_503_with_retry_after_and_an_openai_error() -> None:
     assert json.loads(body)["error"]["code"] == 503
 
 
-def test_an_open_request_is_counted_until_it_ends_also_when_it_fails() -> None:
+def test_an_open_request_is_counted_until_it_ends_even_if_it_fails() -> None:
     counts: list[int] = []
 
     async def fails(scope: Any, receive: Any, send: Any) -> None:

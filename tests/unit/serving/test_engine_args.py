@@ -1,4 +1,4 @@
-"""What a model file means to vLLM and to Ray Serve, as plain data."""
+"""A model file's meaning to vLLM and to Ray Serve, as plain data."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
-from serving.config.schema import DeploymentConfig, ModelConfig
-from serving.config.serve_options import REPLICA_ENVIRONMENT, actor_options, deployment_options, placement_bundles
-from serving.engine_args import engine_arguments, lora_rank
-from serving.errors import EngineError
-from serving.sampling import body_defaults, compile_stops
+from modelfleet.serving.config.schema import DeploymentConfig, ModelConfig
+from modelfleet.serving.config.serve_options import (
+    REPLICA_ENVIRONMENT,
+    actor_options,
+    deployment_options,
+    placement_bundles,
+)
+from modelfleet.serving.engine_args import engine_arguments, lora_rank
+from modelfleet.serving.errors import EngineError
+from modelfleet.serving.sampling import body_defaults, compile_stops
 
 GPU = {"accelerator_type:L4": 0.001}
 CPU = {"accelerator_type:CPU": 0.001}
@@ -45,16 +50,16 @@ def test_the_file_decides_name_length_and_parallelism() -> None:
 
 
 def test_sampling_defaults_are_rayllms_unless_the_file_says_otherwise() -> None:
-    assert arguments()["generation_config"] == "vllm", "the checkpoint's own would change temperature 1.0"
+    assert arguments()["generation_config"] == "vllm", "the checkpoint's own config would change temperature 1.0"
     assert arguments({"engine_kwargs": {"generation_config": "auto"}})["generation_config"] == "auto"
 
 
-def test_generate_kwargs_are_defaults_and_max_tokens_is_no_cap() -> None:
+def test_generate_kwargs_are_defaults_and_max_tokens_is_not_a_cap() -> None:
     generation = {"generate_kwargs": {"temperature": 0.4, "top_p": 0.9, "max_tokens": 99, "do_sample": True}}
     assert arguments({"generation": generation})["override_generation_config"] == {"temperature": 0.4, "top_p": 0.9}
 
 
-def test_what_only_a_request_can_carry_goes_into_its_body() -> None:
+def test_defaults_that_only_a_request_can_carry_go_into_its_body() -> None:
     given = {"seed": 3, "max_new_tokens": 50, "temperature": 0.1}
     assert body_defaults(given) == ({"seed": 3}, {"seed": 3, "max_tokens": 50})
     assert body_defaults({"temperature": 0.1}) == ({}, {})
@@ -66,7 +71,7 @@ def test_an_unknown_generate_kwarg_is_refused_with_what_is_allowed() -> None:
 
 
 def test_even_one_gpu_worker_is_a_ray_actor_because_the_replica_has_no_gpu() -> None:
-    """vllm would start its engine in the replica and find no GPU (ray#51242)."""
+    """Otherwise vLLM would start its engine in the replica and find no GPU (ray#51242)."""
     assert arguments()["distributed_executor_backend"] == "ray"
 
 
@@ -78,7 +83,7 @@ def test_cpu_workers_are_child_processes_and_run_eagerly() -> None:
     assert two["distributed_executor_backend"] == "mp"
 
 
-def test_a_replica_with_gpus_has_a_bundle_of_its_own_before_its_workers() -> None:
+def test_a_replica_with_gpus_has_its_own_bundle_before_its_workers() -> None:
     one = model(actor={"resources": GPU}, num_workers=2, num_cpus_per_worker=8)
     worker = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 0.001}
     assert placement_bundles(one) == [{"CPU": 1.0, "accelerator_type:L4": 0.001}, worker, worker]
@@ -87,7 +92,7 @@ def test_a_replica_with_gpus_has_a_bundle_of_its_own_before_its_workers() -> Non
     assert options == {"num_cpus": 1.0, "num_gpus": 0.0, "resources": {"accelerator_type:L4": 0.001}}
 
 
-def test_a_replica_without_gpus_is_one_bundle_that_it_takes_whole() -> None:
+def test_a_replica_without_gpus_takes_one_whole_bundle() -> None:
     one = model(actor={"num_cpus": 0}, num_workers=2, num_gpus_per_worker=0, resources_per_worker=CPU)
     assert placement_bundles(one) == [{"CPU": 2.0, "accelerator_type:CPU": 0.002}]
     assert actor_options(one)["num_cpus"] == 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.explain import root_cause, sentence, way_out
+from modelfleet.serving.explain import root_cause, sentence, way_out
 
 LOG = """
 (EngineCore pid=12) ERROR 11-24 10:00:00 [core.py:1] EngineCore failed to start.
@@ -20,11 +20,11 @@ def test_the_cause_is_the_first_error_and_not_what_followed_from_it() -> None:
     assert root_cause(LOG) == "ValueError: No available memory for the cache blocks. Try more."
 
 
-def test_the_sentence_names_model_cause_and_way_out_in_one_line() -> None:
+def test_the_sentence_names_model_cause_and_fix_in_one_line() -> None:
     error = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
     assert sentence("org/name", error, LOG) == (
         "vLLM cannot start org/name: ValueError: No available memory for the cache blocks. Try more; lower "
-        "engine_config.max_total_tokens, raise engine_kwargs.gpu_memory_utilization, or use more num_workers"
+        "engine_config.max_total_tokens, or raise engine_kwargs.gpu_memory_utilization or num_workers"
     )
 
 
@@ -43,7 +43,7 @@ def test_what_pydantic_adds_to_its_errors_is_left_out() -> None:
 
 
 def test_an_unknown_cause_points_to_the_log() -> None:
-    assert sentence("m", KeyError("x"), "").endswith("the replica's log has the whole story")
+    assert sentence("m", KeyError("x"), "").endswith("see the replica's log")
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_an_unknown_cause_points_to_the_log() -> None:
         ("Model architectures ['X'] are not supported for now.", "architecture"),
     ],
 )
-def test_known_causes_have_their_way_out(text: str, word: str) -> None:
+def test_known_causes_have_their_fix(text: str, word: str) -> None:
     assert word in (way_out(text) or "")

@@ -1,4 +1,4 @@
-"""The Hugging Face token is read again for each download: a changed Secret needs no new replica, and no new pod."""
+"""Each download reads the Hugging Face token again, so a changed Secret needs no new replica or pod."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from infra.kubernetes.manifests.ray import HUGGINGFACE_PATH, ray_cluster
+from modelfleet.infra.kubernetes.manifests.ray import HUGGINGFACE_PATH, ray_cluster
 from tests.cluster.fleet import five_models, planned
 
 ROOT = Path(__file__).parents[3]
 
-#: One process, as a replica's: two downloads, the file changed between them.
+#: One process, like a replica's: two downloads, between which the file changes.
 REPLICA = """
 import os, sys
-from serving.errors import WeightsError
-from serving.hub import download
+from modelfleet.serving.errors import WeightsError
+from modelfleet.serving.hub import download
 for token in ("hf_old", "hf_new"):
     new = os.environ["HF_TOKEN_PATH"] + ".new"
     open(new, "w").write(token + chr(10))
-    os.replace(new, os.environ["HF_TOKEN_PATH"])  # the kubelet swaps the file, too
+    os.replace(new, os.environ["HF_TOKEN_PATH"])  # the kubelet also swaps the file
     try:
         download("org/gated", None)
     except WeightsError as error:
@@ -34,7 +34,7 @@ for token in ("hf_old", "hf_new"):
 
 
 class Hub:
-    """A Hub that grants nothing and notes who asked."""
+    """A Hub that grants nothing and records the tokens that it gets."""
 
     def __init__(self) -> None:
         self.seen: list[str | None] = []
@@ -52,7 +52,7 @@ class Hub:
             do_HEAD = do_GET
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing."""
+                """Logs nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
@@ -83,7 +83,7 @@ def test_a_changed_token_is_used_by_the_next_download_of_a_running_replica(hub: 
 
 
 def test_pods_mount_the_secret_as_a_file_and_name_it_to_the_hub(tmp_path: Path) -> None:
-    """As a variable, or as a file by `subPath`, it would stay what it was until the pod ends."""
+    """As a variable, or as a file by `subPath`, it would not change until the pod ends."""
     cluster = ray_cluster(planned(tmp_path, five_models()))
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         spec = group["template"]["spec"]
@@ -94,4 +94,4 @@ def test_pods_mount_the_secret_as_a_file_and_name_it_to_the_hub(tmp_path: Path) 
         assert mount == {"name": "huggingface", "mountPath": HUGGINGFACE_PATH, "readOnly": True}
         variables = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert variables["HF_TOKEN_PATH"] == f"{HUGGINGFACE_PATH}/token"
-        assert "HF_TOKEN" not in variables, "it would go before the file"
+        assert "HF_TOKEN" not in variables, "the variable would take precedence over the file"

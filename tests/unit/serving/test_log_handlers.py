@@ -1,4 +1,4 @@
-"""A replica's log goes on after a library has configured logging anew."""
+"""A replica's log continues after a library has reconfigured logging."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.log_handlers import kept_targets
+from modelfleet.serving.log_handlers import kept_targets
 
 
 @pytest.fixture
 def logger(tmp_path: Path) -> Iterator[logging.Logger]:
-    """As Ray Serve makes a replica's: a file behind a buffer that is flushed at every line."""
+    """Like the logger that Ray Serve gives a replica: a file behind a buffer that every line flushes."""
     made = logging.getLogger("replica-of-a-test")
     made.setLevel(logging.INFO)
     handler = MemoryHandler(1, target=logging.FileHandler(tmp_path / "replica.log"))
@@ -25,7 +25,9 @@ def logger(tmp_path: Path) -> Iterator[logging.Logger]:
     handler.close()
 
 
-def test_lines_after_a_new_configuration_reach_the_file_and_no_memory(logger: logging.Logger, tmp_path: Path) -> None:
+def test_lines_after_a_new_configuration_reach_the_file_and_use_no_memory(
+    logger: logging.Logger, tmp_path: Path
+) -> None:
     with kept_targets(logger):
         logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
         logger.info("meanwhile")

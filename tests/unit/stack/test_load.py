@@ -1,4 +1,4 @@
-"""Stack files: every key typed, every fault at its line, secrets never read."""
+"""Stack files: every key has a type, every fault its line, and secrets are never read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.stack import LoadedStack, load_stack
-from infra.stack.schema import StackConfig
-from serving.config.errors import InputErrors
+from modelfleet.infra.stack import LoadedStack, load_stack
+from modelfleet.infra.stack.schema import StackConfig
+from modelfleet.serving.config.errors import InputErrors
+from tests.examples import examples
 
 HEAD = "config:\n  aws:region: us-east-1\n  modelfleet:target: eks\n  modelfleet:models: ['*']\n"
 ROOT = Path(__file__).parents[3]
@@ -50,6 +51,10 @@ def test_a_small_stack_has_all_defaults(tmp_path: Path) -> None:
             "6: modelfleet:pools[0].accelerator: found 'H100'",
         ),
         (
+            "  modelfleet:pools:\n    - {name: Big_GPUs, accelerator: L4, maxNodes: 2}\n",
+            "6: modelfleet:pools[0].name: found 'Big_GPUs'; allowed is 1 to 30 lower-case letters, digits and `-`",
+        ),
+        (
             "  modelfleet:pools:\n    - {name: l4, accelerator: L4, minNodes: 3, maxNodes: 2}\n",
             "6: modelfleet:pools[0]: found minNodes 3 above maxNodes 2",
         ),
@@ -58,10 +63,13 @@ def test_a_small_stack_has_all_defaults(tmp_path: Path) -> None:
             "    - {name: a, accelerator: L4, maxNodes: 2}\n    - {name: a, accelerator: T4, maxNodes: 2}\n",
             "found a twice; each pool has its own name",
         ),
-        ("  modelfleet:network: {vpcId: vpc-12}\n", "vpcId and privateSubnetIds go together"),
+        ("  modelfleet:network: {vpcId: vpc-12}\n", "vpcId and privateSubnetIds go together; set both or neither"),
         ("  modelfleet:accountId: '123'\n", "5: modelfleet:accountId: found '123'"),
         ("  modelfleet:budget: {maxUsdPerHour: -1}\n", "5: modelfleet:budget.maxUsdPerHour: found -1"),
-        ("  modelfleet:local: {servePort: 8000}\n", "each service needs its own"),
+        (
+            "  modelfleet:local: {servePort: 8000}\n",
+            "5: modelfleet:local.servePort: found 8000, which gatewayPort has too; each service needs its own port",
+        ),
         (
             "  modelfleet:apiKeys: {team: abc}\n",
             "5: modelfleet:apiKeys: is in plain text; run `pulumi config set --secret",
@@ -70,10 +78,10 @@ def test_a_small_stack_has_all_defaults(tmp_path: Path) -> None:
     ],
     ids=lambda value: value.strip()[:40] if value.startswith("  ") else "",
 )
-def test_a_fault_is_told_at_its_line(tmp_path: Path, lines: str, sentence: str) -> None:
+def test_a_fault_is_reported_at_its_line(tmp_path: Path, lines: str, sentence: str) -> None:
     found = "\n".join(sentences(tmp_path, HEAD + lines))
     assert sentence in found
-    assert "hf_abc" not in found and "team: abc" not in found, "a secret is never repeated"
+    assert "hf_abc" not in found and "team: abc" not in found, "a message must not repeat a secret"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +97,11 @@ def test_a_secret_in_any_of_pulumis_forms_is_set(tmp_path: Path, text: str) -> N
     assert load(tmp_path, HEAD + text).secrets == {"apiKeys"}
 
 
-def test_pulumis_own_keys_beside_config_are_left_alone(tmp_path: Path) -> None:
-    assert load(tmp_path, "encryptionsalt: v1:abc\n" + HEAD).config.target == "eks"
+def test_pulumis_own_keys_next_to_config_are_left_alone(tmp_path: Path) -> None:
+    assert load(tmp_path, "encryptionsalt: v1:abc\n" + HEAD).config.target.name == "eks"
 
 
-def test_a_missing_stack_names_those_that_are_there(tmp_path: Path) -> None:
+def test_a_missing_stack_error_names_the_existing_ones(tmp_path: Path) -> None:
     load(tmp_path, HEAD)
     with pytest.raises(InputErrors) as caught:
         load_stack(tmp_path, "prod")
@@ -105,13 +113,13 @@ def test_all_faults_of_a_file_come_at_once(tmp_path: Path) -> None:
     assert len(sentences(tmp_path, text)) == 3
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=200), st.text(max_size=200).map(str.encode), st.sampled_from([b"a: &a [*a]", b"config: 3"])
     )
 )
-def test_any_bytes_at_all_give_findings_and_no_traceback(tmp_path: Path, junk: bytes) -> None:
+def test_any_bytes_give_findings_and_no_traceback(tmp_path: Path, junk: bytes) -> None:
     with pytest.raises(InputErrors):
         load(tmp_path, junk)
 
@@ -119,7 +127,7 @@ def test_any_bytes_at_all_give_findings_and_no_traceback(tmp_path: Path, junk: b
 PIECES = (ROOT / "stacks" / "Pulumi.prod.yaml").read_bytes()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(PIECES)), st.integers(0, 30), st.binary(max_size=12))
 def test_a_damaged_stack_file_gives_findings_or_loads(tmp_path: Path, at: int, cut: int, junk: bytes) -> None:
     try:
@@ -129,7 +137,7 @@ def test_a_damaged_stack_file_gives_findings_or_loads(tmp_path: Path, at: int, c
 
 
 def test_every_key_has_a_description() -> None:
-    """They become the reference, and what an editor shows. Of a section the section's own counts too."""
+    """Descriptions become the reference and an editor's help. For a section, its class's own also counts."""
     schema = StackConfig.model_json_schema(by_alias=True)
     sections = [schema, *schema["$defs"].values()]
     keys = [(key, value) for section in sections for key, value in section["properties"].items()]
@@ -139,7 +147,7 @@ def test_every_key_has_a_description() -> None:
 
 def test_the_json_schema_of_stack_files_is_the_generated_one() -> None:
     path = ROOT / "schemas" / "stack.schema.json"
-    assert path.is_file(), "run the schema generator"
+    assert path.is_file(), "run `make schema`"
     assert "modelfleet:pools" in json.dumps(json.loads(path.read_text()))
 
 

@@ -1,6 +1,6 @@
-"""`pulumi-resource-aws`: run by the Pulumi engine, see `tools/standin/bin/aws/`."""
+"""`pulumi-resource-aws`, which the Pulumi engine runs; see `tools/standin/bin/aws/`."""
 
-from infra.provider import main
+from modelfleet.infra.provider import main
 from tools.standin.aws.provider import AwsStandin
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     {"once": true, "code": "InternalFailure"}        each different call fails the first time it is made
     {"at": 7, "code": "InternalFailure"}             the seventh call of a plugin process fails
-    {"first": 40, "code": "ThrottlingException"}     the first forty calls fail, then all is well
-    {"before": {"CreateNodegroup": 30}}              the call sleeps 30 s before it is sent (to be killed in)
-    {"after": {"CreateNodegroup": 30}}               the call is carried out, its answer comes 30 s later
+    {"first": 40, "code": "ThrottlingException"}     the first forty calls fail, the rest succeed
+    {"before": {"CreateNodegroup": 30}}              the call sleeps 30 s before it is sent, a time to kill it in
+    {"after": {"CreateNodegroup": 30}}               the call is carried out; its answer comes 30 s later
 
-`log` in the file names a file that gets one line per call. Reads do not fail, or a preview could not run.
+`log` names a file that gets one line per call. Reads do not fail; otherwise no preview could run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ READS = ("Get", "Describe", "List", "Head")
 
 
 class Faults:
-    """The script and how far it has come."""
+    """The script and its progress."""
 
     def __init__(self, script: dict[str, Any]) -> None:
         self._script = script
@@ -34,7 +34,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def before(self, service: str, operation: str, about: str = "") -> None:
-        """Called before each AWS call; raises the scripted error as AWS would answer it."""
+        """Called before each AWS call; raises the scripted error in the form that AWS would return."""
         if operation.startswith(READS):
             return
         with self._lock:
@@ -48,13 +48,13 @@ class Faults:
             raise ClientError({"Error": {"Code": code, "Message": f"scripted failure of call {count}"}}, operation)
 
     def after(self, operation: str) -> None:
-        """Called when a call was carried out and its answer is there."""
+        """Called after a call was carried out and answered."""
         if seconds := self._script.get("after", {}).get(operation, 0):
             self._note(f"{operation} was carried out")
             time.sleep(seconds)
 
     def _note(self, line: str) -> bool:
-        """Writes the call down; whether it was made before."""
+        """Logs the call; returns whether it was made before."""
         log = self._script.get("log")
         if not log:
             return False
@@ -73,6 +73,6 @@ class Faults:
 
 
 def scripted() -> Faults | None:
-    """The faults that the environment asks for; None outside of tests."""
+    """The faults that the environment names; None outside tests."""
     path = os.environ.get(VARIABLE)
     return Faults(json.loads(Path(path).read_text(encoding="utf-8"))) if path else None

@@ -1,4 +1,4 @@
-"""What resource types of the aws stand-in share: absent things, half-made things, tags, the forms of names."""
+"""Shared by the aws stand-in's resource types: absent and half-made resources, tags, the forms of names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from infra.provider import Call, Made, PartlyMade, Props, Refused
+from modelfleet.infra.provider import Call, Made, PartlyMade, Props, Refused
 from tools.standin.aws.session import Aws, error_code, explain
 
 ACCOUNT = "123456789012"
@@ -15,13 +15,13 @@ ACCOUNT = "123456789012"
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether a service says that the thing is not there."""
+    """Whether a service reports that the resource does not exist."""
     code = error_code(error)
     return "NotFound" in code or code in ("NoSuchEntity", "NoSuchBucket", "NoSuchKey", "404")
 
 
 def unless_absent(work: Callable[[], Any]) -> Any:
-    """`work()`, or None when what it is about is not there."""
+    """Returns `work()`, or None if the resource does not exist."""
     try:
         return work()
     except ClientError as error:
@@ -31,9 +31,9 @@ def unless_absent(work: Callable[[], Any]) -> Any:
 
 
 def made(id: str, outputs: Props, *steps: Callable[[], Any]) -> Made:
-    """A resource that exists, after further calls that complete it; one that fails leaves it to be repaired.
+    """Runs the calls that complete a new resource; if one fails, the resource stays in the state to be repaired.
 
-    Without this a second `pulumi up` would make another one beside the first.
+    Otherwise a second `pulumi up` would make another one.
     """
     for step in steps:
         try:
@@ -54,22 +54,22 @@ def region(call: Call[Aws], props: Props) -> str:
 
 
 def ec2_arn(call: Call[Aws], props: Props, kind: str, id: str) -> str:
-    """The ARN of a thing of EC2, such as kind `subnet`."""
+    """The ARN of an EC2 resource, of a kind such as `subnet`."""
     return f"arn:aws:ec2:{region(call, props)}:{ACCOUNT}:{kind}/{id}"
 
 
 def first(answer: Any) -> Any:
-    """The first of a list; None for an absent answer or an empty list."""
+    """The first item of a list; None if the list is absent or empty."""
     return answer[0] if answer else None
 
 
 def capital(name: str) -> str:
-    """`cidrBlock` as EC2 writes it."""
+    """The name as EC2 writes it: `cidrBlock` becomes `CidrBlock`."""
     return name[:1].upper() + name[1:]
 
 
 def given(props: Props, *names: str) -> Props:
-    """The inputs that are set, with EC2's capital letters."""
+    """The inputs that are set, under EC2's capitalised names."""
     return {capital(name): props[name] for name in names if props.get(name) is not None}
 
 
@@ -79,12 +79,12 @@ def as_tags(tags: Mapping[str, str], key: str = "Key", value: str = "Value") -> 
 
 
 def from_tags(pairs: Iterable[Mapping[str, str]], key: str = "Key", value: str = "Value") -> dict[str, str]:
-    """A list of pairs as tags, without those that AWS sets itself."""
+    """A list of pairs as tags, without the tags that AWS sets itself."""
     return {pair[key]: pair[value] for pair in pairs if not pair[key].startswith("aws:")}
 
 
 def live_tags(call: Call[Aws], state: Props, found: Mapping[str, str]) -> Props:
-    """`tags` and `tagsAll` as they are in the account: the provider's default tags are not the resource's own."""
+    """The account's `tags` and `tagsAll`; `tags` leaves out the provider's default tags."""
     own = state.get("tags") or {}
     tags = {name: text for name, text in found.items() if name in own or name not in call.session.default_tags}
     return {"tagsAll": dict(found), **({"tags": tags} if tags or own else {})}
@@ -97,7 +97,7 @@ def tag_specification(call: Call[Aws], kind: str, inputs: Props) -> Props:
 
 
 def retag(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
-    """Brings an EC2 resource's tags to what the program says; answers `tagsAll`."""
+    """Changes an EC2 resource's tags to the program's; returns `tagsAll`."""
     wanted, had = call.session.tags(inputs), state.get("tagsAll") or {}
     ec2 = client(call, "ec2", inputs)
     if gone := [{"Key": name} for name in had if name not in wanted]:

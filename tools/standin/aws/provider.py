@@ -1,6 +1,6 @@
 """The aws stand-in as a whole: every module of `resources/` adds its tables."""
 
-# ruff: noqa: D102 - the methods are described in infra.provider.Plugin
+# ruff: noqa: D102 - the methods are described in modelfleet.infra.provider.Plugin
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-from infra.provider import InvokeDef, Plugin, Props, ResourceDef
+from modelfleet.infra.provider import InvokeDef, Plugin, Props, ResourceDef
 from tools.standin.aws import resources
 from tools.standin.aws.session import Aws, emulator_has_ended, explain, open_session
 
@@ -22,12 +22,12 @@ def _modules() -> Iterable[ModuleType]:
 
 
 def all_resources() -> dict[str, ResourceDef[Aws]]:
-    """Every resource type of the modules under `resources/`; one type described twice is an error."""
+    """Every resource type of the modules under `resources/`; raises `ValueError` if one is defined twice."""
     found: dict[str, ResourceDef[Aws]] = {}
     for module in _modules():
         for definition in getattr(module, "RESOURCES", ()):
             if definition.token in found:
-                raise ValueError(f"{definition.token} is described twice, again in {module.__name__}")
+                raise ValueError(f"{definition.token} is defined twice; the second definition is in {module.__name__}")
             found[definition.token] = definition
     return found
 
@@ -62,5 +62,5 @@ class AwsStandin(Plugin[Aws]):
         return explain(error)
 
     def is_gone(self, session: Aws, error: Exception) -> bool:
-        # `Aws.endpoint` lets nothing but loopback through, so a refused connection is the emulator's.
+        # `Aws.endpoint` allows only loopback, so a refused connection is the emulator's.
         return emulator_has_ended(error)

@@ -1,4 +1,4 @@
-"""What the aws stand-in keeps between calls: settings and boto3 clients, and where it may connect to."""
+"""The aws stand-in's session: settings, boto3 clients, and where it may connect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from infra.provider import NotDone, Props, Refused
+from modelfleet.infra.provider import NotDone, Props, Refused
 from tools.standin.aws.faults import Faults, scripted
 
 SETTINGS = frozenset(
@@ -35,7 +35,7 @@ SETTINGS = frozenset(
         "version",
     }
 )
-"""Provider settings that the stand-in honours, or that ask it to leave out what it does not do anyway."""
+"""Provider settings that the stand-in honours, or that turn off what it does not do anyway."""
 
 EMULATED_ACCOUNT = "123456789012"
 """moto's account."""
@@ -77,7 +77,7 @@ class Aws:
             return self._clients[key]
 
     def before_call(self, service: str, operation: str, about: str = "") -> None:
-        """Lets a test's script fail this call."""
+        """Lets a test's script make this call fail."""
         if self._faults is not None:
             self._faults.before(service, operation, about)
 
@@ -91,7 +91,7 @@ class Aws:
             self._faults.after(model.name)
 
     def endpoint(self, service: str) -> str:
-        """The emulator's URL for `service`; without one, or with one off this machine, the call is refused."""
+        """The emulator's URL for `service`; raises `Refused` without one, or for one on another machine."""
         url = (
             self.endpoints.get(service)
             or os.environ.get(f"AWS_ENDPOINT_URL_{service.upper().replace('-', '_')}")
@@ -103,16 +103,16 @@ class Aws:
                 f"set aws:endpoints or AWS_ENDPOINT_URL, or install the real plugin: pulumi plugin install resource aws"
             )
         if not is_loopback(url):
-            raise Refused(f"the aws stand-in connects to this machine only, found endpoint '{url}' for '{service}'")
+            raise Refused(f"the aws stand-in connects to this machine only; found endpoint '{url}' for '{service}'")
         return url
 
     def tags(self, inputs: Props) -> dict[str, str]:
-        """All tags of a resource (`tagsAll`): the provider's defaults below the resource's own."""
+        """All tags of a resource (`tagsAll`): the provider's defaults, overridden by the resource's own."""
         return {**self.default_tags, **(inputs.get("tags") or {})}
 
 
 def open_session(settings: Props) -> Aws:
-    """A session for the provider's settings; raises `Refused` for a setting that would be ignored."""
+    """Opens a session with the provider's settings; raises `Refused` for one that it would ignore."""
     for key, value in settings.items():
         if key not in SETTINGS and value not in (None, [], {}, ""):
             raise NotDone(f"aws provider setting '{key}'")
@@ -121,7 +121,7 @@ def open_session(settings: Props) -> Aws:
         endpoints.update({service: url for service, url in entry.items() if url})
     region = settings.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region:
-        raise Refused("aws: no region is set; set aws:region in the stack's config")
+        raise Refused("aws: the region is not set; set aws:region in the stack's config")
     keys = {
         "aws_access_key_id": settings.get("accessKey") or os.environ.get("AWS_ACCESS_KEY_ID") or "standin",
         "aws_secret_access_key": settings.get("secretKey") or os.environ.get("AWS_SECRET_ACCESS_KEY") or "standin",
@@ -143,7 +143,7 @@ def is_loopback(url: str) -> bool:
 
 
 def emulator_has_ended(error: Exception) -> bool:
-    """Whether nothing listens at the endpoint any more (moto keeps all in memory, so all it held is gone)."""
+    """Whether nothing listens at the endpoint any more; moto keeps all in memory, so everything it held is gone."""
     return isinstance(error, EndpointConnectionError)
 
 

@@ -1,8 +1,8 @@
-"""What moto has no API for, kept beside it: one JSON object per entry in a bucket of the emulator itself.
+"""State that moto has no API for: one JSON object per entry, in a bucket of the emulator itself.
 
-So the entries live exactly as long as everything else that the emulator holds, and a test reads them with boto3.
-Each call is held against botocore's own model of the operation before it touches the table: a parameter that AWS
-does not know, a missing one or a wrong type is refused with botocore's words.
+So the entries live exactly as long as everything else in the emulator, and a test can read them with boto3. Before a
+call touches the table, it is checked against botocore's own model of the operation. A parameter that AWS does not know,
+a missing one or a wrong type is refused with botocore's message.
 
     validated("eks", "CreateAddon", {"clusterName": "c", "addonName": "coredns"})
     table = Table(session)
@@ -21,11 +21,11 @@ from botocore.exceptions import ClientError
 from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
-from infra.provider import Props, Refused
+from modelfleet.infra.provider import Props, Refused
 from tools.standin.aws.session import Aws, error_code
 
 BUCKET = "standin-table"
-"""The emulator's bucket with the entries; it is the stand-in's own and no part of any stack."""
+"""The emulator's bucket with the entries; it belongs to the stand-in, not to a stack."""
 
 _ABSENT = frozenset({"NoSuchKey", "NoSuchBucket", "404"})
 
@@ -35,7 +35,7 @@ class Absent(LookupError):
 
 
 class Table:
-    """Entries by slash-separated key, in the emulator that `session` talks to."""
+    """Entries by slash-separated key, in the emulator that `session` uses."""
 
     _lock = threading.Lock()
 
@@ -44,7 +44,7 @@ class Table:
         self._s3 = session.client("s3", "us-east-1")
 
     def call(self, service: str, operation: str, params: Props) -> None:
-        """Validates a call that only reaches the table, and counts it like one that reaches the emulator."""
+        """Validates a call that reaches only the table, and counts it like one that reaches the emulator."""
         validated(service, operation, params)
         self._session.before_call(service, operation, repr(sorted(params.items(), key=str)))
 
@@ -61,7 +61,7 @@ class Table:
             self._s3.put_object(Bucket=BUCKET, Key=key, Body=body)
 
     def get(self, key: str) -> Props:
-        """An entry; raises `Absent`."""
+        """Returns an entry; raises `Absent` if there is none."""
         try:
             body = self._s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
         except ClientError as error:
@@ -72,14 +72,14 @@ class Table:
         return found
 
     def find(self, key: str) -> Props | None:
-        """An entry, or None."""
+        """Returns an entry, or None."""
         try:
             return self.get(key)
         except Absent:
             return None
 
     def delete(self, key: str) -> None:
-        """Takes an entry away; one that is not there is fine."""
+        """Deletes an entry, if it exists."""
         try:
             self._s3.delete_object(Bucket=BUCKET, Key=key)
         except ClientError as error:
@@ -87,7 +87,7 @@ class Table:
                 raise
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys of entries below a prefix."""
+        """Returns the keys of entries below a prefix."""
         try:
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
             return [item["Key"] for page in pages for item in page.get("Contents", ())]
@@ -104,7 +104,7 @@ def service_model(service: str) -> ServiceModel:
 
 
 def validated(service: str, operation: str, params: Props) -> Props:
-    """`params` as they are; raises `Refused` with botocore's report when the operation would not take them."""
+    """Returns `params` unchanged; raises `Refused` with botocore's report if the operation would not take them."""
     shape: Any = service_model(service).operation_model(operation).input_shape
     report = ParamValidator().validate(params, shape)
     if report.has_errors():

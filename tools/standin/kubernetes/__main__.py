@@ -1,6 +1,6 @@
-"""`pulumi-resource-kubernetes`: run by the Pulumi engine, see `tools/standin/bin/kubernetes/`."""
+"""`pulumi-resource-kubernetes`, which the Pulumi engine runs; see `tools/standin/bin/kubernetes/`."""
 
-from infra.provider import main
+from modelfleet.infra.provider import main
 from tools.standin.kubernetes.provider import KubernetesServicer, KubernetesStandin
 
 if __name__ == "__main__":

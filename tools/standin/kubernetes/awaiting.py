@@ -1,4 +1,4 @@
-"""When an object counts as made: the real plugin's await rules for the kinds that this project makes.
+"""Waits until an object is ready, by the real plugin's await rules for the kinds that this project makes.
 
 Source: pulumi-kubernetes provider/pkg/await (`pulumi.com/waitFor`, `skipAwait`, `timeoutSeconds` annotations).
 """
@@ -9,20 +9,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infra.kubernetes.api import Api, Manifest
-from infra.provider import Refused
+from modelfleet.infra.kubernetes.api import Api, Manifest
+from modelfleet.infra.provider import Refused
 
 POLL_SECONDS = 0.5
-#: Between two lines about a wait, at which a user's Ctrl-C is noticed.
+#: Time between two progress lines of a wait; a user's Ctrl-C is noticed at each.
 STEP_SECONDS = 2.0
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
 Verdict = str | None
-"""None: ready. Else what is still missing, in words."""
+"""None means ready; otherwise a text that says what is still missing."""
 
 
 class NotReady(Exception):
-    """The object is there but did not get ready; `reasons` say why."""
+    """The object exists but did not become ready; `reasons` say why."""
 
     def __init__(self, live: Manifest, reasons: list[str]) -> None:
         self.live, self.reasons = live, reasons
@@ -30,7 +30,7 @@ class NotReady(Exception):
 
 
 def wait_until_ready(api: Api, live: Manifest, seconds: float, step: Callable[[str], None]) -> Manifest:
-    """Poll until the object is ready; raises `NotReady` after `seconds`, when it failed for good, or when stopped."""
+    """Poll until the object is ready; raises `NotReady` after `seconds`, if it failed for good, or if stopped."""
     annotations = live["metadata"].get("annotations") or {}
     if annotations.get("pulumi.com/skipAwait") == "true":
         return live
@@ -56,12 +56,12 @@ def wait_until_ready(api: Api, live: Manifest, seconds: float, step: Callable[[s
         meta = live["metadata"]
         found = api.get(live["apiVersion"], live["kind"], meta["name"], meta.get("namespace"))
         if found is None:
-            raise NotReady(live, ["it was deleted by somebody else"])
+            raise NotReady(live, ["something else deleted it"])
         live = found
 
 
 def wait_until_gone(api: Api, live: Manifest, seconds: float, step: Callable[[str], None]) -> None:
-    """Poll until the object is away; raises `TimeoutError` with its finalizers, or `Refused` when stopped."""
+    """Poll until the object is gone; raises `TimeoutError` with its finalizers, or `Refused` if stopped."""
     meta = live["metadata"]
     end, noted = time.monotonic() + (seconds or DEFAULT_TIMEOUT_SECONDS), time.monotonic()
     while True:
@@ -70,10 +70,10 @@ def wait_until_gone(api: Api, live: Manifest, seconds: float, step: Callable[[st
             return
         finalizers = ", ".join(found["metadata"].get("finalizers") or []) or "none"
         if time.monotonic() > end:
-            raise TimeoutError(f"{live['kind']} {meta['name']} is still there; its finalizers are {finalizers}")
+            raise TimeoutError(f"{live['kind']} {meta['name']} still exists; its finalizers: {finalizers}")
         if time.monotonic() - noted > STEP_SECONDS:
             noted = time.monotonic()
-            step(f"waiting for it to go, finalizers: {finalizers}")
+            step(f"waiting until it is gone; its finalizers: {finalizers}")
         time.sleep(POLL_SECONDS)
 
 
@@ -82,7 +82,7 @@ def _rule(live: Manifest, annotations: dict[str, str]) -> Callable[[Manifest], V
         kind, _, rest = wanted.partition("=")
         if kind != "condition":
             raise NotReady(
-                live, [f"pulumi.com/waitFor: {wanted!r}: the stand-in knows condition=<Type>[=<Status>] only"]
+                live, [f"pulumi.com/waitFor: {wanted!r}: the stand-in knows only condition=<Type>[=<Status>]"]
             )
         name, _, status = rest.partition("=")
         return lambda now: _condition(now, name, status or "True")
@@ -94,14 +94,14 @@ def _condition(live: Manifest, name: str, status: str) -> Verdict:
     if name in found and found[name]["status"] == status:
         return None
     if name not in found:
-        return f"condition {name} is not there yet"
+        return f"condition {name} is not set yet"
     return f"condition {name} is {found[name]['status']}: {found[name].get('message') or found[name].get('reason')}"
 
 
 def _deployment(live: Manifest) -> Verdict:
     wanted, status = live["spec"].get("replicas", 1), live.get("status", {})
     if status.get("observedGeneration", 0) < live["metadata"]["generation"]:
-        return "not seen by its controller yet"
+        return "its controller has not seen it yet"
     updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
     if updated >= wanted and available >= wanted:
         return None
@@ -111,7 +111,7 @@ def _deployment(live: Manifest) -> Verdict:
 def _daemon_set(live: Manifest) -> Verdict:
     status = live.get("status", {})
     if status.get("observedGeneration", 0) < live["metadata"]["generation"]:
-        return "not seen by its controller yet"
+        return "its controller has not seen it yet"
     wanted, ready = status.get("desiredNumberScheduled", 0), status.get("numberReady", 0)
     return None if ready >= wanted else f"{ready} of {wanted} pods are ready"
 
@@ -138,11 +138,11 @@ _RULES: dict[str, Callable[[Manifest], Verdict]] = {
 
 
 def _failed(live: Manifest) -> str | None:
-    """A state from which the object does not come back by itself."""
+    """A state from which the object does not recover."""
     conditions: list[dict[str, Any]] = live.get("status", {}).get("conditions") or []
     for condition in conditions:
         if live["kind"] == "Job" and condition["type"] == "Failed" and condition["status"] == "True":
             return f"the Job failed: {condition.get('message') or condition.get('reason')}"
         if condition.get("reason") == "ValidationFailed" and condition["status"] == "False":
-            return f"refused by its operator: {condition.get('message')}"
+            return f"its operator refused it: {condition.get('message')}"
     return None

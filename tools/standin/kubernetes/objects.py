@@ -6,24 +6,24 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from infra.kubernetes.api import ApiError, Manifest, NoSuchKind
-from infra.provider import Call, Made, NotDone, PartlyMade, Props, Refused, ResourceDef, contains_unknown
+from modelfleet.infra.kubernetes.api import ApiError, Manifest
+from modelfleet.infra.provider import Call, Made, NotDone, PartlyMade, Props, Refused, ResourceDef, contains_unknown
 from tools.standin.kubernetes.awaiting import NotReady, wait_until_gone, wait_until_ready
 from tools.standin.kubernetes.session import FIELD_MANAGER, Kubernetes
 
 PACKAGE = "kubernetes:"
-#: Top-level fields of the kinds that a program may make.
+#: Top-level fields of the kinds that a program can make.
 FIELDS = frozenset(
     {"apiVersion", "kind", "metadata", "spec", "data", "stringData", "binaryData", "immutable", "type", "rules"}
     | {"roleRef", "subjects", "secrets", "automountServiceAccountToken", "imagePullSecrets", "aggregationRule"}
     | {"value", "globalDefault", "description", "preemptionPolicy", "handler", "overhead", "webhooks"}
     | {"provisioner", "parameters", "reclaimPolicy", "volumeBindingMode", "allowVolumeExpansion"}
 )
-#: Not objects of the API: the real plugin makes them from charts and files.
+#: Not API objects: the real plugin makes these from charts and files.
 NOT_OBJECTS = ("helm.sh/", "yaml:", "yaml/", "kustomize:", "kustomize/")
 
 IDENTITY = ("apiVersion", "kind", "metadata.name", "metadata.namespace")
-#: Fields that the API server never changes, `pulumi-kubernetes provider/pkg/provider/diff.go`.
+#: Fields that the API server never changes; from `pulumi-kubernetes provider/pkg/provider/diff.go`.
 FORCE_NEW: Mapping[str, tuple[str, ...]] = {
     "Job": ("spec.template", "spec.selector", "spec.completions", "spec.completionMode"),
     "Deployment": ("spec.selector",),
@@ -36,13 +36,13 @@ FORCE_NEW: Mapping[str, tuple[str, ...]] = {
     "CustomResourceDefinition": ("spec.group", "spec.scope", "spec.names.plural"),
     "Pod": ("spec",),
 }
-#: What the API server drops, because it is the default.
+#: Values that the API server drops, because they are defaults.
 EMPTY: tuple[Any, ...] = (None, {}, [], "", 0, False)
 DATA = ("data", "binaryData", "stringData")
 
 
 class AnyKind(Mapping[str, ResourceDef[Kubernetes]]):
-    """The table of resource types: whatever the cluster has."""
+    """The table of resource types: every kind that the cluster has."""
 
     def __init__(self) -> None:
         self.session: Kubernetes | None = None
@@ -63,7 +63,7 @@ class AnyKind(Mapping[str, ResourceDef[Kubernetes]]):
             outputs=frozenset({"status"}),
             required=frozenset({"metadata"}),
             force_new=frozenset((*IDENTITY, *FORCE_NEW.get(kind, ()), *self._immutable(kind))),
-            delete_before_replace=True,  # an object's name is fixed
+            delete_before_replace=True,  # an object's name cannot change
             secret_outputs=frozenset({"data", "stringData"}) if kind == "Secret" else frozenset(),
         )
 
@@ -88,40 +88,38 @@ def manifest_of(token: str, inputs: Props) -> Manifest:
 
 
 def dry_run(call: Call[Kubernetes], inputs: Props) -> Props:
-    """At preview the API server validates and admits the object, and stores nothing.
+    """At preview, have the API server validate and admit the object without storing it.
 
-    Not there yet at a first preview, and so let through: the namespace, the kind, values that are unknown.
+    A first preview has no namespace and no custom kind yet, and some values are unknown; these pass.
     """
     if contains_unknown(inputs):
         return {}
     manifest = manifest_of(call.token, inputs)
     try:
         live = _apply(call, manifest, dry_run=True)
-    except NoSuchKind:
-        return {}
     except ApiError as error:
-        if error.code == 404 and error.details.get("kind") == "namespaces":
+        if error.reason == "NoSuchKind" or (error.code == 404 and error.details.get("kind") == "namespaces"):
             return {}
         raise
     return {"status": live.get("status", {})}
 
 
 def create(call: Call[Kubernetes], inputs: Props) -> Made:
-    """Apply, and wait until it is ready; an object of that name that is there already is an error."""
+    """Apply the object and wait until it is ready; raises `Refused` if one of that name already exists."""
     manifest = manifest_of(call.token, inputs)
     api, meta = call.session.api, manifest["metadata"]
     there = api.get(manifest["apiVersion"], manifest["kind"], meta["name"], meta.get("namespace"))
     if there is not None and not call.session.take_over:
         raise Refused(
-            f"{manifest['kind']} {_id(meta)} is there already and belongs to no resource of this stack; "
-            "delete it, or take it into the stack with `pulumi import`"
+            f"{manifest['kind']} {_id(meta)} already exists but is not a resource of this stack; "
+            "delete it, or bring it into the stack with `pulumi import`"
         )
     live = _apply(call, manifest)
     return Made(_id(live["metadata"]), _ready(call, live))
 
 
 def read(call: Call[Kubernetes], id: str, state: Props) -> Props | None:
-    """What the program set, as it is now; fields of others are left out. None: it is gone."""
+    """The current values of the fields that the program set, without those of others; None if the object is gone."""
     manifest = manifest_of(call.token, state)
     namespace, _, name = id.rpartition("/")
     live = call.session.api.get(manifest["apiVersion"], manifest["kind"], name, namespace or None)
@@ -134,7 +132,7 @@ def read(call: Call[Kubernetes], id: str, state: Props) -> Props | None:
 
 
 def update(call: Call[Kubernetes], id: str, state: Props, inputs: Props) -> Props:
-    """Apply again; what the program no longer sets is removed, what others set stays."""
+    """Apply again; removes what the program no longer sets and keeps what others set."""
     return _ready(call, _apply(call, manifest_of(call.token, inputs)))
 
 
@@ -155,11 +153,15 @@ def delete(call: Call[Kubernetes], id: str, state: Props) -> None:
 def _apply(call: Call[Kubernetes], manifest: Manifest, *, dry_run: bool = False) -> Manifest:
     annotations = manifest["metadata"].get("annotations") or {}
     force = call.session.force or annotations.get("pulumi.com/patchForce") == "true"
-    # At preview a custom resource may be newer than the definition that this very run brings up to date.
-    strict = not (dry_run and call.session.api.is_custom(manifest["apiVersion"]))
-    return call.session.api.apply(
-        manifest, manager=FIELD_MANAGER, force=force, dry_run=dry_run, strict=strict, timeout=120
-    )
+    # At preview a custom resource may be newer than its definition, which this same run updates.
+    strict = not (dry_run and _is_custom(manifest["apiVersion"]))
+    return call.session.api.apply(manifest, manager=FIELD_MANAGER, force=force, dry_run=dry_run, strict=strict)
+
+
+def _is_custom(api_version: str) -> bool:
+    """Whether a CustomResourceDefinition makes this group: Kubernetes' own have no dot, or end in k8s.io."""
+    group = api_version.rpartition("/")[0]
+    return "." in group and not group.endswith("k8s.io")
 
 
 def _ready(call: Call[Kubernetes], live: Manifest) -> Props:
@@ -181,7 +183,7 @@ def _fields(inputs: Props) -> Props:
 
 
 def _as_wanted(wanted: Any, live: Any) -> Any:
-    """`live` at the places where `wanted` says something: defaults and the fields of others are no drift."""
+    """`live`, but only the fields that `wanted` sets: defaults and the fields of others are not drift."""
     if isinstance(wanted, Mapping) and isinstance(live, Mapping):
         return {k: _as_wanted(v, live.get(k)) for k, v in wanted.items() if k in live or v in EMPTY}
     if isinstance(wanted, list) and isinstance(live, list) and len(wanted) == len(live):

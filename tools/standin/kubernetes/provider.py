@@ -1,16 +1,15 @@
-"""The kubernetes stand-in as a whole, and the part of the protocol that it does more of: previews by dry run."""
+"""The kubernetes stand-in as a whole, and what it adds to the protocol: previews by dry run."""
 
-# ruff: noqa: D102 - the methods are described in infra.provider.Plugin and in provider.proto
+# ruff: noqa: D102 - the methods are described in modelfleet.infra.provider.Plugin and in provider.proto
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pulumi.provider.experimental.property_value import PropertyValue
-
-from infra.provider import Plugin, PluginServicer, Props
-from infra.provider.values import plain_map
+from modelfleet.infra.provider import Plugin, PluginServicer, Props
+from modelfleet.infra.provider.sdk import PropertyValue
+from modelfleet.infra.provider.values import plain_map
 from tools.standin.kubernetes.objects import AnyKind, dry_run
 from tools.standin.kubernetes.session import Kubernetes, explain, open_session
 
@@ -35,23 +34,23 @@ class KubernetesStandin(Plugin[Kubernetes]):
         return self._kinds.session
 
     def describe(self, session: Kubernetes) -> str:
-        return f"stand-in for pulumi-resource-kubernetes ({session.api.access.server}, Kubernetes {session.version})"
+        return f"stand-in for pulumi-resource-kubernetes ({session.api.server}, Kubernetes {session.api.version})"
 
     def explain(self, error: Exception) -> str:
         return explain(error)
 
 
 class KubernetesServicer(PluginServicer[Kubernetes]):
-    """Create and Update at preview ask the API server."""
+    """Has the API server validate Create and Update at preview."""
 
     async def Create(self, request: Any, context: Any) -> Any:
         if request.preview:
             sources = PropertyValue.unmarshal_map(request.properties)
-            await self._do(context, lambda: dry_run(self._call(request), plain_map(sources)), sources)
+            await self._do(context, lambda: dry_run(self._about(request), plain_map(sources)), sources)
         return await super().Create(request, context)
 
     async def Update(self, request: Any, context: Any) -> Any:
         if request.preview:
             sources = PropertyValue.unmarshal_map(request.news)
-            await self._do(context, lambda: dry_run(self._call(request), plain_map(sources)), sources)
+            await self._do(context, lambda: dry_run(self._about(request), plain_map(sources)), sources)
         return await super().Update(request, context)

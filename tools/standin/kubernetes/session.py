@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 
-from infra.kubernetes.api import Api, ApiError, Unreachable
-from infra.provider import Props, Refused
+from modelfleet.infra.kubernetes.api import ApiError, Unreachable
+from modelfleet.infra.provider import Props, Refused
+from tools.kubernetes.api import WritingApi
 
-#: One name for all objects of this plugin; the real one has a random name per resource.
+#: One name for all objects; the real plugin uses a random name per resource.
 FIELD_MANAGER = "pulumi-kubernetes"
 
 
@@ -17,8 +17,7 @@ FIELD_MANAGER = "pulumi-kubernetes"
 class Kubernetes:
     """A configured provider."""
 
-    api: Api
-    version: str
+    api: WritingApi
     config_map_mutable: bool
     secret_mutable: bool
     take_over: bool
@@ -26,23 +25,20 @@ class Kubernetes:
 
 
 def open_session(settings: Props) -> Kubernetes:
-    """Connect by the provider's settings, else $KUBECONFIG, else ~/.kube/config; raises `Refused` in one sentence."""
+    """Connect through the provider's settings, $KUBECONFIG or ~/.kube/config; raises `Refused` in one sentence."""
     if settings.get("enableServerSideApply") is False:
-        raise Refused("enableServerSideApply: the stand-in knows server-side apply only; install the real plugin")
+        raise Refused("enableServerSideApply: the stand-in supports only server-side apply; install the real plugin")
     source = settings.get("kubeconfig")
-    if isinstance(source, dict):  # JSON text, which the protocol's reader has opened
+    if isinstance(source, dict):  # JSON text, which the protocol's reader has parsed
         source = json.dumps(source)
-    source = source or os.environ.get("KUBECONFIG") or "~/.kube/config"
     try:
-        api = Api.from_kubeconfig(source, settings.get("context"))
-        version = api.version()
+        api = WritingApi.from_kubeconfig(source, settings.get("context"))
     except Unreachable as error:
         raise Refused(f"the Kubernetes cluster cannot be used: {error}") from error
     except ApiError as error:
         raise Refused(f"the Kubernetes cluster refused the credentials of the kubeconfig: {error}") from error
     return Kubernetes(
         api=api,
-        version=version,
         config_map_mutable=bool(settings.get("enableConfigMapMutable")),
         secret_mutable=bool(settings.get("enableSecretMutable")),
         take_over=bool(settings.get("upsertExistingObjects")),
@@ -51,7 +47,7 @@ def open_session(settings: Props) -> Kubernetes:
 
 
 def explain(error: Exception) -> str:
-    """The API server's own sentence, with what to do where that is known."""
+    """The API server's own sentence, with the fix if it is known."""
     if isinstance(error, Unreachable):
         return str(error)
     if not isinstance(error, ApiError):

@@ -1,7 +1,7 @@
 """`pulumi-language-python`: Pulumi's Python language host where the real one is missing.
 
-It runs the program with the project's own Python through Pulumi's `pulumi-language-python-exec` (from the Go
-module that the CLI was built from), and tells the engine how it ended; it runs policy packs. It installs nothing,
+It runs the program with the project's own Python, through Pulumi's `pulumi-language-python-exec` (from the Go module
+that the CLI was built from), and reports to the engine how it ended. It runs policy packs. It installs nothing,
 generates no code and runs no other plugins: those calls are refused.
 """
 
@@ -23,16 +23,16 @@ import grpc
 from google.protobuf import json_format
 from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2
 
-from infra.provider.serve import engine_address, serve
+from modelfleet.infra.provider.serve import engine_address, serve
 
 EXEC = "pulumi-language-python-exec"
 
 SAID_ITS_ERROR = 32
-"""Exit code of a program that showed its message through `pulumi.log.error`: nothing is added to it."""
+"""Exit code of a program that showed its message through `pulumi.log.error`: the host adds nothing."""
 
 
 class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
-    """Runs programs; everything else that the protocol knows is refused by name."""
+    """Runs programs; refuses everything else in the protocol by name."""
 
     def __init__(self, engine: str) -> None:
         self._engine = engine
@@ -49,8 +49,8 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         return language_pb2.GetRequiredPluginsResponse()
 
     async def GetRequiredPackages(self, request: Any, context: Any) -> Any:
-        # None in advance: the engine finds each provider when the program first uses it, and a provider that
-        # this stack never uses is not asked for.
+        # None in advance: the engine finds each provider when the program first uses it. It needs no provider that
+        # this stack never uses.
         return language_pb2.GetRequiredPackagesResponse()
 
     async def RuntimeOptionsPrompts(self, request: Any, context: Any) -> Any:
@@ -70,12 +70,16 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         yield  # never reached; it makes the method a stream, as the protocol wants
 
     async def RunPlugin(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """Runs a policy pack, as the real host does; its port and its output go to the engine as they come."""
+        """Runs a policy pack, as the real host does; passes its port and output to the engine as they come."""
         if request.kind != "analyzer":
             await self._refuse(context, "running a plugin written in Python other than a policy pack")
+        try:
+            python = python_for(request.info)
+        except FileNotFoundError as missing:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(missing))
         pack = await asyncio.create_subprocess_exec(
-            *(python_for(request.info), "-u", "-m", "pulumi.policy", *request.args, request.info.program_directory),
-            cwd=request.pwd,
+            *(python, "-u", "-m", "pulumi.policy", *request.args, request.info.program_directory),
+            cwd=request.info.program_directory,
             env={**os.environ, **dict(item.split("=", 1) for item in request.env)},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -113,7 +117,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
             cwd=request.info.program_directory or request.pwd,
             env=environment(request),
             stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # a SIGINT for the engine's plugins must not print a traceback here
+            start_new_session=True,  # a SIGINT to the engine's plugins must not print a traceback here
         )
         self._programs.add(program)
         try:
@@ -128,11 +132,11 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         if code == SAID_ITS_ERROR:
             return language_pb2.RunResponse(bail=True)
         if code < 0:
-            return language_pb2.RunResponse(error=f"the program was ended by signal {-code}")
+            return language_pb2.RunResponse(error=f"signal {-code} ended the program")
         return language_pb2.RunResponse(error=f"Program exited with non-zero exit code: {code}")
 
     def end_programs(self) -> None:
-        """Ends what still runs: its engine is going, so nobody would hear it."""
+        """Ends programs that still run: the engine is ending, so nothing would read their results."""
         for program in list(self._programs):
             if program.returncode is None:
                 program.kill()
@@ -145,7 +149,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
 
 
 async def _output_of(process: Process) -> AsyncIterator[Any]:
-    """What a process writes, as the protocol's answers, and at last its exit code."""
+    """Yields a process's output, and finally its exit code, in the protocol's form."""
     answers: asyncio.Queue[Any] = asyncio.Queue()
 
     async def pass_on(stream: Any, kind: str) -> None:
@@ -166,7 +170,7 @@ async def _output_of(process: Process) -> AsyncIterator[Any]:
 
 
 def command_line(request: Any, engine: str) -> list[str]:
-    """The program's command: the same arguments that the real host gives to Pulumi's exec script."""
+    """The program's command, with the arguments that the real host gives to Pulumi's exec script."""
     script = shutil.which(EXEC)
     if script is None:
         raise FileNotFoundError(f"{EXEC} is not on PATH; run: make tools")
@@ -193,10 +197,16 @@ def command_line(request: Any, engine: str) -> list[str]:
 
 
 def python_for(info: Any) -> str:
-    """The interpreter: the `virtualenv` of Pulumi.yaml's runtime options, else the one that runs this host."""
+    """The interpreter: the `virtualenv` of Pulumi.yaml's runtime options, or $PULUMI_PYTHON_CMD, or `python3` on PATH.
+
+    Raises `FileNotFoundError` if it is missing.
+    """
     chosen = json_format.MessageToDict(info.options).get("virtualenv")
     if not chosen:
-        return os.environ.get("MODELFLEET_PYTHON") or sys.executable
+        command = os.environ.get("PULUMI_PYTHON_CMD") or "python3"
+        if (found := shutil.which(command)) is None:
+            raise FileNotFoundError(f"{command} is not on PATH, and runtime.options.virtualenv is not set")
+        return found
     python = Path(info.root_directory, chosen, "bin", "python")
     if not python.exists():
         raise FileNotFoundError(f"Pulumi.yaml: runtime.options.virtualenv: '{python}' is missing; run: make setup")
@@ -204,7 +214,7 @@ def python_for(info: Any) -> str:
 
 
 def environment(request: Any) -> dict[str, str]:
-    """The program's environment: the host's own plus the stack's config, as the SDK reads it."""
+    """The program's environment: the host's own plus the stack's config, in the form that the SDK reads."""
     return {
         **os.environ,
         "PULUMI_CONFIG": json.dumps(dict(request.config)),

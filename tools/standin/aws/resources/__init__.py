@@ -1,1 +1,1 @@
-"""One module per service: it offers `RESOURCES` and `INVOKES`, tuples of definitions, and is found by being here."""
+"""One module per service; each offers `RESOURCES` and `INVOKES`, tuples of definitions. New modules are found here."""

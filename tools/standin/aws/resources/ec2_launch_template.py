@@ -1,15 +1,15 @@
-"""Launch templates: each change is a new version, which becomes the default where the program wants that."""
+"""Launch templates: each change is a new version, which becomes the default if the program wants that."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from infra.provider import Autoname, Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import Autoname, Call, Made, Props, Refused, ResourceDef
 from tools.standin.aws import making
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import validated
 
-#: Inputs that go into the template's data; EC2 names three of them otherwise.
+#: Inputs that go into the template's data; EC2 has other names for three of them.
 _DATA = frozenset(
     {
         "blockDeviceMappings",
@@ -66,7 +66,7 @@ def _checked(operation: str, params: Props) -> Props:
     data = params["LaunchTemplateData"]
     validated("ec2", operation, params)
     if data.get("NetworkInterfaces") and data.get("SecurityGroupIds"):
-        raise Refused(f"{operation}: InvalidParameterCombination: security groups belong to the network interfaces")
+        raise Refused(f"{operation}: InvalidParameterCombination: set the security groups in the network interfaces")
     return params
 
 
@@ -112,7 +112,7 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
 
 
 def _differs(wanted: Any, live: Any) -> bool:
-    """Whether what the template says now is not what was asked; extra answers of EC2 do not count."""
+    """Whether the template differs from what the program wants; extra fields from EC2 do not count."""
     if isinstance(wanted, dict):
         return not isinstance(live, dict) or any(_differs(item, live.get(key)) for key, item in wanted.items())
     if isinstance(wanted, list):
@@ -123,7 +123,7 @@ def _differs(wanted: Any, live: Any) -> bool:
 
 
 def _back(value: Any) -> Any:
-    """EC2's form as Pulumi's, booleans as text where the schema has text."""
+    """EC2's form as Pulumi's; booleans become text where the schema has text."""
     if isinstance(value, dict):
         return {
             key[0].lower() + key[1:]: str(item).lower() if key[0].lower() + key[1:] in _BOOLEANS else _back(item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.provider import Call, InvokeDef, Made, NotDone, Props, ResourceDef
+from modelfleet.infra.provider import Call, InvokeDef, Made, NotDone, Props, ResourceDef
 from tools.standin.aws import making
 from tools.standin.aws.session import Aws
 
@@ -70,7 +70,7 @@ VPC = ResourceDef(
     delete=_delete_vpc,
 )
 
-# --- default security group: adopted, emptied, and left where it is when the resource goes -----------------
+# --- default security group: adopted, emptied, and kept when the resource is deleted ----------------------
 
 
 def _empty_group(call: Call[Aws], props: Props) -> str:
@@ -101,7 +101,7 @@ def _read_default_group(call: Call[Aws], id: str, state: Props) -> Props | None:
     found = making.first(making.unless_absent(lambda: ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"]))
     if not found:
         return None
-    # A rule that somebody added shows as a difference of `ingress` or `egress`, which the program leaves empty.
+    # A rule added by hand shows as a difference in `ingress` or `egress`, which the program leaves empty.
     opened = {
         key: [{"protocol": rule["IpProtocol"]} for rule in found[name]]
         for key, name in (("ingress", "IpPermissions"), ("egress", "IpPermissionsEgress"))
@@ -126,7 +126,7 @@ DEFAULT_GROUP = ResourceDef(
     required=frozenset({"vpcId"}),
     outputs=frozenset({"arn", "name", "region", "tagsAll"}),
     force_new=frozenset({"region", "vpcId"}),
-    # Inputs of the wire, so that a rule added by hand is a difference and is taken away.
+    # As inputs on the wire, so that a rule added by hand is a difference and gets removed.
     defaults={"egress": [], "ingress": []},
     create=_create_default_group,
     read=_read_default_group,
@@ -356,13 +356,13 @@ def _read_endpoint(call: Call[Aws], id: str, state: Props) -> Props | None:
         return None
     live: Props = {"vpcId": found["VpcId"], "serviceName": found["ServiceName"]}
     for key, name in _ENDPOINT_LISTS.items():
-        if key in state and key != "securityGroupIds":  # moto answers groups under another name or not at all
+        if key in state and key != "securityGroupIds":  # moto returns groups under another name or not at all
             live[key] = _in_order_of(state[key], found.get(name, []))
     return {**state, **live, **making.live_tags(call, state, making.from_tags(found.get("Tags", [])))}
 
 
 def _in_order_of(known: list[str], found: list[str]) -> list[str]:
-    """A set of ids in the order of the state's list, so that order alone is no drift."""
+    """A set of ids in the order of the state's list, so that order alone is not drift."""
     return [item for item in known if item in found] + sorted(set(found) - set(known))
 
 

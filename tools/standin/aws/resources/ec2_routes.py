@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.provider import Autoname, Call, Made, Props, ResourceDef
+from modelfleet.infra.provider import Autoname, Call, Made, Props, ResourceDef
 from tools.standin.aws import making
 from tools.standin.aws.session import Aws
 
@@ -147,7 +147,7 @@ def _create_group(call: Call[Aws], inputs: Props) -> Made:
 
 
 def _close_outwards(call: Call[Aws], id: str, inputs: Props) -> None:
-    """As the real plugin does: AWS opens every new group outwards, and the program says what it wants."""
+    """Removes the outbound rule that AWS adds to every new group, as the real plugin does; the program sets its own."""
     ec2 = making.client(call, "ec2", inputs)
     opened = ec2.describe_security_groups(GroupIds=[id])["SecurityGroups"][0]["IpPermissionsEgress"]
     everything = [rule for rule in opened if rule["IpProtocol"] == "-1"]
@@ -156,7 +156,7 @@ def _close_outwards(call: Call[Aws], id: str, inputs: Props) -> None:
 
 
 def _with_own_rules(ec2: Any, id: str) -> set[str]:
-    """The group's id when a rule of the program's (they are tagged) opens it outwards."""
+    """The group's id if one of the program's own rules (they are tagged) opens it outwards."""
     rules = ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": [id]}])["SecurityGroupRules"]
     return {id} if any(rule["IsEgress"] and rule.get("Tags") for rule in rules) else set()
 
@@ -193,7 +193,7 @@ GROUP = ResourceDef(
 
 
 def _rule(direction: str) -> ResourceDef[Aws]:
-    """`SecurityGroupIngressRule` and `SecurityGroupEgressRule` are alike but for the call."""
+    """`SecurityGroupIngressRule` and `SecurityGroupEgressRule` differ only in the call."""
     kind = f"SecurityGroup{direction.capitalize()}Rule"
 
     def create(call: Call[Aws], inputs: Props) -> Made:
@@ -234,7 +234,7 @@ def _rule(direction: str) -> ResourceDef[Aws]:
         inputs=frozenset({"description", "region", "tags", *place}),
         required=frozenset({"ipProtocol", "securityGroupId"}),
         outputs=frozenset({"arn", "region", "securityGroupRuleId", "tagsAll"}),
-        # In AWS all but the group can be changed in place; moto takes any change without looking at it.
+        # AWS changes everything but the group in place; moto takes any change without looking at it.
         force_new=frozenset({"description", "region", *place}),
         create=create,
         read=read,

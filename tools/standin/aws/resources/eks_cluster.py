@@ -1,8 +1,8 @@
-"""`aws:eks/cluster:Cluster`: moto keeps the cluster, the table what moto does not know of it.
+"""`aws:eks/cluster:Cluster`: moto keeps the cluster; the table keeps what moto lacks.
 
-moto has no access config, upgrade policy or deletion protection, answers `update_cluster_config` with nothing and then
-has lost the subnets, and has no version updates. So moto gets the create and the delete; what changes stands in the
-table entry `eks/clusters/<name>`, which is what `read` answers.
+moto has no access config, upgrade policy, deletion protection or version updates. It answers `update_cluster_config`
+with nothing and then has lost the subnets. So moto gets the create and the delete; what changes is in the table entry
+`eks/clusters/<name>`, which `read` returns.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from infra.provider import UNKNOWN, Autoname, Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Autoname, Call, Made, Props, Refused, ResourceDef
 from tools.standin.aws.making import client, live_tags, made, region, unless_absent
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, validated
 
-#: Kubernetes minors that EKS offers new clusters; table data of the stand-in, not AWS's answer.
+#: Kubernetes minor versions for new clusters; the stand-in's own data, not AWS's answer.
 VERSIONS = ("1.32", "1.33", "1.34", "1.35", "1.36")
-#: Name of a file with a test control plane's URL (line 1) and CA in base64 (line 2), instead of moto's fakes.
+#: Names a file with a test control plane's URL (line 1) and CA in base64 (line 2), which replace moto's fakes.
 OVERLAY = "MODELFLEET_STANDIN_EKS_ENDPOINT_FILE"
 
 _INPUTS = frozenset(
@@ -50,7 +50,7 @@ def _vpc(inputs: Props) -> Props:
 
 
 def _request(call: Call[Aws], inputs: Props) -> Props:
-    """The whole CreateCluster call, as AWS would get it."""
+    """The complete CreateCluster call, as AWS would receive it."""
     request: Props = {
         "name": inputs["name"],
         "roleArn": inputs["roleArn"],
@@ -70,7 +70,7 @@ def _request(call: Call[Aws], inputs: Props) -> Props:
 
 
 def _refuse(call: Call[Aws], request: Props) -> None:
-    """What AWS refuses and moto takes: an unknown version, absent subnets or roles, subnets in one zone."""
+    """Refuses what moto accepts and AWS does not: an unknown version, absent subnets or roles, subnets in one zone."""
     if request["version"] not in VERSIONS:
         raise Refused(f"CreateCluster: InvalidParameterException: unsupported Kubernetes version {request['version']}")
     ec2 = call.session.client("ec2")
@@ -91,7 +91,7 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
 
 
 def _note(call: Call[Aws], inputs: Props, request: Props) -> None:
-    """The table's part of a cluster."""
+    """Writes the table's part of a cluster."""
     extra = {"request": request, "securityGroupId": _security_group(call, inputs)}
     Table(call.session).put(entry(inputs["name"]), extra)
 
@@ -100,7 +100,7 @@ _MOTO = frozenset({"name", "roleArn", "resourcesVpcConfig", "version", "tags", "
 
 
 def _security_group(call: Call[Aws], inputs: Props) -> str:
-    """The cluster's own group, which EKS makes and takes away with the cluster."""
+    """The cluster's own group, which EKS makes and deletes with the cluster."""
     ec2 = client(call, "ec2", inputs)
     name = f"eks-cluster-sg-{inputs['name']}"
     vpc = ec2.describe_subnets(SubnetIds=[inputs["vpcConfig"]["subnetIds"][0]])["Subnets"][0]["VpcId"]
@@ -169,7 +169,7 @@ def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
 
 
 def _changes(name: str, old: Props, new: Props) -> list[tuple[str, Props]]:
-    """The update calls that AWS would get, one for each kind of change, as it wants them."""
+    """The update calls that AWS would receive: it wants one for each kind of change."""
     calls: list[tuple[str, Props]] = []
     if old.get("version") != new["version"]:
         calls.append(("UpdateClusterVersion", {"name": name, "version": new["version"]}))
@@ -198,7 +198,7 @@ def _delete(call: Call[Aws], id: str, state: Props) -> None:
     if extra and extra["request"].get("deletionProtection"):
         raise Refused(f"DeleteCluster: InvalidRequestException: cluster {id} has deletion protection")
     unless_absent(lambda: client(call, "eks", state).delete_cluster(name=id))
-    for kind in ("addons", "access", "associations", "pod-identity"):  # AWS takes them away with the cluster
+    for kind in ("addons", "access", "associations", "pod-identity"):  # AWS deletes them with the cluster
         for key in table.keys(f"eks/{kind}/{id}/"):
             table.delete(key)
     if extra:
@@ -208,7 +208,7 @@ def _delete(call: Call[Aws], id: str, state: Props) -> None:
 
 
 def _preview(inputs: Props) -> Props:
-    """An input with computed parts: the parts are unknown, and not absent, until the cluster is made."""
+    """An input with computed parts: until the cluster is made, these are unknown rather than absent."""
     return {"vpcConfig": {**inputs["vpcConfig"], "clusterSecurityGroupId": UNKNOWN, "vpcId": UNKNOWN}}
 
 
@@ -216,7 +216,7 @@ def _check(inputs: Props) -> list[tuple[str, str]]:
     vpc: Any = inputs.get("vpcConfig")
     subnets = vpc.get("subnetIds") if isinstance(vpc, dict) else UNKNOWN
     if subnets != UNKNOWN and isinstance(subnets, list) and len(subnets) < 2:
-        return [("vpcConfig.subnetIds", "EKS wants subnets in at least two zones")]
+        return [("vpcConfig.subnetIds", "EKS needs subnets in at least two zones")]
     return []
 
 

@@ -1,4 +1,4 @@
-"""`aws:eks/nodeGroup:NodeGroup`: moto keeps it; what moto drops or cannot update stands in `eks/nodegroups/…`."""
+"""`aws:eks/nodeGroup:NodeGroup`: moto keeps it; `eks/nodegroups/…` has what moto drops or cannot update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import time
 from typing import Any
 
-from infra.provider import UNKNOWN, Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Call, Made, Props, Refused, ResourceDef
 from tools.standin.aws.making import client, live_tags, made, region, unless_absent
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, validated
@@ -33,10 +33,10 @@ _INPUTS = frozenset(
         "version",
     }
 )
-#: Length of the suffix that the Terraform provider puts behind a prefix; the whole name has at most 63 characters.
+#: Length of the suffix that the Terraform provider adds to a prefix; the whole name has at most 63 characters.
 _SUFFIX = 26
 _LONGEST_NAME = 63
-#: moto updates these; the rest of what changes in place lives in the table.
+#: moto updates these; everything else that changes in place is in the table.
 _IN_MOTO = ("labels", "taints", "scalingConfig", "updateConfig", "nodeRepairConfig")
 
 
@@ -108,20 +108,20 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
 
 
 def _note_groups(call: Call[Aws], inputs: Props, name: str) -> None:
-    """Writes down which Auto Scaling group belongs to whom: moto invents its name and knows it nowhere else."""
+    """Records which Auto Scaling group belongs to which node group: moto invents its name and keeps it nowhere else."""
     for group in _describe(call, inputs, name)["resources"]["autoScalingGroups"]:
         owner = {"clusterName": inputs["clusterName"], "nodegroupName": name}
         Table(call.session).put(f"autoscaling/groups/{group['name']}", owner)
 
 
 def _extra(request: Props) -> Props:
-    """What moto cannot change later: the table's part."""
+    """The table's part: what moto cannot change later."""
     kept = ("version", "releaseVersion", "launchTemplate", "tags", "updateConfig", "nodeRepairConfig")
     return {key: request[key] for key in kept if key in request}
 
 
 def _refuse(call: Call[Aws], inputs: Props, request: Props) -> None:
-    """What EKS refuses and moto takes."""
+    """Refuses what moto accepts and EKS does not."""
     where = "CreateNodegroup: InvalidParameterException:"
     if problem := _scaling_fault(inputs["scalingConfig"]):
         raise Refused(f"{where} {problem}")
@@ -130,12 +130,14 @@ def _refuse(call: Call[Aws], inputs: Props, request: Props) -> None:
     template = _template_data(call, inputs)
     own_type = template.get("InstanceType")
     if own_type and inputs.get("instanceTypes"):
-        raise Refused(f"{where} the instance type is in the launch template and in the request")
+        raise Refused(f"{where} set the instance type in the launch template or in the request, not in both")
     if inputs.get("capacityType") == "CAPACITY_BLOCK":
         target = template.get("CapacityReservationSpecification", {}).get("CapacityReservationTarget")
         market = template.get("InstanceMarketOptions", {}).get("MarketType")
         if market != "capacity-block" or not target or not own_type:
-            raise Refused(f"{where} CAPACITY_BLOCK wants market type, reservation and instance type in the template")
+            raise Refused(
+                f"{where} CAPACITY_BLOCK needs a market type, a reservation and an instance type in the template"
+            )
     zones = sorted({subnet["AvailabilityZone"] for subnet in subnets})
     for name in [own_type] if own_type else inputs.get("instanceTypes") or []:
         offered = ec2.describe_instance_type_offerings(
@@ -158,7 +160,9 @@ def _template_data(call: Call[Aws], inputs: Props) -> Any:
 
 def _scaling_fault(scaling: Props) -> str:
     low, desired, high = (scaling.get(key, 0) for key in ("minSize", "desiredSize", "maxSize"))
-    return "" if low <= desired <= high and high >= 1 else f"sizes {low} <= {desired} <= {high} do not hold"
+    if low <= desired <= high and high >= 1:
+        return ""
+    return f"must be minSize <= desiredSize <= maxSize and maxSize >= 1, found {low}, {desired}, {high}"
 
 
 def _describe(call: Call[Aws], props: Props, name: str) -> Any:
@@ -185,7 +189,7 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
     cluster, _, name = id.partition(":")
     live = _describe(call, {**state, "clusterName": cluster}, name)
     if not live:
-        Table(call.session).delete(entry(cluster, name))  # deleted by hand, past the stand-in
+        Table(call.session).delete(entry(cluster, name))  # deleted by hand, without the stand-in
         return None
     extra = Table(call.session).find(entry(cluster, name)) or {}
     seen = {
@@ -229,7 +233,7 @@ def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
 
 
 def _configure(call: Call[Aws], inputs: Props, name: str, keys: tuple[str, ...], state: Props | None = None) -> None:
-    """UpdateNodegroupConfig for what changed, in the add-and-remove form that EKS wants."""
+    """Calls UpdateNodegroupConfig for what changed, in the add-and-remove form that EKS needs."""
     old = state or {}
     changes: Props = {}
     for key in keys:
@@ -267,7 +271,7 @@ def _check(inputs: Props) -> list[tuple[str, str]]:
     if isinstance(prefix, str) and prefix != UNKNOWN and len(prefix) > _LONGEST_NAME - _SUFFIX:
         faults.append(("nodeGroupNamePrefix", f"at most {_LONGEST_NAME - _SUFFIX} characters, found {len(prefix)}"))
     if not inputs.get("nodeGroupName") and not prefix:
-        faults.append(("nodeGroupName", "name the group or give a prefix"))
+        faults.append(("nodeGroupName", "set nodeGroupName or nodeGroupNamePrefix"))
     scaling = inputs.get("scalingConfig")
     if isinstance(scaling, dict) and UNKNOWN not in scaling.values() and (problem := _scaling_fault(scaling)):
         faults.append(("scalingConfig", problem))

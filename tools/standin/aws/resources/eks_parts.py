@@ -1,6 +1,6 @@
-"""Add-ons, access entries, their policies, Pod Identity, tags of Auto Scaling groups: table only, moto has none.
+"""Add-ons, access entries, their policies, Pod Identity, tags of Auto Scaling groups: table only, as moto has none.
 
-Each call is validated by botocore's model of it, the cluster and the role have to be there, a second one is refused.
+Each call is validated against botocore's model. The cluster and the role must exist, and a duplicate is refused.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, Refused, ResourceDef
 from tools.standin.aws.making import ACCOUNT, live_tags, region, unless_absent
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, service_model
 
-#: EKS's default version by add-on and Kubernetes minor; table data of the stand-in, in the form of real versions.
+#: EKS's default version by add-on and Kubernetes minor version; the stand-in's own data, in the form of real ones.
 ADDON_VERSIONS = {
     "aws-ebs-csi-driver": "v1.51.0-eksbuild.1",
     "coredns": "v1.12.4-eksbuild.1",
@@ -31,14 +31,14 @@ _CLUSTER_POLICIES = "arn:aws:eks::aws:cluster-access-policy/"
 
 
 def addon_version(addon: str, kubernetes_version: str) -> str:
-    """The default version of an add-on; raises `Refused` for one that the table does not have."""
+    """The default version of an add-on; raises `Refused` if the table does not have it."""
     if addon not in ADDON_VERSIONS:
-        raise Refused(f"DescribeAddonVersions: ResourceNotFoundException: no add-on {addon}")
+        raise Refused(f"DescribeAddonVersions: ResourceNotFoundException: no add-on named {addon}")
     return ADDON_VERSIONS[addon].format(minor=kubernetes_version)
 
 
 def _cluster(call: Call[Aws], name: str) -> Any:
-    """The cluster, or AWS's refusal."""
+    """The cluster; raises AWS's refusal if it does not exist."""
     found = unless_absent(lambda: call.session.client("eks").describe_cluster(name=name)["cluster"])
     if not found:
         raise Refused(f"ResourceNotFoundException: No cluster found for name: {name}.")
@@ -46,7 +46,7 @@ def _cluster(call: Call[Aws], name: str) -> Any:
 
 
 def _cluster_is_there(call: Call[Aws], props: Props) -> bool:
-    """Whether the cluster that a part belongs to is there; AWS takes its parts away with it."""
+    """Whether the part's cluster exists; AWS deletes the parts with it."""
     name = props["clusterName"]
     return bool(unless_absent(lambda: call.session.client("eks").describe_cluster(name=name)))
 
@@ -74,7 +74,7 @@ def _table_type(
     tagged: bool = True,
     **definition: Any,
 ) -> ResourceDef[Aws]:
-    """A resource type whose whole state is a table entry: the inputs as they were last put."""
+    """A resource type whose whole state is a table entry: the inputs as last written."""
     create_operation, update_operation, delete_operation = operations
     in_place = bool(update_operation)
 
@@ -90,7 +90,7 @@ def _table_type(
         tags = {"tags": call.session.tags(inputs)} if tagged and call.session.tags(inputs) else {}
         table.call(service, create_operation, {**request(inputs), **tags})
         if table.find(path(inputs)) is not None:
-            raise Refused(f"{create_operation}: ResourceInUseException: {key(inputs)} is already there")
+            raise Refused(f"{create_operation}: ResourceInUseException: {key(inputs)} already exists")
         table.put(path(inputs), entry(call, inputs))
         return Made(key(inputs).replace("/", ":"), made_outputs(call, inputs))
 
@@ -129,7 +129,7 @@ def _table_type(
 
 
 def _for_update(service: str, operation: str, params: Props) -> Props:
-    """The parameters that the update takes; those of the create that it does not know cannot have changed."""
+    """The parameters that the update takes; the others are set on creation and cannot have changed."""
     shape: Any = service_model(service).operation_model(operation).input_shape
     return {name: value for name, value in params.items() if name in shape.members}
 
@@ -155,7 +155,7 @@ def _addon_live(call: Call[Aws], inputs: Props) -> None:
     addon_version(inputs["addonName"], minor)
     version = inputs.get("addonVersion")
     if version is not None and not re.fullmatch(r"v\d+\.\d+\.\d+-eksbuild\.\d+", version):
-        raise Refused(f"CreateAddon: InvalidParameterException: addon version '{version}' is not one")
+        raise Refused(f"CreateAddon: InvalidParameterException: unknown add-on version '{version}'")
     for association in inputs.get("podIdentityAssociations") or ():
         _role(call, association["roleArn"])
 
@@ -167,7 +167,7 @@ def _json_fault(inputs: Props) -> list[tuple[str, str]]:
     try:
         json.loads(text)
     except ValueError as error:
-        return [("configurationValues", f"JSON text: {error}")]
+        return [("configurationValues", f"must be JSON text: {error}")]
     return []
 
 
@@ -209,7 +209,7 @@ def _principal_live(call: Call[Aws], inputs: Props) -> None:
     _cluster(call, inputs["clusterName"])
     arn = inputs["principalArn"]
     if ":role/" in arn:
-        _role(call, arn)  # EKS takes only principals that exist
+        _role(call, arn)  # EKS accepts only principals that exist
     elif ":assumed-role/" in arn:
         raise Refused(f"CreateAccessEntry: InvalidParameterException: {arn} is a session, not a role")
 
@@ -240,7 +240,9 @@ def _association_live(call: Call[Aws], inputs: Props) -> None:
     if Table(call.session).find(f"eks/access/{_access_key(inputs)}") is None:
         raise Refused(f"AssociateAccessPolicy: ResourceNotFoundException: no access entry for {inputs['principalArn']}")
     if not inputs["policyArn"].startswith(_CLUSTER_POLICIES):
-        raise Refused(f"AssociateAccessPolicy: InvalidParameterException: {inputs['policyArn']} is no access policy")
+        raise Refused(
+            f"AssociateAccessPolicy: InvalidParameterException: {inputs['policyArn']} is not an access policy"
+        )
 
 
 ASSOCIATION = _table_type(
@@ -275,7 +277,7 @@ IDENTITY = _table_type(
     kind="eks/pod-identity",
     key=lambda props: f"{props['clusterName']}/{props['namespace']}/{props['serviceAccount']}",
     request=lambda inputs: {name: inputs[name] for name in ("clusterName", "namespace", "serviceAccount", "roleArn")},
-    # An update names the association by an id that only AWS gives; the stand-in validates it as a create.
+    # An update names the association by an id that only AWS assigns, so the stand-in validates it as a create.
     operations=("CreatePodIdentityAssociation", "CreatePodIdentityAssociation", "DeletePodIdentityAssociation"),
     delete_request=lambda props: {
         "clusterName": props["clusterName"],
@@ -310,7 +312,7 @@ def _asg_request(inputs: Props) -> Props:
 
 
 def _group_is_there(call: Call[Aws], props: Props) -> bool:
-    """Whether the Auto Scaling group's node group is there."""
+    """Whether the Auto Scaling group's node group exists."""
     key = f"autoscaling/groups/{props['autoscalingGroupName']}"
     owner = Table(call.session).find(key)
     if owner and unless_absent(lambda: call.session.client("eks").describe_nodegroup(**owner)):
@@ -346,7 +348,7 @@ ASG_TAG = _table_type(
 
 def _get_addon_version(session: Aws, args: Props) -> Props:
     version = addon_version(args["addonName"], args["kubernetesVersion"])
-    if args.get("mostRecent"):  # in the table the newest build is one after the default
+    if args.get("mostRecent"):  # in the table the newest build follows the default
         release, _, build = version.rpartition(".")
         version = f"{release}.{int(build) + 1}"
     return {**args, "id": args["addonName"], "version": version, "region": args.get("region") or session.region}

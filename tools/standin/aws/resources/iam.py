@@ -1,4 +1,4 @@
-"""Roles, policies, attachments. moto takes any trust document, so the stand-in looks at it first."""
+"""Roles, policies, attachments. moto accepts any trust document, so the stand-in checks it first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from infra.provider import UNKNOWN, Autoname, Call, InvokeDef, Made, Props, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Autoname, Call, InvokeDef, Made, Props, ResourceDef
 from tools.standin.aws.making import as_tags, from_tags, live_tags, unless_absent
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
@@ -19,12 +19,12 @@ from tools.standin.aws.session import Aws
 _LIMITS = {"policy": 6144, "assumeRolePolicy": 2048}
 
 
-#: moto answers 500 when IAM is changed while another IAM call looks through its tables.
+#: moto answers 500 if IAM changes while another IAM call reads its tables.
 _ONE_AT_A_TIME = threading.RLock()
 
 
 def _alone(work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work`, never two at once."""
+    """`work`, made to run one call at a time."""
 
     @functools.wraps(work)
     def locked(*args: Any) -> Any:
@@ -39,7 +39,7 @@ def _iam(call: Call[Aws]) -> Any:
 
 
 def _document(value: Any) -> str:
-    """A policy document as text; boto3 decodes some answers, and not others."""
+    """A policy document as text; boto3 decodes only some answers."""
     return unquote(value) if isinstance(value, str) else json.dumps(value)
 
 
@@ -56,7 +56,7 @@ def _faults(key: str, statement: str) -> Any:
             return [(key, f"LimitExceeded: longer than {_LIMITS[key]} characters")]
         statements = document.get("Statement")
         lacking = [s for s in statements or [{}] if statement not in s or "Effect" not in s or "Action" not in s]
-        return [(key, f"MalformedPolicyDocument: a statement has no {statement}, Effect or Action")] if lacking else []
+        return [(key, f"MalformedPolicyDocument: a statement lacks {statement}, Effect or Action")] if lacking else []
 
     return check
 
@@ -151,7 +151,7 @@ def _update_policy(call: Call[Aws], id: str, state: Props, inputs: Props) -> Pro
 
 
 def _forget_versions(iam: Any, arn: str) -> None:
-    """Old versions go: IAM keeps five at most."""
+    """Deletes old versions: IAM keeps at most five."""
     for version in iam.list_policy_versions(PolicyArn=arn)["Versions"]:
         if not version["IsDefaultVersion"]:
             iam.delete_policy_version(PolicyArn=arn, VersionId=version["VersionId"])

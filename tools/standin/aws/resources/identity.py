@@ -1,8 +1,8 @@
-"""Account, region and zones: the functions every aws program starts with."""
+"""Account, region and zones: the functions that every aws program calls first."""
 
 from __future__ import annotations
 
-from infra.provider import InvokeDef, NotDone, Props
+from modelfleet.infra.provider import InvokeDef, NotDone, Props
 from tools.standin.aws.session import Aws
 
 _REGION_NAMES = {"us-east-1": "US East (N. Virginia)", "us-east-2": "US East (Ohio)", "us-west-2": "US West (Oregon)"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.provider import UNKNOWN, Call, Made, Props, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Call, Made, Props, ResourceDef
 from tools.standin.aws.making import as_tags, client, from_tags, live_tags, made, region, unless_absent
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
@@ -76,7 +76,9 @@ def _delete_key(call: Call[Aws], id: str, state: Props) -> None:
 
 def _window(inputs: Props) -> list[tuple[str, str]]:
     days = inputs.get("deletionWindowInDays", 30)
-    return [] if days == UNKNOWN or 7 <= days <= 30 else [("deletionWindowInDays", f"from 7 to 30, found {days}")]
+    return (
+        [] if days == UNKNOWN or 7 <= days <= 30 else [("deletionWindowInDays", f"must be from 7 to 30, found {days}")]
+    )
 
 
 KEY = ResourceDef(
@@ -176,7 +178,7 @@ LOGS = ResourceDef(
     inputs=frozenset({"kmsKeyId", "name", "region", "retentionInDays", "tags"}),
     required=frozenset({"name"}),
     outputs=frozenset({"arn", "region", "tagsAll"}),
-    # The key can be changed in AWS; the stand-in makes a new group.
+    # AWS can change the key in place; the stand-in makes a new group.
     force_new=frozenset({"kmsKeyId", "name", "region"}),
     delete_before_replace=True,
     create=_create_logs,

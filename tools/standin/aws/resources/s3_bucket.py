@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.provider import UNKNOWN, Autoname, Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Autoname, Call, Made, Props, Refused, ResourceDef
 from tools.standin.aws.session import Aws, error_code
 
 # https://docs.aws.amazon.com/general/latest/gr/s3.html (2026-11): the zone of S3 website records per region.
@@ -45,10 +45,10 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
     try:
         s3.create_bucket(Bucket=name, ObjectLockEnabledForBucket=bool(inputs.get("objectLockEnabled")), **where)
     except Exception as error:
-        # Left behind by a run that was killed between the call and the engine's note of it: it is ours, take it.
+        # From a run that was killed between the call and the engine's record of it: it is ours, so take it over.
         if error_code(error) != "BucketAlreadyOwnedByYou":
             raise
-        call.note(f"bucket {name} was already there and is taken over")
+        call.note(f"bucket {name} already exists and is ours, so it is taken over")
     if tags := call.session.tags(inputs):
         _put_tags(s3, name, tags)
     return Made(name, _outputs(call, name, inputs))
@@ -99,7 +99,7 @@ def _empty(s3: Any, name: str) -> None:
     """Deletes every object, version, delete marker and unfinished upload."""
     markers = _versions(s3, name, "DeleteMarkers")
     if markers:
-        # moto drops a whole key when versioning is suspended, and stumbles over the markers among its versions.
+        # With versioning suspended, moto drops a whole key and fails on the delete markers among its versions.
         s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     for entries in (_versions(s3, name, "Versions"), markers):
         for start in range(0, len(entries), 1000):
@@ -123,7 +123,7 @@ def _check(inputs: Props) -> list[tuple[str, str]]:
     if name in (None, UNKNOWN):
         return []
     if not isinstance(name, str) or not 3 <= len(name) <= 63 or name != name.lower():
-        return [("bucket", f"a bucket name has 3 to 63 lower-case characters, found '{name}'")]
+        return [("bucket", f"must have 3 to 63 characters, all lower-case, found '{name}'")]
     return []
 
 

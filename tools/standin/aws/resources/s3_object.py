@@ -7,7 +7,7 @@ from typing import Any
 
 import pulumi
 
-from infra.provider import Call, Made, NotDone, Props, ResourceDef
+from modelfleet.infra.provider import Call, Made, NotDone, Props, ResourceDef
 from tools.standin.aws.making import as_tags, client, from_tags, live_tags, region, unless_absent
 from tools.standin.aws.session import Aws
 
@@ -52,7 +52,7 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
 
 
 def _delete(call: Call[Aws], id: str, state: Props) -> None:
-    """All versions of the object, as the provider does for a bucket with versions."""
+    """Deletes all versions of the object, as the provider does for a versioned bucket."""
     s3 = client(call, "s3", state)
     pages = s3.get_paginator("list_object_versions").paginate(Bucket=state["bucket"], Prefix=state["key"])
     found = unless_absent(lambda: [i for p in pages for i in (*p.get("Versions", ()), *p.get("DeleteMarkers", ()))])

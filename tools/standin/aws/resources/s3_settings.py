@@ -1,6 +1,6 @@
-"""The settings of a bucket that are resources of their own: versioning, encryption, access, lifecycle, policy.
+"""Bucket settings that are separate resources: versioning, encryption, access, lifecycle, policy.
 
-All have the bucket's name as their id, one call that puts them, one that reads and one that takes them away.
+Each has the bucket's name as its id, and one call each to put, read and remove it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.provider import UNKNOWN, Call, Made, NotDone, Props, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Call, Made, NotDone, Props, ResourceDef
 from tools.standin.aws.session import Aws, error_code
 
 _GONE = frozenset({"404", "NoSuchBucket"})
@@ -81,7 +81,7 @@ def _put_versioning(s3: Any, bucket: str, inputs: Props) -> None:
     wanted = inputs["versioningConfiguration"]
     if wanted.get("mfaDelete") not in (None, "Disabled"):
         raise NotDone("aws:s3/bucketVersioning:BucketVersioning: versioningConfiguration.mfaDelete")
-    if wanted["status"] != "Disabled":  # a bucket that never had versions has no state to put
+    if wanted["status"] != "Disabled":  # a bucket that never had versions has no status to set
         s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": wanted["status"]})
 
 
@@ -205,7 +205,7 @@ def _get_lifecycle(s3: Any, bucket: str, state: Props) -> Props:
     for rule in found:
         form = _pulumi_form(rule)
         if form.get("filter") in ({"prefix": ""}, {}):
-            form.pop("filter")  # what S3 shows for "no filter"; `_same_rules` treats all three alike
+            form.pop("filter")  # S3's form of "no filter"; `_same_rules` treats all three alike
         rules.append(form)
     return {"rules": rules}
 
@@ -230,7 +230,7 @@ _NOWHERE = "arn:aws:s3:::conditions-are-not-evaluated-by-the-emulator"
 
 
 def emulated_policy(policy: str) -> str:
-    """`policy` as the emulator may have it: statements with a Condition are moved to a resource that is not there.
+    """`policy` in a form for the emulator: statements with a Condition get a resource that does not exist.
 
     moto ignores conditions, so "deny without TLS" would deny every call.
     """
@@ -243,7 +243,7 @@ def emulated_policy(policy: str) -> str:
 
 
 def same_json(old: Any, new: Any) -> bool:
-    """Whether two JSON texts say the same; spacing and the order of keys do not matter."""
+    """Whether two JSON texts are equal; spacing and key order do not matter."""
     if UNKNOWN in (old, new):
         return bool(old == new)
     try:
@@ -259,7 +259,7 @@ def _policy_fault(inputs: Props) -> list[tuple[str, str]]:
     try:
         json.loads(text)
     except (TypeError, ValueError) as error:
-        return [("policy", f"a bucket policy is JSON text: {error}")]
+        return [("policy", f"must be JSON text: {error}")]
     return []
 
 

@@ -1,0 +1,83 @@
+"""Every IAM document of a fleet, from the plan alone. `AwsFleet` makes roles from them; a security team reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES
+from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.aws.policies import Document, Statement
+from modelfleet.infra.aws.site import Site, site_of
+from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
+from modelfleet.infra.planning.plan import BucketPlan, Plan
+
+#: Used when the stack file names no account (`modelfleet:accountId`).
+NO_ACCOUNT = "000000000000"
+
+
+@dataclass(frozen=True)
+class PodAccess:
+    """What the role of one service account may do. `key` is its use of the bucket's key: `read`, `write` or empty."""
+
+    service_account: str
+    namespace: str
+    statements: Sequence[Statement]
+    key: str = ""
+
+
+def pod_access(site: Site, bucket: BucketPlan) -> list[PodAccess]:
+    """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales."""
+    partition = site.partition
+    reads = policies.read_objects(bucket.name or "", [policies.CODE, policies.MODELS], partition=partition)
+    writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
+    foreign = policies.read_existing(bucket.read_only, partition=partition)
+    scaling = policies.cluster_autoscaler(
+        cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
+    )
+    return [
+        *(PodAccess(account, site.namespace, [*reads, *foreign], "read") for account in READERS),
+        PodAccess(WRITER, site.namespace, [*writes, *reads, *foreign], "write"),
+        PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
+    ]
+
+
+def site_without_account(plan: Plan) -> Site:
+    """The site as far as the files describe it, without querying AWS. The account is the stack file's, or zeros."""
+    region = plan.region or ""
+    partition = {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(region.rpartition("-")[0].rpartition("-")[0], "aws")
+    account = plan.config.account_id or NO_ACCOUNT
+    return site_of(plan, AccountFacts(account, partition, region, "", (), {}, {}))
+
+
+def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
+    """Trust, permission, key and bucket policies, by a short name such as `ray-worker-access`.
+
+    The bucket's key has no ARN until it is made; here its ARN ends in `BUCKET-KEY-ID`.
+    """
+    where = {"partition": site.partition, "account": site.account}
+    found = {
+        "cluster-trust": policies.service_trust("eks.amazonaws.com"),
+        "node-trust": policies.service_trust("ec2.amazonaws.com"),
+        "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),
+    }
+    for spec in (*BEFORE_NODES, *AFTER_NODES):
+        if spec.service_account:
+            found[f"{spec.name}-trust"] = _trust(site, "kube-system", spec.service_account)
+    key_arn = f"arn:{site.partition}:kms:{site.region}:{site.account}:key/BUCKET-KEY-ID"
+    for access in pod_access(site, plan.bucket):
+        name = access.service_account
+        found[f"{name}-trust"] = _trust(site, access.namespace, name)
+        found |= policies.numbered(f"{name}-access", access.statements)
+        if plan.bucket.create and access.key:
+            use = policies.use_key(key_arn, write=access.key == "write", region=site.region)
+            found[f"{name}-uses-key"] = policies.document(use)
+    if plan.bucket.create:
+        found["bucket-key"] = policies.account_key(**where)
+        found["bucket"] = policies.tls_only(plan.bucket.name or "", partition=site.partition)
+    return found
+
+
+def _trust(site: Site, namespace: str, service_account: str) -> Document:
+    return policies.pod_trust(cluster_arn=site.cluster_arn, namespace=namespace, service_account=service_account)

@@ -1,0 +1,1 @@
+"""Model files from what people have (`modelfleet import`), and what they need to leave (`modelfleet export`)."""

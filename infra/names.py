@@ -1,0 +1,32 @@
+"""Names that several parts write and read: labels, resources, accounts. One spelling each.
+
+Never change one: what a live cluster has under the old name would not be found under the new one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Label of nodes and objects, tag of AWS resources: the stack that they belong to.
+STACK_LABEL: Final = "modelfleet.dev/stack"
+#: Label of nodes and tag of node groups: the pool of the stack file, or `SYSTEM_POOL`.
+POOL_LABEL: Final = "modelfleet.dev/pool"
+SYSTEM_POOL: Final = "system"
+MANAGED_BY_TAG: Final = "modelfleet.dev/managed-by"
+MODEL_LABEL: Final = "modelfleet.dev/model"
+
+#: The resource that the device plugin offers to Kubernetes; also the key of the taint on GPU nodes.
+GPU: Final = "nvidia.com/gpu"
+#: Labels of GPU nodes: that they have GPUs, and how many.
+GPU_PRESENT_LABEL: Final = "nvidia.com/gpu.present"
+GPU_COUNT_LABEL: Final = "nvidia.com/gpu.count"
+#: Label of GPU nodes: the accelerator. By it cluster-autoscaler (`aws` provider) knows nodes whose GPUs are not ready.
+ACCELERATOR_LABEL: Final = "k8s.amazonaws.com/accelerator"
+
+#: Service accounts with an AWS role. Ray head and workers, in the stack's namespace, read weights and code.
+READERS: Final = ("ray-head", "ray-worker")
+#: The mirror Job, in the stack's namespace: writes weights; the only one with the Hugging Face token.
+WRITER: Final = "mirror"
+#: cluster-autoscaler, in `kube-system`.
+AUTOSCALER: Final = "cluster-autoscaler"
+AUTOSCALER_NAMESPACE: Final = "kube-system"

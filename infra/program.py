@@ -1,0 +1,52 @@
+"""The Pulumi program of a fleet: read, plan, build, export. One stack file in, one fleet out."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import pulumi
+from packaging.version import Version
+
+from modelfleet.infra.component import Fleet
+from modelfleet.serving.config.errors import ModelfleetError, SetupError
+
+#: Tells the language host that the error is reported: a `pulumi.RunError` adds "exited with non-zero exit code".
+REPORTED = 32
+#: The stack output with the version that deployed it.
+VERSION = "modelfleet_version"
+
+
+def deploy_stack() -> None:
+    """Deploy the selected stack of the fleet in Pulumi's root folder: its stack file and the model files it names.
+
+    Prints errors in these files as Pulumi diagnostics and ends the program; nothing is made then.
+    """
+    config = pulumi.Config("modelfleet")
+    try:
+        _refuse_a_newer_stack()
+        fleet = Fleet(
+            pulumi.get_stack(),
+            huggingface_token=config.get_secret("huggingFaceToken"),
+            api_keys=config.get_secret_object("apiKeys"),
+        )
+    except (ModelfleetError, pulumi.RunError) as error:
+        pulumi.log.error(str(error))
+        sys.exit(REPORTED)
+    pulumi.export(VERSION, version("modelfleet"))
+    pulumi.export("models", [model.model_id for model in fleet.plan.models])
+    pulumi.export("max_usd_per_hour", fleet.plan.cost.max_usd_per_hour)
+    for name, value in fleet.outputs.items():
+        pulumi.export(name, value)
+
+
+def _refuse_a_newer_stack() -> None:
+    """Raise `SetupError` if a newer version made this stack: an older one would undo what it does not know."""
+    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
+    said = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": name}).value["outputs"]
+    made_by, ours = said.get(VERSION), version("modelfleet")
+    if made_by and Version(made_by) > Version(ours):
+        raise SetupError(
+            f"stack {pulumi.get_stack()} was deployed by modelfleet {made_by}, and this is {ours}; "
+            f"install {made_by} or newer, or destroy the stack with {made_by} first"
+        )

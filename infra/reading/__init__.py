@@ -1,0 +1,1 @@
+"""The reading half: all input and output before `plan()`."""

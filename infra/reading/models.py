@@ -1,0 +1,192 @@
+"""Reads facts about models from a local folder, the mirror, the Hugging Face Hub and the catalog, in this order.
+
+It uses the network only when the caller allows it, with a short timeout and once per model: answers are kept under
+`.modelfleet/facts`. Without the Hub, only the facts that no other source has stay unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from modelfleet.infra.catalog import Catalog, default_catalog
+from modelfleet.infra.planning.applications import bucket_plan, mirror_plan
+from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
+from modelfleet.infra.reading.safetensors import file_header
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.catalogs import architecture_fault
+from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from modelfleet.infra.reading.mirror import StackMirror
+
+Headers = list[dict[str, Any]]
+Found = tuple[Mapping[str, Any], Headers, str]
+
+TIMEOUT_S = 2.0
+#: How long an answer about a moving revision (a branch, or none) is valid.
+KEPT_S = 24 * 3600
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass
+class Reader:
+    """Reads facts for one stack; `network` allows the mirror and the Hub."""
+
+    root: Path
+    stack: LoadedStack | None = None
+    network: bool = False
+    catalog: Catalog = field(default_factory=default_catalog)
+    hub_reachable: bool = True
+    bucket_reachable: bool = True
+    mirror: StackMirror | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    def read(self, models: Sequence[LoadedModel]) -> dict[str, ModelFacts | None]:
+        """Facts by `model_id`; None where nothing is known. Checkpoints that vLLM cannot run become `findings`."""
+        known = catalog_facts([model.config for model in models], self.catalog)
+        return {model.config.model_id: self._read(model) or known[model.config.model_id] for model in models}
+
+    def _read(self, model: LoadedModel) -> ModelFacts | None:
+        places: list[Callable[[ModelConfig], Found | None]] = [self._local, self._kept]
+        places += [self._mirror, self._stack_mirror, self._hub] if self.network else []
+        for place in places:
+            found = place(model.config)
+            if found is None:
+                continue
+            if fault := _architecture_fault(found[0]):
+                engine = model.config.engine_config
+                key = "hf_model_id" if engine.hf_model_id else "model_id"
+                message = f"found {engine.weights_id!r}, whose config.json ({found[2]}) cannot be served: {fault}"
+                self.findings.append(model.document.finding(("engine_config", key), message))
+                return None
+            if (facts := facts_from_config(found[0], found[2], found[1])) is not None:
+                return facts
+        return None
+
+    def _source(self, model: ModelConfig) -> str:
+        weights = model.engine_config.weights_id
+        return weights if self.stack is None else self.stack.config.mirror.sources.get(weights, weights)
+
+    def _local(self, model: ModelConfig) -> Found | None:
+        """A folder on this machine: an absolute path, or a `file://` source of the stack."""
+        folder = Path(self._source(model).removeprefix("file://"))
+        if not folder.is_absolute() or not (folder / "config.json").is_file():
+            return None
+        config = _parsed((folder / "config.json").read_bytes())
+        headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := file_header(path)) is not None]
+        return None if config is None else (config, headers, str(folder))
+
+    def _kept(self, model: ModelConfig) -> Found | None:
+        path = self._keep_path(model)
+        if not path.is_file():
+            return None
+        moving = not COMMIT.fullmatch(model.engine_config.revision or "")
+        if moving and time.time() - path.stat().st_mtime > KEPT_S:
+            return None
+        kept = _parsed(path.read_bytes())
+        return None if kept is None else (kept["config"], kept["headers"], kept["source"])
+
+    def _keep_path(self, model: ModelConfig) -> Path:
+        name = f"{self._source(model)}@{model.engine_config.revision or 'main'}"
+        return self.root / ".modelfleet" / "facts" / f"{quote(name, safe='')}.json"
+
+    def _keep(self, model: ModelConfig, found: Found) -> Found:
+        path = self._keep_path(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"config": found[0], "headers": found[1], "source": found[2]}), encoding="utf-8")
+        return found
+
+    def _mirror(self, model: ModelConfig) -> Found | None:
+        """The model's own S3 mirror."""
+        mirror = model.engine_config.s3_mirror_config
+        if mirror is None or not mirror.bucket_uri:
+            return None
+        from modelfleet.infra.reading.mirror import read_prefix
+
+        signed = "--no-sign-request" not in mirror.s3_sync_args
+        found = read_prefix(mirror.bucket_uri, signed=signed, timeout_s=TIMEOUT_S)
+        return None if found is None else self._keep(model, (*found, mirror.bucket_uri))
+
+    def _stack_mirror(self, model: ModelConfig) -> Found | None:
+        """The stack's own copy, once a run has filled it. A local stack's copy is in an emulator, filled from here."""
+        if self.stack is None or self.stack.config.target.on_this_machine or not self.bucket_reachable:
+            return None
+        mirror, bucket = mirror_plan(self.stack, model), bucket_plan(self.stack, ())[0].name
+        if mirror.prefix is None or bucket is None:
+            return None
+        from modelfleet.infra.reading.mirror import BucketUnreachable, StackMirror
+
+        self.mirror = self.mirror or StackMirror(bucket, timeout_s=TIMEOUT_S)
+        try:
+            found = self.mirror.read(mirror.prefix)
+        except BucketUnreachable:
+            self.bucket_reachable = False
+            return None
+        return None if found is None else self._keep(model, (*found, f"s3://{bucket}/{mirror.prefix}"))
+
+    def _hub(self, model: ModelConfig) -> Found | None:
+        """The Hub's `config.json`, and the parameter counts that it read from the safetensors headers."""
+        source = self._source(model)
+        if not self.hub_reachable or source.count("/") > 1 or ":" in source:
+            return None
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:  # checked before `_get`, which spends 0.15 s on importing an HTTP client
+            return None
+        revision, base = quote(model.engine_config.revision or "main", safe=""), constants.ENDPOINT
+        config = self._get(f"{base}/{quote(source)}/resolve/{revision}/config.json")
+        if config is None:
+            return None
+        info = self._get(f"{base}/api/models/{quote(source)}/revision/{revision}?expand%5B%5D=safetensors") or {}
+        counts = (info.get("safetensors") or {}).get("parameters") or {}
+        headers = [{dtype: {"dtype": dtype, "shape": [count]} for dtype, count in counts.items()}] if counts else []
+        return self._keep(model, (config, headers, f"{base}/{source}"))
+
+    def _get(self, url: str) -> Mapping[str, Any] | None:
+        """Sends the token of `hf auth login` or of the environment.
+
+        huggingface_hub's session drops the token when the Hub, or a proxy in its place, redirects to another host. Its
+        `build_hf_headers` is not used, because it would first request a list of coding agents from the Hub.
+        """
+        from httpx2 import HTTPError, InvalidURL
+        from huggingface_hub import get_session, get_token
+
+        try:
+            headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
+            answer = get_session().get(url, headers=headers, timeout=TIMEOUT_S)
+        except (HTTPError, InvalidURL, OSError):
+            self.hub_reachable = False
+            return None
+        return _parsed(answer.content) if answer.is_success else None  # absent or gated: unknown, which a notice says
+
+
+def _parsed(data: bytes) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _architecture_fault(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        return None
+    return architecture_fault(names[0])
+
+
+def read_facts(
+    models: Sequence[LoadedModel], root: Path, stack: LoadedStack | None = None, *, network: bool = False
+) -> tuple[dict[str, ModelFacts | None], list[Finding]]:
+    """Facts of all models by `model_id`, and an error for each checkpoint whose architecture vLLM cannot run."""
+    reader = Reader(root, stack, network)
+    return reader.read(models), reader.findings

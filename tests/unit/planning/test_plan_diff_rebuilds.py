@@ -1,0 +1,175 @@
+"""`plan --diff` warns exactly about those keys of a stack file whose change makes KubeRay rebuild the cluster."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from modelfleet.cli.plan_diff import rebuild_warnings
+from modelfleet.infra.kubernetes.manifests.ray import cluster_parts
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.stack import StackConfig
+from tests.unit.planning.builders import model, planned, stack
+
+L4 = {"name": "l4", "accelerator": "L4", "instanceTypes": ["g6.2xlarge"], "maxNodes": 8}
+A100 = {"name": "a100", "accelerator": "A100-40G", "instanceTypes": ["p4d.24xlarge"], "maxNodes": 1}
+BASE: dict[str, Any] = {"target": "kubernetes", "pools": [L4, A100]}
+NODE = {"cpus": 16, "memoryGib": 64, "gpus": 1}
+
+#: The new value by key. A key of a pool changes in the first pool.
+CHANGES: dict[str, Any] = {
+    "models": ["others-*"],
+    "target": "eks",
+    "pools.name": "large",
+    "pools.accelerator": "T4",
+    "pools.purchase": "spot",
+    "pools.instanceTypes": ["g6.4xlarge"],
+    "pools.node.cpus": {**NODE, "cpus": 32},
+    "pools.node.memoryGib": {**NODE, "memoryGib": 128},
+    "pools.node.gpus": {**NODE, "gpus": 4},
+    "pools.minNodes": 1,
+    "pools.maxNodes": 9,
+    "pools.zones": ["us-east-1a"],
+    "pools.capacityReservationId": "cr-0123456789abcdef0",
+    "pools.efa": True,
+    "accountId": "999988887777",
+    "network.cidr": "10.4.0.0/16",
+    "network.zones": 2,
+    "network.nat": "per-zone",
+    "network.interfaceEndpoints": True,
+    "network.vpcId": "vpc-0123456789abcdef0",
+    "network.privateSubnetIds": ["subnet-1", "subnet-2"],
+    "cluster.version": "1.36",
+    "cluster.publicAccessCidrs": ["203.0.113.0/24"],
+    "cluster.allowPublicAccessFromAnywhere": True,
+    "cluster.adminRoleArns": ["arn:aws:iam::111122223333:role/admin"],
+    "cluster.deletionProtection": True,
+    "cluster.systemInstanceType": "m7i.2xlarge",
+    "cluster.systemNodes": 3,
+    "cluster.addonVersions": {"coredns": "v1.11.1-eksbuild.1"},
+    "cluster.nodeRelease": "1.35.0-20261101",
+    "kubernetes.kubeconfig": "/elsewhere",
+    "kubernetes.context": "other",
+    "kubernetes.namespace": "elsewhere",
+    "kubernetes.createNamespace": False,
+    "kubernetes.image": "registry.example/serving:2",
+    "kubernetes.operatorNamespace": "kuberay-system",
+    "kubernetes.rollout": "replace",
+    "kubernetes.redisAddress": "redis:6379",
+    "mirror.create": False,
+    "mirror.bucket": "another-bucket",
+    "mirror.sources": {"org/model": "s3://elsewhere/model"},
+    "budget.maxUsdPerHour": 1000,
+    "gateway.requestsPerMinute": 60,
+    "gateway.concurrentRequests": 8,
+    "gateway.tokensPerMinute": 9000,
+    "gateway.maxBodyMib": 32,
+    "gateway.timeoutS": 7200,
+    "gateway.replicas": 3,
+    "gateway.hostname": "models.example.org",
+    "gateway.tlsSecret": "tls",
+    "local.gatewayPort": 9000,
+    "local.servePort": 9001,
+    "local.s3Port": 9002,
+    "local.metricsPort": 9003,
+    "local.rayMetricsPort": 9004,
+    "local.dashboardPort": 9005,
+    "local.gcsPort": 9006,
+    "local.cpus": 4,
+    "local.gpus": 2,
+    "auth": "keys",
+    "tags": {"team": "ml"},
+}
+#: Other keys that must be set to keep the file valid.
+BESIDE: dict[str, dict[str, Any]] = {
+    "pools.accelerator": {"pools.instanceTypes": ["g4dn.xlarge"]},
+    "pools.capacityReservationId": {"pools.purchase": "capacity-block"},
+    "network.vpcId": {"network.privateSubnetIds": ["subnet-1", "subnet-2"]},
+    "network.privateSubnetIds": {"network.vpcId": "vpc-0123456789abcdef0"},
+    "gateway.tlsSecret": {"gateway.hostname": "models.example.org"},
+}
+#: The pool is one whose nodes have four interfaces.
+EFA = {"pools": [A100, L4]}
+REBUILDS = {
+    "pools.name": "worker groups l4; pools appended at the end change none",
+    "pools.accelerator": "worker groups l4; pools appended at the end change none",
+    "pools.instanceTypes": "worker groups l4; pools appended at the end change none",
+    "pools.node.cpus": "worker groups l4; pools appended at the end change none",
+    "pools.node.memoryGib": "worker groups l4; pools appended at the end change none",
+    "pools.node.gpus": "worker groups l4; pools appended at the end change none",
+    "kubernetes.image": "kubernetes.image",
+    "kubernetes.redisAddress": "kubernetes.redisAddress",
+    "gateway.timeoutS": "gateway.timeoutS",
+}
+
+
+def keys(section: type[BaseModel], at: str = "") -> Iterator[str]:
+    """All keys of the stack file that hold a value, dotted, in the file's spelling."""
+    for name, field in section.model_fields.items():
+        key = f"{at}{field.alias or name}"
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        sections = [one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)]
+        yield from keys(sections[0], f"{key}.") if sections else [key]
+
+
+def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
+    settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
+    for key, value in changes.items():
+        first, _, rest = key.partition(".")
+        rest = "node" if rest.startswith("node.") else rest
+        if not rest:
+            settings[first] = value
+        elif first == "pools":
+            settings["pools"][0][rest] = value
+        else:
+            settings.setdefault(first, {})[rest] = value
+    pools = settings.pop("pools")
+    demanded = model(replicas=(0, 1)) if pools[0]["accelerator"] == "L4" else model("org/large", "A100-40G")
+    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False)
+
+
+def test_every_key_of_the_stack_file_is_tried() -> None:
+    assert set(CHANGES) == set(keys(StackConfig)), "add the new key here, and to REBUILDS if it changes the Ray cluster"
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_the_diff_warns_exactly_when_kuberay_builds_another_cluster(key: str) -> None:
+    """It was once silent about `redisAddress` and a longer `timeoutS`, while the stack paid for twice its GPUs."""
+    base = EFA if key == "pools.efa" else {}
+    before, after = plan_with({}, base), plan_with({key: CHANGES[key], **BESIDE.get(key, {})}, base)
+    assert before.config != after.config, "the change must reach the plan"
+    warnings = rebuild_warnings(before, after)
+    assert (cluster_parts(before) != cluster_parts(after)) is (key in REBUILDS)
+    assert len(warnings) == (key in REBUILDS)
+    assert all(warning.startswith(f"the Ray cluster changes ({REBUILDS[key]}): ") for warning in warnings)
+
+
+def test_an_appended_pool_is_not_a_rebuild_but_a_removed_one_is() -> None:
+    both, first = plan_with({}, {}), plan_with({}, {"pools": [L4]})
+    assert rebuild_warnings(first, both) == []
+    assert rebuild_warnings(both, first)[0].startswith("the Ray cluster changes (worker groups a100; ")
+
+
+def test_another_region_is_a_rebuild() -> None:
+    """Every pod has the region in its environment."""
+    pools = [L4, A100]
+    east, west = (
+        planned([], stack(*pools, target="kubernetes", region=region)) for region in ("us-east-1", "us-west-2")
+    )
+    assert rebuild_warnings(east, west)[0].startswith("the Ray cluster changes (aws:region): ")
+
+
+def test_a_local_stack_has_no_cluster_that_kuberay_builds() -> None:
+    small, large = (
+        planned([], stack({**L4, "name": name}, target="local", region=None)) for name in ("small", "large")
+    )
+    assert rebuild_warnings(small, large) == []
+
+
+def test_the_warning_says_what_the_stacks_own_rollout_does() -> None:
+    after = plan_with({"kubernetes.image": "registry.example/serving:2", "kubernetes.rollout": "replace"}, {})
+    assert "the live Ray cluster is deleted first" in rebuild_warnings(plan_with({}, {}), after)[0]
