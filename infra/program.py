@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import pulumi
 from packaging.version import Version
@@ -15,6 +18,9 @@ from modelfleet.serving.config.errors import ModelfleetError, SetupError
 REPORTED = 32
 #: The stack output with the version that deployed it.
 VERSION = "modelfleet_version"
+#: What the engine says of a state that is being written, and how long to wait before the next try.
+UNREADABLE = "failed to load checkpoint"
+READ_AGAIN_S = (0.1, 0.3, 1.0)
 
 
 def deploy_stack() -> None:
@@ -43,10 +49,31 @@ def deploy_stack() -> None:
 def _refuse_a_newer_stack() -> None:
     """Raise `SetupError` if a newer version made this stack: an older one would undo what it does not know."""
     name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    said = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": name}).value["outputs"]
-    made_by, ours = said.get(VERSION), version("modelfleet")
+    made_by, ours = _outputs(name).get(VERSION), version("modelfleet")
     if made_by and Version(made_by) > Version(ours):
         raise SetupError(
             f"stack {pulumi.get_stack()} was deployed by modelfleet {made_by}, and this is {ours}; "
             f"install {made_by} or newer, or destroy the stack with {made_by} first"
         )
+
+
+def _outputs(name: str) -> Mapping[str, Any]:
+    """The stack's outputs after its last update.
+
+    Where the state is a folder, the engine may be writing it now, and one of its files is empty for a moment
+    (`.attrs` of gocloud.dev's `fileblob`, which is not written in one step): so the read has several tries.
+    """
+    for wait_s in READ_AGAIN_S:
+        try:
+            return _read(name)
+        except Exception as error:  # what the SDK raises for any error of the engine
+            if UNREADABLE not in str(error):
+                raise
+            time.sleep(wait_s)
+    return _read(name)
+
+
+def _read(name: str) -> Mapping[str, Any]:
+    answer = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": name})
+    outputs: Mapping[str, Any] = answer.value["outputs"]
+    return outputs
