@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG, GatewayFiles, Runtime
 from modelfleet.infra.gateway.keys import render_key_map
@@ -33,6 +34,13 @@ class Processes:
 
     gateway: int
     bodies: int
+
+
+class Left(NamedTuple):
+    """What is left of two processes: their ids, None for one that has ended."""
+
+    gateway: int | None
+    bodies: int | None
 
 
 def find_binary() -> str:
@@ -71,7 +79,7 @@ def check(runtime: Runtime, binary: str) -> None:
             raise SetupError(f"haproxy refuses {runtime.folder}/{name}: {done.stderr.strip()}")
 
 
-def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes | None = None) -> Processes:
+def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes | Left | None = None) -> Processes:
     """Start both processes, detached, and wait until they listen.
 
     With `replaces` the new processes take over the listening sockets of the old ones, which finish their open
@@ -84,7 +92,7 @@ def start(runtime: Runtime, binary: str, log_file: Path, *, replaces: Processes 
     except SetupError:
         _signal(bodies, signal.SIGTERM)
         raise
-    if runtime.replica_ports and not replaces:
+    if runtime.replica_ports and not (replaces and replaces.gateway):
         time.sleep(FIRST_CHECKS_S)
     return Processes(gateway, bodies)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from modelfleet.infra.local.runtime import short_folder
 from tests.engine.engine import PULUMI, Project
 from tests.engine.local_stack import ROOT
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 KEY = "sk-a-key-of-a-test-0001"
 
@@ -93,11 +95,15 @@ def test_the_gateway_is_made_kept_and_changed_in_place(gateway: GatewayStack) ->
 def test_a_gateway_that_died_is_noticed_and_started_again(gateway: GatewayStack) -> None:
     gateway.up()
     first, second = gateway.pids
-    os.kill(first, signal.SIGKILL)
-    run = gateway.up()
-    assert run.changes == {"same": 1, "create": 1}
-    assert gateway.models() == ["one"]
-    assert second not in gateway.living_processes(), "the half that stayed alive has handed over"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{short_folder(str(gateway.run_folder), 'gw')}/bodies.sock")
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n{")
+        os.kill(first, signal.SIGKILL)
+        run = gateway.up()
+        assert run.changes == {"same": 1, "create": 1}
+        assert gateway.models() == ["one"]
+        assert second in gateway.living_processes(), "the half that stayed alive has a request to finish"
+    wait_until(lambda: second not in gateway.living_processes(), what="that half ends with its request")
 
 
 def test_a_gateway_that_no_state_knows_hands_its_ports_over(gateway: GatewayStack) -> None:

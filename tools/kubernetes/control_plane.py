@@ -98,6 +98,7 @@ class ControlPlane:
         self._spawn("kube-scheduler", self._scheduler_arguments())
         self._spawn("kwok", self._kwok_arguments())
         self._wait(self._has_default_account, "the service account controller", *self._processes)
+        self._wait(self._listens, "a port", *self._processes)  # until then, another one may choose the same
 
     def start_etcd(self) -> None:
         """Start etcd (again)."""
@@ -254,6 +255,13 @@ class ControlPlane:
                 return api.get("v1", "Namespace", "kube-system") is not None
         except (Unreachable, ApiError, ApiException):
             return False
+
+    def _listens(self) -> bool:
+        for port in self._ports.values():
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    return False
+        return True
 
     def _has_default_account(self) -> bool:
         return self.api.get("v1", "ServiceAccount", "default", "default") is not None

@@ -23,7 +23,7 @@ def create(call: Call[Props], inputs: Props) -> Made:
     """Starts the gateway; takes over the ports of one that a killed run left behind."""
     runtime = _runtime(inputs)
     left = _left_behind(runtime)
-    if left is None:
+    if left.gateway is None:
         require_free({"gatewayPort": inputs["port"], "metricsPort": inputs["metricsPort"]})
     return Made(f"gateway-{inputs['port']}", _start(runtime, inputs, left))
 
@@ -70,7 +70,7 @@ def delete(call: Call[Props], id: str, state: Props) -> None:
     shutil.rmtree(runtime.folder, ignore_errors=True)
 
 
-def _start(runtime: Runtime, inputs: Props, replaces: haproxy.Processes | None) -> Props:
+def _start(runtime: Runtime, inputs: Props, replaces: haproxy.Processes | haproxy.Left) -> Props:
     log = Path(inputs["folder"]) / "gateway.log"
     try:
         run_folder(inputs["folder"], "gw")
@@ -82,14 +82,17 @@ def _start(runtime: Runtime, inputs: Props, replaces: haproxy.Processes | None) 
     return {"pid": first.pid, "started": first.started, "bodiesPid": second.pid, "bodiesStarted": second.started}
 
 
-def _left_behind(runtime: Runtime) -> haproxy.Processes | None:
+def _left_behind(runtime: Runtime) -> haproxy.Left:
     """The processes that answer on this stack's own sockets but are in no state."""
-    found = []
-    for path in (runtime.admin_socket, runtime.bodies_admin_socket):
-        with suppress(SetupError, StopIteration, ValueError):
-            answer = haproxy.ask(path, "show info")
-            found.append(int(next(line for line in answer.splitlines() if line.startswith("Pid:")).partition(":")[2]))
-    return haproxy.Processes(found[0], found[-1]) if found else None
+    return haproxy.Left(_answering(runtime.admin_socket), _answering(runtime.bodies_admin_socket))
+
+
+def _answering(path: str) -> int | None:
+    """The process that answers on a socket, if one does."""
+    with suppress(SetupError, StopIteration, ValueError):
+        answer = haproxy.ask(path, "show info")
+        return int(next(line for line in answer.splitlines() if line.startswith("Pid:")).partition(":")[2])
+    return None
 
 
 def _runtime(inputs: Props) -> Runtime:
