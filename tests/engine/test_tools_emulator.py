@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from modelfleet.infra.local import emulator
@@ -97,13 +98,6 @@ def test_ranged_reads_run_in_parallel(emulator: Any) -> None:
 
 
 def _listeners(pid: int) -> set[str]:
-    """The addresses on which a process listens for TCP, from the kernel's tables."""
-    inodes = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                address = bytes.fromhex(fields[1].partition(":")[0])[::-1]
-                found.add(socket.inet_ntoa(address) if len(address) == 4 else "ipv6")
-    return found
+    """The addresses on which a process listens for TCP."""
+    connections = psutil.Process(pid).net_connections(kind="tcp")
+    return {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
