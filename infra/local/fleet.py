@@ -24,6 +24,8 @@ REPLICA_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # 15 by default: everything else on the machine comes first, and a starved replica fails Serve's health checks.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -188,10 +188,19 @@ class Fleet:
 
     def ray(self) -> ProcessId:
         """The Ray that is in Pulumi's state."""
+        ray = self._ray_outputs()
+        return ProcessId(int(ray["pid"]), ray["started"])
+
+    def serve_log(self) -> str:
+        """What Serve's controller wrote: why it started and ended replicas."""
+        logs = Path(self._ray_outputs()["logs"]) / "serve"
+        return "\n".join(log.read_text() for log in sorted(logs.glob("controller_*.log")))
+
+    def _ray_outputs(self) -> dict[str, Any]:
         (file,) = (self.folder / "state" / ".pulumi" / "stacks").rglob("test.json")
         resources = json.loads(file.read_text())["checkpoint"]["latest"]["resources"]
         (ray,) = (one["outputs"] for one in resources if one["type"] == "modelfleet:local:Ray")
-        return ProcessId(int(ray["pid"]), ray["started"])
+        return dict(ray)
 
     def load(self) -> Load:
         """Requests to the gateway."""

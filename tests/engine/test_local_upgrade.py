@@ -56,7 +56,7 @@ def test_a_fleet_of_the_last_release_keeps_serving_and_restarts_only_what_upgrad
     assert (shown["from"], shown["to"]) == (RELEASED.name.split("-")[1], version("modelfleet"))
     (restarted,) = (one["restarted"] for one in shown["stacks"] if one["stack"] == "test")
     assert restarted in ([], [MODEL])
-    assert (fleet.replicas(SLUG) == upgraded.replicas) is (not restarted), "a replica restarts for other code only"
+    assert (fleet.replicas(SLUG) == upgraded.replicas) is (not restarted), fleet.serve_log()
     assert fleet.ray() == upgraded.ray, "no upgrade of ours alone restarts Ray"
     # The one replica of its model ends before the next one starts.
     assert set(upgraded.codes) <= ({200, 503} if restarted else {200}) and len(upgraded.codes) > 3
@@ -87,5 +87,5 @@ def test_an_upgrade_shows_what_changes_and_restarts_no_replica_whose_code_stays(
     replicas = fleet.replicas(SLUG)
     with fleet.load() as load:
         fleet.modelfleet("up")
-    assert fleet.replicas(SLUG) == replicas
+    assert fleet.replicas(SLUG) == replicas, fleet.serve_log()
     assert set(load.codes) == {200} and len(load.codes) > 3
