@@ -27,9 +27,12 @@ RERUNS = 2
 CAUSE = "cause of a rerun"
 #: What files share, by the longest prefix of their names. Of several workers, one gets all files that share a Ray or a
 #: control plane; each other file goes to the next free worker. The order is longest first, so that no worker gets a
-#: long file at the end.
+#: long file at the end. vLLM takes 5 GB a model, and where a machine's memory is nearly full, Ray ends
+#: replicas: of the files that start it one worker gets all, last those whose Ray runs until the end.
 SHARED = {
-    "tests/serving/": "a Ray",
+    "tests/engine/test_local_fleet.py": "vLLM",
+    "tests/engine/test_local_upgrade.py": "vLLM",
+    "tests/serving/": "vLLM",
     "tests/cluster/test_live_changes.py": "a control plane under real Rays",
     "tests/cluster/test_ray_nodes.py": "a control plane under real Rays",
     "tests/cluster/test_real_ray.py": "a control plane under real Rays",
