@@ -10,6 +10,7 @@ import pytest
 
 from modelfleet.serving.config.document import MAX_BYTES, parse_document, read_document
 from modelfleet.serving.config.errors import InputErrors
+from tests.unit.config.mutations import SECONDS
 
 
 def refused(raw: bytes | str) -> str:
@@ -70,15 +71,15 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
     ],
 )
 def test_hostile_bytes_give_one_finding(raw: bytes | str, message: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     assert message in refused(raw)
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < SECONDS
 
 
 def test_merges_do_not_multiply() -> None:
-    started = time.process_time()
+    started = time.thread_time()
     assert parse_document(MERGES.encode(), "f.yaml").data["a11"] == {"x": 1}
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < SECONDS
 
 
 def test_merge_keys_mean_what_they_mean_in_pyyaml() -> None:
@@ -123,12 +124,12 @@ def test_an_empty_file_has_no_data() -> None:
     ids=range(12),
 )
 def test_the_largest_file_takes_seconds_at_most(raw: bytes) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     try:
         parse_document(raw, "f.yaml")
     except InputErrors as error:
         assert error.findings
-    assert time.process_time() - started < 5
+    assert time.thread_time() - started < SECONDS
 
 
 def test_a_file_that_is_too_large_is_not_read() -> None:

@@ -19,11 +19,9 @@ from modelfleet.serving.config.errors import Finding, InputErrors, errors_in
 from modelfleet.serving.config.load import model_of
 from modelfleet.serving.config.rayllm.fix import fixed_text
 from tests.examples import FULL
-from tests.unit.config.mutations import REAL, mutated, structures
+from tests.unit.config.mutations import REAL, SECONDS, mutated, structures
 
 FILES = 10_000 if FULL else 400
-#: The slowest file takes 0.01 s; the rest is for a collection of garbage in a process that holds torch and Ray.
-SECONDS = 10.0
 STACKS = [path.read_bytes() for path in sorted((Path(__file__).parents[3] / "stacks").glob("*.yaml"))]
 FUZZ = settings(
     max_examples=FILES // 10,
@@ -35,13 +33,13 @@ FUZZ = settings(
 
 def check(raw: bytes) -> list[Finding]:
     """Does all that `check` and `check --fix` do with a model file's bytes, within a time limit."""
-    started = time.process_time()
+    started = time.thread_time()
     findings = _findings(raw)
     try:
         fixed_text(raw.decode(errors="replace"), "m.yaml")
     except InputErrors as error:
         assert error.findings
-    assert time.process_time() - started < SECONDS, "no file may take long"
+    assert time.thread_time() - started < SECONDS, "no file may take long"
     for finding in findings:
         sentence = finding.sentence()
         assert sentence.isprintable() and len(sentence) < 3000, "no control character may reach a terminal"
@@ -99,7 +97,7 @@ def test_mutated_stack_files_give_findings(tmp_path: Path) -> None:
     file = folder / "Pulumi.fuzz.yaml"
     for seed in range(FILES * 3 // 10):
         file.write_bytes(mutated(seed, STACKS + REAL[:1]))
-        started = time.process_time()
+        started = time.thread_time()
         try:
             load_stack(tmp_path, "fuzz")
         except InputErrors as error:
@@ -108,7 +106,7 @@ def test_mutated_stack_files_give_findings(tmp_path: Path) -> None:
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
-        assert time.process_time() - started < SECONDS
+        assert time.thread_time() - started < SECONDS
 
 
 @pytest.mark.parametrize("raw", REAL, ids=range(len(REAL)))
