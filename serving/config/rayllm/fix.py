@@ -72,8 +72,9 @@ def fixed_text(text: str, file: str) -> tuple[str, list[Finding]]:
     except LookupError as error:  # the key is nowhere in the text itself
         why = "an old name here comes from an anchor or a merge (`<<`)"
         raise InputErrors([_by_hand(document, rewriter, why)]) from error
-    except (InputErrors, ValueError, RecursionError) as error:
-        raise InputErrors([_by_hand(document, rewriter, f"the text cannot be rewritten safely ({error})")]) from error
+    except (InputErrors, yaml.YAMLError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise InputErrors([_by_hand(document, rewriter, f"the text cannot be rewritten safely ({why})")]) from error
     if done.data != _expected(document, rewriter.edits):
         why = "a rewritten key would change another one, through an anchor or a merge (`<<`)"
         raise InputErrors([_by_hand(document, rewriter, why)])
@@ -179,7 +180,8 @@ def _put(text: str, path: KeyPath, value: Any) -> str:
     lines = [e for e in entries if isinstance(e.value, yaml.ScalarNode) and e.value.style not in ("|", ">")]
     indent, newline = " " * entries[0].column, newline_of(text)
     if not lines:
-        return f"{text[: entries[0].start]}{path[-1]}: {one_line(value)}{newline}{indent}{text[entries[0].start :]}"
+        start = mapping.start_mark.index  # not the first key's: it may stand after `? `
+        return f"{text[:start]}{path[-1]}: {one_line(value)}{newline}{indent}{text[start:]}"
     end = line_end_after(text, lines[-1].end)
     return f"{text[:end]}{newline}{indent}{path[-1]}: {one_line(value)}{text[end:]}"
 

@@ -31,8 +31,8 @@ class Entry:
 
     @property
     def column(self) -> int:
-        """The key's indentation."""
-        return int(self.key.start_mark.column)
+        """The mapping's indentation: a long or empty key may stand after `? `, further in."""
+        return int((self.key if self.in_flow else self.mapping).start_mark.column)
 
     @property
     def in_flow(self) -> bool:

@@ -189,3 +189,11 @@ def test_the_files_mode_and_a_link_to_it_are_kept(tmp_path: Path) -> None:
 def test_a_value_that_alone_would_end_a_document_stays_a_value() -> None:
     fixed, _ = fixed_text("deployment_config:\n  max_concurrent_queries: ...\n", "m.yaml")
     assert fixed == "deployment_config:\n  max_ongoing_requests: '...'\n"
+
+
+@pytest.mark.parametrize("value", ["''", "[]", "{a: 1}"])
+def test_a_mapping_whose_first_key_stands_after_a_question_mark_takes_new_keys(value: str) -> None:
+    text = f"engine_config:\n  ? ''\n  : {value}\n  model_init_kwargs:\n    trust_remote_code: true\n"
+    after = parse_document(fixed(text).encode(), "m.yaml").data
+    assert after["engine_config"]["engine_kwargs"] == {"trust_remote_code": True}
+    assert "" in after["engine_config"]
