@@ -20,6 +20,8 @@ class Demand:
     min: int
     initial: int
     max: int
+    #: The least bytes of memory that a replica on CPUs takes; counts where its file reserves less.
+    host_bytes: int = 0
 
     @property
     def model_id(self) -> str:
@@ -38,6 +40,8 @@ class Demand:
         for bundle in self.bundles:
             for name, amount in bundle.items():
                 total[name] = total.get(name, 0.0) + amount
+        if self.host_bytes > total.get("memory", 0.0):
+            total["memory"] = float(self.host_bytes)
         return total
 
     @cached_property
@@ -74,9 +78,9 @@ class Demand:
         return f"apart:{self.model_id}"
 
 
-def demand_of(model: LoadedModel) -> Demand:
+def demand_of(model: LoadedModel, host_bytes: int = 0) -> Demand:
     """A model's demand."""
-    return Demand(model, tuple(placement_bundles(model.config)), *replica_bounds(model.config))
+    return Demand(model, tuple(placement_bundles(model.config)), *replica_bounds(model.config), host_bytes)
 
 
 def nodes_for(demands: Sequence[Demand], counts: Mapping[str, int], room: Steps) -> int:

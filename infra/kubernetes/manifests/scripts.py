@@ -11,16 +11,15 @@ from modelfleet.infra.planning.plan import Plan
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
-NAMES: Final = ("drain.py", "follow_logs.py", "mirror_job.py")
 
 
 def scripts(plan: Plan) -> Manifest:
-    """The programs."""
+    """`drain.py` and `mirror_job.py`."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": SCRIPTS, "namespace": plan.namespace, "labels": labels(plan, SCRIPTS)},
-        "data": {name: (FOLDER / name).read_text() for name in NAMES},
+        "data": {name: (FOLDER / name).read_text() for name in ("drain.py", "mirror_job.py")},
     }
 
 
