@@ -87,13 +87,13 @@ def parse_document(raw: bytes, file: str) -> Document:
             [Finding(file, 0, "", f"is larger than {MAX_BYTES} bytes; a model or stack file is a few KiB")]
         )
     text = decoded(raw, file)
-    with _yaml_errors(file, text):
+    with yaml_errors(file, text):
         return _Builder(file).document(yaml.compose(text, Loader=yaml.SafeLoader))
 
 
 def parse_documents(text: str, file: str) -> list[Document]:
     """Every document of a YAML stream, as of several Kubernetes objects, with the same bounds for each."""
-    with _yaml_errors(file, text):
+    with yaml_errors(file, text):
         return [_Builder(file).document(node) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
 
 
@@ -109,7 +109,7 @@ def decoded(raw: bytes, file: str) -> str:
 
 
 @contextmanager
-def _yaml_errors(file: str, text: str) -> Iterator[None]:
+def yaml_errors(file: str, text: str) -> Iterator[None]:
     """What the parser raises, as a finding."""
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from modelfleet.serving.config.document import Document, KeyPath, parse_document, read_document
+from modelfleet.serving.config.document import Document, KeyPath, parse_document, read_document, yaml_errors
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity
 from modelfleet.serving.config.rayllm.legacy import normalise
 from modelfleet.serving.config.rayllm.rewriting import Edit, Rewriter, apply
@@ -64,17 +64,17 @@ def fixed_text(text: str, file: str) -> tuple[str, list[Finding]]:
     if not findings:
         return text, []
     try:
-        for path in _repeated(body):
-            body = _without_repetitions(body, path)
-        for edit in rewriter.edits:
-            body = _edited(body, edit)
-        done = parse_document(body.encode(), file)
+        with yaml_errors(file, body):
+            for path in _repeated(body):
+                body = _without_repetitions(body, path)
+            for edit in rewriter.edits:
+                body = _edited(body, edit)
+            done = parse_document(body.encode(), file)
     except LookupError as error:  # the key is nowhere in the text itself
         why = "an old name here comes from an anchor or a merge (`<<`)"
         raise InputErrors([_by_hand(document, rewriter, why)]) from error
-    except (InputErrors, yaml.YAMLError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise InputErrors([_by_hand(document, rewriter, f"the text cannot be rewritten safely ({why})")]) from error
+    except (InputErrors, ValueError) as error:
+        raise InputErrors([_by_hand(document, rewriter, f"the text cannot be rewritten safely ({error})")]) from error
     if done.data != _expected(document, rewriter.edits):
         why = "a rewritten key would change another one, through an anchor or a merge (`<<`)"
         raise InputErrors([_by_hand(document, rewriter, why)])
@@ -180,7 +180,7 @@ def _put(text: str, path: KeyPath, value: Any) -> str:
     lines = [e for e in entries if isinstance(e.value, yaml.ScalarNode) and e.value.style not in ("|", ">")]
     indent, newline = " " * entries[0].column, newline_of(text)
     if not lines:
-        start = mapping.start_mark.index  # not the first key's: it may stand after `? `
+        start = entries[0].opening
         return f"{text[:start]}{path[-1]}: {one_line(value)}{newline}{indent}{text[start:]}"
     end = line_end_after(text, lines[-1].end)
     return f"{text[:end]}{newline}{indent}{path[-1]}: {one_line(value)}{text[end:]}"

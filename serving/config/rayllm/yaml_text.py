@@ -30,9 +30,16 @@ class Entry:
         return end_of(self.value)
 
     @property
+    def opening(self) -> int:
+        """Before the key, or before the `? ` that announces a long or empty one."""
+        before = (self.key.start_mark.buffer or "")[: self.start]
+        announced = before.rstrip(" ")
+        return len(announced) - 1 if announced.endswith("?") and announced != before else self.start
+
+    @property
     def column(self) -> int:
-        """The mapping's indentation: a long or empty key may stand after `? `, further in."""
-        return int((self.key if self.in_flow else self.mapping).start_mark.column)
+        """The entry's indentation. The mapping's own mark will not do: it is at its anchor or tag, if it has one."""
+        return int(self.key.start_mark.column) - (self.start - self.opening)
 
     @property
     def in_flow(self) -> bool:

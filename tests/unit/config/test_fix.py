@@ -197,3 +197,19 @@ def test_a_mapping_whose_first_key_stands_after_a_question_mark_takes_new_keys(v
     after = parse_document(fixed(text).encode(), "m.yaml").data
     assert after["engine_config"]["engine_kwargs"] == {"trust_remote_code": True}
     assert "" in after["engine_config"]
+
+
+@pytest.mark.parametrize("start", ["engine_config: &a", "engine_config: !!map", "engine_config: &a !!map  # c"])
+@pytest.mark.parametrize("entry", ["model_id: a/b", "sub: {}"])
+def test_a_mapping_with_an_anchor_or_a_tag_takes_new_keys(start: str, entry: str) -> None:
+    after = fixed(f"{start}\n  {entry}\n  model_init_kwargs:\n    trust_remote_code: true\n")
+    assert set(after.splitlines()) == {start, f"  {entry}", "  engine_kwargs: {trust_remote_code: true}"}
+
+
+def test_a_long_keys_new_names_stay_in_its_mapping() -> None:
+    after = fixed("deployment_config:\n  autoscaling_config:\n    ? smoothing_factor\n    : 2\n    a: 1\n")
+    assert parse_document(after.encode(), "m.yaml").data["deployment_config"]["autoscaling_config"] == {
+        "upscaling_factor": 2,
+        "downscaling_factor": 2,
+        "a": 1,
+    }
