@@ -7,9 +7,6 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-#: How long one file may take. The slowest takes 0.01 s of the thread's own time; the rest is for a collection of garbage
-#: in a process that holds torch and Ray.
-SECONDS = 10.0
 REAL = [path.read_bytes() for path in sorted((Path(__file__).parent / "rayllm").glob("*.yaml"))]
 
 NASTY = [
