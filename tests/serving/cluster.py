@@ -10,6 +10,7 @@ from typing import Any
 
 import requests
 
+from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
 from modelfleet.infra.local.processes import ProcessId, end_all, mark, members, spawn
 from modelfleet.infra.local.runtime import serve_environment
 from tests.bare_python import bare_python
@@ -21,15 +22,11 @@ READY_S = 420.0
 """A vLLM start takes one to several minutes on two busy cores."""
 
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    **REPLICA_ENVIRONMENT,
     # Without the process that an engine starts only to bind its threads, which imports all of vLLM once more. The real
     # model's file sets it back.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_worker_niceness": "0",  # 15 by default, with which everything else on the machine comes first
 }
 
 

