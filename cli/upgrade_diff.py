@@ -34,7 +34,7 @@ class StackDifference:
     objects: tuple[str, ...]
     """Kubernetes objects and IAM documents that are new, gone or changed, by file name with `+`, `-` or `~`."""
     restarted: tuple[str, ...]
-    """Models whose replicas Serve replaces."""
+    """Serve applications, one a model, whose replicas Serve replaces."""
     rebuilt: bool
     """KubeRay builds a second Ray cluster beside the one that runs, which needs its nodes twice for a while."""
 

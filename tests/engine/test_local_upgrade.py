@@ -13,7 +13,6 @@ import pytest
 
 from modelfleet.infra.local.processes import ProcessId
 from tests.engine.own_fleet import (
-    MODEL,
     RELEASED,
     ROOT,
     SLUG,
@@ -55,7 +54,7 @@ def test_a_fleet_of_the_last_release_keeps_serving_and_restarts_only_what_upgrad
     shown, fleet = upgraded.shown, upgraded.fleet
     assert (shown["from"], shown["to"]) == (RELEASED.name.split("-")[1], version("modelfleet"))
     (restarted,) = (one["restarted"] for one in shown["stacks"] if one["stack"] == "test")
-    assert restarted in ([], [MODEL])
+    assert restarted in ([], [SLUG])
     assert (fleet.replicas(SLUG) == upgraded.replicas) is (not restarted), fleet.serve_log()
     assert fleet.ray() == upgraded.ray, "no upgrade of ours alone restarts Ray"
     # The one replica of its model ends before the next one starts.
