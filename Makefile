@@ -14,7 +14,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 # Two of these at once would write to the same environment.
 .NOTPARALLEL:
 .PHONY: help setup setup-operator tools up down status check audit licences fix test test-fast test-gateway test-engine \
-    test-serving test-cluster schema bench soak rendered release lock clean
+    test-serving test-cluster test-nodes schema bench soak rendered release lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -82,9 +82,9 @@ test: control-plane  ## All tests
 test-fast: .venv/.ready  ## Unit tests, under a minute
 	@sh tools/test.sh fast
 
-test-engine test-cluster: control-plane
+test-engine test-cluster test-nodes: control-plane
 
-test-engine test-serving test-cluster test-gateway: setup
+test-engine test-serving test-cluster test-nodes test-gateway: setup
 	@sh tools/test.sh $(@:test-%=%)
 
 schema: .venv/.ready  ## Make the data files, JSON Schemas and references from the installed packages
@@ -111,10 +111,11 @@ release: .venv/.ready  ## Build the wheel and the sdist into dist/; the same com
 
 lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra operator --extra local --extra dev -o requirements/local.txt
-	@cp requirements/local.txt requirements/fleet.txt  # uv keeps the versions that it finds there
+	@for one in fleet cluster-cpu; do cp requirements/local.txt requirements/$$one.txt; done  # uv keeps these versions
 	@$(BIN)/$(LOCK) --extra operator --extra local -o requirements/fleet.txt
 	@$(BIN)/$(LOCK) --extra operator -c requirements/local.txt -o requirements/operator.txt
 	@$(BIN)/$(LOCK) --extra cluster -o requirements/cluster.txt
+	@$(BIN)/$(LOCK) --extra cluster-cpu -o requirements/cluster-cpu.txt
 	@printf "uv>=0.13\nhatchling>=1.33,<2\n" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/local.txt -o requirements/bootstrap.txt
 
 clean:  ## Remove the virtual environment (not the caches shared with other clones)

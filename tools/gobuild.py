@@ -9,6 +9,7 @@ The module's folder holds only `go.mod` and `go.sum`: every version and every ha
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections import deque
@@ -82,7 +83,13 @@ def _run(command: list[str], module: GoModule, step: Step) -> None:
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     packages = 0
     process = subprocess.Popen(
-        command, cwd=module.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=module.folder,
+        env={**os.environ, "CGO_ENABLED": "0"},  # a static program is a whole image
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     try:
         assert process.stdout is not None

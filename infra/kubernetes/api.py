@@ -97,6 +97,13 @@ class Api:
         merging = "application/merge-patch+json"
         return self.call("patch", api_version, kind, name, namespace, body=patch, content_type=merging)
 
+    def patch_parts(
+        self, api_version: str, kind: str, name: str, namespace: str | None, changes: Sequence[Manifest]
+    ) -> Manifest:
+        """Apply a JSON patch (RFC 6902) to an object: all of its changes or none."""
+        parts = "application/json-patch+json"
+        return self.call("patch", api_version, kind, name, namespace, body=[*changes], content_type=parts)
+
     def call(
         self,
         verb: str,

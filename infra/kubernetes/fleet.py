@@ -9,6 +9,7 @@ import pulumi_kubernetes as k8s
 
 from modelfleet.infra.kubernetes.cluster_add_ons import ClusterAddOns
 from modelfleet.infra.kubernetes.gateway import Gateway
+from modelfleet.infra.kubernetes.group_limits import follow_limits
 from modelfleet.infra.kubernetes.mirrors import Mirrors
 from modelfleet.infra.kubernetes.namespace import Namespace
 from modelfleet.infra.kubernetes.operator import Operator
@@ -70,6 +71,8 @@ class KubernetesFleet(pulumi.ComponentResource):
         if plan.target.makes_cluster and kubeconfig is not None:
             # A preview knows the kubeconfig only if the cluster already exists.
             pulumi.Output.from_input(kubeconfig).apply(lambda text: _say_rebuild(text, plan))
+        if not pulumi.runtime.is_dry_run():
+            pulumi.Output.from_input(kubeconfig).apply(lambda text: _follow_limits(text, plan))
         super().__init__("modelfleet:kubernetes:Fleet", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         self._connection = connection(f"{name}-cluster", plan, kubeconfig=kubeconfig, opts=child)
@@ -95,6 +98,12 @@ class KubernetesFleet(pulumi.ComponentResource):
 
     def _child(self, *after: pulumi.Resource) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, providers=[self._connection], depends_on=[*self._ready, *after])
+
+
+def _follow_limits(kubeconfig: str | None, plan: Plan) -> None:
+    """Before the RayService changes: its models may need the nodes that a raised limit allows."""
+    for said in follow_limits(kubeconfig, plan):
+        pulumi.log.info(said)
 
 
 def _say_rebuild(kubeconfig: str, plan: Plan) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import mirrors
-from modelfleet.infra.kubernetes.objects import resource
+from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
 from modelfleet.infra.planning.plan import Plan
-
-#: Pulumi does not await the Jobs: only a model's own replicas should wait for its mirror.
-SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
 
 
 class Mirrors(pulumi.ComponentResource):
@@ -25,7 +22,7 @@ class Mirrors(pulumi.ComponentResource):
         where, *jobs = mirrors(plan)
         code = resource(f"{name}-code", where, child)
         for job in jobs:
-            job["metadata"]["annotations"] = dict(SKIP_AWAIT)
+            job["metadata"]["annotations"] = dict(SKIP_AWAIT)  # only a model's own replicas wait for its mirror
             once = pulumi.ResourceOptions(parent=self, depends_on=[code], ignore_changes=["spec"])
             resource(job["metadata"]["name"], job, once)
         self.register_outputs({})

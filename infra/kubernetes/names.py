@@ -12,7 +12,7 @@ from modelfleet.infra.names import READERS, STACK_LABEL, WRITER
 from modelfleet.infra.planning.plan import Plan
 
 RAY_SERVICE: Final = "fleet"
-#: KubeRay makes this Service, and in an upgrade moves it from the old cluster to the new one.
+#: KubeRay points this Service at the cluster, and in an upgrade moves it from the old cluster to the new one.
 SERVE_SERVICE: Final = f"{RAY_SERVICE}-serve-svc"
 
 OPERATOR: Final = "kuberay-operator"

@@ -31,6 +31,9 @@ KINDS: Mapping[tuple[str, str], Any] = {
     ("apiextensions.k8s.io/v1", "CustomResourceDefinition"): k8s.apiextensions.v1.CustomResourceDefinition,
 }
 
+#: An annotation for what a run does not wait for.
+SKIP_AWAIT: Mapping[str, str] = {"pulumi.com/skipAwait": "true"}
+
 #: Top-level fields of manifests, spelled as the SDK spells its arguments.
 ARGUMENTS: Mapping[str, str] = {
     "automountServiceAccountToken": "automount_service_account_token",

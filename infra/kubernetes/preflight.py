@@ -31,8 +31,11 @@ NEEDED: Final = (
     ("rbac.authorization.k8s.io", "rolebindings", True),
     ("networking.k8s.io", "networkpolicies", True),
     ("ray.io", "rayservices", True),
+    ("ray.io", "rayclusters", True),
 )
 VERBS: Final = ("create", "patch", "delete")
+#: KubeRay makes and deletes them; a run changes the limits of their worker groups.
+ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
 FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
 
@@ -71,7 +74,9 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
         if resource in needless:
             continue
         verbs = [
-            verb for verb in VERBS if not _allowed(api, group, resource, verb, plan.namespace if namespaced else None)
+            verb
+            for verb in (("patch",) if resource in ONLY_PATCHED else VERBS)
+            if not _allowed(api, group, resource, verb, plan.namespace if namespaced else None)
         ]
         if verbs:
             lacking.append(f"{'/'.join(verbs)} {resource}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import ray
-from modelfleet.infra.kubernetes.objects import resource
+from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
 from modelfleet.infra.planning.plan import Plan
 
 #: Until the first models answer: nodes are bought, images pulled, weights copied and loaded.
@@ -31,12 +31,15 @@ REPLACES = [
 
 
 class RayFleet(pulumi.ComponentResource):
-    """Children: ConfigMap `ray-scripts`, RayService `fleet`."""
+    """Children: ConfigMap `ray-scripts`, Service `fleet-serve-svc`, RayService `fleet`."""
 
     def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
-        programs, manifest = ray(plan)
+        programs, front, manifest = ray(plan)
         files = resource(f"{name}-scripts", programs, pulumi.ResourceOptions(parent=self))
+        front["metadata"]["annotations"] = dict(SKIP_AWAIT)  # nothing is behind it before the RayService is there
+        # KubeRay writes its specification from then on.
+        service = resource(f"{name}-serve", front, pulumi.ResourceOptions(parent=self, ignore_changes=["spec"]))
         manifest["metadata"]["annotations"] |= ANNOTATIONS
         replace = plan.ray_cluster.rollout == "replace"
         self.service = resource(
@@ -44,7 +47,7 @@ class RayFleet(pulumi.ComponentResource):
             manifest,
             pulumi.ResourceOptions(
                 parent=self,
-                depends_on=[files],
+                depends_on=[files, service],
                 custom_timeouts=TIMEOUTS,
                 replace_on_changes=REPLACES if replace else None,
                 delete_before_replace=True,  # the name is fixed

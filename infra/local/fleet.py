@@ -21,7 +21,6 @@ BUILT_IN = ("CPU", "GPU", "memory")
 REPLICA_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
     # 15 by default: everything else on the machine comes first, and a starved replica fails Serve's health checks.

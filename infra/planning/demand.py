@@ -20,8 +20,6 @@ class Demand:
     min: int
     initial: int
     max: int
-    #: The least bytes of memory that a replica on CPUs takes; counts where its file reserves less.
-    host_bytes: int = 0
 
     @property
     def model_id(self) -> str:
@@ -40,8 +38,6 @@ class Demand:
         for bundle in self.bundles:
             for name, amount in bundle.items():
                 total[name] = total.get(name, 0.0) + amount
-        if self.host_bytes > total.get("memory", 0.0):
-            total["memory"] = float(self.host_bytes)
         return total
 
     @cached_property
@@ -78,9 +74,9 @@ class Demand:
         return f"apart:{self.model_id}"
 
 
-def demand_of(model: LoadedModel, host_bytes: int = 0) -> Demand:
+def demand_of(model: LoadedModel) -> Demand:
     """A model's demand."""
-    return Demand(model, tuple(placement_bundles(model.config)), *replica_bounds(model.config), host_bytes)
+    return Demand(model, tuple(placement_bundles(model.config)), *replica_bounds(model.config))
 
 
 def nodes_for(demands: Sequence[Demand], counts: Mapping[str, int], room: Steps) -> int:

@@ -15,7 +15,6 @@ from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
 from modelfleet.infra.planning.facts import DTYPE_BYTES, KvLayers, ModelFacts
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
-from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
 
 GIB = 1024 * MIB
@@ -31,8 +30,6 @@ CONTEXT_MIB = 512
 COMMUNICATION_MIB = 512
 #: CUDA graphs, MiB; none with `enforce_eager`.
 GRAPHS_MIB = 512
-#: Python, torch and a Ray worker of a replica on CPUs, GiB.
-HOST_OVERHEAD_GIB = 2
 #: Hidden-size and intermediate-size activations alive at once in the profiling step.
 LIVE_HIDDEN, LIVE_INTERMEDIATE = 6, 2
 #: Bytes per vocabulary entry of one sampled row: logits, their float32 copy, probabilities and a sort.
@@ -182,14 +179,3 @@ def memory_of(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | N
     if facts is None or accelerator is None:
         return None
     return gpu_memory(facts, setting_of(model, facts, accelerator, catalog))
-
-
-def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | None = None) -> int:
-    """The least bytes of a node's memory that a replica on CPUs takes; 0 on GPUs and for unknown models."""
-    if facts is None or model.accelerator != CPU:
-        return 0
-    processor = Accelerator(CPU, 0, 0, (0, 0))
-    setting = dataclasses.replace(setting_of(model, facts, processor, catalog or default_catalog()), workers=1)
-    space = (model.engine_config.runtime_env.get("env_vars") or {}).get("VLLM_CPU_KVCACHE_SPACE")
-    cache = int(str(space)) * GIB if str(space).isdigit() else sequence_bytes(facts, setting)
-    return round(weight_bytes(facts, setting) + cache + HOST_OVERHEAD_GIB * GIB)

@@ -171,7 +171,11 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """One Ray worker group, made from one pool and nothing else (a change would rebuild the cluster)."""
+    """One Ray worker group, made from one pool and nothing else (a change would rebuild the cluster).
+
+    `max_replicas` is one more than the pool's nodes. A worker that drains still counts, and its replicas move only when
+    another worker is there; nodes beyond the pool's limit are nowhere to be had.
+    """
 
     name: str
     pool: str

@@ -26,8 +26,9 @@ from modelfleet.infra.planning.cost import (
 )
 from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
-from modelfleet.infra.planning.fit import host_bytes, memory_of
+from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
@@ -74,8 +75,13 @@ def plan(
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
-    models = sorted(models, key=lambda model: model.config.model_id)
-    demands = [demand_of(m, host_bytes(m.config, facts.get(m.config.model_id), catalog)) for m in models]
+    # This machine's memory is not the plan's to divide.
+    reserve = not stack.config.target.on_this_machine
+    models = [
+        with_host_memory(model, facts.get(model.config.model_id), catalog, reserve=reserve)
+        for model in sorted(models, key=lambda model: model.config.model_id)
+    ]
+    demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
     bucket, found = bucket_plan(stack, models)
     findings += [
@@ -246,7 +252,7 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPla
             name=pool.name,
             pool=pool.name,
             min_replicas=pool.floor_nodes,
-            max_replicas=pool.max_nodes,
+            max_replicas=pool.max_nodes + 1,
             ray_resources=pool.ray_resources,
             node=pool.node,
             labels=pool.labels,

@@ -2,7 +2,7 @@
 
 kwok runs no container. The operator reaches a head through the API server's proxy, which dials the pod's address. On
 the loopback device, that address is this machine. `FakeRay` answers what the operator asks a Ray head, for tests not
-about Ray; `tests/cluster/test_real_ray.py` runs the real one there.
+about Ray; `tests/nodes` runs the real one in a pod.
 """
 
 from __future__ import annotations

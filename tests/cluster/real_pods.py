@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,12 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from modelfleet.infra.kubernetes.manifests.gateway import CONFIG_PATH, RUN_PATH
-from modelfleet.infra.kubernetes.names import SERVE_SERVICE
-from modelfleet.infra.local.haproxy import find_binary
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.pod_network import PodNetwork, end
 
 ROOT = Path(__file__).parents[2]
 S3_PORT = 8443
-BUCKET, SEED = "fleet-mirror", "seed"
+BUCKET = "fleet-mirror"
 DASHBOARD, SERVE = 8265, 8000
 STARTED = "Ray runtime started."
 #: A raylet gives its agents 30 s, a fixed limit (Ray 2.60, `WaitForPersistedPort`), and ends if they take longer. A
@@ -76,8 +73,7 @@ def storage(network: PodNetwork) -> Iterator[Storage]:
         config=Config(proxies={}, s3={"addressing_style": "path"}),
     )
     wait_for("moto", lambda: answers(f"{url}/moto-api/"), seconds=60)
-    for bucket in (BUCKET, SEED):
-        client.create_bucket(Bucket=bucket)
+    client.create_bucket(Bucket=BUCKET)
     yield Storage(url, environment, client)
     end(process)
 
@@ -109,11 +105,6 @@ class RealPods:
         #: Environment in addition to that of the pods.
         self.extra = {
             **storage.environment,
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # As on a node that has run the model before: otherwise vLLM starts another process to inspect its class.
-            "VLLM_CACHE_ROOT": str(Path.home() / ".cache" / "vllm"),
             "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "0",
             "RAY_TMPDIR": str(network.folder),
             "RAY_worker_niceness": "0",  # 15 by default, with which everything else on the machine comes first
@@ -169,32 +160,6 @@ class RealPods:
         with open_url(f"http://{self.address}:{DASHBOARD}/api/serve/applications/") as answer:
             found: dict[str, Any] = json.load(answer)["applications"]
         return found
-
-    def start_gateway(self) -> str:
-        """The gateway's process on the files of the live ConfigMap; the pod's address. HAProxy's checker takes them."""
-        api, where, folder = self.stack.api, self.stack.namespace, self.network.folder / "gateway"
-        pod = wait_for("a gateway pod", lambda: self._pod("app.kubernetes.io/name=gateway"))
-        backend = wait_for("an endpoint that serves", self._serving, seconds=120)
-        names = {
-            f"{CONFIG_PATH}/": f"{folder}/",
-            f"{RUN_PATH}/": f"{folder}/run/",
-            f"{SERVE_SERVICE}.{where}.svc.cluster.local": backend,
-        }
-        (folder / "run").mkdir(parents=True)
-        for name, text in api.get("v1", "ConfigMap", "gateway", where)["data"].items():  # type: ignore[index]
-            (folder / name).write_text(reduce(lambda t, pair: t.replace(*pair), names.items(), text))
-        (self.network.folder / "bin" / "haproxy").symlink_to(find_binary())
-        check = [find_binary(), "-c", "-f", str(folder / "haproxy.cfg")]
-        subprocess.run(check, check=True, capture_output=True)
-        self.network.run(pod, extra={}, names=names)
-        return str(pod["status"]["podIP"])
-
-    def _serving(self) -> str:
-        """An address behind the gateway's upstream Service, as KubeRay's labels and the readiness of pods decide."""
-        label = f"kubernetes.io/service-name={SERVE_SERVICE}"
-        slices = self.stack.api.list("discovery.k8s.io/v1", "EndpointSlice", self.stack.namespace, label)
-        ready = [e for one in slices for e in one.get("endpoints") or [] if e["conditions"].get("ready")]
-        return str(ready[0]["addresses"][0]) if ready else ""
 
     @property
     def address(self) -> str:

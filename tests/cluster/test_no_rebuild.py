@@ -93,7 +93,7 @@ def test_an_appended_pool_and_more_nodes_keep_cluster_and_pods(live: tuple[Stack
 
     def appended() -> bool:
         groups = {g["groupName"]: g["maxReplicas"] for g in stack.ray_cluster()["spec"]["workerGroupSpecs"]}
-        return groups == {"l4": 61, "t4": 60, "a10g": 1}
+        return groups == {"l4": 62, "t4": 61, "a10g": 2}  # one more than the pool has nodes
 
     wait_for("the new group", appended, seconds=60)
     assert _identity(stack) == before

@@ -158,6 +158,17 @@ def test_up_is_ready_then_unchanged_then_an_edit_touches_the_ray_service_only_th
     third = fleet.project.up()
     assert third.steps() == [("update", "fleet-ray-service")], third.text
 
+    (cluster,) = api.list("ray.io/v1", "RayCluster", where)
+    fleet.write(
+        [model("org/one", "L4", max_total_tokens=1024), model("org/two", "L4", replicas=(0, 1))],
+        pools=[{**L4[0], "minNodes": 2, "maxNodes": 7}],
+    )
+    fleet.project.up()
+    (resized,) = api.list("ray.io/v1", "RayCluster", where)
+    (group,) = resized["spec"]["workerGroupSpecs"]
+    assert resized["metadata"]["uid"] == cluster["metadata"]["uid"], "the cluster was rebuilt"
+    assert (group["minReplicas"], group["maxReplicas"]) == (2, 8), "KubeRay itself changes neither on a live cluster"
+
     fleet.project.destroy()
     assert api.get("v1", "Namespace", where) is None
     assert api.list("ray.io/v1", "RayService") == []

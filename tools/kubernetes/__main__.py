@@ -1,6 +1,12 @@
-"""`python -m tools.kubernetes build|start|stop|status|crds`: runs the test control plane by hand.
+"""Runs the tests' control plane, or a whole cluster, by hand: `python -m tools.kubernetes COMMAND`.
 
-`start` runs it in the background under `.modelfleet/kubernetes` and prints its kubeconfig.
+build      build what is missing
+start      run a control plane in the background under `.modelfleet/kubernetes`, and print its kubeconfig
+stop       end it
+status     list its processes
+node       run a cluster with real nodes until Ctrl-C (root; --nodes 2, --cpus 16)
+packages   print the Debian packages that nodes need and this machine lacks
+crds       pack KubeRay's CRDs again for infra/kubernetes
 """
 
 from __future__ import annotations
@@ -15,7 +21,10 @@ from pathlib import Path
 
 from modelfleet.serving.config.errors import ModelfleetError, SetupError
 from tools.kubernetes import binaries, crds
+from tools.kubernetes.cluster import Cluster
 from tools.kubernetes.control_plane import ControlPlane, crd_manifests
+from tools.kubernetes.node import images, machine
+from tools.progress import Step, say
 
 FOLDER = Path(".modelfleet") / "kubernetes"
 STATE = FOLDER / "processes.json"
@@ -23,25 +32,33 @@ STATE = FOLDER / "processes.json"
 
 def main() -> int:
     """Run one command; return 2 if the environment lacks something."""
-    parser = argparse.ArgumentParser(prog="python -m tools.kubernetes", description=__doc__)
-    parser.add_argument("command", choices=["build", "start", "stop", "status", "crds"])
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.kubernetes", description=__doc__, formatter_class=plain)
+    parser.add_argument("command", choices=["build", "start", "stop", "status", "node", "packages", "crds"])
     parser.add_argument("--operator", action="store_true", help="start: add the KubeRay operator and its CRDs")
+    parser.add_argument("--nodes", type=int, choices=[1, 2, 3], default=1, help="node: how many")
+    parser.add_argument("--cpus", type=int, help="node: CPUs that each claims, with 4 GiB of memory for each")
     arguments = parser.parse_args()
     try:
-        return _run(arguments.command, arguments.operator)
+        return _run(arguments)
     except ModelfleetError as error:
         print(f"tools.kubernetes: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(command: str, operator: bool) -> int:
+def _run(arguments: argparse.Namespace) -> int:
+    command = arguments.command
     if command == "build":
         binaries.build_all()
         print("\n".join(str(binary.path) for binary in binaries.BINARIES.values()))
     elif command == "crds":
         print(crds.write())
     elif command == "start":
-        _start(operator)
+        _start(arguments.operator)
+    elif command == "node":
+        _nodes(arguments.nodes, arguments.cpus)
+    elif command == "packages":
+        print(" ".join(machine.missing_packages()))
     elif command == "stop":
         _stop()
     else:
@@ -65,6 +82,24 @@ def _start(operator: bool) -> None:
         raise
     STATE.write_text(json.dumps(plane.pids()))
     print(f"export KUBECONFIG={plane.kubeconfig}")
+
+
+def _nodes(count: int, cpus: int | None) -> None:
+    machine.require()
+    binaries.build_all()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Step(f"a cluster with {count} {'node' if count == 1 else 'nodes'}"):
+        cluster = Cluster(count, cpus=cpus, recipes=[images.debian()]).__enter__()
+    try:
+        print(f"export KUBECONFIG={cluster.plane.kubeconfig}", flush=True)
+        for node in cluster.nodes.values():
+            say(f"a command inside {node.settings.name}: {' '.join(node.command('ctr', 'version'))}")
+        say("Ctrl-C ends it.")
+        signal.pause()
+    except KeyboardInterrupt:
+        say("stopping")
+    finally:
+        cluster.stop()
 
 
 def _stop() -> None:

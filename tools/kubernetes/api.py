@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kubernetes.client import CoreV1Api
+
 from modelfleet.infra.kubernetes.api import Api, ApiError, Manifest
 from modelfleet.infra.kubernetes.text import json_for_yaml
 
@@ -51,6 +53,12 @@ class WritingApi(Api):
                 return False
             raise
         return True
+
+    def log(self, namespace: str, pod: str, container: str | None = None) -> str:
+        """What a pod's container has written so far, which its kubelet keeps."""
+        with self._worded():
+            core = CoreV1Api(self.client.client)
+            return str(core.read_namespaced_pod_log(pod, namespace, **({"container": container} if container else {})))
 
     def token(self, namespace: str, service_account: str, *, seconds: int = 3600) -> str:
         """Return a token of a ServiceAccount, as a pod would get it."""

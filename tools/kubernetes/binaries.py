@@ -42,6 +42,21 @@ GO_MODULES = (
         ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", _KUBERNETES),
         ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", _KUBERNETES),
     ),
+    _module(
+        f"kubernetes-node-{KUBERNETES_VERSION}",
+        "kubernetes",
+        "about a minute after the control plane",
+        ("kubelet", "k8s.io/kubernetes/cmd/kubelet", _KUBERNETES),
+        ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", _KUBERNETES),
+    ),
+    # One module, because both need Kubernetes' client, which is most of their compile time.
+    _module(
+        "node-coredns-1.14.7-kube-network-policies-0.8.0",
+        "node",
+        "about 3 minutes",
+        ("coredns", "./coredns", ""),
+        ("kube-network-policies", "sigs.k8s.io/kube-network-policies/cmd", ""),
+    ),
     _module("kwok-0.7.0", "kwok", "about a minute", ("kwok", "sigs.k8s.io/kwok/cmd/kwok", _KWOK)),
     _module(f"kuberay-operator-{KUBERAY}", "kuberay", "about a minute", ("kuberay-operator", KUBERAY_MODULE, "")),
 )

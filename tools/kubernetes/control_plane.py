@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
-import os
 import random
 import secrets
 import shutil
@@ -29,23 +27,34 @@ from modelfleet.infra.kubernetes.api import ApiError, Unreachable
 from modelfleet.serving.config.errors import SetupError
 from tools.kubernetes.api import WritingApi
 from tools.kubernetes.binaries import BINARIES, kuberay_sources, require
+from tools.kubernetes.node.network import Network
+from tools.kubernetes.node.settings import GATEWAY
+from tools.kubernetes.processes import end_with_parent, without_proxies
 from tools.paths import tools_cache
 
 #: No other program's default, and below the ephemeral range, from which outgoing connections take their ports.
 PORTS = range(16400, 16600)
 START_SECONDS = 240.0
+#: Users with a token, and their groups. The API server reads them once, so nodes that come later are among them.
+_USERS = {
+    "admin": ["system:masters"],
+    "system:kube-proxy": [],
+    **{f"system:node:node-{number}": ["system:nodes"] for number in (1, 2, 3)},
+}
 CORE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 
 
 class ControlPlane:
     """etcd, API server, scheduler, controller manager and kwok; `start_operator` adds KubeRay.
 
-    Everything binds to 127.0.0.1; state and logs are under `folder` (default: a temporary one). The processes end with
-    the one that started them, however it ends, unless `outlive` is set.
+    Everything binds to 127.0.0.1, or runs in `network`, where nodes and their pods reach it and one loopback port leads
+    to the API server. State and logs are under `folder` (default: a temporary one). The processes end with the one that
+    started them, however it ends, unless `outlive` is set.
     """
 
-    def __init__(self, folder: Path | None = None, *, outlive: bool = False) -> None:
+    def __init__(self, folder: Path | None = None, *, network: Network | None = None, outlive: bool = False) -> None:
         self._temporary = folder is None
+        self._network = network
         self._outlive = outlive
         self.folder = folder or Path(tempfile.mkdtemp(prefix="modelfleet-kubernetes-"))
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -53,7 +62,7 @@ class ControlPlane:
         self._ports: dict[str, int] = {}
         #: First two numbers of the pods' addresses; random, because two control planes on one machine share its routes.
         self.pod_network = f"10.{random.randrange(64, 224)}"
-        self._admin = secrets.token_urlsafe(24)
+        self._tokens = {user: secrets.token_urlsafe(24) for user in _USERS}
         self.api: WritingApi
 
     def __enter__(self) -> Self:
@@ -74,8 +83,23 @@ class ControlPlane:
 
     @property
     def server(self) -> str:
-        """The API server's address."""
-        return f"https://127.0.0.1:{self._ports['apiserver']}"
+        """The API server's address, here and for what runs in the network beside it."""
+        # Where it listens everywhere, its certificate has the name and not the address.
+        return f"https://{'localhost' if self._network else '127.0.0.1'}:{self._ports['apiserver']}"
+
+    @property
+    def server_for_nodes(self) -> str:
+        """The API server's address in the network."""
+        return f"https://{GATEWAY}:{self._ports['apiserver']}"
+
+    @property
+    def certificate(self) -> Path:
+        """The API server's certificate, which is its own authority."""
+        return self.folder / "certificates" / "apiserver.crt"
+
+    def token_of(self, user: str) -> str:
+        """The token of `system:kube-proxy` or of a kubelet, `system:node:node-N` with N from 1 to 3."""
+        return self._tokens[user]
 
     def pids(self) -> dict[str, int]:
         """The running processes, by name."""
@@ -90,6 +114,8 @@ class ControlPlane:
 
     def _start_on_free_ports(self) -> None:
         self._choose_ports()
+        if self._network:
+            self._network.forward(self._ports["apiserver"], "127.0.0.1", self._ports["apiserver"])
         self._write_files()
         self.start_etcd()
         self.start_apiserver()
@@ -98,7 +124,8 @@ class ControlPlane:
         self._spawn("kube-scheduler", self._scheduler_arguments())
         self._spawn("kwok", self._kwok_arguments())
         self._wait(self._has_default_account, "the service account controller", *self._processes)
-        self._wait(self._listens, "a port", *self._processes)  # until then, another one may choose the same
+        if not self._network:  # until it listens, another one may choose the same port; a network has its own
+            self._wait(self._listens, "a port", *self._processes)
 
     def start_etcd(self) -> None:
         """Start etcd (again)."""
@@ -162,11 +189,12 @@ class ControlPlane:
             serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
         )
         _write_private(self.folder / "service-account.key", pem.decode())
-        _write_private(self.folder / "tokens.csv", f'{self._admin},admin,admin,"system:masters"\n')
+        rows = [[self._tokens[user], user, user, *groups] for user, groups in _USERS.items()]
+        _write_private(self.folder / "tokens.csv", "".join(f"{','.join(row)}\n" for row in rows))
         _write_private(self.folder / "kwok.yaml", json.dumps(_KWOK_CONFIGURATION))
 
     def _kubeconfig_text(self, token: str) -> str:
-        ca = base64.b64encode((self.folder / "certificates" / "apiserver.crt").read_bytes()).decode()
+        ca = base64.b64encode(self.certificate.read_bytes()).decode()
         cluster = {"server": self.server, "certificate-authority-data": ca}
         return json.dumps(
             {
@@ -195,26 +223,31 @@ class ControlPlane:
 
     def _apiserver_arguments(self) -> list[str]:
         key = self.folder / "service-account.key"
+        if self._network:
+            place = [f"--advertise-address={GATEWAY}", "--kubelet-preferred-address-types=InternalIP"]
+        else:
+            # Loopback is no endpoint of the Service `kubernetes`, and no pod asks for it.
+            place = ["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"]
         return [
+            *place,
             f"--etcd-servers=http://127.0.0.1:{self._ports['etcd']}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
             f"--secure-port={self._ports['apiserver']}",
             f"--cert-dir={self.folder / 'certificates'}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",  # as on EKS, where Pod Security decides per namespace
             "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-signing-key-file={key}",
             f"--service-account-key-file={key}",
-            "--endpoint-reconciler-type=none",
         ]
 
     def _controller_manager_arguments(self) -> list[str]:
         return [
             f"--kubeconfig={self.kubeconfig}",
             f"--service-account-private-key-file={self.folder / 'service-account.key'}",
+            f"--root-ca-file={self.certificate}",
             "--use-service-account-credentials=false",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
@@ -222,7 +255,7 @@ class ControlPlane:
             f"--cert-dir={self.folder / 'controller'}",
             "--allocate-node-cidrs=false",
             # On a busy machine kwok's heartbeats are late, and without a kubelet an unready pod stays unready.
-            "--node-monitor-grace-period=30m",
+            *([] if self._network else ["--node-monitor-grace-period=30m"]),
         ]
 
     def _scheduler_arguments(self) -> list[str]:
@@ -245,10 +278,10 @@ class ControlPlane:
         ]
 
     def _ready(self) -> bool:
-        if not (self.folder / "certificates" / "apiserver.crt").exists():
+        if not self.certificate.exists():
             return False
         if not self.kubeconfig.exists():
-            _write_private(self.kubeconfig, self._kubeconfig_text(self._admin))
+            _write_private(self.kubeconfig, self._kubeconfig_text(self._tokens["admin"]))
         try:
             with closing(WritingApi.from_kubeconfig(self.kubeconfig)) as api:
                 api.client.request("get", "/readyz", serializer=lambda _, data: data)
@@ -269,14 +302,17 @@ class ControlPlane:
     def _spawn(self, name: str, arguments: list[str], extra: dict[str, str] | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [str(BINARIES[name].path), *arguments],
+                self._here(str(BINARIES[name].path), *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_without_proxies(), **(extra or {})},
-                preexec_fn=None if self._outlive else _end_with_parent,  # noqa: PLW1509  one system call, no lock
+                env={**without_proxies(), **(extra or {})},
+                preexec_fn=None if self._outlive else end_with_parent,  # noqa: PLW1509  one system call, no lock
                 start_new_session=True,  # Ctrl-C must reach only the test, which then stops these in order
             )
+
+    def _here(self, *command: str) -> list[str]:
+        return self._network.command(*command) if self._network else list(command)
 
     def _wait(self, done: Callable[[], bool], what: str, *needed: str) -> None:
         end = time.monotonic() + START_SECONDS
@@ -311,20 +347,6 @@ def crd_manifests() -> list[dict[str, Any]]:
     folder = kuberay_sources() / "config" / "crd" / "bases"
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [yaml.load(path.read_text(), Loader=loader) for path in sorted(folder.glob("*.yaml"))]
-
-
-def _end_with_parent() -> None:
-    """Run in the child before the program: have it killed when the thread that started it is gone (prctl(2)).
-
-    SIGTERM would not do: an API server never ends if its etcd has gone first.
-    """
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def _without_proxies() -> dict[str, str]:
-    """The environment without proxies: the API server forwards to pods by HTTP and would send that to a proxy."""
-    return {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -39,27 +39,51 @@ _RULES: Final[list[tuple[str, list[str], list[str]]]] = [
         _READ,
     ),
     ("resource.k8s.io", ["deviceclasses", "resourceclaims", "resourceslices", "resourceclaimtemplates"], _READ),
-    ("coordination.k8s.io", ["leases"], [*_READ, "create", "update"]),
-    ("", ["configmaps"], [*_READ, "create", "update", "delete"]),
+]
+#: What it writes of its own: in its namespace alone, and by name where there is one.
+_OWN: Final[list[Manifest]] = [
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "list", "watch"]},
+    {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": ["cluster-autoscaler-status", "cluster-autoscaler-priority-expander"],
+        "verbs": ["get", "watch", "update", "delete"],
+    },
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": [AUTOSCALER],
+        "verbs": ["get", "update"],
+    },
 ]
 
 
 def cluster_autoscaler(plan: Plan, cluster_name: str) -> list[Manifest]:
-    """ServiceAccount, ClusterRole, binding and Deployment."""
-    subject = {"kind": "ServiceAccount", "name": AUTOSCALER, "namespace": AUTOSCALER_NAMESPACE}
+    """ServiceAccount, rights in the cluster and in its own namespace, and Deployment."""
     rules = [{"apiGroups": [group], "resources": kinds, "verbs": verbs} for group, kinds, verbs in _RULES]
-    rbac, cluster_wide = "rbac.authorization.k8s.io", {"name": AUTOSCALER, "labels": labels(plan, AUTOSCALER)}
+    cluster_wide = {"name": AUTOSCALER, "labels": labels(plan, AUTOSCALER)}
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _metadata(plan)},
-        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": cluster_wide, "rules": rules},
+        *_rights("ClusterRole", cluster_wide, rules),
+        *_rights("Role", _metadata(plan), _OWN),
+        _deployment(plan, cluster_name),
+    ]
+
+
+def _rights(kind: str, metadata: Manifest, rules: list[Manifest]) -> list[Manifest]:
+    """A role and its binding to the ServiceAccount."""
+    rbac = "rbac.authorization.k8s.io"
+    subject = {"kind": "ServiceAccount", "name": AUTOSCALER, "namespace": AUTOSCALER_NAMESPACE}
+    return [
+        {"apiVersion": f"{rbac}/v1", "kind": kind, "metadata": metadata, "rules": rules},
         {
             "apiVersion": f"{rbac}/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": cluster_wide,
-            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": AUTOSCALER},
+            "kind": f"{kind}Binding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": rbac, "kind": kind, "name": AUTOSCALER},
             "subjects": [subject],
         },
-        _deployment(plan, cluster_name),
     ]
 
 
@@ -79,6 +103,13 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
             "--scale-down-unneeded-time=10m",
         ],
         "env": environment({"AWS_REGION": plan.region}),
+        "ports": [{"name": "http", "containerPort": 8085}],
+        # It answers 500 when it has hung for 10 minutes or failed for 15 (its metrics/liveness.go); nobody else asks.
+        "livenessProbe": {
+            "httpGet": {"path": "/health-check", "port": "http"},
+            "periodSeconds": 30,
+            "timeoutSeconds": 10,
+        },
         "resources": resources("100m", "600Mi"),
         "securityContext": container_security(read_only=True),
     }

@@ -28,7 +28,7 @@ from modelfleet.infra.kubernetes.manifests.operator import (
     operator_role,
 )
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.manifests.ray import ray_service
+from modelfleet.infra.kubernetes.manifests.ray import ray_service, serve_service
 from modelfleet.infra.kubernetes.manifests.scripts import scripts, serving_code
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
 from modelfleet.infra.planning.plan import Plan
@@ -63,8 +63,8 @@ def base(plan: Plan) -> list[Manifest]:
 
 
 def ray(plan: Plan) -> list[Manifest]:
-    """The scripts that pods mount, and the RayService."""
-    return [scripts(plan), ray_service(plan)]
+    """The scripts that pods mount, the Service in front of Serve, and the RayService."""
+    return [scripts(plan), serve_service(plan), ray_service(plan)]
 
 
 def mirrors(plan: Plan) -> list[Manifest]:

@@ -27,6 +27,8 @@ BODIES_MEMORY_MIB: Final = 2048
 #: Seconds between the decision to end a pod and its stop signal, which closes its port. In that time nodes and load
 #: balancers learn of it and send new requests elsewhere. The second process ends later; the first still needs it.
 LEAVE_SECONDS, BODIES_LEAVE_SECONDS = 15, 20
+#: How long a process may take until it listens.
+START_SECONDS = 120
 
 
 def gateway_files(plan: Plan) -> GatewayFiles:
@@ -152,15 +154,19 @@ def _ingress_annotations(plan: Plan) -> dict[str, str]:
 def _container(name: str, config: str, metrics: int) -> Manifest:
     mounts = [("config", CONFIG_PATH, True), ("keys", KEYS_PATH, True), ("run", RUN_PATH, False)]
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5}
+    # What hangs has no stream that is worth the pod's own grace.
+    at_once = {"terminationGracePeriodSeconds": BODIES_LEAVE_SECONDS + 10}
     return {
         "name": name,
         "image": HAPROXY_IMAGE,
         "imagePullPolicy": "IfNotPresent",
         "command": ["haproxy", "-W", "-db", "-f", f"{CONFIG_PATH}/{config}"],
         "ports": [{"name": "http", "containerPort": PORT}, {"name": "metrics", "containerPort": metrics}],
+        # A node that is busy with images lets it start late, which is not a reason to restart it.
+        "startupProbe": {**probe, **at_once, "periodSeconds": 1, "failureThreshold": START_SECONDS},
         # Ready means that the process answers, not that a model does: otherwise no 503 could say why none does.
         "readinessProbe": {**probe, "failureThreshold": 2},
-        "livenessProbe": {**probe, "failureThreshold": 6},
+        "livenessProbe": {**probe, **at_once, "failureThreshold": 6},
         "lifecycle": _leave(LEAVE_SECONDS),
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": container_security(read_only=True),
@@ -172,8 +178,9 @@ def _bodies() -> Manifest:
     """The second process, for request bodies beyond the first one's buffer; reached through its socket only."""
     container = _container("bodies", "bodies.cfg", BODIES_METRICS_PORT)
     container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
-    for probe in ("readinessProbe", "livenessProbe"):
-        container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, "periodSeconds": 5}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = {key: value for key, value in container[probe].items() if key != "httpGet"}
+        container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, **asked}
     container["lifecycle"] = _leave(BODIES_LEAVE_SECONDS)
     container["resources"] = {
         "requests": {"cpu": "100m", "memory": "256Mi"},

@@ -25,8 +25,8 @@ def namespace(plan: Plan) -> Manifest:
 
 
 def quota(plan: Plan) -> Manifest:
-    """At most the GPUs of the pools' nodes, or twice that if an upgrade runs both clusters at once."""
-    gpus = sum(pool.max_nodes * pool.node.gpus for pool in plan.pools)
+    """At most the GPUs of the worker groups, or twice that if an upgrade runs both clusters at once."""
+    gpus = sum(group.max_replicas * group.node.gpus for group in plan.ray_cluster.worker_groups)
     clusters = 1 if plan.ray_cluster.rollout == "replace" else 2
     return {
         "apiVersion": "v1",

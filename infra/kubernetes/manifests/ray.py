@@ -33,6 +33,7 @@ from modelfleet.infra.kubernetes.names import (
     REPLICA_HUGGINGFACE,
     SCRIPTS,
     SERVE_PORT,
+    SERVE_SERVICE,
     WORKER_ACCOUNT,
     digest,
     labels,
@@ -62,6 +63,10 @@ INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "int
 #: Made by the user if their Redis needs one: Secret `redis`, key `password`.
 REDIS_PASSWORD: Final = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password", "optional": True}}}
 
+#: In the background, and not on the hook's own output, or the kubelet would wait for its end.
+_FOLLOW: Final = f"python3 {SCRIPTS_PATH}/follow_logs.py </dev/null >/proc/1/fd/1 2>/proc/1/fd/2 &"
+FOLLOW_LOGS: Final = {"postStart": {"exec": {"command": ["sh", "-c", _FOLLOW]}}}
+
 
 def ray_service(plan: Plan) -> Manifest:
     """The RayService of the stack."""
@@ -82,6 +87,21 @@ def ray_service(plan: Plan) -> Manifest:
             "annotations": {CLUSTER_ANNOTATION: ".".join(cluster_parts(plan))},
         },
         "spec": spec,
+    }
+
+
+def serve_service(plan: Plan) -> Manifest:
+    """The Service in front of Serve, before there is anything behind it.
+
+    KubeRay makes it only when the first models answer, and then the gateway would refuse requests until each cache of
+    its name has forgotten that there was none. It takes over one that exists: it sets the selector and nothing else
+    (KubeRay 1.6.2 `reconcileServices`).
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": SERVE_SERVICE, "namespace": plan.namespace, "labels": labels(plan, "ray")},
+        "spec": {"ports": [{"name": "serve", "port": SERVE_PORT}]},
     }
 
 
@@ -142,6 +162,7 @@ def _head(plan: Plan) -> Manifest:
     container = {
         **_container(plan, "ray-head"),
         "resources": resources(HEAD_CPU, HEAD_MEMORY),
+        "lifecycle": FOLLOW_LOGS,
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
             *_ports(dashboard=DASHBOARD_PORT, serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
@@ -165,7 +186,10 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         **_container(plan, "ray-worker"),
         "resources": _whole_node(group),
         "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
-        "lifecycle": {"preStop": {"exec": {"command": ["python3", f"{SCRIPTS_PATH}/drain.py"]}}},
+        "lifecycle": {
+            **FOLLOW_LOGS,
+            "preStop": {"exec": {"command": ["python3", f"{SCRIPTS_PATH}/drain.py"]}},
+        },
     }
     spec = {
         **_pod(WORKER_ACCOUNT, shm_mib=group.node.shm_mib),

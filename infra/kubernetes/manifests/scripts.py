@@ -11,15 +11,16 @@ from modelfleet.infra.planning.plan import Plan
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
+NAMES: Final = ("drain.py", "follow_logs.py", "mirror_job.py")
 
 
 def scripts(plan: Plan) -> Manifest:
-    """`drain.py` and `mirror_job.py`."""
+    """The programs."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": SCRIPTS, "namespace": plan.namespace, "labels": labels(plan, SCRIPTS)},
-        "data": {name: (FOLDER / name).read_text() for name in ("drain.py", "mirror_job.py")},
+        "data": {name: (FOLDER / name).read_text() for name in NAMES},
     }
 
 

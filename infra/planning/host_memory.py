@@ -1,0 +1,97 @@
+"""What a replica takes of its node's memory: one figure, which the plan packs with, Ray reserves and vLLM gets.
+
+A file that says it itself (`ray_actor_options.memory`, `kv_cache_memory_bytes`, `VLLM_CPU_KVCACHE_SPACE`) is left as
+it is, where it reserves enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.planning.facts import ModelFacts
+from modelfleet.infra.planning.fit import sequence_bytes, setting_of, weight_bytes
+from modelfleet.serving.config.accelerators import CPU, Accelerator
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
+
+GIB = 1024**3
+#: Python, torch, Ray's and vLLM's own processes of a replica (2.2 GiB resident with one worker, SmolLM2 on CPUs), and
+#: each further worker's (0.92 GiB after its imports).
+PROCESSES_BYTES = 2 * GIB
+WORKER_BYTES = GIB
+#: The least key-value cache of a worker without a GPU.
+CACHE_BYTES = GIB
+#: vLLM's older way to say `kv_cache_memory_bytes`, in GiB (vLLM 0.32 `vllm/platforms/cpu.py`).
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+
+def with_host_memory(model: LoadedModel, facts: ModelFacts | None, catalog: Catalog, *, reserve: bool) -> LoadedModel:
+    """The model with the bytes that vLLM may use for its cache, and with `reserve` those that Ray keeps for it.
+
+    Without a figure, vLLM's CPU build wants 92 % of the pod's memory free when it starts, and Ray alone holds more
+    than the rest (vLLM 0.32 `vllm/v1/worker/cpu_worker.py`).
+    """
+    config = model.config
+    if config.accelerator == CPU and own_cache_bytes(config) is None:
+        cache = _cache_bytes(config, facts, catalog)
+        config = _with(config, "engine_config", engine_kwargs={**_arguments(config), "kv_cache_memory_bytes": cache})
+    needed = host_bytes(config, facts, catalog)
+    options = config.deployment_config.ray_actor_options
+    if reserve and needed > (options.memory or 0):
+        changed = options.model_copy(update={"memory": needed})
+        config = _with(config, "deployment_config", ray_actor_options=changed)
+    return dataclasses.replace(model, config=config)
+
+
+def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> int:
+    """The bytes of its node's memory that a replica takes; 0 where they depend on a model of which nothing is known.
+
+    With GPUs weights and cache are in theirs, and only what the file moves off them is here.
+    """
+    workers = model.scaling_config.num_workers
+    processes = PROCESSES_BYTES + (workers - 1) * WORKER_BYTES
+    arguments = _arguments(model)
+    if model.accelerator != CPU:
+        moved = _number(arguments.get("kv_offloading_size")) + workers * _number(arguments.get("cpu_offload_gb"))
+        return round(processes + moved * GIB)
+    if facts is None:
+        return 0
+    cache = own_cache_bytes(model)
+    cache = _cache_bytes(model, facts, catalog) if cache is None else cache
+    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR, catalog), workers=1)
+    return round(weight_bytes(facts, setting) + workers * cache + processes)
+
+
+def own_cache_bytes(model: ModelConfig) -> int | None:
+    """The key-value cache of one worker as the file gives it; None when it does not."""
+    if (given := _arguments(model).get("kv_cache_memory_bytes")) is not None:
+        return int(_number(given))
+    space = (model.engine_config.runtime_env.get("env_vars") or {}).get(CACHE_VARIABLE)
+    return int(str(space)) * GIB if str(space).isdigit() else None
+
+
+#: The processor as an accelerator, for arithmetic that asks for one.
+_PROCESSOR = Accelerator(CPU, 0, 0, (0, 0))
+
+
+def _cache_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> int:
+    """Room for one sequence of the longest length on one worker, and at least `CACHE_BYTES`."""
+    if facts is None:
+        return CACHE_BYTES
+    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR, catalog), workers=1)
+    return max(CACHE_BYTES, math.ceil(sequence_bytes(facts, setting) / model.scaling_config.num_workers))
+
+
+def _arguments(model: ModelConfig) -> dict[str, Any]:
+    return model.engine_config.engine_kwargs
+
+
+def _with(config: ModelConfig, section: str, **changes: Any) -> ModelConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,57 @@
+"""One cluster with two real nodes for the whole run, and one fleet on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from modelfleet.infra.kubernetes.versions import HAPROXY_IMAGE, KUBERAY_IMAGE
+from modelfleet.serving.config.errors import SetupError
+from tests.nodes.fleet import SERVING, NodesFleet, Storage
+from tests.nodes.pods import NAMESPACE, Pods
+from tools.go_toolchain import go_command
+from tools.kubernetes.binaries import build_all, missing
+from tools.kubernetes.cluster import Cluster
+from tools.kubernetes.node import images, machine, serving_image
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with Debian's image, in a cluster that enforces policies."""
+    try:
+        machine.require()
+        if missing():
+            go_command("the nodes of these tests")
+    except SetupError as error:
+        pytest.skip(str(error))
+    build_all()
+    recipes = [
+        images.debian(),
+        *serving_image.recipes(SERVING),
+        images.program(KUBERAY_IMAGE, "kuberay-operator", "manager"),
+        serving_image.haproxy(HAPROXY_IMAGE),
+    ]
+    with Cluster(2, recipes=recipes, cpus=12) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def pods(cluster: Cluster) -> Pods:
+    """Pods in a namespace of their own, under the strictest Pod Security standard."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    return Pods(cluster)
+
+
+@pytest.fixture(scope="session")
+def fleet(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodesFleet]:
+    """A fleet of two replicas, one on each node, that came up by one `pulumi up`."""
+    folder = tmp_path_factory.mktemp("nodes")
+    with Storage(cluster, folder) as storage, NodesFleet(cluster, storage, folder) as made:
+        storage.seed()
+        made.write()
+        made.label_nodes()
+        made.give_namespace()
+        made.project.up()
+        yield made

@@ -1,0 +1,117 @@
+"""What happens to nodes and pods: drains, kills and losses, and requests that go on meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelfleet.infra.kubernetes.api import ApiError
+from tests.nodes.fleet import NodesFleet
+from tests.nodes.pods import Pods
+from tests.waiting import wait_until
+from tools.kubernetes.api import WritingApi
+from tools.kubernetes.node.node import Node
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Answers:
+    """Status codes of requests one after another, and the longest time that one took, in seconds."""
+
+    codes: list[str] = field(default_factory=list)
+    longest_s: float = 0.0
+
+    def read(self, log: str) -> None:
+        """Take what the pod's log has."""
+        pairs = [line.split() for line in log.splitlines() if len(line.split()) == 2]
+        self.codes = [code for code, _ in pairs]
+        self.longest_s = max((float(seconds) for _, seconds in pairs), default=0.0)
+
+
+@contextmanager
+def asking(fleet: NodesFleet, pods: Pods, node: int) -> Iterator[Answers]:
+    """Requests from a pod on a node while the block runs, each answered before the next."""
+    name, answers = f"load-{next(_numbers)}", Answers()
+    ask = fleet.question("What is the capital of France?")
+    pods.create(
+        name, f"while true; do {ask} -o /dev/null -w '%{{http_code}} %{{time_total}}\\n'; sleep 0.2; done", **on(node)
+    )
+    wait_until(lambda: "200" in pods.log(name), what="the first answer", seconds=180)
+    try:
+        yield answers
+        seen = len(_log(pods, name).splitlines())
+        wait_until(lambda: len(_log(pods, name).splitlines()) > seen + 1, what="a request after it all", seconds=180)
+    finally:
+        answers.read(_log(pods, name))
+        pods.delete(name)
+
+
+def _log(pods: Pods, name: str) -> str:
+    """The pod's log, which its kubelet has to give; that may be the one that starts again."""
+    return wait_until(lambda: pods.log(name), what=f"the log of {name}", seconds=60, retry=ApiError)
+
+
+def on(number: int) -> dict[str, Any]:
+    """A pod on this node."""
+    return {"nodeName": f"node-{number}"}
+
+
+def cordon(api: WritingApi, node: str, *, off: bool = False) -> None:
+    """`kubectl cordon` and `uncordon`."""
+    api.merge("v1", "Node", node, None, {"spec": {"unschedulable": None if off else True}})
+
+
+def drain(api: WritingApi, node: str, *, seconds: float, namespace: str | None = None) -> list[str]:
+    """`kubectl drain --ignore-daemonsets --delete-emptydir-data`; returns what budgets said against it.
+
+    With `namespace` only that one's pods, for others may be in the middle of a test.
+    """
+    cordon(api, node)
+    refused: list[str] = []
+    waiting = {_key(pod) for pod in _evictable(api, node, namespace)}
+    end = time.monotonic() + seconds
+    while waiting:
+        for space, name, uid in sorted(waiting):
+            pod = api.get("v1", "Pod", name, space)
+            if pod is None or pod["metadata"]["uid"] != uid:
+                waiting.discard((space, name, uid))
+            elif "deletionTimestamp" not in pod["metadata"]:
+                refused += _evict(api, space, name)
+        assert time.monotonic() < end, f"{node} still has {sorted(waiting)} after {seconds:.0f} s"
+        time.sleep(1)
+    return refused
+
+
+def _evict(api: WritingApi, namespace: str, name: str) -> list[str]:
+    meta = {"name": name, "namespace": namespace}
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
+    try:
+        api.call("post", "v1", "Pod", name, namespace, "/eviction", body=body)
+    except ApiError as error:
+        if error.code != 429:
+            raise
+        return [error.message]
+    return []
+
+
+def _evictable(api: WritingApi, node: str, namespace: str | None) -> list[dict[str, Any]]:
+    """What runs on a node and may run elsewhere."""
+    pods = [pod for pod in api.list("v1", "Pod", namespace) if pod["spec"].get("nodeName") == node]
+    owners = [{owner["kind"] for owner in pod["metadata"].get("ownerReferences", [])} for pod in pods]
+    return [pod for pod, kinds in zip(pods, owners, strict=True) if "DaemonSet" not in kinds and kinds]
+
+
+def _key(pod: dict[str, Any]) -> tuple[str, str, str]:
+    meta = pod["metadata"]
+    return meta["namespace"], meta["name"], meta["uid"]
+
+
+def kill(node: Node, what: str) -> None:
+    """SIGKILL for the processes of a node, its containers' among them, whose command line has this at its start."""
+    subprocess.run(node.command("pkill", "-KILL", "-f", f"^{what}"), check=True)

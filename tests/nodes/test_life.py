@@ -1,0 +1,103 @@
+"""Drains, kills and losses under requests; the times are in docs/kubernetes.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.nodes.fleet import NodesFleet
+from tests.nodes.life import asking, cordon, drain, kill
+from tests.nodes.pods import Pods
+from tests.waiting import wait_until
+from tools.kubernetes.node.node import Node
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def workers(fleet: NodesFleet) -> dict[str, str]:
+    """The workers that are ready and stay, by the name of their node."""
+    pods = fleet.cluster.api.list("v1", "Pod", fleet.namespace, "ray.io/node-type=worker")
+    return {
+        pod["spec"]["nodeName"]: pod["metadata"]["name"]
+        for pod in pods
+        if "deletionTimestamp" not in pod["metadata"]
+        and any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", []))
+    }
+
+
+def restarts(fleet: NodesFleet) -> dict[str, int]:
+    """How often each container of the stack was started again."""
+    return {
+        f"{pod['metadata']['name']}/{one['name']}": one["restartCount"]
+        for pod in fleet.cluster.api.list("v1", "Pod", fleet.namespace)
+        for one in pod["status"].get("containerStatuses", [])
+    }
+
+
+def node_of_head(fleet: NodesFleet) -> Node:
+    (head,) = fleet.cluster.api.list("v1", "Pod", fleet.namespace, "ray.io/node-type=head")
+    return next(n for n in fleet.cluster.nodes.values() if n.settings.name == head["spec"]["nodeName"])
+
+
+@pytest.fixture
+def third(fleet: NodesFleet) -> Iterator[Node]:
+    """A free node of the pool, for one test."""
+    node = fleet.cluster.add_node(3)
+    fleet.cluster.wait_for_node(3)
+    fleet.label_nodes()
+    yield node
+
+
+def test_nothing_that_is_slow_to_start_was_restarted(fleet: NodesFleet) -> None:
+    assert {name: count for name, count in restarts(fleet).items() if count} == {}
+
+
+def test_a_kubelet_that_starts_again_restarts_nothing(fleet: NodesFleet, pods: Pods) -> None:
+    before = restarts(fleet)
+    node = node_of_head(fleet)
+    with asking(fleet, pods, node.settings.number) as answers:
+        kill(node, dict(node.settings.programs)["kubelet"])
+        wait_until(lambda: node.log("kubelet").count("Kubelet version") == 2, what="the kubelet starts", seconds=60)
+        fleet.cluster.wait_for_node(node.settings.number)
+    assert set(answers.codes) == {"200"} and restarts(fleet) == before
+
+
+def test_a_drained_worker_moves_its_replica_at_the_groups_limit_and_a_lost_node_is_replaced(
+    fleet: NodesFleet, pods: Pods, third: Node
+) -> None:
+    api, head = fleet.cluster.api, node_of_head(fleet)
+    (drained,) = workers(fleet).keys() - {head.settings.name}
+    began = time.monotonic()
+    with asking(fleet, pods, head.settings.number) as answers:
+        drain(api, drained, seconds=800)
+    took = time.monotonic() - began
+    print(f"drained in {took:.0f} s, {len(answers.codes)} answers, the longest {answers.longest_s:.1f} s")
+    assert set(answers.codes) == {"200"} and len(answers.codes) > 20
+    assert workers(fleet).keys() == {head.settings.name, third.settings.name}
+
+    cordon(api, drained, off=True)
+    began = time.monotonic()
+    third.stop()
+    api.delete("v1", "Node", third.settings.name)  # as a cloud's controller does for an instance that is gone
+    wait_until(lambda: workers(fleet).keys() == {head.settings.name, drained}, what="another worker", seconds=600)
+    print(f"a lost node's worker is ready elsewhere after {time.monotonic() - began:.0f} s")
+    said: Any = pods.says(fleet.question("What is the capital of France?"))
+    assert "Paris" in said
+
+
+def test_an_engine_that_the_kernel_kills_comes_back_and_the_reason_is_on_stdout(fleet: NodesFleet, pods: Pods) -> None:
+    name, worker = next(iter(workers(fleet).items()))
+    node = next(n for n in fleet.cluster.nodes.values() if n.settings.name == name)
+    kill(node, "VLLM::EngineCore")
+    wait_until(
+        lambda: "the engine of" in fleet.cluster.api.log(fleet.namespace, worker),
+        what="the reason on stdout",
+        seconds=60,
+    )
+    began = time.monotonic()
+    with asking(fleet, pods, node.settings.number):
+        pass
+    print(f"answers again {time.monotonic() - began:.0f} s after an engine was killed")

@@ -1,0 +1,169 @@
+"""Who can reach what, by connections that work or are cut: the table of `tests/unit/kubernetes/test_network.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.planning import Plan
+from tests.cluster.fleet import five_models, planned
+from tests.nodes.pods import Pods
+from tests.unit.kubernetes.test_network import OURS, PORTS, End, ends, policies_of, reachable
+from tests.waiting import wait_until
+from tools.kubernetes.cluster import MANAGER, Cluster
+from tools.kubernetes.node.network import BRIDGE
+from tools.kubernetes.node.settings import DNS, GATEWAY
+
+pytestmark = pytest.mark.slow
+
+LISTENED = (*PORTS.values(), 8405, 8406)
+#: Servers outside the cluster that answer everybody: what cuts a connection to them is a policy.
+OUTSIDE = {"internet": ("203.0.113.9", 443), "metadata": ("169.254.169.254", 80)}
+LISTEN = """
+import asyncio, sys
+async def main():
+    for port in sys.argv[2:]:
+        await asyncio.start_server(lambda reader, writer: writer.close(), sys.argv[1], int(port))
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+#: Prints the places, of those in its second argument, that it can connect to from the address in its first.
+CONNECT = """
+import asyncio, json, sys
+own = (sys.argv[1], 0) if sys.argv[1] else None
+async def opens(host, port):
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port, local_addr=own), 3)
+    except OSError:
+        return False
+    except asyncio.TimeoutError:
+        return False
+    writer.close()
+    return True
+async def main(places):
+    found = await asyncio.gather(*(opens(host, port) for _, host, port in places))
+    print(json.dumps([[name, port] for (name, _, port), is_open in zip(places, found) if is_open]))
+asyncio.run(main(json.loads(sys.argv[2])))
+"""
+
+Place = tuple[str, str, int]
+
+
+@dataclass
+class Table:
+    """The stack's namespace with its policies, and a pod that listens on every port for each kind of its pods."""
+
+    cluster: Cluster
+    plan: Plan
+    ends: Mapping[str, End]
+    places: Sequence[Place]
+
+    def connect(self, name: str, places: Sequence[Place], node: int) -> str:
+        """Start a pod with the labels of `name` that connects to the places; returns its name."""
+        pod = f"from-{name}-{node}"
+        command = ["python3", "-c", CONNECT, "", json.dumps(places)]
+        self._pods(name).create(pod, "", container={"command": command}, **self._of(name, node))
+        return pod
+
+    def connected(self, name: str, pod: str) -> set[tuple[str, int]]:
+        """What that pod reached."""
+        pods = self._pods(name)
+        pods.wait(pod, "Succeeded")
+        return {(target, port) for target, port in json.loads(pods.log(pod))}
+
+    def from_outside(self, name: str, places: Sequence[Place]) -> set[tuple[str, int]]:
+        """What an address outside the cluster reaches."""
+        command = self.cluster.network.command(sys.executable, "-c", CONNECT, OUTSIDE[name][0], json.dumps(places))
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {(target, port) for target, port in json.loads(done.stdout)}
+
+    def listen(self, name: str) -> None:
+        """A pod of the kind that listens, on the first node."""
+        command = ["python3", "-u", "-c", LISTEN, "0.0.0.0", *map(str, LISTENED)]
+        self._pods(name).create(name, "", container={"command": command}, **self._of(name, 1))
+
+    def address(self, name: str) -> str:
+        """The address of the pod that listens."""
+        pods = self._pods(name)
+        pods.ready(name)
+        wait_until(lambda: "ready" in pods.log(name), what=f"{name} listens", seconds=60)
+        return str(pods.get(name)["status"]["podIP"])
+
+    def _pods(self, name: str) -> Pods:
+        return Pods(self.cluster, self.ends[name].namespace)
+
+    def _of(self, name: str, node: int) -> dict[str, Any]:
+        return {"labels": dict(self.ends[name].labels), "nodeName": f"node-{node}"}
+
+
+@pytest.fixture(scope="module")
+def table(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
+    plan = planned(tmp_path_factory.mktemp("policies"), five_models())
+    found = {end.name: end for end in ends(plan)}
+    for manifest in everything(plan):
+        if manifest["kind"] in ("Namespace", "NetworkPolicy"):
+            cluster.api.apply(manifest, manager=MANAGER, force=True)
+    cluster.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "monitoring"}})
+    made = Table(cluster, plan, found, [])
+    names = [name for name, end in found.items() if end.namespace == OURS and name != "intruder"]
+    for name in names:
+        made.listen(name)
+    addresses = {name: made.address(name) for name in names}
+    servers = []
+    for host, port in OUTSIDE.values():
+        cluster.network.ip("address", "add", f"{host}/32", "dev", BRIDGE)
+        command = cluster.network.command(sys.executable, "-u", "-c", LISTEN, host, str(port))
+        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    made.places = [(name, address, port) for name, address in addresses.items() for port in LISTENED]
+    yield made
+    for server in servers:
+        server.kill()
+        server.wait()
+    for host, _ in OUTSIDE.values():
+        cluster.network.ip("address", "del", f"{host}/32", "dev", BRIDGE)
+    for namespace in (OURS, "monitoring"):
+        cluster.api.delete("v1", "Namespace", namespace)
+
+
+@pytest.mark.parametrize("node", [1, 2], ids=["on one node", "across nodes"])
+def test_exactly_the_connections_that_the_rules_open_work(table: Table, node: int) -> None:
+    outside = [(name, *place) for name, place in OUTSIDE.items()]
+    places = [*table.places, *outside, ("dns", DNS, 53), ("api", "10.96.0.1", 443)]
+    inside = [name for name, end in table.ends.items() if end.namespace]
+    pods = {name: table.connect(name, places, node) for name in inside}
+    seen = {name: table.connected(name, pod) for name, pod in pods.items()}
+    seen |= {name: table.from_outside(name, table.places) for name in OUTSIDE}
+
+    into = {(source, *way) for source, ways in seen.items() for way in ways if way[0] in table.ends}
+    stack = {way for way in into if table.ends[way[1]].namespace == OURS and way[0] != way[1]}
+    assert stack == reachable(policies_of(table.plan), table.plan)
+    ours = [name for name in inside if table.ends[name].namespace == OURS]
+    out = {name: {target for target, _ in seen[name] if target in (*OUTSIDE, "dns", "api")} for name in ours}
+    # The API's address is no other than those of a cloud's private endpoints, so no rule can cut it from a worker, which
+    # has no token for it.
+    assert out == {
+        "gateway": {"dns"},
+        "kuberay-operator": {"dns", "internet", "api"},
+        "mirror": {"dns", "internet", "api"},
+        "head": {"dns", "internet", "api"},
+        "worker": {"dns", "internet", "api"},
+        "intruder": set(),
+    }
+
+
+def test_without_policies_everything_is_open(table: Table, cluster: Cluster) -> None:
+    """What the other test sees is the policies' work, and not a server that is not there."""
+    pods = Pods(cluster, "monitoring")
+    command = ["python3", "-c", CONNECT, "", json.dumps([(name, *place) for name, place in OUTSIDE.items()])]
+    pods.create("free", "", container={"command": command})
+    pods.wait("free", "Succeeded")
+    assert {name for name, _ in json.loads(pods.log("free"))} == set(OUTSIDE)
+    assert GATEWAY not in json.dumps(table.places)
