@@ -309,7 +309,7 @@ def _latent(reading: Reading) -> list[Cache]:
     width = checkpoint.count("kv_lora_rank") + checkpoint.count("qk_rope_head_dim", default=0)
     cell = PACKED_LATENT.get(dtype) or round(width * reading.value)
     found: list[Cache] = []
-    for layer, kind in enumerate(_latent_kinds(checkpoint)):
+    for layer, kind in enumerate(latent_kinds(checkpoint)):
         if kind == "state":
             found.append(_state_cache(reading, state_rule(checkpoint)))
             continue
@@ -321,7 +321,7 @@ def _latent(reading: Reading) -> list[Cache]:
     return found
 
 
-def _latent_kinds(checkpoint: Checkpoint) -> list[str]:
+def latent_kinds(checkpoint: Checkpoint) -> list[str]:
     """Full or state, per cache: LongCat has two attentions a layer, Kimi names its full layers from 1."""
     if checkpoint.model_type.startswith("longcat"):
         return ["full"] * (2 * checkpoint.layers)
