@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -95,6 +96,8 @@ class Catalog:
     daemon_sets: tuple[DaemonSet, ...] = ()
     quotas: Mapping[tuple[str, str], Quota] = field(default_factory=dict)
     """By what an instance type's name starts with, and purchase option."""
+    architecture_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By `model_type`: what transformers' config class has where a config.json is silent."""
 
     def instance_types_with(self, accelerator: str) -> tuple[InstanceType, ...]:
         """All instance types with this accelerator, smallest first."""
@@ -142,6 +145,7 @@ def default_catalog() -> Catalog:
         quantizations={one.method: one for one in quantizations},
         models={one.hf_id: one for one in models},
         daemon_sets=tuple(_daemon_set(row) for row in _rows("daemon-sets")),
+        architecture_defaults=json.loads((FOLDER / "architecture-defaults.json").read_text("utf-8"))["defaults"],
         quotas={(row["starts_with"], row["purchase"]): Quota(row["code"], row["name"]) for row in _rows("quotas")},
     )
 

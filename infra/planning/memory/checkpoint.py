@@ -161,7 +161,7 @@ class Checkpoint:
         for source in (self.raw, self.text, self._defaults):
             if source.get("tie_word_embeddings") is not None:
                 return bool(source["tie_word_embeddings"])
-        return True  # transformers' PretrainedConfig
+        return False
 
     def per_layer(self, layer: int, name: str, default: Any) -> Any:
         """A value that a layer may have of its own: transformers' `per_layer_config`, keyed by the layer's number."""

@@ -54,6 +54,8 @@ def feed_forward(checkpoint: Checkpoint, traits: Traits, layer: int, ranks: int,
         width = checkpoint.get("intermediate_size_mlp", "dense_intermediate_size", "ffn_hidden_size")
         width = width or checkpoint.need("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
         width = int(width[layer] if isinstance(width, list) else width)
+        if checkpoint.get("use_double_wide_mlp") and layer >= checkpoint.layers - checkpoint.count("num_kv_shared_layers"):
+            width *= 2  # Gemma 4: layers that read another's keys and values are wider
         yield from dense(checkpoint, traits, f"layers.{layer}.mlp", _adjusted(checkpoint, width), ranks)
 
 
@@ -71,7 +73,7 @@ def dense(checkpoint: Checkpoint, traits: Traits, name: str, width: int, ranks: 
     hidden, local = inputs or _inputs(checkpoint), width // ranks
     rows = 2 * local if traits.gated else local
     biased = bool(checkpoint.get("mlp_bias", "use_mlp_bias")) or (traits.norm_bias and not traits.gated)
-    yield Part(f"{name}.gate_proj", rows, hidden, bias=rows if biased else 0)
+    yield Part(f"{name}.gate_proj", rows, hidden, bias=rows if biased else 0, pieces=1 + traits.gated)
     yield Part(f"{name}.down_proj", hidden, local, bias=hidden if biased else 0)
 
 
@@ -95,8 +97,8 @@ def _experts(
         padded, wide = step * -(-local // step), step_hidden * -(-inner // step_hidden)
     biased = checkpoint.model_type == "gpt_oss"
     rows = (2 if traits.gated else 1) * padded
-    experts = f"{name}.experts"
-    yield Part(experts, rows, wide, count, rows if biased else 0, expert=True)
+    experts = f"layers.{layer}.experts" if checkpoint.model_type.startswith("gemma4") else f"{name}.experts"
+    yield Part(experts, rows, wide, count, rows if biased else 0, expert=True, pieces=1 + traits.gated)
     yield Part(experts, wide, padded, count, wide if biased else 0, expert=True)
     if inner != hidden:
         yield Part(f"{name}.fc1_latent_proj", inner, hidden)

@@ -158,6 +158,8 @@ def kimi_delta(checkpoint: Checkpoint, layer: int, ranks: int) -> Iterator[Part]
     width = heads * size // ranks
     full_gate = bool(section.get("use_full_rank_gate"))
     rows = (4 if full_gate else 3) * width + size + heads // ranks
+    if section:
+        rows += -rows % 16  # kimi_k3/nvidia/kda.py pads its fused projection
     quantized = not checkpoint.model_type.startswith("glm5_next")  # Glm5NextLinearAttention drops quantization
     yield Part(f"{name}.q_proj", rows, hidden, linear=quantized)
     yield Part(f"{name}.f_b_proj", width, size, linear=quantized)

@@ -8,6 +8,7 @@ before a kernel repacks them.
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Part:
     value: int = HALF
     linear: bool = True
     expert: bool = False
+    pieces: int = 1
+    """Matrices that vLLM merged into this one: each has a scale of its own in some formats."""
 
     @property
     def elements(self) -> int:
@@ -112,7 +115,9 @@ class Format:
 
 
 def _fp8_blocks(part: Part, form: Format) -> Size:
-    scales = part.copies * -(-part.outputs // FP8_BLOCK) * -(-part.inputs // FP8_BLOCK)
+    # An expert's width that is no multiple of a block gets smaller ones (MiniMax-M2 on 8 GPUs: 192, blocks of 64).
+    block = math.gcd(FP8_BLOCK, part.outputs // part.pieces, part.inputs) if part.expert else FP8_BLOCK
+    scales = part.copies * part.pieces * -(-part.outputs // (block * part.pieces)) * -(-part.inputs // block)
     return Size(part.elements + scales, part.elements + scales * form.scale_bytes)
 
 
@@ -122,11 +127,11 @@ def _fp8_channels(part: Part, form: Format) -> Size:
 
 
 def _eight_bits(part: Part, form: Format) -> Size:
-    return Size(part.elements + 2 * part.copies, part.elements + 2 * part.copies * SINGLE)
+    return Size(part.elements + 2 * part.copies * part.pieces, part.elements + 2 * part.copies * part.pieces * SINGLE)
 
 
 def _nvfp4(part: Part, form: Format) -> Size:
-    packed, scales, tensors = part.elements // 2, part.elements // 16, 2 * part.copies
+    packed, scales, tensors = part.elements // 2, part.elements // 16, 2 * part.copies * part.pieces
     return Size(packed + scales + tensors, packed + scales + tensors * SINGLE)
 
 

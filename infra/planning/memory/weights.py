@@ -121,9 +121,8 @@ def _ngrams(checkpoint: Checkpoint, copies: int, ranks: int) -> Iterator[Part]:
     hidden, size = checkpoint.hidden, checkpoint.count("ple_embed_dim")
     heads, longest = checkpoint.count("heads_per_ngram"), checkpoint.count("ngram_size")
     tables = heads * (longest - 1)
-    parts = checkpoint.count("split_ngram_parts", default=1)
-    multiple = checkpoint.count("make_ngram_vocab_size_divisible_by", default=1) * parts
-    rows = sum(multiple * -(-n // multiple) for n in [_ngram_rows(checkpoint, tables)])
+    multiple = checkpoint.count("make_ngram_vocab_size_divisible_by", default=1)
+    rows = multiple * -(-_ngram_rows(checkpoint, tables) // multiple)
     yield plain(HOST_TABLE, rows // ranks * (size // tables))
     wide = copies * hidden
     yield Part("ple.kv_proj", wide + hidden, size)

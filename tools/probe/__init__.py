@@ -1,0 +1,1 @@
+"""Keeps the arithmetic of `infra/planning/memory` true: vLLM's own answers beside ours, and transformers' defaults."""

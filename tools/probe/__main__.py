@@ -1,0 +1,88 @@
+"""Ours beside vLLM's, for every row that vLLM's own KV-cache specs answered.
+
+    python -m tools.probe [--all] [--only REGEX] [--configs FILE --truth FILE]
+
+Prints the rows that differ (all with --all) and a count for each key; exit 1 when a row differs. Part of "Raising vLLM":
+new rows come from the same questions asked of the new version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.memory.answer import ModelMemory
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
+from modelfleet.infra.planning.memory.engine import EngineArguments
+
+FIXTURES = Path(__file__).parents[2] / "tests" / "unit" / "planning" / "fixtures"
+EXACT = (
+    "block_size", "mamba_mode", "kv_dtype", "layers_with_cache", "layers_sharing_kv", "growing_bytes_per_token",
+    "state_bytes_per_sequence", "window_bytes_per_sequence", "request_bytes",
+)  # fmt: skip
+#: Relative tolerance of KV tokens, and absolute ones of what vLLM's row rounds to three digits.
+TOKENS, ROUNDED = 0.005, 0.0015
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ours(content: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
+    """Our row for the question that a row of vLLM's answered. Raises `UnknownShapeError`."""
+    checkpoint = Checkpoint(content, default_catalog().architecture_defaults)
+    engine = EngineArguments(length=truth["max_model_len"], ranks=truth.get("tp", 1))
+    return ModelMemory(checkpoint, engine).row(truth["kv_gib"]).as_json()
+
+
+def differences(mine: dict[str, Any], truth: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys that differ: ours and vLLM's."""
+    found = {key: (mine[key], truth[key]) for key in EXACT if mine[key] != truth[key]}
+    if abs(mine["kv_tokens"] / truth["kv_tokens"] - 1) > TOKENS:
+        found["kv_tokens"] = (mine["kv_tokens"], truth["kv_tokens"])
+    if "weights_note" not in truth:
+        close = {key: abs(mine[key] - truth[key]) <= ROUNDED for key in ("params_b", "weights_gib")}
+        found |= {key: (mine[key], truth[key]) for key, equal in close.items() if not equal}
+    return found
+
+
+def main() -> None:
+    """Compares, prints and ends with 1 when something differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="print equal rows too")
+    parser.add_argument("--only", default="", help="a regular expression that a model's name must match")
+    parser.add_argument("--configs", type=Path, default=FIXTURES / "configs.jsonl", help="lines {config, content}")
+    parser.add_argument("--truth", type=Path, default=FIXTURES / "kv-truth.jsonl", help="vLLM's rows")
+    options = parser.parse_args()
+    configs = {row["config"]: row["content"] for row in rows(options.configs)}
+    asked = [row for row in rows(options.truth) if row["config"] in configs and re.search(options.only, row["model"])]
+    wrong = 0
+    for truth in asked:
+        try:
+            found = differences(mine := ours(configs[truth["config"]], truth), truth)
+        except UnknownShapeError as problem:
+            found, mine = {"unknown": (str(problem), "")}, {}
+        wrong += bool(found)
+        if found or options.all:
+            _print(truth, mine, found)
+    print(f"{len(asked) - wrong} of {len(asked)} rows equal vLLM {VERSION}'s")
+    sys.exit(1 if wrong else 0)
+
+
+VERSION = "0.32.0"
+
+
+def _print(truth: dict[str, Any], mine: dict[str, Any], found: dict[str, tuple[Any, Any]]) -> None:
+    shown = {key: (mine.get(key), truth.get(key)) for key in (*EXACT[5:], "kv_tokens", "weights_gib")} | found
+    cells = "  ".join(f"{key} {one}/{other}" for key, (one, other) in shown.items())
+    print(f"{'≠' if found else '='} {truth['model']} tp {truth.get('tp', 1)}  {cells}")
+
+
+if __name__ == "__main__":
+    main()
