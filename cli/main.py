@@ -190,6 +190,51 @@ def render(
     raise typer.Exit(run_render(model, messages, tokens=tokens, tokenizer=tokenizer))
 
 
+models = typer.Typer(help="The models that the catalog knows, and what each keeps on a GPU.", invoke_without_command=True)
+app.add_typer(models, name="models")
+
+
+@models.callback()
+def models_list(
+    context: typer.Context,
+    search: Annotated[
+        str, typer.Option("--search", metavar="WORDS", help="Only models whose id, kind or licence has all of these.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List the catalog's models.
+
+    Example: `modelfleet models --search "embedding qwen"`
+    """
+    if context.invoked_subcommand is None:
+        from modelfleet.cli.models import run_models
+
+        raise typer.Exit(run_models(search, as_json=as_json))
+
+
+@models.command(name="show")
+def models_show(
+    model: Annotated[str, typer.Argument(metavar="MODEL|FOLDER|CONFIG.JSON", help="An id, or a path.")],
+    accelerator: Annotated[str | None, typer.Option(help="The card; default: the fewest of each.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Tensor-parallel GPUs; figures are those of one.")] = 1,
+    length: Annotated[int | None, typer.Option(min=1, help="max_model_len; default: 8192, or less.")] = None,
+    batched_tokens: Annotated[int | None, typer.Option(min=1, help="max_num_batched_tokens; default: the card's.")] = None,
+    utilization: Annotated[float, typer.Option(min=0.01, max=1.0, help="gpu_memory_utilization.")] = 0.92,
+    kv_dtype: Annotated[str, typer.Option("--kv-cache-dtype", help="The cache's dtype.")] = "auto",
+    kv_gib: Annotated[float | None, typer.Option(min=0.1, help="GiB of cache, instead of what the card leaves.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model keeps on one GPU: weights, caches, and how many sequences fit.
+
+    Example: `modelfleet models show Qwen/Qwen3.5-9B --accelerator L40S --length 32768`
+    """
+    from modelfleet.cli.models import Asked, run_show
+
+    asked = Asked(accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline)
+    raise typer.Exit(run_show(model, asked, as_json=as_json))
+
+
 @app.command(name="import")
 def import_(
     files: Annotated[

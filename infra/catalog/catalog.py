@@ -75,12 +75,24 @@ class DaemonSet:
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """A known model: its `config.json` in the names that Hugging Face uses, and its published parameter count."""
+    """A known model. `config` is its `config.json` as far as memory needs it; None: its shape is not known.
+
+    Parameters are in 10^9, as its maker says; None where nobody does. `gated` None: not known. `source` says where the
+    row comes from, `shape_source` where the shape does.
+    """
 
     hf_id: str
-    parameters: int
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] | None
+    kind: str
+    architecture: str
+    total_b: float | None
+    active_b: float | None
+    max_context: int | None
+    licence: str
+    gated: bool | None
     source: str
+    shape_source: str
+    date: str
 
 
 @dataclass(frozen=True)
@@ -137,13 +149,12 @@ def default_catalog() -> Catalog:
     """The catalog of the CSV files next to this module, read once."""
     types = [_instance(row) for row in _rows("ec2-instances")]
     quantizations = [_quantization(row) for row in _rows("quantization")]
-    models = [_model(row) for row in _rows("models")]
     return Catalog(
         instance_types={one.name: one for one in types},
         prices={(row["region"], row["name"]): _price(row) for row in _rows("prices")},
         accelerators=known_gpus(),
         quantizations={one.method: one for one in quantizations},
-        models={one.hf_id: one for one in models},
+        models={one.hf_id: one for one in _models()},
         daemon_sets=tuple(_daemon_set(row) for row in _rows("daemon-sets")),
         architecture_defaults=json.loads((FOLDER / "architecture-defaults.json").read_text("utf-8"))["defaults"],
         quotas={(row["starts_with"], row["purchase"]): Quota(row["code"], row["name"]) for row in _rows("quotas")},
@@ -180,32 +191,45 @@ def _daemon_set(row: dict[str, str]) -> DaemonSet:
     return DaemonSet(row["name"], row["gpu_only"] == "true", int(row["cpu_millis"]), int(row["memory_mib"]))
 
 
-#: Columns of models.csv that have another name in `config.json`.
-_CONFIG_NAMES = {
-    "architecture": "model_type",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "max_positions": "max_position_embeddings",
-    "sliding_pattern": "sliding_window_pattern",
-    "experts_per_token": "num_experts_per_tok",
-    "shared_experts": "n_shared_experts",
-    "dense_layers": "first_k_dense_replace",
-}
-#: Names in `config.json` of the column `experts`, by architecture.
-_EXPERTS = {"mixtral": "num_local_experts", "gpt_oss": "num_local_experts", "deepseek_v2": "n_routed_experts"}
-_NOT_IN_CONFIG = {"hf_id", "parameters", "source", "tied", "experts", "quantization", "bits"}
+def _shapes() -> dict[str, dict[str, Any]]:
+    """shapes.jsonl by the shape's name: `config` and `source`."""
+    lines = (FOLDER / "shapes.jsonl").read_text("utf-8").splitlines()
+    return {row["shape"]: row for row in map(json.loads, lines)}
 
 
-def _model(row: dict[str, str]) -> CatalogModel:
-    config: dict[str, Any] = {
-        _CONFIG_NAMES.get(column, column): int(value) if value.isdigit() else value
-        for column, value in row.items()
-        if value and column not in _NOT_IN_CONFIG
-    }
-    config["tie_word_embeddings"] = row["tied"] == "true"
-    if row["experts"]:
-        config[_EXPERTS.get(row["architecture"], "num_experts")] = int(row["experts"])
-    if row["quantization"]:
-        config["quantization_config"] = {"quant_method": row["quantization"], "bits": float(row["bits"])}
-    return CatalogModel(row["hf_id"], int(row["parameters"]), config, row["source"])
+def _models() -> Iterator[CatalogModel]:
+    shapes = _shapes()
+    sections = json.loads((FOLDER / "quantization-sections.json").read_text("utf-8"))
+    for row in _rows("models"):
+        shape = shapes.get(row["shape"])
+        config = None if shape is None else dict(shape["config"])
+        if config is not None and row["quantization"]:
+            config["quantization_config"] = sections[row["quantization"]]
+        yield CatalogModel(
+            hf_id=row["hf_id"],
+            config=config,
+            kind=row["kind"],
+            architecture=row["architecture"] or _architecture(config),
+            total_b=_number(row["total_params_b"]),
+            active_b=_number(row["active_params_b"]),
+            max_context=int(row["max_context"]) if row["max_context"].isdigit() else None,
+            licence=row["licence"],
+            gated={"yes": True, "no": False}.get(row["gated"]),
+            source=row["source"],
+            shape_source="" if shape is None else shape["source"],
+            date=row["date"],
+        )
+
+
+def _architecture(config: Mapping[str, Any] | None) -> str:
+    names = (config or {}).get("architectures") or [""]
+    return str(names[0])
+
+
+def _number(text: str) -> float | None:
+    """A number, or the first of a range such as `8-16`."""
+    first = text.split("-")[0]
+    try:
+        return float(first)
+    except ValueError:
+        return None

@@ -1,107 +1,132 @@
-"""What must be known about a model to say whether it fits: parameters, layers, heads, dtype. Nothing is guessed.
+"""What is known about a model: its `config.json`, and the bytes of its checkpoint where its headers were read.
 
-`facts_from_config` reads a Hugging Face `config.json`, which does not contain the number of parameters. That comes from
-the headers of the checkpoint's safetensors files, or from the catalog; a model without either is unknown.
+Parameters and caches follow from the config (`planning/memory`). Headers correct what a config does not say: a tower for
+images, or a quantization that stands in another file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from modelfleet.infra.catalog import Catalog
-from modelfleet.infra.planning.architectures import Shape, shape_of
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
+from modelfleet.infra.planning.memory.encoders import encoder_elements
+from modelfleet.infra.planning.memory.engine import EngineArguments
+from modelfleet.infra.planning.memory.layers import layout_of
+from modelfleet.infra.planning.memory.parts import HALF
+from modelfleet.infra.planning.memory.weights import weights_of
 from modelfleet.serving.config.schema import ModelConfig
 
 #: Bytes per value of each dtype as checkpoints and safetensors headers spell them.
 DTYPE_BYTES = {
     "float32": 4.0, "float": 4.0, "float16": 2.0, "half": 2.0, "bfloat16": 2.0, "float8_e4m3fn": 1.0,
-    "F64": 8.0, "F32": 4.0, "F16": 2.0, "BF16": 2.0, "F8_E4M3": 1.0, "F8_E5M2": 1.0, "I64": 8.0, "I32": 4.0,
-    "I16": 2.0, "I8": 1.0, "U8": 1.0, "BOOL": 1.0,
+    "F64": 8.0, "F32": 4.0, "F16": 2.0, "BF16": 2.0, "F8_E4M3": 1.0, "F8_E5M2": 1.0, "F8_E8M0": 1.0, "F4": 0.5,
+    "I64": 8.0, "I32": 4.0, "I16": 2.0, "I8": 1.0, "U8": 1.0, "BOOL": 1.0,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class KvLayers:
-    """Layers with the same KV cache: heads, sizes of key and value per head, window in tokens (None: all tokens).
-
-    `shared` means one latent vector that every tensor-parallel worker keeps whole (multi-head latent attention).
-    """
-
-    count: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None = None
-    shared: bool = False
-
-    def bytes_per_token(self, workers: int, value_bytes: float) -> float:
-        """Bytes of one token's keys and values in all these layers, on one of `workers` GPUs."""
-        heads = self.kv_heads if self.shared else max(1, self.kv_heads // workers)
-        return self.count * heads * (self.key_dim + self.value_dim) * value_bytes
+#: A checkpoint whose headers hold less than this share of what its config says is quantized by another file.
+LIGHTER = 0.9
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts about a model that decide its memory.
+    """A checkpoint and where it was read. `header_bytes` and `header_elements` come from safetensors headers."""
 
-    For a quantized checkpoint with headers, `parameters` counts stored values, each of which holds several weights.
-    `linear_parameters` are those that quantization compresses: all except embeddings and head. They include norms and
-    biases, which are under 0.1 % in all but the smallest models. `weight_bytes` is exact, from the
-    checkpoint's headers, or None without them. `source` says where the facts were read.
-    """
-
-    architecture: str
-    parameters: int
-    linear_parameters: int
-    dtype: str
-    quantization: str | None
-    quantization_bits: float | None
-    weight_bytes: int | None
-    heads: int
-    hidden_size: int
-    intermediate_size: int
-    vocab_size: int
-    max_positions: int | None
-    kv: tuple[KvLayers, ...]
+    checkpoint: Checkpoint
     source: str
+    header_bytes: int | None = None
+    header_elements: int | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The decoder's `model_type`."""
+        return self.checkpoint.model_type
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.checkpoint.heads
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.checkpoint.hidden
+
+    @property
+    def intermediate_size(self) -> int:
+        """The widest dense activation."""
+        found = self.checkpoint.get("intermediate_size", "ffn_hidden_size", "n_inner", "moe_intermediate_size")
+        return int(found[0] if isinstance(found, list) else found or 4 * self.checkpoint.hidden)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+        return self.checkpoint.count("vocab_size")
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence; None where the file does not say."""
+        return self.checkpoint.longest
+
+    @property
+    def dtype(self) -> str:
+        """The checkpoint's dtype, as its file says."""
+        name = self.checkpoint.get("dtype", "torch_dtype")
+        return str(name).removeprefix("torch.") if name else "bfloat16"
+
+    @property
+    def quantization(self) -> str | None:
+        """The checkpoint's quantization method."""
+        method = self.checkpoint.quantization.get("quant_method")
+        return str(method).lower() if method else None
+
+    @cached_property
+    def counted_bytes(self) -> float:
+        """Bytes of the decoder's weights as its config describes them."""
+        return weights_of(self.checkpoint, EngineArguments(1)).bytes
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements as stored: of the headers, else counted."""
+        return self.header_elements or weights_of(self.checkpoint, EngineArguments(1)).elements
+
+    @cached_property
+    def encoder_bytes(self) -> float:
+        """Bytes of towers for images and sound: what the headers hold beside the decoder, else counted."""
+        counted = encoder_elements(self.checkpoint) * HALF
+        if not counted or self.header_bytes is None:
+            return counted
+        return max(0.0, self.header_bytes - self.counted_bytes)
+
+    @property
+    def header_ratio(self) -> float:
+        """What the headers say beside the config, where they say less: the quantization stands in another file."""
+        if self.header_bytes is None or self.header_bytes >= LIGHTER * self.counted_bytes:
+            return 1.0
+        return self.header_bytes / self.counted_bytes
 
 
 def facts_from_config(
-    config: Mapping[str, Any],
-    source: str,
-    headers: Sequence[Mapping[str, Any]] = (),
-    *,
-    parameters: int | None = None,
-) -> ModelFacts | None:
-    """Facts from a parsed `config.json` with the JSON headers of its safetensors files, or a known parameter count.
+    config: Mapping[str, Any], source: str, catalog: Catalog, headers: Sequence[Mapping[str, Any]] = ()
+) -> ModelFacts:
+    """Facts from a parsed `config.json` and the JSON headers of its safetensors files.
 
-    None when the file does not describe a decoder, or when its number of parameters is unknown.
+    Raises `UnknownShapeError` when the file does not say what a plan needs.
     """
-    shape = shape_of(config)
+    checkpoint = Checkpoint(config, catalog.architecture_defaults)
     tensors = [t for header in headers for name, t in header.items() if name != "__metadata__"]
-    if tensors:
-        parameters = sum(_elements(tensor) for tensor in tensors)
-    if shape is None or parameters is None:
-        return None
-    method, bits = quantization_of(config)
-    return ModelFacts(
-        architecture=shape.architecture,
-        parameters=parameters,
-        linear_parameters=max(0, parameters - shape.embeddings),
-        dtype=_dtype(config),
-        quantization=method,
-        quantization_bits=bits,
-        weight_bytes=round(sum(_bytes(tensor) for tensor in tensors)) if tensors else None,
-        heads=shape.heads,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        max_positions=shape.max_positions,
-        kv=kv_layers(shape),
+    facts = ModelFacts(
+        checkpoint=checkpoint,
         source=source,
+        header_bytes=round(sum(_bytes(tensor) for tensor in tensors)) if tensors else None,
+        header_elements=sum(_elements(tensor) for tensor in tensors) if tensors else None,
     )
+    layout_of(checkpoint, EngineArguments(16))
+    if not facts.counted_bytes:
+        raise UnknownShapeError("config.json describes no weights")
+    return facts
 
 
 def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, ModelFacts | None]:
@@ -109,43 +134,11 @@ def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, 
     found: dict[str, ModelFacts | None] = {}
     for model in models:
         row = catalog.model(model.engine_config.weights_id)
-        if row is not None:
-            source = f"catalog: {row.source}"
-            found[model.model_id] = facts_from_config(row.config, source, parameters=row.parameters)
-        else:
-            found[model.model_id] = None
+        known = row is not None and row.config is not None
+        found[model.model_id] = (
+            facts_from_config(row.config, f"catalog: {row.shape_source}", catalog) if known and row and row.config else None
+        )
     return found
-
-
-def kv_layers(shape: Shape) -> tuple[KvLayers, ...]:
-    """Layers grouped by their window."""
-    windows = [shape.window if sliding else None for sliding in shape.sliding]
-    if shape.latent_dim:
-        return (KvLayers(shape.layers, 1, shape.latent_dim, 0, None, shared=True),)
-    return tuple(
-        KvLayers(windows.count(window), shape.kv_heads, shape.head_dim, shape.head_dim, window)
-        for window in dict.fromkeys(windows)
-    )
-
-
-def quantization_of(config: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    """Method and bits per weight of a quantized checkpoint."""
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(found, Mapping):
-        return None, None
-    method = str(found.get("quant_method", "")).lower() or None
-    bits = found.get("bits") or found.get("w_bit")
-    if bits is None and method == "compressed-tensors":
-        groups = found.get("config_groups") or {}
-        bits = next((g["weights"]["num_bits"] for g in groups.values() if g.get("weights")), None)
-    return method, float(bits) if bits else {"fp8": 8.0, "fbgemm_fp8": 8.0, "mxfp4": 4.25}.get(method or "")
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    nested = config.get("text_config")
-    inner = nested if isinstance(nested, Mapping) else {}
-    name = config.get("dtype") or config.get("torch_dtype") or inner.get("dtype") or inner.get("torch_dtype")
-    return str(name).removeprefix("torch.") if name else "float32"
 
 
 def _elements(tensor: Mapping[str, Any]) -> int:
@@ -156,4 +149,4 @@ def _elements(tensor: Mapping[str, Any]) -> int:
 
 
 def _bytes(tensor: Mapping[str, Any]) -> float:
-    return _elements(tensor) * DTYPE_BYTES[tensor["dtype"]]
+    return _elements(tensor) * DTYPE_BYTES.get(tensor["dtype"], 1.0)

@@ -2,38 +2,54 @@
 
 vLLM 0.32 uses the share `gpu_memory_utilization` of a GPU's memory. Weights, the peak of a profiling step, CUDA graphs
 and communication buffers come first; the rest is KV cache. vLLM refuses to start when one sequence of `max_model_len`
-does not fit in the KV cache. Weights and KV cache are exact up to padding; the reserve is estimated from the parts
-below.
+does not fit in the KV cache. Weights and KV cache are vLLM's own arithmetic (`planning/memory`); the reserve is
+estimated from the parts below.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 
 from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
-from modelfleet.infra.planning.facts import DTYPE_BYTES, KvLayers, ModelFacts
+from modelfleet.infra.planning.facts import DTYPE_BYTES, ModelFacts
+from modelfleet.infra.planning.memory.answer import ModelMemory
+from modelfleet.infra.planning.memory.caches import GROWING, Kind
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint
+from modelfleet.infra.planning.memory.engine import CONCURRENT_BATCHES, EngineArguments
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
+from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
 
 GIB = 1024 * MIB
 
-#: Defaults of vLLM 0.32.0: config/cache.py, and engine/arg_utils.py get_batch_defaults for an API server.
+#: Default of vLLM 0.32.0: config/cache.py.
 DEFAULT_UTILIZATION = 0.92
-DEFAULT_BATCHED_TOKENS = 2048
-DEFAULT_SEQUENCES = 256
-BLOCK_TOKENS = 16
 #: CUDA context and library workspaces of one worker, MiB.
 CONTEXT_MIB = 512
 #: NCCL and custom all-reduce buffers, MiB, when there is more than one worker.
 COMMUNICATION_MIB = 512
 #: CUDA graphs, MiB; none with `enforce_eager`.
 GRAPHS_MIB = 512
+#: The profiling step's batch of images or sound, MiB, of a model with such a tower. Not measured.
+ENCODER_MIB = 1024
 #: Hidden-size and intermediate-size activations alive at once in the profiling step.
 LIVE_HIDDEN, LIVE_INTERMEDIATE = 6, 2
-#: Bytes per vocabulary entry of one sampled row: logits, their float32 copy, probabilities and a sort.
-SAMPLER_BYTES = 16
+#: Bytes per vocabulary entry of one sampled row: logits, their float32 copy, probabilities, a sort with its indices.
+#: Fitted to an H100 with vLLM 0.32.0, 2026-11-27: Llama-3.1-8B, Qwen3-8B, Gemma-3-12B, gpt-oss-20b, within 1 % of KV.
+SAMPLER_BYTES = 24
+#: The engine samples this many sequences in its profiling step, whatever `max_num_seqs` allows beyond it.
+SAMPLED_ROWS = 256
+#: Sections that a quantization at load, or a checkpoint that is only thought of, puts into a config.
+AT_LOAD = {
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "experts_int8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
+}
 
 
 @dataclass(frozen=True)
@@ -47,48 +63,52 @@ class Setting:
     batched_tokens: int
     sequences: int
     value_bytes: float
-    kv_value_bytes: float
+    kv_dtype: str
     quantization: str | None
-    bits: float | None
     eager: bool
+    prefix_caching: bool = True
+    drafts: int = 0
+
+    @property
+    def engine(self) -> EngineArguments:
+        """The engine's arguments of one worker."""
+        return EngineArguments(
+            length=self.length,
+            batched_tokens=self.batched_tokens,
+            ranks=self.workers,
+            kv_dtype=self.kv_dtype,
+            capability=self.accelerator.compute_capability,
+            prefix_caching=self.prefix_caching,
+            drafts=self.drafts,
+            batches=1 if self.accelerator.name == CPU else CONCURRENT_BATCHES,
+        )
 
 
 def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator, catalog: Catalog) -> Setting:
     """The setting that a model file asks for."""
     kwargs = model.engine_config.engine_kwargs
-    value_bytes = _value_bytes(kwargs.get("dtype"), facts)
     quantization = facts.quantization or kwargs.get("quantization")
-    row = catalog.quantizations.get(str(quantization))
-    bits = (
-        facts.quantization_bits if row is None or row.bits is None else _with_scales(facts.quantization_bits, row.bits)
-    )
-    sequences = _count(kwargs.get("max_num_seqs"), DEFAULT_SEQUENCES)
+    sequences = _count(kwargs.get("max_num_seqs"), accelerator.sequences)
+    drafts = kwargs.get("speculative_config")
     return Setting(
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
         length=model.engine_config.max_total_tokens,
         utilization=_fraction(kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION),
-        batched_tokens=_count(kwargs.get("max_num_batched_tokens"), max(DEFAULT_BATCHED_TOKENS, sequences)),
+        batched_tokens=_count(kwargs.get("max_num_batched_tokens"), max(accelerator.batched_tokens, sequences)),
         sequences=sequences,
-        value_bytes=value_bytes,
-        kv_value_bytes=1.0 if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8") else value_bytes,
+        value_bytes=_value_bytes(kwargs.get("dtype")),
+        kv_dtype=str(kwargs.get("kv_cache_dtype", "auto")),
         quantization=str(quantization) if quantization else None,
-        bits=bits,
         eager=bool(kwargs.get("enforce_eager", False)),
+        prefix_caching=kwargs.get("enable_prefix_caching") is not False,
+        drafts=_count(drafts.get("num_speculative_tokens"), 0) if isinstance(drafts, dict) else 0,
     )
 
 
-def _value_bytes(dtype: object, facts: ModelFacts) -> float:
+def _value_bytes(dtype: object) -> float:
     """Bytes of an unquantized weight in memory: vLLM loads float32 checkpoints in half precision."""
-    named = str(dtype).removeprefix("torch.") if dtype not in (None, "auto") else facts.dtype
-    if dtype in (None, "auto"):
-        return 2.0
-    return DTYPE_BYTES.get(named, 2.0)
-
-
-def _with_scales(bits: float | None, default: float) -> float:
-    """Bits per weight of a checkpoint, with the scales that the method's own default includes."""
-    return default if bits is None or round(default) == round(bits) else bits + (default - 4 if default < 5 else 0)
+    return 2.0 if dtype in (None, "auto") else DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2.0)
 
 
 def _count(value: object, default: int) -> int:
@@ -101,58 +121,85 @@ def _fraction(value: object, default: float) -> float:
     )
 
 
+@lru_cache(maxsize=512)
+def _loaded(checkpoint: Checkpoint, method: str) -> Checkpoint:
+    """The checkpoint as a quantization at load leaves it."""
+    return dataclasses.replace(checkpoint, raw={**checkpoint.raw, "quantization_config": AT_LOAD[method]})
+
+
+@lru_cache(maxsize=2048)
+def _memory(checkpoint: Checkpoint, engine: EngineArguments) -> ModelMemory:
+    return ModelMemory(checkpoint, engine)
+
+
+@lru_cache(maxsize=512)
+def _weight_bytes(checkpoint: Checkpoint, ranks: int, capability: tuple[int, int]) -> tuple[float, float]:
+    """Bytes on one GPU and, of these, in host memory."""
+    weights = _memory(checkpoint, EngineArguments(1, ranks=ranks, capability=capability)).weights
+    return weights.bytes, weights.host_bytes
+
+
+def memory_in(facts: ModelFacts, setting: Setting) -> ModelMemory:
+    """The model's caches and weights under a setting."""
+    checkpoint = facts.checkpoint
+    if setting.quantization in AT_LOAD and facts.quantization is None:
+        checkpoint = _loaded(checkpoint, setting.quantization or "")
+    return _memory(checkpoint, setting.engine)
+
+
 def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
-    """Bytes of all weights, over all workers."""
-    if facts.quantization and facts.weight_bytes is not None:
-        return float(facts.weight_bytes)
-    if setting.quantization and setting.bits:
-        plain = facts.parameters - facts.linear_parameters
-        return facts.linear_parameters * setting.bits / 8 + plain * setting.value_bytes
-    return facts.parameters * setting.value_bytes
+    """Bytes of the weights on one GPU, towers for images and sound included."""
+    memory = memory_in(facts, setting)
+    held, host = _weight_bytes(memory.checkpoint, setting.workers, setting.accelerator.compute_capability)
+    plain = setting.value_bytes / 2 if facts.quantization is None and setting.quantization is None else 1.0
+    return (held - host) * plain * facts.header_ratio + facts.encoder_bytes / setting.workers
 
 
 def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
     """Bytes per GPU on top of weights and KV cache: context, communication, graphs, activations, sampler."""
     fixed = CONTEXT_MIB + (COMMUNICATION_MIB if setting.workers > 1 else 0) + (0 if setting.eager else GRAPHS_MIB)
+    fixed += ENCODER_MIB if facts.encoder_bytes else 0
     row = LIVE_HIDDEN * facts.hidden_size + LIVE_INTERMEDIATE * facts.intermediate_size / setting.workers
     activations = setting.batched_tokens * row * setting.value_bytes
-    sampler = min(setting.sequences, setting.batched_tokens) * facts.vocab_size * SAMPLER_BYTES
-    return fixed * MIB + activations + sampler
+    rows = min(setting.sequences, setting.batched_tokens, SAMPLED_ROWS)
+    return fixed * MIB + activations + rows * facts.vocab_size * SAMPLER_BYTES
 
 
-def sequence_bytes(facts: ModelFacts, setting: Setting, block_tokens: int = BLOCK_TOKENS) -> float:
-    """Bytes per GPU that one sequence of the full length holds, in blocks of `block_tokens`."""
-    return sum(_layer_tokens(layers, setting, block_tokens) * _token_bytes(layers, setting) for layers in facts.kv)
+def sequence_bytes(facts: ModelFacts, setting: Setting) -> int:
+    """Bytes per GPU that vLLM reserves for one sequence of the full length."""
+    memory = memory_in(facts, setting)
+    return memory.pool.request_bytes(memory.demand)
 
 
-def _token_bytes(layers: KvLayers, setting: Setting) -> float:
-    return layers.bytes_per_token(setting.workers, setting.kv_value_bytes)
-
-
-def _layer_tokens(layers: KvLayers, setting: Setting, block_tokens: int) -> int:
-    """Tokens that these layers keep of a full-length sequence, in whole blocks (vLLM's SlidingWindowSpec)."""
-    blocks = -(-setting.length // block_tokens)
-    if layers.window is None:
-        return blocks * block_tokens
-    kept = min(layers.window - 1 + setting.batched_tokens, setting.length)
-    return (-(-kept // block_tokens) + 1) * block_tokens
+def token_bytes(facts: ModelFacts, setting: Setting) -> int:
+    """Bytes per GPU of one token in all layers that keep tokens, windows included."""
+    kept = (*GROWING, Kind.WINDOW, Kind.CHUNK)
+    return round(sum(cache.per_token for cache in memory_in(facts, setting).layout.caches if cache.kind in kept))
 
 
 def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
     """How one GPU's memory is used; `full_length_sequences` 0 means that the model does not fit."""
     total = float(setting.accelerator.usable_mib * MIB)
-    weights, reserve = weight_bytes(facts, setting) / setting.workers, reserve_bytes(facts, setting)
+    weights, reserve = weight_bytes(facts, setting), reserve_bytes(facts, setting)
     cache = max(0.0, total * setting.utilization - weights - reserve)
-    one = sequence_bytes(facts, setting)
     return GpuMemory(
         total_mib=setting.accelerator.usable_mib,
         weights_mib=weights / MIB,
         kv_cache_mib=cache / MIB,
         reserve_mib=reserve / MIB,
         free_mib=total * (1 - setting.utilization) / MIB,
-        kv_bytes_per_token=round(sum(_token_bytes(layers, setting) for layers in facts.kv)),
-        full_length_sequences=int(cache // one) if one else setting.sequences,
+        kv_bytes_per_token=token_bytes(facts, setting),
+        full_length_sequences=_sequences(facts, setting, cache, weights + reserve <= total * setting.utilization),
     )
+
+
+def _sequences(facts: ModelFacts, setting: Setting, cache: float, starts: bool) -> int:
+    """Full-length sequences at once: a model without a cache takes as many as the engine schedules."""
+    memory = memory_in(facts, setting)
+    blocks = memory.pool.request_blocks(memory.demand)
+    if not blocks:
+        return setting.sequences if starts else 0
+    return max(0, (int(cache) // memory.pool.block_bytes - 1) // blocks)  # one block stays vLLM's null block
 
 
 def fits(facts: ModelFacts, setting: Setting) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default_catalog
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, gpu_memory, sequence_bytes, setting_of
+from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of
+from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.ways_out import ways_out, workers_allowed
 from modelfleet.serving.config.accelerators import CPU
@@ -71,7 +72,7 @@ def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
         return []
     allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count)]
     message = (
-        f"found {workers}, but {facts.heads} attention heads do not divide evenly; allowed are {', '.join(allowed)}"
+        f"found {workers}, but {undivided(facts.checkpoint, workers)}; allowed are {', '.join(allowed)}"
     )
     return [model.document.finding(WORKERS, message)]
 
@@ -105,9 +106,20 @@ def _kernels(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: C
         return [model.document.finding(path, message)]
     row = catalog.quantizations.get(setting.quantization or "")
     accelerator = setting.accelerator
-    if row is None or accelerator.compute_capability >= row.min_compute_capability:
-        return []
-    return [model.document.finding(path, _too_old(row, accelerator, catalog))]
+    if row is not None and accelerator.compute_capability < row.min_compute_capability:
+        return [model.document.finding(path, _too_old(row, accelerator, catalog))]
+    checkpoint = memory_in(facts, setting).checkpoint
+    faults = refusals(checkpoint, setting.engine, accelerator.compute_capability)
+    others = catalog.accelerators.values()
+    able = [a.name for a in others if not refusals(checkpoint, setting.engine, a.compute_capability)]
+    has = ".".join(map(str, accelerator.compute_capability))
+    return [
+        model.document.finding(
+            ("scaling_config", "resources_per_worker"),
+            f"vLLM would not start: {fault}, but a {accelerator.name} has {has}; choose one of {', '.join(able)}",
+        )
+        for fault in faults
+    ]
 
 
 def _too_old(row: Quantization, accelerator: Accelerator, catalog: Catalog) -> str:

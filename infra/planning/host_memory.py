@@ -74,7 +74,7 @@ def own_cache_bytes(model: ModelConfig) -> int | None:
 
 
 #: The processor as an accelerator, for arithmetic that asks for one.
-_PROCESSOR = Accelerator(CPU, 0, 0, (0, 0))
+_PROCESSOR = Accelerator(CPU, 0, 0, (0, 0), 2048, 256)
 
 
 def _cache_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> int:

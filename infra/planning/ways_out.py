@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from modelfleet.infra.catalog import REFERENCE_REGION, Accelerator, Catalog
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, fits, gpu_memory, shortened
+from modelfleet.infra.planning.fit import Setting, fits, gpu_memory, memory_in, shortened
+from modelfleet.infra.planning.memory.refusals import refusals, undivided
 
 HIGH_UTILIZATION = 0.95
 
@@ -44,10 +45,8 @@ def replica_price(accelerator: str, workers: int, catalog: Catalog) -> float | N
 
 
 def workers_allowed(facts: ModelFacts, workers: int) -> bool:
-    """Whether heads and inner width divide evenly. Fewer KV heads than workers are copied, which must be even too."""
-    kv_heads = [layers.kv_heads for layers in facts.kv if not layers.shared]
-    even = all(heads % workers == 0 or workers % heads == 0 for heads in kv_heads)
-    return facts.heads % workers == 0 and facts.intermediate_size % workers == 0 and even
+    """Whether heads and widths divide evenly. Fewer KV heads than workers are copied, which must be even too."""
+    return not undivided(facts.checkpoint, workers)
 
 
 def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
@@ -59,8 +58,9 @@ def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
         yield WayOut(price, 0, f"gpu_memory_utilization: {HIGH_UTILIZATION}{_room(facts, high)}")
     if (short := shortened(facts, setting)) is not None:
         yield WayOut(price, 1, f"max_total_tokens: {short.length}{_room(facts, short)}")
-    half = dataclasses.replace(setting, kv_value_bytes=1.0)
-    if setting.kv_value_bytes > 1 and setting.accelerator.fp8 and fits(facts, half):
+    half = dataclasses.replace(setting, kv_dtype="fp8")
+    plain = memory_in(facts, setting).layout.kv_dtype == "auto"
+    if plain and setting.accelerator.fp8 and fits(facts, half):
         yield WayOut(price, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
     for way in _quantized(facts, setting, catalog):
         yield dataclasses.replace(way, usd_per_replica_hour=price)
@@ -73,7 +73,7 @@ def _quantized(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
         row = catalog.quantizations.get(method)
         if row is None or row.bits is None or setting.accelerator.compute_capability < row.min_compute_capability:
             continue
-        small = dataclasses.replace(setting, quantization=method, bits=row.bits)
+        small = dataclasses.replace(setting, quantization=method)
         if fits(facts, small):
             yield WayOut(0.0, effort, f"{text}{_room(facts, small)}")
 
@@ -93,6 +93,8 @@ def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -
             continue
         for workers in (1, 2, 4, 8):
             there = dataclasses.replace(setting, accelerator=accelerator, workers=workers)
+            if refusals(facts.checkpoint, there.engine, accelerator.compute_capability):
+                break
             price = replica_price(accelerator.name, workers, catalog)
             if price and workers_allowed(facts, workers) and fits(facts, there):
                 text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"

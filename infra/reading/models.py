@@ -18,10 +18,11 @@ from urllib.parse import quote
 from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.planning.applications import bucket_plan, mirror_plan
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
+from modelfleet.infra.planning.memory.checkpoint import UnknownShapeError
 from modelfleet.infra.reading.safetensors import file_header
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.catalogs import architecture_fault
-from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 
@@ -68,8 +69,13 @@ class Reader:
                 message = f"found {engine.weights_id!r}, whose config.json ({found[2]}) cannot be served: {fault}"
                 self.findings.append(model.document.finding(("engine_config", key), message))
                 return None
-            if (facts := facts_from_config(found[0], found[2], found[1])) is not None:
-                return facts
+            try:
+                return facts_from_config(found[0], found[2], self.catalog, found[1])
+            except UnknownShapeError as problem:
+                message = f"{model.config.engine_config.weights_id} ({found[2]}) cannot be planned: {problem}"
+                self.findings.append(
+                    model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE)
+                )
         return None
 
     def _source(self, model: ModelConfig) -> str:
@@ -78,12 +84,7 @@ class Reader:
 
     def _local(self, model: ModelConfig) -> Found | None:
         """A folder on this machine: an absolute path, or a `file://` source of the stack."""
-        folder = Path(self._source(model).removeprefix("file://"))
-        if not folder.is_absolute() or not (folder / "config.json").is_file():
-            return None
-        config = _parsed((folder / "config.json").read_bytes())
-        headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := file_header(path)) is not None]
-        return None if config is None else (config, headers, str(folder))
+        return folder_facts(Path(self._source(model).removeprefix("file://")))
 
     def _kept(self, model: ModelConfig) -> Found | None:
         path = self._keep_path(model)
@@ -134,22 +135,26 @@ class Reader:
         return None if found is None else self._keep(model, (*found, f"s3://{bucket}/{mirror.prefix}"))
 
     def _hub(self, model: ModelConfig) -> Found | None:
+        """The Hub's answer about a model file's checkpoint, kept for the next time."""
+        found = self.hub(self._source(model), model.engine_config.revision or "main")
+        return None if found is None else self._keep(model, found)
+
+    def hub(self, source: str, revision: str = "main") -> Found | None:
         """The Hub's `config.json`, and the parameter counts that it read from the safetensors headers."""
-        source = self._source(model)
         if not self.hub_reachable or source.count("/") > 1 or ":" in source:
             return None
         from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE:  # checked before `_get`, which spends 0.15 s on importing an HTTP client
             return None
-        revision, base = quote(model.engine_config.revision or "main", safe=""), constants.ENDPOINT
+        revision, base = quote(revision, safe=""), constants.ENDPOINT
         config = self._get(f"{base}/{quote(source)}/resolve/{revision}/config.json")
         if config is None:
             return None
         info = self._get(f"{base}/api/models/{quote(source)}/revision/{revision}?expand%5B%5D=safetensors") or {}
         counts = (info.get("safetensors") or {}).get("parameters") or {}
         headers = [{dtype: {"dtype": dtype, "shape": [count]} for dtype, count in counts.items()}] if counts else []
-        return self._keep(model, (config, headers, f"{base}/{source}"))
+        return config, headers, f"{base}/{source}"
 
     def _get(self, url: str) -> Mapping[str, Any] | None:
         """Sends the token of `hf auth login` or of the environment.
@@ -167,6 +172,15 @@ class Reader:
             self.hub_reachable = False
             return None
         return _parsed(answer.content) if answer.is_success else None  # absent or gated: unknown, which a notice says
+
+
+def folder_facts(folder: Path) -> Found | None:
+    """The `config.json` and the safetensors headers of a folder; None without a config."""
+    if not folder.is_absolute() or not (folder / "config.json").is_file():
+        return None
+    config = _parsed((folder / "config.json").read_bytes())
+    headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := file_header(path)) is not None]
+    return None if config is None else (config, headers, str(folder))
 
 
 def _parsed(data: bytes) -> Mapping[str, Any] | None:

@@ -21,14 +21,22 @@ STEERING_FRACTION: Final = 0.001
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A GPU: memory in MiB as sold and as CUDA reports it, compute capability as (major, minor), EC2's name of it."""
+    """A GPU: memory in MiB as sold and as CUDA reports it, compute capability as (major, minor), EC2's name of it.
+
+    `batched_tokens` and `sequences` are vLLM's defaults for a server on this card (`get_batch_defaults`); `formats` the
+    number formats that its tensor cores compute in; `nvlink` whether its cards reach each other without PCIe.
+    """
 
     name: str
     memory_mib: int
     usable_mib: int
     compute_capability: tuple[int, int]
+    batched_tokens: int = 2048
+    sequences: int = 256
     ec2_gpu: str = ""
     rayllm: str = ""
+    formats: tuple[str, ...] = ()
+    nvlink: bool = False
 
     @property
     def bfloat16(self) -> bool:
@@ -50,8 +58,12 @@ def known_gpus() -> Mapping[str, Accelerator]:
             int(row["memory_mib"]),
             int(row["usable_mib"]),
             capability(row["compute_capability"]),
+            int(row["batched_tokens"]),
+            int(row["sequences"]),
             row["ec2_gpu"],
             row["rayllm"],
+            tuple(row["formats"].split()),
+            row["nvlink"] == "true",
         )
         for row in csv_rows(DATA / "accelerators.csv")
     }

@@ -33,12 +33,18 @@ class UnknownShapeError(ValueError):
     """A config.json does not say what a plan needs; the message says what to give instead."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A parsed `config.json`; `defaults` are the values of transformers' config class of its decoder."""
+    """A parsed `config.json`; `class_defaults` are transformers' by `model_type`."""
 
     raw: Mapping[str, Any]
-    class_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    class_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Checkpoint) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash((self.architecture, self.model_type, len(self.raw)))
 
     @cached_property
     def text(self) -> Mapping[str, Any]:
@@ -68,11 +74,17 @@ class Checkpoint:
         return self.class_defaults.get(self.model_type) or self.class_defaults.get(f"{whole}_text") or {}
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The first of these keys that has a value, in the decoder's section, the file, then the class's defaults."""
-        for source in (self.text, self.raw, self._defaults):
+        """The first of these keys that has a value, in the decoder's section, the file, then the class's defaults.
+
+        A key that the file sets to null has no value, whatever the class has.
+        """
+        for source in (self.text, self.raw):
             for name in names:
                 if source.get(name) is not None:
                     return source[name]
+        for name in names:
+            if name in self._defaults and name not in self.text and name not in self.raw:
+                return self._defaults[name]
         return default
 
     def need(self, *names: str) -> Any:

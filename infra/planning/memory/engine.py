@@ -28,11 +28,12 @@ class EngineArguments:
     capability: tuple[int, int] = (9, 0)
     prefix_caching: bool = True
     drafts: int = 0
+    batches: int = CONCURRENT_BATCHES
 
     @property
     def in_flight(self) -> int:
         """Tokens that are scheduled and not yet settled: windows keep them too."""
-        return CONCURRENT_BATCHES * self.batched_tokens
+        return self.batches * self.batched_tokens
 
 
 def kv_dtype(checkpoint: Checkpoint, asked: str) -> str:

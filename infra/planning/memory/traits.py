@@ -32,6 +32,7 @@ class Traits:
 
 HEAD = Traits(qk_norm="head")
 FULL = Traits(qk_norm="full")
+ENCODER = Traits(gated=False, qkv_bias=True, out_bias=True, norm_bias=True, final_norms=0)
 SINGLE_ROUTER = Traits(router_bytes=4, correction=True)
 
 _FAMILIES: dict[str, Traits] = {
@@ -101,6 +102,9 @@ _FAMILIES: dict[str, Traits] = {
     "hrm_text": Traits(norms=0, final_norms=0),
     "nemotron": Traits(gated=False, norm_bias=True),
     "nemotron_h": Traits(norms=1, gated=False, correction=True),
+    "bert": ENCODER,
+    "roberta": ENCODER,
+    "xlm-roberta": ENCODER,
     "starcoder2": Traits(gated=False, qkv_bias=True, out_bias=True, norm_bias=True),
     "mellum": HEAD,
     "lfm2": HEAD,

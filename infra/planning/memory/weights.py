@@ -16,7 +16,7 @@ from modelfleet.infra.planning.memory.feedforward import dense, feed_forward, pu
 from modelfleet.infra.planning.memory.layers import latent_kinds, layer_kinds, state_rule
 from modelfleet.infra.planning.memory.parts import SINGLE, Part, Size, format_of, plain
 from modelfleet.infra.planning.memory.states import kimi_delta, mamba2, short_convolution
-from modelfleet.infra.planning.memory.traits import Traits, traits_of
+from modelfleet.infra.planning.memory.traits import ENCODER, Traits, traits_of
 
 #: Rows that an embedding is padded to (VocabParallelEmbedding's `DEFAULT_VOCAB_PADDING_SIZE`).
 VOCAB_PADDING = 64
@@ -83,11 +83,14 @@ def _outside(checkpoint: Checkpoint, traits: Traits, ranks: int) -> Iterator[Par
 
 def _headless(checkpoint: Checkpoint) -> bool:
     """Whether the class makes embeddings: it has no head."""
-    return checkpoint.architecture.endswith("Model")
+    return not checkpoint.architecture.endswith(("LM", "Generation", "Diffusion"))
 
 
 def _outside_of_family(checkpoint: Checkpoint, ranks: int) -> Iterator[Part]:
     hidden, kind = checkpoint.hidden, checkpoint.model_type
+    if traits_of(checkpoint) is ENCODER:  # positions, token types and their norm
+        rows = checkpoint.count("max_position_embeddings") + checkpoint.count("type_vocab_size", default=2) + 2
+        yield plain("embeddings", rows * hidden)
     if kind.startswith("diffusion_gemma"):
         yield plain("self_conditioning.norm", hidden)
         yield Part("self_conditioning.mlp", 3 * checkpoint.count("intermediate_size"), hidden)

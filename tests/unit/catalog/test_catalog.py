@@ -9,9 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.infra.catalog import Price, default_catalog
+from modelfleet.infra.catalog import CatalogModel, Price, default_catalog
+from modelfleet.infra.planning.facts import facts_from_config
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 
 CATALOG = default_catalog()
+#: The models of 2026 that a fleet may not lack: the most downloaded, the newest, and one of each kind of memory.
+NOT_MISSING = (
+    "Qwen/Qwen3.6-27B", "Qwen/Qwen3.6-35B-A3B", "Qwen/Qwen3.8-27B", "Qwen/Qwen3.8-Flash-Next", "Qwen/Qwen3.5-9B",
+    "Qwen/Qwen3-0.6B", "openai/gpt-oss-20b", "openai/gpt-oss-120b", "google/gemma-4-26B-A4B-it",
+    "google/gemma-4-31B-it", "google/gemma-4-E4B-it", "meta-llama/Llama-3.1-8B-Instruct",
+    "meta-llama/Llama-3.3-70B-Instruct", "zai-org/GLM-5.3-Flash", "zai-org/GLM-5.2", "zai-org/GLM-4.7-Flash",
+    "deepseek-ai/DeepSeek-V4-Flash-0731", "deepseek-ai/DeepSeek-R1-0528", "moonshotai/Kimi-K3",
+    "MiniMaxAI/MiniMax-M3", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "mistralai/Mistral-Small-4-119B-2603",
+    "Qwen/Qwen3-VL-8B-Instruct", "BAAI/bge-m3", "Qwen/Qwen3-Reranker-0.6B",
+)  # fmt: skip
 FOLDER = Path(__file__).parents[3] / "infra" / "catalog"
 
 
@@ -76,8 +88,25 @@ def test_every_table_names_its_source() -> None:
         assert "ource" in first or "Looked up" in first or "requires of a GPU" in first, path.name
 
 
-def test_every_model_row_has_its_source() -> None:
-    assert all(row.source.startswith("https://huggingface.co/") for row in CATALOG.models.values())
+def test_every_model_row_has_its_source_and_date() -> None:
+    assert all(row.source and row.date for row in CATALOG.models.values())
+    assert all(row.shape_source for row in CATALOG.models.values() if row.config is not None)
+
+
+def test_the_catalog_knows_what_people_serve() -> None:
+    planned = {row.hf_id for row in CATALOG.models.values() if row.config is not None}
+    assert len(planned) >= 150
+    assert set(NOT_MISSING) <= planned
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in CATALOG.models.values() if r.config and r.total_b and not Checkpoint(r.config).quantization],
+    ids=lambda row: str(row.hf_id),
+)  # fmt: skip
+def test_a_shape_has_as_many_parameters_as_its_maker_says(row: CatalogModel) -> None:
+    """Names round, towers are estimated, and a tied head counts once: one tenth, and 0.25 billion for small models."""
+    facts = facts_from_config(row.config or {}, "test", CATALOG)
+    assert facts.parameters / 1e9 + facts.encoder_bytes / 2e9 == pytest.approx(row.total_b, rel=0.12, abs=0.45)
 
 
 def test_importing_the_catalog_reads_no_table() -> None:

@@ -194,17 +194,19 @@ def test_facts_come_from_a_local_folder_first(tmp_path: Path) -> None:
     one = model("org/mine", hf_model_id=str(tmp_path))
     facts = read_facts([one], tmp_path)[0]["org/mine"]
     assert facts is not None
-    assert (facts.parameters, facts.weight_bytes, facts.source) == (10500, 21000, str(tmp_path))
+    assert (facts.parameters, facts.header_bytes, facts.source) == (10500, 21000, str(tmp_path))
 
 
 @pytest.mark.parametrize(
     "junk", [b"", b"\x00" * 7, b"\xff" * 8, struct.pack("<Q", 4) + b"nope", struct.pack("<Q", 1 << 40)]
 )
-def test_a_folder_with_a_damaged_safetensors_file_is_unknown(tmp_path: Path, junk: bytes) -> None:
-    """Then the number of parameters is unknown, and there is no traceback."""
+def test_a_folder_with_a_damaged_safetensors_file_is_planned_from_its_config(tmp_path: Path, junk: bytes) -> None:
+    """Its parameters are counted, and there is no traceback."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "a.safetensors").write_bytes(junk)
-    assert read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path) == ({"org/mine": None}, [])
+    facts = read_facts([model("org/mine", hf_model_id=str(tmp_path))], tmp_path)[0]["org/mine"]
+    assert facts is not None
+    assert (facts.header_bytes, facts.parameters) == (None, 1_235_814_400)
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -1,0 +1,245 @@
+"""`modelfleet models`: the catalog as a table, and `models show`: what one model keeps on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from modelfleet.cli import output
+from modelfleet.cli.models_bar import memory_bar
+from modelfleet.infra.catalog import Accelerator, Catalog, CatalogModel, default_catalog
+from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memory, memory_in
+from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
+from modelfleet.infra.planning.memory.engine import EngineArguments
+from modelfleet.infra.planning.memory.refusals import refusals, undivided
+from modelfleet.infra.planning.ways_out import replica_price
+from modelfleet.infra.reading.named_model import NamedModel, named_model
+from modelfleet.serving.config.catalogs import architecture_fault
+from modelfleet.serving.config.errors import SetupError
+from modelfleet.serving.config.validation import near
+
+#: Without an accelerator: the length, batch and cache for which vLLM's own answers are kept (`python -m tools.probe`).
+LENGTH, BATCHED_TOKENS, KV_GIB, CAPABILITY = 8192, 8192, 60.0, (9, 0)
+#: Words in a licence that forbid a use; said, not decided.
+RESTRICTED = ("non-commercial", "cc-by-nc", "research", "community")
+
+
+def run_models(search: str, *, as_json: bool = False) -> int:
+    """Print the catalog's models whose id, kind or architecture has all words of `search`; returns the exit code."""
+    catalog = default_catalog()
+    words = search.lower().split()
+    found = [row for row in catalog.models.values() if all(word in _searched(row) for word in words)]
+    if as_json:
+        output.show_json([_row_json(row) for row in found])
+        return 0
+    if not found:
+        output.say(f'No model matches "{search}" in the catalog ({len(catalog.models)} models).')
+        return 0
+    output.show(_table(found))
+    output.say(f"{output.counted(len(found), 'model')}. Next: modelfleet models show MODEL --accelerator L4")
+    return 0
+
+
+def _searched(row: CatalogModel) -> str:
+    return f"{row.hf_id} {row.kind} {row.architecture} {row.licence}".lower()
+
+
+def _row_json(row: CatalogModel) -> dict[str, Any]:
+    kept = {key: value for key, value in dataclasses.asdict(row).items() if key != "config"}
+    return {**kept, "shape_known": row.config is not None}
+
+
+def _table(rows: list[CatalogModel]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (("model", "left"), ("kind", "left"), ("10⁹", "right"), ("active", "right"),
+                           ("tokens", "right"), ("licence", "left"), ("gated", "left"), ("shape", "left")):  # fmt: skip
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        gated = {True: "yes", False: "no", None: "?"}[row.gated]
+        numbers = [f"{n:g}" if n is not None else "" for n in (row.total_b, row.active_b)]
+        length = f"{row.max_context:,}" if row.max_context else ""
+        shape = "known" if row.config is not None else "unknown"
+        table.add_row(row.hf_id, row.kind, *numbers, length, row.licence[:32], gated, shape)
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The options of `models show`."""
+
+    accelerator: str | None = None
+    gpus: int = 1
+    length: int | None = None
+    batched_tokens: int | None = None
+    utilization: float = DEFAULT_UTILIZATION
+    kv_dtype: str = "auto"
+    kv_gib: float | None = None
+    network: bool = True
+
+
+def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
+    """Print what a model keeps on one GPU; returns the exit code, 1 when vLLM would not start."""
+    catalog = default_catalog()
+    accelerator = _accelerator(asked.accelerator, catalog)
+    model = named_model(name, catalog, network=asked.network)
+    shown = answer(model, asked, accelerator)
+    if as_json:
+        output.show_json(shown)
+    else:
+        _print(model, shown, asked, accelerator, catalog)
+    return 1 if shown["refusals"] else 0
+
+
+def _accelerator(name: str | None, catalog: Catalog) -> Accelerator | None:
+    if name is None:
+        return None
+    found = {one.lower(): row for one, row in catalog.accelerators.items()}.get(name.lower())
+    if found is None:
+        raise SetupError(f"--accelerator: found {name!r}; {near(name, list(catalog.accelerators))}")
+    return found
+
+
+def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> dict[str, Any]:
+    """The row of one GPU, with what it rests on and what speaks against it."""
+    facts = model.facts
+    length = asked.length or min(LENGTH, facts.checkpoint.longest)
+    capability = accelerator.compute_capability if accelerator else CAPABILITY
+    batch = asked.batched_tokens or (accelerator.batched_tokens if accelerator else BATCHED_TOKENS)
+    engine = EngineArguments(length, batch, asked.gpus, asked.kv_dtype, capability)
+    memory, room, on_card = ModelMemory(facts.checkpoint, engine), asked.kv_gib, None
+    if accelerator is not None:
+        setting = _setting(asked, accelerator, length, batch, facts.quantization)
+        on_card = gpu_memory(facts, setting)
+        memory = memory_in(facts, setting)
+        room = room if room is not None else on_card.kv_cache_mib / 1024
+    row = memory.row(KV_GIB if room is None else room).as_json()
+    row["weights_gib"] = round(memory.weights.bytes * facts.header_ratio / GIB, 3)
+    return {
+        "model": model.name,
+        **row,
+        "encoder_gib": round(facts.encoder_bytes / asked.gpus / GIB, 3),
+        "accelerator": accelerator.name if accelerator else None,
+        "memory": dataclasses.asdict(on_card) if on_card else None,
+        "refusals": _refusals(model, engine, capability),
+        "notices": _notices(model),
+        "sources": _sources(model, accelerator),
+    }
+
+
+def _setting(asked: Asked, accelerator: Accelerator, length: int, batch: int, quantization: str | None) -> Setting:
+    return Setting(
+        accelerator=accelerator,
+        workers=asked.gpus,
+        length=length,
+        utilization=asked.utilization,
+        batched_tokens=batch,
+        sequences=accelerator.sequences,
+        value_bytes=2.0,
+        kv_dtype=asked.kv_dtype,
+        quantization=quantization,
+        eager=False,
+    )
+
+
+def _refusals(model: NamedModel, engine: EngineArguments, capability: tuple[int, int]) -> list[str]:
+    checkpoint = model.facts.checkpoint
+    found = refusals(checkpoint, engine, capability)
+    if fault := undivided(checkpoint, engine.ranks):
+        found.append(f"{engine.ranks} GPUs: {fault}")
+    if checkpoint.architecture and (dropped := architecture_fault(checkpoint.architecture)):
+        found.append(dropped)
+    if engine.length > checkpoint.longest:
+        found.append(f"{engine.length} tokens: the checkpoint has {checkpoint.longest} positions")
+    return found
+
+
+def _notices(model: NamedModel) -> list[str]:
+    row, found = model.row, []
+    if row is not None and any(word in row.licence.lower() for word in RESTRICTED):
+        found.append(f"its licence may forbid your use: {row.licence}")
+    if row is not None and row.gated:
+        found.append("the Hub asks for access: HF_TOKEN must belong to somebody who accepted its licence")
+    if model.facts.checkpoint.raw.get("auto_map"):
+        found.append("its config names code of its own (auto_map): vLLM needs trust_remote_code where it has no class")
+    if model.facts.encoder_bytes and model.facts.header_bytes is None:
+        found.append("the tower for images or sound is an estimate: no safetensors headers were read")
+    return found
+
+
+def _sources(model: NamedModel, accelerator: Accelerator | None) -> dict[str, str]:
+    caches = "vLLM 0.32.0's KV-cache rules over "
+    reserve = "estimate, fitted to an H100 on 2026-11-27" if accelerator else ""
+    return {
+        "config": model.facts.source,
+        "weights_gib": model.weights_source,
+        "caches": caches + model.facts.source,
+        **({"reserve": reserve} if reserve else {}),
+        **({"catalog": f"{model.row.source}, {model.row.date}"} if model.row else {}),
+    }
+
+
+def _print(
+    model: NamedModel, shown: dict[str, Any], asked: Asked, accelerator: Accelerator | None, catalog: Catalog
+) -> None:
+    row = model.row
+    about = [shown["arch"][0], f"{shown['params_b']:,.3g} × 10⁹ stored elements on each of {asked.gpus} GPU"]
+    about += [row.licence] if row and row.licence else []
+    output.show(f"{model.name}: {', '.join(filter(None, about))}")
+    if accelerator is not None:
+        for line in memory_bar(shown["memory"]):
+            output.show(line)
+    output.show(_numbers(shown))
+    if not shown["refusals"] and accelerator is None:
+        output.show(_cards(model, asked, catalog))
+    for text in shown["refusals"]:
+        output.say(f"vLLM would not start: {text}", "bold red", stderr=False)
+    for text in shown["notices"]:
+        output.say(f"notice: {text}", "cyan", stderr=False)
+    output.say(f"config: {shown['sources']['config']}; weights: {shown['sources']['weights_gib']}")
+
+
+def _numbers(shown: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    caches = f"{shown['layers_with_cache']} caches, blocks of {shown['block_size']} tokens, {shown['kv_dtype']}"
+    for name, value, note in (
+        ("weights", f"{shown['weights_gib']:,.2f} GiB", f"{shown['host_gib']:g} GiB of it in the node's memory" if shown["host_gib"] else ""),
+        ("per token", f"{shown['growing_bytes_per_token']:,.0f} B", caches),
+        ("states per sequence", f"{shown['state_bytes_per_sequence']:,} B", "recurrent layers, one copy"),
+        ("windows per sequence", f"{shown['window_bytes_per_sequence']:,} B", "windows, chunks and rings"),
+        ("one full sequence", f"{shown['request_bytes'] / GIB:,.3f} GiB", f"{shown['max_model_len']:,} tokens, as vLLM reserves it"),
+        ("tokens in the cache", f"{shown['kv_tokens']:,}", f"of {shown['kv_gib']:,.1f} GiB"),
+    ):  # fmt: skip
+        if not value.startswith("0 B"):
+            table.add_row(name, value, note)
+    return table
+
+
+def _cards(model: NamedModel, asked: Asked, catalog: Catalog) -> Table:
+    """The fewest GPUs of each accelerator that carry the model at the asked length."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("accelerator", "GPUs", "weights a GPU", "KV cache a GPU", "full sequences", "USD/h"):
+        table.add_column(title, justify="left" if title == "accelerator" else "right")
+    length = asked.length or min(LENGTH, model.facts.checkpoint.longest)
+    for card in catalog.accelerators.values():
+        for gpus in (1, 2, 4, 8):
+            setting = _setting(
+                dataclasses.replace(asked, gpus=gpus), card, length, card.batched_tokens, model.facts.quantization
+            )
+            against = refusals(model.facts.checkpoint, setting.engine, card.compute_capability)
+            if against or undivided(model.facts.checkpoint, gpus):
+                continue
+            held = gpu_memory(model.facts, setting)
+            if held.full_length_sequences:
+                price = replica_price(card.name, gpus, catalog)
+                table.add_row(
+                    card.name, str(gpus), f"{held.weights_mib / 1024:.1f} GiB", f"{held.kv_cache_mib / 1024:.1f} GiB",
+                    f"{held.full_length_sequences:,}", "-" if price is None else f"{price:,.2f}",
+                )  # fmt: skip
+                break
+    return table
