@@ -190,7 +190,9 @@ def render(
     raise typer.Exit(run_render(model, messages, tokens=tokens, tokenizer=tokenizer))
 
 
-models = typer.Typer(help="The models that the catalog knows, and what each keeps on a GPU.", invoke_without_command=True)
+models = typer.Typer(
+    help="The models that the catalog knows, and what each keeps on a GPU.", invoke_without_command=True
+)
 app.add_typer(models, name="models")
 
 
@@ -218,10 +220,14 @@ def models_show(
     accelerator: Annotated[str | None, typer.Option(help="The card; default: the fewest of each.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Tensor-parallel GPUs; figures are those of one.")] = 1,
     length: Annotated[int | None, typer.Option(min=1, help="max_model_len; default: 8192, or less.")] = None,
-    batched_tokens: Annotated[int | None, typer.Option(min=1, help="max_num_batched_tokens; default: the card's.")] = None,
+    batched_tokens: Annotated[
+        int | None, typer.Option(min=1, help="max_num_batched_tokens; default: the card's.")
+    ] = None,
     utilization: Annotated[float, typer.Option(min=0.01, max=1.0, help="gpu_memory_utilization.")] = 0.92,
     kv_dtype: Annotated[str, typer.Option("--kv-cache-dtype", help="The cache's dtype.")] = "auto",
-    kv_gib: Annotated[float | None, typer.Option(min=0.1, help="GiB of cache, instead of what the card leaves.")] = None,
+    kv_gib: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of cache, instead of what the card leaves.")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub.")] = False,
     as_json: Json = False,
 ) -> None:

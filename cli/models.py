@@ -207,12 +207,13 @@ def _numbers(shown: dict[str, Any]) -> Table:
     table.add_column(justify="right")
     table.add_column()
     caches = f"{shown['layers_with_cache']} caches, blocks of {shown['block_size']} tokens, {shown['kv_dtype']}"
+    host = f"{shown['host_gib']:g} GiB of it in the node's memory" if shown["host_gib"] else ""
     for name, value, note in (
-        ("weights", f"{shown['weights_gib']:,.2f} GiB", f"{shown['host_gib']:g} GiB of it in the node's memory" if shown["host_gib"] else ""),
+        ("weights", f"{shown['weights_gib']:,.2f} GiB", host),
         ("per token", f"{shown['growing_bytes_per_token']:,.0f} B", caches),
         ("states per sequence", f"{shown['state_bytes_per_sequence']:,} B", "recurrent layers, one copy"),
         ("windows per sequence", f"{shown['window_bytes_per_sequence']:,} B", "windows, chunks and rings"),
-        ("one full sequence", f"{shown['request_bytes'] / GIB:,.3f} GiB", f"{shown['max_model_len']:,} tokens, as vLLM reserves it"),
+        ("one full sequence", f"{shown['request_bytes'] / GIB:,.3f} GiB", f"{shown['max_model_len']:,} tokens"),
         ("tokens in the cache", f"{shown['kv_tokens']:,}", f"of {shown['kv_gib']:,.1f} GiB"),
     ):  # fmt: skip
         if not value.startswith("0 B"):

@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 WIDTH = 72
-PARTS = (("weights_mib", "█", "weights"), ("reserve_mib", "▓", "reserve"), ("kv_cache_mib", "▒", "KV cache"), ("free_mib", "░", "left free"))
+PARTS = (
+    ("weights_mib", "█", "weights"),
+    ("reserve_mib", "▓", "reserve"),
+    ("kv_cache_mib", "▒", "KV cache"),
+    ("free_mib", "░", "left free"),
+)
 
 
 def memory_bar(memory: Mapping[str, Any]) -> list[str]:
     """Two lines: the bar, and what its parts are. Parts beyond the card's memory end in `>`."""
     total = memory["total_mib"]
-    cells = "".join(mark * max(1 if memory[key] > 0 else 0, round(WIDTH * memory[key] / total)) for key, mark, _ in PARTS)
+    cells = "".join(
+        mark * max(1 if memory[key] > 0 else 0, round(WIDTH * memory[key] / total)) for key, mark, _ in PARTS
+    )
     bar = cells[:WIDTH] + (">" if len(cells) > WIDTH + 3 else "")
     legend = "  ".join(f"{mark} {name} {memory[key] / 1024:,.1f}" for key, mark, name in PARTS)
-    return [bar, f"{legend} of {total / 1024:,.1f} GiB; {memory['full_length_sequences']:,} full-length sequences at once"]
+    return [
+        bar,
+        f"{legend} of {total / 1024:,.1f} GiB; {memory['full_length_sequences']:,} full-length sequences at once",
+    ]

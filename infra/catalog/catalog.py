@@ -228,7 +228,7 @@ def _architecture(config: Mapping[str, Any] | None) -> str:
 
 def _number(text: str) -> float | None:
     """A number, or the first of a range such as `8-16`."""
-    first = text.split("-")[0]
+    first = text.partition("-")[0]
     try:
         return float(first)
     except ValueError:

@@ -1,7 +1,7 @@
 """What is known about a model: its `config.json`, and the bytes of its checkpoint where its headers were read.
 
-Parameters and caches follow from the config (`planning/memory`). Headers correct what a config does not say: a tower for
-images, or a quantization that stands in another file.
+Parameters and caches follow from the config (`planning/memory`). Headers correct what a config does not say: a tower
+for images, or a quantization that stands in another file.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, 
         row = catalog.model(model.engine_config.weights_id)
         known = row is not None and row.config is not None
         found[model.model_id] = (
-            facts_from_config(row.config, f"catalog: {row.shape_source}", catalog) if known and row and row.config else None
+            facts_from_config(row.config, f"catalog: {row.shape_source}", catalog)
+            if known and row and row.config
+            else None
         )
     return found
 

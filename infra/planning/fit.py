@@ -84,7 +84,7 @@ class Setting:
         )
 
 
-def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator, catalog: Catalog) -> Setting:
+def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) -> Setting:
     """The setting that a model file asks for."""
     kwargs = model.engine_config.engine_kwargs
     quantization = facts.quantization or kwargs.get("quantization")
@@ -225,4 +225,4 @@ def memory_of(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog | N
     accelerator = catalog.accelerators.get(model.accelerator)
     if facts is None or accelerator is None:
         return None
-    return gpu_memory(facts, setting_of(model, facts, accelerator, catalog))
+    return gpu_memory(facts, setting_of(model, facts, accelerator))

@@ -49,7 +49,7 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
     found = [*_length(model, facts), *_division(model, facts)]
     if accelerator is None:
         return found
-    setting = setting_of(model.config, facts, accelerator, catalog)
+    setting = setting_of(model.config, facts, accelerator)
     found += [*_dtype(model, facts, accelerator, catalog), *_kernels(model, facts, setting, catalog)]
     return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog)]
 
@@ -71,9 +71,7 @@ def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
     if workers_allowed(facts, workers):
         return []
     allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count)]
-    message = (
-        f"found {workers}, but {undivided(facts.checkpoint, workers)}; allowed are {', '.join(allowed)}"
-    )
+    message = f"found {workers}, but {undivided(facts.checkpoint, workers)}; allowed are {', '.join(allowed)}"
     return [model.document.finding(WORKERS, message)]
 
 

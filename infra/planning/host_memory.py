@@ -61,7 +61,7 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -
         return 0
     cache = own_cache_bytes(model)
     cache = _cache_bytes(model, facts, catalog) if cache is None else cache
-    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR, catalog), workers=1)
+    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR), workers=1)
     return round(weight_bytes(facts, setting) + workers * cache + processes)
 
 
@@ -81,7 +81,7 @@ def _cache_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog)
     """Room for one sequence of the longest length on one worker, and at least `CACHE_BYTES`."""
     if facts is None:
         return CACHE_BYTES
-    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR, catalog), workers=1)
+    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR), workers=1)
     return max(CACHE_BYTES, math.ceil(sequence_bytes(facts, setting) / model.scaling_config.num_workers))
 
 

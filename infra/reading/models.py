@@ -73,9 +73,7 @@ class Reader:
                 return facts_from_config(found[0], found[2], self.catalog, found[1])
             except UnknownShapeError as problem:
                 message = f"{model.config.engine_config.weights_id} ({found[2]}) cannot be planned: {problem}"
-                self.findings.append(
-                    model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE)
-                )
+                self.findings.append(model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE))
         return None
 
     def _source(self, model: ModelConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.facts import facts_from_config
-from modelfleet.infra.planning.fit import Setting, sequence_bytes
+from modelfleet.infra.planning.fit import Setting, memory_in, token_bytes
+from modelfleet.infra.planning.memory.caches import Kind
+from modelfleet.serving.config.accelerators import CPU, Accelerator
 from tests.serving.kv_report import LENGTH
 
 COMMON: dict[str, Any] = {
@@ -101,9 +104,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 @pytest.mark.parametrize("name", CONFIGS)
 def test_kv_bytes_are_those_that_vllm_reports(reports: dict[str, dict[str, Any]], name: str) -> None:
     """Per token, of the layers with a window, and of one whole sequence with vLLM's own block size."""
-    facts, report = facts_from_config(CONFIGS[name], "test", parameters=0), reports[name]
-    assert facts is not None
-    assert sum(layers.bytes_per_token(1, 2.0) for layers in facts.kv) == report["bytes_per_token"]
-    assert sum(layers.bytes_per_token(1, 2.0) for layers in facts.kv if layers.window) == report["windowed"]
-    setting = Setting(default_catalog().accelerators["L4"], 1, LENGTH, 0.92, 64, 4, 2.0, 2.0, None, None, True)
-    assert sequence_bytes(facts, setting, report["block_tokens"]) == report["sequence_bytes"]
+    config = {**CONFIGS[name], "architectures": [name]}
+    facts, report = facts_from_config(config, "test", default_catalog()), reports[name]
+    processor = Accelerator(CPU, 0, 0, (0, 0))
+    setting = Setting(processor, 1, LENGTH, 0.92, 64, 4, 2.0, "auto", None, True)
+    memory = memory_in(facts, setting)
+    assert token_bytes(facts, setting) == report["bytes_per_token"]
+    windows = [cache for cache in memory.layout.caches if cache.kind is Kind.WINDOW]
+    assert sum(cache.per_token for cache in windows) == report["windowed"]
+    # vLLM's CPU backend takes larger blocks than a GPU's.
+    caches = [dataclasses.replace(cache, block=report["block_tokens"]) for cache in memory.layout.caches]
+    assert sum(cache.most(memory.demand) for cache in caches) == report["sequence_bytes"]

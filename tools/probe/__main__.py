@@ -2,8 +2,8 @@
 
     python -m tools.probe [--all] [--only REGEX] [--configs FILE --truth FILE]
 
-Prints the rows that differ (all with --all) and a count for each key; exit 1 when a row differs. Part of "Raising vLLM":
-new rows come from the same questions asked of the new version.
+Prints the rows that differ (all with --all); exit 1 when one does. Part of "Raising vLLM": new rows come from the same
+questions asked of the new version.
 """
 
 from __future__ import annotations

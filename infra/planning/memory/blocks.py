@@ -1,7 +1,7 @@
 """Tokens of a block: what the attention backend takes, and what a hybrid's states force.
 
-Source: `update_block_size_for_backend` and `_align_hybrid_block_size` in vllm/platforms/interface.py of vLLM 0.32.0, and
-`get_supported_kernel_block_sizes` of the backends that vllm/platforms/cuda.py chooses for a card.
+Source: `update_block_size_for_backend` and `_align_hybrid_block_size` in vllm/platforms/interface.py of vLLM 0.32.0,
+and `get_supported_kernel_block_sizes` of the backends that vllm/platforms/cuda.py chooses for a card.
 """
 
 from __future__ import annotations

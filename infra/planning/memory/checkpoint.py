@@ -1,4 +1,4 @@
-"""A checkpoint's `config.json` under one set of questions: where the decoder stands in it, and what a missing key means.
+"""A checkpoint's `config.json` under one set of questions: where its decoder stands, and what a missing key means.
 
 vLLM reads a config through transformers' config classes, which fill what a file leaves out. The values of those classes
 are data (`infra/catalog/architecture-defaults.json`). A file without width or depth describes no release, only the

@@ -9,7 +9,7 @@ from modelfleet.infra.planning.memory.parts import SINGLE, Part, plain
 from modelfleet.infra.planning.memory.traits import Traits
 
 EXPERT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
-#: MXFP4 kernels pad an expert's width: Triton's on Hopper, Marlin's before it, TensorRT's after it, and the hidden size.
+#: MXFP4 kernels pad an expert's width and the hidden size: Triton's on Hopper, Marlin's before it, TensorRT's after.
 MXFP4_PADDING = {7: (128, 256), 8: (128, 256), 9: (64, 64), 10: (256, 256), 12: (128, 256)}
 
 
@@ -46,7 +46,9 @@ def is_sparse(checkpoint: Checkpoint, layer: int) -> bool:
     return (layer + 1) % checkpoint.count("decoder_sparse_step", "expert_layer_period", default=1) == 0
 
 
-def feed_forward(checkpoint: Checkpoint, traits: Traits, layer: int, ranks: int, capability: tuple[int, int]) -> Iterator[Part]:
+def feed_forward(
+    checkpoint: Checkpoint, traits: Traits, layer: int, ranks: int, capability: tuple[int, int]
+) -> Iterator[Part]:
     """The feed-forward part of a layer."""
     if is_sparse(checkpoint, layer):
         yield from _experts(checkpoint, traits, layer, ranks, capability)
@@ -54,7 +56,9 @@ def feed_forward(checkpoint: Checkpoint, traits: Traits, layer: int, ranks: int,
         width = checkpoint.get("intermediate_size_mlp", "dense_intermediate_size", "ffn_hidden_size")
         width = width or checkpoint.need("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
         width = int(width[layer] if isinstance(width, list) else width)
-        if checkpoint.get("use_double_wide_mlp") and layer >= checkpoint.layers - checkpoint.count("num_kv_shared_layers"):
+        if checkpoint.get("use_double_wide_mlp") and layer >= checkpoint.layers - checkpoint.count(
+            "num_kv_shared_layers"
+        ):
             width *= 2  # Gemma 4: layers that read another's keys and values are wider
         yield from dense(checkpoint, traits, f"layers.{layer}.mlp", _adjusted(checkpoint, width), ranks)
 
@@ -79,7 +83,11 @@ def dense(checkpoint: Checkpoint, traits: Traits, name: str, width: int, ranks: 
 
 def _inputs(checkpoint: Checkpoint) -> int:
     """Width of the feed-forward part's input; LFM2's config has one of its own."""
-    return checkpoint.count("block_dim", default=checkpoint.hidden) if checkpoint.model_type == "lfm2" else checkpoint.hidden
+    return (
+        checkpoint.count("block_dim", default=checkpoint.hidden)
+        if checkpoint.model_type == "lfm2"
+        else checkpoint.hidden
+    )
 
 
 def _experts(
@@ -169,4 +177,3 @@ def puzzle(checkpoint: Checkpoint, block: Mapping[str, object], layer: int, rank
     width = int(2 * multiplier * checkpoint.hidden / 3)
     width += -width % 256
     yield from dense(checkpoint, Traits(), f"layers.{layer}.mlp", width, ranks)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
-from modelfleet.infra.planning.memory.layers import head_shape, index_leader
+from modelfleet.infra.planning.memory.kinds import head_shape, index_leader
 from modelfleet.infra.planning.memory.parts import SINGLE, Part, plain
 from modelfleet.infra.planning.memory.traits import Traits
 
@@ -13,18 +13,22 @@ from modelfleet.infra.planning.memory.traits import Traits
 GATED_QUERIES = ("qwen3_next", "qwen3_5", "qwen4_exp")
 
 
-def attention(checkpoint: Checkpoint, traits: Traits, layer: int, kind: str, ranks: int, *, shares: bool) -> Iterator[Part]:
+def attention(
+    checkpoint: Checkpoint, traits: Traits, layer: int, kind: str, ranks: int, *, shares: bool
+) -> Iterator[Part]:
     """Ordinary attention; `shares` means a layer that reads another layer's keys and values."""
     name, hidden = f"layers.{layer}.self_attn", checkpoint.hidden
     kv_total, key, value = head_shape(checkpoint, layer, kind)
     heads = query_heads(checkpoint, layer, kind)
     queries = heads * key // ranks
     kv = max(1, kv_total // ranks)
-    gate = 2 if checkpoint.model_type.startswith(GATED_QUERIES) and checkpoint.get("attn_output_gate", default=True) else 1
+    gate = (
+        2 if checkpoint.model_type.startswith(GATED_QUERIES) and checkpoint.get("attn_output_gate", default=True) else 1
+    )
     if checkpoint.model_type.startswith("hrm"):
         gate = 2
     rows = queries * gate + (0 if shares else kv * (key + value))
-    rows += _indexer_rows(checkpoint, layer)
+    rows += _indexer_rows(checkpoint)
     biased = traits.qkv_bias or bool(checkpoint.get("attention_bias", "qkv_bias", "use_qkv_bias", "use_bias"))
     yield Part(f"{name}.q_proj", rows, hidden, bias=rows if biased else 0)
     out = _out_bias(checkpoint, traits, biased)
@@ -52,7 +56,7 @@ def _out_bias(checkpoint: Checkpoint, traits: Traits, biased: bool) -> bool:
     return bool(biased and not checkpoint.get("qkv_bias"))
 
 
-def _indexer_rows(checkpoint: Checkpoint, layer: int) -> int:
+def _indexer_rows(checkpoint: Checkpoint) -> int:
     """Rows of an indexer that is part of the query projection (Qwen3.8-Flash-Next), whole on each GPU."""
     if checkpoint.get("indexer_compress_ratio") is None:
         return 0

@@ -121,26 +121,26 @@ def _fp8_blocks(part: Part, form: Format) -> Size:
     return Size(part.elements + scales, part.elements + scales * form.scale_bytes)
 
 
-def _fp8_channels(part: Part, form: Format) -> Size:
+def _fp8_channels(part: Part, _: Format) -> Size:
     scales = part.copies * part.outputs
     return Size(part.elements + scales, part.elements + scales * SINGLE)
 
 
-def _eight_bits(part: Part, form: Format) -> Size:
+def _eight_bits(part: Part, _: Format) -> Size:
     return Size(part.elements + 2 * part.copies * part.pieces, part.elements + 2 * part.copies * part.pieces * SINGLE)
 
 
-def _nvfp4(part: Part, form: Format) -> Size:
+def _nvfp4(part: Part, _: Format) -> Size:
     packed, scales, tensors = part.elements // 2, part.elements // 16, 2 * part.copies * part.pieces
     return Size(packed + scales + tensors, packed + scales + tensors * SINGLE)
 
 
-def _mxfp4(part: Part, form: Format) -> Size:
+def _mxfp4(part: Part, _: Format) -> Size:
     packed, scales = part.elements // 2, part.elements // 32
     return Size(packed + scales, packed + scales)
 
 
-def _mxfp8(part: Part, form: Format) -> Size:
+def _mxfp8(part: Part, _: Format) -> Size:
     scales = part.elements // 32
     return Size(part.elements + scales, part.elements + scales)
 

@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.engine import EngineArguments, kv_dtype
 from modelfleet.infra.planning.memory.feedforward import experts_of
-from modelfleet.infra.planning.memory.layers import head_shape, layer_kinds
+from modelfleet.infra.planning.memory.kinds import head_shape, layer_kinds
 from modelfleet.infra.planning.memory.parts import format_of
 
 HOPPER = (9, 0)
 #: Least compute capability of a number format (`get_min_capability`, and the schemes of compressed-tensors).
 FORMAT_CAPABILITY = {"mxfp4": (8, 0), "mxfp8": (8, 0), "nvfp4": (7, 5), "fp8-channels": (8, 9)}
-FORMAT_NAMES = {"mxfp4": "MXFP4", "mxfp8": "MXFP8", "nvfp4": "NVFP4", "fp8-channels": "FP8 weights with FP8 activations"}
+FORMAT_NAMES = {
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+    "fp8-channels": "FP8 weights with FP8 activations",
+}
 
 
 def refusals(checkpoint: Checkpoint, engine: EngineArguments, capability: tuple[int, int]) -> list[str]:
@@ -60,7 +65,13 @@ def undivided(checkpoint: Checkpoint, ranks: int) -> str:
             heads = head_shape(checkpoint, layer, kind)[0]
             if heads % ranks and ranks % heads:
                 return f"{heads} key-value heads neither divide nor multiply to {ranks}"
-    for key in ("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "mamba_num_heads", "mamba_n_heads"):
+    for key in (
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+        "linear_num_heads",
+        "mamba_num_heads",
+        "mamba_n_heads",
+    ):
         if (heads := checkpoint.get(key)) and heads % ranks:
             return f"{heads} heads of its states ({key}) do not divide evenly"
     width = checkpoint.get("moe_intermediate_size" if experts_of(checkpoint) else "intermediate_size")

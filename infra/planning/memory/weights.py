@@ -13,7 +13,8 @@ from modelfleet.infra.planning.memory import mixers
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.feedforward import dense, feed_forward, puzzle
-from modelfleet.infra.planning.memory.layers import latent_kinds, layer_kinds, state_rule
+from modelfleet.infra.planning.memory.kinds import latent_kinds, layer_kinds
+from modelfleet.infra.planning.memory.layers import state_rule
 from modelfleet.infra.planning.memory.parts import SINGLE, Part, Size, format_of, plain
 from modelfleet.infra.planning.memory.states import kimi_delta, mamba2, short_convolution
 from modelfleet.infra.planning.memory.traits import ENCODER, Traits, traits_of
@@ -56,7 +57,7 @@ def parts_of(checkpoint: Checkpoint, engine: EngineArguments) -> Iterator[Part]:
     traits = traits_of(checkpoint)
     yield from _outside(checkpoint, traits, engine.ranks)
     if checkpoint.get("block_configs") is not None:
-        yield from _puzzle_layers(checkpoint, traits, engine)
+        yield from _puzzle_layers(checkpoint, engine)
     elif checkpoint.model_type.startswith("hrm_text"):
         yield from _looped_layers(checkpoint, traits, engine)
     elif checkpoint.model_type.startswith("longcat"):
@@ -228,7 +229,9 @@ def _single_layers(checkpoint: Checkpoint, traits: Traits, engine: EngineArgumen
         elif kind == "none" and name in ("moe", "E"):
             yield from feed_forward(checkpoint, traits, layer, engine.ranks, engine.capability)
         elif kind == "none":
-            yield from dense(checkpoint, traits, f"layers.{layer}.mlp", checkpoint.count("intermediate_size"), engine.ranks)
+            yield from dense(
+                checkpoint, traits, f"layers.{layer}.mlp", checkpoint.count("intermediate_size"), engine.ranks
+            )
         else:
             yield from mixers.attention(checkpoint, traits, layer, kind, engine.ranks, shares=False)
         yield plain(f"layers.{layer}.norm", checkpoint.hidden)
@@ -252,14 +255,16 @@ def _looped_layers(checkpoint: Checkpoint, traits: Traits, engine: EngineArgumen
         yield from feed_forward(checkpoint, traits, layer, engine.ranks, engine.capability)
 
 
-def _puzzle_layers(checkpoint: Checkpoint, traits: Traits, engine: EngineArguments) -> Iterator[Part]:
+def _puzzle_layers(checkpoint: Checkpoint, engine: EngineArguments) -> Iterator[Part]:
     """Nemotron-NAS: layers without attention or without a feed-forward part have no norm for it."""
     head, ranks = checkpoint.head_dim, engine.ranks
     for layer, block in enumerate(checkpoint.need("block_configs")):
         section = block.get("attention") or {}
         if not section.get("no_op") and section.get("n_heads_in_group"):
             kv = max(1, checkpoint.heads // int(section["n_heads_in_group"]) // ranks)
-            yield Part(f"layers.{layer}.self_attn.q_proj", (checkpoint.heads // ranks + 2 * kv) * head, checkpoint.hidden)
+            yield Part(
+                f"layers.{layer}.self_attn.q_proj", (checkpoint.heads // ranks + 2 * kv) * head, checkpoint.hidden
+            )
             yield Part(f"layers.{layer}.self_attn.o_proj", checkpoint.hidden, checkpoint.heads * head // ranks)
             yield plain(f"layers.{layer}.input_layernorm", checkpoint.hidden)
         yield from puzzle(checkpoint, block, layer, ranks)

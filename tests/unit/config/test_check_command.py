@@ -43,7 +43,7 @@ def test_findings_go_to_stdout_and_the_exit_code_is_1(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         "m.yaml:1: engine_config.engine_kwargs.max_num_seq: unknown to vLLM 0.32.0, did you mean max_num_seqs?",
         "m.yaml:2: scaling_config.resources_per_worker: no accelerator is named; add `accelerator_type:L4: 0.001` "
-        "(allowed are T4, L4, A10G, A100-40G, A100-80G)",
+        "(allowed are T4, L4, A10G, L40S, A100-40G, A100-80G, H100, RTX-PRO-6000, H200, B200, B300)",
     ]
     assert done.stderr == "1 file: 2 errors.\n"
 

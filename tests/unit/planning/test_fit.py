@@ -96,7 +96,7 @@ def test_a_length_that_is_too_long_is_refused_with_one_that_fits() -> None:
 
 def test_the_shortened_length_fits_and_the_next_does_not() -> None:
     one = model(LLAMA_8B, max_total_tokens=131072)
-    setting = setting_of(one.config, facts_of(one), CATALOG.accelerators["L4"], CATALOG)
+    setting = setting_of(one.config, facts_of(one), CATALOG.accelerators["L4"])
     short = shortened(facts_of(one), setting)
     assert short is not None
     longer = setting.__class__(**{**short.__dict__, "length": short.length + 256})
@@ -195,13 +195,17 @@ def test_a_card_without_the_kernels_is_refused_before_it_is_bought(hf_id: str, a
 
 @pytest.mark.parametrize(
     ("model_id", "tokens", "weights_gib"),
-    [("meta-llama/Llama-3.1-8B-Instruct", 442_560, 15.0), ("Qwen/Qwen3-8B", 390_720, 15.27), ("openai/gpt-oss-20b", 1_214_749, 13.03)],
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", 442_560, 15.0),
+        ("Qwen/Qwen3-8B", 390_720, 15.27),
+        ("openai/gpt-oss-20b", 1_214_749, 13.03),
+    ],
 )
 def test_an_h100_held_what_the_plan_says(model_id: str, tokens: int, weights_gib: float) -> None:
     """NVIDIA H100 80GB HBM3, vLLM 0.32.0, 2026-11-27: utilization 0.9, 8192 tokens, 256 sequences."""
     engine = {"gpu_memory_utilization": 0.9, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
     one = model(model_id, "H100", max_total_tokens=8192, **kwargs(**engine))
-    setting = setting_of(one.config, facts_of(one), CATALOG.accelerators["H100"], CATALOG)
+    setting = setting_of(one.config, facts_of(one), CATALOG.accelerators["H100"])
     memory = gpu_memory(facts_of(one), setting)
     held = memory_in(facts_of(one), setting)
     assert memory.weights_mib / 1024 == pytest.approx(weights_gib, abs=0.3)

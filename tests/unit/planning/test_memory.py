@@ -14,7 +14,7 @@ from modelfleet.infra.planning.memory.layers import layout_of
 from modelfleet.infra.planning.memory.weights import weights_of
 from tools.probe.__main__ import FIXTURES, differences, ours, rows
 
-TRUTH = [row for row in rows(FIXTURES / "kv-truth.jsonl")]
+TRUTH = rows(FIXTURES / "kv-truth.jsonl")
 CONFIGS = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
