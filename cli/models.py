@@ -15,6 +15,7 @@ from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memo
 from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
+from modelfleet.infra.planning.memory.traits import compared
 from modelfleet.infra.planning.ways_out import replica_price
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
@@ -164,6 +165,8 @@ def _notices(model: NamedModel) -> list[str]:
         found.append("the Hub asks for access: HF_TOKEN must belong to somebody who accepted its licence")
     if model.facts.checkpoint.raw.get("auto_map"):
         found.append("its config names code of its own (auto_map): vLLM needs trust_remote_code where it has no class")
+    if not compared(model.facts.checkpoint):
+        found.append(f"no {model.facts.architecture} was compared with vLLM: it is counted as an ordinary decoder")
     if model.facts.encoder_bytes and model.facts.header_bytes is None:
         found.append("the tower for images or sound is an estimate: no safetensors headers were read")
     return found

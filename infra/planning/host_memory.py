@@ -10,7 +10,6 @@ import dataclasses
 import math
 from typing import Any
 
-from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import sequence_bytes, setting_of, weight_bytes
 from modelfleet.serving.config.accelerators import CPU, Accelerator
@@ -28,7 +27,7 @@ CACHE_BYTES = GIB
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
-def with_host_memory(model: LoadedModel, facts: ModelFacts | None, catalog: Catalog, *, reserve: bool) -> LoadedModel:
+def with_host_memory(model: LoadedModel, facts: ModelFacts | None, *, reserve: bool) -> LoadedModel:
     """The model with the bytes that vLLM may use for its cache, and with `reserve` those that Ray keeps for it.
 
     Without a figure, vLLM's CPU build wants 92 % of the pod's memory free when it starts, and Ray alone holds more
@@ -36,9 +35,9 @@ def with_host_memory(model: LoadedModel, facts: ModelFacts | None, catalog: Cata
     """
     config = model.config
     if config.accelerator == CPU and own_cache_bytes(config) is None:
-        cache = _cache_bytes(config, facts, catalog)
+        cache = _cache_bytes(config, facts)
         config = _with(config, "engine_config", engine_kwargs={**_arguments(config), "kv_cache_memory_bytes": cache})
-    needed = host_bytes(config, facts, catalog)
+    needed = host_bytes(config, facts)
     options = config.deployment_config.ray_actor_options
     if reserve and needed > (options.memory or 0):
         changed = options.model_copy(update={"memory": needed})
@@ -46,7 +45,7 @@ def with_host_memory(model: LoadedModel, facts: ModelFacts | None, catalog: Cata
     return dataclasses.replace(model, config=config)
 
 
-def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> int:
+def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     """The bytes of its node's memory that a replica takes; 0 where they depend on a model of which nothing is known.
 
     With GPUs weights and cache are in theirs, and only what the file moves off them is here.
@@ -60,7 +59,7 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -
     if facts is None:
         return 0
     cache = own_cache_bytes(model)
-    cache = _cache_bytes(model, facts, catalog) if cache is None else cache
+    cache = _cache_bytes(model, facts) if cache is None else cache
     setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR), workers=1)
     return round(weight_bytes(facts, setting) + workers * cache + processes)
 
@@ -77,7 +76,7 @@ def own_cache_bytes(model: ModelConfig) -> int | None:
 _PROCESSOR = Accelerator(CPU, 0, 0, (0, 0), 2048, 256)
 
 
-def _cache_bytes(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> int:
+def _cache_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     """Room for one sequence of the longest length on one worker, and at least `CACHE_BYTES`."""
     if facts is None:
         return CACHE_BYTES

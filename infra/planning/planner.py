@@ -78,7 +78,7 @@ def plan(
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
     models = [
-        with_host_memory(model, facts.get(model.config.model_id), catalog, reserve=reserve)
+        with_host_memory(model, facts.get(model.config.model_id), reserve=reserve)
         for model in sorted(models, key=lambda model: model.config.model_id)
     ]
     demands = [demand_of(model) for model in models]

@@ -54,7 +54,7 @@ def feed_forward(
         yield from _experts(checkpoint, traits, layer, ranks, capability)
     else:
         width = checkpoint.get("intermediate_size_mlp", "dense_intermediate_size", "ffn_hidden_size")
-        width = width or checkpoint.need("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+        width = width or checkpoint.get("intermediate_size", "n_inner", "ffn_dim") or 4 * checkpoint.hidden
         width = int(width[layer] if isinstance(width, list) else width)
         if checkpoint.get("use_double_wide_mlp") and layer >= checkpoint.layers - checkpoint.count(
             "num_kv_shared_layers"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 
+#: Families of recurrent layers alone: no feed-forward part, and no prefix caching.
+STATES_ONLY = {"mamba", "mamba2", "falcon_mamba"}
 #: Names in `layer_types` and `layers_block_type` of layers with a full cache.
 FULL_NAMES = {
     "full_attention", "attention", "full", "global", "*", "deepseek_sparse_attention", "indexed_attention",
@@ -139,10 +141,10 @@ def index_leader(checkpoint: Checkpoint, layer: int) -> bool:
         return False
     kinds = checkpoint.get("indexer_types")
     if kinds is not None:
-        return kinds[layer] == "full"
+        return bool(kinds[layer] == "full")
     pattern = checkpoint.get("index_topk_pattern")
     if pattern is not None:
-        return pattern[layer] != "S"
+        return bool(pattern[layer] != "S")
     every, offset = (
         checkpoint.count("index_topk_freq", default=1),
         checkpoint.count("index_skip_topk_offset", default=2),

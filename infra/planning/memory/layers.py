@@ -16,7 +16,15 @@ from modelfleet.infra.planning.memory.blocks import base_block, hybrid_block
 from modelfleet.infra.planning.memory.caches import Cache, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.engine import EngineArguments, kv_dtype, kv_value_bytes
-from modelfleet.infra.planning.memory.kinds import EXPANDED_LATENTS, head_shape, index_leader, latent_kinds, layer_kinds
+from modelfleet.infra.planning.memory.kinds import (
+    EXPANDED_LATENTS,
+    STATES_ONLY,
+    head_shape,
+    index_leader,
+    latent_kinds,
+    layer_kinds,
+)
+from modelfleet.infra.planning.memory.traits import traits_of
 
 #: Bytes of one token in the packed 8-bit and 4-bit latent caches (mla_attention.py, deepseek_v4/attention.py).
 PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
@@ -63,6 +71,9 @@ class Reading:
 
 def layout_of(checkpoint: Checkpoint, engine: EngineArguments) -> Layout:
     """The caches of a model under these arguments. Raises `UnknownShapeError`."""
+    traits_of(checkpoint)  # refuses families whose layers are not known
+    if checkpoint.model_type in STATES_ONLY:
+        engine = dataclasses.replace(engine, prefix_caching=False)
     dtype = kv_dtype(checkpoint, engine.kv_dtype)
     if encoder_only(checkpoint):
         return Layout((), base_block(checkpoint, dtype, engine.capability), False, 0, "none", dtype)
@@ -80,7 +91,7 @@ def encoder_only(checkpoint: Checkpoint) -> bool:
     return checkpoint.model_type in {
         "bert", "roberta", "xlm-roberta", "xlm_roberta", "modernbert", "nomic_bert", "new", "gte", "clip", "siglip",
         "distilbert", "deberta-v2", "electra", "mpnet", "eurobert", "ettin",
-    } or bool(checkpoint.get("is_causal") is False or checkpoint.get("use_bidirectional_attention") is True)  # fmt: skip
+    } or checkpoint.get("is_causal") is False or checkpoint.get("use_bidirectional_attention") is True  # fmt: skip
 
 
 def _packed(checkpoint: Checkpoint) -> bool:

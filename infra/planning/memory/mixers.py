@@ -177,6 +177,20 @@ def kimi_delta(checkpoint: Checkpoint, layer: int, ranks: int) -> Iterator[Part]
     yield Part(f"{name}.o_proj", hidden, width, linear=quantized)
 
 
+def mamba1(checkpoint: Checkpoint, layer: int, ranks: int) -> Iterator[Part]:
+    """Mamba and Falcon-Mamba."""
+    name, hidden = f"layers.{layer}.mixer", checkpoint.hidden
+    inner = checkpoint.count("intermediate_size", default=checkpoint.count("expand", default=2) * hidden) // ranks
+    width = checkpoint.count("state_size", default=16)
+    kernel, step = checkpoint.count("conv_kernel", default=4), checkpoint.count("time_step_rank", default=hidden // 16)
+    yield Part(f"{name}.in_proj", 2 * inner, hidden)
+    yield plain(f"{name}.conv1d", inner * (kernel + bool(checkpoint.get("use_conv_bias", default=True))))
+    yield Part(f"{name}.x_proj", step + 2 * width, inner)
+    yield Part(f"{name}.dt_proj", inner, step, bias=inner)
+    yield plain(f"{name}.A", inner * (width + 1), SINGLE)
+    yield Part(f"{name}.out_proj", hidden, inner)
+
+
 def mamba2(checkpoint: Checkpoint, layer: int, ranks: int) -> Iterator[Part]:
     """Nemotron-H, Falcon-H1, Granite 4."""
     name, hidden = f"layers.{layer}.mixer", checkpoint.hidden

@@ -45,8 +45,8 @@ def _attention(checkpoint: Checkpoint, engine: EngineArguments, capability: tupl
         yield "its sparse latent attention has kernels for compute capability 9.0 and later only"
     elif sparse and dtype == "fp8_e4m3" and capability[0] == HOPPER[0]:
         yield (
-            "the checkpoint chooses an fp8_e4m3 KV cache, for which no sparse latent kernel exists on compute capability "
-            "9.0; set `kv_cache_dtype: bfloat16` or take its FP8 checkpoint"
+            "the checkpoint chooses an fp8_e4m3 KV cache, for which compute capability 9.0 has no sparse latent "
+            "kernel; set `kv_cache_dtype: bfloat16` or take its FP8 checkpoint"
         )
     elif dtype.startswith("fp8") and dtype != "fp8_ds_mla" and capability < (8, 9):
         yield f"an FP8 KV cache ({dtype}) needs compute capability 8.9; set `kv_cache_dtype: auto`"

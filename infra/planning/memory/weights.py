@@ -13,14 +13,18 @@ from modelfleet.infra.planning.memory import mixers
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.feedforward import dense, feed_forward, puzzle
-from modelfleet.infra.planning.memory.kinds import latent_kinds, layer_kinds
+from modelfleet.infra.planning.memory.kinds import STATES_ONLY, latent_kinds, layer_kinds
 from modelfleet.infra.planning.memory.layers import state_rule
 from modelfleet.infra.planning.memory.parts import SINGLE, Part, Size, format_of, plain
-from modelfleet.infra.planning.memory.states import kimi_delta, mamba2, short_convolution
+from modelfleet.infra.planning.memory.states import kimi_delta, mamba1, mamba2, short_convolution
 from modelfleet.infra.planning.memory.traits import ENCODER, Traits, traits_of
 
 #: Rows that an embedding is padded to (VocabParallelEmbedding's `DEFAULT_VOCAB_PADDING_SIZE`).
 VOCAB_PADDING = 64
+
+
+#: Families with an embedding of positions, and its rows beyond the longest sequence.
+LEARNED_POSITIONS = {"opt": 2, "gpt2": 0, "gpt-sw3": 0, "gpt_bigcode": 0}
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def _outside_of_family(checkpoint: Checkpoint, ranks: int) -> Iterator[Part]:
     if traits_of(checkpoint) is ENCODER:  # positions, token types and their norm
         rows = checkpoint.count("max_position_embeddings") + checkpoint.count("type_vocab_size", default=2) + 2
         yield plain("embeddings", rows * hidden)
+    if kind in LEARNED_POSITIONS:
+        yield plain("positions", (checkpoint.longest + LEARNED_POSITIONS[kind]) * hidden)
     if kind.startswith("diffusion_gemma"):
         yield plain("self_conditioning.norm", hidden)
         yield Part("self_conditioning.mlp", 3 * checkpoint.count("intermediate_size"), hidden)
@@ -154,12 +160,13 @@ def _layer(checkpoint: Checkpoint, traits: Traits, engine: EngineArguments, laye
     """One ordinary layer: mixer, feed-forward part and norms."""
     ranks, hidden = engine.ranks, checkpoint.hidden
     yield from _mixer(checkpoint, traits, engine, layer, kind)
-    yield from feed_forward(checkpoint, traits, layer, ranks, engine.capability)
+    if checkpoint.model_type not in STATES_ONLY:
+        yield from feed_forward(checkpoint, traits, layer, ranks, engine.capability)
     norms = traits.norms * hidden * (2 if traits.norm_bias else 1)
     if checkpoint.get("hc_count"):
         norms = 0  # Qwen4Exp normalises inside its hyper-connections
     yield plain(f"layers.{layer}.norms", norms)
-    yield from _layer_extras(checkpoint, layer)
+    yield from _layer_extras(checkpoint, layer, ranks)
 
 
 def _mixer(checkpoint: Checkpoint, traits: Traits, engine: EngineArguments, layer: int, kind: str) -> Iterator[Part]:
@@ -177,9 +184,7 @@ def _mixer(checkpoint: Checkpoint, traits: Traits, engine: EngineArguments, laye
     if has_latent:
         kind = latent_kinds(checkpoint)[layer]
     if kind in ("state", "both"):
-        rule = state_rule(checkpoint)
-        made = {kimi_delta: mixers.kimi_delta, mamba2: mixers.mamba2, short_convolution: mixers.short_convolution}
-        yield from made.get(rule, mixers.gated_delta_net)(checkpoint, layer, ranks)
+        yield from _state(checkpoint, layer, ranks)
     if kind in ("state", "none"):
         return
     if has_latent:
@@ -189,7 +194,22 @@ def _mixer(checkpoint: Checkpoint, traits: Traits, engine: EngineArguments, laye
         yield from mixers.attention(checkpoint, traits, layer, kind, ranks, shares=layer >= own)
 
 
-def _layer_extras(checkpoint: Checkpoint, layer: int) -> Iterator[Part]:
+def _state(checkpoint: Checkpoint, layer: int, ranks: int) -> Iterator[Part]:
+    """The part of a layer that holds a state."""
+    rule = state_rule(checkpoint)
+    if rule is kimi_delta:
+        yield from mixers.kimi_delta(checkpoint, layer, ranks)
+    elif rule is mamba1:
+        yield from mixers.mamba1(checkpoint, layer, ranks)
+    elif rule is mamba2:
+        yield from mixers.mamba2(checkpoint, layer, ranks)
+    elif rule is short_convolution:
+        yield from mixers.short_convolution(checkpoint, layer, ranks)
+    else:
+        yield from mixers.gated_delta_net(checkpoint, layer, ranks)
+
+
+def _layer_extras(checkpoint: Checkpoint, layer: int, ranks: int) -> Iterator[Part]:
     """What only some families have in each layer."""
     hidden, kind = checkpoint.hidden, checkpoint.model_type
     copies = checkpoint.count("hc_mult", "hc_count", default=0)
@@ -210,7 +230,7 @@ def _layer_extras(checkpoint: Checkpoint, layer: int) -> Iterator[Part]:
         yield Part(f"layers.{layer}.per_layer_projection", hidden, int(size))
         yield plain(f"layers.{layer}.post_per_layer_input_norm", hidden)
     if kind.startswith("gemma4") and checkpoint.get("enable_moe_block"):
-        yield from dense(checkpoint, Traits(), f"layers.{layer}.mlp", checkpoint.count("intermediate_size"), 1)
+        yield from dense(checkpoint, Traits(), f"layers.{layer}.mlp", checkpoint.count("intermediate_size"), ranks)
         yield plain(f"layers.{layer}.moe_norms", 3 * hidden)
     if kind.startswith("zaya"):
         yield plain(f"layers.{layer}.scales", 8 * hidden)

@@ -25,7 +25,7 @@ def facts_of(one: LoadedModel) -> ModelFacts | None:
 
 
 def completed(one: LoadedModel, *, reserve: bool = True) -> LoadedModel:
-    return with_host_memory(one, facts_of(one), CATALOG, reserve=reserve)
+    return with_host_memory(one, facts_of(one), reserve=reserve)
 
 
 def arguments(one: LoadedModel) -> dict[str, Any]:
