@@ -19,6 +19,7 @@ from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
 from modelfleet.infra.planning.memory.engine import EngineArguments
+from modelfleet.serving.versions import PINNED
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "unit" / "planning" / "fixtures"
 EXACT = (
@@ -71,11 +72,8 @@ def main() -> None:
         wrong += bool(found)
         if found or options.all:
             _print(truth, mine, found)
-    print(f"{len(asked) - wrong} of {len(asked)} rows equal vLLM {VERSION}'s")
+    print(f"{len(asked) - wrong} of {len(asked)} rows equal vLLM {PINNED['vllm']}'s")
     sys.exit(1 if wrong else 0)
-
-
-VERSION = "0.32.0"
 
 
 def _print(truth: dict[str, Any], mine: dict[str, Any], found: dict[str, tuple[Any, Any]]) -> None:
