@@ -38,7 +38,7 @@ ENCODER_MIB = 1024
 #: Hidden-size and intermediate-size activations alive at once in the profiling step.
 LIVE_HIDDEN, LIVE_INTERMEDIATE = 6, 2
 #: Bytes per vocabulary entry of one sampled row: logits, their float32 copy, probabilities, a sort with its indices.
-#: Fitted to an H100 with vLLM 0.32.0, 2026-11-27: Llama-3.1-8B, Qwen3-8B, Gemma-3-12B, gpt-oss-20b, within 1 % of KV.
+#: Chosen for an H100 with vLLM 0.32.0, 2026-11-27: Llama-3.1-8B, Qwen3-8B, gpt-oss-20b; not measured on other cards.
 SAMPLER_BYTES = 24
 #: The engine samples this many sequences in its profiling step, whatever `max_num_seqs` allows beyond it.
 SAMPLED_ROWS = 256

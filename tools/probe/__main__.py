@@ -26,6 +26,8 @@ EXACT = (
     "block_size", "mamba_mode", "kv_dtype", "layers_with_cache", "layers_sharing_kv", "growing_bytes_per_token",
     "state_bytes_per_sequence", "window_bytes_per_sequence", "request_bytes",
 )  # fmt: skip
+#: `max_num_batched_tokens` of a row that does not name it.
+BATCHED_TOKENS = 8192
 #: Relative tolerance of KV tokens, and absolute ones of what vLLM's row rounds to three digits.
 TOKENS, ROUNDED = 0.005, 0.0015
 
@@ -38,7 +40,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def ours(content: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
     """Our row for the question that a row of vLLM's answered. Raises `UnknownShapeError`."""
     checkpoint = Checkpoint(content, default_catalog().architecture_defaults)
-    engine = EngineArguments(length=truth["max_model_len"], ranks=truth.get("tp", 1))
+    batch = truth.get("batched_tokens", BATCHED_TOKENS)
+    engine = EngineArguments(length=truth["max_model_len"], batched_tokens=batch, ranks=truth.get("tp", 1))
     return ModelMemory(checkpoint, engine).row(truth["kv_gib"]).as_json()
 
 
