@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from modelfleet.cli import output, pulumi_run
@@ -24,25 +25,32 @@ def run_up(stack: str) -> int:
     output.show_findings(plan.notices)
     output.show(plan_table(plan))
     pulumi_run.command()  # before anything starts, because without it nothing can be made
-    if plan.target.on_this_machine:
-        start_emulator(root, plan.config.local.s3_port)
-    elif not plan.target.makes_cluster:
-        from modelfleet.infra.kubernetes.preflight import check_cluster
-
-        check_cluster(plan)
+    watch = _prepare(root, plan)
     pulumi_run.make_stack(root, stack)
-    done = pulumi_run.operate(root, stack, "up", "--suppress-outputs")
+    done = pulumi_run.operate(root, stack, "up", "--suppress-outputs", watch=watch)
     if done.interrupted:
         raise KeyboardInterrupt
     if done.code:
-        output.say(
-            f"`pulumi up` failed, see above. What it made is kept; run `modelfleet up --stack {stack}` to continue"
-        )
+        why = f"`pulumi up` was stopped: {done.stopped}" if done.stopped else "`pulumi up` failed, see above"
+        output.say(f"{why}. What it made is kept; run `modelfleet up --stack {stack}` to continue")
         return EXIT_ENVIRONMENT
     changed = ", ".join(f"{count} {kind}" for kind, count in sorted(done.changes.items())) or "unchanged"
     _show_endpoint(root, plan)
     output.say(f"{stack}: {changed}, {time.monotonic() - began:.0f} s. Next: modelfleet status --stack {stack}")
     return 0
+
+
+def _prepare(root: Path, plan: Plan) -> Callable[[], str | None]:
+    """What must be there before Pulumi runs; returns what looks at the stack meanwhile."""
+    if plan.target.on_this_machine:
+        start_emulator(root, plan.config.local.s3_port)
+    elif not plan.target.makes_cluster:
+        from modelfleet.cli.cluster_watch import ClusterWatch
+        from modelfleet.infra.kubernetes.preflight import check_cluster
+
+        check_cluster(plan)
+        return ClusterWatch(plan)
+    return lambda: None
 
 
 def start_emulator(root: Path, port: int) -> None:

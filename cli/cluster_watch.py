@@ -1,0 +1,56 @@
+"""Looks at a stack in its cluster while Pulumi waits for it, and says why something does not start."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Final
+
+from modelfleet.cli import output
+from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, troubles
+from modelfleet.infra.planning import Plan
+
+#: How long what time does not mend must last before the run ends: a registry may be away for a moment.
+PATIENCE_S: Final = 90.0
+#: What can mend itself is said only when it lasts: pods wait a moment for a node or a Secret in every run.
+QUIET_S: Final = 20.0
+
+
+class ClusterWatch:
+    """Called again and again; returns the sentence that ends the run, None to go on."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._since: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def __call__(self) -> str | None:
+        """Look once; says each new trouble once. A cluster that does not answer is Pulumi's to report."""
+        try:
+            found = self._look()
+        except (Unreachable, ApiError):
+            return None
+        now = time.monotonic()
+        self._since = {one.sentence: self._since.get(one.sentence, now) for one in found}
+        for one in found:
+            lasted = now - self._since[one.sentence]
+            if one.final and lasted >= PATIENCE_S:
+                return one.sentence
+            if lasted >= QUIET_S and one.sentence not in self._said:
+                self._said.add(one.sentence)
+                output.say(one.sentence, "yellow")
+        return None
+
+    def _look(self) -> list[Trouble]:
+        settings, namespace = self._plan.config.kubernetes, self._plan.namespace
+        with closing(Api.from_kubeconfig(settings.kubeconfig, settings.context)) as api:
+            pods, events = (api.list("v1", kind, namespace) for kind in ("Pod", "Event"))
+            jobs = api.list("batch/v1", "Job", namespace)
+            try:
+                services = api.list("ray.io/v1", "RayService", namespace)
+            except ApiError as error:
+                if error.code != 404:  # the run has not made its definition yet
+                    raise
+                services = []
+        return [*troubles(pods, events), *failed_jobs(jobs), *failed_models(services)]
