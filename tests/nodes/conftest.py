@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from modelfleet.serving.config.errors import SetupError
-from tests.nodes.fleet import NodesFleet, Storage
+from tests.nodes.fleet import NodesFleet
 from tests.nodes.pods import NAMESPACE, Pods
 from tools.go_toolchain import go_command
 from tools.kubernetes.binaries import build_all, missing
 from tools.kubernetes.cluster import Cluster
 from tools.kubernetes.node import machine, serving_image
+from tools.kubernetes.trial.trial import Trial, local_weights
 
 
 @pytest.fixture(scope="package")
@@ -38,13 +39,17 @@ def pods(cluster: Cluster) -> Pods:
 
 
 @pytest.fixture(scope="package")
-def fleet(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodesFleet]:
+def storage(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """An object store in the cluster; gives the environment in which it is reached from here."""
+    with Trial("nodes", cluster.plane.kubeconfig, cluster.api).object_store() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="package")
+def fleet(cluster: Cluster, storage: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodesFleet]:
     """A fleet of two replicas, one on each node, that came up by one `pulumi up`."""
-    folder = tmp_path_factory.mktemp("nodes")
-    with Storage(cluster, folder) as storage, NodesFleet(cluster, storage, folder) as made:
-        storage.seed()
+    with NodesFleet(cluster, storage, tmp_path_factory.mktemp("nodes")) as made:
         made.write()
-        made.label_nodes()
-        made.give_namespace()
+        made.trial.prepare(storage, local_weights())
         made.project.up()
         yield made

@@ -18,6 +18,7 @@ from tools.kubernetes.api import WritingApi
 from tools.kubernetes.node.node import Node
 
 _numbers = itertools.count(1)
+HEAD = "ray.io/node-type=head"
 
 
 @dataclass
@@ -55,6 +56,23 @@ def asking(fleet: NodesFleet, pods: Pods, node: int) -> Iterator[Answers]:
 def _log(pods: Pods, name: str) -> str:
     """The pod's log, which its kubelet has to give; that may be the one that starts again."""
     return wait_until(lambda: pods.log(name), what=f"the log of {name}", seconds=60, retry=ApiError)
+
+
+def workers(fleet: NodesFleet) -> dict[str, str]:
+    """The workers that are ready and stay, by the name of their node."""
+    pods = fleet.cluster.api.list("v1", "Pod", fleet.namespace, "ray.io/node-type=worker")
+    return {
+        pod["spec"]["nodeName"]: pod["metadata"]["name"]
+        for pod in pods
+        if "deletionTimestamp" not in pod["metadata"]
+        and any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", []))
+    }
+
+
+def node_of(fleet: NodesFleet, selector: str) -> Node:
+    """The node of the stack's one pod with these labels."""
+    (pod,) = fleet.cluster.api.list("v1", "Pod", fleet.namespace, selector)
+    return fleet.cluster.node(pod["spec"]["nodeName"])
 
 
 def on(number: int) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class Cluster(Running):
         node.start()
         return node
 
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes.values() if node.settings.name == name)
+
     def wait_for_node(self, number: int) -> None:
         """Wait until the node is Ready."""
         node = self.nodes[number]

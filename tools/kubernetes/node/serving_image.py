@@ -92,8 +92,7 @@ def object_store() -> Recipe:
 
     return Recipe(
         OBJECT_STORE,
-        f"FROM {DEBIAN}\n"
-        "COPY packages /opt/moto\nENV PYTHONPATH=/opt/moto\n",
+        f"FROM {DEBIAN}\nCOPY packages /opt/moto\nENV PYTHONPATH=/opt/moto\n",
         (name,),
         {"packages": packages},
     )

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from modelfleet.cli.endpoint import curl_example
 from modelfleet.infra.kubernetes.api import ApiError, Unreachable
-from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import ModelfleetError, SetupError
 from tools.kubernetes.api import WritingApi
 from tools.kubernetes.trial.own_cluster import OwnCluster
-from tools.kubernetes.trial.trial import Trial
+from tools.kubernetes.trial.trial import Trial, local_weights
 from tools.paths import ROOT
 from tools.progress import say
 
@@ -51,7 +50,7 @@ def main() -> int:
 
 def _up(stack: str, own: OwnCluster) -> int:
     with _trial(stack, _kubeconfig() or own.start()) as trial, trial.object_store() as storage:
-        trial.prepare(storage, weights())
+        trial.prepare(storage, local_weights())
         if code := _modelfleet("up", trial, storage):
             return code
         with trial.gateway() as gateway:
@@ -76,12 +75,6 @@ def _down(stack: str, own: OwnCluster) -> int:
             trial.forget()
     own.stop()
     return code
-
-
-def weights() -> dict[str, str]:
-    """What the bucket of the trial holds, by prefix: the local stack's weights, which need no Hub."""
-    sources = load_stack(ROOT, "local").config.mirror.sources
-    return {"smollm2": next(iter(sources.values()))}
 
 
 def ask(url: str, trial: Trial) -> str:

@@ -21,6 +21,7 @@ from modelfleet.infra.local.weights import materialize
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import SetupError
 from tools.kubernetes.api import WritingApi
 from tools.kubernetes.node.serving_image import OBJECT_STORE
@@ -59,10 +60,8 @@ class Trial:
         plan = self.plan
         self._seed(environment, weights)
         for pool in plan.pools:
-            labels = {STACK_LABEL: plan.stack, POOL_LABEL: pool.name}
             for name in self._nodes()[: pool.max_nodes]:
-                say(f"node {name} becomes one of pool {pool.name}: {' '.join(f'{k}={v}' for k, v in labels.items())}")
-                self.api.merge("v1", "Node", name, None, {"metadata": {"labels": labels}})
+                self.label_node(name, pool.name)
         restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
         self._apply("Namespace", plan.namespace, None, {"metadata": {"labels": restricted}})
         service, region = self.api.get("v1", "Service", STORE, STORE), plan.region
@@ -71,6 +70,12 @@ class Trial:
         address = f"http://{service['spec']['clusterIP']}"
         inside = {"AWS_ENDPOINT_URL": address, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
         self._apply("Secret", "object-storage", plan.namespace, {"stringData": {**CREDENTIALS, **inside}})
+
+    def label_node(self, name: str, pool: str) -> None:
+        """Make a node one of the pool, as `docs/kubernetes.md` has its owner do."""
+        labels = {STACK_LABEL: self.stack, POOL_LABEL: pool}
+        say(f"node {name} becomes one of pool {pool}: {' '.join(f'{k}={v}' for k, v in labels.items())}")
+        self.api.merge("v1", "Node", name, None, {"metadata": {"labels": labels}})
 
     @contextmanager
     def object_store(self) -> Iterator[dict[str, str]]:
@@ -134,6 +139,12 @@ class Trial:
         place = {"namespace": namespace} if namespace else {}
         meta = {"name": name, **place, **content.pop("metadata", {})}
         self.api.apply({"apiVersion": "v1", "kind": kind, "metadata": meta, **content}, manager=MANAGER, force=True)
+
+
+def local_weights() -> dict[str, str]:
+    """What the bucket of a trial holds, by prefix: the local stack's weights, which need no Hub."""
+    sources = load_stack(ROOT, "local").config.mirror.sources
+    return {"smollm2": next(iter(sources.values()))}
 
 
 def _wait(what: str, look: Callable[[], str | None]) -> str:
