@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelfleet.serving.config.errors import SetupError
-from tests.nodes.fleet import NodesFleet
+from tests.nodes.fleet import NODE_CPUS, NodesFleet
 from tests.nodes.pods import NAMESPACE, Pods
 from tools.go_toolchain import go_command
 from tools.kubernetes.binaries import build_all, missing
@@ -26,7 +26,7 @@ def cluster() -> Iterator[Cluster]:
     except SetupError as error:
         pytest.skip(str(error))
     build_all()
-    with Cluster(2, recipes=serving_image.fleet(), cpus=12) as made:
+    with Cluster(2, recipes=serving_image.fleet(), cpus=NODE_CPUS) as made:
         yield made
 
 

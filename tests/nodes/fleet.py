@@ -23,8 +23,9 @@ STACK = "nodes"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SLUG = MODEL.replace("/", "--")
 REGION = "us-west-2"
-#: An instance type whose replicas need more than half of its CPUs: one replica on each node.
-INSTANCE, REPLICA_CPUS = "c7i.2xlarge", 4
+#: CPUs that each node claims: a worker of the instance type takes two thirds. A replica needs more than half of the
+#: worker's memory. So there is one on each node.
+NODE_CPUS, INSTANCE, REPLICA_BYTES = 24, "c7i.4xlarge", 16 << 30
 #: Less than the plan would take, because other tests start vLLM beside these.
 CACHE_BYTES = 256 << 20
 
@@ -59,7 +60,7 @@ class NodesFleet:
         content["engine_config"]["engine_kwargs"] |= {"enforce_eager": True, "kv_cache_memory_bytes": CACHE_BYTES}
         scaling = {"min_replicas": replicas, "initial_replicas": replicas, "max_replicas": replicas}
         content["deployment_config"]["autoscaling_config"] |= scaling
-        content["scaling_config"]["num_cpus_per_worker"] = REPLICA_CPUS
+        content["deployment_config"].setdefault("ray_actor_options", {})["memory"] = REPLICA_BYTES
         stack = {
             "target": "kubernetes",
             "models": [SLUG],

@@ -64,12 +64,19 @@ class Trial:
                 self.label_node(name, pool.name)
         restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
         self._apply("Namespace", plan.namespace, None, {"metadata": {"labels": restricted}})
-        service, region = self.api.get("v1", "Service", STORE, STORE), plan.region
+        self.give_secret(plan.namespace, plan.region)
+
+    def give_secret(self, namespace: str, region: str | None) -> None:
+        """Secret `object-storage`, with which pods that have no role reach the object store."""
+        service = self.api.get("v1", "Service", STORE, STORE)
         assert service is not None
         # By its address: before a name, S3 clients put the bucket's.
         address = f"http://{service['spec']['clusterIP']}"
-        inside = {"AWS_ENDPOINT_URL": address, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
-        self._apply("Secret", "object-storage", plan.namespace, {"stringData": {**CREDENTIALS, **inside}})
+        inside = {
+            "AWS_ENDPOINT_URL": address,
+            **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), region or "us-east-1"),
+        }
+        self._apply("Secret", "object-storage", namespace, {"stringData": {**CREDENTIALS, **inside}})
 
     def label_node(self, name: str, pool: str) -> None:
         """Make a node one of the pool, as `docs/kubernetes.md` has its owner do."""
