@@ -1,0 +1,216 @@
+"""What a model file lacks of its recipe, and what its recipe knows not to work. Pure; `cli/check.py` asks.
+
+A key that the file has counts as decided, whatever its value: `enable_auto_tool_choice: false` says no, and so does
+`reasoning_parser: ""`. Only a parser of another format is questioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, When, at_least, id_matches, recipe_of
+from modelfleet.infra.planning.facts import ModelFacts
+from modelfleet.serving.config.accelerators import Accelerator, accelerator_of, known_gpus
+from modelfleet.serving.config.catalogs import parsers
+from modelfleet.serving.config.document import Document, KeyPath
+from modelfleet.serving.config.engine_rules import KWARGS, PARSERS
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.rayllm.yaml_text import one_line
+
+ENGINE: KeyPath = ("engine_config",)
+ENVIRONMENT: KeyPath = (*ENGINE, "runtime_env", "env_vars")
+LENGTH: KeyPath = (*ENGINE, "max_total_tokens")
+#: RayLLM's length of a file that names none.
+DEFAULT_LENGTH = 2048
+
+Lines = dict[KeyPath, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a model file says that a recipe depends on; `gpu` is None on CPUs."""
+
+    hf_id: str
+    gpu: Accelerator | None
+    workers: int
+    length: int | None
+    kwargs: Mapping[str, Any]
+    env_vars: Mapping[str, Any]
+    own_prompt_format: bool
+
+
+def case_of(data: Any) -> Case:
+    """The case of a file's normalised data, which may have faults of any kind."""
+    engine, scaling = _section(data, "engine_config"), _section(data, "scaling_config")
+    kwargs = dict(_section(engine, "engine_kwargs"))
+    if engine.get("model_type") == "embedding":  # serving/engine_args.py does the same
+        kwargs.setdefault("runner", "pooling")
+    if parser := _section(kwargs, "structured_outputs_config").get("reasoning_parser"):
+        kwargs.setdefault("reasoning_parser", parser)
+    named = [accelerator_of(str(name)) for name in _section(scaling, "resources_per_worker")]
+    length, workers = engine.get("max_total_tokens"), scaling.get("num_workers")
+    return Case(
+        hf_id=str(engine.get("hf_model_id") or engine.get("model_id") or ""),
+        gpu=next((known_gpus()[name] for name in named if name in known_gpus()), None),
+        workers=workers if isinstance(workers, int) else 1,
+        length=length if isinstance(length, int) else None,
+        kwargs=kwargs,
+        env_vars=_section(engine, "runtime_env", "env_vars"),
+        own_prompt_format=bool(_section(engine, "generation").get("prompt_format")),
+    )
+
+
+def recipe_findings(document: Document, recipe: Recipe | None) -> list[Finding]:
+    """Notices of what a file lacks, and errors and warnings of what is known not to work."""
+    if recipe is None:
+        return []
+    case = case_of(document.data)
+    found = [
+        document.finding(next(iter(lines)), _lack(recipe, setting, lines, case), Severity.NOTICE)
+        for setting, lines in lacking(recipe, case)
+    ]
+    found += [document.finding(path, message, Severity.NOTICE) for path, message in _other_parsers(recipe, case)]
+    return sorted([*found, *known_bad_findings(document, recipe)])
+
+
+def bad_combinations(models: Iterable[LoadedModel], facts: Mapping[str, ModelFacts | None]) -> list[Finding]:
+    """What the models' recipes know not to work, for a plan; what files lack is `check`'s to say."""
+    found: list[Finding] = []
+    for model in models:
+        known = facts.get(model.config.model_id)
+        recipe = recipe_of(model.config.engine_config.weights_id, known.architecture if known else None)
+        found += known_bad_findings(model.document, recipe)
+    return found
+
+
+def known_bad_findings(document: Document, recipe: Recipe | None) -> list[Finding]:
+    """Errors and warnings of combinations that the recipe knows not to work."""
+    if recipe is None:
+        return []
+    case = case_of(document.data)
+    return sorted(
+        document.finding(tuple(bad.at.split(".")), _bad(recipe, bad), Severity(bad.severity))
+        for bad in recipe.known_bad
+        if _holds(bad.when, case)
+    )
+
+
+def lacking(recipe: Recipe, case: Case) -> list[tuple[Setting, Lines]]:
+    """The settings that hold for a case, each with the lines of it that the file does not have."""
+    by_setting: dict[int, tuple[Setting, Lines]] = {}
+    for path, (setting, value) in _advice(recipe, case).items():
+        if not _decided(path, case):
+            by_setting.setdefault(id(setting), (setting, {}))[1][path] = value
+    return list(by_setting.values())
+
+
+def _advice(recipe: Recipe, case: Case) -> dict[KeyPath, tuple[Setting, Any]]:
+    """Every line that the recipe has for a case; of two for one key the later counts."""
+    return {
+        path: (setting, value)
+        for setting in recipe.settings
+        if _wanted(setting, case)
+        for path, value in _lines(setting).items()
+    }
+
+
+def missing_lines(recipe: Recipe | None, document: Document) -> Lines:
+    """Every line that a file lacks, for `check --fix --recipes`."""
+    if recipe is None:
+        return {}
+    return {path: value for _, lines in lacking(recipe, case_of(document.data)) for path, value in lines.items()}
+
+
+def _wanted(setting: Setting, case: Case) -> bool:
+    if setting.purpose == "tools" and (case.own_prompt_format or case.kwargs.get("enable_auto_tool_choice") is False):
+        return False
+    if setting.purpose == "fast" and case.gpu is None:
+        return False
+    return _holds(setting.when, case)
+
+
+def _lines(setting: Setting) -> Lines:
+    length = {} if setting.max_total_tokens is None else {LENGTH: setting.max_total_tokens}
+    return {
+        **{(*KWARGS, name): value for name, value in setting.engine_kwargs.items()},
+        **{(*ENVIRONMENT, name): value for name, value in setting.env_vars.items()},
+        **length,
+    }
+
+
+def _decided(path: KeyPath, case: Case) -> bool:
+    if path == LENGTH:
+        return case.length is not None
+    return path[-1] in (case.env_vars if path[:-1] == ENVIRONMENT else case.kwargs)
+
+
+def _holds(when: When, case: Case) -> bool:
+    ids_hold = not when.ids or any(id_matches(case.hf_id, pattern) for pattern in when.ids)
+    return (
+        ids_hold
+        and not any(id_matches(case.hf_id, pattern) for pattern in when.not_ids)
+        and _gpu_holds(when, case.gpu)
+        and (not when.workers or case.workers in when.workers)
+        and (when.above_length is None or (case.length or DEFAULT_LENGTH) > when.above_length)
+        and all(case.kwargs.get(name) in values for name, values in when.engine_kwargs.items())
+    )
+
+
+def _gpu_holds(when: When, gpu: Accelerator | None) -> bool:
+    if gpu is None:
+        return not (when.from_capability or when.below_capability or when.below_gpu_memory_gib)
+    return (
+        at_least(gpu.compute_capability, when.from_capability)
+        and (when.below_capability is None or not at_least(gpu.compute_capability, when.below_capability))
+        and (when.below_gpu_memory_gib is None or gpu.memory_mib < when.below_gpu_memory_gib * 1024)
+    )
+
+
+def _lack(recipe: Recipe, setting: Setting, lines: Lines, case: Case) -> str:
+    what = " and ".join(f"`{path[-1]}: {one_line(value)}`" for path, value in lines.items())
+    where = " in runtime_env.env_vars" if all(path[:-1] == ENVIRONMENT for path in lines) else ""
+    why = f"; {setting.why}" if setting.why else ""
+    basis = recipe.basis(setting)
+    match setting.purpose:
+        case "tools":
+            reason, way_out = _tools(recipe, case)
+            return f"{reason}; add {what}{where}{way_out}{why} ({basis})"
+        case "reasoning":
+            reason = f"{recipe.family} thinks before it answers, and no reasoning_parser takes the thoughts out"
+            return f"{reason}; add {what}{where}{why} ({basis})"
+        case _:
+            return f"{setting.why}; add {what}{where} (recipe of {recipe.family}: {basis})"
+
+
+def _tools(recipe: Recipe, case: Case) -> tuple[str, str]:
+    if case.kwargs.get("enable_auto_tool_choice") is True:
+        missing = " but no tool_call_parser is set" if not case.kwargs.get("tool_call_parser") else ""
+        return f"tools are asked of {recipe.family}{missing}", ""
+    if case.kwargs.get("tool_call_parser"):
+        return "a tool_call_parser is set but tools are not on", ""
+    return (
+        f"{recipe.family} can call tools, but vLLM refuses requests that leave the choice to it",
+        ", or `enable_auto_tool_choice: false` to keep it so",
+    )
+
+
+def _other_parsers(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
+    """A parser of another format than the recipe's; two names of one class are the same format."""
+    for path, (setting, ours) in _advice(recipe, case).items():
+        name = str(path[-1])
+        asked = case.kwargs.get(name)
+        if name in PARSERS and asked in parsers(name) and parsers(name)[asked] != parsers(name)[ours]:
+            yield path, f"found {asked!r}; the recipe of {recipe.family} has {ours!r} ({recipe.basis(setting)})"
+
+
+def _bad(recipe: Recipe, bad: KnownBad) -> str:
+    return f"{bad.message}; {bad.fix} (recipe of {recipe.family}: {recipe.basis(bad)})"
+
+
+def _section(data: Any, *path: str) -> Mapping[str, Any]:
+    for part in path or ():
+        data = data.get(part) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}

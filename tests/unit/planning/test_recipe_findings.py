@@ -1,0 +1,187 @@
+"""What a file lacks of its recipe is a notice with the line to add; what cannot work is refused before a node is bought."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+import yaml
+
+from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, When, recipe_of
+from modelfleet.infra.planning.recipe_findings import missing_lines, recipe_findings
+from modelfleet.serving.config.document import Document, parse_document
+from modelfleet.serving.config.errors import InputErrors
+from tests.unit.planning.builders import model, planned, pool, stack
+
+BASIS = "a card, 2026-08-21"
+
+
+def document(accelerator: str = "A100-80G", *, workers: int = 1, **engine: Any) -> Document:
+    data = {
+        "engine_config": {"model_id": "org/m", **engine},
+        "scaling_config": {"num_workers": workers, "resources_per_worker": {f"accelerator_type:{accelerator}": 0.001}},
+    }
+    return parse_document(yaml.safe_dump(data, sort_keys=False).encode(), "m.yaml")
+
+
+def recipe(*settings: Setting, known_bad: list[KnownBad] | None = None) -> Recipe:
+    return Recipe(
+        family="F",
+        ids=["org/*"],
+        source="a card",
+        date=datetime.date(2026, 8, 21),
+        settings=list(settings),
+        known_bad=known_bad or [],
+    )
+
+
+def sentences(asked: Document, known: Recipe) -> list[str]:
+    return [finding.sentence() for finding in recipe_findings(asked, known)]
+
+
+TOOLS = Setting(purpose="tools", engine_kwargs={"enable_auto_tool_choice": True, "tool_call_parser": "hermes"})
+THINKS = Setting(purpose="reasoning", engine_kwargs={"reasoning_parser": "qwen3"})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "notice"),
+    [
+        (
+            {"enable_auto_tool_choice": True},
+            "m.yaml:3: notice: engine_config.engine_kwargs.tool_call_parser: tools are asked of F but no "
+            f"tool_call_parser is set; add `tool_call_parser: hermes` ({BASIS})",
+        ),
+        (
+            {"tool_call_parser": "hermes"},
+            "m.yaml:3: notice: engine_config.engine_kwargs.enable_auto_tool_choice: a tool_call_parser is set but "
+            f"tools are not on; add `enable_auto_tool_choice: true` ({BASIS})",
+        ),
+        (
+            {"max_num_seqs": 4},
+            "m.yaml:3: notice: engine_config.engine_kwargs.enable_auto_tool_choice: F can call tools, but vLLM refuses "
+            "requests that leave the choice to it; add `enable_auto_tool_choice: true` and `tool_call_parser: hermes`, "
+            f"or `enable_auto_tool_choice: false` to keep it so ({BASIS})",
+        ),
+        (
+            {"enable_auto_tool_choice": True, "tool_call_parser": "mistral"},
+            "m.yaml:5: notice: engine_config.engine_kwargs.tool_call_parser: found 'mistral'; the recipe of F has "
+            f"'hermes' ({BASIS})",
+        ),
+        ({"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}, None),
+        ({"enable_auto_tool_choice": True, "tool_call_parser": "qwen3_json"}, None),
+        ({"enable_auto_tool_choice": False}, None),
+    ],
+    ids=["asked", "not on", "not asked", "another format", "whole", "another name of it", "refused"],
+)
+def test_what_a_file_says_of_tools_decides_what_it_is_told(kwargs: dict[str, Any], notice: str | None) -> None:
+    assert sentences(document(engine_kwargs=kwargs), recipe(TOOLS)) == ([] if notice is None else [notice])
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"engine_kwargs": {"reasoning_parser": "qwen3"}},
+        {"engine_kwargs": {"reasoning_parser": ""}},
+        {"engine_kwargs": {"structured_outputs_config": {"reasoning_parser": "qwen3"}}},
+    ],
+    ids=["set", "refused", "nested"],
+)
+def test_a_reasoning_parser_that_is_decided_is_no_finding(engine: dict[str, Any]) -> None:
+    assert sentences(document(**engine), recipe(THINKS)) == []
+    (notice,) = sentences(document(), recipe(THINKS))
+    assert (
+        "F thinks before it answers, and no reasoning_parser takes the thoughts out; add `reasoning_parser: " in notice
+    )
+
+
+def test_a_prompt_format_of_its_own_has_no_place_for_tools() -> None:
+    generation = {"prompt_format": {"user": "{instruction}"}}
+    assert sentences(document(generation=generation), recipe(TOOLS)) == []
+
+
+def test_a_later_setting_replaces_an_earlier_one_for_the_same_key() -> None:
+    first = Setting(purpose="correct", why="w", engine_kwargs={"max_num_seqs": 256, "block_size": 16})
+    second = Setting(purpose="fast", why="v", when=When(ids=["org/M"]), engine_kwargs={"max_num_seqs": 8})
+    assert {path[-1]: value for path, value in missing_lines(recipe(first, second), document()).items()} == {
+        "max_num_seqs": 8,
+        "block_size": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("when", "holds"),
+    [
+        ({"ids": ["*/m"]}, True),
+        ({"ids": ["*/n"]}, False),
+        ({"not_ids": ["org/M"]}, False),
+        ({"from_capability": "8.0"}, True),
+        ({"from_capability": "8.9"}, False),
+        ({"below_capability": "8.9"}, True),
+        ({"below_capability": "8.0"}, False),
+        ({"below_gpu_memory_gib": 100}, True),
+        ({"below_gpu_memory_gib": 80}, False),
+        ({"workers": [2, 4]}, True),
+        ({"workers": [8]}, False),
+        ({"above_length": 8191}, True),
+        ({"above_length": 8192}, False),
+        ({"engine_kwargs": {"dtype": ["half", "float16"]}}, True),
+        ({"engine_kwargs": {"dtype": ["bfloat16"]}}, False),
+        ({"engine_kwargs": {"quantization": [None]}}, True),
+        ({"engine_kwargs": {"dtype": [None]}}, False),
+    ],
+    ids=str,
+)
+def test_every_condition_of_a_setting_is_asked(when: dict[str, Any], holds: bool) -> None:
+    setting = Setting(purpose="fast", why="w", when=When(**when), engine_kwargs={"max_num_seqs": 8})
+    asked = document(workers=4, max_total_tokens=8192, engine_kwargs={"dtype": "half"})
+    assert bool(missing_lines(recipe(setting), asked)) == holds
+
+
+def test_figures_for_gpus_are_not_for_cpus() -> None:
+    fast = Setting(purpose="fast", why="w", engine_kwargs={"max_num_seqs": 8})
+    newer = Setting(purpose="correct", why="w", when=When(below_capability="9.0"), engine_kwargs={"block_size": 16})
+    assert sentences(document("CPU"), recipe(fast, newer)) == []
+
+
+def test_environment_and_length_are_lines_too() -> None:
+    setting = Setting(purpose="correct", why="it must", env_vars={"VLLM_USE_DEEP_GEMM": "0"}, max_total_tokens=4096)
+    known = recipe(setting)
+    assert missing_lines(known, document()) == {
+        ("engine_config", "runtime_env", "env_vars", "VLLM_USE_DEEP_GEMM"): "0",
+        ("engine_config", "max_total_tokens"): 4096,
+    }
+    decided = document(max_total_tokens=1, runtime_env={"env_vars": {"VLLM_USE_DEEP_GEMM": "1"}})
+    assert missing_lines(known, decided) == {}
+
+
+def test_a_file_with_faults_of_any_kind_is_advised_or_left_alone() -> None:
+    for text in ("engine_config: 3", "scaling_config: [1]", "engine_config: {engine_kwargs: x, runtime_env: 1}", "[]"):
+        assert isinstance(recipe_findings(parse_document(text.encode(), "m.yaml"), recipe(TOOLS, THINKS)), list)
+
+
+def test_an_embedding_model_of_our_own_keys_needs_no_runner() -> None:
+    known = recipe_of("Qwen/Qwen3-Embedding-0.6B")
+    assert known is not None
+    assert list(missing_lines(known, document())) == [("engine_config", "engine_kwargs", "runner")]
+    assert missing_lines(known, document(model_type="embedding")) == {}
+
+
+def test_a_plan_refuses_what_a_recipe_knows_not_to_work() -> None:
+    """TP8 ends in a ValueError, after a p4de has started and 480 GB are loaded."""
+    coder = model("Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8", "A100-80G", workers=8)
+    with pytest.raises(InputErrors) as raised:
+        planned([coder], stack(pool(accelerator="A100-80G", instanceTypes=["p4de.24xlarge"])))
+    (found,) = [f for f in raised.value.findings if "320 is not divisible" in f.message]
+    assert found.path == "scaling_config.num_workers" and found.line and "write `num_workers: 4`" in found.message
+
+
+def test_a_plan_does_not_repeat_the_notices_of_check() -> None:
+    made = planned([model("Qwen/Qwen3-0.6B", "L4")], stack(pool()))
+    assert not [notice for notice in made.notices if "recipes@" in notice.message]
+
+
+def test_a_parser_that_empties_the_answers_is_a_warning() -> None:
+    instruct = model("Qwen/Qwen3-4B-Instruct-2507", "L4", engine_kwargs={"reasoning_parser": "qwen3"})
+    made = planned([instruct], stack(pool()))
+    assert [str(f.severity) for f in made.notices if "never thinks" in f.message] == ["warning"]
