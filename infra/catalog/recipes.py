@@ -92,6 +92,20 @@ class KnownBad(Sourced):
     at: Text = Field(description="The key of the model file that the finding names.")
 
 
+class Checkpoints(Sourced):
+    """The same models with smaller weights, for the GPUs that gain by it."""
+
+    format: Text = Field(description="Their number format, as messages say it.")
+    why: Text = Field(description="What is gained on these GPUs.")
+    from_capability: Capability | None = Field(None, description="The GPU has at least this compute capability.")
+    below_capability: Capability | None = Field(None, description="The GPU has a lower compute capability.")
+    ids: dict[Text, Text] = Field(min_length=1, description="Hub id of the smaller one by that of the whole one.")
+
+    def of(self, hf_id: str) -> str | None:
+        """The smaller checkpoint of a model; None when there is none."""
+        return next((smaller for whole, smaller in self.ids.items() if whole.lower() == hf_id.lower()), None)
+
+
 class Recipe(Section):
     """One family of models."""
 
@@ -101,6 +115,7 @@ class Recipe(Section):
     source: Text = Field(description="What the settings rest on.")
     date: datetime.date = Field(description="The source's own date, or when it was read.")
     settings: list[Setting] = Field(default_factory=list, description="In order: a later one replaces an earlier.")
+    checkpoints: list[Checkpoints] = Field(default_factory=list, description="In order: the last that fits counts.")
     known_bad: list[KnownBad] = Field(default_factory=list, description="What does not work.")
 
     def basis(self, part: Sourced) -> str:
@@ -196,6 +211,6 @@ def _claimed_twice(recipes: Mapping[str, Recipe]) -> Iterator[Finding]:
                     yield Finding(file, 0, key, f"found {name!r}, which {other} has too")
 
 
-def at_least(found: tuple[int, int], least: str | None) -> bool:
-    """Whether a compute capability reaches `least`; None asks for nothing."""
-    return least is None or found >= capability(least)
+def within(found: tuple[int, int], least: str | None, below: str | None) -> bool:
+    """Whether a compute capability reaches `least` and stays below `below`; None asks for nothing."""
+    return (least is None or found >= capability(least)) and (below is None or found < capability(below))

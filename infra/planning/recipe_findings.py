@@ -7,10 +7,10 @@ A key that the file has counts as decided, whatever its value: `enable_auto_tool
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, When, at_least, id_matches, recipe_of
+from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, When, id_matches, recipe_of, within
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.serving.config.accelerators import Accelerator, accelerator_of, known_gpus
 from modelfleet.serving.config.catalogs import parsers
@@ -40,6 +40,7 @@ class Case:
     kwargs: Mapping[str, Any]
     env_vars: Mapping[str, Any]
     own_prompt_format: bool
+    names_weights: bool
 
 
 def case_of(data: Any) -> Case:
@@ -54,12 +55,13 @@ def case_of(data: Any) -> Case:
     length, workers = engine.get("max_total_tokens"), scaling.get("num_workers")
     return Case(
         hf_id=str(engine.get("hf_model_id") or engine.get("model_id") or ""),
-        gpu=next((known_gpus()[name] for name in named if name in known_gpus()), None),
+        gpu=next((gpu for name in named if name is not None and (gpu := known_gpus().get(name))), None),
         workers=workers if isinstance(workers, int) else 1,
         length=length if isinstance(length, int) else None,
         kwargs=kwargs,
         env_vars=_section(engine, "runtime_env", "env_vars"),
         own_prompt_format=bool(_section(engine, "generation").get("prompt_format")),
+        names_weights=bool(engine.get("hf_model_id")),
     )
 
 
@@ -72,7 +74,8 @@ def recipe_findings(document: Document, recipe: Recipe | None) -> list[Finding]:
         document.finding(next(iter(lines)), _lack(recipe, setting, lines, case), Severity.NOTICE)
         for setting, lines in lacking(recipe, case)
     ]
-    found += [document.finding(path, message, Severity.NOTICE) for path, message in _other_parsers(recipe, case)]
+    advice = [*_other_parsers(recipe, case), *_smaller_checkpoint(recipe, case)]
+    found += [document.finding(path, message, Severity.NOTICE) for path, message in advice]
     return sorted([*found, *known_bad_findings(document, recipe)])
 
 
@@ -162,10 +165,8 @@ def _holds(when: When, case: Case) -> bool:
 def _gpu_holds(when: When, gpu: Accelerator | None) -> bool:
     if gpu is None:
         return not (when.from_capability or when.below_capability or when.below_gpu_memory_gib)
-    return (
-        at_least(gpu.compute_capability, when.from_capability)
-        and (when.below_capability is None or not at_least(gpu.compute_capability, when.below_capability))
-        and (when.below_gpu_memory_gib is None or gpu.memory_mib < when.below_gpu_memory_gib * 1024)
+    return within(gpu.compute_capability, when.from_capability, when.below_capability) and (
+        when.below_gpu_memory_gib is None or gpu.memory_mib < when.below_gpu_memory_gib * 1024
     )
 
 
@@ -204,6 +205,27 @@ def _other_parsers(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
         asked = case.kwargs.get(name)
         if name in PARSERS and asked in parsers(name) and parsers(name)[asked] != parsers(name)[ours]:
             yield path, f"found {asked!r}; the recipe of {recipe.family} has {ours!r} ({recipe.basis(setting)})"
+
+
+def _smaller_checkpoint(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
+    """The same model with smaller weights that this GPU gains by, where the file leaves the choice to `model_id`.
+
+    Never by `--fix`: other weights answer a little differently, and somebody must want that.
+    """
+    if case.gpu is None or case.names_weights or case.kwargs.get("quantization"):
+        return
+    for group in reversed(recipe.checkpoints):
+        smaller = group.of(case.hf_id)
+        if smaller and within(case.gpu.compute_capability, group.from_capability, group.below_capability):
+            chosen = replace(case, hf_id=smaller)
+            if any(bad.severity == "error" and _holds(bad.when, chosen) for bad in recipe.known_bad):
+                continue
+            message = (
+                f"the model is published in {group.format} too: {group.why}; add `hf_model_id: {smaller}`, or "
+                f"`hf_model_id: {case.hf_id}` to keep this one ({recipe.basis(group)})"
+            )
+            yield (*ENGINE, "hf_model_id"), message
+            return
 
 
 def _bad(recipe: Recipe, bad: KnownBad) -> str:

@@ -114,7 +114,7 @@ def test_no_model_has_two_recipes_of_equal_right() -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))
 def test_every_statement_has_a_source_and_a_date(name: str) -> None:
     recipe = default_recipes()[name]
-    for part in [*recipe.settings, *recipe.known_bad]:
+    for part in [*recipe.settings, *recipe.known_bad, *recipe.checkpoints]:
         source, _, date = recipe.basis(part).rpartition(", ")
         assert len(source) > 10 and "2025-01-01" < date < "2027-01-01"
 
@@ -122,9 +122,17 @@ def test_every_statement_has_a_source_and_a_date(name: str) -> None:
 def test_a_condition_on_ids_stays_inside_its_recipe() -> None:
     """A pattern without `*` that another recipe claims never holds."""
     for name, recipe in default_recipes().items():
-        for part in [*recipe.settings, *recipe.known_bad]:
-            whole = [pattern.replace("*/", "org/") for pattern in part.when.ids if "*" not in pattern[2:]]
+        for when in [part.when for part in recipe.settings] + [part.when for part in recipe.known_bad]:
+            whole = [pattern.replace("*/", "org/") for pattern in when.ids if "*" not in pattern[2:]]
             assert [hf_id for hf_id in whole if recipe_of(hf_id) is not recipe] == [], name
+
+
+def test_a_smaller_checkpoint_has_the_same_recipe() -> None:
+    """Otherwise following one notice would earn others."""
+    for name, recipe in default_recipes().items():
+        for group in recipe.checkpoints:
+            for whole, smaller in group.ids.items():
+                assert recipe_of(whole) is recipe is recipe_of(smaller), (name, smaller)
 
 
 @pytest.mark.slow

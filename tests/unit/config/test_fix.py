@@ -6,10 +6,11 @@ import re
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modelfleet.serving.config.document import parse_document
+from modelfleet.serving.config.document import KeyPath, parse_document
 from modelfleet.serving.config.errors import InputErrors, Severity
 from modelfleet.serving.config.load import load_model, model_of
 from modelfleet.serving.config.rayllm.fix import fix_file, fixed_text, text_with
@@ -215,7 +216,7 @@ def test_a_long_keys_new_names_stay_in_its_mapping() -> None:
     }
 
 
-ADDITIONS = {("engine_config", "engine_kwargs", "a"): 1, ("engine_config", "engine_kwargs", "b"): {"c": ["d"]}}
+ADDITIONS: dict[KeyPath, Any] = {("engine_config", "engine_kwargs", "a"): 1, ("engine_config", "engine_kwargs", "b"): {"c": ["d"]}}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any
 
 import pytest
 import yaml
 
-from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, When, recipe_of
+from modelfleet.infra.catalog.recipes import Checkpoints, KnownBad, Recipe, Setting, When, recipe_of
 from modelfleet.infra.planning.recipe_findings import missing_lines, recipe_findings
 from modelfleet.serving.config.document import Document, parse_document
 from modelfleet.serving.config.errors import InputErrors
@@ -25,7 +26,9 @@ def document(accelerator: str = "A100-80G", *, workers: int = 1, **engine: Any) 
     return parse_document(yaml.safe_dump(data, sort_keys=False).encode(), "m.yaml")
 
 
-def recipe(*settings: Setting, known_bad: list[KnownBad] | None = None) -> Recipe:
+def recipe(
+    *settings: Setting, known_bad: list[KnownBad] | None = None, checkpoints: list[Checkpoints] | None = None
+) -> Recipe:
     return Recipe(
         family="F",
         ids=["org/*"],
@@ -33,6 +36,7 @@ def recipe(*settings: Setting, known_bad: list[KnownBad] | None = None) -> Recip
         date=datetime.date(2026, 8, 21),
         settings=list(settings),
         known_bad=known_bad or [],
+        checkpoints=checkpoints or [],
     )
 
 
@@ -185,3 +189,32 @@ def test_a_parser_that_empties_the_answers_is_a_warning() -> None:
     instruct = model("Qwen/Qwen3-4B-Instruct-2507", "L4", engine_kwargs={"reasoning_parser": "qwen3"})
     made = planned([instruct], stack(pool()))
     assert [str(f.severity) for f in made.notices if "never thinks" in f.message] == ["warning"]
+
+
+AWQ = Checkpoints(format="AWQ", why="a third", below_capability="8.9", ids={"org/M": "org/M-AWQ"})
+FP8 = Checkpoints(format="FP8", why="half", from_capability="8.9", ids={"org/M": "org/M-FP8"})
+REFUSED = KnownBad(
+    when=When(ids=["*-FP8"], workers=[8]), severity="error", message="m", fix="f", at="scaling_config.num_workers"
+)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "engine", "workers", "offered"),
+    [
+        ("L4", {}, 1, "org/M-FP8"),
+        ("T4", {}, 1, "org/M-AWQ"),
+        ("CPU", {}, 1, None),
+        ("L4", {"hf_model_id": "org/m"}, 1, None),
+        ("T4", {"engine_kwargs": {"quantization": "bitsandbytes"}}, 1, None),
+        ("L4", {"model_id": "org/m-other"}, 1, None),
+        ("L4", {}, 8, None),
+    ],
+    ids=["native", "older GPU", "CPU", "kept", "quantized anyway", "another model", "known not to work"],
+)
+def test_a_smaller_checkpoint_is_offered_where_the_gpu_gains_by_it(
+    accelerator: str, engine: dict[str, Any], workers: int, offered: str | None
+) -> None:
+    known = recipe(checkpoints=[AWQ, FP8], known_bad=[REFUSED])
+    found = sentences(document(accelerator, workers=workers, **engine), known)
+    assert [offered] * bool(offered) == [re.findall(r"`hf_model_id: ([^`]+)`", one)[0] for one in found]
+    assert missing_lines(known, document(accelerator)) == {}, "other weights are nothing that --fix decides"
