@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from modelfleet.infra.catalog.recipes import FOLDER, default_recipes, read_recipes, recipe_of
+from modelfleet.infra.catalog.recipes import (
+    FOLDER,
+    Checkpoints,
+    KnownBad,
+    Purpose,
+    Recipe,
+    Setting,
+    When,
+    default_recipes,
+    read_recipes,
+    recipe_of,
+)
 from modelfleet.infra.planning.recipe_findings import missing_lines
 from modelfleet.serving.config.catalogs import csv_rows, parsers
 from modelfleet.serving.config.document import parse_document
@@ -197,3 +210,19 @@ def test_a_pattern_in_two_files_is_refused(tmp_path: Path) -> None:
     assert faults(tmp_path, f=written(""), g=written("").replace("org", "ORG")) == [
         "g.yaml: ids: found 'ORG/*', which f.yaml has too"
     ]
+
+
+def test_every_key_of_a_recipe_is_documented() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    parts = {"recipe": Recipe, "setting": Setting, "checkpoints": Checkpoints, "known_bad": KnownBad, "when": When}
+    for part, kind in parts.items():
+        (row,) = re.findall(rf"^\| {part} \| (.+) \|$", page, re.MULTILINE)
+        shared = {"source", "date"} if kind is not Recipe else set()
+        assert set(re.findall(r"`(\w+)`", row)) >= kind.model_fields.keys() - shared, part
+    assert set(get_args(Purpose)) <= set(re.findall(r"`(\w+)`", page))
+
+
+def test_the_example_of_the_page_is_a_recipe(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.+?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
+    (tmp_path / "example.yaml").write_text(example)
+    assert read_recipes(tmp_path)["example.yaml"].family == "Qwen3"
