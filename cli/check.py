@@ -78,9 +78,9 @@ def _check_file(path: Path, checked: Checked, *, fix: bool, recipes: bool) -> No
     if fix:
         _fix(path, checked, recipes=recipes)
     model, findings = load_model(path)
-    lacking = _recipe(path, model)
-    checked.lacking |= any(finding.severity is Severity.NOTICE for finding in lacking)
-    checked.findings += [*findings, *lacking]
+    advice, lacking = _recipe(path, model)
+    checked.lacking |= lacking
+    checked.findings += [*findings, *advice]
     if model is not None:
         checked.models.append(model.config.model_id)
         checked.findings += _fit(model)
@@ -95,8 +95,8 @@ def _fit(model: LoadedModel) -> list[Finding]:
     return unrunnable or fit_findings([model], facts)
 
 
-def _recipe(path: Path, model: LoadedModel | None) -> list[Finding]:
-    """What an expert would add, and what is known not to work."""
+def _recipe(path: Path, model: LoadedModel | None) -> tuple[list[Finding], bool]:
+    """What an expert would write and what is known not to work, and whether lines can be added."""
     from modelfleet.cli.check_recipes import findings_of
 
     return findings_of(path, model)

@@ -15,10 +15,13 @@ from modelfleet.serving.config.rayllm.legacy import normalise
 from modelfleet.serving.config.rayllm.yaml_text import one_line
 
 
-def findings_of(path: Path, model: LoadedModel | None) -> list[Finding]:
-    """What the file lacks of its recipe, and what its recipe knows not to work; also for a file with other faults."""
+def findings_of(path: Path, model: LoadedModel | None) -> tuple[list[Finding], bool]:
+    """What the recipe says of a file, also of one with other faults, and whether `--fix --recipes` would add lines."""
     document = _document(path)
-    return [] if document is None else recipe_findings(document, _recipe(document, model))
+    if document is None:
+        return [], False
+    recipe = _recipe(document, model)
+    return recipe_findings(document, recipe), bool(missing_lines(recipe, document))
 
 
 def add_lacking(path: Path) -> list[Finding]:

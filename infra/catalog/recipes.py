@@ -93,12 +93,11 @@ class KnownBad(Sourced):
 
 
 class Checkpoints(Sourced):
-    """The same models with smaller weights, for the GPUs that gain by it."""
+    """The same models with smaller weights, for the GPUs that gain by them."""
 
     format: Text = Field(description="Their number format, as messages say it.")
-    why: Text = Field(description="What is gained on these GPUs.")
-    from_capability: Capability | None = Field(None, description="The GPU has at least this compute capability.")
-    below_capability: Capability | None = Field(None, description="The GPU has a lower compute capability.")
+    why: Text = Field(description="What is gained there.")
+    when: When = Field(description="Where something is gained.")
     ids: dict[Text, Text] = Field(min_length=1, description="Hub id of the smaller one by that of the whole one.")
 
     def of(self, hf_id: str) -> str | None:

@@ -215,8 +215,7 @@ def _smaller_checkpoint(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, s
     if case.gpu is None or case.names_weights or case.kwargs.get("quantization"):
         return
     for group in reversed(recipe.checkpoints):
-        smaller = group.of(case.hf_id)
-        if smaller and within(case.gpu.compute_capability, group.from_capability, group.below_capability):
+        if (smaller := group.of(case.hf_id)) is not None and _holds(group.when, case):
             chosen = replace(case, hf_id=smaller)
             if any(bad.severity == "error" and _holds(bad.when, chosen) for bad in recipe.known_bad):
                 continue

@@ -26,6 +26,7 @@ from modelfleet.infra.planning.recipe_findings import missing_lines
 from modelfleet.serving.config.catalogs import csv_rows, parsers
 from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.section import Section
 
 ROOT = Path(__file__).parents[3]
 ROWS = list(csv_rows(Path(__file__).parent / "parsers-by-model.csv"))
@@ -214,7 +215,13 @@ def test_a_pattern_in_two_files_is_refused(tmp_path: Path) -> None:
 
 def test_every_key_of_a_recipe_is_documented() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text()
-    parts = {"recipe": Recipe, "setting": Setting, "checkpoints": Checkpoints, "known_bad": KnownBad, "when": When}
+    parts: dict[str, type[Section]] = {
+        "recipe": Recipe,
+        "setting": Setting,
+        "checkpoints": Checkpoints,
+        "known_bad": KnownBad,
+        "when": When,
+    }
     for part, kind in parts.items():
         (row,) = re.findall(rf"^\| {part} \| (.+) \|$", page, re.MULTILINE)
         shared = {"source", "date"} if kind is not Recipe else set()

@@ -57,7 +57,14 @@ def test_fix_with_recipes_adds_the_lines_and_keeps_the_rest(tmp_path: Path) -> N
         "added: `tool_call_parser: hermes`",
     ]
     second = run("--fix", "--recipes", "m.yaml", cwd=tmp_path)
-    assert second.returncode == 0 and "recipe" not in second.stdout and "rewritten" not in second.stderr
+    assert second.returncode == 0 and "added" not in second.stdout and "rewritten" not in second.stderr
+
+
+def test_other_weights_are_offered_and_never_written(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(MODEL.replace("    enable_auto_tool_choice: true\n", ADDED))
+    done = run("--fix", "--recipes", "m.yaml", cwd=tmp_path)
+    assert "add `hf_model_id: Qwen/Qwen3-8B-FP8`, or `hf_model_id: Qwen/Qwen3-8B` to keep this one" in done.stdout
+    assert "hf_model_id" not in (tmp_path / "m.yaml").read_text() and "--recipes" not in done.stderr
 
 
 def test_old_names_go_and_lines_come_in_one_run(tmp_path: Path) -> None:

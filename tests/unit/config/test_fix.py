@@ -216,7 +216,10 @@ def test_a_long_keys_new_names_stay_in_its_mapping() -> None:
     }
 
 
-ADDITIONS: dict[KeyPath, Any] = {("engine_config", "engine_kwargs", "a"): 1, ("engine_config", "engine_kwargs", "b"): {"c": ["d"]}}
+ADDITIONS: dict[KeyPath, Any] = {
+    ("engine_config", "engine_kwargs", "a"): 1,
+    ("engine_config", "engine_kwargs", "b"): {"c": ["d"]},
+}
 
 
 @pytest.mark.parametrize(

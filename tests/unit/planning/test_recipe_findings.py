@@ -191,8 +191,8 @@ def test_a_parser_that_empties_the_answers_is_a_warning() -> None:
     assert [str(f.severity) for f in made.notices if "never thinks" in f.message] == ["warning"]
 
 
-AWQ = Checkpoints(format="AWQ", why="a third", below_capability="8.9", ids={"org/M": "org/M-AWQ"})
-FP8 = Checkpoints(format="FP8", why="half", from_capability="8.9", ids={"org/M": "org/M-FP8"})
+AWQ = Checkpoints(format="AWQ", why="a third", when=When(below_capability="8.9"), ids={"org/M": "org/M-AWQ"})
+FP8 = Checkpoints(format="FP8", why="half", when=When(from_capability="8.9"), ids={"org/M": "org/M-FP8"})
 REFUSED = KnownBad(
     when=When(ids=["*-FP8"], workers=[8]), severity="error", message="m", fix="f", at="scaling_config.num_workers"
 )
