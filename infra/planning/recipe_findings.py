@@ -16,6 +16,7 @@ from modelfleet.serving.config.accelerators import Accelerator, accelerator_of, 
 from modelfleet.serving.config.catalogs import parsers
 from modelfleet.serving.config.document import Document, KeyPath
 from modelfleet.serving.config.engine_rules import KWARGS, PARSERS
+from modelfleet.serving.config.engine_schema import EngineConfig
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.rayllm.yaml_text import one_line
@@ -23,8 +24,8 @@ from modelfleet.serving.config.rayllm.yaml_text import one_line
 ENGINE: KeyPath = ("engine_config",)
 ENVIRONMENT: KeyPath = (*ENGINE, "runtime_env", "env_vars")
 LENGTH: KeyPath = (*ENGINE, "max_total_tokens")
-#: RayLLM's length of a file that names none.
-DEFAULT_LENGTH = 2048
+#: The length of a file that names none.
+DEFAULT_LENGTH: int = EngineConfig.model_fields["max_total_tokens"].default
 
 Lines = dict[KeyPath, Any]
 

@@ -22,10 +22,12 @@ from modelfleet.infra.catalog.recipes import (
     read_recipes,
     recipe_of,
 )
-from modelfleet.infra.planning.recipe_findings import missing_lines
+from modelfleet.infra.planning.recipe_findings import known_bad_findings, missing_lines
 from modelfleet.serving.config.catalogs import csv_rows, parsers
 from modelfleet.serving.config.document import parse_document
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import InputErrors, errors_in
+from modelfleet.serving.config.load import model_of
+from modelfleet.serving.config.rayllm.fix import text_with
 from modelfleet.serving.config.section import Section
 
 ROOT = Path(__file__).parents[3]
@@ -147,6 +149,32 @@ def test_a_smaller_checkpoint_has_the_same_recipe() -> None:
         for group in recipe.checkpoints:
             for whole, smaller in group.ids.items():
                 assert recipe_of(whole) is recipe is recipe_of(smaller), (name, smaller)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["hf_id"])
+def test_a_file_with_the_lines_of_its_recipe_is_valid_and_lacks_nothing(row: dict[str, str]) -> None:
+    """`check --fix --recipes` must not write what `check` refuses."""
+    for accelerator, workers in (("T4", 1), ("A100-80G", 4), ("A100-80G", 8)):
+        text = (
+            f"engine_config:\n  model_id: {row['hf_id']}\nscaling_config:\n  num_workers: {workers}\n"
+            f"  placement_strategy: STRICT_PACK\n  resources_per_worker: {{'accelerator_type:{accelerator}': 0.001}}\n"
+        )
+        recipe = recipe_of(row["hf_id"])
+        before = parse_document(text.encode(), "m.yaml")
+        lines = missing_lines(recipe, before)
+        added = parse_document(text_with(text, "m.yaml", lines).encode(), "m.yaml")
+        assert [finding.sentence() for finding in errors_in(model_of(added)[1])] == []
+        assert missing_lines(recipe, added) == {}
+        bad = {finding.message for finding in known_bad_findings(added, recipe)}
+        assert bad <= {finding.message for finding in known_bad_findings(before, recipe)}, "its own lines are not bad"
+
+
+def test_an_fp8_cache_is_for_gpus_that_have_fp8() -> None:
+    """vLLM refuses it on an A100."""
+    for name, recipe in default_recipes().items():
+        for setting in recipe.settings:
+            if str(setting.engine_kwargs.get("kv_cache_dtype", "")).startswith("fp8"):
+                assert float(setting.when.from_capability or 0) >= 8.9, name
 
 
 @pytest.mark.slow
