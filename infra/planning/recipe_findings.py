@@ -75,7 +75,7 @@ def recipe_findings(document: Document, recipe: Recipe | None) -> list[Finding]:
         document.finding(next(iter(lines)), _lack(recipe, setting, lines, case), Severity.NOTICE)
         for setting, lines in lacking(recipe, case)
     ]
-    advice = [*_other_parsers(recipe, case), *_smaller_checkpoint(recipe, case)]
+    advice = [*_other_parsers(recipe, case), *_short_for_thoughts(recipe, case), *_smaller_checkpoint(recipe, case)]
     found += [document.finding(path, message, Severity.NOTICE) for path, message in advice]
     return sorted([*found, *known_bad_findings(document, recipe)])
 
@@ -122,10 +122,11 @@ def _advice(recipe: Recipe, case: Case) -> dict[KeyPath, tuple[Setting, Any]]:
 
 
 def missing_lines(recipe: Recipe | None, document: Document) -> Lines:
-    """Every line that a file lacks, for `check --fix --recipes`."""
+    """Every line that `check --fix --recipes` adds. Not the length: it costs memory, so somebody must want it."""
     if recipe is None:
         return {}
-    return {path: value for _, lines in lacking(recipe, case_of(document.data)) for path, value in lines.items()}
+    found = lacking(recipe, case_of(document.data))
+    return {path: value for _, lines in found for path, value in lines.items() if path != LENGTH}
 
 
 def _wanted(setting: Setting, case: Case) -> bool:
@@ -172,19 +173,23 @@ def _gpu_holds(when: When, gpu: Accelerator | None) -> bool:
 
 
 def _lack(recipe: Recipe, setting: Setting, lines: Lines, case: Case) -> str:
-    what = " and ".join(f"`{path[-1]}: {one_line(value)}`" for path, value in lines.items())
-    where = " in runtime_env.env_vars" if all(path[:-1] == ENVIRONMENT for path in lines) else ""
+    what = " and ".join(_line(path, value) for path, value in lines.items())
     why = f"; {setting.why}" if setting.why else ""
     basis = recipe.basis(setting)
     match setting.purpose:
         case "tools":
             reason, way_out = _tools(recipe, case)
-            return f"{reason}; add {what}{where}{way_out}{why} ({basis})"
+            return f"{reason}; add {what}{way_out}{why} ({basis})"
         case "reasoning":
             reason = f"{recipe.family} thinks before it answers, and no reasoning_parser takes the thoughts out"
-            return f"{reason}; add {what}{where}{why} ({basis})"
+            return f"{reason}; add {what}{why} ({basis})"
         case _:
-            return f"{setting.why}; add {what}{where} (recipe of {recipe.family}: {basis})"
+            return f"{setting.why}; add {what} (recipe of {recipe.family}: {basis})"
+
+
+def _line(path: KeyPath, value: Any) -> str:
+    where = " in runtime_env.env_vars" if path[:-1] == ENVIRONMENT else ""
+    return f"`{path[-1]}: {one_line(value)}`{where}"
 
 
 def _tools(recipe: Recipe, case: Case) -> tuple[str, str]:
@@ -206,6 +211,17 @@ def _other_parsers(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
         asked = case.kwargs.get(name)
         if name in PARSERS and asked in parsers(name) and parsers(name)[asked] != parsers(name)[ours]:
             yield path, f"found {asked!r}; the recipe of {recipe.family} has {ours!r} ({recipe.basis(setting)})"
+
+
+def _short_for_thoughts(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
+    """RayLLM's default length, for a model that spends thousands of tokens before its answer begins."""
+    thinks = any(setting.purpose == "reasoning" and _wanted(setting, case) for setting in recipe.settings)
+    if thinks and case.length is None and LENGTH not in _advice(recipe, case):
+        message = (
+            f"is left out, so a request has {DEFAULT_LENGTH} tokens for its prompt, the thoughts of {recipe.family} "
+            "and the answer; write the length that you need"
+        )
+        yield LENGTH, message
 
 
 def _smaller_checkpoint(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:

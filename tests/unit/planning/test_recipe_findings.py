@@ -92,11 +92,22 @@ def test_what_a_file_says_of_tools_decides_what_it_is_told(kwargs: dict[str, Any
     ids=["set", "refused", "nested"],
 )
 def test_a_reasoning_parser_that_is_decided_is_no_finding(engine: dict[str, Any]) -> None:
-    assert sentences(document(**engine), recipe(THINKS)) == []
-    (notice,) = sentences(document(), recipe(THINKS))
+    assert sentences(document(max_total_tokens=8192, **engine), recipe(THINKS)) == []
+    (notice,) = sentences(document(max_total_tokens=8192), recipe(THINKS))
     assert (
         "F thinks before it answers, and no reasoning_parser takes the thoughts out; add `reasoning_parser: " in notice
     )
+
+
+def test_a_model_that_thinks_is_not_left_with_rayllms_length_unsaid() -> None:
+    decided: dict[str, Any] = {"engine_kwargs": {"reasoning_parser": "qwen3"}}
+    (notice,) = sentences(document(**decided), recipe(THINKS))
+    assert notice.startswith(
+        "m.yaml:1: notice: engine_config.max_total_tokens: is left out, so a request has 2048 tokens"
+    )
+    assert sentences(document(), recipe(TOOLS))[0].count("2048") == 0
+    given = Setting(purpose="correct", why="w", max_total_tokens=4096)
+    assert [one.count("2048") for one in sentences(document(**decided), recipe(THINKS, given))] == [0]
 
 
 def test_a_prompt_format_of_its_own_has_no_place_for_tools() -> None:
@@ -148,13 +159,12 @@ def test_figures_for_gpus_are_not_for_cpus() -> None:
     assert sentences(document("CPU"), recipe(fast, newer)) == []
 
 
-def test_environment_and_length_are_lines_too() -> None:
+def test_environment_is_written_too_but_a_length_costs_memory() -> None:
     setting = Setting(purpose="correct", why="it must", env_vars={"VLLM_USE_DEEP_GEMM": "0"}, max_total_tokens=4096)
     known = recipe(setting)
-    assert missing_lines(known, document()) == {
-        ("engine_config", "runtime_env", "env_vars", "VLLM_USE_DEEP_GEMM"): "0",
-        ("engine_config", "max_total_tokens"): 4096,
-    }
+    assert missing_lines(known, document()) == {("engine_config", "runtime_env", "env_vars", "VLLM_USE_DEEP_GEMM"): "0"}
+    (notice,) = sentences(document(), known)
+    assert "add `VLLM_USE_DEEP_GEMM: '0'` in runtime_env.env_vars and `max_total_tokens: 4096`" in notice
     decided = document(max_total_tokens=1, runtime_env={"env_vars": {"VLLM_USE_DEEP_GEMM": "1"}})
     assert missing_lines(known, decided) == {}
 
