@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, When, id_matches, recipe_of, within
+from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, Sourced, When, id_matches, recipe_of, within
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.serving.config.accelerators import Accelerator, accelerator_of, known_gpus
 from modelfleet.serving.config.catalogs import parsers
@@ -55,7 +55,7 @@ def case_of(data: Any) -> Case:
     named = [accelerator_of(str(name)) for name in _section(scaling, "resources_per_worker")]
     length, workers = engine.get("max_total_tokens"), scaling.get("num_workers")
     return Case(
-        hf_id=str(engine.get("hf_model_id") or engine.get("model_id") or ""),
+        hf_id=_hf_id(engine),
         gpu=next((gpu for name in named if name is not None and (gpu := known_gpus().get(name))), None),
         workers=workers if isinstance(workers, int) else 1,
         length=length if isinstance(length, int) else None,
@@ -64,6 +64,12 @@ def case_of(data: Any) -> Case:
         own_prompt_format=bool(_section(engine, "generation").get("prompt_format")),
         names_weights=bool(engine.get("hf_model_id")),
     )
+
+
+def _hf_id(engine: Mapping[str, Any]) -> str:
+    """The Hub id; for weights in a folder the name that the model goes by, which may be that of the Hub."""
+    weights = engine.get("hf_model_id")
+    return str(weights if weights and not str(weights).startswith("/") else engine.get("model_id") or "")
 
 
 def recipe_findings(document: Document, recipe: Recipe | None) -> list[Finding]:
@@ -85,7 +91,7 @@ def bad_combinations(models: Iterable[LoadedModel], facts: Mapping[str, ModelFac
     found: list[Finding] = []
     for model in models:
         known = facts.get(model.config.model_id)
-        recipe = recipe_of(model.config.engine_config.weights_id, known.architecture if known else None)
+        recipe = recipe_of(case_of(model.document.data).hf_id, known.architecture if known else None)
         found += known_bad_findings(model.document, recipe)
     return found
 
@@ -96,7 +102,7 @@ def known_bad_findings(document: Document, recipe: Recipe | None) -> list[Findin
         return []
     case = case_of(document.data)
     return sorted(
-        document.finding(tuple(bad.at.split(".")), _bad(recipe, bad), Severity(bad.severity))
+        document.finding(tuple(bad.at.split(".")), _bad(recipe, bad, case), Severity(bad.severity))
         for bad in recipe.known_bad
         if _holds(bad.when, case)
     )
@@ -175,7 +181,7 @@ def _gpu_holds(when: When, gpu: Accelerator | None) -> bool:
 def _lack(recipe: Recipe, setting: Setting, lines: Lines, case: Case) -> str:
     what = " and ".join(_line(path, value) for path, value in lines.items())
     why = f"; {setting.why}" if setting.why else ""
-    basis = recipe.basis(setting)
+    basis = _basis(recipe, setting, case)
     match setting.purpose:
         case "tools":
             reason, way_out = _tools(recipe, case)
@@ -210,7 +216,7 @@ def _other_parsers(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
         name = str(path[-1])
         asked = case.kwargs.get(name)
         if name in PARSERS and asked in parsers(name) and parsers(name)[asked] != parsers(name)[ours]:
-            yield path, f"found {asked!r}; the recipe of {recipe.family} has {ours!r} ({recipe.basis(setting)})"
+            yield path, f"found {asked!r}; the recipe of {recipe.family} has {ours!r} ({_basis(recipe, setting, case)})"
 
 
 def _short_for_thoughts(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
@@ -238,14 +244,20 @@ def _smaller_checkpoint(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, s
                 continue
             message = (
                 f"the model is published in {group.format} too: {group.why}; add `hf_model_id: {smaller}`, or "
-                f"`hf_model_id: {case.hf_id}` to keep this one ({recipe.basis(group)})"
+                f"`hf_model_id: {case.hf_id}` to keep this one ({_basis(recipe, group, case)})"
             )
             yield (*ENGINE, "hf_model_id"), message
             return
 
 
-def _bad(recipe: Recipe, bad: KnownBad) -> str:
-    return f"{bad.message}; {bad.fix} (recipe of {recipe.family}: {recipe.basis(bad)})"
+def _bad(recipe: Recipe, bad: KnownBad, case: Case) -> str:
+    return f"{bad.message}; {bad.fix} (recipe of {recipe.family}: {_basis(recipe, bad, case)})"
+
+
+def _basis(recipe: Recipe, part: Sourced, case: Case) -> str:
+    """Source and date, and that only the model's type led to the recipe: a fine-tune may have another format."""
+    by_type = "" if recipe.longest_match(case.hf_id) else "; chosen by model_type alone"
+    return f"{recipe.basis(part)}{by_type}"
 
 
 def _section(data: Any, *path: str) -> Mapping[str, Any]:

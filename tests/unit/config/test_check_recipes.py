@@ -86,7 +86,7 @@ def test_a_fine_tune_in_a_folder_has_the_recipe_of_its_config(tmp_path: Path) ->
     data["engine_config"]["engine_kwargs"] = {"max_num_seqs": 4}
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(data))
     done = run("m.yaml", cwd=tmp_path)
-    assert "`tool_call_parser: hermes`" in done.stdout, done.stdout
+    assert "`tool_call_parser: hermes`" in done.stdout and "chosen by model_type alone)" in done.stdout, done.stdout
 
 
 def test_the_next_step_names_the_option_only_where_it_helps(tmp_path: Path) -> None:

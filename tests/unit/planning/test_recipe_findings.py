@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from modelfleet.infra.catalog.recipes import Checkpoints, KnownBad, Recipe, Setting, When, recipe_of
-from modelfleet.infra.planning.recipe_findings import missing_lines, recipe_findings
+from modelfleet.infra.planning.recipe_findings import case_of, missing_lines, recipe_findings
 from modelfleet.serving.config.document import Document, parse_document
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.planning.builders import model, planned, pool, stack
@@ -179,6 +179,12 @@ def test_an_embedding_model_of_our_own_keys_needs_no_runner() -> None:
     assert known is not None
     assert list(missing_lines(known, document())) == [("engine_config", "engine_kwargs", "runner")]
     assert missing_lines(known, document(model_type="embedding")) == {}
+
+
+def test_weights_in_a_folder_have_the_recipe_of_the_name_that_they_go_by() -> None:
+    coder = {"model_id": "Qwen/Qwen3-Coder-30B-A3B-Instruct"}
+    assert case_of({"engine_config": {**coder, "hf_model_id": "/weights/coder"}}).hf_id == coder["model_id"]
+    assert case_of({"engine_config": {**coder, "hf_model_id": "org/m"}}).hf_id == "org/m"
 
 
 def test_a_plan_refuses_what_a_recipe_knows_not_to_work() -> None:
