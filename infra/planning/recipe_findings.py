@@ -27,6 +27,9 @@ LENGTH: KeyPath = (*ENGINE, "max_total_tokens")
 #: The length of a file that names none.
 DEFAULT_LENGTH: int = EngineConfig.model_fields["max_total_tokens"].default
 
+#: Keys that say which weights, beside the model's name.
+NAMES_WEIGHTS = ("hf_model_id", "s3_mirror_config", "gcs_mirror_config", "azure_mirror_config")
+
 Lines = dict[KeyPath, Any]
 
 
@@ -62,7 +65,7 @@ def case_of(data: Any) -> Case:
         kwargs=kwargs,
         env_vars=_section(engine, "runtime_env", "env_vars"),
         own_prompt_format=bool(_section(engine, "generation").get("prompt_format")),
-        names_weights=bool(engine.get("hf_model_id")),
+        names_weights=any(engine.get(key) for key in NAMES_WEIGHTS),
     )
 
 
@@ -214,7 +217,7 @@ def _other_parsers(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
     """A parser of another format than the recipe's; two names of one class are the same format."""
     for path, (setting, ours) in _advice(recipe, case).items():
         name = str(path[-1])
-        asked = case.kwargs.get(name)
+        asked = str(case.kwargs.get(name))
         if name in PARSERS and asked in parsers(name) and parsers(name)[asked] != parsers(name)[ours]:
             yield path, f"found {asked!r}; the recipe of {recipe.family} has {ours!r} ({_basis(recipe, setting, case)})"
 
@@ -261,6 +264,6 @@ def _basis(recipe: Recipe, part: Sourced, case: Case) -> str:
 
 
 def _section(data: Any, *path: str) -> Mapping[str, Any]:
-    for part in path or ():
+    for part in path:
         data = data.get(part) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else {}

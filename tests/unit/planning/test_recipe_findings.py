@@ -170,7 +170,13 @@ def test_environment_is_written_too_but_a_length_costs_memory() -> None:
 
 
 def test_a_file_with_faults_of_any_kind_is_advised_or_left_alone() -> None:
-    for text in ("engine_config: 3", "scaling_config: [1]", "engine_config: {engine_kwargs: x, runtime_env: 1}", "[]"):
+    for text in (
+        "engine_config: 3",
+        "scaling_config: [1]",
+        "engine_config: {engine_kwargs: x, runtime_env: 1, model_id: 7, max_total_tokens: many}",
+        "engine_config: {engine_kwargs: {tool_call_parser: [a], reasoning_parser: {b: 1}, max_num_seqs: []}}",
+        "[]",
+    ):
         assert isinstance(recipe_findings(parse_document(text.encode(), "m.yaml"), recipe(TOOLS, THINKS)), list)
 
 
@@ -221,11 +227,21 @@ REFUSED = KnownBad(
         ("T4", {}, 1, "org/M-AWQ"),
         ("CPU", {}, 1, None),
         ("L4", {"hf_model_id": "org/m"}, 1, None),
+        ("L4", {"s3_mirror_config": {"bucket_uri": "s3://b/m"}}, 1, None),
         ("T4", {"engine_kwargs": {"quantization": "bitsandbytes"}}, 1, None),
         ("L4", {"model_id": "org/m-other"}, 1, None),
         ("L4", {}, 8, None),
     ],
-    ids=["native", "older GPU", "CPU", "kept", "quantized anyway", "another model", "known not to work"],
+    ids=[
+        "native",
+        "older GPU",
+        "CPU",
+        "kept",
+        "a mirror of its own",
+        "quantized anyway",
+        "another model",
+        "known not to work",
+    ],
 )
 def test_a_smaller_checkpoint_is_offered_where_the_gpu_gains_by_it(
     accelerator: str, engine: dict[str, Any], workers: int, offered: str | None
