@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +24,9 @@ from modelfleet.infra.catalog.recipes import (
     read_recipes,
     recipe_of,
 )
+from modelfleet.infra.planning import recipe_findings
 from modelfleet.infra.planning.recipe_findings import known_bad_findings, missing_lines
+from modelfleet.serving.config.accelerators import known_gpus
 from modelfleet.serving.config.catalogs import csv_rows, parsers
 from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import InputErrors, errors_in
@@ -151,20 +155,22 @@ def test_a_smaller_checkpoint_has_the_same_recipe() -> None:
                 assert recipe_of(whole) is recipe is recipe_of(smaller), (name, smaller)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["hf_id"])
-def test_a_file_with_the_lines_of_its_recipe_is_valid_and_lacks_nothing(row: dict[str, str]) -> None:
-    """`check --fix --recipes` must not write what `check` refuses."""
-    for accelerator, workers in (("T4", 1), ("A100-80G", 4), ("A100-80G", 8)):
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_a_file_with_the_lines_of_its_recipe_is_valid_and_lacks_nothing(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check --fix --recipes` must not write what `check` refuses, on any generation of GPUs."""
+    gpu = replace(known_gpus()["A100-80G"], compute_capability=capability)
+    monkeypatch.setattr(recipe_findings, "known_gpus", lambda: {"A100-80G": gpu})
+    for hf_id, workers in product((row["hf_id"] for row in ROWS), (1, 8)):
         text = (
-            f"engine_config:\n  model_id: {row['hf_id']}\nscaling_config:\n  num_workers: {workers}\n"
-            f"  placement_strategy: STRICT_PACK\n  resources_per_worker: {{'accelerator_type:{accelerator}': 0.001}}\n"
+            f"engine_config:\n  model_id: {hf_id}\nscaling_config:\n  num_workers: {workers}\n"
+            "  placement_strategy: STRICT_PACK\n  resources_per_worker: {'accelerator_type:A100-80G': 0.001}\n"
         )
-        recipe = recipe_of(row["hf_id"])
-        before = parse_document(text.encode(), "m.yaml")
-        lines = missing_lines(recipe, before)
-        added = parse_document(text_with(text, "m.yaml", lines).encode(), "m.yaml")
+        recipe, before = recipe_of(hf_id), parse_document(text.encode(), "m.yaml")
+        added = parse_document(text_with(text, "m.yaml", missing_lines(recipe, before)).encode(), "m.yaml")
         assert [finding.sentence() for finding in errors_in(model_of(added)[1])] == []
-        assert missing_lines(recipe, added) == {}
+        assert missing_lines(recipe, added) == {}, hf_id
         bad = {finding.message for finding in known_bad_findings(added, recipe)}
         assert bad <= {finding.message for finding in known_bad_findings(before, recipe)}, "its own lines are not bad"
 

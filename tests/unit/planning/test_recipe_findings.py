@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from modelfleet.infra.catalog.recipes import Checkpoints, KnownBad, Recipe, Setting, When, recipe_of
-from modelfleet.infra.planning.recipe_findings import case_of, missing_lines, recipe_findings
+from modelfleet.infra.planning.recipe_findings import case_of, known_bad_findings, missing_lines, recipe_findings
 from modelfleet.serving.config.document import Document, parse_document
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.planning.builders import model, planned, pool, stack
@@ -250,3 +250,56 @@ def test_a_smaller_checkpoint_is_offered_where_the_gpu_gains_by_it(
     found = sentences(document(accelerator, workers=workers, **engine), known)
     assert [offered] * bool(offered) == [re.findall(r"`hf_model_id: ([^`]+)`", one)[0] for one in found]
     assert missing_lines(known, document(accelerator)) == {}, "other weights are nothing that --fix decides"
+
+
+EP = {"enable_expert_parallel": True}
+FP8_CACHE = {"kv_cache_dtype": "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("hf_id", "engine", "workers", "severity", "message"),
+    [
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", {}, 8, "error", "1536 rows over 8 GPUs"),
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", {}, 4, None, ""),
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507", {}, 8, None, ""),
+        ("Qwen/Qwen3-4B-Instruct-2507", {"engine_kwargs": {"reasoning_parser": "qwen3"}}, 1, "warning", "stays empty"),
+        ("Qwen/Qwen3-4B", {"engine_kwargs": {"reasoning_parser": "qwen3"}}, 1, None, ""),
+        (
+            "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+            {"engine_kwargs": {"tool_call_parser": "hermes"}},
+            1,
+            "warning",
+            "as XML",
+        ),
+        ("Qwen/Qwen3.8-27B", {"engine_kwargs": {"tool_call_parser": "hermes"}}, 1, "warning", "as XML"),
+        ("Inferact/Qwen3.8-27B-MXFP4", {}, 1, "error", "does not load on NVIDIA"),
+        ("Qwen/Qwen3.8-Flash-Next-FP8", {}, 8, "error", "over 8 GPUs"),
+        ("Qwen/Qwen3.8-Flash-Next-FP8", {"engine_kwargs": EP}, 8, None, ""),
+        ("MiniMaxAI/MiniMax-M2.5", {}, 8, "error", "over 8 GPUs"),
+        ("MiniMaxAI/MiniMax-M2.5", {"engine_kwargs": EP}, 8, None, ""),
+        ("nvidia/MiniMax-M2.5-NVFP4", {}, 8, None, ""),
+        ("XiaomiMiMo/MiMo-V2.5", {"engine_kwargs": EP}, 8, "error", "with expert parallelism or without"),
+        ("stepfun-ai/Step-3.5-Flash-FP8", {}, 4, "error", "more than 2 GPUs"),
+        ("MiniMaxAI/MiniMax-M3", {"engine_kwargs": {"block_size": 16}}, 8, "error", "blocks of 128"),
+        ("MiniMaxAI/MiniMax-M3", {"engine_kwargs": {"block_size": 128}}, 8, None, ""),
+        ("zai-org/GLM-5.3-Flash", {"engine_kwargs": FP8_CACHE}, 8, "error", "only on Blackwell"),
+        ("nvidia/GLM-5.2-NVFP4", {}, 8, "error", "Blackwell only"),
+        ("google/gemma-3-4b-it", {"engine_kwargs": {"dtype": "half"}}, 1, "error", "in float16"),
+        ("google/gemma-3n-E4B-it", {"engine_kwargs": {"dtype": "half"}}, 1, None, ""),
+        ("meta-llama/Llama-3.2-11B-Vision-Instruct", {}, 1, "error", "since 0.10.2"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"engine_kwargs": FP8_CACHE}, 1, "warning", "FP8 checkpoint"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8", {"engine_kwargs": FP8_CACHE}, 1, None, ""),
+        ("mistralai/Mistral-Small-4-119B-2603", {"max_total_tokens": 262145}, 4, "warning", "promises 262144"),
+        ("mistralai/Mistral-Small-4-119B-2603", {"max_total_tokens": 262144}, 4, None, ""),
+        ("moonshotai/Kimi-K3", {"engine_kwargs": FP8_CACHE}, 8, "warning", "another prefill"),
+        ("XiaomiMiMo/MiMo-V2.6-Flash-RL", {}, 4, "warning", "repeat tool calls"),
+        ("google/translategemma-27b-it", {}, 1, "warning", "source_lang_code"),
+    ],
+)
+def test_what_is_known_not_to_work_is_found_and_its_neighbours_are_not(
+    hf_id: str, engine: dict[str, Any], workers: int, severity: str | None, message: str
+) -> None:
+    asked = document(workers=workers, **{"model_id": hf_id, **engine})
+    found = known_bad_findings(asked, recipe_of(hf_id))
+    assert [str(finding.severity) for finding in found] == [severity] * bool(severity)
+    assert all(message in finding.message for finding in found)
