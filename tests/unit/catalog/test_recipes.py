@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[3]
 ROWS = list(csv_rows(Path(__file__).parent / "parsers-by-model.csv"))
 #: Where a recipe goes another way than the table, and why: (tool call parser, reasoning parser).
 OTHERWISE = {
+    # vllm#28297 and others serve it so.
+    **{f"Qwen/Qwen3-VL-{size}-Instruct": ("hermes", "") for size in ("2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B")},
     "Qwen/Qwen2.5-7B-Instruct": ("hermes", ""),  # vLLM's documents on tool calling
     "Qwen/Qwen2.5-Coder-7B-Instruct": ("hermes", ""),
     "Qwen/Qwen2.5-Coder-32B-Instruct": ("hermes", ""),

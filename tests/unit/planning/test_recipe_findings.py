@@ -264,6 +264,8 @@ FP8_CACHE = {"kv_cache_dtype": "fp8"}
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", {}, 8, None, ""),
         ("Qwen/Qwen3-4B-Instruct-2507", {"engine_kwargs": {"reasoning_parser": "qwen3"}}, 1, "warning", "stays empty"),
         ("Qwen/Qwen3-4B", {"engine_kwargs": {"reasoning_parser": "qwen3"}}, 1, None, ""),
+        ("Qwen/Qwen3-VL-8B-Instruct", {"engine_kwargs": {"reasoning_parser": "qwen3"}}, 1, "warning", "never thinks"),
+        ("Qwen/Qwen3-VL-8B-Thinking", {"engine_kwargs": {"reasoning_parser": "qwen3"}}, 1, None, ""),
         (
             "Qwen/Qwen3-Coder-30B-A3B-Instruct",
             {"engine_kwargs": {"tool_call_parser": "hermes"}},
