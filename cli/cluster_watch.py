@@ -8,9 +8,13 @@ from typing import Final
 
 from modelfleet.cli import output
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
-from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, troubles
+from modelfleet.infra.kubernetes.names import RAY_SERVICE
+from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, still_to_do, troubles
 from modelfleet.infra.planning import Plan
 
+LOOK_EVERY_S: Final = 5.0
+#: As long as Pulumi waits for the first models.
+ROLLOUT_S: Final = 5400.0
 #: How long what time does not mend must last before the run ends: a registry may be away for a moment.
 PATIENCE_S: Final = 90.0
 #: What can mend itself is said only when it lasts: pods wait a moment for a node or a Secret in every run.
@@ -42,9 +46,34 @@ class ClusterWatch:
                 output.say(one.sentence, "yellow")
         return None
 
+    def wait_for_rollout(self) -> str | None:
+        """Wait until the models run as the files say; returns what ends the wait early."""
+        end, said, settled = time.monotonic() + ROLLOUT_S, "", 0
+        while settled < 2:  # once could be the moment before the operator begins
+            if stopped := self():
+                return stopped
+            if (doing := self._still_to_do()) and doing != said:
+                output.say(doing)
+            said, settled = doing or "", 0 if doing else settled + 1
+            if time.monotonic() > end:
+                return f"{said}, after {ROLLOUT_S / 60:.0f} min"
+            time.sleep(LOOK_EVERY_S)
+        return None
+
+    def _still_to_do(self) -> str | None:
+        try:
+            with self._connected() as api:
+                return still_to_do(api.get("ray.io/v1", "RayService", RAY_SERVICE, self._plan.namespace))
+        except (Unreachable, ApiError) as error:
+            return str(error)
+
+    def _connected(self) -> closing[Api]:
+        settings = self._plan.config.kubernetes
+        return closing(Api.from_kubeconfig(settings.kubeconfig, settings.context))
+
     def _look(self) -> list[Trouble]:
-        settings, namespace = self._plan.config.kubernetes, self._plan.namespace
-        with closing(Api.from_kubeconfig(settings.kubeconfig, settings.context)) as api:
+        namespace = self._plan.namespace
+        with self._connected() as api:
             pods, events = (api.list("v1", kind, namespace) for kind in ("Pod", "Event"))
             jobs = api.list("batch/v1", "Job", namespace)
             try:

@@ -25,6 +25,7 @@ FINAL: Final = {
 }
 #: Ray Serve's word for an application that it does not try again (`ray.serve.schema.ApplicationStatus`).
 DEPLOY_FAILED: Final = "DEPLOY_FAILED"
+RUNNING: Final = "RUNNING"
 CRASHING: Final = "CrashLoopBackOff"
 #: A pod's fields with containers, and those of its status.
 _KINDS: Final = {"initContainers": "initContainerStatuses", "containers": "containerStatuses"}
@@ -76,6 +77,27 @@ def failed_models(ray_services: Iterable[Manifest]) -> list[Trouble]:
                         name, f"model {name} cannot start{_sentence(lines[-1] if lines else '')}", True
                     )
     return list(found.values())
+
+
+def still_to_do(service: Manifest | None) -> str | None:
+    """What KubeRay has left of the stack's last change; None when its models run as the files say.
+
+    Pulumi waits for the condition Ready alone, which a live RayService has all the time.
+    """
+    if service is None:
+        return "there is no RayService"
+    status, generation = service.get("status", {}), service["metadata"]["generation"]
+    conditions = {one["type"]: one for one in status.get("conditions", [])}
+    ready = conditions.get("Ready", {})
+    applications = status.get("activeServiceStatus", {}).get("applicationStatuses") or {}
+    waiting = sorted(name for name, one in applications.items() if one.get("status") != RUNNING)
+    if status.get("observedGeneration", 0) < generation:
+        return "the operator has not seen the change yet"
+    if ready.get("status") != "True":
+        return f"the RayService is not ready{_sentence(ready.get('message', ''))}"
+    if conditions.get("UpgradeInProgress", {}).get("status") == "True":
+        return "a new Ray cluster starts beside the old one, which serves meanwhile"
+    return f"not running yet: {', '.join(waiting)}" if waiting else None
 
 
 def _of(pod: Manifest) -> Iterator[Trouble]:

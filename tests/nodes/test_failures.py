@@ -26,7 +26,7 @@ def absent_image(fleet: NodesFleet) -> Iterator[str]:
     fleet.write(kubernetes={"image": ABSENT, "createNamespace": False})
     yield ABSENT
     fleet.write()
-    fleet.project.up()
+    assert fleet.modelfleet("up").returncode == 0
 
 
 def test_an_absent_image_ends_the_run_with_its_name_and_the_models_answer_on(

@@ -20,6 +20,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from modelfleet.infra.kubernetes.api import ApiError
 from modelfleet.infra.kubernetes.manifests.everything import base, operator, ray
 from modelfleet.infra.kubernetes.manifests.operator import custom_resource_definitions
 from modelfleet.infra.kubernetes.manifests.ray import serve_config_text
@@ -175,6 +176,11 @@ def live(cluster: Cluster, storage: Mapping[str, str], tmp_path: Path) -> Iterat
     s3.put_object(Bucket=BUCKET, Key=plan.code.key, Body=code_with(Path(__file__).parent / "light_app.py"))
     for manifest in [*custom_resource_definitions(), *base(plan), *operator(plan)]:
         cluster.api.apply(manifest, manager=MANAGER, force=True)
+    wait_until(
+        lambda: cluster.api.list("ray.io/v1", "RayService") is not None,
+        what="the API server knows RayServices",
+        retry=ApiError,
+    )
     Trial(STACK, cluster.plane.kubeconfig, cluster.api).give_secret(plan.namespace, plan.region)
     offer(cluster, "1")
     made.apply(models)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelfleet.cli import cluster_watch
-from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, troubles
+from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, still_to_do, troubles
 from tests.unit.planning.builders import model, planned, pool, stack
 
 Manifest = dict[str, Any]
@@ -105,6 +105,36 @@ def test_a_model_that_serve_gave_up_is_final_with_the_last_line_of_its_trace() -
     }
     service = {"status": {"pendingServiceStatus": {"applicationStatuses": states}, "activeServiceStatus": {}}}
     assert failed_models([service, {}]) == [Trouble("a", "model a cannot start: OSError: no such bucket", True)]
+
+
+READY = {"Ready": "True", "UpgradeInProgress": "False"}
+
+
+def service(*, seen: int = 2, conditions: dict[str, str] = READY, **applications: str) -> Manifest:
+    """A RayService after its second change."""
+    listed = [{"type": key, "status": value, "message": f"about {key}."} for key, value in conditions.items()]
+    active = {"applicationStatuses": {name: {"status": status} for name, status in applications.items()}}
+    status = {"observedGeneration": seen, "conditions": listed, "activeServiceStatus": active}
+    return {"metadata": {"generation": 2}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "there is no RayService"),
+        (service(seen=1, a="RUNNING"), "the operator has not seen the change yet"),
+        (service(conditions=READY | {"Ready": "False"}), "the RayService is not ready: about Ready"),
+        (
+            service(conditions=READY | {"UpgradeInProgress": "True"}, a="RUNNING"),
+            "a new Ray cluster starts beside the old",
+        ),
+        (service(b="DEPLOYING", a="UNHEALTHY", c="RUNNING"), "not running yet: a, b"),
+        (service(a="RUNNING"), None),
+    ],
+)
+def test_a_change_is_done_when_the_models_run_as_the_files_say(found: Manifest | None, said: str | None) -> None:
+    """`up` on a live stack once ended at once, with a new image that no node could pull."""
+    assert (still_to_do(found) or "").startswith(said) if said else still_to_do(found) is None
 
 
 class Clock:
