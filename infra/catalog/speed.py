@@ -47,6 +47,7 @@ class Factors:
     low_precision_flops: float
     expert_flops: float
     expert_half_tokens: float
+    expert_half_mib: float
     layer_us: float
     expert_layer_us: float
     step_ms: float
@@ -60,6 +61,7 @@ class Factors:
     queue: float
     burst: float
     tail: float
+    sharegpt_tail: float
 
 
 FACTORS: Final = tuple(one.name for one in fields(Factors))

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from modelfleet.infra.catalog.speed import FactorTable, Measurement, SpeedCard, measurements, speed_cards
 from modelfleet.infra.planning.speed.inputs import Load, Server, SpeedShape, WeightFormat
-from modelfleet.infra.planning.speed.serving import mean_context, queue_seconds, running_limit, serve
+from modelfleet.infra.planning.speed.serving import mean_context, queue_seconds, running_limit, safe_limit, serve
 from modelfleet.infra.planning.speed.steps import admission_seconds, decode_seconds, prefill_seconds
 from modelfleet.serving.config.catalogs import csv_rows
 
@@ -146,7 +146,7 @@ def _batch(case: Case) -> dict[Metric, float]:
     """All prompts at once: prefills, then full batches, and a last one that empties."""
     load, server, shape = case.load, case.server, case.shape
     most = running_limit(server, load)
-    prompts = load.concurrency if case.row.requests else most
+    prompts = load.concurrency if case.row.requests else safe_limit(server, load)
     together = max(1.0, min(prompts, server.max_num_batched_tokens / load.input_tokens))
     prefill = (
         admission_seconds(shape, server, load.input_tokens, together)
@@ -155,7 +155,8 @@ def _batch(case: Case) -> dict[Metric, float]:
     )
     running = min(prompts, most)
     context = mean_context(load)
-    tail = server.factors.tail if case.row.lengths == "natural" else 1.0
+    tails = {"natural": server.factors.tail, "sharegpt": server.factors.sharegpt_tail}
+    tail = tails.get(case.row.lengths, 1.0)
     full = max(0.0, prompts / running - 1) * load.output_tokens * decode_seconds(shape, server, running, context)
     last = load.output_tokens * tail * decode_seconds(shape, server, max(1.0, running / tail), context)
     return {

@@ -26,6 +26,7 @@ PRIORS: Final[Mapping[str, tuple[float, float]]] = {
     "low_precision_flops": (0.8, 0.2),
     "expert_flops": (0.5, 0.4),
     "expert_half_tokens": (4.0, 0.8),
+    "expert_half_mib": (5.0, 0.8),
     "layer_us": (25.0, 0.5),
     "expert_layer_us": (15.0, 0.8),
     "step_ms": (0.8, 0.6),
@@ -38,7 +39,8 @@ PRIORS: Final[Mapping[str, tuple[float, float]]] = {
     "link": (0.5, 0.4),
     "queue": (1.5, 0.5),
     "burst": (0.1, 0.4),
-    "tail": (1.8, 0.4),
+    "tail": (1.5, 0.3),
+    "sharegpt_tail": (3.0, 0.3),
 }
 #: Factors that differ by card, engine or link, and the spread around the common value.
 BY_CARD: Final[Mapping[str, float]] = {"bandwidth": 0.12, "prefill_flops": 0.25}

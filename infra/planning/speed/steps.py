@@ -69,7 +69,9 @@ def matmul_seconds(shape: SpeedShape, server: Server, tokens: float, share: floa
         peak *= factors.low_precision_flops
     if shape.experts:
         each = tokens * shape.experts_per_token / shape.experts
-        peak *= factors.expert_flops / (1 + factors.expert_half_tokens / each)
+        slice_mib = shape.expert_bytes / (shape.layers * shape.experts * server.gpus) / 2**20
+        few = (1 + factors.expert_half_tokens / each) * (1 + factors.expert_half_mib / slice_mib)
+        peak *= factors.expert_flops / few
     return 2 * shape.active_parameters * tokens / peak
 
 
