@@ -20,8 +20,8 @@ METRICS: Final[tuple[Metric, ...]] = ("ttft", "tpot", "throughput")
 #: Bytes per weight, scales included, and format of each precision.
 PRECISIONS: Final[Mapping[str, tuple[float, WeightFormat]]] = {
     "bf16": (2, "16bit"), "fp16": (2, "16bit"), "fp8": (1, "fp8"), "int8-w8a8": (1, "int8"),
-    "gptq-int8": (1.03, "int4"), "awq": (0.52, "int4"), "gptq-w4a16": (0.52, "int4"), "int4-w4a16": (0.52, "int4"),
-    "mxfp4": (0.53, "mxfp4"), "nvfp4": (0.56, "nvfp4"),
+    "gptq-int8": (1.03, "packed"), "awq": (0.52, "packed"), "gptq-w4a16": (0.52, "packed"),
+    "int4-w4a16": (0.52, "packed"), "mxfp4": (0.53, "mxfp4"), "nvfp4": (0.56, "nvfp4"),
 }  # fmt: skip
 #: Bytes per GPU that neither weights nor KV cache have.
 RESERVE = 1.5e9

@@ -7,8 +7,9 @@ from typing import Final, Literal
 
 from modelfleet.infra.catalog.speed import Factors, SpeedCard
 
-#: How weights are stored; what a card cannot compute with is unpacked to 16 bit.
-WeightFormat = Literal["16bit", "fp8", "int8", "int4", "mxfp4", "nvfp4"]
+#: How weights are stored. `packed` are integers with 16-bit activations (AWQ, GPTQ); they, and what a card cannot
+#: compute with, are unpacked to 16 bit.
+WeightFormat = Literal["16bit", "fp8", "int8", "packed", "mxfp4", "nvfp4"]
 
 #: vLLM 0.32's engine, in the names of measurements.csv.
 VLLM: Final = "vllm"

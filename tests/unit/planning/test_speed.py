@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelfleet.infra.catalog.speed import Factors, SpeedCard, fitted_factors, measurements, speed_cards
+from modelfleet.infra.catalog.speed import Factors, SpeedCard, SpeedRange, fitted_factors, measurements, speed_cards
 from modelfleet.infra.planning.speed import (
     Load,
     Server,
@@ -127,6 +128,14 @@ def test_a_card_that_nobody_measured_has_the_common_factors_and_the_wider_ranges
     assert measured.measured_card and not other.measured_card
     common = fitted_factors().values["bandwidth", "*"]
     assert other.factors.bandwidth == common != measured.factors.bandwidth
+    keys = itertools.product(("ttft", "tpot", "throughput"), ("single", "loaded"), ("dense", "experts"))
+    wide = {
+        (card, *key): SpeedRange(0.5 if card == "other" else 0.9, 1.2) for key in keys for card in ("measured", "other")
+    }
+    for server, low in ((measured, 0.9), (other, 0.5)):
+        found = estimate_speed(LLAMA_8B, server, Load(100, 100), ranges=wide).output_tokens_per_second
+        assert found.low == pytest.approx(low * found.expected)
+        assert found.high == pytest.approx(1.2 * found.expected)
     assert server_with("H900", gpus=1, kv_tokens=1, max_num_seqs=1, max_num_batched_tokens=1) is None
 
 
