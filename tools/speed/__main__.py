@@ -26,8 +26,8 @@ from tools.speed.validate import Outcome, RangeKey, decode_of_one, halves, left_
 PICTURE: Final = Path(__file__).parents[2] / "docs" / "speed-errors.svg"
 FACTORS_HEAD: Final = (
     "# How far servers stay below their GPUs' peaks. factor: see infra/catalog/speed.py Factors; scope: * for all, or "
-    "the card, engine or link (infra/catalog/measurements.csv) whose value differs. Made by "
-    "`python -m tools.speed --write` from {count} measurements on {date}; not edited by hand."
+    "the card, engine or link whose value differs. Source: {count} rows of measurements.csv, by "
+    "`python -m tools.speed --write` on {date}; not edited by hand."
 )
 RANGES_HEAD: Final = (
     "# Between which shares of the predicted value four of five measurements lay, with their source left out of the "
