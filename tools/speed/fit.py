@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from modelfleet.infra.catalog.speed import EVERYWHERE, FACTORS, Factors, FactorTable
+from modelfleet.infra.planning.speed.inputs import VLLM
+from modelfleet.serving.config.catalogs import vllm_version
 from tools.speed.cases import Case, predicted
 
 #: Expected value of each factor, and the spread of its logarithm.
@@ -55,6 +57,8 @@ SPREAD: Final = 0.15
 DEGREES: Final = 3.0
 #: What a value costs that the model does not predict: as much as one that is a factor of two off.
 UNPREDICTED: Final = math.log(2) / SPREAD
+#: How often a measurement of the vLLM that this project pins counts: it is the one that people get.
+PINNED_WEIGHT: Final = 3.0
 #: Change of a logarithm for a derivative, the longest step of one, and the rounds at most.
 STEP, LONGEST, ROUNDS = 0.01, 0.5, 25
 
@@ -63,9 +67,10 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Residual:
-    """One error in spreads, and its derivative by each parameter that it depends on."""
+    """One error in spreads, how much it counts, and its derivative by each parameter that it depends on."""
 
     value: float
+    weight: float
     slopes: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -136,9 +141,14 @@ def _errors(case: Case, factors: Factors) -> list[float]:
     ]
 
 
+def _weight(case: Case) -> float:
+    pinned = case.row.engine == VLLM and case.row.engine_version == vllm_version()
+    return PINNED_WEIGHT if pinned else 1.0
+
+
 def _residuals(cases: Sequence[Case], table: FactorTable) -> Iterator[Residual]:
     for case in cases:
-        yield from (Residual(error) for error in _errors(case, table.of(case.card, case.row.engine)))
+        yield from (Residual(error, _weight(case)) for error in _errors(case, table.of(case.card, case.row.engine)))
 
 
 def _linear(cases: Sequence[Case], keys: Sequence[Key], theta: Sequence[float]) -> Iterator[Residual]:
@@ -155,13 +165,13 @@ def _linear(cases: Sequence[Case], keys: Sequence[Key], theta: Sequence[float]) 
                 slope = (after - before) / STEP
                 if not math.isnan(slope) and slope:
                     mine.update(dict.fromkeys(places, slope))
-        yield from (Residual(error, slope) for error, slope in zip(now, slopes, strict=True))
+        yield from (Residual(error, _weight(case), slope) for error, slope in zip(now, slopes, strict=True))
 
 
 def _cost(residuals: Sequence[Residual], theta: Sequence[float], priors: Sequence[tuple[float, float]]) -> float:
     """Minus the logarithm of the likelihood, up to a constant."""
-    values = (UNPREDICTED if math.isnan(one.value) else one.value for one in residuals)
-    misfit = sum((DEGREES + 1) / 2 * math.log1p(value**2 / DEGREES) for value in values)
+    values = ((one.weight, UNPREDICTED if math.isnan(one.value) else one.value) for one in residuals)
+    misfit = sum(weight * (DEGREES + 1) / 2 * math.log1p(value**2 / DEGREES) for weight, value in values)
     return misfit + sum(((t - mean) / spread) ** 2 / 2 for t, (mean, spread) in zip(theta, priors, strict=True))
 
 
@@ -174,7 +184,7 @@ def _step(
     for one in residuals:
         if math.isnan(one.value):
             continue
-        weight = (DEGREES + 1) / (DEGREES + one.value**2)
+        weight = one.weight * (DEGREES + 1) / (DEGREES + one.value**2)
         for row, slope in one.slopes.items():
             right[row] -= weight * slope * one.value
             for column, other in one.slopes.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -97,8 +98,9 @@ def test_a_measured_queue_is_saturated_and_no_other_load_far_from_capacity(every
 
 @pytest.mark.slow
 def test_whole_sources_held_out_are_predicted_within_25_percent_by_median(every: list[Case]) -> None:
-    """An unseen source is what a user's own server is."""
-    found = left_out(every, lambda case: case.source)
+    """An unseen source is what a user's own server is. Small ones are held out together, to save time."""
+    many = {name for name, count in Counter(case.source for case in every).items() if count > 15}
+    found = left_out(every, lambda case: case.source if case.source in many else "")
     assert median_error(found) <= 0.25
     assert median_error(decode_of_one(found)) <= 0.10
     assert within(found, speed_ranges(), "measured") >= 0.8
