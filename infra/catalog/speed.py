@@ -90,7 +90,7 @@ class FactorTable:
 
 @dataclass(frozen=True)
 class SpeedRange:
-    """Between which shares of the predicted value four of five measurements lay, each with its source left out."""
+    """Between which shares of the predicted value nine of ten measurements lay, each with its source left out."""
 
     low: float
     high: float

@@ -1,6 +1,6 @@
 """Fits the speed model to infra/catalog/measurements.csv and says how well it predicts what it did not see.
 
-    python -m tools.speed            # prints the errors on held-out measurements; takes two to three minutes
+    python -m tools.speed            # prints the errors on held-out measurements; takes a few minutes
     python -m tools.speed --write    # and writes speed-factors.csv, speed-ranges.csv and docs/speed-errors.svg
 
 Add a measurement as a row of measurements.csv (a new model also needs its shape in tools/speed/models.csv), then write.
@@ -21,7 +21,17 @@ from modelfleet.infra.catalog.speed import EVERYWHERE, FOLDER, FactorTable, Spee
 from tools.speed.cases import cases
 from tools.speed.fit import expected, fit
 from tools.speed.picture import draw, groups
-from tools.speed.validate import Outcome, RangeKey, decode_of_one, halves, left_out, outcomes, ranges, within
+from tools.speed.validate import (
+    Outcome,
+    RangeKey,
+    decode_of_one,
+    halves,
+    left_out,
+    outcomes,
+    ranges,
+    within,
+    within_unseen,
+)
 
 PICTURE: Final = Path(__file__).parents[2] / "docs" / "speed-errors.svg"
 FACTORS_HEAD: Final = (
@@ -30,7 +40,7 @@ FACTORS_HEAD: Final = (
     "`python -m tools.speed --write` on {date}; not edited by hand."
 )
 RANGES_HEAD: Final = (
-    "# Between which shares of the predicted value four of five measurements lay, with their source left out of the "
+    "# Between which shares of the predicted value nine of ten measurements lay, with their source left out of the "
     "fit (card: measured), or their source or their whole card, whichever is wider (card: other, which nobody "
     "measured). Made by `python -m tools.speed --write` on {date}; not edited by hand."
 )
@@ -72,7 +82,8 @@ def report(
             print(f"{name:30}" + "".join(f"{_text([o for o in part if key(o) == name]):>14}" for _, part in ways))
     print(
         f"\nin their range: {within(half, known, 'measured'):.0%} of a random half, "
-        f"{within(source, known, 'measured'):.0%} of left-out sources, {within(card, known, 'other'):.0%} of cards"
+        f"{within(source, known, 'measured'):.0%} of left-out sources, {within(card, known, 'other'):.0%} of cards; "
+        f"with ranges that have not seen the source either: {within_unseen(source):.0%}"
     )
     silent = [o for o in source if o.predicted is None and o.metric == "ttft" and o.case.row.load == "clients"]
     print("above capacity, not predicted: " + ", ".join(f"{o.case.row.id} ({o.measured:.0f} s)" for o in silent))

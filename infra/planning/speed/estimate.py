@@ -17,7 +17,7 @@ SAME_LOAD: Final = 1.25
 
 @dataclass(frozen=True)
 class Range:
-    """An expected value, and the bounds between which four of five measurements lay."""
+    """An expected value, and bounds that hold four of five values of a source that the fit has not seen."""
 
     low: float
     expected: float
