@@ -26,7 +26,7 @@ class ClusterWatch:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._since: dict[str, float] = {}
+        self._since: dict[tuple[str, bool], float] = {}
         self._said: set[str] = set()
 
     def __call__(self) -> str | None:
@@ -36,9 +36,10 @@ class ClusterWatch:
         except (Unreachable, ApiError):
             return None
         now = time.monotonic()
-        self._since = {one.sentence: self._since.get(one.sentence, now) for one in found}
+        # Not by sentence: a kubelet says ErrImagePull and ImagePullBackOff in turn.
+        self._since = {key: self._since.get(key, now) for key in ((one.name, one.final) for one in found)}
         for one in found:
-            lasted = now - self._since[one.sentence]
+            lasted = now - self._since[one.name, one.final]
             if one.final and lasted >= PATIENCE_S:
                 return one.sentence
             if lasted >= QUIET_S and one.sentence not in self._said:

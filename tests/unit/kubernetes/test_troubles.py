@@ -158,12 +158,14 @@ def test_a_run_ends_when_what_time_does_not_mend_has_lasted_and_not_before(monke
     clock = Clock(monkeypatch)
     watch = cluster_watch.ClusterWatch(PLAN)
     results = []
-    for now in (0, 30, 60, 89, 90):
-        clock.now = now
+    for now, reason in ((0, "ErrImagePull"), (30, "ImagePullBackOff"), (60, "ErrImagePull"), (89, "ImagePullBackOff")):
+        clock.now, clock.pods = now, [waiting(reason, PULL)]
         results.append(watch())
+    clock.now = 90
+    results.append(watch())
     assert results[:4] == [None] * 4
     assert "ImagePullBackOff" in (results[4] or "")
-    assert len(clock.said) == 1, "said once, when it had lasted"
+    assert len(clock.said) == 2, "each sentence once, when it had lasted"
 
 
 def test_an_image_that_arrives_in_time_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
