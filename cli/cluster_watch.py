@@ -9,7 +9,7 @@ from typing import Final
 from modelfleet.cli import output
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
 from modelfleet.infra.kubernetes.names import RAY_SERVICE
-from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, still_to_do, troubles
+from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, still_to_do, troubles, wanted_pods
 from modelfleet.infra.planning import Plan
 
 LOOK_EVERY_S: Final = 5.0
@@ -83,4 +83,4 @@ class ClusterWatch:
                 if error.code != 404:  # the run has not made its definition yet
                     raise
                 services = []
-        return [*troubles(pods, events), *failed_jobs(jobs), *failed_models(services)]
+        return [*troubles(wanted_pods(pods, services), events), *failed_jobs(jobs), *failed_models(services)]

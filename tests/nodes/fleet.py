@@ -23,9 +23,9 @@ STACK = "nodes"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SLUG = MODEL.replace("/", "--")
 REGION = "us-west-2"
-#: CPUs that each node claims: a worker of the instance type takes two thirds. A replica needs more than half of the
+#: CPUs that each node claims: a worker of the instance type takes more than half. A replica needs more than half of the
 #: worker's memory. So there is one on each node.
-NODE_CPUS, INSTANCE, REPLICA_BYTES = 24, "c7i.4xlarge", 16 << 30
+NODE_CPUS, INSTANCE, REPLICA_BYTES = 30, "c7i.4xlarge", 16 << 30
 #: Less than the plan would take, because other tests start vLLM beside these.
 CACHE_BYTES = 256 << 20
 

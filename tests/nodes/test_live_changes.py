@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STACK, BUCKET = "changes", "fleet-changes"
 POOLS = [
-    {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["c7i.xlarge"]},
+    {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["c7i.2xlarge"]},
     {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]},
     {"name": "t4", "accelerator": "T4", "maxNodes": 2, "instanceTypes": ["g4dn.12xlarge"]},
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modelfleet.cli import cluster_watch
-from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, still_to_do, troubles
+from modelfleet.infra.kubernetes.troubles import Trouble, failed_jobs, failed_models, still_to_do, troubles, wanted_pods
 from tests.unit.planning.builders import model, planned, pool, stack
 
 Manifest = dict[str, Any]
@@ -105,6 +105,14 @@ def test_a_model_that_serve_gave_up_is_final_with_the_last_line_of_its_trace() -
     }
     service = {"status": {"pendingServiceStatus": {"applicationStatuses": states}, "activeServiceStatus": {}}}
     assert failed_models([service, {}]) == [Trouble("a", "model a cannot start: OSError: no such bucket", True)]
+
+
+def test_a_pod_of_a_ray_cluster_that_nobody_wants_any_more_says_nothing() -> None:
+    """After a bad image was taken back, its Ray cluster stays until KubeRay's deletion delay is over."""
+    old, new, gateway = pod("old"), pod("new"), pod("gateway")
+    old["metadata"]["labels"], new["metadata"]["labels"] = {"ray.io/cluster": "fleet-a"}, {"ray.io/cluster": "fleet-b"}
+    service = {"status": {"activeServiceStatus": {}, "pendingServiceStatus": {"rayClusterName": "fleet-b"}}}
+    assert wanted_pods([old, new, gateway], [service]) == [new, gateway]
 
 
 READY = {"Ready": "True", "UpgradeInProgress": "False"}

@@ -62,6 +62,10 @@ class Trial:
         for pool in plan.pools:
             for name in self._nodes()[: pool.max_nodes]:
                 self.label_node(name, pool.name)
+        self.give_namespace(plan)
+
+    def give_namespace(self, plan: Plan) -> None:
+        """The stack's namespace, made by its owner, with the Secret of a bucket."""
         restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
         self._apply("Namespace", plan.namespace, None, {"metadata": {"labels": restricted}})
         self.give_secret(plan.namespace, plan.region)
