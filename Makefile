@@ -5,8 +5,10 @@ BENCH ?=
 # Options of `python -m tools.bench.soak`, such as SOAK="--minutes 5".
 SOAK ?=
 STACK ?= local
-# Only a local stack needs all that `make setup` installs.
-SETUP := $(if $(shell grep -s '^ *modelfleet:target: *local' stacks/Pulumi.$(STACK).yaml),setup,setup-operator)
+# The stack for trying the Kubernetes half out: around it the tools put what a platform team has.
+TRIAL := $(filter cluster,$(STACK))
+# Only a local stack and a trial need all that `make setup` installs.
+SETUP := $(if $(TRIAL)$(shell grep -s '^ *modelfleet:target: *local' stacks/Pulumi.$(STACK).yaml),setup,setup-operator)
 BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
@@ -40,10 +42,10 @@ tools: operator  ## Find, install or build the Pulumi CLI and its plugins
 	@$(BIN)/python -m tools.get
 
 up: $(SETUP)  ## Serve the stack (STACK=local) and print an endpoint that answers
-	@$(BIN)/modelfleet up --stack $(STACK)
+	@$(if $(TRIAL),$(BIN)/python -m tools.kubernetes.trial,$(BIN)/modelfleet) up --stack $(STACK)
 
 down: $(SETUP)  ## Remove what `make up` made, and only that
-	@$(BIN)/modelfleet down --stack $(STACK)
+	@$(if $(TRIAL),$(BIN)/python -m tools.kubernetes.trial,$(BIN)/modelfleet) down --stack $(STACK)
 
 status: $(SETUP)  ## Show what runs
 	@$(BIN)/modelfleet status --stack $(STACK)

@@ -1,4 +1,4 @@
-"""`modelfleet check`: every fault of every file, sorted, and `--fix` for old names."""
+"""`modelfleet check`: every fault of every file, sorted, `--fix` for old names, and `--recipes` for what is lacking."""
 
 from __future__ import annotations
 
@@ -25,21 +25,25 @@ class Checked:
     models: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
+    lacking: bool = False
 
     def count(self, severity: Severity) -> int:
         """How many findings have this severity."""
         return sum(finding.severity is severity for finding in self.findings)
 
 
-def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool) -> int:
-    """Check model and stack files, print what was found, and return the exit code."""
+def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool, recipes: bool = False) -> int:
+    """Check model and stack files, print what was found, and return the exit code.
+
+    `fix` rewrites old names; with `recipes` it also adds what a model's recipe has and its file lacks.
+    """
     refresh_schemas(Path.cwd())
     checked = Checked()
     chosen = list(map(str, paths)) or ([] if stack else ["models"])
     files, missing = files_of(chosen)
     checked.findings += missing
     for path in files:
-        _check_file(path, checked, fix=fix)
+        _check_file(path, checked, fix=fix, recipes=recipes)
     if stack is not None:
         _check_stack(stack, checked)
     checked.findings = sorted(set(checked.findings))
@@ -66,15 +70,17 @@ def files_of(patterns: Iterable[str]) -> tuple[list[Path], list[Finding]]:
     return list(files), findings
 
 
-def _check_file(path: Path, checked: Checked, *, fix: bool) -> None:
+def _check_file(path: Path, checked: Checked, *, fix: bool, recipes: bool) -> None:
     checked.files += 1
     if match := STACK_FILE.fullmatch(path.name):
         _check_stack_file(path, match["stack"], checked)
         return
     if fix:
-        _fix(path, checked)
+        _fix(path, checked, recipes=recipes)
     model, findings = load_model(path)
-    checked.findings += findings
+    advice, lacking = _recipe(path, model)
+    checked.lacking |= lacking
+    checked.findings += [*findings, *advice]
     if model is not None:
         checked.models.append(model.config.model_id)
         checked.findings += _fit(model)
@@ -89,15 +95,26 @@ def _fit(model: LoadedModel) -> list[Finding]:
     return unrunnable or fit_findings([model], facts)
 
 
-def _fix(path: Path, checked: Checked) -> None:
+def _recipe(path: Path, model: LoadedModel | None) -> tuple[list[Finding], bool]:
+    """What an expert would write and what is known not to work, and whether lines can be added."""
+    from modelfleet.cli.check_recipes import findings_of
+
+    return findings_of(path, model)
+
+
+def _fix(path: Path, checked: Checked, *, recipes: bool) -> None:
+    from modelfleet.cli.check_recipes import add_lacking
     from modelfleet.serving.config.rayllm.fix import fix_file
 
     try:
-        if notices := fix_file(path):
-            checked.rewritten.append(str(path))
-            checked.findings += [replace(notice, message=f"rewritten: {notice.message}") for notice in notices]
+        notices = [replace(notice, message=f"rewritten: {notice.message}") for notice in fix_file(path)]
+        notices += add_lacking(path) if recipes else []
     except InputErrors as error:
         checked.findings += error.findings
+        return
+    if notices:
+        checked.rewritten.append(str(path))
+        checked.findings += notices
 
 
 def _check_stack_file(path: Path, name: str, checked: Checked) -> None:
@@ -143,6 +160,8 @@ def _summary(checked: Checked) -> str:
     text = f"{output.counted(checked.files, 'file')}: {', '.join(parts) or 'no findings'}."
     if counts[Severity.ERROR]:
         return text
+    if checked.lacking:
+        return f"{text} Next: modelfleet check --fix --recipes, which adds what recipes have, or modelfleet plan."
     if counts[Severity.NOTICE]:
         return f"{text} Next: modelfleet check --fix, which rewrites old names, or modelfleet plan."
     return f"{text} Next: modelfleet plan"

@@ -81,6 +81,9 @@ def check(
     fix: Annotated[
         bool, typer.Option("--fix", help="Rewrite old names to current ones; keeps comments and order.")
     ] = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="With --fix: also add what the model's recipe has and the file lacks.")
+    ] = False,
 ) -> None:
     """Find every mistake in model and stack files, with its line and the fix.
 
@@ -88,7 +91,11 @@ def check(
     """
     from modelfleet.cli.check import run_check
 
-    raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix))
+    if recipes and not fix:
+        raise typer.BadParameter(
+            "goes with --fix; without it, check says what the recipes have", param_hint="--recipes"
+        )
+    raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix, recipes=recipes))
 
 
 @app.command()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,19 @@ from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_back
 from modelfleet.serving.config.errors import SetupError
 
 SAY_EVERY_S = 5.0
+LOOK_EVERY_S = 5.0
 #: Operations that change nothing about a resource.
 UNCHANGED = {"same", "refresh", "read"}
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished operation: its exit code and how many resources it changed, by operation."""
+    """A finished operation: its exit code, how many resources it changed, by operation, and what ended it early."""
 
     code: int
     changes: dict[str, int]
     interrupted: bool
+    stopped: str | None = None
 
 
 def command() -> str:
@@ -59,10 +62,13 @@ def make_stack(root: Path, stack: str) -> None:
         raise SetupError(f"stack {stack} cannot be made: {' '.join(result.stderr.split())}")
 
 
-def operate(root: Path, stack: str, operation: str, *more: str) -> Finished:
+def operate(
+    root: Path, stack: str, operation: str, *more: str, watch: Callable[[], str | None] = lambda: None
+) -> Finished:
     """Runs `pulumi up`, `destroy`, … with all output on stderr; waits while another run has the stack.
 
-    On Ctrl-C the engine also gets the signal, and finishes or undoes its current step before this returns.
+    On Ctrl-C the engine also gets the signal, and finishes or undoes its current step before this returns. `watch` is
+    called meanwhile; when it returns a reason, the engine is interrupted too.
     """
     _wait_for_other_run(root, stack)
     with tempfile.TemporaryDirectory(prefix="modelfleet-") as folder:
@@ -71,14 +77,18 @@ def operate(root: Path, stack: str, operation: str, *more: str) -> Finished:
         environment = {**os.environ, "PULUMI_DEBUG_COMMANDS": "true"}  # for --event-log
         words = _command(root, arguments, environment, engine=True)
         process = subprocess.Popen(words, cwd=root, env=environment, stdout=sys.stderr)
-        interrupted = False
+        interrupted, stopped = False, None
         while True:
             try:
-                code = process.wait()
+                code = process.wait(LOOK_EVERY_S)
                 break
             except KeyboardInterrupt:
                 interrupted = True
-        return Finished(code, _changes(events), interrupted)
+            except subprocess.TimeoutExpired:
+                if not stopped and not interrupted and (stopped := watch()):
+                    output.say(f"{stopped}\nstopping, for no waiting mends this", "bold red")
+                    process.send_signal(signal.SIGINT)
+        return Finished(code, _changes(events), interrupted, stopped)
 
 
 def ask(root: Path, arguments: Sequence[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelfleet.cli import output, pulumi_run
 from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer
@@ -16,6 +17,9 @@ from modelfleet.infra.planning.plan import ModelKind
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, SetupError
 
+if TYPE_CHECKING:
+    from modelfleet.cli.cluster_watch import ClusterWatch
+
 
 def run_up(stack: str) -> int:
     """Check and show the plan, deploy it, wait for a first answer, print examples; returns the exit code."""
@@ -24,25 +28,33 @@ def run_up(stack: str) -> int:
     output.show_findings(plan.notices)
     output.show(plan_table(plan))
     pulumi_run.command()  # before anything starts, because without it nothing can be made
-    if plan.target.on_this_machine:
-        start_emulator(root, plan.config.local.s3_port)
-    elif not plan.target.makes_cluster:
-        from modelfleet.infra.kubernetes.preflight import check_cluster
-
-        check_cluster(plan)
+    watch = _prepare(root, plan)
     pulumi_run.make_stack(root, stack)
-    done = pulumi_run.operate(root, stack, "up", "--suppress-outputs")
+    done = pulumi_run.operate(root, stack, "up", "--suppress-outputs", watch=watch or (lambda: None))
     if done.interrupted:
         raise KeyboardInterrupt
-    if done.code:
-        output.say(
-            f"`pulumi up` failed, see above. What it made is kept; run `modelfleet up --stack {stack}` to continue"
-        )
+    stopped = done.stopped or (watch.wait_for_rollout() if watch and not done.code else None)
+    if done.code or stopped:
+        why = f"stopped: {stopped}" if stopped else "`pulumi up` failed, see above"
+        output.say(f"{why}. What it made is kept; run `modelfleet up --stack {stack}` to continue")
         return EXIT_ENVIRONMENT
     changed = ", ".join(f"{count} {kind}" for kind, count in sorted(done.changes.items())) or "unchanged"
     _show_endpoint(root, plan)
     output.say(f"{stack}: {changed}, {time.monotonic() - began:.0f} s. Next: modelfleet status --stack {stack}")
     return 0
+
+
+def _prepare(root: Path, plan: Plan) -> ClusterWatch | None:
+    """See to what must be there before Pulumi runs; returns what looks at the stack in its cluster meanwhile."""
+    if plan.target.on_this_machine:
+        start_emulator(root, plan.config.local.s3_port)
+    elif not plan.target.makes_cluster:
+        from modelfleet.cli.cluster_watch import ClusterWatch
+        from modelfleet.infra.kubernetes.preflight import check_cluster
+
+        check_cluster(plan)
+        return ClusterWatch(plan)
+    return None
 
 
 def start_emulator(root: Path, port: int) -> None:

@@ -17,6 +17,8 @@ MODEL_LABEL: Final = "modelfleet.dev/model"
 
 #: The resource that the device plugin offers to Kubernetes; also the key of the taint on GPU nodes.
 GPU: Final = "nvidia.com/gpu"
+#: The node's own disk: logs, layers that containers write, and emptyDirs that are not in memory.
+DISK: Final = "ephemeral-storage"
 #: Labels of GPU nodes: that they have GPUs, and how many.
 GPU_PRESENT_LABEL: Final = "nvidia.com/gpu.present"
 GPU_COUNT_LABEL: Final = "nvidia.com/gpu.count"

@@ -11,10 +11,6 @@ from modelfleet.infra.aws.site import Site
 from modelfleet.infra.aws.user_data import node_config, user_data
 from modelfleet.infra.planning.plan import PoolPlan
 
-#: A vLLM image unpacks to some 30 GB, so the default 20 GiB ends in DiskPressure. A type with NVMe keeps images and
-#: weights there. A type without it keeps weights on the root volume too.
-ROOT_GIB_WITH_NVME = 200
-ROOT_GIB_WITHOUT_NVME = 500
 ROOT_GIB_SYSTEM = 50
 #: Parallel image pull wants at least 600 MiB/s (amazon-eks-ami nodeadm/doc/examples.md).
 ROOT_THROUGHPUT_MIB_S = 600
@@ -25,11 +21,6 @@ METADATA: aws.ec2.LaunchTemplateMetadataOptionsArgsDict = {
     "http_tokens": "required",
     "http_put_response_hop_limit": 1,
 }
-
-
-def root_gib(pool: PoolPlan) -> int:
-    """Size of the root volume in GiB."""
-    return ROOT_GIB_WITH_NVME if pool.node.nvme_gb else ROOT_GIB_WITHOUT_NVME
 
 
 def root_volume(gib: int, *, fast: bool) -> aws.ec2.LaunchTemplateBlockDeviceMappingArgsDict:

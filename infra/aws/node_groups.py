@@ -15,7 +15,6 @@ from modelfleet.infra.aws.launch_template import (
     efa_interfaces,
     launch_template,
     purchase_options,
-    root_gib,
     root_volume,
 )
 from modelfleet.infra.aws.scaling_tags import scaling_tags
@@ -187,7 +186,7 @@ class NodeGroups(pulumi.ComponentResource):
         return launch_template(
             name,
             self._site,
-            volume=root_volume(root_gib(pool), fast=True),
+            volume=root_volume(pool.node.root_gib, fast=True),
             gpu=bool(pool.node.gpus),
             labels={STACK_LABEL: self._site.stack, POOL_LABEL: pool.name},
             opts=pulumi.ResourceOptions(parent=self),

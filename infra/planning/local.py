@@ -20,6 +20,5 @@ def local_node(pool: Pool, config: StackConfig) -> NodeShape:
         cpu_millis=cpus * 1000,
         memory_mib=UNKNOWN_MEMORY_MIB,
         gpus=0 if pool.accelerator == CPU else config.local.gpus,
-        nvme_gb=0,
         shm_mib=0,
     )

@@ -16,6 +16,13 @@ VM_OVERHEAD = 0.075
 EVICTION_MIB = 100
 #: /dev/shm of a worker pod: Ray's object store and NCCL; a quarter of the memory, at most this many MiB.
 MAX_SHM_MIB = 16 * 1024
+#: A vLLM image unpacks to some 30 GB, so the default 20 GiB ends in DiskPressure. A type with NVMe keeps images and
+#: weights there (nodeadm's localStorage RAID0). A type without it keeps weights on the root volume too.
+ROOT_GIB_WITH_NVME = 200
+ROOT_GIB_WITHOUT_NVME = 500
+#: Share of a disk that is left for pods, after kubelet's reserve (nodefs eviction at 10 %, 1 GiB) and the file system.
+DISK_SHARE = 0.8
+GB_PER_GIB = 1.073741824
 
 
 def allocatable_cpu_millis(vcpus: int) -> int:
@@ -30,16 +37,22 @@ def allocatable_memory_mib(memory_mib: int, max_pods: int) -> int:
     return int(memory_mib * (1 - VM_OVERHEAD)) - (11 * max_pods + 255) - EVICTION_MIB
 
 
-def node_shape(types: Sequence[InstanceType], catalog: Catalog) -> NodeShape:
-    """What a node of any of `types` offers: the least of each resource, minus daemon sets."""
+def node_shape(types: Sequence[InstanceType], catalog: Catalog, *, made_here: bool) -> NodeShape:
+    """What a node of any of `types` offers: the least of each resource, minus daemon sets.
+
+    `made_here`: the stack makes the node, and so its disk.
+    """
     cpu, memory = catalog.daemon_requests(gpu=types[0].gpus > 0)
     offered = min(allocatable_memory_mib(one.memory_mib, one.max_pods) for one in types) - memory
+    nvme_gb = min(one.nvme_gb for one in types)
+    root_gib = ROOT_GIB_WITH_NVME if nvme_gb else ROOT_GIB_WITHOUT_NVME
     return NodeShape(
         cpu_millis=min(allocatable_cpu_millis(one.vcpus) for one in types) - cpu,
         memory_mib=offered,
         gpus=min(one.gpus for one in types),
-        nvme_gb=min(one.nvme_gb for one in types),
         shm_mib=min(offered // 4, MAX_SHM_MIB),
+        root_gib=root_gib if made_here else 0,
+        disk_gb=int((nvme_gb or int(root_gib * GB_PER_GIB)) * DISK_SHARE) if made_here else 0,
         efa_interfaces=min(one.efa_interfaces for one in types),
     )
 
@@ -48,7 +61,7 @@ def sized_node(cpus: int, memory_gib: int, gpus: int, catalog: Catalog) -> NodeS
     """A node of an existing cluster: the allocatable that the stack file gives, minus daemon sets."""
     cpu, memory = catalog.daemon_requests(gpu=gpus > 0)
     offered = memory_gib * 1024 - memory
-    return NodeShape(cpus * 1000 - cpu, offered, gpus, 0, min(offered // 4, MAX_SHM_MIB))
+    return NodeShape(cpus * 1000 - cpu, offered, gpus, min(offered // 4, MAX_SHM_MIB))
 
 
 def ray_resources(accelerator: str, node: NodeShape) -> dict[str, float]:

@@ -61,8 +61,11 @@ class NodeShape:
     cpu_millis: int
     memory_mib: int
     gpus: int
-    nvme_gb: int
     shm_mib: int
+    #: The root volume that the stack gives the node, GiB; 0 where it makes no nodes.
+    root_gib: int = 0
+    #: What pods may request of the disk that has the kubelet's folders, GB; 0 where it is not known.
+    disk_gb: int = 0
     #: Network cards with EFA, where the instance type is known.
     efa_interfaces: int = 0
 

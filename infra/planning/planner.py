@@ -45,6 +45,7 @@ from modelfleet.infra.planning.plan import (
     WorkerGroup,
 )
 from modelfleet.infra.planning.pools import settle
+from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
@@ -89,6 +90,7 @@ def plan(
         *name_findings(models),
         *_stack_findings(stack, deploying=deploying),
         *fit_findings(models, facts, catalog),
+        *bad_combinations(models, facts),
     ]
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
     fixed = fixed_costs(stack, catalog)

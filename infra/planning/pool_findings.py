@@ -47,7 +47,7 @@ def _way_out(demand: Demand, candidates: Sequence[Candidate], catalog: Catalog) 
     tried = {name for candidate in candidates for name in candidate.instance_types}
     accelerator, able = demand.model.config.accelerator, []
     for one in catalog.instance_types_with(accelerator):
-        other = Candidate(accelerator, (one.name,), node_shape([one], catalog), one.vcpus, None, 0.0)
+        other = Candidate(accelerator, (one.name,), node_shape([one], catalog, made_here=False), one.vcpus, None, 0.0)
         if tried and one.name not in tried and demand.fits(other.room):
             able.append((catalog.usd_per_hour(one.name, region=REFERENCE_REGION) or float("inf"), one.name))
     if not able:

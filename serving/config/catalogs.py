@@ -55,6 +55,19 @@ def command_line() -> dict[str, Any]:
 
 
 @cache
+def parsers(argument: str) -> dict[str, str]:
+    """vLLM's parsers by name, with their classes; `argument` is `tool_call_parser` or `reasoning_parser`."""
+    found: dict[str, str] = _json("vllm_parsers.json")[argument]
+    return found
+
+
+@cache
+def environment_variables() -> frozenset[str]:
+    """The environment variables that vLLM itself reads."""
+    return frozenset(_json("vllm_parsers.json")["environment"])
+
+
+@cache
 def vllm_version() -> str:
     """The vLLM that the facts are about."""
     return str(_json("vllm_engine_arguments.json")["version"])

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from modelfleet.serving.config.catalogs import engine_arguments, front_end_arguments, removed, vllm_version
+from modelfleet.serving.config.catalogs import engine_arguments, front_end_arguments, parsers, removed, vllm_version
 from modelfleet.serving.config.document import Document, KeyPath
 from modelfleet.serving.config.errors import Finding, shortened
 from modelfleet.serving.config.validation import near, shown
@@ -51,6 +51,9 @@ FRONT_END = frozenset(
         "return_tokens_as_token_ids", "tool_call_parser", "tool_parser_plugin", "tool_strict_level",
     }
 )  # fmt: skip
+
+#: Arguments that name a parser, and the argument that brings more of them.
+PARSERS = {"tool_call_parser": "tool_parser_plugin", "reasoning_parser": "reasoning_parser_plugin"}
 
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "int": ("a whole number", (int,)),
@@ -168,6 +171,16 @@ def _together(kwargs: dict[str, Any], engine: dict[str, Any]) -> Iterator[tuple[
         yield "skip_tokenizer_init", message
     if kwargs.get("enable_auto_tool_choice") is True and not kwargs.get("tool_call_parser"):
         yield "enable_auto_tool_choice", "needs tool_call_parser, the name of the model's tool call format"
+    for name, plugin in PARSERS.items():
+        if not kwargs.get(plugin) and (fault := parser_fault(name, kwargs.get(name))):
+            yield name, fault
+
+
+def parser_fault(name: str, value: Any) -> str | None:
+    """What is wrong with a parser's name; `name` is the argument that names it. None for "", which means no parser."""
+    if not isinstance(value, str) or not value or value in parsers(name):
+        return None
+    return f"found {shown(value)}; {near(value, parsers(name), at_most=60)}"
 
 
 def _first_stop_of_text(generation: Any) -> str | None:

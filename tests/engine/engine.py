@@ -106,7 +106,6 @@ class Project:
         pulumi_yaml: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
     ) -> None:
         if not PULUMI.is_file():
             raise FileNotFoundError(f"{PULUMI} is missing; run: make tools")
@@ -131,8 +130,6 @@ class Project:
             **(environ or {}),
         }
         self.timeout_seconds = COMMAND_TIMEOUT_SECONDS
-        self._prefix = list(prefix)
-        """A command that runs each command, such as one that enters a network."""
         self._count = 0
 
     # --- the program and its config ------------------------------------------------------------------------
@@ -237,7 +234,7 @@ class Project:
         # Files, not pipes: nobody reads while a test does something else, and a full pipe stops the engine.
         stdout, stderr = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 (they live as long as the command)
         process = subprocess.Popen(
-            [*self._prefix, str(PULUMI), *arguments, "--non-interactive"],
+            [str(PULUMI), *arguments, "--non-interactive"],
             cwd=self.folder,
             env=self.environ,
             stdin=stdin,

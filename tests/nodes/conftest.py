@@ -1,4 +1,4 @@
-"""One cluster with two real nodes for the whole run, and one fleet on it."""
+"""One cluster with two real nodes for all tests of this folder, and one fleet on it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelfleet.infra.kubernetes.versions import HAPROXY_IMAGE, KUBERAY_IMAGE
 from modelfleet.serving.config.errors import SetupError
-from tests.nodes.fleet import SERVING, NodesFleet, Storage
+from tests.nodes.fleet import NODE_CPUS, NodesFleet
 from tests.nodes.pods import NAMESPACE, Pods
 from tools.go_toolchain import go_command
 from tools.kubernetes.binaries import build_all, missing
 from tools.kubernetes.cluster import Cluster
-from tools.kubernetes.node import images, machine, serving_image
+from tools.kubernetes.node import machine, serving_image
+from tools.kubernetes.trial.trial import Trial, local_weights
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """Two nodes with Debian's image, in a cluster that enforces policies."""
     try:
@@ -26,17 +26,11 @@ def cluster() -> Iterator[Cluster]:
     except SetupError as error:
         pytest.skip(str(error))
     build_all()
-    recipes = [
-        images.debian(),
-        *serving_image.recipes(SERVING),
-        images.program(KUBERAY_IMAGE, "kuberay-operator", "manager"),
-        serving_image.haproxy(HAPROXY_IMAGE),
-    ]
-    with Cluster(2, recipes=recipes, cpus=12) as made:
+    with Cluster(2, recipes=serving_image.fleet(), cpus=NODE_CPUS) as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pods(cluster: Cluster) -> Pods:
     """Pods in a namespace of their own, under the strictest Pod Security standard."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -44,14 +38,18 @@ def pods(cluster: Cluster) -> Pods:
     return Pods(cluster)
 
 
-@pytest.fixture(scope="session")
-def fleet(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodesFleet]:
+@pytest.fixture(scope="package")
+def storage(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """An object store in the cluster; gives the environment in which it is reached from here."""
+    with Trial("nodes", cluster.plane.kubeconfig, cluster.api).object_store() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="package")
+def fleet(cluster: Cluster, storage: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodesFleet]:
     """A fleet of two replicas, one on each node, that came up by one `pulumi up`."""
-    folder = tmp_path_factory.mktemp("nodes")
-    with Storage(cluster, folder) as storage, NodesFleet(cluster, storage, folder) as made:
-        storage.seed()
+    with NodesFleet(cluster, storage, tmp_path_factory.mktemp("nodes")) as made:
         made.write()
-        made.label_nodes()
-        made.give_namespace()
+        made.trial.prepare(storage, local_weights())
         made.project.up()
         yield made

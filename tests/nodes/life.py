@@ -18,20 +18,21 @@ from tools.kubernetes.api import WritingApi
 from tools.kubernetes.node.node import Node
 
 _numbers = itertools.count(1)
+HEAD = "ray.io/node-type=head"
 
 
 @dataclass
 class Answers:
-    """Status codes of requests one after another, and the longest time that one took, in seconds."""
+    """Status codes of requests one after another, `000` with curl's exit code for none, and the longest time, in s."""
 
     codes: list[str] = field(default_factory=list)
     longest_s: float = 0.0
 
     def read(self, log: str) -> None:
         """Take what the pod's log has."""
-        pairs = [line.split() for line in log.splitlines() if len(line.split()) == 2]
-        self.codes = [code for code, _ in pairs]
-        self.longest_s = max((float(seconds) for _, seconds in pairs), default=0.0)
+        lines = [line.split() for line in log.splitlines() if len(line.split()) == 3]
+        self.codes = [f"{code}, curl {ended}" if ended != "0" else code for code, _, ended in lines]
+        self.longest_s = max((float(seconds) for _, seconds, _ in lines), default=0.0)
 
 
 @contextmanager
@@ -40,7 +41,9 @@ def asking(fleet: NodesFleet, pods: Pods, node: int) -> Iterator[Answers]:
     name, answers = f"load-{next(_numbers)}", Answers()
     ask = fleet.question("What is the capital of France?")
     pods.create(
-        name, f"while true; do {ask} -o /dev/null -w '%{{http_code}} %{{time_total}}\\n'; sleep 0.2; done", **on(node)
+        name,
+        f"while true; do {ask} -o /dev/null -w '%{{http_code}} %{{time_total}} %{{exitcode}}\\n'; sleep 0.2; done",
+        **on(node),
     )
     wait_until(lambda: "200" in pods.log(name), what="the first answer", seconds=180)
     try:
@@ -55,6 +58,23 @@ def asking(fleet: NodesFleet, pods: Pods, node: int) -> Iterator[Answers]:
 def _log(pods: Pods, name: str) -> str:
     """The pod's log, which its kubelet has to give; that may be the one that starts again."""
     return wait_until(lambda: pods.log(name), what=f"the log of {name}", seconds=60, retry=ApiError)
+
+
+def workers(fleet: NodesFleet) -> dict[str, str]:
+    """The workers that are ready and stay, by the name of their node."""
+    pods = fleet.cluster.api.list("v1", "Pod", fleet.namespace, "ray.io/node-type=worker")
+    return {
+        pod["spec"]["nodeName"]: pod["metadata"]["name"]
+        for pod in pods
+        if "deletionTimestamp" not in pod["metadata"]
+        and any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", []))
+    }
+
+
+def node_of(fleet: NodesFleet, selector: str) -> Node:
+    """The node of the stack's one pod with these labels."""
+    (pod,) = fleet.cluster.api.list("v1", "Pod", fleet.namespace, selector)
+    return fleet.cluster.node(pod["spec"]["nodeName"])
 
 
 def on(number: int) -> dict[str, Any]:

@@ -164,9 +164,7 @@ def test_a_roll_under_200_open_streams_cuts_none(gateway: Gateway) -> None:
 
 def test_a_gateway_that_hangs_gets_no_requests_and_is_started_again(gateway: Gateway) -> None:
     (hung, _) = gateway.settled()
-    node = next(
-        one for one in gateway.cluster.nodes.values() if one.settings.name == gateway.running[hung]["spec"]["nodeName"]
-    )
+    node = gateway.cluster.node(gateway.running[hung]["spec"]["nodeName"])
     (container,) = (
         one["containerID"].rpartition("/")[2]
         for one in gateway.running[hung]["status"]["containerStatuses"]

@@ -28,6 +28,12 @@ signal.pause()
 """
 
 
+def commands_with(text: str) -> list[str]:
+    """The command lines of the machine's processes that have this in them."""
+    running = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [command for command in running if text in command]
+
+
 def sysctls() -> dict[str, str]:
     """What a kubelet writes unless it finds what it wants."""
     names = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
@@ -57,7 +63,7 @@ def test_a_killed_owner_leaves_nothing(moment: str) -> None:
     name = f"modelfleet-{owner.pid}-"
     wait_until(lambda: not list(CGROUPS.glob(f"*/{name}*")), what="its cgroups have gone", seconds=60)
     wait_until(lambda: not folder.exists(), what="its folder has gone", seconds=30)
-    assert [p.cmdline() for p in psutil.process_iter() if str(folder) in " ".join(p.cmdline())] == []
+    wait_until(lambda: not commands_with(str(folder)), what=f"no process of {folder}", seconds=30)
     assert sysctls() == before
     traces = ("172.30.0.", "10.244.", str(folder))
     assert [line for line in seen_from_the_machine().splitlines() if any(trace in line for trace in traces)] == []

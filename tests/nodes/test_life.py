@@ -9,23 +9,12 @@ from typing import Any
 import pytest
 
 from tests.nodes.fleet import NodesFleet
-from tests.nodes.life import asking, cordon, drain, kill
+from tests.nodes.life import HEAD, asking, cordon, drain, kill, node_of, workers
 from tests.nodes.pods import Pods
 from tests.waiting import wait_until
 from tools.kubernetes.node.node import Node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def workers(fleet: NodesFleet) -> dict[str, str]:
-    """The workers that are ready and stay, by the name of their node."""
-    pods = fleet.cluster.api.list("v1", "Pod", fleet.namespace, "ray.io/node-type=worker")
-    return {
-        pod["spec"]["nodeName"]: pod["metadata"]["name"]
-        for pod in pods
-        if "deletionTimestamp" not in pod["metadata"]
-        and any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", []))
-    }
 
 
 def restarts(fleet: NodesFleet) -> dict[str, int]:
@@ -37,17 +26,12 @@ def restarts(fleet: NodesFleet) -> dict[str, int]:
     }
 
 
-def node_of_head(fleet: NodesFleet) -> Node:
-    (head,) = fleet.cluster.api.list("v1", "Pod", fleet.namespace, "ray.io/node-type=head")
-    return next(n for n in fleet.cluster.nodes.values() if n.settings.name == head["spec"]["nodeName"])
-
-
 @pytest.fixture
 def third(fleet: NodesFleet) -> Iterator[Node]:
     """A free node of the pool, for one test."""
     node = fleet.cluster.add_node(3)
     fleet.cluster.wait_for_node(3)
-    fleet.label_nodes()
+    fleet.trial.label_node(node.settings.name, "cpu")
     yield node
 
 
@@ -57,7 +41,7 @@ def test_nothing_that_is_slow_to_start_was_restarted(fleet: NodesFleet) -> None:
 
 def test_a_kubelet_that_starts_again_restarts_nothing(fleet: NodesFleet, pods: Pods) -> None:
     before = restarts(fleet)
-    node = node_of_head(fleet)
+    node = node_of(fleet, HEAD)
     with asking(fleet, pods, node.settings.number) as answers:
         kill(node, dict(node.settings.programs)["kubelet"])
         wait_until(lambda: node.log("kubelet").count("Kubelet version") == 2, what="the kubelet starts", seconds=60)
@@ -68,7 +52,7 @@ def test_a_kubelet_that_starts_again_restarts_nothing(fleet: NodesFleet, pods: P
 def test_a_drained_worker_moves_its_replica_at_the_groups_limit_and_a_lost_node_is_replaced(
     fleet: NodesFleet, pods: Pods, third: Node
 ) -> None:
-    api, head = fleet.cluster.api, node_of_head(fleet)
+    api, head = fleet.cluster.api, node_of(fleet, HEAD)
     (drained,) = workers(fleet).keys() - {head.settings.name}
     began = time.monotonic()
     with asking(fleet, pods, head.settings.number) as answers:
@@ -90,7 +74,7 @@ def test_a_drained_worker_moves_its_replica_at_the_groups_limit_and_a_lost_node_
 
 def test_an_engine_that_the_kernel_kills_comes_back_and_the_reason_is_on_stdout(fleet: NodesFleet, pods: Pods) -> None:
     name, worker = next(iter(workers(fleet).items()))
-    node = next(n for n in fleet.cluster.nodes.values() if n.settings.name == name)
+    node = fleet.cluster.node(name)
     kill(node, "VLLM::EngineCore")
     wait_until(
         lambda: "the engine of" in fleet.cluster.api.log(fleet.namespace, worker),

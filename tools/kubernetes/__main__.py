@@ -1,6 +1,6 @@
 """Runs the tests' control plane, or a whole cluster, by hand: `python -m tools.kubernetes COMMAND`.
 
-build      build what is missing
+build      build what is missing; where nodes can run, their images too
 start      run a control plane in the background under `.modelfleet/kubernetes`, and print its kubeconfig
 stop       end it
 status     list its processes
@@ -23,7 +23,7 @@ from modelfleet.serving.config.errors import ModelfleetError, SetupError
 from tools.kubernetes import binaries, crds
 from tools.kubernetes.cluster import Cluster
 from tools.kubernetes.control_plane import ControlPlane, crd_manifests
-from tools.kubernetes.node import images, machine
+from tools.kubernetes.node import images, machine, serving_image
 from tools.progress import Step, say
 
 FOLDER = Path(".modelfleet") / "kubernetes"
@@ -49,8 +49,7 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> int:
     command = arguments.command
     if command == "build":
-        binaries.build_all()
-        print("\n".join(str(binary.path) for binary in binaries.BINARIES.values()))
+        _build()
     elif command == "crds":
         print(crds.write())
     elif command == "start":
@@ -64,6 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         return _status()
     return 0
+
+
+def _build() -> None:
+    binaries.build_all()
+    print("\n".join(str(binary.path) for binary in binaries.BINARIES.values()))
+    if not machine.lacking():
+        print(images.archive(serving_image.fleet()).path)
 
 
 def _start(operator: bool) -> None:
@@ -89,7 +95,7 @@ def _nodes(count: int, cpus: int | None) -> None:
     binaries.build_all()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Step(f"a cluster with {count} {'node' if count == 1 else 'nodes'}"):
-        cluster = Cluster(count, cpus=cpus, recipes=[images.debian()]).__enter__()
+        cluster = Cluster(count, cpus=cpus, recipes=serving_image.fleet()).__enter__()
     try:
         print(f"export KUBECONFIG={cluster.plane.kubeconfig}", flush=True)
         for node in cluster.nodes.values():

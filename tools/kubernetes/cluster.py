@@ -15,8 +15,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -29,6 +28,7 @@ from tools.kubernetes.node.images import Archive, Recipe
 from tools.kubernetes.node.network import Network
 from tools.kubernetes.node.node import START_SECONDS, Node
 from tools.kubernetes.node.settings import NodeSettings
+from tools.kubernetes.processes import Running
 from tools.paths import ROOT
 
 MANAGER = "modelfleet-tools"
@@ -36,7 +36,7 @@ MANIFESTS = Path(__file__).parent / "node" / "manifests"
 _numbers = itertools.count(1)
 
 
-class Cluster:
+class Cluster(Running):
     """Raises `SetupError` where nodes cannot run, with all that the machine lacks.
 
     Images of `recipes` are there on each node beside the system's; `cpus` is how many CPUs each node claims.
@@ -61,17 +61,6 @@ class Cluster:
         self.plane = ControlPlane(self.folder, network=self.network)
         self.nodes: dict[int, Node] = {}
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.stop()
-
     @property
     def api(self) -> WritingApi:
         """The API as its administrator."""
@@ -93,13 +82,17 @@ class Cluster:
     @cached_property
     def images(self) -> Archive:
         """What each node has; made when it is first asked for."""
-        return images.archive([*images.system_recipes(), *self._recipes])
+        return images.archive(self._recipes)
 
     def add_node(self, number: int) -> Node:
         """Start one more node, or one again after `nodes[number].stop()`; it is Ready a while later."""
         self.nodes[number] = node = Node(self._settings(number), self.network)
         node.start()
         return node
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes.values() if node.settings.name == name)
 
     def wait_for_node(self, number: int) -> None:
         """Wait until the node is Ready."""

@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -29,7 +28,7 @@ from tools.kubernetes.api import WritingApi
 from tools.kubernetes.binaries import BINARIES, kuberay_sources, require
 from tools.kubernetes.node.network import Network
 from tools.kubernetes.node.settings import GATEWAY
-from tools.kubernetes.processes import end_with_parent, without_proxies
+from tools.kubernetes.processes import Running, end_with_parent, without_proxies
 from tools.paths import tools_cache
 
 #: No other program's default, and below the ephemeral range, from which outgoing connections take their ports.
@@ -44,7 +43,7 @@ _USERS = {
 CORE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 
 
-class ControlPlane:
+class ControlPlane(Running):
     """etcd, API server, scheduler, controller manager and kwok; `start_operator` adds KubeRay.
 
     Everything binds to 127.0.0.1, or runs in `network`, where nodes and their pods reach it and one loopback port leads
@@ -64,17 +63,6 @@ class ControlPlane:
         self.pod_network = f"10.{random.randrange(64, 224)}"
         self._tokens = {user: secrets.token_urlsafe(24) for user in _USERS}
         self.api: WritingApi
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.stop()
 
     @property
     def kubeconfig(self) -> Path:

@@ -5,6 +5,32 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+
+class Running(ABC):
+    """Runs in a `with` block: what `start` has begun when it fails is stopped too."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it; returns when it is ready."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it, also when it has started in part."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.stop()
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Write `vllm_engine_arguments.json` and `vllm_architectures.json` from the installed vLLM.
+"""Write `vllm_engine_arguments.json`, `vllm_architectures.json` and `vllm_parsers.json` from the installed vLLM.
 
 python -m tools.schema.engine_arguments [--check]
 """
@@ -16,6 +16,7 @@ from tools.schema.common import DATA, as_text, bounds, described, plain, write_o
 
 ENGINE_ARGUMENTS = DATA / "vllm_engine_arguments.json"
 ARCHITECTURES = DATA / "vllm_architectures.json"
+PARSERS = DATA / "vllm_parsers.json"
 
 
 def engine_arguments() -> dict[str, Any]:
@@ -59,6 +60,23 @@ def architectures() -> dict[str, Any]:
         "supported": sorted(registry.ModelRegistry.models),
         "removed_after": dict(registry._PREVIOUSLY_SUPPORTED_MODELS),
         "plugin": dict(registry._OOT_SUPPORTED_MODELS),
+    }
+
+
+def parsers() -> dict[str, Any]:
+    """Names of vLLM's tool call and reasoning parsers with their classes, and the variables that vLLM reads.
+
+    Two names of one class read the same format.
+    """
+    from vllm import envs
+    from vllm.reasoning import _REASONING_PARSERS_TO_REGISTER
+    from vllm.tool_parsers import _TOOL_PARSERS_TO_REGISTER
+
+    return {
+        "version": vllm_version(),
+        "tool_call_parser": {name: kind for name, (_, kind) in _TOOL_PARSERS_TO_REGISTER.items()},
+        "reasoning_parser": {name: kind for name, (_, kind) in _REASONING_PARSERS_TO_REGISTER.items()},
+        "environment": sorted(envs.environment_variables),
     }
 
 
@@ -107,10 +125,9 @@ def _bounds_by_name() -> dict[str, dict[str, Any]]:
 
 
 def main() -> int:
-    """Write or compare both files."""
-    return write_or_compare(ENGINE_ARGUMENTS, as_text(engine_arguments())) | write_or_compare(
-        ARCHITECTURES, as_text(architectures())
-    )
+    """Write or compare the three files."""
+    files = {ENGINE_ARGUMENTS: engine_arguments(), ARCHITECTURES: architectures(), PARSERS: parsers()}
+    return max(write_or_compare(path, as_text(data)) for path, data in files.items())
 
 
 if __name__ == "__main__":

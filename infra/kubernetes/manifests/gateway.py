@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from modelfleet.infra.gateway import GatewayFiles, Runtime, render
-from modelfleet.infra.kubernetes.manifests.pods import Manifest, container_security, mib, pod_security, system_placement
+from modelfleet.infra.kubernetes.manifests.pods import (
+    Manifest,
+    container_security,
+    mib,
+    pod_security,
+    resources,
+    system_placement,
+)
 from modelfleet.infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
 from modelfleet.infra.kubernetes.versions import HAPROXY_IMAGE
 from modelfleet.infra.planning.plan import Plan
@@ -168,7 +175,7 @@ def _container(name: str, config: str, metrics: int) -> Manifest:
         "readinessProbe": {**probe, "failureThreshold": 2},
         "livenessProbe": {**probe, **at_once, "failureThreshold": 6},
         "lifecycle": _leave(LEAVE_SECONDS),
-        "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
+        "resources": resources("500m", "512Mi", limit_memory="1Gi"),
         "securityContext": container_security(read_only=True),
         "volumeMounts": [{"name": n, "mountPath": p, **({"readOnly": True} if ro else {})} for n, p, ro in mounts],
     }
@@ -182,10 +189,7 @@ def _bodies() -> Manifest:
         asked = {key: value for key, value in container[probe].items() if key != "httpGet"}
         container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, **asked}
     container["lifecycle"] = _leave(BODIES_LEAVE_SECONDS)
-    container["resources"] = {
-        "requests": {"cpu": "100m", "memory": "256Mi"},
-        "limits": {"memory": mib(BODIES_MEMORY_MIB + 512)},
-    }
+    container["resources"] = resources("100m", "256Mi", limit_memory=mib(BODIES_MEMORY_MIB + 512))
     return container
 
 

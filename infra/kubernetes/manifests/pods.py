@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.names import OBJECT_STORAGE
-from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
+from modelfleet.infra.names import DISK, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan, Taint
 
 Manifest = dict[str, Any]
@@ -14,6 +14,8 @@ Manifest = dict[str, Any]
 #: The user `ray` of the official Ray images and of serving/Dockerfile.
 RAY_USER: Final = 1000
 WEIGHTS_PATH: Final = "/var/lib/modelfleet"
+#: For a container that writes nothing but logs, of which the kubelet keeps five files of 10 MiB.
+SMALL_DISK: Final = "100Mi"
 
 
 def pod_security(user: int) -> Manifest:
@@ -74,11 +76,19 @@ def mib(amount: int) -> str:
     return f"{amount}Ti"
 
 
+def gb(amount: int) -> str:
+    """GB as the shortest quantity, as Kubernetes and KubeRay write it back."""
+    return f"{amount}G" if amount % 1000 else f"{amount // 1000}T"
+
+
 def millis(amount: int) -> str:
     """Thousandths of a CPU as the shortest quantity: `500m`, `2`."""
     return f"{amount}m" if amount % 1000 else str(amount // 1000)
 
 
-def resources(cpu: str, memory: str, *, limit_memory: str | None = None) -> Manifest:
-    """Requests, and a limit for memory only: a CPU limit throttles the pod and gives nothing to any other."""
-    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit_memory or memory}}
+def resources(cpu: str, memory: str, *, disk: str = SMALL_DISK, limit_memory: str | None = None) -> Manifest:
+    """Requests, and a limit for memory only: a CPU limit throttles the pod and gives nothing to any other.
+
+    `disk` is for logs and files; when a node's disk fills up, the kubelet first evicts pods beyond their request.
+    """
+    return {"requests": {"cpu": cpu, DISK: disk, "memory": memory}, "limits": {"memory": limit_memory or memory}}

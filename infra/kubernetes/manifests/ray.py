@@ -16,6 +16,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
     environment,
+    gb,
     mib,
     millis,
     object_storage,
@@ -39,7 +40,7 @@ from modelfleet.infra.kubernetes.names import (
     labels,
 )
 from modelfleet.infra.kubernetes.text import json_for_yaml
-from modelfleet.infra.names import GPU, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.names import DISK, GPU, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan, WorkerGroup
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
@@ -50,7 +51,8 @@ DRAIN_SECONDS: Final = 840
 MIRROR_WAIT_SECONDS: Final = 4 * 3600
 #: Ray's object store carries no tensors here (vLLM's workers share memory on their own).
 OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
-HEAD_CPU, HEAD_MEMORY = "2", "8Gi"
+#: On disk: Ray's session with its logs, which rotate at 512 MB each, and the code of each application.
+HEAD_CPU, HEAD_MEMORY, HEAD_DISK = "2", "8Gi", "4Gi"
 #: Only Kubernetes knows a pod's own address; the network policy says who may connect.
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104
 HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
@@ -161,7 +163,7 @@ def _head(plan: Plan) -> Manifest:
     }
     container = {
         **_container(plan, "ray-head"),
-        "resources": resources(HEAD_CPU, HEAD_MEMORY),
+        "resources": resources(HEAD_CPU, HEAD_MEMORY, disk=HEAD_DISK),
         "lifecycle": FOLLOW_LOGS,
         "ports": [
             {"name": "gcs-server", "containerPort": 6379},
@@ -213,8 +215,9 @@ def _whole_node(group: WorkerGroup) -> Manifest:
     """All that a node offers, so that the scheduler puts one worker on a node and the node autoscaler buys one each."""
     memory = mib(group.node.memory_mib)
     gpus = {GPU: str(group.node.gpus)} if group.node.gpus else {}
+    disk = {DISK: gb(group.node.disk_gb)} if group.node.disk_gb else {}
     return {
-        "requests": {"cpu": millis(group.node.cpu_millis), "memory": memory, **gpus},
+        "requests": {"cpu": millis(group.node.cpu_millis), **disk, "memory": memory, **gpus},
         "limits": {"memory": memory, **gpus},
     }
 

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,44 @@ def fixed_text(text: str, file: str) -> tuple[str, list[Finding]]:
         why = "a rewritten key would change another one, through an anchor or a merge (`<<`)"
         raise InputErrors([_by_hand(document, rewriter, why)])
     return (_BOM if bom else "") + body, findings
+
+
+def add_to_file(path: Path, additions: Mapping[KeyPath, Any]) -> None:
+    """Add entries that the file at `path` does not have; raises `InputErrors` like `fix_file`.
+
+    Entries of a section that is missing make it, one line each.
+    """
+    document = read_document(path)
+    text = path.read_bytes().decode("utf-8")
+    _write(path, text_with(text, str(path), additions), document)
+
+
+def text_with(text: str, file: str, additions: Mapping[KeyPath, Any]) -> str:
+    """The text with entries that it does not have; raises `InputErrors` when they cannot be added to the text."""
+    bom = text.startswith(_BOM)
+    body = text.removeprefix(_BOM)
+    document = parse_document(body.encode(), file)
+    by_section: dict[KeyPath, dict[str | int, Any]] = {}
+    for path, value in additions.items():
+        by_section.setdefault(path[:-1], {})[path[-1]] = value
+    try:
+        with yaml_errors(file, body):
+            for section, entries in by_section.items():
+                body = _with_entries(body, section, entries)
+            done = parse_document(body.encode(), file)
+        added = done.data == _expected(document, [Edit((), tuple(additions.items()))])
+    except (InputErrors, LookupError, ValueError):
+        added = False
+    if not added:
+        names = ", ".join(str(path[-1]) for path in additions)
+        raise InputErrors([document.finding((), f"the text cannot be changed safely; add these keys by hand: {names}")])
+    return (_BOM if bom else "") + body
+
+
+def _with_entries(text: str, section: KeyPath, entries: dict[str | int, Any]) -> str:
+    if node_at(compose_text(text), section) is NOTHING:
+        return _put(text, section, entries, block=True)
+    return _put_all(text, tuple(((*section, name), value) for name, value in entries.items()))
 
 
 def _expected(document: Document, edits: list[Edit]) -> Any:
@@ -163,12 +202,15 @@ def _put_all(text: str, puts: tuple[tuple[KeyPath, Any], ...]) -> str:
     return text
 
 
-def _put(text: str, path: KeyPath, value: Any) -> str:
-    """A new entry after the last one-line entry of its mapping, which is made where it is missing."""
+def _put(text: str, path: KeyPath, value: Any, *, block: bool = False) -> str:
+    """A new entry after the last one-line entry of its mapping, which is made where it is missing.
+
+    `block` writes the entries of a new section below each other.
+    """
     root = compose_text(text)
     mapping: yaml.Node = root if len(path) == 1 else node_at(root, path[:-1])
     if mapping is NOTHING:
-        return _put(text, path[:-1], {path[-1]: value})
+        return _put(text, path[:-1], {path[-1]: value}, block=block)
     if not isinstance(mapping, yaml.MappingNode) or not mapping.value:
         start, end = mapping.start_mark.index, mapping.end_mark.index
         before = "" if end > start else " "
@@ -179,11 +221,17 @@ def _put(text: str, path: KeyPath, value: Any) -> str:
         return f"{text[:end]}, {path[-1]}: {one_line(value)}{text[end:]}"
     lines = [e for e in entries if isinstance(e.value, yaml.ScalarNode) and e.value.style not in ("|", ">")]
     indent, newline = " " * entries[0].column, newline_of(text)
+    inside = _below(value, indent, newline) if block else f" {one_line(value)}"
     if not lines:
         start = entries[0].opening
-        return f"{text[:start]}{path[-1]}: {one_line(value)}{newline}{indent}{text[start:]}"
+        return f"{text[:start]}{path[-1]}:{inside}{newline}{indent}{text[start:]}"
     end = line_end_after(text, lines[-1].end)
-    return f"{text[:end]}{newline}{indent}{path[-1]}: {one_line(value)}{text[end:]}"
+    return f"{text[:end]}{newline}{indent}{path[-1]}:{inside}{text[end:]}"
+
+
+def _below(section: dict[str | int, Any], indent: str, newline: str) -> str:
+    """The entries of a section, each on a line of its own."""
+    return "".join(f"{newline}{indent}  {name}: {one_line(value)}" for name, value in section.items())
 
 
 def _repeated(text: str) -> list[KeyPath]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from modelfleet.infra.aws.kubeconfig import kubeconfig
-from modelfleet.infra.aws.launch_template import purchase_options, root_gib
+from modelfleet.infra.aws.launch_template import purchase_options
 from modelfleet.infra.aws.scaling_tags import scaling_tags
 from modelfleet.infra.aws.site import site_of
 from modelfleet.infra.aws.user_data import node_config, user_data
@@ -42,7 +42,7 @@ def test_a_kubeconfig_holds_no_credential() -> None:
 def test_a_node_without_nvme_gets_a_root_volume_with_room_for_the_weights(tmp_path: Path) -> None:
     gpu, _ = planned(tmp_path / "a")
     cpu, _ = planned(tmp_path / "b", pools=[CPU])
-    assert (root_gib(gpu.pools[0]), root_gib(cpu.pools[0])) == (200, 500)
+    assert (gpu.pools[0].node.root_gib, cpu.pools[0].node.root_gib) == (200, 500)
 
 
 def test_scaling_tags_of_a_pool_without_gpus_name_no_gpu(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import re
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modelfleet.serving.config.document import parse_document
+from modelfleet.serving.config.document import KeyPath, parse_document
 from modelfleet.serving.config.errors import InputErrors, Severity
 from modelfleet.serving.config.load import load_model, model_of
-from modelfleet.serving.config.rayllm.fix import fix_file, fixed_text
+from modelfleet.serving.config.rayllm.fix import fix_file, fixed_text, text_with
 from modelfleet.serving.config.rayllm.legacy import normalise
 
 SHIPPED = sorted((Path(__file__).parent / "rayllm").glob("*.yaml"))
@@ -213,3 +214,44 @@ def test_a_long_keys_new_names_stay_in_its_mapping() -> None:
         "downscaling_factor": 2,
         "a": 1,
     }
+
+
+ADDITIONS: dict[KeyPath, Any] = {
+    ("engine_config", "engine_kwargs", "a"): 1,
+    ("engine_config", "engine_kwargs", "b"): {"c": ["d"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "engine_config:\n  model_id: x  # why\n  engine_kwargs:\n    dtype: half # T4\n\n# end\n",
+            "engine_config:\n  model_id: x  # why\n  engine_kwargs:\n    dtype: half # T4\n    a: 1\n"
+            "    b: {c: [d]}\n\n# end\n",
+        ),
+        (
+            "engine_config:\n  model_id: x\nscaling_config: {num_workers: 1}\n",
+            "engine_config:\n  model_id: x\n  engine_kwargs:\n    a: 1\n    b: {c: [d]}\nscaling_config: {num_workers: 1}\n",
+        ),
+        ("engine_config: {model_id: x}\n", "engine_config: {model_id: x, engine_kwargs: {a: 1, b: {c: [d]}}}\n"),
+        (
+            "engine_config:\n  model_id: x\n  engine_kwargs: {}\n",
+            "engine_config:\n  model_id: x\n  engine_kwargs: {a: 1, b: {c: [d]}}\n",
+        ),
+        (
+            "engine_config:\r\n  model_id: x\r\n  engine_kwargs:\r\n    z: 0\r\n",
+            "engine_config:\r\n  model_id: x\r\n  engine_kwargs:\r\n    z: 0\r\n    a: 1\r\n    b: {c: [d]}\r\n",
+        ),
+    ],
+    ids=["block", "no section", "braces", "empty section", "CRLF"],
+)
+def test_added_entries_stand_where_a_person_would_write_them(before: str, after: str) -> None:
+    assert text_with(before, "m.yaml", ADDITIONS) == after
+
+
+def test_entries_are_not_added_to_what_another_section_shares() -> None:
+    """The anchor's other user would get them too."""
+    shared = "engine_config:\n  engine_kwargs: &k {z: 0}\n  runtime_env: *k\n"
+    with pytest.raises(InputErrors, match="add these keys by hand: a, b"):
+        text_with(shared, "m.yaml", ADDITIONS)

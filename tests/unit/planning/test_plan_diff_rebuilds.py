@@ -95,6 +95,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 #: The pool is one whose nodes have four interfaces.
 EFA = {"pools": [A100, L4]}
 REBUILDS = {
+    "target": "worker groups l4, a100; pools appended at the end change none",
     "pools.name": "worker groups l4; pools appended at the end change none",
     "pools.accelerator": "worker groups l4; pools appended at the end change none",
     "pools.instanceTypes": "worker groups l4; pools appended at the end change none",

@@ -51,6 +51,7 @@ def kubelet(settings: NodeSettings) -> str:
             "authorization": {"mode": "AlwaysAllow"},
             # The disk is the machine's: what others keep there is no reason to evict pods.
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "2%", "imagefs.available": "2%"},
+            "evictionPressureTransitionPeriod": "10s",  # what was full and is not takes pods again; 5 min by default
             "imageGCHighThresholdPercent": 100,  # no registry brings an image back
         }
     )

@@ -97,7 +97,8 @@ def program(name: str, binary: str, path: str, user: str = "0:0") -> Recipe:
 
 
 def archive(recipes: Sequence[Recipe]) -> Archive:
-    """All images in one archive, made once for each set of them; a recipe comes after the one that it starts FROM."""
+    """These and the system's images in one archive, made once for each set; each recipe after its base."""
+    recipes = [*system_recipes(), *recipes]
     key = hashlib.sha256("\0".join(recipe.key for recipe in recipes).encode()).hexdigest()[:16]
     folder = _once(f"images-{key}", lambda part: _write(recipes, part))
     mounts = tuple((str(volume_of(one)), one.volume) for one in recipes if one.volume)

@@ -12,13 +12,13 @@ from typing import IO
 
 from modelfleet.serving.config.errors import SetupError
 from tools.kubernetes.node.settings import GATEWAY, NodeSettings
-from tools.kubernetes.processes import end_with_parent
+from tools.kubernetes.processes import Running, end_with_parent
 from tools.paths import ROOT
 
 BRIDGE = "nodes"
 
 
-class Network:
+class Network(Running):
     """`with Network(folder) as network:`; its processes end with the one that started it."""
 
     def __init__(self, folder: Path) -> None:

@@ -11,17 +11,25 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-from modelfleet.infra.kubernetes.versions import HAPROXY
+from modelfleet.infra.kubernetes.versions import HAPROXY, HAPROXY_IMAGE, KUBERAY_IMAGE
 from modelfleet.serving.config.errors import SetupError
+from tools.cache import once
+from tools.kubernetes.node import images
 from tools.kubernetes.node.images import DEBIAN, Recipe
 from tools.paths import ROOT
+from tools.progress import say
 
 DOCKERFILE = ROOT / "serving" / "Dockerfile"
 LOCK = ROOT / "requirements" / "cluster-cpu.txt"
+LOCAL_LOCK = ROOT / "requirements" / "local.txt"
 #: Where pip puts packages in Debian's Python.
 PACKAGES = "/usr/local/lib/python3.11/dist-packages"
+SERVING = "localhost/modelfleet-serving:1"
+#: The S3 that a trial has in its cluster, as its authors publish it.
+OBJECT_STORE = f"docker.io/motoserver/moto:{version('moto')}"
 BASE = "localhost/vllm-openai-cpu:1"
 BASE_DOCKERFILE = f"""\
 FROM {DEBIAN}
@@ -29,13 +37,24 @@ RUN rm -f /usr/lib/python3*/EXTERNALLY-MANAGED && ln -s python3 /usr/bin/python
 """
 
 
-def recipes(name: str) -> list[Recipe]:
-    """The base and the serving image, which gets `name`."""
+def fleet() -> list[Recipe]:
+    """All images that a fleet's pods name: the serving image, the operator's and the gateway's."""
+    return [
+        images.debian(),
+        *serving(),
+        images.program(KUBERAY_IMAGE, "kuberay-operator", "manager"),
+        haproxy(HAPROXY_IMAGE),
+        object_store(),
+    ]
+
+
+def serving() -> list[Recipe]:
+    """The base, and on it the serving image `SERVING`."""
     lock = LOCK.read_text()
     return [
         Recipe(BASE, BASE_DOCKERFILE),
         Recipe(
-            name,
+            SERVING,
             DOCKERFILE.read_text(),
             (lock, base_requirements(lock)),
             {"requirements/cluster-cpu.txt": lambda: LOCK},
@@ -58,13 +77,33 @@ def install_base(folder: Path) -> None:
     """Put the base's packages into `folder`, linked from uv's cache where they are in it."""
     requirements = folder.with_name("base.txt")
     requirements.write_text(base_requirements(LOCK.read_text()))
-    uv = Path(sys.prefix) / "bin" / "uv"
-    command = [str(uv), "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", sys.executable]
-    done = subprocess.run(
-        [*command, "--target", str(folder), "-r", str(requirements)], capture_output=True, text=True, check=False
+    _install(folder, "--no-deps", "--require-hashes", "-r", str(requirements))
+
+
+def object_store() -> Recipe:
+    """moto's server as this environment has it, without what only other services than S3 need."""
+    name = f"moto-s3-{version('moto')}"
+
+    def packages() -> Path:
+        def make(folder: Path) -> None:
+            _install(folder / "packages", "--constraint", str(LOCAL_LOCK), "moto[s3]", "flask", "flask-cors")
+
+        return once(name, make, waiting=lambda: say(f"{name}: waiting for another run that is making it")) / "packages"
+
+    return Recipe(
+        OBJECT_STORE,
+        f"FROM {DEBIAN}\nCOPY packages /opt/moto\nENV PYTHONPATH=/opt/moto\n",
+        (name,),
+        {"packages": packages},
     )
+
+
+def _install(folder: Path, *requirements: str) -> None:
+    uv = Path(sys.prefix) / "bin" / "uv"
+    command = [str(uv), "pip", "install", "--quiet", "--python", sys.executable, "--target", str(folder)]
+    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SetupError(f"the base of the serving image: {done.stderr.strip()[-800:]}")
+        raise SetupError(f"packages of an image: {done.stderr.strip()[-800:]}")
 
 
 def haproxy(name: str) -> Recipe:

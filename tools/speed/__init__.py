@@ -1,0 +1,1 @@
+"""Fits the speed model of `infra/planning/speed` to published measurements, and checks it. For developers."""
