@@ -30,7 +30,6 @@ CAUSE = "cause of a rerun"
 #: long file at the end. vLLM takes 5 GB a model, and where a machine's memory is nearly full, Ray ends
 #: replicas: of the files that start it one worker gets all, last those whose Ray runs until the end.
 SHARED = {
-    "tests/nodes/": "vLLM",
     "tests/engine/test_local_fleet.py": "vLLM",
     "tests/engine/test_local_upgrade.py": "vLLM",
     "tests/serving/": "vLLM",

@@ -1,1 +1,1 @@
-"""A package, so that its fixtures of that scope end with it: one machine has no memory for its replicas and others."""
+"""A package, so that its fixtures of that scope end with it."""

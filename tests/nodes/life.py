@@ -71,6 +71,15 @@ def workers(fleet: NodesFleet) -> dict[str, str]:
     }
 
 
+def restarts(fleet: NodesFleet) -> dict[str, int]:
+    """How often each container of the stack was started again."""
+    return {
+        f"{pod['metadata']['name']}/{one['name']}": one["restartCount"]
+        for pod in fleet.cluster.api.list("v1", "Pod", fleet.namespace)
+        for one in pod["status"].get("containerStatuses", [])
+    }
+
+
 def node_of(fleet: NodesFleet, selector: str) -> Node:
     """The node of the stack's one pod with these labels."""
     (pod,) = fleet.cluster.api.list("v1", "Pod", fleet.namespace, selector)

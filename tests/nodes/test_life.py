@@ -9,21 +9,12 @@ from typing import Any
 import pytest
 
 from tests.nodes.fleet import NodesFleet
-from tests.nodes.life import HEAD, asking, cordon, drain, kill, node_of, workers
+from tests.nodes.life import HEAD, asking, cordon, drain, kill, node_of, restarts, workers
 from tests.nodes.pods import Pods
 from tests.waiting import wait_until
 from tools.kubernetes.node.node import Node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def restarts(fleet: NodesFleet) -> dict[str, int]:
-    """How often each container of the stack was started again."""
-    return {
-        f"{pod['metadata']['name']}/{one['name']}": one["restartCount"]
-        for pod in fleet.cluster.api.list("v1", "Pod", fleet.namespace)
-        for one in pod["status"].get("containerStatuses", [])
-    }
 
 
 @pytest.fixture

@@ -257,6 +257,8 @@ def _environment(plan: Plan) -> dict[str, str | None]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray would start replicas with niceness 15: they would come last beside everything else on their node.
+        "RAY_worker_niceness": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "AWS_REGION": plan.region,
         "MODELFLEET_MODEL_CACHE": f"{WEIGHTS_PATH}/models",

@@ -17,6 +17,8 @@ from tools.kubernetes.processes import end_with_parent, without_proxies
 from tools.paths import ROOT
 
 START_SECONDS = 240.0
+#: Of the machine's time, in shares of which one process has 1,024.
+CPU_SHARES = 8192
 #: All of a machine's that a node has for itself, but users: pods' processes are root's or have the image's numbers.
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
 
@@ -88,6 +90,8 @@ class Node:
         for controller in CONTROLLERS:
             made = CGROUPS / controller / self.settings.cgroup.lstrip("/")
             made.mkdir()
+            if controller == "cpu":  # as a group, all of a node's processes would get what one of the machine's gets
+                (made / "cpu.shares").write_text(str(CPU_SHARES))
             if controller == "cpuset":  # it starts with none
                 for name in ("cpuset.cpus", "cpuset.mems"):
                     (made / name).write_text((made.parent / name).read_text())
