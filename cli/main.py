@@ -235,16 +235,27 @@ def models_show(
     kv_gib: Annotated[
         float | None, typer.Option(min=0.1, help="GiB of cache, instead of what the card leaves.")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Count weights as fp8, awq, nvfp4, bf16, …; default: its own.")
+    ] = None,
+    input_tokens: Annotated[int, typer.Option("--input", min=1, help="Tokens of a prompt, on average.")] = 512,
+    output_tokens: Annotated[int, typer.Option("--output", min=1, help="Tokens of an answer, on average.")] = 256,
+    concurrency: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 1,
+    engine: Annotated[str, typer.Option(help="Estimate another server: sglang, tensorrt-llm.")] = "vllm",
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model keeps on one GPU: weights, caches, and how many sequences fit.
+    """Show what a model keeps on one GPU, and with an accelerator how fast it answers: an estimate with its range.
 
-    Example: `modelfleet models show Qwen/Qwen3.5-9B --accelerator L40S --length 32768`
+    Example: `modelfleet models show Qwen/Qwen3.5-9B --accelerator L40S --input 2000 --output 300 --concurrency 32`
     """
     from modelfleet.cli.models import Asked, run_show
+    from modelfleet.cli.models_speed import AskedLoad
 
-    asked = Asked(accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline)
+    load = AskedLoad(input_tokens, output_tokens, concurrency, engine)
+    asked = Asked(
+        accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline, quantization, load
+    )
     raise typer.Exit(run_show(model, asked, as_json=as_json))
 
 

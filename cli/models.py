@@ -10,6 +10,7 @@ from rich.table import Table
 
 from modelfleet.cli import output
 from modelfleet.cli.models_bar import memory_bar
+from modelfleet.cli.models_speed import AskedLoad, quantization_notice, quantized, speed_line, speed_row, speed_source
 from modelfleet.infra.catalog import Accelerator, Catalog, CatalogModel, default_catalog
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memory, memory_in
 from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
@@ -79,14 +80,18 @@ class Asked:
     kv_dtype: str = "auto"
     kv_gib: float | None = None
     network: bool = True
+    quantization: str | None = None
+    load: AskedLoad = dataclasses.field(default_factory=AskedLoad)
 
 
 def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
     """Print what a model keeps on one GPU; returns the exit code, 1 when vLLM would not start."""
     catalog = default_catalog()
     accelerator = _accelerator(asked.accelerator, catalog)
-    model = named_model(name, catalog, network=asked.network)
-    shown = answer(model, asked, accelerator)
+    found = named_model(name, catalog, network=asked.network)
+    model = quantized(found, asked.quantization)
+    shown = answer(model, asked, accelerator, catalog)
+    shown["notices"] += quantization_notice(found, model, asked.quantization)
     if as_json:
         output.show_json(shown)
     else:
@@ -103,14 +108,14 @@ def _accelerator(name: str | None, catalog: Catalog) -> Accelerator | None:
     return found
 
 
-def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> dict[str, Any]:
-    """The row of one GPU, with what it rests on and what speaks against it."""
+def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, catalog: Catalog) -> dict[str, Any]:
+    """The row of one GPU and its speed, with what they rest on and what speaks against them."""
     facts = model.facts
-    length = asked.length or min(LENGTH, facts.checkpoint.longest)
+    length = _length(asked, facts.checkpoint.longest)
     capability = accelerator.compute_capability if accelerator else CAPABILITY
     batch = asked.batched_tokens or (accelerator.batched_tokens if accelerator else BATCHED_TOKENS)
     engine = EngineArguments(length, batch, asked.gpus, asked.kv_dtype, capability)
-    memory, room, on_card = ModelMemory(facts.checkpoint, engine), asked.kv_gib, None
+    memory, room, on_card, setting = ModelMemory(facts.checkpoint, engine), asked.kv_gib, None, None
     if accelerator is not None:
         setting = _setting(asked, accelerator, length, batch, facts.quantization)
         on_card = gpu_memory(facts, setting)
@@ -118,16 +123,24 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> 
         room = room if room is not None else on_card.kv_cache_mib / 1024
     row = memory.row(KV_GIB if room is None else room).as_json()
     row["weights_gib"] = round(memory.weights.bytes * facts.header_ratio / GIB, 3)
+    speed = speed_row(model, setting, asked.load, asked.kv_gib, catalog)
     return {
         "model": model.name,
         **row,
         "encoder_gib": round(facts.encoder_bytes / asked.gpus / GIB, 3),
         "accelerator": accelerator.name if accelerator else None,
         "memory": dataclasses.asdict(on_card) if on_card else None,
+        **speed,
         "refusals": _refusals(model, engine, capability),
         "notices": _notices(model),
-        "sources": _sources(model, accelerator),
+        "sources": _sources(model, accelerator) | speed_source(speed, accelerator),
     }
+
+
+def _length(asked: Asked, longest: int) -> int:
+    """What is asked, else the length of vLLM's kept answers, or more where the load's requests are longer."""
+    whole = asked.load.input_tokens + asked.load.output_tokens
+    return asked.length or max(min(LENGTH, longest), whole)
 
 
 def _setting(asked: Asked, accelerator: Accelerator, length: int, batch: int, quantization: str | None) -> Setting:
@@ -195,6 +208,8 @@ def _print(
         for line in memory_bar(shown["memory"]):
             output.show(line)
     output.show(_numbers(shown))
+    if line := speed_line(shown):
+        output.show(line)
     if not shown["refusals"] and accelerator is None:
         output.show(_cards(model, asked, catalog))
     for text in shown["refusals"]:
@@ -229,7 +244,7 @@ def _cards(model: NamedModel, asked: Asked, catalog: Catalog) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("accelerator", "GPUs", "weights a GPU", "KV cache a GPU", "full sequences", "USD/h"):
         table.add_column(title, justify="left" if title == "accelerator" else "right")
-    length = asked.length or min(LENGTH, model.facts.checkpoint.longest)
+    length = _length(asked, model.facts.checkpoint.longest)
     for card in catalog.accelerators.values():
         for gpus in (1, 2, 4, 8):
             setting = _setting(

@@ -1,0 +1,125 @@
+"""From a model's config.json to the speed of its replica: the adapter, by hand and beside published figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.facts import ModelFacts, facts_from_config
+from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting
+from modelfleet.infra.planning.memory.answer import ModelMemory
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint
+from modelfleet.infra.planning.memory.engine import EngineArguments
+from modelfleet.infra.planning.memory.stored import stored_as
+from modelfleet.infra.planning.replica_speed import replica_speed
+from modelfleet.infra.planning.speed import Load
+from modelfleet.infra.planning.speed.shape import in_precision, shape_of, weight_format
+
+CATALOG = default_catalog()
+
+
+def facts_of(model: str) -> ModelFacts:
+    row = CATALOG.models[model]
+    assert row.config is not None
+    return facts_from_config(row.config, "test", CATALOG)
+
+
+def memory(model: str, ranks: int = 1) -> ModelMemory:
+    return ModelMemory(facts_of(model).checkpoint, EngineArguments(8192, ranks=ranks))
+
+
+def setting(accelerator: str, *, workers: int = 1, length: int = 8192, kv_dtype: str = "auto") -> Setting:
+    card = CATALOG.accelerators[accelerator]
+    return Setting(
+        card,
+        workers,
+        length,
+        DEFAULT_UTILIZATION,
+        card.batched_tokens,
+        card.sequences,
+        2.0,
+        kv_dtype,
+        None,
+        eager=False,
+    )
+
+
+#: Layers, hidden size, active 10^9, dense and expert GB, attention width, bytes a token and a sequence, experts, each.
+BY_HAND = {
+    # 8.03 B, of which 0.525 B are only looked up.
+    "meta-llama/Llama-3.1-8B": (32, 4096, 7.505, 15.01, 0.0, 32 * 4096, 32 * 2 * 8 * 128 * 2, 0, 0, 0),
+    # Every second layer has a window of 128; experts are 32 x 3 x 2880 x 2880 in 4.25 bits, 2880 padded to 64s.
+    "openai/gpt-oss-20b": (24, 2880, 3.6, 2.44, 10.15, 12 * 4096, 12 * 2 * 8 * 64 * 2, 12 * 128 * 2 * 8 * 64 * 2, 32, 4),
+    # One latent vector of 576 values a token and layer; 128 heads of 192.
+    "deepseek-ai/DeepSeek-R1": (61, 7168, 37.0, 17.1, 653.9, 61 * 128 * 192, 61 * 576 * 2, 0, 256, 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", BY_HAND)
+def test_the_shape_of_a_model_is_its_makers_figures(model: str) -> None:
+    layers, hidden, active, dense, expert, width, growing, fixed, experts, each = BY_HAND[model]
+    found = shape_of(memory(model))
+    assert (found.layers, found.hidden_size, found.experts, found.experts_per_token) == (layers, hidden, experts, each)
+    assert (found.attention_width, found.kv_bytes_per_token) == (width, growing)
+    assert found.kv_bytes_per_sequence == fixed
+    assert found.active_parameters / 1e9 == pytest.approx(active, rel=0.03)
+    assert found.dense_bytes / 1e9 == pytest.approx(dense, rel=0.03)
+    assert found.expert_bytes / 1e9 == pytest.approx(expert, rel=0.03)
+
+
+def test_a_tied_table_is_the_head_and_is_read_and_another_is_not() -> None:
+    tied = memory("Qwen/Qwen2.5-0.5B-Instruct")
+    assert shape_of(tied).dense_bytes == pytest.approx(tied.weights.bytes)
+    untied = memory("meta-llama/Llama-3.1-8B")
+    assert untied.weights.bytes - shape_of(untied).dense_bytes == 128256 * 4096 * 2
+
+
+def test_a_shape_is_over_all_gpus_with_what_each_of_them_copies() -> None:
+    one, eight = (
+        shape_of(memory("meta-llama/Llama-3.3-70B-Instruct")),
+        shape_of(memory("meta-llama/Llama-3.3-70B-Instruct", 8)),
+    )
+    assert eight.kv_bytes_per_token == one.kv_bytes_per_token
+    assert eight.dense_bytes == pytest.approx(one.dense_bytes, rel=0.001)
+    latent = [shape_of(memory("deepseek-ai/DeepSeek-R1", ranks)).kv_bytes_per_token for ranks in (1, 8)]
+    assert latent[1] == 8 * latent[0], "a latent vector is whole on each GPU"
+
+
+def test_states_and_windows_are_read_once_a_sequence() -> None:
+    hybrid = memory("Qwen/Qwen3.5-9B")
+    assert shape_of(hybrid).kv_bytes_per_sequence == hybrid.state_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "share"),
+    [("bf16", "16bit", 1.0), ("fp8", "fp8", 0.5), ("int8-w8a8", "int8", 0.5), ("awq", "packed", 0.26),
+     ("gptq-int8", "packed", 0.51), ("nvfp4", "nvfp4", 0.28)],
+)  # fmt: skip
+def test_a_precision_has_its_format_and_its_bytes(name: str, form: str, share: float) -> None:
+    plain = memory("meta-llama/Llama-3.3-70B-Instruct")
+    stored = ModelMemory(stored_as(plain.checkpoint, name), plain.engine)
+    assert weight_format(stored.checkpoint) == form
+    assert shape_of(stored).dense_bytes / shape_of(plain).dense_bytes == pytest.approx(share, abs=0.02)
+
+
+def test_a_checkpoint_that_has_the_precision_already_keeps_its_own_section() -> None:
+    own = facts_of("deepseek-ai/DeepSeek-R1").checkpoint
+    assert in_precision(own, "fp8") is own
+    assert in_precision(own, "awq") != own
+    assert not stored_as(own, "bf16").quantization
+    nested = Checkpoint({"text_config": {"hidden_size": 1, "quantization_config": {"quant_method": "awq"}}})
+    assert not stored_as(nested, "bf16").quantization
+
+
+def test_a_card_without_room_for_one_request_has_no_speed() -> None:
+    facts = facts_of("meta-llama/Llama-3.3-70B-Instruct")
+    assert replica_speed(facts, setting("L4"), Load(512, 256)) is None
+    assert replica_speed(facts_of("BAAI/bge-large-en-v1.5"), setting("L4"), Load(512, 1)) is None, "it writes no tokens"
+
+
+def test_capacity_is_that_of_the_replica_and_of_the_loads_own_lengths() -> None:
+    """10 GiB on each of two GPUs hold 20 GiB / 128 KiB = 163,840 tokens: 213 requests of 768."""
+    facts, there = facts_of("meta-llama/Llama-3.1-8B"), setting("L40S", workers=2)
+    for clients, full in ((212, False), (214, True)):
+        found = replica_speed(facts, there, Load(512, 256, clients), room=10 * 2**30)
+        assert found is not None and found.saturated is full
