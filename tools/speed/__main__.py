@@ -3,7 +3,8 @@
     python -m tools.speed            # prints the errors on held-out measurements; takes a few minutes
     python -m tools.speed --write    # and writes speed-factors.csv, speed-ranges.csv and docs/speed-errors.svg
 
-Add a measurement as a row of measurements.csv (a new model also needs its shape in tools/speed/models.csv), then write.
+Add a measurement as a row of measurements.csv, then write. The shape of its model comes from infra/catalog, or from
+tools/speed/shapes.jsonl, where a line names a model of the same shape (`like`) or has a config.
 """
 
 from __future__ import annotations
