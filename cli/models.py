@@ -17,6 +17,7 @@ from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.memory.traits import compared
+from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.ways_out import replica_price
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
@@ -131,16 +132,16 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, cat
         "accelerator": accelerator.name if accelerator else None,
         "memory": dataclasses.asdict(on_card) if on_card else None,
         **speed,
-        "refusals": _refusals(model, engine, capability),
+        "refusals": _refusals(model, engine, capability) + _no_room(on_card, accelerator, length),
         "notices": _notices(model),
-        "sources": _sources(model, accelerator) | speed_source(speed, accelerator),
+        "sources": _sources(model, asked, accelerator) | speed_source(speed, accelerator),
     }
 
 
 def _length(asked: Asked, longest: int) -> int:
     """What is asked, else the length of vLLM's kept answers, or more where the load's requests are longer."""
     whole = asked.load.input_tokens + asked.load.output_tokens
-    return asked.length or max(min(LENGTH, longest), whole)
+    return asked.length or min(max(LENGTH, whole), longest)
 
 
 def _setting(asked: Asked, accelerator: Accelerator, length: int, batch: int, quantization: str | None) -> Setting:
@@ -185,14 +186,45 @@ def _notices(model: NamedModel) -> list[str]:
     return found
 
 
-def _sources(model: NamedModel, accelerator: Accelerator | None) -> dict[str, str]:
-    caches = "vLLM 0.32.0's KV-cache rules over "
-    reserve = "estimate, fitted to an H100 on 2026-11-27" if accelerator else ""
+def _no_room(memory: GpuMemory | None, accelerator: Accelerator | None, length: int) -> list[str]:
+    """vLLM does not start where one sequence of the full length has no room."""
+    if memory is None or accelerator is None or memory.full_length_sequences:
+        return []
+    weights, reserve, cache = (mib / 1024 for mib in (memory.weights_mib, memory.reserve_mib, memory.kv_cache_mib))
+    usable = (memory.total_mib - memory.free_mib) / 1024
+    text = (
+        f"does not fit: of {usable:,.1f} GiB usable on each {accelerator.name}, weights take {weights:,.1f} and the "
+        f"reserve {reserve:,.1f}; the {cache:,.1f} left hold no sequence of {length:,} tokens"
+    )
+    return [text]
+
+
+#: Numbers that follow from the config by vLLM's rules for its caches.
+CACHE_KEYS = (
+    "growing_bytes_per_token", "state_bytes_per_sequence", "window_bytes_per_sequence", "request_bytes", "block_size",
+    "mamba_mode", "kv_dtype", "layers_with_cache", "layers_sharing_kv",
+)  # fmt: skip
+
+
+def _sources(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> dict[str, str]:
+    """Where each number of the JSON comes from, by its key; `config` is the file that all rest on."""
+    caches = f"vLLM 0.32.0's KV-cache rules over {model.facts.source}"
+    room = f"asked: {KV_GIB:g} GiB, as vLLM's own answers were kept for"
+    if asked.kv_gib is not None:
+        room = "asked: --kv-gib"
+    elif accelerator is not None:
+        room = "what weights and reserve leave of utilization x the card's usable_mib (accelerators.csv)"
     return {
         "config": model.facts.source,
         "weights_gib": model.weights_source,
-        "caches": caches + model.facts.source,
-        **({"reserve": reserve} if reserve else {}),
+        "params_b": model.weights_source,
+        "host_gib": model.weights_source,
+        "encoder_gib": "safetensors headers" if model.facts.header_bytes else "estimate from the config's vision part",
+        **dict.fromkeys(CACHE_KEYS, caches),
+        "max_model_len": "asked: --length" if asked.length else f"at most {LENGTH:,}, or the load's requests",
+        "kv_gib": room,
+        "kv_tokens": f"kv_gib over request_bytes, in whole blocks; {caches}",
+        **({"reserve": "estimate, fitted to an H100 on 2026-11-27"} if accelerator else {}),
         **({"catalog": f"{model.row.source}, {model.row.date}"} if model.row else {}),
     }
 

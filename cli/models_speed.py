@@ -10,7 +10,7 @@ from modelfleet.infra.catalog import Accelerator, Catalog
 from modelfleet.infra.catalog.speed import ENGINES, measurements
 from modelfleet.infra.planning.fit import GIB, Setting
 from modelfleet.infra.planning.memory.stored import AT_LOAD, SECTIONS
-from modelfleet.infra.planning.replica_speed import replica_speed
+from modelfleet.infra.planning.replica_speed import replica_speed, why_no_speed
 from modelfleet.infra.planning.speed import Load, usd_per_million_tokens
 from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT, VLLM
 from modelfleet.infra.planning.speed.shape import in_precision
@@ -82,7 +82,7 @@ def speed_row(
     rows = measurements()
     found = replica_speed(model.facts, setting, load, model=model.name, engine=asked.engine, room=room, rows=rows)
     if found is None:
-        return shown
+        return {**shown, "basis": f"none: {why_no_speed(model.facts, setting, load, room)}"}
     price = replica_price(setting.accelerator.name, setting.workers, catalog)
     shown |= {key: _rounded(value) for key, value in dataclasses.asdict(found).items() if key in SILENT}
     if price is not None:
@@ -100,7 +100,7 @@ def _rounded(value: Any) -> Any:
 
 def speed_source(shown: Mapping[str, Any], accelerator: Accelerator | None) -> dict[str, str]:
     """Where the figures about speed come from."""
-    if shown["basis"] is None or accelerator is None:
+    if shown["output_tokens_per_second"] is None or accelerator is None:
         return {}
     return {
         "speed": f"{shown['basis']}: infra/catalog/speed-factors.csv, fitted to measurements.csv; docs/planning.md",
@@ -109,10 +109,12 @@ def speed_source(shown: Mapping[str, Any], accelerator: Accelerator | None) -> d
 
 
 def speed_line(shown: Mapping[str, Any]) -> str:
-    """One line for people; empty where no speed is known."""
+    """One line for people; empty without an accelerator."""
     if shown["basis"] is None:
         return ""
     load = shown["load"]
+    if shown["output_tokens_per_second"] is None:
+        return f"no estimate of speed: {str(shown['basis']).removeprefix('none: ')}"
     said = f"{shown['basis']}: {load['concurrency']:g} × ({load['input_tokens']:g} in, {load['output_tokens']:g} out)"
     if shown["saturated"]:
         parts = [f"above capacity, {shown['running_sequences']:,.0f} run at once"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelfleet.infra.catalog.speed import Measurement
+from modelfleet.infra.catalog.speed import Measurement, speed_cards
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in
 from modelfleet.infra.planning.memory.caches import Demand
@@ -25,33 +25,43 @@ def replica_speed(
     room: float | None = None,
     rows: Sequence[Measurement] = (),
 ) -> SpeedEstimate | None:
-    """The speed of a replica under a load.
+    """The speed of a replica under a load; None where `why_no_speed` says why.
 
     `room` are the bytes of KV cache on one GPU, where they are not what the setting leaves. A row of `rows` for the
-    same `model`, card and load takes the place of the estimate. None: the card's peaks are not known, the model writes
-    no tokens, or not one request of these lengths has room.
+    same `model`, card and load takes the place of the estimate.
     """
-    memory = memory_in(facts, setting)
-    if encoder_only(memory.checkpoint):
+    if why_no_speed(facts, setting, load, room):
         return None
-    held = gpu_memory(facts, setting).kv_cache_mib * MIB if room is None else room
-    capacity = _capacity(facts, setting, load, held)
     server = server_with(
         setting.accelerator.name,
         gpus=setting.workers,
-        kv_tokens=capacity,
+        kv_tokens=_capacity(facts, setting, load, room),
         max_num_seqs=setting.sequences,
         max_num_batched_tokens=setting.batched_tokens,
         engine=engine,
     )
-    if server is None or capacity < load.input_tokens + load.output_tokens:
+    if server is None:
         return None
-    shape = shape_of(memory, facts.header_ratio)
+    shape = shape_of(memory_in(facts, setting), facts.header_ratio)
     measured = measurement_of(model, shape.weight_format, server, load, rows) if engine == VLLM else None
     return estimate_speed(shape, server, load, measured=measured)
 
 
-def _capacity(facts: ModelFacts, setting: Setting, load: Load, room: float) -> float:
+def why_no_speed(facts: ModelFacts, setting: Setting, load: Load, room: float | None = None) -> str:
+    """Why a replica has no speed under a load; empty when it has one."""
+    tokens = load.input_tokens + load.output_tokens
+    if encoder_only(memory_in(facts, setting).checkpoint):
+        return "the model writes no tokens"
+    if setting.accelerator.name not in speed_cards():
+        return f"the peaks of {setting.accelerator.name} are not known"
+    if tokens > setting.length:
+        return f"a request of {tokens:,.0f} tokens is longer than max_model_len {setting.length:,}"
+    if _capacity(facts, setting, load, room) < tokens:
+        return f"not one request of {tokens:,.0f} tokens has room in the KV cache"
+    return ""
+
+
+def _capacity(facts: ModelFacts, setting: Setting, load: Load, room: float | None) -> float:
     """Tokens of requests with these lengths that the replica's caches hold: each GPU has its part of every request.
 
     A running request holds its window and the token that it writes, not a whole batch in flight, which vLLM reserves
@@ -60,5 +70,6 @@ def _capacity(facts: ModelFacts, setting: Setting, load: Load, room: float) -> f
     pool = memory_in(facts, setting).pool
     if not pool.groups:
         return float("inf")
+    held = gpu_memory(facts, setting).kv_cache_mib * MIB if room is None else room
     demand = Demand(max(1, round(load.input_tokens + load.output_tokens)), in_flight=1)
-    return float(pool.tokens(max(0, int(room) - pool.block_bytes), demand))
+    return float(pool.tokens(max(0, int(held) - pool.block_bytes), demand))

@@ -37,6 +37,8 @@ def test_a_config_json_prints_the_keys_that_vllm_answers(
     assert found["kv_tokens"] == truth["kv_tokens"]
     assert found["weights_gib"] == pytest.approx(truth["weights_gib"], abs=0.002)
     assert found["sources"]["config"] == str(path)
+    asked = ("model", "arch", "tp", "config", "weights_note")
+    assert {key for key in truth if key not in asked} <= set(found["sources"]), "each number says where it is from"
 
 
 def test_a_folder_is_read_with_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,3 +144,26 @@ def test_a_card_that_runs_only_its_weights_in_8_bit_is_not_refused(capsys: pytes
     assert shown(capsys, "nvidia/Llama-3.1-8B-Instruct-FP8", Asked("A100-80G", network=False))["refusals"] == []
     int8 = Asked("A100-80G", network=False, quantization="int8-w8a8")
     assert shown(capsys, "meta-llama/Llama-3.1-8B-Instruct", int8)["refusals"] == []
+
+
+def test_a_refusal_is_in_the_json_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Asked("L4", network=False)
+    assert run_show("meta-llama/Llama-3.3-70B-Instruct", asked, as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [text.split(":")[0] for text in found["refusals"]] == ["does not fit"]
+    assert found["basis"] == "none: not one request of 768 tokens has room in the KV cache"
+    assert run_show("Qwen/Qwen3-8B", asked, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["refusals"] == []
+
+
+def test_a_short_model_and_one_that_writes_nothing_are_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    found = shown(capsys, "BAAI/bge-large-en-v1.5", Asked("L4", network=False))
+    assert found["refusals"] == [] and found["max_model_len"] == 512
+    assert found["basis"] == "none: the model writes no tokens"
+
+
+def test_requests_beyond_max_model_len_have_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Asked("H100", length=1024, network=False, load=AskedLoad(1000, 500, 1))
+    assert shown(capsys, "Qwen/Qwen3-8B", asked)["basis"].endswith("1,500 tokens is longer than max_model_len 1,024")
+    run_show("Qwen/Qwen3-8B", asked)
+    assert "no estimate of speed: a request of 1,500 tokens" in capsys.readouterr().out
