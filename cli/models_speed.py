@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from modelfleet.cli.plan_table import range_text
 from modelfleet.infra.catalog import Accelerator, Catalog
 from modelfleet.infra.catalog.speed import ENGINES, measurements
 from modelfleet.infra.planning.fit import GIB, Setting
 from modelfleet.infra.planning.memory.stored import AT_LOAD, SECTIONS
 from modelfleet.infra.planning.replica_speed import replica_speed, why_no_speed
-from modelfleet.infra.planning.speed import Load, usd_per_million_tokens
+from modelfleet.infra.planning.speed import Load, Range, usd_per_million_tokens
 from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT, VLLM
 from modelfleet.infra.planning.speed.shape import in_precision
 from modelfleet.infra.planning.ways_out import replica_price
@@ -119,18 +120,11 @@ def speed_line(shown: Mapping[str, Any]) -> str:
     if shown["saturated"]:
         parts = [f"above capacity, {shown['running_sequences']:,.0f} run at once"]
     else:
-        parts = [f"first token {_range(shown['ttft_ms'])} ms", f"then {_range(shown['tpot_ms'])} ms each"]
-    parts.append(f"{_range(shown['output_tokens_per_second'])} tokens/s")
+        parts = [
+            f"first token {range_text(Range(**shown['ttft_ms']))} ms",
+            f"then {range_text(Range(**shown['tpot_ms']))} ms each",
+        ]
+    parts.append(f"{range_text(Range(**shown['output_tokens_per_second']))} tokens/s")
     if shown["usd_per_million_tokens"] is not None:
         parts.append(f"{shown['usd_per_million_tokens']:,.2f} USD per million tokens")
     return f"{said}: {', '.join(parts)}"
-
-
-def _range(one: Mapping[str, float]) -> str:
-    """An expected value with its bounds; a measured one has none."""
-    expected, low, high = one["expected"], one["low"], one["high"]
-    return _number(expected) if low == high else f"{_number(expected)} ({_number(low)} to {_number(high)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

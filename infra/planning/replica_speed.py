@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelfleet.infra.catalog.speed import Measurement, speed_cards
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.catalog.speed import Measurement, measurements, speed_cards
+from modelfleet.infra.planning.applications import kind_of
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in
+from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, setting_of
 from modelfleet.infra.planning.memory.caches import Demand
 from modelfleet.infra.planning.memory.layers import encoder_only
 from modelfleet.infra.planning.nodes import MIB
-from modelfleet.infra.planning.speed import Load, SpeedEstimate, estimate_speed, measurement_of, server_with
-from modelfleet.infra.planning.speed.inputs import VLLM
+from modelfleet.infra.planning.plan import ModelSpeed
+from modelfleet.infra.planning.speed import (
+    Load,
+    SpeedEstimate,
+    estimate_speed,
+    measurement_of,
+    server_with,
+    usd_per_million_tokens,
+)
+from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT, VLLM
 from modelfleet.infra.planning.speed.shape import shape_of
+from modelfleet.serving.config.schema import ModelConfig
 
 
 def replica_speed(
@@ -45,6 +56,31 @@ def replica_speed(
     shape = shape_of(memory_in(facts, setting), facts.header_ratio)
     measured = measurement_of(model, shape.weight_format, server, load, rows) if engine == VLLM else None
     return estimate_speed(shape, server, load, measured=measured)
+
+
+def model_speed(
+    model: ModelConfig, facts: ModelFacts | None, catalog: Catalog, usd_per_hour: float | None
+) -> ModelSpeed | None:
+    """One replica of a model file at its `target_ongoing_requests`; `usd_per_hour` is what the replica costs."""
+    accelerator = catalog.accelerators.get(model.accelerator)
+    if facts is None or accelerator is None or kind_of(model.engine_config) != "text":
+        return None
+    setting = setting_of(model, facts, accelerator)
+    scaling = model.deployment_config.autoscaling_config
+    prompt = min(ASSUMED_INPUT, setting.length * ASSUMED_INPUT // (ASSUMED_INPUT + ASSUMED_OUTPUT))
+    answer = min(ASSUMED_OUTPUT, setting.length - prompt)
+    load = Load(prompt, answer, max(1.0, scaling.target_ongoing_requests if scaling else 1.0))
+    found = replica_speed(facts, setting, load, model=model.engine_config.weights_id, rows=measurements())
+    if found is None:
+        return None
+    per_second = found.output_tokens_per_second.expected
+    return ModelSpeed(
+        input_tokens=prompt,
+        output_tokens=answer,
+        concurrency=load.concurrency,
+        usd_per_million_tokens=None if usd_per_hour is None else usd_per_million_tokens(usd_per_hour, per_second),
+        **vars(found),
+    )
 
 
 def why_no_speed(facts: ModelFacts, setting: Setting, load: Load, room: float | None = None) -> str:
