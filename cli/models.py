@@ -18,6 +18,7 @@ from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.memory.traits import compared
 from modelfleet.infra.planning.plan import GpuMemory
+from modelfleet.infra.planning.use_findings import use_notices
 from modelfleet.infra.planning.ways_out import replica_price
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
@@ -26,8 +27,6 @@ from modelfleet.serving.config.validation import near
 
 #: Without an accelerator: the length, batch and cache for which vLLM's own answers are kept (`python -m tools.probe`).
 LENGTH, BATCHED_TOKENS, KV_GIB, CAPABILITY = 8192, 8192, 60.0, (9, 0)
-#: Words in a licence that forbid a use; said, not decided.
-RESTRICTED = ("non-commercial", "cc-by-nc", "research", "community")
 
 
 def run_models(search: str, *, as_json: bool = False) -> int:
@@ -172,13 +171,7 @@ def _refusals(model: NamedModel, engine: EngineArguments, capability: tuple[int,
 
 
 def _notices(model: NamedModel) -> list[str]:
-    row, found = model.row, []
-    if row is not None and any(word in row.licence.lower() for word in RESTRICTED):
-        found.append(f"its licence may forbid your use: {row.licence}")
-    if row is not None and row.gated:
-        found.append("the Hub asks for access: HF_TOKEN must belong to somebody who accepted its licence")
-    if model.facts.checkpoint.raw.get("auto_map"):
-        found.append("its config names code of its own (auto_map): vLLM needs trust_remote_code where it has no class")
+    found = [text for _, text in use_notices(model.row, model.facts)]
     if not compared(model.facts.checkpoint):
         found.append(f"no {model.facts.architecture} was compared with vLLM: it is counted as an ordinary decoder")
     if model.facts.encoder_bytes and model.facts.header_bytes is None:

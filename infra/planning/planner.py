@@ -49,6 +49,7 @@ from modelfleet.infra.planning.plan import (
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
@@ -94,6 +95,8 @@ def plan(
         *_stack_findings(stack, deploying=deploying),
         *fit_findings(models, facts, catalog),
         *bad_combinations(models, facts),
+        *licence_findings(stack, models, catalog),
+        *token_findings(stack, models, catalog),
     ]
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
     fixed = fixed_costs(stack, catalog)
