@@ -35,15 +35,16 @@ def use_findings(
     None about code that the file trusts, nor about access where there is a token, which is asked for only then.
     """
     engine = model.config.engine_config
-    settled = {
-        "code": lambda: bool(engine.engine_kwargs.get("trust_remote_code")),
-        "gated": has_token,
-        "licence": lambda: False,
-    }
+
+    def settled(kind: str) -> bool:
+        if kind == "code":
+            return bool(engine.engine_kwargs.get("trust_remote_code"))
+        return kind == "gated" and has_token()
+
     return [
         model.document.finding(_named(model), text, Severity.NOTICE)
         for kind, text in use_notices(catalog.model(engine.weights_id), facts)
-        if not settled[kind]()
+        if not settled(kind)
     ]
 
 
