@@ -72,17 +72,20 @@ def token_findings(stack: LoadedStack, models: Iterable[LoadedModel], catalog: C
     """Warns of gated weights without a token: a mirror Job would fail. On this machine the Hub's own login counts."""
     if stack.config.target.on_this_machine or "huggingFaceToken" in stack.secrets:
         return []
-    message = (
-        "is gated on the Hub, and the stack has no token; run `pulumi config set --secret modelfleet:huggingFaceToken "
-        "TOKEN` with one of somebody who accepted its licence, unless the mirror has the weights already"
-    )
-    found = []
+    gated = []
     for model in models:
         weights = model.config.engine_config.weights_id
         row = catalog.model(weights)
         if row is not None and row.gated and mirror_plan(stack, model.config).source == weights:
-            found.append(model.document.finding(_named(model), message, Severity.WARNING))
-    return found
+            gated.append(weights)
+    if not gated:
+        return []
+    message = (
+        f"is not set, but the Hub asks for access to {', '.join(gated)}; run `pulumi config set --secret "
+        "modelfleet:huggingFaceToken TOKEN` with one of somebody who accepted the licence, unless the mirror has the "
+        "weights already or the cluster has the Secret"
+    )
+    return [stack.finding(("huggingFaceToken",), message, Severity.WARNING)]
 
 
 def _named(model: LoadedModel) -> KeyPath:

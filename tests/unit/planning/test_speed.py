@@ -110,7 +110,10 @@ def test_a_load_of_a_measured_case_shows_the_measurement_instead() -> None:
     assert said.basis == f"measured: {found.accelerator}, {found.date}"
     assert said.ttft_ms is not None and said.ttft_ms.expected == found.ttft_ms
     assert said.source == found.source
-    assert measurement_of(row.model, PRECISION_FORMATS[row.precision], server, Load(1000, 1000, 30), measurements()) is None
+    assert (
+        measurement_of(row.model, PRECISION_FORMATS[row.precision], server, Load(1000, 1000, 30), measurements())
+        is None
+    )
     assert measurement_of("org/other", PRECISION_FORMATS[row.precision], server, near, measurements()) is None
 
 

@@ -77,7 +77,7 @@ def test_a_stack_refuses_a_licence_that_nobody_knows_only_when_it_says_so() -> N
 def test_gated_weights_without_a_token_are_a_warning_where_the_hub_is_asked() -> None:
     gated, without = [model(GATED, "L4")], stack(pool("l4", "L4"))
     (found,) = token_findings(without, gated, CATALOG)
-    assert found.severity is Severity.WARNING and "huggingFaceToken" in found.message
+    assert found.severity is Severity.WARNING and found.path == "modelfleet:huggingFaceToken" and GATED in found.message
     assert token_findings(without, [model(FREE, "L4")], CATALOG) == []
     assert token_findings(stack(pool("l4", "L4"), secrets=("huggingFaceToken",)), gated, CATALOG) == []
     mirrored = stack(pool("l4", "L4"), mirror={"sources": {GATED: "s3://ours/llama"}})
