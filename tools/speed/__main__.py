@@ -3,8 +3,7 @@
     python -m tools.speed            # prints the errors on held-out measurements; takes a few minutes
     python -m tools.speed --write    # and writes speed-factors.csv, speed-ranges.csv and docs/speed-errors.svg
 
-Add a measurement as a row of measurements.csv, then write. The shape of its model comes from infra/catalog, or from
-tools/speed/shapes.jsonl, where a line names a model of the same shape (`like`) or has a config.
+Add a measurement as a row of measurements.csv, then write. Its model must be in models.csv with its shape.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def same_case(case: Case) -> tuple[ModelFacts, Setting]:
     facts = ModelFacts(in_precision(checkpoints()[row.model], row.precision), "test")
     length = max(8192, math.ceil(row.input_tokens + row.output_tokens))
     return facts, setting(
-        row.accelerator, length=length, workers=row.gpus, kv_dtype="fp8" if row.kv_dtype == "fp8" else "auto"
+        row.accelerator, length=length, workers=row.gpus, kv_dtype="fp8" if row.kv_dtype == "fp8" else "bfloat16"
     )
 
 
