@@ -53,7 +53,7 @@ def replica_speed(
     )
     if server is None:
         return None
-    shape = shape_of(memory_in(facts, setting), facts.header_ratio)
+    shape = shape_of(memory_in(facts, setting), load.input_tokens + load.output_tokens, facts.header_ratio)
     measured = measurement_of(model, shape.weight_format, server, load, rows) if engine == VLLM else None
     return estimate_speed(shape, server, load, measured=measured)
 

@@ -75,7 +75,8 @@ def case_of(row: Measurement, factors: FactorTable) -> Case | None:
     card = speed_cards()[row.accelerator]
     # Where the source does not say it, keys and values are in 16 bit, whatever the checkpoint would choose.
     held = memory_of(row.model, row.precision, row.gpus, "fp8" if row.kv_dtype == "fp8" else "bfloat16")
-    shape, memory = shape_of(held), held.weights.bytes * row.gpus
+    shape = shape_of(held, row.input_tokens + row.output_tokens)
+    memory = held.weights.bytes * row.gpus
     if memory >= card.memory_bytes * row.gpus:
         return None
     load = Load(row.input_tokens, row.output_tokens, row.requests or float("inf"))

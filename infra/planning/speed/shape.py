@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,10 @@ FORMATS: Final[dict[str, WeightFormat]] = {
 }  # fmt: skip
 
 
+#: Where a config has the tokens that a layer of that kind attends to.
+WINDOWS: Final = {"window": ("sliding_window", "sliding_window_size"), "chunk": ("attention_chunk_size",)}
+
+
 @dataclass(frozen=True)
 class _Weights:
     """Over all GPUs: bytes that every step reads, the experts' bytes, and the elements that a token meets."""
@@ -38,20 +43,23 @@ class _Weights:
     active: float
 
 
-def shape_of(memory: ModelMemory, ratio: float = 1.0) -> SpeedShape:
-    """The shape of a model under `memory.engine`; `ratio` is what its headers hold of the counted bytes."""
+def shape_of(memory: ModelMemory, tokens: float = math.inf, ratio: float = 1.0) -> SpeedShape:
+    """The shape of a model under `memory.engine`, for requests of so many tokens: a window above them is no window.
+
+    `ratio` is what its headers hold of the counted bytes.
+    """
     checkpoint, ranks = memory.checkpoint, memory.engine.ranks
-    weights = _weights(memory)
-    experts = experts_of(checkpoint)
-    caches = memory.layout.caches
-    fixed = sum(cache.bound * cache.per_token for cache in caches if cache.kind in BOUNDED) + memory.state_bytes
+    weights, experts, caches = _weights(memory), experts_of(memory.checkpoint), memory.layout.caches
+    bounded = [cache for cache in caches if cache.kind in BOUNDED]
+    growing = memory.growing_bytes + sum(cache.per_token for cache in bounded if cache.bound >= tokens)
+    fixed = memory.state_bytes + sum(cache.bound * cache.per_token for cache in bounded if cache.bound < tokens)
     return SpeedShape(
         layers=checkpoint.layers,
         hidden_size=checkpoint.hidden,
         active_parameters=weights.active,
         dense_bytes=weights.dense_bytes * ratio,
-        attention_width=sum(_widths(checkpoint)),
-        kv_bytes_per_token=memory.growing_bytes * ranks,
+        attention_width=sum(_widths(checkpoint, tokens)),
+        kv_bytes_per_token=growing * ranks,
         weight_format=weight_format(checkpoint),
         kv_bytes_per_sequence=(fixed + sum(c.content for c in caches if c.kind is Kind.RING)) * ranks,
         expert_bytes=weights.expert_bytes * ratio,
@@ -102,8 +110,8 @@ def _weights(memory: ModelMemory) -> _Weights:
     return _Weights(dense * engine.ranks, routed * engine.ranks, active * engine.ranks)
 
 
-def _widths(checkpoint: Checkpoint) -> Iterator[float]:
-    """Heads times head size of each layer that attends to the whole context, divided where keys are compressed."""
+def _widths(checkpoint: Checkpoint, tokens: float) -> Iterator[float]:
+    """Heads times head size of each layer that attends to all of so many tokens, divided where keys are compressed."""
     if checkpoint.get("block_configs") is not None:  # Nemotron-NAS: layers without attention have no section for it
         for block in checkpoint.need("block_configs"):
             if (block.get("attention") or {}).get("n_heads_in_group"):
@@ -117,5 +125,5 @@ def _widths(checkpoint: Checkpoint) -> Iterator[float]:
             yield checkpoint.heads * head if kind == "full" else 0.0
     else:
         for layer, kind in enumerate(layer_kinds(checkpoint)):
-            if kind in ("full", "both"):
+            if kind in ("full", "both") or (kind in WINDOWS and checkpoint.count(*WINDOWS[kind], default=0) >= tokens):
                 yield query_heads(checkpoint, layer, kind) * head_shape(checkpoint, layer, kind)[1]

@@ -90,6 +90,15 @@ def test_a_shape_is_over_all_gpus_with_what_each_of_them_copies() -> None:
     assert latent[1] == 8 * latent[0], "a latent vector is whole on each GPU"
 
 
+def test_a_window_above_the_requests_is_no_window() -> None:
+    """Mistral 7B v0.1 has 4,096 tokens in each of 32 layers, of 8 heads of 128: 128 KiB a token."""
+    windowed = memory("mistralai/Mistral-7B-Instruct-v0.1")
+    short, long = shape_of(windowed, 4096), shape_of(windowed, 4097)
+    assert (short.kv_bytes_per_token, short.kv_bytes_per_sequence) == (131072, 0)
+    assert (long.kv_bytes_per_token, long.kv_bytes_per_sequence) == (0, 4096 * 131072)
+    assert (short.attention_width, long.attention_width) == (32 * 4096, 0)
+
+
 def test_states_and_windows_are_read_once_a_sequence() -> None:
     hybrid = memory("Qwen/Qwen3.5-9B")
     assert shape_of(hybrid).kv_bytes_per_sequence == hybrid.state_bytes > 0
