@@ -9,7 +9,7 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.catalog.speed import fitted_factors, measurements
-from modelfleet.infra.planning.facts import ModelFacts, facts_from_config
+from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from modelfleet.infra.planning.memory.stored import stored_as
 from modelfleet.infra.planning.replica_speed import replica_speed
 from modelfleet.infra.planning.speed import Load
 from modelfleet.infra.planning.speed.shape import in_precision, shape_of, weight_format
+from tests.unit.planning.builders import model, planned, pool, stack
 from tools.speed.cases import METRICS, Case, case_of, checkpoints, predicted
 
 CATALOG = default_catalog()
@@ -60,10 +61,10 @@ BY_HAND = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", BY_HAND)
-def test_the_shape_of_a_model_is_its_makers_figures(model: str) -> None:
-    layers, hidden, active, dense, expert, width, growing, fixed, experts, each = BY_HAND[model]
-    found = shape_of(memory(model))
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_shape_of_a_model_is_its_makers_figures(name: str) -> None:
+    layers, hidden, active, dense, expert, width, growing, fixed, experts, each = BY_HAND[name]
+    found = shape_of(memory(name))
     assert (found.layers, found.hidden_size, found.experts, found.experts_per_token) == (layers, hidden, experts, each)
     assert (found.attention_width, found.kv_bytes_per_token) == (width, growing)
     assert found.kv_bytes_per_sequence == fixed
@@ -179,3 +180,22 @@ def test_capacity_is_that_of_the_replica_and_of_the_loads_own_lengths() -> None:
     for clients, full in ((212, False), (214, True)):
         found = replica_speed(facts, there, Load(512, 256, clients), room=10 * 2**30)
         assert found is not None and found.saturated is full
+
+
+def test_a_running_request_holds_its_window_and_not_two_batches_in_flight() -> None:
+    """768 tokens are 48 blocks of 12 full layers and 9 of 12 windows of 128; a block is 384 KiB, so 2 GiB hold 95."""
+    facts, there = facts_of("openai/gpt-oss-20b"), setting("L40S")
+    for clients, full in ((95, False), (96, True)):
+        found = replica_speed(facts, there, Load(512, 256, clients), room=2 * 2**30)
+        assert found is not None and found.saturated is full, clients
+
+
+@pytest.mark.parametrize(("types", "usd"), [("g6.xlarge", 0.8048), ("g6.12xlarge", 4.6016 / 4)])
+def test_a_replica_costs_its_share_of_the_node(types: str, usd: float) -> None:
+    """A g6.12xlarge has four L4."""
+    one = model("Qwen/Qwen3-8B", "L4", max_total_tokens=4096)
+    plan = planned([one], stack(pool(instanceTypes=[types])), facts=catalog_facts([one.config], CATALOG))
+    speed = plan.models[0].speed
+    assert speed is not None and speed.usd_per_million_tokens is not None
+    per_hour = speed.usd_per_million_tokens * speed.output_tokens_per_second.expected * 3600 / 1e6
+    assert per_hour == pytest.approx(usd)
