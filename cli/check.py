@@ -26,6 +26,8 @@ class Checked:
     findings: list[Finding] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     lacking: bool = False
+    older: bool = False
+    """Whether a file has old names, which `--fix` rewrites."""
 
     def count(self, severity: Severity) -> int:
         """How many findings have this severity."""
@@ -80,6 +82,7 @@ def _check_file(path: Path, checked: Checked, *, fix: bool, recipes: bool) -> No
     model, findings = load_model(path)
     advice, lacking = _recipe(path, model)
     checked.lacking |= lacking
+    checked.older |= any(finding.severity is Severity.NOTICE for finding in findings)
     checked.findings += [*findings, *advice]
     if model is not None:
         checked.models.append(model.config.model_id)
@@ -87,12 +90,15 @@ def _check_file(path: Path, checked: Checked, *, fix: bool, recipes: bool) -> No
 
 
 def _fit(model: LoadedModel) -> list[Finding]:
-    """Does it fit its GPU? By what this machine knows about it: a folder, the Hub's kept answers, the catalog."""
+    """Does it fit its GPU, and may it be used? By what this machine knows: a folder, kept answers, the catalog."""
+    from modelfleet.infra.catalog import default_catalog
     from modelfleet.infra.planning.fit_findings import fit_findings
-    from modelfleet.infra.reading.models import read_facts
+    from modelfleet.infra.planning.use_findings import use_findings
+    from modelfleet.infra.reading.models import has_token, read_facts
 
     facts, unrunnable = read_facts([model], Path.cwd())
-    return unrunnable or fit_findings([model], facts)
+    use = use_findings(model, facts.get(model.config.model_id), default_catalog(), has_token=has_token)
+    return [*use, *(unrunnable or fit_findings([model], facts))]
 
 
 def _recipe(path: Path, model: LoadedModel | None) -> tuple[list[Finding], bool]:
@@ -162,6 +168,6 @@ def _summary(checked: Checked) -> str:
         return text
     if checked.lacking:
         return f"{text} Next: modelfleet check --fix --recipes, which adds what recipes have, or modelfleet plan."
-    if counts[Severity.NOTICE]:
+    if checked.older:
         return f"{text} Next: modelfleet check --fix, which rewrites old names, or modelfleet plan."
     return f"{text} Next: modelfleet plan"

@@ -235,17 +235,60 @@ def models_show(
     kv_gib: Annotated[
         float | None, typer.Option(min=0.1, help="GiB of cache, instead of what the card leaves.")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Count weights as fp8, awq, nvfp4, bf16, …; default: its own.")
+    ] = None,
+    input_tokens: Annotated[int, typer.Option("--input", min=1, help="Tokens of a prompt, on average.")] = 512,
+    output_tokens: Annotated[int, typer.Option("--output", min=1, help="Tokens of an answer, on average.")] = 256,
+    concurrency: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 1,
+    engine: Annotated[str, typer.Option(help="Estimate another server: sglang, tensorrt-llm.")] = "vllm",
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a model keeps on one GPU: weights, caches, and how many sequences fit.
+    """Show what a model keeps on one GPU, and with an accelerator how fast it answers: an estimate with its range.
 
-    Example: `modelfleet models show Qwen/Qwen3.5-9B --accelerator L40S --length 32768`
+    Example: `modelfleet models show Qwen/Qwen3.5-9B --accelerator L40S --input 2000 --output 300 --concurrency 32`
     """
     from modelfleet.cli.models import Asked, run_show
+    from modelfleet.cli.models_speed import AskedLoad
 
-    asked = Asked(accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline)
+    load = AskedLoad(input_tokens, output_tokens, concurrency, engine)
+    asked = Asked(
+        accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline, quantization, load
+    )
     raise typer.Exit(run_show(model, asked, as_json=as_json))
+
+
+@app.command()
+def add(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, such as Qwen/Qwen3-8B.")],
+    stack: Annotated[
+        str | None, typer.Option("--stack", "-s", metavar="ENV", help="Also add it to this stack, with a pool.")
+    ] = None,
+    accelerator: Annotated[str | None, typer.Option(help="The card; default: chosen by --goal.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Longest request in tokens; default: 8192, or less.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once that one replica must hold.")] = 8,
+    replicas: Annotated[str, typer.Option(metavar="A-B", help="Fewest and most replicas.")] = "1-2",
+    goal: Annotated[
+        Literal["cheapest", "fastest"], typer.Option(help="What decides among those that fit.")
+    ] = "cheapest",
+    yes: Annotated[bool, typer.Option("--yes", help="Write without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub, nor AWS for prices.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a model file: accelerator and checkpoint chosen by the plan's own fit, speed and price.
+
+    Shows the alternatives and the diff, and asks before it writes; with --json it writes only with --yes.
+
+    Example: `modelfleet add Qwen/Qwen3-8B --stack dev --length 16384`
+    """
+    from modelfleet.cli.add import Asked, run_add
+
+    asked = Asked(stack, accelerator, length, concurrency, replicas, goal, yes, dry_run, not offline)
+    raise typer.Exit(run_add(model, asked, as_json=json))
 
 
 @app.command(name="import")

@@ -10,12 +10,15 @@ from rich.table import Table
 
 from modelfleet.cli import output
 from modelfleet.cli.models_bar import memory_bar
+from modelfleet.cli.models_speed import AskedLoad, quantization_notice, quantized, speed_line, speed_row, speed_source
 from modelfleet.infra.catalog import Accelerator, Catalog, CatalogModel, default_catalog
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memory, memory_in
 from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.memory.traits import compared
+from modelfleet.infra.planning.plan import GpuMemory
+from modelfleet.infra.planning.use_findings import use_notices
 from modelfleet.infra.planning.ways_out import replica_price
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
@@ -24,8 +27,6 @@ from modelfleet.serving.config.validation import near
 
 #: Without an accelerator: the length, batch and cache for which vLLM's own answers are kept (`python -m tools.probe`).
 LENGTH, BATCHED_TOKENS, KV_GIB, CAPABILITY = 8192, 8192, 60.0, (9, 0)
-#: Words in a licence that forbid a use; said, not decided.
-RESTRICTED = ("non-commercial", "cc-by-nc", "research", "community")
 
 
 def run_models(search: str, *, as_json: bool = False) -> int:
@@ -79,14 +80,18 @@ class Asked:
     kv_dtype: str = "auto"
     kv_gib: float | None = None
     network: bool = True
+    quantization: str | None = None
+    load: AskedLoad = dataclasses.field(default_factory=AskedLoad)
 
 
 def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
     """Print what a model keeps on one GPU; returns the exit code, 1 when vLLM would not start."""
     catalog = default_catalog()
     accelerator = _accelerator(asked.accelerator, catalog)
-    model = named_model(name, catalog, network=asked.network)
-    shown = answer(model, asked, accelerator)
+    found = named_model(name, catalog, network=asked.network)
+    model = quantized(found, asked.quantization)
+    shown = answer(model, asked, accelerator, catalog)
+    shown["notices"] += quantization_notice(found, model, asked.quantization)
     if as_json:
         output.show_json(shown)
     else:
@@ -103,14 +108,14 @@ def _accelerator(name: str | None, catalog: Catalog) -> Accelerator | None:
     return found
 
 
-def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> dict[str, Any]:
-    """The row of one GPU, with what it rests on and what speaks against it."""
+def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, catalog: Catalog) -> dict[str, Any]:
+    """The row of one GPU and its speed, with what they rest on and what speaks against them."""
     facts = model.facts
-    length = asked.length or min(LENGTH, facts.checkpoint.longest)
+    length = _length(asked, facts.checkpoint.longest)
     capability = accelerator.compute_capability if accelerator else CAPABILITY
     batch = asked.batched_tokens or (accelerator.batched_tokens if accelerator else BATCHED_TOKENS)
     engine = EngineArguments(length, batch, asked.gpus, asked.kv_dtype, capability)
-    memory, room, on_card = ModelMemory(facts.checkpoint, engine), asked.kv_gib, None
+    memory, room, on_card, setting = ModelMemory(facts.checkpoint, engine), asked.kv_gib, None, None
     if accelerator is not None:
         setting = _setting(asked, accelerator, length, batch, facts.quantization)
         on_card = gpu_memory(facts, setting)
@@ -118,16 +123,24 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> 
         room = room if room is not None else on_card.kv_cache_mib / 1024
     row = memory.row(KV_GIB if room is None else room).as_json()
     row["weights_gib"] = round(memory.weights.bytes * facts.header_ratio / GIB, 3)
+    speed = speed_row(model, setting, asked.load, asked.kv_gib, catalog)
     return {
         "model": model.name,
         **row,
         "encoder_gib": round(facts.encoder_bytes / asked.gpus / GIB, 3),
         "accelerator": accelerator.name if accelerator else None,
         "memory": dataclasses.asdict(on_card) if on_card else None,
-        "refusals": _refusals(model, engine, capability),
+        **speed,
+        "refusals": _refusals(model, engine, capability) + _no_room(on_card, accelerator, length),
         "notices": _notices(model),
-        "sources": _sources(model, accelerator),
+        "sources": _sources(model, asked, accelerator) | speed_source(speed, accelerator),
     }
+
+
+def _length(asked: Asked, longest: int) -> int:
+    """What is asked, else the length of vLLM's kept answers, or more where the load's requests are longer."""
+    whole = asked.load.input_tokens + asked.load.output_tokens
+    return asked.length or min(max(LENGTH, whole), longest)
 
 
 def _setting(asked: Asked, accelerator: Accelerator, length: int, batch: int, quantization: str | None) -> Setting:
@@ -158,13 +171,7 @@ def _refusals(model: NamedModel, engine: EngineArguments, capability: tuple[int,
 
 
 def _notices(model: NamedModel) -> list[str]:
-    row, found = model.row, []
-    if row is not None and any(word in row.licence.lower() for word in RESTRICTED):
-        found.append(f"its licence may forbid your use: {row.licence}")
-    if row is not None and row.gated:
-        found.append("the Hub asks for access: HF_TOKEN must belong to somebody who accepted its licence")
-    if model.facts.checkpoint.raw.get("auto_map"):
-        found.append("its config names code of its own (auto_map): vLLM needs trust_remote_code where it has no class")
+    found = [text for _, text in use_notices(model.row, model.facts)]
     if not compared(model.facts.checkpoint):
         found.append(f"no {model.facts.architecture} was compared with vLLM: it is counted as an ordinary decoder")
     if model.facts.encoder_bytes and model.facts.header_bytes is None:
@@ -172,14 +179,45 @@ def _notices(model: NamedModel) -> list[str]:
     return found
 
 
-def _sources(model: NamedModel, accelerator: Accelerator | None) -> dict[str, str]:
-    caches = "vLLM 0.32.0's KV-cache rules over "
-    reserve = "estimate, fitted to an H100 on 2026-11-27" if accelerator else ""
+def _no_room(memory: GpuMemory | None, accelerator: Accelerator | None, length: int) -> list[str]:
+    """vLLM does not start where one sequence of the full length has no room."""
+    if memory is None or accelerator is None or memory.full_length_sequences:
+        return []
+    weights, reserve, cache = (mib / 1024 for mib in (memory.weights_mib, memory.reserve_mib, memory.kv_cache_mib))
+    usable = (memory.total_mib - memory.free_mib) / 1024
+    text = (
+        f"does not fit: of {usable:,.1f} GiB usable on each {accelerator.name}, weights take {weights:,.1f} and the "
+        f"reserve {reserve:,.1f}; the {cache:,.1f} left hold no sequence of {length:,} tokens"
+    )
+    return [text]
+
+
+#: Numbers that follow from the config by vLLM's rules for its caches.
+CACHE_KEYS = (
+    "growing_bytes_per_token", "state_bytes_per_sequence", "window_bytes_per_sequence", "request_bytes", "block_size",
+    "mamba_mode", "kv_dtype", "layers_with_cache", "layers_sharing_kv",
+)  # fmt: skip
+
+
+def _sources(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> dict[str, str]:
+    """Where each number of the JSON comes from, by its key; `config` is the file that all rest on."""
+    caches = f"vLLM 0.32.0's KV-cache rules over {model.facts.source}"
+    room = f"asked: {KV_GIB:g} GiB, as vLLM's own answers were kept for"
+    if asked.kv_gib is not None:
+        room = "asked: --kv-gib"
+    elif accelerator is not None:
+        room = "what weights and reserve leave of utilization x the card's usable_mib (accelerators.csv)"
     return {
         "config": model.facts.source,
         "weights_gib": model.weights_source,
-        "caches": caches + model.facts.source,
-        **({"reserve": reserve} if reserve else {}),
+        "params_b": model.weights_source,
+        "host_gib": model.weights_source,
+        "encoder_gib": "safetensors headers" if model.facts.header_bytes else "estimate from the config's vision part",
+        **dict.fromkeys(CACHE_KEYS, caches),
+        "max_model_len": "asked: --length" if asked.length else f"at most {LENGTH:,}, or the load's requests",
+        "kv_gib": room,
+        "kv_tokens": f"kv_gib over request_bytes, in whole blocks; {caches}",
+        **({"reserve": "estimate, fitted to an H100 on 2026-11-27"} if accelerator else {}),
         **({"catalog": f"{model.row.source}, {model.row.date}"} if model.row else {}),
     }
 
@@ -195,6 +233,8 @@ def _print(
         for line in memory_bar(shown["memory"]):
             output.show(line)
     output.show(_numbers(shown))
+    if line := speed_line(shown):
+        output.show(line)
     if not shown["refusals"] and accelerator is None:
         output.show(_cards(model, asked, catalog))
     for text in shown["refusals"]:
@@ -229,7 +269,7 @@ def _cards(model: NamedModel, asked: Asked, catalog: Catalog) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("accelerator", "GPUs", "weights a GPU", "KV cache a GPU", "full sequences", "USD/h"):
         table.add_column(title, justify="left" if title == "accelerator" else "right")
-    length = asked.length or min(LENGTH, model.facts.checkpoint.longest)
+    length = _length(asked, model.facts.checkpoint.longest)
     for card in catalog.accelerators.values():
         for gpus in (1, 2, 4, 8):
             setting = _setting(

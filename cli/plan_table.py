@@ -14,10 +14,14 @@ from rich.text import Text
 from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import CostRange, GpuMemory, ModelPlan, PoolPlan
+from modelfleet.infra.planning.speed import Range
 
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
-SPARED = ("sequences", "KV cache", "limit", "per node", "purchase", "workers", "USD/h min", "pool", "USD/h node")
+SPARED = (
+    "sequences", "KV cache", "limit", "per node", "purchase", "workers", "USD/h min", "pool", "USD/h node", "USD/10⁶",
+    "first token ms", "at once",
+)  # fmt: skip
 #: What text keeps beside numbers before it is broken.
 TEXT_WIDTH = 24
 
@@ -25,6 +29,8 @@ TEXT_WIDTH = 24
 def plan_table(plan: Plan) -> RenderableType:
     """Both tables and the lines below them."""
     parts: list[RenderableType] = [_pools(plan), _models(plan)]
+    if any(model.speed for model in plan.models):
+        parts.append(_speeds(plan))
     if plan.target.priced:
         parts.append(_total(plan))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
@@ -101,6 +107,34 @@ def _models(plan: Plan) -> FittingTable:
         row += _range(model.cost) if plan.target.priced else []
         table.add_row(*row)
     return table
+
+
+def _speeds(plan: Plan) -> FittingTable:
+    columns = [("model", False), ("at once", True), ("first token ms", True), ("token ms", True), ("tokens/s", True)]
+    columns += [("USD/10⁶", True)] if plan.target.priced else []
+    columns += [("basis", False)]
+    loads = sorted({f"{one.input_tokens} tokens in, {one.output_tokens} out" for m in plan.models if (one := m.speed)})
+    table = FittingTable(f"Speed of one replica at its target_ongoing_requests, {' or '.join(loads)}", columns)
+    for model in plan.models:
+        if (speed := model.speed) is None:
+            continue
+        times = ["above capacity", "-"]
+        if speed.ttft_ms is not None and speed.tpot_ms is not None:
+            times = [range_text(speed.ttft_ms), range_text(speed.tpot_ms)]
+        row = [model.model_id, f"{speed.concurrency:g}", *times, range_text(speed.output_tokens_per_second)]
+        row += [usd(speed.usd_per_million_tokens)] if plan.target.priced else []
+        table.add_row(*row, speed.basis)
+    return table
+
+
+def range_text(one: Range) -> str:
+    """`41 (30–65)`; one number where a measurement has no range."""
+    bounds = "" if one.low == one.high else f" ({_figure(one.low)}–{_figure(one.high)})"
+    return _figure(one.expected) + bounds
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _total(plan: Plan) -> FittingTable:

@@ -15,6 +15,10 @@ FOLDER = Path(__file__).parent
 EVERYWHERE: Final = "*"
 
 
+#: Engines whose measurements have factors of their own; `vllm-v0` is vLLM before 0.8.
+ENGINES: Final = ("vllm", "sglang", "tensorrt-llm", "vllm-v0", "other")
+
+
 @dataclass(frozen=True)
 class SpeedCard:
     """Peaks of one GPU: bytes/s of its memory and of its link to the node's other GPUs, dense FLOP/s by operand."""

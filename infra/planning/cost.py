@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
 from modelfleet.infra.planning.demand import Demand
+from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan
 from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
@@ -49,6 +51,16 @@ def model_costs(choice: PoolChoice, cost: CostRange) -> list[tuple[Demand, CostR
         _shared(cost.min_usd_per_hour, low if any(low) else high), _shared(cost.max_usd_per_hour, high), strict=True
     )
     return [(demand, CostRange(least, most)) for demand, (least, most) in zip(choice.demands, shares, strict=True)]
+
+
+def replica_cost(choice: PoolChoice, demand: Demand) -> float | None:
+    """USD per hour of one replica on a pool's nodes, which carry as many as fit; None for an unknown price."""
+    price, room = choice.candidate.usd_per_hour, choice.candidate.room
+    if price is None:
+        return None
+    if together := copies(demand.whole, room):
+        return price / together
+    return price * max(math.ceil(amount / room[name]) for name, amount in demand.whole.items() if room.get(name))
 
 
 def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:

@@ -18,6 +18,7 @@ from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.caches import GROWING, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.engine import CONCURRENT_BATCHES, EngineArguments
+from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.serving.config.accelerators import CPU
@@ -42,14 +43,6 @@ LIVE_HIDDEN, LIVE_INTERMEDIATE = 6, 2
 SAMPLER_BYTES = 24
 #: The engine samples this many sequences in its profiling step, whatever `max_num_seqs` allows beyond it.
 SAMPLED_ROWS = 256
-#: Sections that a quantization at load, or a checkpoint that is only thought of, puts into a config.
-AT_LOAD = {
-    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
-    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
-    "experts_int8": {"quant_method": "fp8", "activation_scheme": "dynamic"},
-}
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ def _fraction(value: object, default: float) -> float:
 @lru_cache(maxsize=512)
 def _loaded(checkpoint: Checkpoint, method: str) -> Checkpoint:
     """The checkpoint as a quantization at load leaves it."""
-    return dataclasses.replace(checkpoint, raw={**checkpoint.raw, "quantization_config": AT_LOAD[method]})
+    return stored_as(checkpoint, method)
 
 
 @lru_cache(maxsize=2048)
@@ -142,7 +135,7 @@ def _weight_bytes(checkpoint: Checkpoint, ranks: int, capability: tuple[int, int
 def memory_in(facts: ModelFacts, setting: Setting) -> ModelMemory:
     """The model's caches and weights under a setting."""
     checkpoint = facts.checkpoint
-    if setting.quantization in AT_LOAD and facts.quantization is None:
+    if setting.quantization in SECTIONS and facts.quantization is None:
         checkpoint = _loaded(checkpoint, setting.quantization or "")
     return _memory(checkpoint, setting.engine)
 

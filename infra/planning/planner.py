@@ -22,6 +22,7 @@ from modelfleet.infra.planning.cost import (
     model_costs,
     pool_cost,
     prices_note,
+    replica_cost,
     total,
 )
 from modelfleet.infra.planning.demand import Demand, demand_of
@@ -37,6 +38,7 @@ from modelfleet.infra.planning.plan import (
     CostRange,
     GpuMemory,
     ModelPlan,
+    ModelSpeed,
     Plan,
     PoolPlan,
     RayClusterPlan,
@@ -46,6 +48,8 @@ from modelfleet.infra.planning.plan import (
 )
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
+from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
@@ -91,6 +95,8 @@ def plan(
         *_stack_findings(stack, deploying=deploying),
         *fit_findings(models, facts, catalog),
         *bad_combinations(models, facts),
+        *licence_findings(stack, models, catalog),
+        *token_findings(stack, models, catalog),
     ]
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
     fixed = fixed_costs(stack, catalog)
@@ -100,7 +106,21 @@ def plan(
         raise InputErrors(errors)
     memory = {m.config.model_id: memory_of(m.config, facts.get(m.config.model_id), catalog) for m in models}
     planned = [
-        _model_plan(stack, choice, demand, bucket.name, code, memory=memory[demand.model_id], cost=cost_of_one)
+        _model_plan(
+            stack,
+            choice,
+            demand,
+            bucket.name,
+            code,
+            memory=memory[demand.model_id],
+            speed=model_speed(
+                demand.model.config,
+                facts.get(demand.model_id),
+                catalog,
+                replica_cost(choice, demand) if stack.config.target.priced else None,
+            ),
+            cost=cost_of_one,
+        )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
     ]
@@ -223,6 +243,7 @@ def _model_plan(
     code: CodeArtifact,
     *,
     memory: GpuMemory | None,
+    speed: ModelSpeed | None,
     cost: CostRange,
 ) -> ModelPlan:
     model = demand.model.config
@@ -242,6 +263,7 @@ def _model_plan(
         mirror=mirror,
         application=application(model, mirror, bucket, code),
         memory=memory,
+        speed=speed,
         cost=cost,
     )
 

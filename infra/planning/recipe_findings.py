@@ -10,7 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelfleet.infra.catalog.recipes import KnownBad, Recipe, Setting, Sourced, When, id_matches, recipe_of, within
+from modelfleet.infra.catalog.recipes import (
+    Checkpoints,
+    KnownBad,
+    Recipe,
+    Setting,
+    Sourced,
+    When,
+    id_matches,
+    recipe_of,
+    within,
+)
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.serving.config.accelerators import Accelerator, accelerator_of, known_gpus
 from modelfleet.serving.config.catalogs import parsers
@@ -241,16 +251,29 @@ def _smaller_checkpoint(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, s
     if case.gpu is None or case.names_weights or case.kwargs.get("quantization"):
         return
     for group in reversed(recipe.checkpoints):
-        if (smaller := group.of(case.hf_id)) is not None and _holds(group.when, case):
-            chosen = replace(case, hf_id=smaller)
-            if any(bad.severity == "error" and _holds(bad.when, chosen) for bad in recipe.known_bad):
-                continue
+        if (smaller := group.of(case.hf_id)) is not None and gains(recipe, group, case):
             message = (
                 f"the model is published in {group.format} too: {group.why}; add `hf_model_id: {smaller}`, or "
                 f"`hf_model_id: {case.hf_id}` to keep this one ({_basis(recipe, group, case)})"
             )
             yield (*ENGINE, "hf_model_id"), message
             return
+
+
+def smaller_here(recipe: Recipe | None, hf_id: str, gpu: Accelerator) -> str | None:
+    """The smaller checkpoint that `check` would name for a model on this GPU."""
+    case = Case(hf_id, gpu, 1, None, {}, {}, own_prompt_format=False, names_weights=False)
+    for group in reversed(recipe.checkpoints if recipe is not None else ()):
+        if recipe is not None and group.of(hf_id) is not None and gains(recipe, group, case):
+            return group.of(hf_id)
+    return None
+
+
+def gains(recipe: Recipe, group: Checkpoints, case: Case) -> bool:
+    """Whether a case gains by a group's checkpoint, and the recipe knows nothing that stops it."""
+    chosen = replace(case, hf_id=group.of(case.hf_id) or case.hf_id)
+    broken = any(bad.severity == "error" and _holds(bad.when, chosen) for bad in recipe.known_bad)
+    return _holds(group.when, case) and not broken
 
 
 def _bad(recipe: Recipe, bad: KnownBad, case: Case) -> str:

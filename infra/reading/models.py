@@ -172,6 +172,13 @@ class Reader:
         return _parsed(answer.content) if answer.is_success else None  # absent or gated: unknown, which a notice says
 
 
+def has_token() -> bool:
+    """Whether this machine has a token for the Hub: of `hf auth login`, or in HF_TOKEN."""
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
 def folder_facts(folder: Path) -> Found | None:
     """The `config.json` and the safetensors headers of a folder; None without a config."""
     if not folder.is_absolute() or not (folder / "config.json").is_file():

@@ -221,6 +221,18 @@ class Budget(StackSection):
     )
 
 
+class Licence(StackSection):
+    """Licences that the stack does not serve."""
+
+    forbid: list[Annotated[str, Matching(r"\S", "words of a licence's name")]] = Field(
+        default_factory=list,
+        description="Refuse models whose licence has one of these in its name, such as `cc-by-nc`.",
+    )
+    forbid_unknown: bool = Field(
+        False, description="Refuse models whose licence infra/catalog/models.csv does not know."
+    )
+
+
 class Gateway(StackSection):
     """The HAProxy in front."""
 
@@ -286,6 +298,7 @@ class StackConfig(StackSection):
     kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Namespace, image and rollout.")
     mirror: Mirror = Field(default_factory=Mirror, description="The weights' bucket.")
     budget: Budget = Field(default_factory=Budget, description="Ceiling on spend.")
+    licence: Licence = Field(default_factory=Licence, description="Licences that the stack does not serve.")
     gateway: Gateway = Field(default_factory=Gateway, description="The HAProxy in front.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")

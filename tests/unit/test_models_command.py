@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from modelfleet.cli.models import Asked, run_models, run_show
+from modelfleet.cli.models_speed import AskedLoad
+from modelfleet.infra.catalog.speed import measurements
 from modelfleet.serving.config.errors import SetupError
 from tools.probe.__main__ import FIXTURES, rows
 
@@ -35,6 +37,8 @@ def test_a_config_json_prints_the_keys_that_vllm_answers(
     assert found["kv_tokens"] == truth["kv_tokens"]
     assert found["weights_gib"] == pytest.approx(truth["weights_gib"], abs=0.002)
     assert found["sources"]["config"] == str(path)
+    asked = ("model", "arch", "tp", "config", "weights_note")
+    assert {key for key in truth if key not in asked} <= set(found["sources"]), "each number says where it is from"
 
 
 def test_a_folder_is_read_with_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,3 +84,86 @@ def test_the_catalog_is_searched_by_words(capsys: pytest.CaptureFixture[str]) ->
 def test_a_search_without_a_match_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_models("unheard-of") == 0
     assert 'No model matches "unheard-of"' in capsys.readouterr().err
+
+
+def test_speed_is_an_estimate_with_ranges_and_a_price(capsys: pytest.CaptureFixture[str]) -> None:
+    load = AskedLoad(input_tokens=1000, output_tokens=500, concurrency=10)
+    found = shown(capsys, "Qwen/Qwen3-8B", Asked("L40S", network=False, load=load))
+    for key in ("ttft_ms", "tpot_ms", "output_tokens_per_second"):
+        assert 0 < found[key]["low"] < found[key]["expected"] < found[key]["high"], key
+    assert found["basis"] == "estimate" and found["saturated"] is False
+    assert found["load"] == {"input_tokens": 1000, "output_tokens": 500, "concurrency": 10, "engine": "vllm"}
+    price, speed = found["usd_per_million_tokens"], found["output_tokens_per_second"]["expected"]
+    assert price * speed == pytest.approx(1.861 / 3600 * 1e6, rel=0.01), "g6e.xlarge"
+
+
+def test_a_load_that_was_measured_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    row = next(one for one in measurements() if one.id == "INFX-001")
+    load = AskedLoad(round(row.input_tokens), round(row.output_tokens), round(row.requests or 1))
+    found = shown(capsys, row.model, Asked(row.accelerator, row.gpus, network=False, load=load))
+    assert found["basis"] == f"measured: {row.accelerator}, {row.date}"
+    assert found["ttft_ms"]["low"] == found["ttft_ms"]["high"] == pytest.approx(row.ttft_ms)
+
+
+def test_without_a_card_there_is_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = shown(capsys, "Qwen/Qwen3-8B")
+    assert found["ttft_ms"] is None and found["basis"] is None
+
+
+def test_a_load_above_capacity_has_no_latency(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Asked("L4", network=False, load=AskedLoad(4000, 500, 200))
+    found = shown(capsys, "Qwen/Qwen3-8B", asked)
+    assert found["saturated"] is True and found["ttft_ms"] is None and found["output_tokens_per_second"]
+    run_show("Qwen/Qwen3-8B", asked)
+    assert "above capacity" in capsys.readouterr().out
+
+
+def test_the_screen_says_estimate_and_another_format_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_show("meta-llama/Llama-3.3-70B-Instruct", Asked("H100", network=False, quantization="awq")) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "estimate: 1 × (512 in, 256 out): first token" in text
+    assert "counted as if there were a checkpoint of it in awq" in text
+    half = shown(capsys, "Qwen/Qwen3-8B", Asked(quantization="fp8", network=False))
+    assert half["weights_gib"] < 0.6 * shown(capsys, "Qwen/Qwen3-8B")["weights_gib"]
+    assert not any("counted as if" in text for text in half["notices"]), "vLLM does this when it loads"
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [({"quantization": "fp9"}, "--quantization"), ({"accelerator": "H101"}, "--accelerator")],
+)
+def test_an_unknown_option_is_answered_with_what_there_is(asked: dict[str, str], option: str) -> None:
+    with pytest.raises(SetupError, match=f"{option}: found"):
+        run_show("Qwen/Qwen3-8B", Asked(**asked, network=False))  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match="--engine: found 'tgi'"):
+        AskedLoad(engine="tgi")
+
+
+def test_a_card_that_runs_only_its_weights_in_8_bit_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM multiplies FP8 of compressed-tensors in 16 bit below 8.9 (`CompressedTensorsW8A16Fp8`), and INT8 natively."""
+    assert shown(capsys, "nvidia/Llama-3.1-8B-Instruct-FP8", Asked("A100-80G", network=False))["refusals"] == []
+    int8 = Asked("A100-80G", network=False, quantization="int8-w8a8")
+    assert shown(capsys, "meta-llama/Llama-3.1-8B-Instruct", int8)["refusals"] == []
+
+
+def test_a_refusal_is_in_the_json_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Asked("L4", network=False)
+    assert run_show("meta-llama/Llama-3.3-70B-Instruct", asked, as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [text.split(":")[0] for text in found["refusals"]] == ["does not fit"]
+    assert found["basis"] == "none: not one request of 768 tokens has room in the KV cache"
+    assert run_show("Qwen/Qwen3-8B", asked, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["refusals"] == []
+
+
+def test_a_short_model_and_one_that_writes_nothing_are_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    found = shown(capsys, "BAAI/bge-large-en-v1.5", Asked("L4", network=False))
+    assert found["refusals"] == [] and found["max_model_len"] == 512
+    assert found["basis"] == "none: the model writes no tokens"
+
+
+def test_requests_beyond_max_model_len_have_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Asked("H100", length=1024, network=False, load=AskedLoad(1000, 500, 1))
+    assert shown(capsys, "Qwen/Qwen3-8B", asked)["basis"].endswith("1,500 tokens is longer than max_model_len 1,024")
+    run_show("Qwen/Qwen3-8B", asked)
+    assert "no estimate of speed: a request of 1,500 tokens" in capsys.readouterr().out

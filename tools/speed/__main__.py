@@ -3,7 +3,7 @@
     python -m tools.speed            # prints the errors on held-out measurements; takes a few minutes
     python -m tools.speed --write    # and writes speed-factors.csv, speed-ranges.csv and docs/speed-errors.svg
 
-Add a measurement as a row of measurements.csv (a new model also needs its shape in tools/speed/models.csv), then write.
+Add a measurement as a row of measurements.csv, then write. Its model must be in models.csv with its shape.
 """
 
 from __future__ import annotations

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Final, Literal
 
+from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.catalog.speed import FactorTable, Measurement, SpeedCard, measurements, speed_cards
-from modelfleet.infra.planning.speed.inputs import Load, Server, SpeedShape, WeightFormat
+from modelfleet.infra.planning.memory.answer import ModelMemory
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint
+from modelfleet.infra.planning.memory.engine import EngineArguments
+from modelfleet.infra.planning.speed.inputs import Load, Server, SpeedShape
 from modelfleet.infra.planning.speed.serving import mean_context, queue_seconds, running_limit, safe_limit, serve
+from modelfleet.infra.planning.speed.shape import in_precision, shape_of
 from modelfleet.infra.planning.speed.steps import admission_seconds, decode_seconds, prefill_seconds
-from modelfleet.serving.config.catalogs import csv_rows
 
 Metric = Literal["ttft", "tpot", "throughput"]
 METRICS: Final[tuple[Metric, ...]] = ("ttft", "tpot", "throughput")
 
-#: Bytes per weight, scales included, and format of each precision.
-PRECISIONS: Final[Mapping[str, tuple[float, WeightFormat]]] = {
-    "bf16": (2, "16bit"), "fp16": (2, "16bit"), "fp8": (1, "fp8"), "int8-w8a8": (1, "int8"),
-    "gptq-int8": (1.03, "packed"), "awq": (0.52, "packed"), "gptq-w4a16": (0.52, "packed"),
-    "int4-w4a16": (0.52, "packed"), "mxfp4": (0.53, "mxfp4"), "nvfp4": (0.56, "nvfp4"),
-}  # fmt: skip
 #: Bytes per GPU that neither weights nor KV cache have.
 RESERVE = 1.5e9
+#: Measured with text alone, where its decoder is another model's; images need layers that the arithmetic does not know.
+STAND_INS = {"neuralmagic/Llama-3.2-11B-Vision-Instruct-FP8-dynamic": "meta-llama/Llama-3.1-8B-Instruct"}
+#: A length for the caches' layout; only their bytes per token, window and state count.
+LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,22 @@ class Case:
 
 
 @cache
-def shapes() -> Mapping[str, Mapping[str, float]]:
-    """The rows of models.csv by model."""
-    rows = csv_rows(Path(__file__).parent / "models.csv")
-    return {row["model"]: {name: float(text) for name, text in row.items() if name != "model"} for row in rows}
+def checkpoints() -> Mapping[str, Checkpoint]:
+    """The catalog's checkpoint of each measured model. Raises `LookupError` for one whose shape it does not know."""
+    catalog, found = default_catalog(), {}
+    for model in {row.model for row in measurements()}:
+        row = catalog.models.get(STAND_INS.get(model, model))
+        if row is None or row.config is None:
+            raise LookupError(f"{model}: infra/catalog/models.csv and shapes.jsonl do not have its shape")
+        found[model] = Checkpoint(row.config, catalog.architecture_defaults)
+    return found
+
+
+@cache
+def memory_of(model: str, precision: str, gpus: int, kv_dtype: str) -> ModelMemory:
+    """What a measured model keeps on one GPU."""
+    checkpoint = in_precision(checkpoints()[model], precision)
+    return ModelMemory(checkpoint, EngineArguments(LENGTH, ranks=gpus, kv_dtype=kv_dtype))
 
 
 def cases(factors: FactorTable) -> list[Case]:
@@ -60,8 +73,10 @@ def cases(factors: FactorTable) -> list[Case]:
 def case_of(row: Measurement, factors: FactorTable) -> Case | None:
     """One measurement with its inputs; None where its weights do not fit."""
     card = speed_cards()[row.accelerator]
-    shape = _shape(row)
-    memory = shape.dense_bytes + shape.expert_bytes + shapes()[row.model]["embedding_b"] * 2e9
+    # Where the source does not say it, keys and values are in 16 bit, whatever the checkpoint would choose.
+    held = memory_of(row.model, row.precision, row.gpus, "fp8" if row.kv_dtype == "fp8" else "bfloat16")
+    shape = shape_of(held, row.input_tokens + row.output_tokens)
+    memory = held.weights.bytes * row.gpus
     if memory >= card.memory_bytes * row.gpus:
         return None
     load = Load(row.input_tokens, row.output_tokens, row.requests or float("inf"))
@@ -89,31 +104,6 @@ def case_of(row: Measurement, factors: FactorTable) -> Case | None:
     if row.output_tokens_per_s:
         truth["throughput"] = row.output_tokens_per_s
     return Case(row, shape, card, server, load, truth)
-
-
-def _shape(row: Measurement) -> SpeedShape:
-    """The model of a measurement at its precision: embeddings and head in 16 bit, with MXFP4 all but the experts."""
-    model = shapes()[row.model]
-    size, form = PRECISIONS[row.precision]
-    plain = model["total_b"] - model["expert_b"] - model["head_b"] - model["embedding_b"]
-    latent = not model["kv_heads"]
-    copies = row.gpus if latent else max(1.0, row.gpus / model["kv_heads"])
-    values = model["head_dim"] if latent else 2 * model["kv_heads"] * model["head_dim"]
-    layer = values * copies * (1 if row.kv_dtype == "fp8" else 2)
-    growing = model["layers"] - model["windowed_layers"] - model["no_kv_layers"]
-    return SpeedShape(
-        layers=int(model["layers"]),
-        hidden_size=int(model["hidden_size"]),
-        active_parameters=model["active_b"] * 1e9,
-        dense_bytes=(plain * (2 if form == "mxfp4" else size) + model["head_b"] * 2) * 1e9,
-        attention_width=model["attention_width"] * growing,
-        kv_bytes_per_token=layer * growing,
-        weight_format=form,
-        kv_bytes_per_sequence=layer * model["windowed_layers"] * model["window"] + model["state_mib"] * 2**20,
-        expert_bytes=model["expert_b"] * size * 1e9,
-        experts=int(model["experts"]),
-        experts_per_token=int(model["experts_per_token"]),
-    )
 
 
 def predicted(case: Case) -> dict[Metric, float]:

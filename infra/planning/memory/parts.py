@@ -121,7 +121,7 @@ def _fp8_blocks(part: Part, form: Format) -> Size:
     return Size(part.elements + scales, part.elements + scales * form.scale_bytes)
 
 
-def _fp8_channels(part: Part, _: Format) -> Size:
+def _eight_bit_channels(part: Part, _: Format) -> Size:
     scales = part.copies * part.outputs
     return Size(part.elements + scales, part.elements + scales * SINGLE)
 
@@ -155,7 +155,8 @@ def _packed(part: Part, form: Format) -> Size:
 
 _STORED = {
     "fp8-blocks": _fp8_blocks,
-    "fp8-channels": _fp8_channels,
+    "fp8-channels": _eight_bit_channels,
+    "int8-channels": _eight_bit_channels,
     "8-bit": _eight_bits,
     "nvfp4": _nvfp4,
     "mxfp4": _mxfp4,
@@ -222,6 +223,8 @@ def _compressed(section: Mapping[str, Any], skipped: tuple[str, ...]) -> Format:
         return Format("nvfp4", 4, 16, skipped=skipped)
     if kind == "int" and ("pack" in form or bits == 4):
         return Format("packed", bits, group, zeros=weights.get("symmetric") is False, skipped=skipped)
+    if kind == "int":
+        return Format("int8-channels", 8, skipped=skipped)
     return Format("fp8-blocks" if weights.get("strategy") == "block" else "fp8-channels", 8, skipped=skipped)
 
 

@@ -14,14 +14,10 @@ from modelfleet.infra.planning.memory.kinds import head_shape, layer_kinds
 from modelfleet.infra.planning.memory.parts import format_of
 
 HOPPER = (9, 0)
-#: Least compute capability of a number format (`get_min_capability`, and the schemes of compressed-tensors).
-FORMAT_CAPABILITY = {"mxfp4": (8, 0), "mxfp8": (8, 0), "nvfp4": (7, 5), "fp8-channels": (8, 9)}
-FORMAT_NAMES = {
-    "mxfp4": "MXFP4",
-    "mxfp8": "MXFP8",
-    "nvfp4": "NVFP4",
-    "fp8-channels": "FP8 weights with FP8 activations",
-}
+#: Least compute capability of a number format (`get_min_capability`, and the schemes of compressed-tensors). FP8
+#: weights run from 7.5 on: below 8.9 vLLM multiplies them in 16 bit (`CompressedTensorsW8A16Fp8`, Marlin).
+FORMAT_CAPABILITY = {"mxfp4": (8, 0), "mxfp8": (8, 0), "nvfp4": (7, 5)}
+FORMAT_NAMES = {"mxfp4": "MXFP4", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 
 
 def refusals(checkpoint: Checkpoint, engine: EngineArguments, capability: tuple[int, int]) -> list[str]:

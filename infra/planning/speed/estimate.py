@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from modelfleet.infra.catalog.speed import Measurement, SpeedRange, fitted_factors, speed_cards, speed_ranges
-from modelfleet.infra.planning.speed.inputs import VLLM, Load, Server, SpeedShape
+from modelfleet.infra.planning.speed.inputs import PRECISION_FORMATS, VLLM, Load, Server, SpeedShape, WeightFormat
 from modelfleet.infra.planning.speed.serving import serve
 
 #: A measurement stands for a load whose lengths and concurrency differ from its own by no more than this factor.
@@ -98,13 +98,14 @@ def estimate_speed(
 
 
 def measurement_of(
-    model: str, precision: str, server: Server, load: Load, rows: Sequence[Measurement]
+    model: str, weight_format: WeightFormat, server: Server, load: Load, rows: Sequence[Measurement]
 ) -> Measurement | None:
     """The measurement of the same model on as many of the same cards with vLLM, whose load is nearest; None if far."""
+    wanted = (model, weight_format, server.card.name, server.gpus)
     same = [
         row
         for row in rows
-        if (row.model, row.precision, row.accelerator, row.gpus) == (model, precision, server.card.name, server.gpus)
+        if (row.model, PRECISION_FORMATS[row.precision], row.accelerator, row.gpus) == wanted
         and row.engine == VLLM
         and row.load == "clients"
         and row.requests is not None

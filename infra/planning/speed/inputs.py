@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -10,6 +11,15 @@ from modelfleet.infra.catalog.speed import Factors, SpeedCard
 #: How weights are stored. `packed` are integers with 16-bit activations (AWQ, GPTQ); they, and what a card cannot
 #: compute with, are unpacked to 16 bit.
 WeightFormat = Literal["16bit", "fp8", "int8", "packed", "mxfp4", "nvfp4"]
+
+#: Mean tokens of a prompt and an answer where nobody says: a chat with a short history.
+ASSUMED_INPUT: Final = 512
+ASSUMED_OUTPUT: Final = 256
+#: The format of each precision that measurements.csv names.
+PRECISION_FORMATS: Final[Mapping[str, WeightFormat]] = {
+    "bf16": "16bit", "fp16": "16bit", "fp8": "fp8", "int8-w8a8": "int8", "gptq-int8": "packed", "awq": "packed",
+    "gptq-w4a16": "packed", "int4-w4a16": "packed", "mxfp4": "mxfp4", "nvfp4": "nvfp4",
+}  # fmt: skip
 
 #: vLLM 0.32's engine, in the names of measurements.csv.
 VLLM: Final = "vllm"

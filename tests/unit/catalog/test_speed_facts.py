@@ -9,7 +9,7 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.catalog.speed import FACTORS, fitted_factors, measurements, speed_cards, speed_ranges
-from tools.speed.cases import Case, cases, shapes
+from tools.speed.cases import Case, cases, checkpoints
 from tools.speed.fit import expected, fit
 from tools.speed.validate import Outcome, decode_of_one, halves, left_out, median_error, outcomes, within
 
@@ -49,7 +49,7 @@ def test_every_measurement_has_source_date_known_model_card_and_a_value() -> Non
     assert len({row.id for row in rows}) == len(rows) >= 500
     for row in rows:
         assert row.source and row.date, row.id
-        assert row.model in shapes(), row.id
+        assert row.model in checkpoints(), row.id
         assert row.accelerator in speed_cards(), row.id
         assert row.ttft_ms or row.tpot_ms or row.output_tokens_per_s, row.id
 

@@ -86,7 +86,8 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(project: Path, w
     console.print(plan_table(make_plan(project, "dev")))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert max(map(len, lines)) <= width
-    (row,) = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
+    row, speed = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
+    assert "tokens/s" in "".join(lines) and "estimate" in speed
     assert "12.6 of 21.9 GiB" in row and "1–2" in row and row.endswith("1.61")
     assert sum(line.endswith("USD/h max") for line in lines) == 3
     assert left_out in "\n".join(lines) if left_out else "left out" not in "\n".join(lines)
@@ -223,3 +224,29 @@ def test_check_refuses_a_model_that_does_not_fit(project: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "models/meta-llama--Llama-2-13b-chat-hf.yaml:6: engine_config.max_total_tokens: does not fit" in printed
     assert "Llama-2-7b-chat-hf.yaml:6" not in printed
+
+
+def test_each_model_has_a_speed_at_its_target(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = project / "models" / "meta-llama--Llama-2-7b-chat-hf.yaml"
+    file.write_text(file.read_text().replace("max_replicas: 2", "max_replicas: 2, target_ongoing_requests: 4"))
+    assert run_plan("dev", as_json=True) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    speed = model["speed"]
+    assert (speed["input_tokens"], speed["output_tokens"], speed["concurrency"]) == (512, 256, 4)
+    assert speed["basis"] == "estimate" and speed["saturated"] is False
+    for key in ("ttft_ms", "tpot_ms", "output_tokens_per_second"):
+        assert 0 < speed[key]["low"] < speed[key]["expected"] < speed[key]["high"]
+    per_hour = speed["output_tokens_per_second"]["expected"] * 3600 / 1e6 * speed["usd_per_million_tokens"]
+    assert per_hour == pytest.approx(0.8048), "one replica has a g6.xlarge"
+    assert run_plan("dev") == 0
+    assert "target_ongoing_requests, 512 tokens in, 256 out" in capsys.readouterr().out
+
+
+def test_a_target_above_what_the_cache_holds_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = project / "models" / "meta-llama--Llama-2-7b-chat-hf.yaml"
+    file.write_text(file.read_text().replace("max_replicas: 2", "max_replicas: 2, target_ongoing_requests: 24"))
+    assert run_plan("dev") == 0
+    assert "above capacity" in capsys.readouterr().out
+    assert run_plan("dev", as_json=True) == 0
+    speed = json.loads(capsys.readouterr().out)["models"][0]["speed"]
+    assert speed["saturated"] is True and speed["ttft_ms"] is None and speed["tpot_ms"] is None

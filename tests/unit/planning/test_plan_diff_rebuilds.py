@@ -64,6 +64,8 @@ CHANGES: dict[str, Any] = {
     "mirror.bucket": "another-bucket",
     "mirror.sources": {"org/model": "s3://elsewhere/model"},
     "budget.maxUsdPerHour": 1000,
+    "licence.forbid": ["non-commercial"],
+    "licence.forbidUnknown": True,
     "gateway.requestsPerMinute": 60,
     "gateway.concurrentRequests": 8,
     "gateway.tokensPerMinute": 9000,
@@ -129,7 +131,9 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
         else:
             settings.setdefault(first, {})[rest] = value
     pools = settings.pop("pools")
-    demanded = model(replicas=(0, 1)) if pools[0]["accelerator"] == "L4" else model("org/large", "A100-40G")
+    demanded = (
+        model("Qwen/Qwen3-8B", replicas=(0, 1)) if pools[0]["accelerator"] == "L4" else model("org/large", "A100-40G")
+    )
     return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False)
 
 

@@ -21,6 +21,7 @@ from modelfleet.infra.planning.speed import (
     server_with,
     usd_per_million_tokens,
 )
+from modelfleet.infra.planning.speed.inputs import PRECISION_FORMATS
 from modelfleet.infra.planning.speed.steps import decode_seconds, prefill_seconds
 
 #: Llama 3.1 8B in 16 bit: 7.5 B weights that a step reads, 128 KiB of keys and values a token.
@@ -103,14 +104,17 @@ def test_a_load_of_a_measured_case_shows_the_measurement_instead() -> None:
     row = next(one for one in measurements() if one.id == "INFX-001")
     server = replica(row.accelerator, gpus=row.gpus)
     near = Load(1000, 1000, 4)
-    found = measurement_of(row.model, row.precision, server, near, measurements())
+    found = measurement_of(row.model, PRECISION_FORMATS[row.precision], server, near, measurements())
     assert found is not None and found.model == row.model
     said = estimate_speed(LLAMA_8B, server, near, measured=found)
     assert said.basis == f"measured: {found.accelerator}, {found.date}"
     assert said.ttft_ms is not None and said.ttft_ms.expected == found.ttft_ms
     assert said.source == found.source
-    assert measurement_of(row.model, row.precision, server, Load(1000, 1000, 30), measurements()) is None
-    assert measurement_of("org/other", row.precision, server, near, measurements()) is None
+    assert (
+        measurement_of(row.model, PRECISION_FORMATS[row.precision], server, Load(1000, 1000, 30), measurements())
+        is None
+    )
+    assert measurement_of("org/other", PRECISION_FORMATS[row.precision], server, near, measurements()) is None
 
 
 def test_an_estimate_says_so_and_is_plain_json() -> None:

@@ -308,13 +308,13 @@ def test_kept_prices_are_used_and_a_region_without_prices_stays_unknown(tmp_path
 
 
 def test_the_example_stacks_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a user sees them after cloning, with only the API keys left to set."""
+    """As a user sees them after cloning, with only the secrets left to set."""
     root = Path(__file__).parents[3]
     for path in sorted((root / "stacks").glob("Pulumi.*.yaml")):
         plan = make_plan(root, path.name.split(".")[1], deploying=False)
         assert plan.models
         warnings = [n.path for n in plan.notices if n.severity != "notice"]
-        assert set(warnings) <= {"modelfleet:apiKeys"}, path.name
+        assert set(warnings) <= {"modelfleet:apiKeys", "modelfleet:huggingFaceToken"}, path.name
 
 
 def test_findings_about_model_files_reach_the_plan(project: Path) -> None:

@@ -1,0 +1,106 @@
+"""The text of a model file as a person would write it: few keys, a comment with the reason of each choice. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from modelfleet.infra.catalog.recipes import Recipe
+from modelfleet.infra.planning.offers import Offer, Wish
+from modelfleet.infra.planning.recipe_findings import ENVIRONMENT, LENGTH, case_of, lacking, smaller_here
+from modelfleet.serving.config.document import KeyPath
+from modelfleet.serving.config.rayllm.yaml_text import one_line
+
+#: Requests that a replica works on at a time, for each one that its autoscaler aims for (RayLLM's examples).
+ONGOING = 2.5
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """What the file is about: the public name, its offer, the wish, and how many replicas."""
+
+    model_id: str
+    offer: Offer
+    wish: Wish
+    max_replicas: int
+
+
+def file_text(new: NewModel, recipe: Recipe | None) -> str:
+    """The whole file; with the lines that the recipe has for this accelerator."""
+    offer, wish = new.offer, new.wish
+    chosen = offer.checkpoint.hf_id
+    engine = [f"  model_id: {new.model_id}"]
+    if chosen != new.model_id:
+        engine.append(f"  hf_model_id: {chosen}   # {offer.checkpoint.why}")
+    elif (smaller := smaller_here(recipe, chosen, offer.accelerator)) is not None:
+        engine.append(f"  hf_model_id: {chosen}   # {smaller} is smaller and answers a little differently")
+    engine.append(f"  max_total_tokens: {offer.length}")
+    lines = [
+        *(f"# {line}" for line in _reasons(new)),
+        "deployment_config:",
+        "  autoscaling_config:",
+        f"    min_replicas: {wish.min_replicas}",
+        f"    max_replicas: {new.max_replicas}",
+        f"    target_ongoing_requests: {wish.concurrency}",
+        f"  max_ongoing_requests: {round(wish.concurrency * ONGOING)}",
+        "engine_config:",
+        *engine,
+    ]
+    scaling = [
+        "scaling_config:",
+        f"  num_workers: {offer.workers}",
+        "  placement_strategy: STRICT_PACK   # a replica stays on one node",
+        "  resources_per_worker:",
+        f"    accelerator_type:{offer.accelerator.name}: 0.001",
+    ]
+    bare = "\n".join([*lines, *scaling]) + "\n"
+    return "\n".join([*lines, *_engine_lines(bare, recipe, offer), *scaling]) + "\n"
+
+
+def _reasons(new: NewModel) -> Iterator[str]:
+    offer, wish = new.offer, new.wish
+    gpus = f"{offer.workers} × {offer.accelerator.name}" if offer.workers > 1 else f"one {offer.accelerator.name}"
+    best = "the cheapest" if wish.goal == "cheapest" else "the fastest"
+    yield (
+        f"{new.model_id} on {gpus}, {best} that holds requests of {offer.length} tokens, {wish.concurrency} at once: "
+        f"{offer.usd_per_hour:.2f} USD/h."
+    )
+    memory = offer.memory
+    yield (
+        f"Of {memory.total_mib / 1024:.1f} GiB a GPU, weights take {memory.weights_mib / 1024:.1f} and the KV cache "
+        f"{memory.kv_cache_mib / 1024:.1f}: {memory.full_length_sequences} requests of full length."
+    )
+
+
+def _engine_lines(bare: str, recipe: Recipe | None, offer: Offer) -> Iterator[str]:
+    """`engine_kwargs` and `runtime_env`: what the card needs, and the recipe's settings, each under its reason."""
+    kwargs: list[str] = []
+    environment: list[str] = []
+    if not offer.accelerator.bfloat16 and offer.checkpoint.facts.dtype == "bfloat16":
+        kwargs.append(f"    dtype: half   # the checkpoint is bfloat16, which a {offer.accelerator.name} does not have")
+    for setting, lines in lacking(recipe, case_of(yaml.safe_load(bare))) if recipe is not None else ():
+        reason = setting.why or {"tools": "tool calls", "reasoning": "thoughts apart from the answer"}.get(
+            setting.purpose, setting.purpose
+        )
+        said = f"# {reason}"
+        for part, indent in ((kwargs, "    "), (environment, "      ")):
+            mine = [
+                (path, value)
+                for path, value in lines.items()
+                if path != LENGTH and _in_env(path) == (part is environment)
+            ]
+            if mine:
+                part.append(indent + said)
+                part += [f"{indent}{path[-1]}: {one_line(value)}" for path, value in mine]
+    if recipe is not None and (kwargs or environment):
+        yield f"  # Recipe of {recipe.family}: {recipe.source}, {recipe.date}."
+    if kwargs:
+        yield from ("  engine_kwargs:", *kwargs)
+    if environment:
+        yield from ("  runtime_env:", "    env_vars:", *environment)
+
+
+def _in_env(path: KeyPath) -> bool:
+    return path[:-1] == ENVIRONMENT
