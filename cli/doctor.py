@@ -1,0 +1,83 @@
+"""`modelfleet doctor`: the first cause why a stack does not serve, with evidence, fix and consequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modelfleet.cli import output
+from modelfleet.doctor.diagnose import Cause, diagnose, short
+from modelfleet.doctor.evidence import Reading
+from modelfleet.doctor.look import Looked, look
+from modelfleet.doctor.readers import readers_of
+from modelfleet.doctor.rules import default_rules
+from modelfleet.doctor.subject import Subject, open_subject, slug_of
+from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT
+
+#: All layers together; what takes longer is said to be unread. The whole command ends within 10 s.
+SECONDS = 7.0
+
+
+def run_doctor(stack: str, model: str | None, *, as_json: bool = False) -> int:
+    """Look, judge and print; returns the exit code: 0 healthy, 1 something to fix, 2 a layer could not be read."""
+    subject = open_subject(Path.cwd(), stack)
+    slug = slug_of(subject, model) if model else None
+    looked = look(readers_of(subject), SECONDS)
+    causes = diagnose(default_rules(), looked.evidence, subject, stack, slug)
+    if as_json:
+        output.show_json(as_data(subject, looked, causes))
+    else:
+        _show(subject, looked, causes)
+    return exit_code(looked, causes)
+
+
+def exit_code(looked: Looked, causes: Sequence[Cause]) -> int:
+    """Something to fix goes before something that could not be read."""
+    if causes:
+        return EXIT_INPUT
+    return EXIT_ENVIRONMENT if looked.unread else 0
+
+
+def as_data(subject: Subject, looked: Looked, causes: Sequence[Cause]) -> dict[str, Any]:
+    """All of it for machines; nothing secret."""
+    return {
+        "stack": subject.stack.name,
+        "target": str(subject.stack.config.target),
+        "healthy": not causes and not looked.unread,
+        "causes": [cause.as_json() for cause in causes],
+        "layers": [
+            {"layer": one.layer.value, "unread": short(one.unread) if one.unread is not None else None}
+            for one in looked.readings
+        ],
+    }
+
+
+def _show(subject: Subject, looked: Looked, causes: Sequence[Cause]) -> None:
+    for place, cause in enumerate(causes):
+        for line in lines(cause, first=place == 0):
+            output.say(*line, stderr=False)
+    for reading in looked.unread:
+        output.say(unread_line(reading), "yellow")
+    names = ", ".join(one.layer.value for one in looked.readings if one.unread is None)
+    if not causes:
+        output.say(f"stack {subject.stack.name}: nothing to fix in {names or 'no layer'}", stderr=False)
+
+
+def lines(cause: Cause, *, first: bool) -> list[tuple[str, str]]:
+    """The lines for a terminal, each with its style."""
+    made = [(cause.sentence, "bold red" if first else "red")]
+    place = f"{cause.file}:{cause.line}" if cause.line else cause.file
+    if place:
+        made.append((f"  where:   {place}{f' {cause.key}' if cause.key else ''}", ""))
+    for one in cause.evidence[:2]:
+        at = f" at {one.time}" if one.time else ""
+        made.append((f"  shown by {short(one.object)}{at} ({one.layer}): {short(one.text)}", "dim"))
+    made += [(f"  fix:     {cause.fix}", "bold"), (f"  then:    {cause.then}", "")]
+    made += [(f"  explains {one.sentence}", "dim") for one in cause.explains]
+    return [*made, ("", "")]
+
+
+def unread_line(reading: Reading) -> str:
+    """Why a layer is missing from the answer."""
+    return f"{reading.layer} could not be read: {short(reading.unread or '')}"
