@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelfleet.cli import output
+from modelfleet.cli.pulumi_lock import is_dead, locks
+from modelfleet.cli.pulumi_run import command
+from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_backend
 from modelfleet.doctor.diagnose import Cause, diagnose, short
 from modelfleet.doctor.evidence import Reading
 from modelfleet.doctor.look import Looked, look
 from modelfleet.doctor.readers import readers_of
+from modelfleet.doctor.readers.state import Exported
 from modelfleet.doctor.rules import default_rules
 from modelfleet.doctor.subject import Subject, open_subject, slug_of
-from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT
+from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT, SetupError
 
 #: All layers together; what takes longer is said to be unread. The whole command ends within 10 s.
 SECONDS = 7.0
@@ -23,13 +30,44 @@ def run_doctor(stack: str, model: str | None, *, as_json: bool = False) -> int:
     """Look, judge and print; returns the exit code: 0 healthy, 1 something to fix, 2 a layer could not be read."""
     subject = open_subject(Path.cwd(), stack)
     slug = slug_of(subject, model) if model else None
-    looked = look(readers_of(subject), SECONDS)
+    looked = look(readers_of(subject, partial(export, subject.root, stack)), SECONDS)
     causes = diagnose(default_rules(), looked.evidence, subject, stack, slug)
     if as_json:
         output.show_json(as_data(subject, looked, causes))
     else:
         _show(subject, looked, causes)
     return exit_code(looked, causes)
+
+
+def export(root: Path, stack: str, seconds: float) -> Exported:
+    """The stack's state by the Pulumi CLI; makes nothing, not even the folder of a state that does not exist."""
+    own = not user_chose_a_backend(root, os.environ)
+    if own and not any(state_folder(root).glob(f".pulumi/stacks/*/{stack}.json")):
+        return Exported(absent=f"there is no state yet under {state_folder(root)}")
+    environment = dict(os.environ)
+    try:
+        cli = command()
+        words = prepare(Path(cli), ["stack", "export", "--stack", stack], environment, root, engine=False)
+        held = [lock for lock in locks(environment.get("PULUMI_BACKEND_URL", ""), stack) if not is_dead(lock)]
+        done = subprocess.run(
+            [cli, *words, "--non-interactive"],
+            cwd=root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=max(1.0, seconds - 1),
+        )
+    except (SetupError, OSError) as error:
+        return Exported(unread=str(error))
+    except subprocess.TimeoutExpired:
+        return Exported(unread=f"pulumi stack export did not end within {seconds:.0f} s")
+    said = tuple(lock.sentence() for lock in held)
+    if done.returncode == 0:
+        return Exported(done.stdout, locks=said)
+    words_of = " ".join(done.stderr.split())
+    return Exported(absent=words_of, locks=said) if "no stack named" in words_of else Exported(unread=words_of)
 
 
 def exit_code(looked: Looked, causes: Sequence[Cause]) -> int:

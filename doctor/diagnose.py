@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from modelfleet.doctor.evidence import ORDER, Evidence, Layer
+from modelfleet.doctor.evidence import ORDER, PAST, Evidence, Layer
 from modelfleet.doctor.redact import redacted
 from modelfleet.doctor.rules import Placed, filled
 from modelfleet.serving.config.errors import one_line
 
+#: Kinds of objects of which one fault makes many alike.
+MANY = ("pod", "event")
 #: Longest piece of evidence that is shown.
 LONGEST = 600
 
@@ -25,8 +27,8 @@ class Names(Protocol):
     def model_id(self, slug: str) -> str:
         """The public name of a model."""
 
-    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int]:
-        """File and line of a key."""
+    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int, str]:
+        """File, line and full path of a key."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,6 @@ class Cause:
     line: int = 0
     key: str = ""
     symptom: bool = False
-    past: bool = False
     explains: tuple[Cause, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -97,11 +98,22 @@ def diagnose(
         key = (found.rule, *(found.models or (one.object,)))
         earlier = made.get(key)
         made[key] = found if earlier is None else replace(earlier, evidence=(*earlier.evidence, one))
-    if all(one.past for one in made.values()):
-        return []
     position = {placed.rule.id: place for place, placed in enumerate(rules)}
-    ordered = sorted(made.values(), key=lambda one: (ORDER[one.layer], position[one.rule]))
+    ordered = sorted(_present(made.values()), key=lambda one: (ORDER[one.layer], position[one.rule]))
     return _by_cause(ordered)
+
+
+def _present(causes: Collection[Cause]) -> Iterator[Cause]:
+    """What is shown by something that is so now, and of the rest what concerns the same models."""
+    now = [cause for cause in causes if any(one.kind not in PAST for one in cause.evidence)]
+    for cause in causes:
+        if cause in now or any(_share(cause, other) for other in now):
+            yield cause
+
+
+def _share(one: Cause, other: Cause) -> bool:
+    """Whether both concern a model; what names none concerns all."""
+    return not one.models or not other.models or bool({*one.models} & {*other.models})
 
 
 def _cause(rules: Sequence[Placed], evidence: Evidence, names: Names, stack: str) -> Cause | None:
@@ -111,7 +123,8 @@ def _cause(rules: Sequence[Placed], evidence: Evidence, names: Names, stack: str
         if evidence.kind not in rule.on or (match := rule.match(evidence.text)) is None:
             continue
         values = _values(evidence, match.groupdict(), names, stack)
-        file, line = names.place(rule.key, evidence.models) if rule.key else (evidence.file, evidence.line)
+        own = (evidence.file, evidence.line if evidence.file else 0, "")
+        file, line, key = names.place(rule.key, evidence.models) if rule.key else own
         return Cause(
             rule=rule.id,
             layer=placed.layer,
@@ -122,9 +135,8 @@ def _cause(rules: Sequence[Placed], evidence: Evidence, names: Names, stack: str
             evidence=(evidence,),
             file=file,
             line=line,
-            key=(rule.key or "").removeprefix("stack:"),
+            key=key,
             symptom=rule.symptom,
-            past=rule.past,
         )
     return None
 
@@ -145,9 +157,9 @@ def _values(evidence: Evidence, groups: Mapping[str, str | None], names: Names, 
 
 def _by_cause(ordered: Sequence[Cause]) -> list[Cause]:
     """Symptoms go below what explains them: the first cause, or else the first symptom, of their models."""
-    kept = [one for one in ordered if not one.symptom]
+    kept: list[Cause] = []
     below: dict[str, list[Cause]] = {}
-    for one in (one for one in ordered if one.symptom):
+    for one in sorted(ordered, key=lambda one: one.symptom):
         why = next((cause for cause in kept if _explains(cause, one)), None)
         if why is None:
             kept.append(one)
@@ -162,7 +174,12 @@ def _key(cause: Cause) -> str:
 
 
 def _explains(cause: Cause, symptom: Cause) -> bool:
-    """Nothing explains what comes before it in the order of cause, or what concerns only other models."""
+    """Nothing explains what comes before it in the order of cause, or what concerns only other models.
+
+    A cause is explained by nothing but the same fault of another object, such as one absent image of three pods.
+    """
+    if not symptom.symptom:
+        return cause.rule == symptom.rule and symptom.evidence[0].kind in MANY and _share(cause, symptom)
     if ORDER[cause.layer] > ORDER[symptom.layer]:
         return False
-    return not cause.models or not symptom.models or bool({*cause.models} & {*symptom.models})
+    return _share(cause, symptom)

@@ -19,6 +19,9 @@ class Layer(StrEnum):
     GATEWAY = "gateway"
 
 
+#: Kinds of evidence that tell what was, such as a log's lines: they count only where something is wrong now.
+PAST = frozenset({"event", "log", "job-log", "raynode", "activity", "lock"})
+
 #: The place of each layer in the order of cause.
 ORDER = {layer: place for place, layer in enumerate(Layer)}
 

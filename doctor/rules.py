@@ -10,8 +10,7 @@
       date: 2026-11-29
 
 Named groups of `pattern` and {object}, {model}, {text}, {last} (line), {stack} and {namespace} fill the sentences. A
-rule that is marked as `symptom` is reported only if no cause explains it, one about the `past` only if something is
-wrong now. Adding a rule edits no Python.
+rule that is marked as `symptom` is reported only if no cause explains it. Adding a rule edits no Python.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ class Rule(Section):
     fix: Text = Field(description="The command to run or the line to change.")
     then: Text = Field(description="What happens then.")
     key: Text | None = Field(
-        None, description="Key of the model file to change, or `stack:` and one of the stack file."
+        None,
+        description="Key of the model file to change, of `a or b` the one that it has; or `stack:` and a stack's key.",
     )
     symptom: bool = Field(False, description="Reported only when no cause explains it.")
-    past: bool = Field(False, description="It may be over: reported only where something else is wrong, too.")
     source: Text = Field(description="Where the wording and the way out come from.")
     date: datetime.date = Field(description="When the source was read.")
 

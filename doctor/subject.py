@@ -44,15 +44,21 @@ class Subject:
         """The slugs of a pool's models; none, which stands for all, when there is no plan."""
         return tuple(one.slug for one in self.plan.models if one.pool == pool) if self.plan else ()
 
-    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int]:
-        """File and line of a rule's key: in the stack file, or in the first model's."""
+    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int, str]:
+        """File, line and key of a rule's `key`: in the stack file, or in the first model's.
+
+        Of `a or b` it is the one that the file has, and a key that is missing is at the section that lacks it.
+        """
         if key.startswith(STACK_KEY):
-            found = self.stack.finding(tuple(key.removeprefix(STACK_KEY).split(".")), "")
-            return found.file, found.line
+            path = key.removeprefix(STACK_KEY)
+            found = self.stack.finding(tuple(path.split(".")), "")
+            return found.file, found.line, found.path
         for model in self.models:
             if model.config.slug in slugs:
-                return model.file, model.document.line(tuple(key.split(".")))
-        return "", 0
+                paths = key.split(" or ")
+                path = next((one for one in paths if tuple(one.split(".")) in model.document.lines), paths[0])
+                return model.file, model.document.line(tuple(path.split("."))), path
+        return "", 0, ""
 
 
 def open_subject(root: Path, name: str) -> Subject:

@@ -14,10 +14,8 @@ from modelfleet.doctor.subject import Subject
 MEANT = ("Expected termination", "Terminated due to idle")
 
 
-def read(subject: Subject, dashboard: Dashboard | None, seconds: float) -> Reading:
+def read(subject: Subject, dashboard: Dashboard, seconds: float) -> Reading:
     """Dead nodes, pending demands and errors; a silent dashboard on this machine is a fact, for nothing else runs."""
-    if dashboard is None:
-        return Reading(Layer.RAY)
     try:
         nodes = dashboard.get("/nodes?view=summary", seconds)
         status = dashboard.get("/api/cluster_status", seconds)

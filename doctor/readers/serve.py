@@ -16,10 +16,8 @@ Details = Mapping[str, Any]
 WELL = ("RUNNING", "HEALTHY")
 
 
-def read(subject: Subject, dashboard: Dashboard | None, seconds: float) -> Reading:
+def read(subject: Subject, dashboard: Dashboard, seconds: float) -> Reading:
     """What Serve says of the stack's models; a dashboard that is silent is Ray's to report."""
-    if dashboard is None:
-        return Reading(Layer.SERVE)
     try:
         details = dashboard.get("/api/serve/applications/", seconds)
     except Silent as error:

@@ -23,8 +23,8 @@ class Names:
     def model_id(self, slug: str) -> str:
         return slug.replace("--", "/")
 
-    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int]:
-        return (f"models/{slugs[0]}.yaml", 7) if slugs else ("stacks/Pulumi.prod.yaml", 7)
+    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int, str]:
+        return (f"models/{slugs[0]}.yaml", 7, key) if slugs else ("stacks/Pulumi.prod.yaml", 7, key)
 
 
 def evidence(kind: str, text: str, *, models: tuple[str, ...] | None = None, **more: Any) -> Evidence:

@@ -26,7 +26,7 @@ def tables(rules: tuple[Placed, ...]) -> str:
             continue
         made.append(f"\n### {layer}\n\n| rule | what it says | the way out |\n|---|---|---|")
         for rule in rows:
-            kind = " (symptom)" if rule.symptom else " (past)" if rule.past else ""
+            kind = " (symptom)" if rule.symptom else ""
             cells = (f"`{rule.id}`{kind}", _cell(rule.sentence), _cell(rule.fix))
             made.append(f"| {' | '.join(cells)} |")
     return "\n".join(made) + "\n"

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
-from modelfleet.doctor.evidence import Layer
+from modelfleet.doctor.evidence import PAST, Layer
 from modelfleet.doctor.rules import default_rules
+from modelfleet.doctor.subject import STACK_KEY
+from modelfleet.infra.stack import StackConfig
+from modelfleet.serving.config.schema import ModelConfig
 from tests.unit.doctor.builders import RECORDS, evidence, judged, recorded
 from tests.unit.doctor.rewrite import PAGE, page
 
-BROKEN = evidence("application", "DEPLOY_FAILED: The deployment failed to start 3 times in a row. Error:\nE", models=())
+#: A symptom of the whole stack, for what was counts only where something is wrong now.
+BROKEN = evidence("rayservice", "the RayService is not ready", layer=Layer.KUBERNETES)
 IDS = [f"{record['rule']}-{place}" for place, record in enumerate(RECORDS)]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=IDS)
 def test_what_the_real_part_says_becomes_one_sentence(record: dict[str, Any]) -> None:
-    past = {placed.rule.id for placed in default_rules() if placed.rule.past}
-    facts = [recorded(record), BROKEN] if record["rule"] in past else [recorded(record)]
+    facts = [recorded(record), BROKEN] if record["kind"] in PAST else [recorded(record)]
     cause = next(one for one in judged(*facts) if one.evidence[0] == facts[0])
     assert (cause.rule, cause.sentence) == (record["rule"], record["says"])
     for text in (cause.sentence, cause.fix, cause.then):
@@ -36,10 +40,13 @@ def test_no_two_rules_share_an_id() -> None:
     assert sorted({*ids}) == sorted(ids)
 
 
-def test_what_may_be_over_is_said_only_where_something_is_wrong() -> None:
-    death = evidence("raynode", "DEAD: health check failed", layer=Layer.RAY)
-    assert judged(death) == []
-    assert [one.rule for one in judged(death, BROKEN)] == ["ray-node-died"]
+def test_what_was_is_said_only_where_something_of_the_same_model_is_wrong_now() -> None:
+    log = evidence("log", "CUDA out of memory. Tried to allocate 2 GiB")
+    mine = evidence("application", "DEPLOY_FAILED: Error:\nE")
+    other = replace(mine, models=("org--other",))
+    assert judged(log) == [], "a replica that runs again"
+    assert [one.rule for one in judged(log, other)] == ["model-cannot-start"]
+    assert [one.rule for one in judged(log, mine)] == ["out-of-memory"]
 
 
 def test_a_symptom_goes_below_the_cause_of_its_model() -> None:
@@ -54,7 +61,8 @@ def test_a_symptom_goes_below_the_cause_of_its_model() -> None:
 def test_the_first_layer_goes_first_whatever_was_read_first() -> None:
     ray = evidence("dashboard", "Ray's dashboard at http://127.0.0.1:8265 does not answer: x", layer=Layer.RAY)
     file = evidence("finding", "max_total_tokens: found 0", layer=Layer.FILES)
-    assert [one.rule for one in judged(ray, file)] == ["file-at-fault", "ray-not-running"]
+    (cause,) = judged(ray, file)
+    assert (cause.rule, [one.rule for one in cause.explains]) == ("file-at-fault", ["ray-not-running"])
 
 
 def test_one_cause_that_many_objects_show_is_said_once() -> None:
@@ -77,12 +85,23 @@ def test_a_healthy_stack_has_no_cause() -> None:
 
 
 def test_the_line_to_change_is_that_of_the_rules_key() -> None:
-    (cause,) = judged(
-        evidence(
-            "log", "ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2)."
-        )
-    )
+    said = "Total number of attention heads (9) must be divisible by tensor parallel size (2)."
+    (cause,) = judged(evidence("application", f"DEPLOY_FAILED: ValueError: {said}"))
     assert (cause.file, cause.line, cause.key) == ("models/org--model.yaml", 7, "scaling_config.num_workers")
+
+
+def test_every_key_of_a_rule_is_one_of_the_files() -> None:
+    for placed in default_rules():
+        for key in (placed.rule.key or "").split(" or "):
+            in_stack = key.startswith(STACK_KEY)
+            schema: Any = StackConfig if in_stack else ModelConfig
+            for part in key.removeprefix(STACK_KEY).split(".") if key else ():
+                fields = {field.alias or name: field for name, field in schema.model_fields.items()}
+                assert part in fields, f"{placed.rule.id}: {key}"
+                kinds = [fields[part].annotation, *get_args(fields[part].annotation)]
+                schema = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
+                if schema is None:
+                    break  # a mapping of free keys, such as engine_kwargs, or a list
 
 
 def test_the_page_lists_the_rules_as_they_are() -> None:
