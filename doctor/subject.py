@@ -65,10 +65,10 @@ def open_subject(root: Path, name: str) -> Subject:
     """Read a stack's files; raises `InputErrors` only when its own file cannot be read."""
     workspace = read_workspace(root, name)
     try:
-        plan, findings = plan_workspace(workspace, root), ()
+        plan = plan_workspace(workspace, root)
     except InputErrors as refused:
-        plan, findings = None, refused.findings
-    return Subject(root, workspace.stack, plan, workspace.models, findings)
+        return Subject(root, workspace.stack, None, workspace.models, refused.findings)
+    return Subject(root, workspace.stack, plan, workspace.models)
 
 
 def slug_of(subject: Subject, word: str) -> str:

@@ -146,7 +146,9 @@ def _application(slug: str, state: Manifest) -> Iterator[Evidence]:
 
 def _models(name: str, objects: tuple[dict[str, Any], ...], subject: Subject) -> tuple[str, ...]:
     """The models that an object is for, by its labels: a mirror's one, a worker's pool's; none stands for all."""
-    found = next((one["metadata"].get("labels", {}) for one in objects if one["metadata"]["name"] == name), {})
+    found: dict[str, str] = next(
+        (one["metadata"].get("labels", {}) for one in objects if one["metadata"]["name"] == name), {}
+    )
     if mirrored := found.get(MODEL_LABEL):
         slugs = (model.config.slug for model in subject.models)
         return tuple(slug for slug in slugs if dns_name(slug, limit=63) == mirrored)

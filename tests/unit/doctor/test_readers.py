@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from moto import mock_aws
 
 from modelfleet.doctor import look as looking
 from modelfleet.doctor.diagnose import Cause, diagnose
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
-from modelfleet.doctor.readers import engine, files, kubernetes, logs, ray, serve
+from modelfleet.doctor.readers import aws, engine, files, gateway, kubernetes, logs, ray, serve, state
 from modelfleet.doctor.readers.kubernetes import Objects
 from modelfleet.doctor.rules import default_rules
 from modelfleet.doctor.subject import Subject
@@ -172,3 +176,120 @@ def test_a_reader_that_fails_leaves_the_others_alone(fault: str) -> None:
     looked = looking.look({Layer.AWS: broken, Layer.FILES: lambda _: Reading(Layer.FILES)}, 0.5)
     assert time.monotonic() - began < 5
     assert [(one.layer, one.unread is None) for one in looked.readings] == [(Layer.FILES, True), (Layer.AWS, False)]
+
+
+def deployed(*slugs: str, **changed: Any) -> dict[str, Any]:
+    """A state with a RayService of these models as the files have them, but for what `changed` says."""
+    assert SUBJECT.plan is not None
+    configs = [one.application.as_config() for one in SUBJECT.plan.models if one.slug in slugs]
+    for config in configs:
+        config["args"] = {**config["args"], "model": {**config["args"]["model"], **changed}}
+    inputs = {"kind": "RayService", "spec": {"serveConfigV2": json.dumps({"applications": configs})}}
+    resource = {"type": "kubernetes:ray.io/v1:RayService", "urn": "urn::fleet", "inputs": inputs}
+    return {"manifest": {"time": "2026-11-29T10:00:00Z"}, "resources": [{"type": "pulumi:pulumi:Stack"}, resource]}
+
+
+def test_a_state_that_has_what_the_files_say_is_no_fact() -> None:
+    assert list(state.state_facts(deployed("org--one", "org--two"), SUBJECT)) == []
+
+
+def test_a_model_that_came_after_the_last_run_is_named_with_the_runs_time() -> None:
+    (fact,) = state.state_facts(deployed("org--one"), SUBJECT)
+    assert (fact.kind, fact.models, fact.time) == ("absent", ("org--two",), "2026-11-29T10:00:00Z")
+
+
+def test_a_file_that_was_changed_after_the_last_run_is_named() -> None:
+    found = list(state.state_facts(deployed("org--one", "org--two", scaling_config={}), SUBJECT))
+    assert [(one.kind, one.models) for one in found] == [("drift", ("org--one",)), ("drift", ("org--two",))]
+
+
+def test_what_a_killed_run_left_half_done_is_named() -> None:
+    urn = "urn:pulumi:prod::modelfleet::aws:eks/nodeGroup:NodeGroup::prod-l4"
+    pending = {"pending_operations": [{"type": "creating", "resource": {"urn": urn}}]}
+    (fact,) = state.state_facts(deployed("org--one", "org--two") | pending, SUBJECT)
+    assert causes(fact)[0].sentence.startswith("the last run was killed while it was creating prod-l4")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"deployment": null}'])
+def test_a_state_that_cannot_be_read_never_raises(text: str) -> None:
+    state.read(SUBJECT, lambda _: state.Exported(text), 1)
+
+
+STAT = (
+    "# pxname,svname,status,lastchg\n"
+    "model.org--one,replica-20001,{one},3\nmodel.org--one,replica-20002,DOWN,9\nmodel.org--one,serve,no check,9\n"
+    "model.org--one,BACKEND,UP,9\nmodel.org--two,replica-20001,DOWN,4\nmodel.org--two,replica-20002,UP,4\n"
+)
+
+
+def test_one_live_replica_is_enough_for_the_gateway() -> None:
+    assert list(gateway.facts(STAT.format(one="UP"), SUBJECT)) == []
+
+
+def test_a_model_without_a_live_replica_behind_the_gateway_is_named() -> None:
+    (fact,) = gateway.facts(STAT.format(one="DOWN"), SUBJECT)
+    assert (fact.kind, fact.models) == ("backend", ("org--one",)), (
+        "Serve's own server has no check, so it proves nothing"
+    )
+
+
+def test_a_model_that_the_gateway_does_not_know_is_named() -> None:
+    (fact,) = gateway.facts("# pxname,svname,status\nmodel.org--one,BACKEND,UP\n", SUBJECT)
+    assert (fact.kind, fact.models) == ("route", ("org--two",))
+
+
+CLOUD = planned(MODELS, stack(pool(instanceTypes=["g6.2xlarge"], name="l4", maxNodes=2), target="eks"))
+
+
+class Scaling:
+    """Auto Scaling's activities, newest first."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = codes
+
+    def describe_scaling_activities(self, **asked: Any) -> dict[str, Any]:
+        began = datetime.datetime(2026, 11, 29, 10, tzinfo=datetime.UTC)
+        message = "We currently do not have sufficient g6.2xlarge capacity in the Availability Zone you requested"
+        return {"Activities": [{"StatusCode": c, "StatusMessage": message, "StartTime": began} for c in self.codes]}
+
+
+GROUP = {
+    "nodegroupName": "l4-20261129",
+    "status": "ACTIVE",
+    "health": {"issues": [{"code": "AsgInstanceLaunchFailures", "message": "see activities"}]},
+    "resources": {"autoScalingGroups": [{"name": "eks-l4"}]},
+}
+
+
+def test_a_node_group_without_machines_says_why_and_for_which_models() -> None:
+    issue, activity = aws.node_group(GROUP, Scaling("Failed", "Successful", "Failed"), CLOUD)
+    assert (issue.kind, activity.kind, activity.time) == ("nodegroup", "activity", "2026-11-29T10:00:00+00:00")
+    assert activity.models == ("org--one", "org--two")
+    (cause,) = causes(issue, activity)
+    assert (cause.rule, [one.rule for one in cause.explains]) == ("no-capacity", ["node-group-at-fault"])
+
+
+def test_a_failure_before_a_success_is_over() -> None:
+    healthy = {**GROUP, "health": {"issues": []}}
+    assert list(aws.node_group(healthy, Scaling("Successful", "Failed"), CLOUD)) == []
+
+
+def test_what_one_question_is_refused_does_not_silence_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto has no Pod Identity, as an account may have no right to list it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setattr(aws, "run_preflight", lambda plan: [])
+    with mock_aws():
+        reading = aws.read(dataclasses.replace(SUBJECT, plan=CLOUD), 5)
+    assert reading.unread is not None and "ListPodIdentityAssociations" in reading.unread
+    assert [one.rule for one in causes(*reading.evidence)] == ["cluster-absent", "stack-bucket-absent"]
+
+
+def test_a_caller_without_credentials_is_told_so_and_nothing_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/none")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
+    reading = aws.read(dataclasses.replace(SUBJECT, plan=CLOUD), 5)
+    assert reading.evidence == () and "credentials" in (reading.unread or "")
