@@ -65,6 +65,15 @@ def test_the_first_layer_goes_first_whatever_was_read_first() -> None:
     assert (cause.rule, [one.rule for one in cause.explains]) == ("file-at-fault", ["ray-not-running"])
 
 
+def test_nothing_explains_what_comes_before_it() -> None:
+    keys = evidence("keys", "the gateway asks for keys and knows none", layer=Layer.GATEWAY)
+    waits = evidence("pod", "pod a waits for a node: no nodes available to schedule pods", layer=Layer.KUBERNETES)
+    assert [(one.rule, one.explains) for one in judged(keys, waits)] == [
+        ("pod-waits", ()),
+        ("gateway-without-keys", ()),
+    ]
+
+
 def test_one_cause_that_many_objects_show_is_said_once() -> None:
     text = "org/model is gated on the Hugging Face Hub and this node's token cannot read it"
     (cause,) = judged(evidence("application", text), evidence("deployment", text), evidence("log", text))
