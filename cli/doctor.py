@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from modelfleet.cli.pulumi_lock import is_dead, locks
 from modelfleet.cli.pulumi_run import command
 from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_backend
 from modelfleet.doctor.diagnose import Cause, diagnose, short
+from modelfleet.doctor.diagnose import as_json as as_json_fact
 from modelfleet.doctor.evidence import Reading
 from modelfleet.doctor.look import Looked, look
 from modelfleet.doctor.readers import readers_of
@@ -26,17 +29,30 @@ from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT, Setup
 SECONDS = 7.0
 
 
-def run_doctor(stack: str, model: str | None, *, as_json: bool = False) -> int:
+def run_doctor(stack: str, model: str | None, *, as_json: bool = False, bundle: Path | None = None) -> int:
     """Look, judge and print; returns the exit code: 0 healthy, 1 something to fix, 2 a layer could not be read."""
     subject = open_subject(Path.cwd(), stack)
     slug = slug_of(subject, model) if model else None
     looked = look(readers_of(subject, partial(export, subject.root, stack)), SECONDS)
     causes = diagnose(default_rules(), looked.evidence, subject, stack, slug)
+    if bundle is not None:
+        write_bundle(bundle, subject, looked, causes)
     if as_json:
         output.show_json(as_data(subject, looked, causes))
     else:
         _show(subject, looked, causes)
     return exit_code(looked, causes)
+
+
+def write_bundle(file: Path, subject: Subject, looked: Looked, causes: Sequence[Cause]) -> None:
+    """What a colleague needs, in one file: the answer, and all evidence that was read, redacted."""
+    evidence = [{"kind": one.kind, "models": list(one.models), **as_json_fact(one)} for one in looked.evidence]
+    content = {"modelfleet": version("modelfleet"), **as_data(subject, looked, causes), "evidence": evidence}
+    try:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"{file} cannot be written: {error.strerror}") from error
+    output.say(f"wrote {file}: {output.counted(len(evidence), 'fact')}, redacted")
 
 
 def export(root: Path, stack: str, seconds: float) -> Exported:

@@ -184,6 +184,10 @@ def doctor(
     ] = None,
     stack: Stack = "local",
     json: Json = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE", help="Also write all evidence, redacted, for a colleague."),
+    ] = None,
 ) -> None:
     """Say why a stack or a model does not serve: the first cause, its evidence, the fix, and what happens then.
 
@@ -193,7 +197,7 @@ def doctor(
     """
     from modelfleet.cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(stack, model, as_json=json))
+    raise typer.Exit(run_doctor(stack, model, as_json=json, bundle=bundle))
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pytest
 
 from modelfleet.cli import doctor as command
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import InputErrors, SetupError
 
 ROOT = Path(__file__).parents[3]
 MODEL = "HuggingFaceTB--SmolLM2-135M-Instruct"
@@ -101,3 +101,18 @@ def test_a_stack_that_was_never_brought_up_makes_no_folder(tmp_path: Path, monke
     (tmp_path / "Pulumi.yaml").write_text("name: fleet\nruntime: python\n")
     found = command.export(tmp_path, "local", 5)
     assert found.absent is not None and not (tmp_path / ".modelfleet").exists()
+
+
+def test_a_bundle_has_all_evidence_and_no_secret(says: Any, tmp_path: Path) -> None:
+    says(fact(FAILED), Reading(Layer.FILES, (Evidence(Layer.FILES, "x", "o", "HF_TOKEN=abcdefgh12345678"),)))
+    assert command.run_doctor("local", None, bundle=tmp_path / "why.json") == 1
+    text = (tmp_path / "why.json").read_text()
+    found = json.loads(text)
+    assert len(found["evidence"]) == 2 and found["causes"][0]["rule"] == "gated-model"
+    assert "abcdefgh" not in text and "HF_TOKEN=***" in text
+
+
+def test_a_bundle_that_cannot_be_written_is_said(says: Any, tmp_path: Path) -> None:
+    says(Reading(Layer.FILES))
+    with pytest.raises(SetupError, match="cannot be written"):
+        command.run_doctor("local", None, bundle=tmp_path)
