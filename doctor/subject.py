@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelfleet.infra.planning.plan import Plan
-from modelfleet.infra.reading.workspace import plan_workspace, read_workspace
+from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, InputErrors
 from modelfleet.serving.config.load import LoadedModel
@@ -18,7 +18,7 @@ STACK_KEY = "stack:"
 
 @dataclass(frozen=True)
 class Subject:
-    """A stack. Without `plan` its files are wrong, and `findings` say how; the other layers can still be read."""
+    """A stack. Where its files are wrong, `findings` say how, and `plan` is that of its valid models, or None."""
 
     root: Path
     stack: LoadedStack
@@ -67,8 +67,16 @@ def open_subject(root: Path, name: str) -> Subject:
     try:
         plan = plan_workspace(workspace, root)
     except InputErrors as refused:
-        return Subject(root, workspace.stack, None, workspace.models, refused.findings)
+        return Subject(root, workspace.stack, _of_the_valid(workspace, root), workspace.models, refused.findings)
     return Subject(root, workspace.stack, plan, workspace.models)
+
+
+def _of_the_valid(workspace: Workspace, root: Path) -> Plan | None:
+    """The plan without the files at fault, so that one of them does not hide the cluster; None where none is left."""
+    try:
+        return plan_workspace(replace(workspace, findings=()), root)
+    except InputErrors:
+        return None
 
 
 def slug_of(subject: Subject, word: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from modelfleet.cli import doctor as command
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
+from modelfleet.doctor.subject import open_subject
 from modelfleet.serving.config.errors import InputErrors, SetupError
 
 ROOT = Path(__file__).parents[3]
@@ -116,3 +117,16 @@ def test_a_bundle_that_cannot_be_written_is_said(says: Any, tmp_path: Path) -> N
     says(Reading(Layer.FILES))
     with pytest.raises(SetupError, match="cannot be written"):
         command.run_doctor("local", None, bundle=tmp_path)
+
+
+def test_a_model_file_at_fault_does_not_hide_the_others(tmp_path: Path) -> None:
+    for folder in ("models", "stacks"):
+        (tmp_path / folder).mkdir()
+    good = (ROOT / "models" / f"{MODEL}.yaml").read_text()
+    (tmp_path / "models" / "good.yaml").write_text(good)
+    (tmp_path / "models" / "bad.yaml").write_text("engine_config: {}\n")
+    stack = (ROOT / "stacks" / "Pulumi.local.yaml").read_text().replace(f"[{MODEL}]", '["*"]')
+    (tmp_path / "stacks" / "Pulumi.local.yaml").write_text(stack)
+    subject = open_subject(tmp_path, "local")
+    assert {one.file for one in subject.findings} == {"models/bad.yaml"}
+    assert subject.plan is not None and [one.slug for one in subject.plan.models] == [MODEL]
