@@ -10,6 +10,8 @@ from modelfleet.doctor.dashboard import Dashboard, Silent
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
 
+#: What each of its two calls may take of the reader's seconds: that a dashboard hangs is then a fact that it tells.
+SHARE = 0.45
 #: How Ray words the end of a node that was meant to end (`ray.dashboard.utils.compose_state_message`, Ray 2.60).
 MEANT = ("Expected termination", "Terminated due to idle")
 
@@ -17,8 +19,8 @@ MEANT = ("Expected termination", "Terminated due to idle")
 def read(subject: Subject, dashboard: Dashboard, seconds: float) -> Reading:
     """Dead nodes, pending demands and errors; a silent dashboard on this machine is a fact, for nothing else runs."""
     try:
-        nodes = dashboard.get("/nodes?view=summary", seconds)
-        status = dashboard.get("/api/cluster_status", seconds)
+        nodes = dashboard.get("/nodes?view=summary", SHARE * seconds)
+        status = dashboard.get("/api/cluster_status", SHARE * seconds)
     except Silent as error:
         if subject.stack.config.target.on_this_machine:
             silent = Evidence(Layer.RAY, "dashboard", "Ray on this machine", str(error))

@@ -19,7 +19,7 @@ WELL = ("RUNNING", "HEALTHY")
 def read(subject: Subject, dashboard: Dashboard, seconds: float) -> Reading:
     """What Serve says of the stack's models; a dashboard that is silent is Ray's to report."""
     try:
-        details = dashboard.get("/api/serve/applications/", seconds)
+        details = dashboard.get("/api/serve/applications/", 0.9 * seconds)
     except Silent as error:
         return Reading(Layer.SERVE, unread=str(error))
     return Reading(Layer.SERVE, tuple(facts(details, subject)))
