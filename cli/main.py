@@ -178,6 +178,29 @@ def status(stack: Stack = "local", json: Json = False) -> None:
 
 
 @app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Only this model: its id or file.", show_default=False)
+    ] = None,
+    stack: Stack = "local",
+    json: Json = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE", help="Also write all evidence, redacted, for a colleague."),
+    ] = None,
+) -> None:
+    """Say why a stack or a model does not serve: the first cause, its evidence, the fix, and what happens then.
+
+    Exit code 0: nothing to fix; 1: something to fix; 2: a layer could not be read.
+
+    Example: `modelfleet doctor --stack prod`
+    """
+    from modelfleet.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(stack, model, as_json=json, bundle=bundle))
+
+
+@app.command()
 def render(
     model: Annotated[Path, typer.Argument(help="A model file.")],
     messages: Annotated[Path, typer.Argument(help="A JSON file: a list of chat messages.")],

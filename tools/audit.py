@@ -70,7 +70,13 @@ def _trivy(text: str) -> Counts:
 def tools(objects: Path) -> list[Tool]:
     """All scanners, over a folder of Kubernetes objects and over the code."""
     files = sorted(map(str, objects.glob("*.yaml")))
-    python = ["--pythonpath", sys.executable, "--level", "error", *(str(ROOT / f) for f in ("cli", "infra", "serving"))]
+    python = [
+        "--pythonpath",
+        sys.executable,
+        "--level",
+        "error",
+        *(str(ROOT / f) for f in ("cli", "doctor", "infra", "serving")),
+    ]
     schemas = ["kubernetes-validate", "--strict", "--quiet", "--no-warn", *files]
     checkov = ["checkov", "-d", str(objects), "--framework", "kubernetes", "--compact", "--quiet", "--skip-download"]
     return [

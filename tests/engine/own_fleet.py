@@ -35,7 +35,7 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SLUG = "HuggingFaceTB--SmolLM2-135M-Instruct"
 PORTS = ("gatewayPort", "servePort", "s3Port", "metricsPort", "rayMetricsPort", "dashboardPort", "gcsPort")
 #: What a wheel is built from.
-SOURCES = ("modelfleet", "cli", "infra", "serving", "schemas", "requirements", "models", "stacks")
+SOURCES = ("modelfleet", "cli", "doctor", "infra", "serving", "schemas", "requirements", "models", "stacks")
 FILES = ("__main__.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "CHANGELOG.md")
 #: Packages of a user's repository whose names are those of our folders. Importing one by mistake ends the process.
 TAKEN = ("infra", "serving", "models", "tools", "cli", "tests")

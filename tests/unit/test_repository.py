@@ -76,7 +76,7 @@ def test_a_label_and_a_resource_are_spelled_once() -> None:
     spelled = [value for value in vars(names).values() if isinstance(value, str) and "." in value and "/" in value]
     found = [
         f"{path.relative_to(ROOT)}: {name}"
-        for folder in ("infra", "cli", "serving")
+        for folder in ("infra", "cli", "doctor", "serving")
         for path in sorted((ROOT / folder).rglob("*.py"))
         for name in spelled
         if path.name != "names.py" and f'"{name}"' in path.read_text()

@@ -1,0 +1,185 @@
+"""From evidence and rules to causes, each with the symptoms that it explains. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from modelfleet.doctor.evidence import ORDER, PAST, Evidence, Layer
+from modelfleet.doctor.redact import redacted
+from modelfleet.doctor.rules import Placed, filled
+from modelfleet.serving.config.errors import one_line
+
+#: Kinds of objects of which one fault makes many alike.
+MANY = ("pod", "event")
+#: Longest piece of evidence that is shown.
+LONGEST = 600
+
+
+class Names(Protocol):
+    """What a diagnosis asks of the stack: `modelfleet.doctor.subject.Subject`, or a test's."""
+
+    @property
+    def namespace(self) -> str:
+        """Where the stack is in its cluster."""
+
+    def model_id(self, slug: str) -> str:
+        """The public name of a model."""
+
+    def place(self, key: str, slugs: tuple[str, ...]) -> tuple[str, int, str]:
+        """File, line and full path of a key."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What is wrong, what shows it, what to do and what happens then. `file` is empty where no file is at fault."""
+
+    rule: str
+    layer: Layer
+    sentence: str
+    fix: str
+    then: str
+    models: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+    file: str = ""
+    line: int = 0
+    key: str = ""
+    symptom: bool = False
+    explains: tuple[Cause, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The cause for `--json`."""
+        return {
+            "rule": self.rule,
+            "layer": self.layer.value,
+            "sentence": self.sentence,
+            "fix": self.fix,
+            "then": self.then,
+            "models": list(self.models),
+            "file": self.file or None,
+            "line": self.line or None,
+            "key": self.key or None,
+            "evidence": [as_json(one) for one in self.evidence],
+            "explains": [one.as_json() for one in self.explains],
+        }
+
+
+def as_json(evidence: Evidence) -> dict[str, Any]:
+    """One fact for `--json`, redacted."""
+    return {
+        "layer": evidence.layer.value,
+        "object": redacted(evidence.object),
+        "time": evidence.time or None,
+        "file": evidence.file or None,
+        "line": evidence.line or None,
+        "text": short(evidence.text),
+    }
+
+
+def short(text: str) -> str:
+    """Evidence on one line, redacted; redacted before it is cut, for half a token is not recognised."""
+    safe = one_line(" ".join(redacted(text).split()))
+    return safe if len(safe) <= LONGEST else f"{safe[: LONGEST - 1]}…"
+
+
+def diagnose(
+    rules: Sequence[Placed], evidence: Iterable[Evidence], names: Names, stack: str, model: str | None = None
+) -> list[Cause]:
+    """The causes, the first one first. With `model`, a slug, only what concerns it or the whole stack."""
+    made: dict[tuple[str, ...], Cause] = {}
+    for one in evidence:
+        if model is not None and one.models and model not in one.models:
+            continue
+        found = _cause(rules, one, names, stack)
+        if found is None:
+            continue
+        # What concerns the same models by the same rule is one cause, however many objects and layers show it.
+        key = (found.rule, *(found.models or (one.object,)))
+        earlier = made.get(key)
+        made[key] = found if earlier is None else replace(earlier, evidence=(*earlier.evidence, one))
+    position = {placed.rule.id: place for place, placed in enumerate(rules)}
+    ordered = sorted(_present(made.values()), key=lambda one: (ORDER[one.layer], position[one.rule]))
+    return _by_cause(ordered)
+
+
+def _present(causes: Collection[Cause]) -> Iterator[Cause]:
+    """What is shown by something that is so now, and of the rest what concerns the same models."""
+    now = [cause for cause in causes if any(one.kind not in PAST for one in cause.evidence)]
+    for cause in causes:
+        if cause in now or any(_share(cause, other) for other in now):
+            yield cause
+
+
+def _share(one: Cause, other: Cause) -> bool:
+    """Whether both concern a model; what names none concerns all."""
+    return not one.models or not other.models or bool({*one.models} & {*other.models})
+
+
+def _cause(rules: Sequence[Placed], evidence: Evidence, names: Names, stack: str) -> Cause | None:
+    """What the first matching rule says of one fact; rules that know a cause go before those that know a symptom."""
+    for placed in sorted(rules, key=lambda one: one.rule.symptom):
+        rule = placed.rule
+        if evidence.kind not in rule.on or (match := rule.match(evidence.text)) is None:
+            continue
+        values = _values(evidence, match.groupdict(), names, stack)
+        own = (evidence.file, evidence.line if evidence.file else 0, "")
+        file, line, key = names.place(rule.key, evidence.models) if rule.key else own
+        return Cause(
+            rule=rule.id,
+            layer=placed.layer,
+            sentence=short(filled(rule.sentence, values)),
+            fix=short(filled(rule.fix, values)),
+            then=short(filled(rule.then, values)),
+            models=evidence.models,
+            evidence=(evidence,),
+            file=file,
+            line=line,
+            key=key,
+            symptom=rule.symptom,
+        )
+    return None
+
+
+def _values(evidence: Evidence, groups: Mapping[str, str | None], names: Names, stack: str) -> dict[str, str]:
+    model = ", ".join(names.model_id(slug) for slug in evidence.models) or "the stack"
+    return {
+        "object": evidence.object,
+        "model": model,
+        "text": " ".join(evidence.text.split()).rstrip("."),
+        "last": next((line.strip() for line in reversed(evidence.text.splitlines()) if line.strip()), ""),
+        "stack": stack,
+        "namespace": names.namespace,
+        "file": evidence.file,
+        **{name: " ".join((value or "").split()) for name, value in groups.items()},
+    }
+
+
+def _by_cause(ordered: Sequence[Cause]) -> list[Cause]:
+    """Symptoms go below what explains them: the first cause, or else the first symptom, of their models."""
+    kept: list[Cause] = []
+    below: dict[str, list[Cause]] = {}
+    for one in sorted(ordered, key=lambda one: one.symptom):
+        why = next((cause for cause in kept if _explains(cause, one)), None)
+        if why is None:
+            kept.append(one)
+        else:
+            below.setdefault(_key(why), []).append(one)
+    kept.sort(key=ordered.index)
+    return [replace(one, explains=tuple(below.get(_key(one), ()))) for one in kept]
+
+
+def _key(cause: Cause) -> str:
+    return f"{cause.rule} {cause.models} {cause.evidence[0].object}"
+
+
+def _explains(cause: Cause, symptom: Cause) -> bool:
+    """Nothing explains what comes before it in the order of cause, or what concerns only other models.
+
+    A cause is explained by nothing but the same fault of another object, such as one absent image of three pods.
+    """
+    if not symptom.symptom:
+        return cause.rule == symptom.rule and symptom.evidence[0].kind in MANY and _share(cause, symptom)
+    if ORDER[cause.layer] > ORDER[symptom.layer]:
+        return False
+    return _share(cause, symptom)

@@ -1,0 +1,137 @@
+"""AWS: the account's limits, the cluster, its node groups and why they get no machines, roles, bucket and mirror.
+
+It reads sts:GetCallerIdentity, ec2:Describe*, servicequotas:GetServiceQuota, eks:Describe*, eks:List*,
+autoscaling:DescribeScalingActivities, and s3:HeadBucket and HeadObject; what is refused is said, the rest still speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from modelfleet.doctor.evidence import Evidence, Layer, Reading
+from modelfleet.doctor.subject import Subject
+from modelfleet.infra.aws.facts_boto3 import CONFIG, run_preflight
+from modelfleet.infra.aws.site import cluster_name
+from modelfleet.infra.names import READERS, WRITER
+from modelfleet.infra.planning.plan import Plan
+from modelfleet.serving.config.errors import SetupError, errors_in
+
+#: Newest activities of an Auto Scaling group that are looked at.
+ACTIVITIES: Final = 10
+Client = Callable[[str], Any]
+
+
+def read(subject: Subject, seconds: float) -> Reading:  # noqa: ARG001 - boto3 has limits of its own
+    """All facts that the caller may see."""
+    plan = subject.plan
+    if plan is None or not plan.region:
+        return Reading(
+            Layer.AWS, unread="the stack's files make no plan, so neither its region nor its names are known"
+        )
+
+    def client(service: str) -> Any:
+        return boto3.client(service, region_name=plan.region, config=CONFIG)
+
+    found, refused = list[Evidence](), list[str]()
+    for part in (_cluster, _identities, _bucket, _preflight):
+        try:
+            found += part(plan, client)
+        except (BotoCoreError, ClientError, SetupError) as error:
+            refused.append(str(error))
+    return Reading(Layer.AWS, tuple(found), "; ".join(dict.fromkeys(refused)) or None)
+
+
+def _cluster(plan: Plan, client: Client) -> Iterator[Evidence]:
+    eks, name = client("eks"), cluster_name(plan)
+    try:
+        cluster = eks.describe_cluster(name=name)["cluster"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ResourceNotFoundException":
+            raise
+        yield _fact("cluster", f"cluster {name}", f"ABSENT: EKS has no cluster {name} in {plan.region}")
+        return
+    if cluster["status"] not in ("ACTIVE", "UPDATING"):
+        yield _fact("cluster", f"cluster {name}", f"{cluster['status']}: the cluster is {cluster['status'].lower()}")
+    for issue in cluster.get("health", {}).get("issues", []):
+        yield _fact("cluster", f"cluster {name}", f"{issue.get('code')}: {issue.get('message')}")
+    scaling = client("autoscaling")
+    for group in eks.list_nodegroups(clusterName=name)["nodegroups"]:
+        yield from node_group(eks.describe_nodegroup(clusterName=name, nodegroupName=group)["nodegroup"], scaling, plan)
+
+
+def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[Evidence]:
+    """A node group's health issues and its latest failed launches."""
+    name = f"node group {group['nodegroupName']}"
+    pool = next((one.name for one in plan.pools if group["nodegroupName"].startswith(f"{one.name}-")), None)
+    models = tuple(model.slug for model in plan.models if model.pool == pool)
+    for issue in group.get("health", {}).get("issues", []):
+        yield _fact("nodegroup", name, f"{issue.get('code')}: {issue.get('message')}", models=models)
+    if group.get("status", "").endswith("FAILED"):
+        yield _fact("nodegroup", name, f"{group['status']}: the node group's last operation failed", models=models)
+    for one in group.get("resources", {}).get("autoScalingGroups", []):
+        asked = {"AutoScalingGroupName": one["name"], "MaxRecords": ACTIVITIES}
+        for activity in scaling.describe_scaling_activities(**asked)["Activities"]:
+            if activity["StatusCode"] == "Successful":
+                break  # newest first: it got a machine after what failed before
+            if activity["StatusCode"] == "Failed":
+                time = activity["StartTime"].isoformat(timespec="seconds")
+                text = activity.get("StatusMessage") or activity.get("Description", "")
+                yield _fact("activity", name, text, time, models)
+
+
+def _identities(plan: Plan, client: Client) -> Iterator[Evidence]:
+    """Service accounts without a Pod Identity association: their pods have no role."""
+    try:
+        answer = client("eks").list_pod_identity_associations(clusterName=cluster_name(plan), namespace=plan.namespace)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ResourceNotFoundException":
+            return  # no cluster, which is said
+        raise
+    known = {one["serviceAccount"] for one in answer["associations"]}
+    wanted = [*READERS, WRITER] if plan.bucket.name else []
+    for account in wanted:
+        if account not in known:
+            text = f"service account {account} has no Pod Identity association"
+            yield _fact("identity", f"service account {account}", text)
+
+
+def _bucket(plan: Plan, client: Client) -> Iterator[Evidence]:
+    bucket, s3 = plan.bucket.name, client("s3")
+    if bucket is None:
+        return
+    if code := _missing(lambda: s3.head_bucket(Bucket=bucket)):
+        yield _fact("bucket", f"bucket {bucket}", f"{code}: {bucket}")
+        return
+    if _missing(lambda: s3.head_object(Bucket=bucket, Key=plan.code.key)):
+        yield _fact("code", f"s3://{bucket}/{plan.code.key}", "the serving code of this version is not in the bucket")
+    for model in plan.models:
+        key = f"{model.mirror.prefix}/manifest.json"
+        if model.mirror.prefix and _missing(lambda key=key: s3.head_object(Bucket=bucket, Key=key)):  # type: ignore[misc]
+            text = "the mirror has no manifest, so its copy is not complete"
+            yield _fact("manifest", f"s3://{bucket}/{key}", text, models=(model.slug,))
+
+
+def _missing(call: Callable[[], Any]) -> str | None:
+    """`404` or `403` when S3 says so; None when the thing is there."""
+    try:
+        call()
+    except ClientError as error:
+        code = str(error.response["ResponseMetadata"]["HTTPStatusCode"])
+        if code in ("403", "404"):
+            return code
+        raise
+    return None
+
+
+def _preflight(plan: Plan, client: Client) -> Iterator[Evidence]:  # noqa: ARG001 - one of four alike
+    for finding in errors_in(run_preflight(plan)):
+        text = f"{finding.path}: {finding.message}"
+        yield Evidence(Layer.AWS, "preflight", "the account", text, file=finding.file, line=finding.line)
+
+
+def _fact(kind: str, name: str, text: str, time: str = "", models: tuple[str, ...] = ()) -> Evidence:
+    return Evidence(Layer.AWS, kind, name, text, time, models)

@@ -1,0 +1,163 @@
+"""The cluster: nodes, operator, pods, Jobs, events and the RayService, by the official client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from modelfleet.doctor.evidence import Evidence, Layer, Reading
+from modelfleet.doctor.subject import Subject
+from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.names import RAY_SERVICE, dns_name
+from modelfleet.infra.kubernetes.preflight import missing_nodes, operators
+from modelfleet.infra.kubernetes.troubles import RUNNING, failed_jobs, still_to_do, troubles, wanted_pods
+from modelfleet.infra.names import MODEL_LABEL, POOL_LABEL
+
+Manifest = Mapping[str, Any]
+Connect = Callable[[], Api]
+
+#: Conditions of a node that are well when they are True, and those that are well when they are False.
+PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What the cluster has of a stack; `namespace` is False when there is none of its name."""
+
+    namespace: bool = True
+    nodes: tuple[dict[str, Any], ...] = ()
+    pods: tuple[dict[str, Any], ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+    jobs: tuple[dict[str, Any], ...] = ()
+    services: tuple[dict[str, Any], ...] = ()
+    #: Sentences of the preflight about pools without nodes and about operators.
+    lacking: tuple[str, ...] = ()
+
+
+def read(subject: Subject, connect: Connect, seconds: float) -> Reading:  # noqa: ARG001 - the client has its own limit
+    """What is wrong with the stack's objects."""
+    try:
+        with closing(connect()) as api:
+            objects, refused = fetch(api, subject)
+    except (Unreachable, ApiError) as error:
+        return Reading(Layer.KUBERNETES, unread=str(error))
+    return Reading(Layer.KUBERNETES, tuple(facts(objects, subject)), "; ".join(refused) or None)
+
+
+def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
+    """The objects, and what the cluster refused to show; raises `Unreachable`."""
+    namespace, refused = subject.namespace, list[str]()
+
+    def listed(version: str, kind: str, where: str | None) -> tuple[dict[str, Any], ...]:
+        try:
+            return tuple(api.list(version, kind, where))
+        except ApiError as error:
+            if error.code != 404:  # 404: the cluster does not know the kind, so it has none
+                refused.append(f"{kind}: {error.message}")
+            return ()
+
+    try:
+        exists = api.get("v1", "Namespace", namespace) is not None
+    except ApiError:
+        exists = True  # not allowed to look, which users of one namespace often are not
+    nodes = listed("v1", "Node", None)
+    pods, events = (listed("v1", kind, namespace) for kind in ("Pod", "Event"))
+    jobs, services = listed("batch/v1", "Job", namespace), listed("ray.io/v1", "RayService", namespace)
+    return Objects(exists, nodes, pods, events, jobs, services, tuple(_lacking(api, subject, refused))), refused
+
+
+def _lacking(api: Api, subject: Subject, refused: list[str]) -> Iterator[str]:
+    if subject.plan is None:
+        return
+    try:
+        yield from missing_nodes(api, subject.plan)
+        yield from operators(api, subject.plan)
+    except ApiError as error:
+        refused.append(error.message)
+
+
+def facts(objects: Objects, subject: Subject) -> Iterator[Evidence]:
+    """The facts in the order of the objects."""
+    if not objects.namespace:
+        yield _fact("namespace", f"namespace {subject.namespace}", "the cluster has no such namespace")
+        return
+    for sentence in objects.lacking:
+        yield _fact("lacking", "the cluster", sentence)
+    for node in objects.nodes:
+        yield from _node(node)
+    yield from _pods(objects, subject)
+    for event in objects.events:
+        if event.get("type") == "Warning":
+            yield from _event(event, objects, subject)
+    for trouble in failed_jobs(objects.jobs):
+        yield _fact("job", f"Job {trouble.name}", trouble.sentence, models=_models(trouble.name, objects.jobs, subject))
+    yield from _services(objects)
+
+
+def _node(node: Manifest) -> Iterator[Evidence]:
+    name = f"node {node['metadata']['name']}"
+    for condition in node.get("status", {}).get("conditions", []):
+        kind, status = condition["type"], condition["status"]
+        if (kind == "Ready" and status != "True") or (kind in PRESSURES and status == "True"):
+            text = f"{kind}={status}: {condition.get('reason', '')}: {condition.get('message', '')}"
+            yield _fact("node", name, text, condition.get("lastTransitionTime", ""))
+
+
+def _pods(objects: Objects, subject: Subject) -> Iterator[Evidence]:
+    pods = wanted_pods(objects.pods, objects.services)
+    for trouble in troubles(pods, objects.events):
+        models = _models(trouble.name, objects.pods, subject)
+        yield _fact("pod", f"pod {trouble.name}", trouble.sentence, _since(trouble.name, pods), models)
+
+
+def _event(event: Manifest, objects: Objects, subject: Subject) -> Iterator[Evidence]:
+    about = event.get("involvedObject", {})
+    name, time = about.get("name", "?"), event.get("lastTimestamp") or event.get("eventTime") or ""
+    text = f"{event.get('reason', '')}: {event.get('message', '')}"
+    models = _models(name, (*objects.pods, *objects.jobs), subject)
+    yield _fact("event", f"{about.get('kind', 'object')} {name}", text, time, models)
+
+
+def _services(objects: Objects) -> Iterator[Evidence]:
+    service = next((one for one in objects.services if one["metadata"]["name"] == RAY_SERVICE), None)
+    if doing := still_to_do(service):
+        yield _fact("rayservice", f"RayService {RAY_SERVICE}", doing)
+    if service is None:
+        return
+    for key in ("activeServiceStatus", "pendingServiceStatus"):
+        applications = service.get("status", {}).get(key, {}).get("applicationStatuses") or {}
+        for slug, state in applications.items():
+            yield from _application(slug, state)
+
+
+def _application(slug: str, state: Manifest) -> Iterator[Evidence]:
+    """An application and its deployments as KubeRay copies them from Serve (`AppStatus`, KubeRay 1.6)."""
+    if state.get("status") == RUNNING:
+        return
+    text = f"{state.get('status')}: {state.get('message') or ''}"
+    yield Evidence(Layer.SERVE, "application", f"application {slug}", text, models=(slug,))
+    for name, deployment in (state.get("serveDeploymentStatuses") or {}).items():
+        if deployment.get("status") != "HEALTHY":
+            text = f"{deployment.get('status')}: {deployment.get('message') or ''}"
+            yield Evidence(Layer.SERVE, "deployment", f"deployment {slug}/{name}", text, models=(slug,))
+
+
+def _models(name: str, objects: tuple[dict[str, Any], ...], subject: Subject) -> tuple[str, ...]:
+    """The models that an object is for, by its labels: a mirror's one, a worker's pool's; none stands for all."""
+    found: dict[str, str] = next(
+        (one["metadata"].get("labels", {}) for one in objects if one["metadata"]["name"] == name), {}
+    )
+    if mirrored := found.get(MODEL_LABEL):
+        slugs = (model.config.slug for model in subject.models)
+        return tuple(slug for slug in slugs if dns_name(slug, limit=63) == mirrored)
+    return subject.in_pool(found[POOL_LABEL]) if POOL_LABEL in found else ()
+
+
+def _since(name: str, pods: list[dict[str, Any]]) -> str:
+    return next((str(p["metadata"].get("creationTimestamp", "")) for p in pods if p["metadata"]["name"] == name), "")
+
+
+def _fact(kind: str, name: str, text: str, time: str = "", models: tuple[str, ...] = ()) -> Evidence:
+    return Evidence(Layer.KUBERNETES, kind, name, text, str(time), models)

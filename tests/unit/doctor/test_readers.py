@@ -1,0 +1,295 @@
+"""What each reader makes of what its layer says; the shapes are those of the real parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto import mock_aws
+
+from modelfleet.doctor import look as looking
+from modelfleet.doctor.diagnose import Cause, diagnose
+from modelfleet.doctor.evidence import Evidence, Layer, Reading
+from modelfleet.doctor.readers import aws, engine, files, gateway, kubernetes, logs, ray, serve, state
+from modelfleet.doctor.readers.kubernetes import Objects
+from modelfleet.doctor.rules import default_rules
+from modelfleet.doctor.subject import Subject
+from modelfleet.infra.kubernetes.api import Unreachable
+from modelfleet.serving.config.errors import Finding
+from tests.unit.planning.builders import model, planned, pool, stack
+
+MODELS = [model("org/one"), model("org/two")]
+STACK = stack(pool(instanceTypes=["g6.2xlarge"], maxNodes=2), target="kubernetes")
+SUBJECT = Subject(Path("/fleet"), STACK, planned(MODELS, STACK), tuple(MODELS))
+STATUS = {"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "True"}]}
+
+
+def service(**applications: dict[str, Any]) -> dict[str, Any]:
+    """A RayService that is ready, with these applications."""
+    active = {"applicationStatuses": {name.replace("__", "--"): state for name, state in applications.items()}}
+    return {"metadata": {"name": "fleet", "generation": 1}, "status": {**STATUS, "activeServiceStatus": active}}
+
+
+def causes(*facts: Evidence) -> list[Cause]:
+    return diagnose(default_rules(), facts, SUBJECT, "test")
+
+
+RUNNING = service(org__one={"status": "RUNNING"}, org__two={"status": "RUNNING"})
+NODE = {"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+def test_a_healthy_cluster_says_nothing() -> None:
+    pods = [{"metadata": {"name": "p", "labels": {}}, "spec": {}, "status": {"phase": "Running"}}]
+    objects = Objects(nodes=(NODE,), pods=tuple(pods), services=(RUNNING,))
+    assert list(kubernetes.facts(objects, SUBJECT)) == []
+
+
+def test_an_old_warning_of_a_healthy_cluster_is_no_finding() -> None:
+    event = {"type": "Warning", "reason": "NotTriggerScaleUp", "message": "1 max node group size reached"}
+    objects = Objects(nodes=(NODE,), events=(event,), services=(RUNNING,))
+    facts = list(kubernetes.facts(objects, SUBJECT))
+    assert len(facts) == 1 and causes(*facts) == []
+
+
+def test_a_failed_mirror_is_explained_by_what_its_log_says() -> None:
+    """The seed's cases in a cluster: a wrong id shows as a Job that gave up and a model that never starts."""
+    labels = {"modelfleet.dev/model": "org-two"}
+    job = {
+        "metadata": {"name": "mirror-org-two-1", "labels": labels},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}]},
+    }
+    states = service(org__one={"status": "RUNNING"}, org__two={"status": "DEPLOYING", "message": ""})
+    facts = list(kubernetes.facts(Objects(nodes=(NODE,), jobs=(job,), services=(states,)), SUBJECT))
+    log = "2026-11-29 10:00:00 WeightsError: org/two is not on the Hugging Face Hub, or is private and HF_TOKEN is not set"
+    facts += logs.facts(log, "pod mirror-org-two-1-x", ("org--two",), "job-log")
+    (cause,) = causes(*facts)
+    assert (cause.rule, cause.models) == ("wrong-model-id", ("org--two",))
+    assert [one.rule for one in cause.explains] == ["mirror-job-failed"]
+    assert (cause.file, cause.line) == ("models/org--two.yaml", 10), "model_id, for the file has no hf_model_id"
+    assert cause.evidence[0].time == "2026-11-29 10:00:00"
+
+
+def test_the_message_of_a_deployment_that_retries_is_read() -> None:
+    message = (
+        "A replica failed to start with exception. Retrying 2 more time(s). Error:\n"
+        "modelfleet.serving.errors.EngineError: vLLM cannot start org/one: OutOfMemoryError: CUDA out of memory. Tried"
+    )
+    deployment = {"VllmReplica": {"status": "UPDATING", "message": message}}
+    states = service(org__one={"status": "DEPLOYING", "serveDeploymentStatuses": deployment})
+    (cause, *_) = causes(*kubernetes.facts(Objects(nodes=(NODE,), services=(states,)), SUBJECT))
+    assert (cause.rule, cause.models) == ("out-of-memory", ("org--one",))
+
+
+def test_three_pods_without_one_image_are_one_cause() -> None:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+    pods = tuple(
+        {
+            "metadata": {"name": name, "labels": {}},
+            "spec": {"containers": [{"name": "main", "image": "r/absent:1"}]},
+            "status": {"phase": "Pending", "containerStatuses": [{"name": "main", "state": waiting}]},
+        }
+        for name in ("a", "b", "c")
+    )
+    (cause,) = causes(*kubernetes.facts(Objects(nodes=(NODE,), pods=pods, services=(RUNNING,)), SUBJECT))
+    assert (cause.rule, len(cause.explains)) == ("image-absent", 2)
+
+
+def test_a_cluster_without_the_namespace_says_that_alone() -> None:
+    assert [one.rule for one in causes(*kubernetes.facts(Objects(namespace=False), SUBJECT))] == ["namespace-absent"]
+
+
+def test_a_cluster_that_does_not_answer_is_unread() -> None:
+    def connect() -> Any:
+        raise Unreachable("no Kubernetes API answers at https://127.0.0.1:1: refused")
+
+    for reading in (kubernetes.read(SUBJECT, connect, 5), engine.read(SUBJECT, connect, 5)):
+        assert "no Kubernetes API answers" in (reading.unread or "")
+
+
+def test_a_log_that_became_ready_after_its_error_says_nothing() -> None:
+    error = "ERROR EngineError: vLLM cannot start org/one: ValueError: x"
+    ready = "INFO ready 31.4 s after the start of its process: weights 2 s"
+    assert list(logs.facts(f"{error}\n{ready}", "log", ("org--one",), "log")) == []
+    (first, _) = logs.facts(f"{ready}\nline\n{error}", "log", ("org--one",), "log")
+    assert first.line == 3
+
+
+def test_the_root_of_an_engines_failure_is_found_below_ours() -> None:
+    log = (
+        "(EngineCore pid=1) ERROR ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2).\n"
+        "RuntimeError: Engine core initialization failed. See root cause above.\n"
+        "ERROR 2026-11-29 10:00:00,123 vLLM cannot start org/one: see the replica's log"
+    )
+    told = Evidence(Layer.SERVE, "application", "application org--one", "DEPLOY_FAILED: E", models=("org--one",))
+    cause = causes(told, *logs.facts(log, "worker.log", ("org--one",), "log"))[0]
+    assert (cause.rule, cause.evidence[0].line) == ("heads-do-not-divide", 3)
+
+
+def test_serves_details_are_read_with_their_time() -> None:
+    found = {
+        "applications": {
+            "org--one": {"status": "RUNNING", "deployments": {"VllmReplica": {"status": "HEALTHY"}}},
+            "org--two": {"status": "DEPLOY_FAILED", "message": "E", "last_deployed_time_s": 1764410400.0},
+        }
+    }
+    (fact,) = serve.facts(found, SUBJECT)
+    assert (fact.models, fact.text, fact.time) == (("org--two",), "DEPLOY_FAILED: E", "2025-11-29T10:00:00+00:00")
+
+
+def test_a_model_that_serve_does_not_know_is_named() -> None:
+    running = {"status": "RUNNING", "deployments": {}}
+    (fact,) = serve.facts({"applications": {"org--one": running}}, SUBJECT)
+    assert [one.rule for one in causes(fact)] == ["application-absent"]
+
+
+def test_nodes_that_were_meant_to_end_are_no_facts() -> None:
+    def node(state: str, why: str | None) -> dict[str, Any]:
+        return {"raylet": {"state": state, "nodeManagerAddress": "10.0.0.1", "stateMessage": why}}
+
+    idle = "Terminated due to idle (no Ray activity)"
+    nodes = [node("ALIVE", None), node("DEAD", idle), node("DEAD", "Unexpected termination: x")]
+    assert [one.text for one in ray.node_facts({"data": {"summary": nodes}})] == ["DEAD: Unexpected termination: x"]
+
+
+def test_every_error_of_the_files_is_a_fact_with_its_line() -> None:
+    at_fault = Subject(
+        Path("/fleet"), STACK, None, tuple(MODELS), (Finding("models/org--one.yaml", 4, "a.b", "is wrong"),)
+    )
+    (fact,) = files.read(at_fault, 1).evidence
+    assert (fact.models, fact.file, fact.line, fact.text) == (("org--one",), "models/org--one.yaml", 4, "a.b: is wrong")
+
+
+@pytest.mark.parametrize("fault", ["hangs", "raises"])
+def test_a_reader_that_fails_leaves_the_others_alone(fault: str) -> None:
+    def broken(seconds: float) -> Reading:
+        if fault == "raises":
+            raise KeyError("x")
+        time.sleep(30)
+        raise AssertionError("not reached")
+
+    began = time.monotonic()
+    looked = looking.look({Layer.AWS: broken, Layer.FILES: lambda _: Reading(Layer.FILES)}, 0.5)
+    assert time.monotonic() - began < 5
+    assert [(one.layer, one.unread is None) for one in looked.readings] == [(Layer.FILES, True), (Layer.AWS, False)]
+
+
+def deployed(*slugs: str, **changed: Any) -> dict[str, Any]:
+    """A state with a RayService of these models as the files have them, but for what `changed` says."""
+    assert SUBJECT.plan is not None
+    configs = [one.application.as_config() for one in SUBJECT.plan.models if one.slug in slugs]
+    for config in configs:
+        config["args"] = {**config["args"], "model": {**config["args"]["model"], **changed}}
+    inputs = {"kind": "RayService", "spec": {"serveConfigV2": json.dumps({"applications": configs})}}
+    resource = {"type": "kubernetes:ray.io/v1:RayService", "urn": "urn::fleet", "inputs": inputs}
+    return {"manifest": {"time": "2026-11-29T10:00:00Z"}, "resources": [{"type": "pulumi:pulumi:Stack"}, resource]}
+
+
+def test_a_state_that_has_what_the_files_say_is_no_fact() -> None:
+    assert list(state.state_facts(deployed("org--one", "org--two"), SUBJECT)) == []
+
+
+def test_a_model_that_came_after_the_last_run_is_named_with_the_runs_time() -> None:
+    (fact,) = state.state_facts(deployed("org--one"), SUBJECT)
+    assert (fact.kind, fact.models, fact.time) == ("absent", ("org--two",), "2026-11-29T10:00:00Z")
+
+
+def test_a_file_that_was_changed_after_the_last_run_is_named() -> None:
+    found = list(state.state_facts(deployed("org--one", "org--two", scaling_config={}), SUBJECT))
+    assert [(one.kind, one.models) for one in found] == [("drift", ("org--one",)), ("drift", ("org--two",))]
+
+
+def test_what_a_killed_run_left_half_done_is_named() -> None:
+    urn = "urn:pulumi:prod::modelfleet::aws:eks/nodeGroup:NodeGroup::prod-l4"
+    pending = {"pending_operations": [{"type": "creating", "resource": {"urn": urn}}]}
+    (fact,) = state.state_facts(deployed("org--one", "org--two") | pending, SUBJECT)
+    assert causes(fact)[0].sentence.startswith("the last run was killed while it was creating prod-l4")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"deployment": null}'])
+def test_a_state_that_cannot_be_read_never_raises(text: str) -> None:
+    state.read(SUBJECT, lambda _: state.Exported(text), 1)
+
+
+STAT = (
+    "# pxname,svname,status,lastchg\n"
+    "model.org--one,replica-20001,{one},3\nmodel.org--one,replica-20002,DOWN,9\nmodel.org--one,serve,no check,9\n"
+    "model.org--one,BACKEND,UP,9\nmodel.org--two,replica-20001,DOWN,4\nmodel.org--two,replica-20002,UP,4\n"
+)
+
+
+def test_one_live_replica_is_enough_for_the_gateway() -> None:
+    assert list(gateway.facts(STAT.format(one="UP"), SUBJECT)) == []
+
+
+def test_a_model_without_a_live_replica_behind_the_gateway_is_named() -> None:
+    (fact,) = gateway.facts(STAT.format(one="DOWN"), SUBJECT)
+    assert (fact.kind, fact.models) == ("backend", ("org--one",)), (
+        "Serve's own server has no check, so it proves nothing"
+    )
+
+
+def test_a_model_that_the_gateway_does_not_know_is_named() -> None:
+    (fact,) = gateway.facts("# pxname,svname,status\nmodel.org--one,BACKEND,UP\n", SUBJECT)
+    assert (fact.kind, fact.models) == ("route", ("org--two",))
+
+
+CLOUD = planned(MODELS, stack(pool(instanceTypes=["g6.2xlarge"], name="l4", maxNodes=2), target="eks"))
+
+
+class Scaling:
+    """Auto Scaling's activities, newest first."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = codes
+
+    def describe_scaling_activities(self, **asked: Any) -> dict[str, Any]:
+        began = datetime.datetime(2026, 11, 29, 10, tzinfo=datetime.UTC)
+        message = "We currently do not have sufficient g6.2xlarge capacity in the Availability Zone you requested"
+        return {"Activities": [{"StatusCode": c, "StatusMessage": message, "StartTime": began} for c in self.codes]}
+
+
+GROUP = {
+    "nodegroupName": "l4-20261129",
+    "status": "ACTIVE",
+    "health": {"issues": [{"code": "AsgInstanceLaunchFailures", "message": "see activities"}]},
+    "resources": {"autoScalingGroups": [{"name": "eks-l4"}]},
+}
+
+
+def test_a_node_group_without_machines_says_why_and_for_which_models() -> None:
+    issue, activity = aws.node_group(GROUP, Scaling("Failed", "Successful", "Failed"), CLOUD)
+    assert (issue.kind, activity.kind, activity.time) == ("nodegroup", "activity", "2026-11-29T10:00:00+00:00")
+    assert activity.models == ("org--one", "org--two")
+    (cause,) = causes(issue, activity)
+    assert (cause.rule, [one.rule for one in cause.explains]) == ("no-capacity", ["node-group-at-fault"])
+
+
+def test_a_failure_before_a_success_is_over() -> None:
+    healthy = {**GROUP, "health": {"issues": []}}
+    assert list(aws.node_group(healthy, Scaling("Successful", "Failed"), CLOUD)) == []
+
+
+def test_what_one_question_is_refused_does_not_silence_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto has no Pod Identity, as an account may have no right to list it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setattr(aws, "run_preflight", lambda plan: [])
+    with mock_aws():
+        reading = aws.read(dataclasses.replace(SUBJECT, plan=CLOUD), 5)
+    assert reading.unread is not None and "ListPodIdentityAssociations" in reading.unread
+    assert [one.rule for one in causes(*reading.evidence)] == ["cluster-absent", "stack-bucket-absent"]
+
+
+def test_a_caller_without_credentials_is_told_so_and_nothing_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/none")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
+    reading = aws.read(dataclasses.replace(SUBJECT, plan=CLOUD), 5)
+    assert reading.evidence == () and "credentials" in (reading.unread or "")
