@@ -50,7 +50,8 @@ def run_doctor(stack: str, model: str | None, *, as_json: bool = False, bundle: 
 
 
 def _seconds_left() -> float:
-    return max(LEAST_S, WHOLE_S - (time.time() - psutil.Process().create_time()))
+    began: float = psutil.Process().create_time()
+    return max(LEAST_S, WHOLE_S - (time.time() - began))
 
 
 def write_bundle(file: Path, subject: Subject, looked: Looked, causes: Sequence[Cause]) -> None:
