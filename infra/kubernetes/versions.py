@@ -15,6 +15,8 @@ KUBERAY_IMAGE: Final = f"quay.io/kuberay/operator:v{KUBERAY}"
 HAPROXY: Final = "2.8.25"
 HAPROXY_IMAGE: Final = f"docker.io/library/haproxy:{HAPROXY}"
 
+#: The S3 of a trial (tools/kubernetes/trial), without its version, which is that of the lock file.
+OBJECT_STORE_IMAGE: Final = "docker.io/motoserver/moto"
 #: https://github.com/NVIDIA/k8s-device-plugin/blob/main/deployments/static/nvidia-device-plugin.yml
 DEVICE_PLUGIN_IMAGE: Final = "nvcr.io/nvidia/k8s-device-plugin:v0.18.0"
 #: https://github.com/NVIDIA/dcgm-exporter/blob/main/dcgm-exporter.yaml

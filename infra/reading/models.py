@@ -7,6 +7,7 @@ It uses the network only when the caller allows it, with a short timeout and onc
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -174,9 +175,10 @@ class Reader:
 
 def has_token() -> bool:
     """Whether this machine has a token for the Hub: of `hf auth login`, or in HF_TOKEN."""
-    from huggingface_hub import get_token
+    from huggingface_hub import constants  # its `get_token` loads an HTTP client: half a second
 
-    return bool(get_token())
+    named = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    return named or Path(constants.HF_TOKEN_PATH).is_file()
 
 
 def folder_facts(folder: Path) -> Found | None:

@@ -14,7 +14,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from modelfleet.infra.kubernetes.versions import HAPROXY, HAPROXY_IMAGE, KUBERAY_IMAGE
+from modelfleet.infra.kubernetes.versions import HAPROXY, HAPROXY_IMAGE, KUBERAY_IMAGE, OBJECT_STORE_IMAGE
 from modelfleet.serving.config.errors import SetupError
 from tools.cache import once
 from tools.kubernetes.node import images
@@ -29,7 +29,7 @@ LOCAL_LOCK = ROOT / "requirements" / "local.txt"
 PACKAGES = "/usr/local/lib/python3.11/dist-packages"
 SERVING = "localhost/modelfleet-serving:1"
 #: The S3 that a trial has in its cluster, as its authors publish it.
-OBJECT_STORE = f"docker.io/motoserver/moto:{version('moto')}"
+OBJECT_STORE = f"{OBJECT_STORE_IMAGE}:{version('moto')}"
 BASE = "localhost/vllm-openai-cpu:1"
 BASE_DOCKERFILE = f"""\
 FROM {DEBIAN}
