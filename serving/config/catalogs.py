@@ -81,10 +81,18 @@ def serve_options() -> dict[str, Any]:
 
 
 @cache
+def _removed() -> dict[str, Any]:
+    """The whole file, read once for both kinds, and with libyaml where it is there."""
+    text = (DATA / "removed_engine_arguments.yaml").read_text(encoding="utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, Any] = yaml.load(text, Loader=loader)  # noqa: S506  both loaders are safe
+    return found
+
+
+@cache
 def removed(kind: str) -> dict[str, Removed]:
     """What vLLM removed: `kind` is `arguments` or `quantization`."""
-    text = (DATA / "removed_engine_arguments.yaml").read_text(encoding="utf-8")
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(text)[kind]
+    entries: dict[str, dict[str, Any]] = _removed()[kind]
     return {
         name: Removed(str(entry["last"]), str(entry["gone"]), entry["instead"], bool(entry.get("drop")))
         for name, entry in entries.items()
