@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,6 @@ SHARED = {
     "tests/engine/test_local_fleet.py": "vLLM",
     "tests/engine/test_local_upgrade.py": "vLLM",
     "tests/serving/": "vLLM",
-    "tests/cluster/test_live_changes.py": "a control plane under real Rays",
     "tests/cluster/test_ray_nodes.py": "a control plane under real Rays",
     "tests/cluster/": "a control plane",
     "tests/engine/test_local": None,
@@ -90,11 +90,19 @@ def _start(nodeid: str) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """List every rerun: its test, what failed, and the cause in the test's mark."""
+    """List every rerun (its test, what failed, the cause in its mark), and note failures for `tools/test.sh`."""
     reports = terminalreporter.stats.get("rerun", [])
     terminalreporter.section(f"tests that ran again: {len({report.nodeid for report in reports})}")
     for report in reports:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        said = (crash.message if crash else str(report.longrepr)).splitlines()[0]
-        terminalreporter.line(f"{report.nodeid} ({report.when})\n  failed: {said}")
+        terminalreporter.line(f"{report.nodeid} ({report.when})\n  failed: {_said(report)}")
         terminalreporter.line(f"  recorded cause: {dict(report.user_properties)[CAUSE]}")
+    if failures := os.environ.get("FAILURES"):
+        failed = [report for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())]
+        with Path(failures).open("a", encoding="utf-8") as stream:
+            stream.writelines(f"failed: {report.nodeid} ({report.when}): {_said(report)[:300]}\n" for report in failed)
+
+
+def _said(report: Any) -> str:
+    """The first line of what a failed test said."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash else report.longrepr).partition("\n")[0]

@@ -10,8 +10,12 @@ fast) exec $pytest -n 2 -m "not slow" tests/unit ;;
 # Nodes run alone: two engines in containers beside four others leave no memory, and half the speed is no time saved.
 all)
     failed=0
-    FULL=1 $pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/nodes tests || failed=$?
-    FULL=1 $pytest tests/nodes || failed=$?
+    FAILURES=$(mktemp)
+    export FAILURES FULL=1
+    $pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/nodes tests || failed=$?
+    $pytest tests/nodes || failed=$?
+    cat "$FAILURES" # of both runs, where somebody looks: at the end
+    rm "$FAILURES"
     exit "$failed"
     ;;
 *) FULL=1 exec $pytest "tests/$tier" ;;

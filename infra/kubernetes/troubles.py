@@ -123,7 +123,8 @@ def _of(pod: Manifest) -> Iterator[Trouble]:
             said = _sentence(waiting.get("message", ""))
             yield Trouble(name, f"{where}: {reason}{image}{said}; {FINAL[reason]}", True)
         elif reason == CRASHING:
-            yield Trouble(name, f"{where}: {_ended(container)}; `kubectl logs --previous {name}` has its log", False)
+            log = f"`kubectl logs --previous {name} -c {container['name']}` has its log"
+            yield Trouble(name, f"{where}: {_ended(container)}; {log}", False)
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             yield Trouble(name, f"pod {name} waits for a node{_sentence(condition.get('message', ''))}", False)
@@ -132,7 +133,9 @@ def _of(pod: Manifest) -> Iterator[Trouble]:
 def _ended(container: Manifest) -> str:
     last = container.get("lastState", {}).get("terminated", {})
     why = last.get("reason", "Error")
-    return f"ended {container.get('restartCount', 0)} times, last with {why}, exit code {last.get('exitCode', '?')}"
+    said = [line.strip() for line in last.get("message", "").splitlines() if line.strip()]
+    times = f"ended {container.get('restartCount', 0)} times, last with {why}, exit code {last.get('exitCode', '?')}"
+    return times + _sentence(said[-1] if said else "")
 
 
 def _sentence(message: str) -> str:

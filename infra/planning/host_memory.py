@@ -13,7 +13,6 @@ from typing import Any
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import sequence_bytes, setting_of, weight_bytes
 from modelfleet.serving.config.accelerators import CPU, Accelerator
-from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 
 GIB = 1024**3
@@ -27,13 +26,12 @@ CACHE_BYTES = GIB
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
-def with_host_memory(model: LoadedModel, facts: ModelFacts | None, *, reserve: bool) -> LoadedModel:
+def with_host_memory(config: ModelConfig, facts: ModelFacts | None, *, reserve: bool) -> ModelConfig:
     """The model with the bytes that vLLM may use for its cache, and with `reserve` those that Ray keeps for it.
 
     Without a figure, vLLM's CPU build wants 92 % of the pod's memory free when it starts, and Ray alone holds more
     than the rest (vLLM 0.32 `vllm/v1/worker/cpu_worker.py`).
     """
-    config = model.config
     if config.accelerator == CPU and own_cache_bytes(config) is None:
         cache = _cache_bytes(config, facts)
         config = _with(config, "engine_config", engine_kwargs={**_arguments(config), "kv_cache_memory_bytes": cache})
@@ -42,7 +40,7 @@ def with_host_memory(model: LoadedModel, facts: ModelFacts | None, *, reserve: b
     if reserve and needed > (options.memory or 0):
         changed = options.model_copy(update={"memory": needed})
         config = _with(config, "deployment_config", ray_actor_options=changed)
-    return dataclasses.replace(model, config=config)
+    return config
 
 
 def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.names import ACCELERATOR_LABEL, GPU, GPU_COUNT_LABEL, GPU_PRESENT_LABEL, POOL_LABEL, STACK_LABEL
@@ -83,7 +84,7 @@ def plan(
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
     models = [
-        with_host_memory(model, facts.get(model.config.model_id), reserve=reserve)
+        replace(model, config=with_host_memory(model.config, facts.get(model.config.model_id), reserve=reserve))
         for model in sorted(models, key=lambda model: model.config.model_id)
     ]
     demands = [demand_of(model) for model in models]

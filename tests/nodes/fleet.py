@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -82,11 +83,20 @@ class NodesFleet:
             path.write_text(yaml.safe_dump(text, sort_keys=False))
         self.plan = make_plan(root, self.stack)
 
-    def modelfleet(self, command: str) -> subprocess.CompletedProcess[str]:
-        """`modelfleet COMMAND` for this stack, as its user runs it."""
+    def modelfleet(self, command: str, *, until: str | None = None) -> subprocess.CompletedProcess[str]:
+        """`modelfleet COMMAND` for this stack, as its user runs it; ^C as soon as it says `until`."""
         words = [Path(sys.prefix) / "bin" / "modelfleet", command, "--stack", self.stack]
-        folder, environment = self.project.folder, self.project.environ
-        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        pipe, environment = subprocess.PIPE, self.project.environ
+        with subprocess.Popen(
+            words, cwd=self.project.folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        ) as run:
+            said = ""
+            for line in run.stdout or ():
+                said += line
+                if until is not None and until in line:
+                    run.send_signal(signal.SIGINT)
+                    until = None
+        return subprocess.CompletedProcess(words, run.returncode, said)
 
     def question(self, text: str, *, path: str = "/v1") -> str:
         """The command with which a pod anywhere in the cluster asks the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tests.nodes.fleet import NodesFleet
 from tests.nodes.pods import Pods
 from tests.waiting import wait_until
 from tools.kubernetes.api import WritingApi
+from tools.kubernetes.node.machine import CGROUPS
 from tools.kubernetes.node.node import Node
 
 _numbers = itertools.count(1)
@@ -144,3 +146,29 @@ def _key(pod: dict[str, Any]) -> tuple[str, str, str]:
 def kill(node: Node, what: str) -> None:
     """SIGKILL for the processes of a node, its containers' among them, whose command line has this at its start."""
     subprocess.run(node.command("pkill", "-KILL", "-f", f"^{what}"), check=True)
+
+
+#: A process of the machine joins the container's cgroup (v1) and takes memory there.
+_HOG = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); bytearray(1 << 29)"
+SPARE_BYTES = 1 << 28
+
+
+def run_out_of_memory(node: Node, what: str) -> int:
+    """Let the kernel end the largest process beside the one whose command line starts so; returns the kernel's count.
+
+    The cgroup's limit comes down to what no file can be taken back for, and something takes that and more.
+    """
+    find = node.command("sh", "-c", f"cat /proc/$(pgrep -of '^{what}')/cgroup")
+    lines = subprocess.run(find, check=True, capture_output=True, text=True).stdout.splitlines()
+    (path,) = (line.split(":")[2] for line in lines if line.split(":")[1] == "memory")
+    group = CGROUPS / "memory" / path.lstrip("/")
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    limit = group / "memory.limit_in_bytes"
+    before = limit.read_text()
+    limit.write_text(str(int(stat["total_rss"]) + int(stat["total_shmem"]) + SPARE_BYTES))
+    try:
+        subprocess.run([sys.executable, "-c", _HOG, group / "cgroup.procs"], check=False)
+    finally:
+        limit.write_text(before)
+    control = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
+    return int(control["oom_kill"])

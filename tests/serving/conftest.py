@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from modelfleet.infra.local.weights import materialize
+from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.reading.code import build_code_zip, code_artifact
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.mirror import fill
@@ -66,12 +67,16 @@ def application(
     data: dict[str, Any], mirror: str | None = None, module: str = "modelfleet.serving.app"
 ) -> dict[str, Any]:
     """The Serve application of a model, as the plan writes it; its code comes from the bucket, by `cluster`."""
-    slug = ModelConfig.model_validate(data).slug
+    # Without a size for its cache, an engine wants 92 % of this machine's memory free, which other tests have.
+    config = with_host_memory(ModelConfig.model_validate(data), None, reserve=False)
     return {
-        "name": slug,
-        "route_prefix": f"/{slug}",
+        "name": config.slug,
+        "route_prefix": f"/{config.slug}",
         "import_path": f"{module}:build",
-        "args": {"model": data, "weights": {"source": None, "revision": None, "mirror": mirror}},
+        "args": {
+            "model": config.model_dump(mode="json"),
+            "weights": {"source": None, "revision": None, "mirror": mirror},
+        },
         "runtime_env": {"working_dir": f"s3://{BUCKET}/{CODE[module][0]}"},
     }
 

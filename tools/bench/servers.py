@@ -264,7 +264,8 @@ def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
     """`ray.serve.llm` with its defaults."""
     config = ModelConfig.model_validate(model)
     arguments = engine_arguments(config, config.engine_config.weights_id)
-    engine = {k: arguments[k] for k in ("dtype", "max_num_seqs", "max_model_len", "generation_config")}
+    same = ("dtype", "max_num_seqs", "max_model_len", "generation_config", "kv_cache_memory_bytes")
+    engine = {name: arguments[name] for name in same}
     llm = {
         "model_loading_config": {"model_id": config.model_id, "model_source": config.engine_config.weights_id},
         "engine_kwargs": engine,

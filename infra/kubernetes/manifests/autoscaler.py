@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from modelfleet.infra.kubernetes.manifests.pods import (
+    CAUSE_IN_STATUS,
     Manifest,
     container_security,
     environment,
@@ -111,6 +112,7 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
             "timeoutSeconds": 10,
         },
         "resources": resources("100m", "600Mi"),
+        **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
     }
     pod = {

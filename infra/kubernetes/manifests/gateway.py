@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from modelfleet.infra.gateway import GatewayFiles, Runtime, render
 from modelfleet.infra.kubernetes.manifests.pods import (
+    CAUSE_IN_STATUS,
     Manifest,
     container_security,
     mib,
@@ -176,6 +177,7 @@ def _container(name: str, config: str, metrics: int) -> Manifest:
         "livenessProbe": {**probe, **at_once, "failureThreshold": 6},
         "lifecycle": _leave(LEAVE_SECONDS),
         "resources": resources("500m", "512Mi", limit_memory="1Gi"),
+        **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
         "volumeMounts": [{"name": n, "mountPath": p, **({"readOnly": True} if ro else {})} for n, p, ro in mounts],
     }

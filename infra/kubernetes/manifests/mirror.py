@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelfleet.infra.kubernetes.manifests.pods import (
+    CAUSE_IN_STATUS,
     RAY_USER,
     WEIGHTS_PATH,
     Manifest,
@@ -79,6 +80,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "env": [*values, code, token],
         "envFrom": object_storage(),
         "resources": resources("1", "2Gi", limit_memory="4Gi"),
+        **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
         "volumeMounts": [
             {"name": "scratch", "mountPath": WEIGHTS_PATH},

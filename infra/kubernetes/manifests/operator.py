@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.kubernetes.manifests.pods import (
+    CAUSE_IN_STATUS,
     Manifest,
     container_security,
     environment,
@@ -103,6 +104,7 @@ def operator_deployment(plan: Plan) -> Manifest:
         "livenessProbe": _probe(failures=5),
         "readinessProbe": _probe(failures=3),
         "resources": resources("100m", "512Mi"),
+        **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
     }
     return {

@@ -16,6 +16,9 @@ RAY_USER: Final = 1000
 WEIGHTS_PATH: Final = "/var/lib/modelfleet"
 #: For a container that writes nothing but logs, of which the kubelet keeps five files of 10 MiB.
 SMALL_DISK: Final = "100Mi"
+#: Of a container that fails, the status has the end of its log (80 lines, 2 KiB), which outlives the container.
+#: https://kubernetes.io/docs/tasks/debug/debug-application/determine-reason-pod-failure/
+CAUSE_IN_STATUS: Final = {"terminationMessagePolicy": "FallbackToLogsOnError"}
 
 
 def pod_security(user: int) -> Manifest:

@@ -11,6 +11,7 @@ import copy
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.pods import (
+    CAUSE_IN_STATUS,
     RAY_USER,
     WEIGHTS_PATH,
     Manifest,
@@ -238,6 +239,7 @@ def _container(plan: Plan, name: str) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "env": environment(_environment(plan)),
         "envFrom": object_storage(),
+        **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=False),
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  a volume of this pod alone

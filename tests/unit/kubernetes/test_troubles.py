@@ -63,7 +63,14 @@ def test_what_ends_again_and_again_is_said_with_its_reason_and_may_recover() -> 
     last = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
     trouble = only(troubles([waiting("CrashLoopBackOff", restartCount=4, lastState=last)]))
     assert not trouble.final
-    assert "ended 4 times, last with OOMKilled, exit code 137; `kubectl logs --previous fleet-head`" in trouble.sentence
+    assert "ended 4 times, last with OOMKilled, exit code 137; `kubectl logs --previous fleet-head" in trouble.sentence
+
+
+def test_what_ends_again_and_again_is_said_with_the_last_line_of_its_log() -> None:
+    said = "Traceback (most recent call last):\n  File …\nbotocore.exceptions.ClientError: Access Denied\n"
+    last = {"terminated": {"reason": "Error", "exitCode": 1, "message": said}}
+    trouble = only(troubles([waiting("CrashLoopBackOff", restartCount=2, lastState=last)]))
+    assert "exit code 1: botocore.exceptions.ClientError: Access Denied; `kubectl logs" in trouble.sentence
 
 
 def test_a_pod_without_a_node_may_get_one() -> None:

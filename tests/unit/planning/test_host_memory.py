@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def facts_of(one: LoadedModel) -> ModelFacts | None:
 
 
 def completed(one: LoadedModel, *, reserve: bool = True) -> LoadedModel:
-    return with_host_memory(one, facts_of(one), reserve=reserve)
+    return dataclasses.replace(one, config=with_host_memory(one.config, facts_of(one), reserve=reserve))
 
 
 def arguments(one: LoadedModel) -> dict[str, Any]:

@@ -70,8 +70,8 @@ class Trial:
         self._apply("Namespace", plan.namespace, None, {"metadata": {"labels": restricted}})
         self.give_secret(plan.namespace, plan.region)
 
-    def give_secret(self, namespace: str, region: str | None) -> None:
-        """Secret `object-storage`, with which pods that have no role reach the object store."""
+    def give_secret(self, namespace: str, region: str | None, **other: str) -> None:
+        """Secret `object-storage`, with which pods that have no role reach the object store; `other` wins."""
         service = self.api.get("v1", "Service", STORE, STORE)
         assert service is not None
         # By its address: before a name, S3 clients put the bucket's.
@@ -80,7 +80,7 @@ class Trial:
             "AWS_ENDPOINT_URL": address,
             **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), region or "us-east-1"),
         }
-        self._apply("Secret", "object-storage", namespace, {"stringData": {**CREDENTIALS, **inside}})
+        self._apply("Secret", "object-storage", namespace, {"stringData": {**CREDENTIALS, **inside, **other}})
 
     def label_node(self, name: str, pool: str) -> None:
         """Make a node one of the pool, as `docs/kubernetes.md` has its owner do."""
