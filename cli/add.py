@@ -234,7 +234,7 @@ def _table(change: Change) -> FittingTable:
             f"{offer.memory.full_length_sequences:,}",
             range_text(offer.speed.output_tokens_per_second) if offer.speed else "-",
             usd(offer.usd_per_hour),
-            usd(offer.usd_per_million_tokens) if offer.usd_per_million_tokens is not None else "-",
+            usd(offer.speed.usd_per_million_tokens) if offer.speed else "-",
         )
     return table
 
@@ -287,4 +287,6 @@ def _as_json(change: Change, root: Path, *, written: bool) -> dict[str, Any]:
 
 def _offer_json(offer: Offer) -> dict[str, Any]:
     row: dict[str, Any] = plain(offer)
-    return {**row, "checkpoint": offer.checkpoint.hf_id, "accelerator": offer.accelerator.name}
+    each = offer.speed.usd_per_million_tokens if offer.speed else None
+    names = {"checkpoint": offer.checkpoint.hf_id, "accelerator": offer.accelerator.name}
+    return {**row, **names, "usd_per_million_tokens": each}

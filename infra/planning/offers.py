@@ -22,7 +22,7 @@ from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.recipe_findings import Case, gains
 from modelfleet.infra.planning.replica_speed import replica_speed
-from modelfleet.infra.planning.speed import Load, SpeedEstimate, usd_per_million_tokens
+from modelfleet.infra.planning.speed import Load, SpeedEstimate
 from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT
 from modelfleet.infra.planning.ways_out import replica_price
 
@@ -86,7 +86,6 @@ class Offer:
     usd_per_hour: float
     #: USD per hour of one replica's share of a node.
     usd_per_replica_hour: float
-    usd_per_million_tokens: float | None
 
 
 def checkpoints_of(hf_id: str, facts: ModelFacts, recipe: Recipe | None, catalog: Catalog) -> list[Published]:
@@ -131,7 +130,7 @@ def _rank(offer: Offer, wish: Wish, named: str) -> tuple[object, ...]:
     coarse = offer.checkpoint.bits < FEWEST_BITS and offer.checkpoint.hf_id != named
     other = offer.checkpoint.hf_id != named
     price = round(math.log(offer.usd_per_hour) / SAME_PRICE)
-    each = offer.usd_per_million_tokens or offer.usd_per_replica_hour
+    each = (offer.speed.usd_per_million_tokens if offer.speed else None) or offer.usd_per_replica_hour
     if wish.goal == "fastest" and offer.speed is not None and offer.speed.tpot_ms is not None:
         return coarse, offer.speed.tpot_ms.expected, price, other
     return coarse, price, offer.workers, each, other, offer.accelerator.name
@@ -186,11 +185,12 @@ def _offer(checkpoint: Published, wish: Wish, setting: Setting, usd: float, shar
         return None
     speed = None
     if checkpoint.writes:
-        speed = replica_speed(checkpoint.facts, setting, wish.load, model=checkpoint.hf_id, rows=measurements())
+        speed = replica_speed(
+            checkpoint.facts, setting, wish.load, model=checkpoint.hf_id, rows=measurements(), usd_per_hour=share
+        )
     if speed is not None and speed.saturated:
         return None
-    each = None if speed is None else usd_per_million_tokens(share, speed.output_tokens_per_second.expected)
-    return Offer(checkpoint, setting.accelerator, setting.workers, setting.length, memory, speed, usd, share, each)
+    return Offer(checkpoint, setting.accelerator, setting.workers, setting.length, memory, speed, usd, share)
 
 
 def _nodes_price(accelerator: str, workers: int, replicas: int, catalog: Catalog) -> float | None:

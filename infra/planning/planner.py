@@ -38,7 +38,6 @@ from modelfleet.infra.planning.plan import (
     CostRange,
     GpuMemory,
     ModelPlan,
-    ModelSpeed,
     Plan,
     PoolPlan,
     RayClusterPlan,
@@ -49,6 +48,7 @@ from modelfleet.infra.planning.plan import (
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -243,7 +243,7 @@ def _model_plan(
     code: CodeArtifact,
     *,
     memory: GpuMemory | None,
-    speed: ModelSpeed | None,
+    speed: SpeedEstimate | None,
     cost: CostRange,
 ) -> ModelPlan:
     model = demand.model.config
