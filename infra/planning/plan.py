@@ -170,8 +170,8 @@ class ModelPlan:
     mirror: MirrorPlan
     application: ServeApplication
     memory: GpuMemory | None
-    #: One replica at the load that its autoscaler aims for (`target_ongoing_requests`), with assumed lengths; None for a
-    #: model that writes no tokens, and where its shape or its card's peaks are not known.
+    #: One replica at the load that its autoscaler aims for (`target_ongoing_requests`), with assumed lengths; None for
+    #: a model that writes no tokens, and where its shape or its card's peaks are not known.
     speed: SpeedEstimate | None
     cost: CostRange
 

@@ -55,4 +55,6 @@ def test_there_is_an_example_for_each_accelerator_and_each_use() -> None:
     assert all(path.read_text().startswith("# ") for path in files)
     kwargs = [config.engine_config.engine_kwargs for config in loaded]
     assert sum(one.get("runner") == "pooling" for one in kwargs) >= 2, "an embedder and a reranker"
-    assert sum("reasoning_parser" in one for one in kwargs) >= 2 and sum("tool_call_parser" in one for one in kwargs) >= 5
+    assert (
+        sum("reasoning_parser" in one for one in kwargs) >= 2 and sum("tool_call_parser" in one for one in kwargs) >= 5
+    )
