@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from modelfleet.cli.add_stack import with_model
 from modelfleet.cli.models_bar import memory_bar
 from modelfleet.cli.plan_json import plain
 from modelfleet.cli.plan_table import FittingTable, range_text, usd
-from modelfleet.infra.catalog import REFERENCE_REGION, Catalog, default_catalog
+from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.catalog.recipes import Recipe, recipe_of
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.fit_findings import fit_findings
@@ -25,6 +25,7 @@ from modelfleet.infra.planning.offers import Goal, Offer, Wish, checkpoints_of, 
 from modelfleet.infra.planning.recipe_findings import recipe_findings
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.named_model import NamedModel, named_model
+from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace
 from modelfleet.infra.stack import LoadedStack, stack_file, stack_of
 from modelfleet.serving.config.document import parse_document
@@ -54,12 +55,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Change:
-    """What would be written: texts by file, the chosen offer, the other ones, and the plan before and after."""
+    """What would be written: texts by file, the chosen offer, the other ones, and the plan before and after.
+
+    `region` is where prices were looked for.
+    """
 
     texts: Mapping[Path, str]
     chosen: Offer
     others: tuple[Offer, ...]
     findings: tuple[Finding, ...]
+    region: str
     before: Plan | None = None
     after: Plan | None = None
 
@@ -106,12 +111,11 @@ def _change(root: Path, model: NamedModel, wish: Wish, most: int, asked: Asked, 
         raise InputErrors([Finding(_shown(path, root), 0, "", "exists already; edit it, or move it away")])
     workspace = read_workspace(root, asked.stack) if asked.stack else None
     recipe = recipe_of(model.name, model.facts.architecture)
-    found = offers(
-        checkpoints_of(model.name, model.facts, recipe, catalog),
-        wish,
-        catalog,
-        _accelerators(asked, workspace, catalog),
-    )
+    names = _accelerators(asked, workspace, catalog)
+    if workspace is not None and workspace.stack.config.target.priced and workspace.stack.region:
+        wish = replace(wish, region=workspace.stack.region)
+        catalog = with_known_prices(catalog, workspace.stack, root, network=asked.network, accelerators=names)
+    found = offers(checkpoints_of(model.name, model.facts, recipe, catalog), wish, catalog, names)
     if not found:
         raise SetupError(_nowhere(model, wish, asked))
     before = _plan(workspace, root, asked)
@@ -190,7 +194,7 @@ def _tried(
             texts[file] = changed
     if before is not None and after is not None:
         findings += sorted(set(after.notices) - set(before.notices) - set(findings))
-    return Change(texts, new.offer, others, tuple(findings), before, after)
+    return Change(texts, new.offer, others, tuple(findings), new.wish.region, before, after)
 
 
 def _stack(text: str, old: LoadedStack) -> LoadedStack:
@@ -222,10 +226,14 @@ def _show(change: Change, root: Path) -> None:
 def _table(change: Change) -> FittingTable:
     columns = [("", False), ("checkpoint", False), ("GPUs", False), ("memory", False), ("full sequences", True)]
     columns += [("tokens/s", True), ("USD/h", True), ("USD/10⁶", True)]
+    shown = (change.chosen, *change.others)
+    elsewhere = {offer.price_region for offer in shown} - {change.region}
+    note = f" (~ in {', '.join(elsewhere)}: not known there)" if elsewhere else ""
     table = FittingTable(
-        f"USD/h of the nodes at the fewest replicas, on demand in {REFERENCE_REGION}; speed is an estimate", columns
+        f"USD/h of the nodes at the fewest replicas, on demand in {change.region}{note}; speed is an estimate", columns
     )
-    for offer in (change.chosen, *change.others):
+    for offer in shown:
+        about = "~" if offer.price_region in elsewhere else ""
         table.add_row(
             "→" if offer is change.chosen else "",
             offer.checkpoint.hf_id,
@@ -233,8 +241,8 @@ def _table(change: Change) -> FittingTable:
             _small_bar(offer),
             f"{offer.memory.full_length_sequences:,}",
             range_text(offer.speed.output_tokens_per_second) if offer.speed else "-",
-            usd(offer.usd_per_hour),
-            usd(offer.speed.usd_per_million_tokens) if offer.speed else "-",
+            about + usd(offer.usd_per_hour),
+            about + usd(offer.speed.usd_per_million_tokens) if offer.speed else "-",
         )
     return table
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from modelfleet.infra.catalog import REFERENCE_REGION
 from modelfleet.infra.catalog.recipes import Recipe
 from modelfleet.infra.planning.offers import Offer, Wish
 from modelfleet.infra.planning.recipe_findings import ENVIRONMENT, LENGTH, case_of, lacking, smaller_here
@@ -65,13 +66,21 @@ def _reasons(new: NewModel) -> Iterator[str]:
     best = "the cheapest" if wish.goal == "cheapest" else "the fastest"
     yield (
         f"{new.model_id} on {gpus}, {best} that holds requests of {offer.length} tokens, {wish.concurrency} at once: "
-        f"{offer.usd_per_hour:.2f} USD/h."
+        f"{offer.usd_per_hour:.2f} USD/h{_where(new)}."
     )
     memory = offer.memory
     yield (
         f"Of {memory.total_mib / 1024:.1f} GiB a GPU, weights take {memory.weights_mib / 1024:.1f} and the KV cache "
         f"{memory.kv_cache_mib / 1024:.1f}: {memory.full_length_sequences} requests of full length."
     )
+
+
+def _where(new: NewModel) -> str:
+    """The region of a price that is not the reference region's, or that is, where the stack is elsewhere."""
+    if new.offer.price_region == new.wish.region == REFERENCE_REGION:
+        return ""
+    known = new.offer.price_region == new.wish.region
+    return f" in {new.offer.price_region}" + ("" if known else f"; the price in {new.wish.region} is not known")
 
 
 def _engine_lines(bare: str, recipe: Recipe | None, offer: Offer) -> Iterator[str]:

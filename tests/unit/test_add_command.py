@@ -185,3 +185,27 @@ def test_a_stack_without_nodes_of_its_own_is_given_no_pool(project: Path) -> Non
     (project / "stacks" / "Pulumi.here.yaml").write_text(local)
     with pytest.raises(SetupError, match="none of its pools has a GPU"):
         run_add("Qwen/Qwen3-8B", Asked(stack="here", network=False))
+
+
+def test_prices_are_those_of_the_stacks_region(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In eu-west-1 an L4 costs more here than an L40S, so the L40S is the cheapest."""
+    stack = project / "stacks" / "Pulumi.dev.yaml"
+    stack.write_text(STACK.replace("us-east-1", "eu-west-1"))
+    kept = project / ".modelfleet" / "prices" / "eu-west-1.json"
+    kept.parent.mkdir(parents=True)
+    types = {one.name: 9.0 for card in CATALOG.accelerators for one in CATALOG.instance_types_with(card)}
+    types |= {"g6.xlarge": 4.5, "g6e.xlarge": 2.25, "nat-gateway": 0.05, "m7i.xlarge": 0.2}
+    kept.write_text(json.dumps({name: [usd, "2026-11-29"] for name, usd in types.items()}))
+    found = added(capsys, "Qwen/Qwen3-8B", Asked(stack="dev", network=False, dry_run=True))
+    chosen = found["chosen"]
+    assert (chosen["accelerator"], chosen["usd_per_hour"], chosen["price_region"]) == ("L40S", 2.25, "eu-west-1")
+    assert "2.25 USD/h in eu-west-1." in found["files"]["models/Qwen--Qwen3-8B.yaml"]
+
+
+def test_a_price_that_the_region_does_not_have_is_marked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = project / "stacks" / "Pulumi.dev.yaml"
+    stack.write_text(STACK.replace("us-east-1", "eu-west-1"))
+    assert run_add("Qwen/Qwen3-8B", Asked(stack="dev", network=False, dry_run=True)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "on demand in eu-west-1 (~ in us-east-1: not known there)" in printed and "~0.80" in printed
+    assert "0.80 USD/h in us-east-1; the price in eu-west-1 is not known." in printed
