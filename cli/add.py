@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from modelfleet.cli.plan_table import FittingTable, range_text, usd
 from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.catalog.recipes import Recipe, recipe_of
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.cpu_offers import cpu_offers
+from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.new_model import NewModel, file_text
 from modelfleet.infra.planning.offers import Goal, Offer, Wish, checkpoints_of, offers, without_repeats
@@ -28,6 +30,7 @@ from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace
 from modelfleet.infra.stack import LoadedStack, stack_file, stack_of
+from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError, errors_in
 from modelfleet.serving.config.load import LoadedModel, model_of
@@ -115,14 +118,19 @@ def _change(root: Path, model: NamedModel, wish: Wish, most: int, asked: Asked, 
     if workspace is not None and workspace.stack.config.target.priced and workspace.stack.region:
         wish = replace(wish, region=workspace.stack.region)
         catalog = with_known_prices(catalog, workspace.stack, root, network=asked.network, accelerators=names)
-    found = offers(checkpoints_of(model.name, model.facts, recipe, catalog), wish, catalog, names)
+    checkpoints = checkpoints_of(model.name, model.facts, recipe, catalog)
+    if names == [CPU]:
+        makes_nodes = workspace is None or workspace.stack.config.target.makes_cluster
+        found = cpu_offers(checkpoints[0], wish, catalog, whole_node=makes_nodes)
+    else:
+        found = offers(checkpoints, wish, catalog, names)
     if not found:
-        raise SetupError(_nowhere(model, wish, asked))
+        raise SetupError(_nowhere(model, wish, names))
     before = _plan(workspace, root, asked)
     refused: list[Finding] = []
     for offer in found:
         try:
-            new = NewModel(model.name, offer, wish, most)
+            new = NewModel(model.name, offer, wish, most, card_was_asked=asked.accelerator is not None)
             return _tried(root, path, new, recipe, workspace, before, tuple(without_repeats(found, offer)), asked)
         except InputErrors as error:
             refused = refused or list(error.findings)
@@ -130,28 +138,33 @@ def _change(root: Path, model: NamedModel, wish: Wish, most: int, asked: Asked, 
 
 
 def _accelerators(asked: Asked, workspace: Workspace | None, catalog: Catalog) -> list[str]:
-    """Those that may be chosen: the asked one, or, where the stack makes no nodes, those of its pools."""
+    """Those that may be chosen: the asked one, or, where the stack makes no nodes, those of its pools.
+
+    CPUs alone, where they are asked for or the pools have nothing else: no model that fits a GPU is better there.
+    """
     names = list(catalog.accelerators)
     if workspace is not None and not workspace.stack.config.target.makes_cluster:
         pools = {pool.accelerator for pool in workspace.stack.config.pools}
-        names = [name for name in names if name in pools]
+        names = [name for name in (*names, CPU) if name in pools]
         if not names:
-            raise SetupError(f"stack {asked.stack} makes no nodes, and none of its pools has a GPU; add a pool first")
+            raise SetupError(f"stack {asked.stack} makes no nodes and has no pool; add one to its file first")
+    else:
+        names.append(CPU)
     if asked.accelerator is None:
-        return names
+        return [name for name in names if name != CPU] or names
     found = {name.lower(): name for name in names}.get(asked.accelerator.lower())
     if found is None:
         raise SetupError(f"--accelerator: found {asked.accelerator!r}; {near(asked.accelerator, names)}")
     return [found]
 
 
-def _nowhere(model: NamedModel, wish: Wish, asked: Asked) -> str:
-    where = f"{asked.accelerator}" if asked.accelerator else "no accelerator"
-    verb = "does not carry" if asked.accelerator else "carries"
-    return (
-        f"{where} {verb} {model.name} with requests of {wish.length:,} tokens, {wish.concurrency} at once, on up to 8 "
-        f"GPUs of one node; ask for a smaller --length or --concurrency, or see `modelfleet models show {model.name}`"
-    )
+def _nowhere(model: NamedModel, wish: Wish, names: Sequence[str]) -> str:
+    asked = f"{model.name} with requests of {wish.length:,} tokens"
+    smaller = f"ask for a smaller --length or --concurrency, or see `modelfleet models show {model.name}`"
+    if names == [CPU]:
+        return f"no node without a GPU carries {asked}, or its weights are compressed; {smaller}"
+    where = f"{names[0]} does not carry" if len(names) == 1 else "no accelerator carries"
+    return f"{where} {asked}, {wish.concurrency} at once, on up to 8 GPUs of one node; {smaller}"
 
 
 def _plan(workspace: Workspace | None, root: Path, asked: Asked) -> Plan | None:
@@ -177,6 +190,10 @@ def _tried(
     loaded, findings = model_of(document)
     if loaded is None or errors_in(findings):
         raise InputErrors(errors_in(findings))
+    held = memory_of(loaded.config, new.offer.checkpoint.facts)
+    if held is not None and held != new.offer.memory:  # the recipe's batch or cache type changes it
+        new = replace(new, offer=replace(new.offer, memory=held))
+        text = file_text(new, recipe)
     findings = sorted({*findings, *recipe_findings(document, recipe), *_fit(loaded, root)})
     if errors := errors_in(findings):
         raise InputErrors(errors)
@@ -237,7 +254,7 @@ def _table(change: Change) -> FittingTable:
         table.add_row(
             "→" if offer is change.chosen else "",
             offer.checkpoint.hf_id,
-            f"{offer.workers} × {offer.accelerator.name}",
+            offer.instance_type or f"{offer.workers} × {offer.accelerator.name}",
             _small_bar(offer),
             f"{offer.memory.full_length_sequences:,}",
             range_text(offer.speed.output_tokens_per_second) if offer.speed else "-",

@@ -19,7 +19,7 @@ from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memo
 from modelfleet.infra.planning.fit_findings import NO_FLOAT16
 from modelfleet.infra.planning.memory.parts import format_of
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
-from modelfleet.infra.planning.node_prices import GpuPrice, nodes_price, replica_price
+from modelfleet.infra.planning.node_prices import NodePrice, nodes_price, replica_price
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.recipe_findings import Case, gains
 from modelfleet.infra.planning.replica_speed import replica_speed
@@ -88,6 +88,9 @@ class Offer:
     #: USD per hour of one replica's share of a node.
     usd_per_replica_hour: float
     price_region: str
+    #: `num_cpus_per_worker`, and the node that was counted with: of an offer without a GPU.
+    cpus: int = 1
+    instance_type: str = ""
 
 
 def checkpoints_of(hf_id: str, facts: ModelFacts, recipe: Recipe | None, catalog: Catalog) -> list[Published]:
@@ -180,7 +183,7 @@ def refused(facts: ModelFacts, setting: Setting, catalog: Catalog) -> bool:
     return bool(faults or undivided(checkpoint, setting.workers))
 
 
-def _offer(checkpoint: Published, wish: Wish, setting: Setting, whole: GpuPrice, share: GpuPrice) -> Offer | None:
+def _offer(checkpoint: Published, wish: Wish, setting: Setting, whole: NodePrice, share: NodePrice) -> Offer | None:
     """The offer; None where a request of full length, or the wanted number of requests, has no room."""
     memory = gpu_memory(checkpoint.facts, setting)
     if not memory.full_length_sequences:
