@@ -14,6 +14,7 @@ import typer
 from modelfleet.cli import output
 from modelfleet.cli.add_stack import with_model
 from modelfleet.cli.models_bar import memory_bar
+from modelfleet.cli.plan_diff import change_json, change_line, changes, rebuild_warnings
 from modelfleet.cli.plan_json import plain
 from modelfleet.cli.plan_table import FittingTable, range_text, usd
 from modelfleet.infra.catalog import Catalog, default_catalog
@@ -238,6 +239,10 @@ def _show(change: Change, root: Path) -> None:
         output.say(finding.sentence(), "cyan", stderr=False)
     if change.before is not None and change.after is not None:
         output.show(_price_line(change.before, change.after))
+        for one in changes(change.before, change.after):
+            output.show(change_line(one))
+        for warning in rebuild_warnings(change.before, change.after):
+            output.say(f"  ! {warning}", "yellow", stderr=False)
 
 
 def _table(change: Change) -> FittingTable:
@@ -299,6 +304,7 @@ def _confirmed() -> bool:
 
 def _as_json(change: Change, root: Path, *, written: bool) -> dict[str, Any]:
     plans = {"before": change.before, "after": change.after}
+    diff = changes(change.before, change.after) if change.before is not None and change.after is not None else ()
     return {
         "written": written,
         "files": {_shown(path, root): text for path, text in change.texts.items()},
@@ -306,6 +312,7 @@ def _as_json(change: Change, root: Path, *, written: bool) -> dict[str, Any]:
         "chosen": _offer_json(change.chosen),
         "alternatives": [_offer_json(offer) for offer in change.others],
         "findings": [finding.as_json() for finding in change.findings],
+        "plan": [change_json(one) for one in diff],
         "cost": {name: plain(plan.cost) if plan is not None else None for name, plan in plans.items()},
     }
 

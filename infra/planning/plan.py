@@ -174,6 +174,8 @@ class ModelPlan:
     #: a model that writes no tokens, and where its shape or its card's peaks are not known.
     speed: SpeedEstimate | None
     cost: CostRange
+    #: Where the model's shape was read, which memory and speed rest on; empty where nothing is known.
+    shape_source: str = ""
 
 
 @dataclass(frozen=True)

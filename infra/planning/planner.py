@@ -120,6 +120,7 @@ def plan(
                 replica_cost(choice, demand) if stack.config.target.priced else None,
             ),
             cost=cost_of_one,
+            facts=facts.get(demand.model_id),
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -245,6 +246,7 @@ def _model_plan(
     memory: GpuMemory | None,
     speed: SpeedEstimate | None,
     cost: CostRange,
+    facts: ModelFacts | None,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model)
@@ -265,6 +267,7 @@ def _model_plan(
         memory=memory,
         speed=speed,
         cost=cost,
+        shape_source=facts.source if facts is not None else "",
     )
 
 

@@ -111,6 +111,8 @@ def test_a_stack_gets_the_name_and_a_pool_and_keeps_its_comments(
     )
     plan = make_plan(project, "dev", deploying=False)
     assert {model.model_id: model.pool for model in plan.models}["openai/gpt-oss-20b"] == "l40s"
+    lines = [(one["sign"], one["what"], one["name"]) for one in found["plan"]]
+    assert lines == [("+", "pool", "l40s"), ("+", "model", "openai/gpt-oss-20b")], "what it does to the plan"
     before, after = found["cost"]["before"], found["cost"]["after"]
     assert after["max_usd_per_hour"] - before["max_usd_per_hour"] == pytest.approx(3 * 1.861)
 
