@@ -38,6 +38,8 @@ from modelfleet.serving.config.load import LoadedModel, model_of
 from modelfleet.serving.config.schema import slug_of
 from modelfleet.serving.config.validation import near
 
+#: Colours of a diff's lines on a terminal.
+DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 #: The length that is planned where nobody names one: enough for a chat with a few documents.
 LENGTH = 8192
 
@@ -234,7 +236,7 @@ def _show(change: Change, root: Path) -> None:
         output.show(line)
     output.show(_table(change))
     for line in _diff(change, root):
-        output.write(line)
+        output.say(line, DIFF_STYLES.get(line[:1], ""), stderr=False)
     for finding in change.findings:
         output.say(finding.sentence(), "cyan", stderr=False)
     if change.before is not None and change.after is not None:
