@@ -107,7 +107,7 @@ def _engine_lines(bare: str, recipe: Recipe | None, offer: Offer) -> Iterator[st
     kwargs: list[str] = []
     environment: list[str] = []
     if offer.accelerator.name != CPU and not offer.accelerator.bfloat16 and offer.checkpoint.facts.dtype == "bfloat16":
-        kwargs.append(f"    dtype: half   # the checkpoint is bfloat16, which a {offer.accelerator.name} does not have")
+        kwargs.append(f"    dtype: half   # a {offer.accelerator.name} has no bfloat16")
     for setting, lines in lacking(recipe, case_of(yaml.safe_load(bare))) if recipe is not None else ():
         reason = setting.why or {"tools": "tool calls", "reasoning": "thoughts apart from the answer"}.get(
             setting.purpose, setting.purpose
