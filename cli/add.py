@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,32 @@ import typer
 from modelfleet.cli import output
 from modelfleet.cli.add_stack import with_model
 from modelfleet.cli.models_bar import memory_bar
+from modelfleet.cli.plan_diff import change_json, change_line, changes, rebuild_warnings
 from modelfleet.cli.plan_json import plain
 from modelfleet.cli.plan_table import FittingTable, range_text, usd
-from modelfleet.infra.catalog import REFERENCE_REGION, Catalog, default_catalog
+from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.catalog.recipes import Recipe, recipe_of
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.cpu_offers import cpu_offers
+from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.new_model import NewModel, file_text
 from modelfleet.infra.planning.offers import Goal, Offer, Wish, checkpoints_of, offers, without_repeats
 from modelfleet.infra.planning.recipe_findings import recipe_findings
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.named_model import NamedModel, named_model
+from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace
 from modelfleet.infra.stack import LoadedStack, stack_file, stack_of
+from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError, errors_in
 from modelfleet.serving.config.load import LoadedModel, model_of
 from modelfleet.serving.config.schema import slug_of
 from modelfleet.serving.config.validation import near
 
+#: Colours of a diff's lines on a terminal.
+DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 #: The length that is planned where nobody names one: enough for a chat with a few documents.
 LENGTH = 8192
 
@@ -54,12 +61,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Change:
-    """What would be written: texts by file, the chosen offer, the other ones, and the plan before and after."""
+    """What would be written: texts by file, the chosen offer, the other ones, and the plan before and after.
+
+    `region` is where prices were looked for.
+    """
 
     texts: Mapping[Path, str]
     chosen: Offer
     others: tuple[Offer, ...]
     findings: tuple[Finding, ...]
+    region: str
     before: Plan | None = None
     after: Plan | None = None
 
@@ -106,19 +117,23 @@ def _change(root: Path, model: NamedModel, wish: Wish, most: int, asked: Asked, 
         raise InputErrors([Finding(_shown(path, root), 0, "", "exists already; edit it, or move it away")])
     workspace = read_workspace(root, asked.stack) if asked.stack else None
     recipe = recipe_of(model.name, model.facts.architecture)
-    found = offers(
-        checkpoints_of(model.name, model.facts, recipe, catalog),
-        wish,
-        catalog,
-        _accelerators(asked, workspace, catalog),
-    )
+    names = _accelerators(asked, workspace, catalog)
+    if workspace is not None and workspace.stack.config.target.priced and workspace.stack.region:
+        wish = replace(wish, region=workspace.stack.region)
+        catalog = with_known_prices(catalog, workspace.stack, root, network=asked.network, accelerators=names)
+    checkpoints = checkpoints_of(model.name, model.facts, recipe, catalog)
+    if names == [CPU]:
+        makes_nodes = workspace is None or workspace.stack.config.target.makes_cluster
+        found = cpu_offers(checkpoints[0], wish, catalog, whole_node=makes_nodes)
+    else:
+        found = offers(checkpoints, wish, catalog, names)
     if not found:
-        raise SetupError(_nowhere(model, wish, asked))
+        raise SetupError(_nowhere(model, wish, names))
     before = _plan(workspace, root, asked)
     refused: list[Finding] = []
     for offer in found:
         try:
-            new = NewModel(model.name, offer, wish, most)
+            new = NewModel(model.name, offer, wish, most, card_was_asked=asked.accelerator is not None)
             return _tried(root, path, new, recipe, workspace, before, tuple(without_repeats(found, offer)), asked)
         except InputErrors as error:
             refused = refused or list(error.findings)
@@ -126,28 +141,33 @@ def _change(root: Path, model: NamedModel, wish: Wish, most: int, asked: Asked, 
 
 
 def _accelerators(asked: Asked, workspace: Workspace | None, catalog: Catalog) -> list[str]:
-    """Those that may be chosen: the asked one, or, where the stack makes no nodes, those of its pools."""
+    """Those that may be chosen: the asked one, or, where the stack makes no nodes, those of its pools.
+
+    CPUs alone, where they are asked for or the pools have nothing else: no model that fits a GPU is better there.
+    """
     names = list(catalog.accelerators)
     if workspace is not None and not workspace.stack.config.target.makes_cluster:
         pools = {pool.accelerator for pool in workspace.stack.config.pools}
-        names = [name for name in names if name in pools]
+        names = [name for name in (*names, CPU) if name in pools]
         if not names:
-            raise SetupError(f"stack {asked.stack} makes no nodes, and none of its pools has a GPU; add a pool first")
+            raise SetupError(f"stack {asked.stack} makes no nodes and has no pool; add one to its file first")
+    else:
+        names.append(CPU)
     if asked.accelerator is None:
-        return names
+        return [name for name in names if name != CPU] or names
     found = {name.lower(): name for name in names}.get(asked.accelerator.lower())
     if found is None:
         raise SetupError(f"--accelerator: found {asked.accelerator!r}; {near(asked.accelerator, names)}")
     return [found]
 
 
-def _nowhere(model: NamedModel, wish: Wish, asked: Asked) -> str:
-    where = f"{asked.accelerator}" if asked.accelerator else "no accelerator"
-    verb = "does not carry" if asked.accelerator else "carries"
-    return (
-        f"{where} {verb} {model.name} with requests of {wish.length:,} tokens, {wish.concurrency} at once, on up to 8 "
-        f"GPUs of one node; ask for a smaller --length or --concurrency, or see `modelfleet models show {model.name}`"
-    )
+def _nowhere(model: NamedModel, wish: Wish, names: Sequence[str]) -> str:
+    asked = f"{model.name} with requests of {wish.length:,} tokens"
+    smaller = f"ask for a smaller --length or --concurrency, or see `modelfleet models show {model.name}`"
+    if names == [CPU]:
+        return f"no node without a GPU carries {asked}, or its weights are compressed; {smaller}"
+    where = f"{names[0]} does not carry" if len(names) == 1 else "no accelerator carries"
+    return f"{where} {asked}, {wish.concurrency} at once, on up to 8 GPUs of one node; {smaller}"
 
 
 def _plan(workspace: Workspace | None, root: Path, asked: Asked) -> Plan | None:
@@ -173,6 +193,10 @@ def _tried(
     loaded, findings = model_of(document)
     if loaded is None or errors_in(findings):
         raise InputErrors(errors_in(findings))
+    held = memory_of(loaded.config, new.offer.checkpoint.facts)
+    if held is not None and held != new.offer.memory:  # the recipe's batch or cache type changes it
+        new = replace(new, offer=replace(new.offer, memory=held))
+        text = file_text(new, recipe)
     findings = sorted({*findings, *recipe_findings(document, recipe), *_fit(loaded, root)})
     if errors := errors_in(findings):
         raise InputErrors(errors)
@@ -190,7 +214,7 @@ def _tried(
             texts[file] = changed
     if before is not None and after is not None:
         findings += sorted(set(after.notices) - set(before.notices) - set(findings))
-    return Change(texts, new.offer, others, tuple(findings), before, after)
+    return Change(texts, new.offer, others, tuple(findings), new.wish.region, before, after)
 
 
 def _stack(text: str, old: LoadedStack) -> LoadedStack:
@@ -212,29 +236,37 @@ def _show(change: Change, root: Path) -> None:
         output.show(line)
     output.show(_table(change))
     for line in _diff(change, root):
-        output.write(line)
+        output.say(line, DIFF_STYLES.get(line[:1], ""), stderr=False)
     for finding in change.findings:
         output.say(finding.sentence(), "cyan", stderr=False)
     if change.before is not None and change.after is not None:
         output.show(_price_line(change.before, change.after))
+        for one in changes(change.before, change.after):
+            output.show(change_line(one))
+        for warning in rebuild_warnings(change.before, change.after):
+            output.say(f"  ! {warning}", "yellow", stderr=False)
 
 
 def _table(change: Change) -> FittingTable:
     columns = [("", False), ("checkpoint", False), ("GPUs", False), ("memory", False), ("full sequences", True)]
     columns += [("tokens/s", True), ("USD/h", True), ("USD/10⁶", True)]
+    shown = (change.chosen, *change.others)
+    elsewhere = {offer.price_region for offer in shown} - {change.region}
+    note = f" (~ in {', '.join(elsewhere)}: not known there)" if elsewhere else ""
     table = FittingTable(
-        f"USD/h of the nodes at the fewest replicas, on demand in {REFERENCE_REGION}; speed is an estimate", columns
+        f"USD/h of the nodes at the fewest replicas, on demand in {change.region}{note}; speed is an estimate", columns
     )
-    for offer in (change.chosen, *change.others):
+    for offer in shown:
+        about = "~" if offer.price_region in elsewhere else ""
         table.add_row(
             "→" if offer is change.chosen else "",
             offer.checkpoint.hf_id,
-            f"{offer.workers} × {offer.accelerator.name}",
+            offer.instance_type or f"{offer.workers} × {offer.accelerator.name}",
             _small_bar(offer),
             f"{offer.memory.full_length_sequences:,}",
             range_text(offer.speed.output_tokens_per_second) if offer.speed else "-",
-            usd(offer.usd_per_hour),
-            usd(offer.usd_per_million_tokens) if offer.usd_per_million_tokens is not None else "-",
+            about + usd(offer.usd_per_hour),
+            about + usd(offer.speed.usd_per_million_tokens) if offer.speed else "-",
         )
     return table
 
@@ -274,6 +306,7 @@ def _confirmed() -> bool:
 
 def _as_json(change: Change, root: Path, *, written: bool) -> dict[str, Any]:
     plans = {"before": change.before, "after": change.after}
+    diff = changes(change.before, change.after) if change.before is not None and change.after is not None else ()
     return {
         "written": written,
         "files": {_shown(path, root): text for path, text in change.texts.items()},
@@ -281,10 +314,13 @@ def _as_json(change: Change, root: Path, *, written: bool) -> dict[str, Any]:
         "chosen": _offer_json(change.chosen),
         "alternatives": [_offer_json(offer) for offer in change.others],
         "findings": [finding.as_json() for finding in change.findings],
+        "plan": [change_json(one) for one in diff],
         "cost": {name: plain(plan.cost) if plan is not None else None for name, plan in plans.items()},
     }
 
 
 def _offer_json(offer: Offer) -> dict[str, Any]:
     row: dict[str, Any] = plain(offer)
-    return {**row, "checkpoint": offer.checkpoint.hf_id, "accelerator": offer.accelerator.name}
+    each = offer.speed.usd_per_million_tokens if offer.speed else None
+    names = {"checkpoint": offer.checkpoint.hf_id, "accelerator": offer.accelerator.name}
+    return {**row, **names, "usd_per_million_tokens": each}

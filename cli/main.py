@@ -234,12 +234,12 @@ def models_list(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """List the catalog's models.
+    """List the catalog's models, with the cheapest GPUs that hold each at two lengths, and their price.
 
     Example: `modelfleet models --search "embedding qwen"`
     """
     if context.invoked_subcommand is None:
-        from modelfleet.cli.models import run_models
+        from modelfleet.cli.models_list import run_models
 
         raise typer.Exit(run_models(search, as_json=as_json))
 

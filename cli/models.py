@@ -1,4 +1,4 @@
-"""`modelfleet models`: the catalog as a table, and `models show`: what one model keeps on a GPU."""
+"""`modelfleet models show`: what one model keeps on a GPU, and how fast it answers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.table import Table
 from modelfleet.cli import output
 from modelfleet.cli.models_bar import memory_bar
 from modelfleet.cli.models_speed import AskedLoad, quantization_notice, quantized, speed_line, speed_row, speed_source
-from modelfleet.infra.catalog import Accelerator, Catalog, CatalogModel, default_catalog
+from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memory, memory_in
 from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.memory.traits import compared
+from modelfleet.infra.planning.node_prices import replica_price
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.use_findings import use_notices
-from modelfleet.infra.planning.ways_out import replica_price
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
 from modelfleet.serving.config.errors import SetupError
@@ -27,45 +27,6 @@ from modelfleet.serving.config.validation import near
 
 #: Without an accelerator: the length, batch and cache for which vLLM's own answers are kept (`python -m tools.probe`).
 LENGTH, BATCHED_TOKENS, KV_GIB, CAPABILITY = 8192, 8192, 60.0, (9, 0)
-
-
-def run_models(search: str, *, as_json: bool = False) -> int:
-    """Print the catalog's models whose id, kind or architecture has all words of `search`; returns the exit code."""
-    catalog = default_catalog()
-    words = search.lower().split()
-    found = [row for row in catalog.models.values() if all(word in _searched(row) for word in words)]
-    if as_json:
-        output.show_json([_row_json(row) for row in found])
-        return 0
-    if not found:
-        output.say(f'No model matches "{search}" in the catalog ({len(catalog.models)} models).')
-        return 0
-    output.show(_table(found))
-    output.say(f"{output.counted(len(found), 'model')}. Next: modelfleet models show MODEL --accelerator L4")
-    return 0
-
-
-def _searched(row: CatalogModel) -> str:
-    return f"{row.hf_id} {row.kind} {row.architecture} {row.licence}".lower()
-
-
-def _row_json(row: CatalogModel) -> dict[str, Any]:
-    kept = {key: value for key, value in dataclasses.asdict(row).items() if key != "config"}
-    return {**kept, "shape_known": row.config is not None}
-
-
-def _table(rows: list[CatalogModel]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title, justify in (("model", "left"), ("kind", "left"), ("10⁹", "right"), ("active", "right"),
-                           ("tokens", "right"), ("licence", "left"), ("gated", "left"), ("shape", "left")):  # fmt: skip
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    for row in rows:
-        gated = {True: "yes", False: "no", None: "?"}[row.gated]
-        numbers = [f"{n:g}" if n is not None else "" for n in (row.total_b, row.active_b)]
-        length = f"{row.max_context:,}" if row.max_context else ""
-        shape = "known" if row.config is not None else "unknown"
-        table.add_row(row.hf_id, row.kind, *numbers, length, row.licence[:32], gated, shape)
-    return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +244,7 @@ def _cards(model: NamedModel, asked: Asked, catalog: Catalog) -> Table:
                 price = replica_price(card.name, gpus, catalog)
                 table.add_row(
                     card.name, str(gpus), f"{held.weights_mib / 1024:.1f} GiB", f"{held.kv_cache_mib / 1024:.1f} GiB",
-                    f"{held.full_length_sequences:,}", "-" if price is None else f"{price:,.2f}",
+                    f"{held.full_length_sequences:,}", "-" if price is None else f"{price.usd_per_hour:,.2f}",
                 )  # fmt: skip
                 break
     return table

@@ -11,11 +11,11 @@ from modelfleet.infra.catalog import Accelerator, Catalog
 from modelfleet.infra.catalog.speed import ENGINES, measurements
 from modelfleet.infra.planning.fit import GIB, Setting
 from modelfleet.infra.planning.memory.stored import AT_LOAD, SECTIONS
+from modelfleet.infra.planning.node_prices import replica_price
 from modelfleet.infra.planning.replica_speed import replica_speed, why_no_speed
-from modelfleet.infra.planning.speed import Load, Range, usd_per_million_tokens
+from modelfleet.infra.planning.speed import Load, Range
 from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT, VLLM
 from modelfleet.infra.planning.speed.shape import in_precision
-from modelfleet.infra.planning.ways_out import replica_price
 from modelfleet.infra.reading.named_model import NamedModel
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.validation import near
@@ -81,15 +81,14 @@ def speed_row(
         return shown
     room = None if kv_gib is None else kv_gib * GIB
     rows = measurements()
-    found = replica_speed(model.facts, setting, load, model=model.name, engine=asked.engine, room=room, rows=rows)
+    price = replica_price(setting.accelerator.name, setting.workers, catalog)
+    usd = None if price is None else price.usd_per_hour
+    found = replica_speed(
+        model.facts, setting, load, model=model.name, engine=asked.engine, room=room, rows=rows, usd_per_hour=usd
+    )
     if found is None:
         return {**shown, "basis": f"none: {why_no_speed(model.facts, setting, load, room)}"}
-    price = replica_price(setting.accelerator.name, setting.workers, catalog)
-    shown |= {key: _rounded(value) for key, value in dataclasses.asdict(found).items() if key in SILENT}
-    if price is not None:
-        each = usd_per_million_tokens(price, found.output_tokens_per_second.expected)
-        shown["usd_per_million_tokens"] = round(each, 4)
-    return shown
+    return shown | {key: _rounded(value) for key, value in dataclasses.asdict(found).items() if key in SILENT}
 
 
 def _rounded(value: Any) -> Any:

@@ -47,7 +47,7 @@ def difference(root: Path, revision: str, after: Plan) -> Difference:
     warnings = [f"{revision} has no plan of stack {after.stack}: {reason}"] if reason else []
     if before is not None:
         warnings += rebuild_warnings(before, after)
-    return Difference(after.stack, revision, before, after, tuple(_changes(before, after)), tuple(warnings))
+    return Difference(after.stack, revision, before, after, tuple(changes(before, after)), tuple(warnings))
 
 
 def _plan_of(root: Path, revision: str, stack: str) -> tuple[Plan | None, str]:
@@ -95,7 +95,8 @@ def _empty_tar() -> bytes:
     return stream.getvalue()
 
 
-def _changes(before: Plan | None, after: Plan) -> Iterator[Change]:
+def changes(before: Plan | None, after: Plan) -> Iterator[Change]:
+    """What differs between two plans, pools first; without a first plan all is new."""
     old_pools, new_pools = _named(before.pools if before else ()), _named(after.pools)
     for name in [*new_pools, *(n for n in old_pools if n not in new_pools)]:
         yield from _change("pool", name, _pool_facts(old_pools.get(name)), _pool_facts(new_pools.get(name)))
@@ -175,10 +176,20 @@ def cost_line(diff: Difference) -> str:
     return f"at most {usd(old) if diff.before else UNKNOWN if old is None else '0.00'} → {usd(new)} USD/h{delta}"
 
 
+def change_line(change: Change) -> str:
+    """`  + model org/new: pool l4, replicas 1–2, USD/h 0.80–1.61`."""
+    return f"  {change.sign} {change.what} {change.name}: {change.detail}"
+
+
+def change_json(change: Change) -> dict[str, str]:
+    """For machines."""
+    return {"sign": change.sign, "what": change.what, "name": change.name, "detail": change.detail}
+
+
 def as_text(diff: Difference) -> str:
     """For a terminal."""
     lines = [f"Stack {diff.stack} since {diff.revision}: {cost_line(diff)}"]
-    lines += [f"  {c.sign} {c.what} {c.name}: {c.detail}" for c in diff.changes] or ["  nothing changes"]
+    lines += [change_line(change) for change in diff.changes] or ["  nothing changes"]
     lines += [f"  ! {warning}" for warning in diff.warnings]
     return "\n".join(lines)
 
@@ -207,6 +218,6 @@ def as_json(diff: Difference) -> dict[str, Any]:
         "revision": diff.revision,
         "max_usd_per_hour_before": diff.before.cost.max_usd_per_hour if diff.before else None,
         "max_usd_per_hour_after": diff.after.cost.max_usd_per_hour,
-        "changes": [{"sign": c.sign, "what": c.what, "name": c.name, "detail": c.detail} for c in diff.changes],
+        "changes": [change_json(change) for change in diff.changes],
         "warnings": list(diff.warnings),
     }

@@ -20,7 +20,8 @@ UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
 SPARED = (
     "sequences", "KV cache", "limit", "per node", "purchase", "workers", "USD/h min", "pool", "USD/h node", "USD/10⁶",
-    "first token ms", "at once",
+    "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
+    "10⁹", "USD/h, 8K",
 )  # fmt: skip
 #: What text keeps beside numbers before it is broken.
 TEXT_WIDTH = 24

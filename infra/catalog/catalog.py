@@ -202,7 +202,10 @@ def _models() -> Iterator[CatalogModel]:
     sections = json.loads((FOLDER / "quantization-sections.json").read_text("utf-8"))
     for row in _rows("models"):
         shape = shapes.get(row["shape"])
+        longest = int(row["max_context"]) if row["max_context"].isdigit() else None
         config = None if shape is None else dict(shape["config"])
+        if config is not None and longest is not None and row["shape"] != row["hf_id"].replace("/", "--"):
+            config = _at_least(config, longest)
         if config is not None and row["quantization"]:
             config["quantization_config"] = sections[row["quantization"]]
         yield CatalogModel(
@@ -212,13 +215,24 @@ def _models() -> Iterator[CatalogModel]:
             architecture=row["architecture"] or _architecture(config),
             total_b=_number(row["total_params_b"]),
             active_b=_number(row["active_params_b"]),
-            max_context=int(row["max_context"]) if row["max_context"].isdigit() else None,
+            max_context=longest,
             licence=row["licence"],
             gated={"yes": True, "no": False}.get(row["gated"]),
             source=row["source"],
             shape_source="" if shape is None else shape["source"],
             date=row["date"],
         )
+
+
+def _at_least(config: dict[str, Any], longest: int) -> dict[str, Any]:
+    """The config of another model of the family, with no fewer positions than its maker gives this one.
+
+    Qwen3-Coder-30B has the layers of Qwen3-30B-A3B and 262,144 positions in place of 40,960.
+    """
+    key = "max_position_embeddings"
+    if isinstance(text := config.get("text_config"), dict) and key in text:
+        return {**config, "text_config": _at_least(text, longest)}
+    return {**config, key: longest} if config.get(key, longest) < longest else config
 
 
 def _architecture(config: Mapping[str, Any] | None) -> str:

@@ -16,6 +16,8 @@ from modelfleet.serving.config.errors import Finding, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
+#: Methods that draft from the text alone (vLLM 0.32 `vllm/config/speculative.py`, `SpeculativeMethod`).
+WITHOUT_WEIGHTS = ("ngram", "ngram_gpu", "suffix")
 LENGTH: KeyPath = ("engine_config", "max_total_tokens")
 WORKERS: KeyPath = ("scaling_config", "num_workers")
 #: Architectures that vLLM 0.32 refuses in float16: vllm/config/model.py.
@@ -51,7 +53,7 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
         return found
     setting = setting_of(model.config, facts, accelerator)
     found += [*_dtype(model, facts, accelerator, catalog), *_kernels(model, facts, setting, catalog)]
-    return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog)]
+    return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog), *_drafts(model)]
 
 
 def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
@@ -118,6 +120,18 @@ def _kernels(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: C
         )
         for fault in faults
     ]
+
+
+def _drafts(model: LoadedModel) -> list[Finding]:
+    """A draft head or model has weights and a cache of its own, which the plan does not count: vLLM was never asked."""
+    drafts = model.config.engine_config.engine_kwargs.get("speculative_config")
+    if not isinstance(drafts, dict) or drafts.get("method") in WITHOUT_WEIGHTS:
+        return []
+    message = (
+        "drafts have weights and a cache of their own, which the plan does not count, nor what they gain in speed; "
+        "leave them room"
+    )
+    return [model.document.finding((*KWARGS, "speculative_config"), message, Severity.WARNING)]
 
 
 def _too_old(row: Quantization, accelerator: Accelerator, catalog: Catalog) -> str:

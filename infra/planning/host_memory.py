@@ -24,6 +24,8 @@ WORKER_BYTES = GIB
 CACHE_BYTES = GIB
 #: vLLM's older way to say `kv_cache_memory_bytes`, in GiB (vLLM 0.32 `vllm/platforms/cpu.py`).
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+#: The processor as an accelerator, for arithmetic that asks for one.
+PROCESSOR = Accelerator(CPU, 0, 0, (0, 0), 2048, 256)
 
 
 def with_host_memory(config: ModelConfig, facts: ModelFacts | None, *, reserve: bool) -> ModelConfig:
@@ -58,7 +60,7 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
         return 0
     cache = own_cache_bytes(model)
     cache = _cache_bytes(model, facts) if cache is None else cache
-    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR), workers=1)
+    setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1)
     return round(weight_bytes(facts, setting) + workers * cache + processes)
 
 
@@ -70,15 +72,11 @@ def own_cache_bytes(model: ModelConfig) -> int | None:
     return int(str(space)) * GIB if str(space).isdigit() else None
 
 
-#: The processor as an accelerator, for arithmetic that asks for one.
-_PROCESSOR = Accelerator(CPU, 0, 0, (0, 0), 2048, 256)
-
-
 def _cache_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     """Room for one sequence of the longest length on one worker, and at least `CACHE_BYTES`."""
     if facts is None:
         return CACHE_BYTES
-    setting = dataclasses.replace(setting_of(model, facts, _PROCESSOR), workers=1)
+    setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1)
     return max(CACHE_BYTES, math.ceil(sequence_bytes(facts, setting) / model.scaling_config.num_workers))
 
 

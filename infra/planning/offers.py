@@ -19,12 +19,12 @@ from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memo
 from modelfleet.infra.planning.fit_findings import NO_FLOAT16
 from modelfleet.infra.planning.memory.parts import format_of
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
+from modelfleet.infra.planning.node_prices import NodePrice, nodes_price, replica_price
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.recipe_findings import Case, gains
 from modelfleet.infra.planning.replica_speed import replica_speed
-from modelfleet.infra.planning.speed import Load, SpeedEstimate, usd_per_million_tokens
+from modelfleet.infra.planning.speed import Load, SpeedEstimate
 from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT
-from modelfleet.infra.planning.ways_out import replica_price
 
 Goal = Literal["cheapest", "fastest"]
 #: Tensor-parallel GPUs of one node that are tried.
@@ -58,12 +58,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of one replica: tokens of the longest request, requests at once, replicas, and what matters."""
+    """What is asked: tokens of the longest request, requests at once on one replica, replicas, what matters, where."""
 
     length: int
     concurrency: int = 8
     min_replicas: int = 1
     goal: Goal = "cheapest"
+    region: str = REFERENCE_REGION
 
     @property
     def load(self) -> Load:
@@ -74,7 +75,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Offer:
-    """One way to run the model. Prices are on demand in the reference region."""
+    """One way to run the model. Prices are on demand in `price_region`: the wish's, or the reference region."""
 
     checkpoint: Published
     accelerator: Accelerator
@@ -86,7 +87,10 @@ class Offer:
     usd_per_hour: float
     #: USD per hour of one replica's share of a node.
     usd_per_replica_hour: float
-    usd_per_million_tokens: float | None
+    price_region: str
+    #: `num_cpus_per_worker`, and the node that was counted with: of an offer without a GPU.
+    cpus: int = 1
+    instance_type: str = ""
 
 
 def checkpoints_of(hf_id: str, facts: ModelFacts, recipe: Recipe | None, catalog: Catalog) -> list[Published]:
@@ -131,7 +135,7 @@ def _rank(offer: Offer, wish: Wish, named: str) -> tuple[object, ...]:
     coarse = offer.checkpoint.bits < FEWEST_BITS and offer.checkpoint.hf_id != named
     other = offer.checkpoint.hf_id != named
     price = round(math.log(offer.usd_per_hour) / SAME_PRICE)
-    each = offer.usd_per_million_tokens or offer.usd_per_replica_hour
+    each = (offer.speed.usd_per_million_tokens if offer.speed else None) or offer.usd_per_replica_hour
     if wish.goal == "fastest" and offer.speed is not None and offer.speed.tpot_ms is not None:
         return coarse, offer.speed.tpot_ms.expected, price, other
     return coarse, price, offer.workers, each, other, offer.accelerator.name
@@ -140,23 +144,23 @@ def _rank(offer: Offer, wish: Wish, named: str) -> tuple[object, ...]:
 def _smallest(checkpoint: Published, wish: Wish, card: Accelerator, catalog: Catalog) -> Iterator[Offer]:
     """The fewest GPUs of a card that carry the wish."""
     for workers in WORKERS:
-        setting = _setting(checkpoint.facts, wish, card, workers)
-        if _refused(checkpoint.facts, setting, catalog):
+        setting = setting_for(checkpoint.facts, wish.length, card, workers)
+        if refused(checkpoint.facts, setting, catalog):
             continue
-        usd = _nodes_price(card.name, workers, wish.min_replicas, catalog)
-        share = replica_price(card.name, workers, catalog)
-        offer = None if usd is None or share is None else _offer(checkpoint, wish, setting, usd, share)
+        whole = nodes_price(card.name, workers, wish.min_replicas, catalog, wish.region)
+        share = replica_price(card.name, workers, catalog, wish.region)
+        offer = None if whole is None or share is None else _offer(checkpoint, wish, setting, whole, share)
         if offer is not None:
             yield offer
             return
 
 
-def _setting(facts: ModelFacts, wish: Wish, card: Accelerator, workers: int) -> Setting:
+def setting_for(facts: ModelFacts, length: int, card: Accelerator, workers: int) -> Setting:
     """As `add` writes it: everything else is vLLM's default for the card."""
     return Setting(
         accelerator=card,
         workers=workers,
-        length=wish.length,
+        length=length,
         utilization=DEFAULT_UTILIZATION,
         batched_tokens=card.batched_tokens,
         sequences=card.sequences,
@@ -167,7 +171,7 @@ def _setting(facts: ModelFacts, wish: Wish, card: Accelerator, workers: int) -> 
     )
 
 
-def _refused(facts: ModelFacts, setting: Setting, catalog: Catalog) -> bool:
+def refused(facts: ModelFacts, setting: Setting, catalog: Catalog) -> bool:
     """Whether vLLM would not start on so many GPUs of the card."""
     checkpoint, card = facts.checkpoint, setting.accelerator
     if not card.bfloat16 and facts.architecture in NO_FLOAT16:
@@ -179,28 +183,34 @@ def _refused(facts: ModelFacts, setting: Setting, catalog: Catalog) -> bool:
     return bool(faults or undivided(checkpoint, setting.workers))
 
 
-def _offer(checkpoint: Published, wish: Wish, setting: Setting, usd: float, share: float) -> Offer | None:
+def _offer(checkpoint: Published, wish: Wish, setting: Setting, whole: NodePrice, share: NodePrice) -> Offer | None:
     """The offer; None where a request of full length, or the wanted number of requests, has no room."""
     memory = gpu_memory(checkpoint.facts, setting)
     if not memory.full_length_sequences:
         return None
     speed = None
     if checkpoint.writes:
-        speed = replica_speed(checkpoint.facts, setting, wish.load, model=checkpoint.hf_id, rows=measurements())
+        speed = replica_speed(
+            checkpoint.facts,
+            setting,
+            wish.load,
+            model=checkpoint.hf_id,
+            rows=measurements(),
+            usd_per_hour=share.usd_per_hour,
+        )
     if speed is not None and speed.saturated:
         return None
-    each = None if speed is None else usd_per_million_tokens(share, speed.output_tokens_per_second.expected)
-    return Offer(checkpoint, setting.accelerator, setting.workers, setting.length, memory, speed, usd, share, each)
-
-
-def _nodes_price(accelerator: str, workers: int, replicas: int, catalog: Catalog) -> float | None:
-    """USD per hour of the cheapest nodes that hold so many replicas; None when no instance type has that many GPUs."""
-    prices = [
-        math.ceil(max(1, replicas) / (one.gpus // workers)) * usd
-        for one in catalog.instance_types_with(accelerator)
-        if one.gpus >= workers and (usd := catalog.usd_per_hour(one.name, region=REFERENCE_REGION))
-    ]
-    return min(prices, default=None)
+    return Offer(
+        checkpoint,
+        setting.accelerator,
+        setting.workers,
+        setting.length,
+        memory,
+        speed,
+        usd_per_hour=whole.usd_per_hour,
+        usd_per_replica_hour=share.usd_per_hour,
+        price_region=whole.region,
+    )
 
 
 def without_repeats(found: Sequence[Offer], chosen: Offer) -> list[Offer]:

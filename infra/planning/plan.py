@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from modelfleet.infra.planning.speed import Range
+from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
 from modelfleet.infra.stack.schema import Gateway
 from modelfleet.serving.config.errors import Finding
@@ -148,28 +148,6 @@ class GpuMemory:
     full_length_sequences: int
 
 
-@dataclass(frozen=True)
-class ModelSpeed:
-    """What clients of one replica wait for at the load that its autoscaler aims for. Means, with their ranges.
-
-    `concurrency` is the model file's `target_ongoing_requests`; nobody says the lengths, so they are assumed. Times are
-    None when `saturated`: such a load is above the replica's capacity. `basis` is `estimate`, or names a measurement.
-    """
-
-    input_tokens: int
-    output_tokens: int
-    concurrency: float
-    ttft_ms: Range | None
-    tpot_ms: Range | None
-    output_tokens_per_second: Range
-    saturated: bool
-    running_sequences: float
-    basis: str
-    source: str
-    #: USD per million output tokens; None where the price is unknown.
-    usd_per_million_tokens: float | None
-
-
 #: What a model answers: `text` completes prompts, `other` is none of these (speech, for example).
 ModelKind = Literal["text", "embedding", "reranker", "classifier", "pooling", "other"]
 
@@ -192,9 +170,12 @@ class ModelPlan:
     mirror: MirrorPlan
     application: ServeApplication
     memory: GpuMemory | None
-    #: None for a model that writes no tokens, and where its shape or its card's peaks are not known.
-    speed: ModelSpeed | None
+    #: One replica at the load that its autoscaler aims for (`target_ongoing_requests`), with assumed lengths; None for
+    #: a model that writes no tokens, and where its shape or its card's peaks are not known.
+    speed: SpeedEstimate | None
     cost: CostRange
+    #: Where the model's shape was read, which memory and speed rest on; empty where nothing is known.
+    shape_source: str = ""
 
 
 @dataclass(frozen=True)

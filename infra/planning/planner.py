@@ -39,7 +39,6 @@ from modelfleet.infra.planning.plan import (
     CostRange,
     GpuMemory,
     ModelPlan,
-    ModelSpeed,
     Plan,
     PoolPlan,
     RayClusterPlan,
@@ -50,6 +49,7 @@ from modelfleet.infra.planning.plan import (
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -121,6 +121,7 @@ def plan(
                 replica_cost(choice, demand) if stack.config.target.priced else None,
             ),
             cost=cost_of_one,
+            facts=facts.get(demand.model_id),
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -244,8 +245,9 @@ def _model_plan(
     code: CodeArtifact,
     *,
     memory: GpuMemory | None,
-    speed: ModelSpeed | None,
+    speed: SpeedEstimate | None,
     cost: CostRange,
+    facts: ModelFacts | None,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model)
@@ -266,6 +268,7 @@ def _model_plan(
         memory=memory,
         speed=speed,
         cost=cost,
+        shape_source=facts.source if facts is not None else "",
     )
 
 

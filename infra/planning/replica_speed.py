@@ -12,14 +12,12 @@ from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, settin
 from modelfleet.infra.planning.memory.caches import Demand
 from modelfleet.infra.planning.memory.layers import encoder_only
 from modelfleet.infra.planning.nodes import MIB
-from modelfleet.infra.planning.plan import ModelSpeed
 from modelfleet.infra.planning.speed import (
     Load,
     SpeedEstimate,
     estimate_speed,
     measurement_of,
     server_with,
-    usd_per_million_tokens,
 )
 from modelfleet.infra.planning.speed.inputs import ASSUMED_INPUT, ASSUMED_OUTPUT, VLLM
 from modelfleet.infra.planning.speed.shape import shape_of
@@ -35,11 +33,12 @@ def replica_speed(
     engine: str = VLLM,
     room: float | None = None,
     rows: Sequence[Measurement] = (),
+    usd_per_hour: float | None = None,
 ) -> SpeedEstimate | None:
     """The speed of a replica under a load; None where `why_no_speed` says why.
 
     `room` are the bytes of KV cache on one GPU, where they are not what the setting leaves. A row of `rows` for the
-    same `model`, card and load takes the place of the estimate.
+    same `model`, card and load takes the place of the estimate. `usd_per_hour` is what the replica costs.
     """
     if why_no_speed(facts, setting, load, room):
         return None
@@ -55,13 +54,16 @@ def replica_speed(
         return None
     shape = shape_of(memory_in(facts, setting), load.input_tokens + load.output_tokens, facts.header_ratio)
     measured = measurement_of(model, shape.weight_format, server, load, rows) if engine == VLLM else None
-    return estimate_speed(shape, server, load, measured=measured)
+    return estimate_speed(shape, server, load, measured=measured, usd_per_hour=usd_per_hour)
 
 
 def model_speed(
     model: ModelConfig, facts: ModelFacts | None, catalog: Catalog, usd_per_hour: float | None
-) -> ModelSpeed | None:
-    """One replica of a model file at its `target_ongoing_requests`; `usd_per_hour` is what the replica costs."""
+) -> SpeedEstimate | None:
+    """One replica of a model file at its `target_ongoing_requests`; `usd_per_hour` is what the replica costs.
+
+    None for a model that writes no tokens, and where its shape or its card's peaks are not known.
+    """
     accelerator = catalog.accelerators.get(model.accelerator)
     if facts is None or accelerator is None or kind_of(model.engine_config) != "text":
         return None
@@ -70,17 +72,8 @@ def model_speed(
     prompt = min(ASSUMED_INPUT, setting.length * ASSUMED_INPUT // (ASSUMED_INPUT + ASSUMED_OUTPUT))
     answer = min(ASSUMED_OUTPUT, setting.length - prompt)
     load = Load(prompt, answer, max(1.0, scaling.target_ongoing_requests if scaling else 1.0))
-    found = replica_speed(facts, setting, load, model=model.engine_config.weights_id, rows=measurements())
-    if found is None:
-        return None
-    per_second = found.output_tokens_per_second.expected
-    return ModelSpeed(
-        input_tokens=prompt,
-        output_tokens=answer,
-        concurrency=load.concurrency,
-        usd_per_million_tokens=None if usd_per_hour is None else usd_per_million_tokens(usd_per_hour, per_second),
-        **vars(found),
-    )
+    name = model.engine_config.weights_id
+    return replica_speed(facts, setting, load, model=name, rows=measurements(), usd_per_hour=usd_per_hour)
 
 
 def why_no_speed(facts: ModelFacts, setting: Setting, load: Load, room: float | None = None) -> str:

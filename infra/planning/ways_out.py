@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from modelfleet.infra.catalog import REFERENCE_REGION, Accelerator, Catalog
+from modelfleet.infra.catalog import Accelerator, Catalog
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import Setting, fits, gpu_memory, memory_in, shortened
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
+from modelfleet.infra.planning.node_prices import replica_price
 
 HIGH_UTILIZATION = 0.95
 
@@ -34,16 +35,6 @@ def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[WayO
     return sorted(found, key=lambda way: (way.usd_per_replica_hour, way.effort, way.text))
 
 
-def replica_price(accelerator: str, workers: int, catalog: Catalog) -> float | None:
-    """USD per hour of the cheapest share of a node with `workers` GPUs; None when no instance type has that many."""
-    prices = [
-        usd / (one.gpus // workers)
-        for one in catalog.instance_types_with(accelerator)
-        if one.gpus >= workers and (usd := catalog.usd_per_hour(one.name, region=REFERENCE_REGION))
-    ]
-    return min(prices, default=None)
-
-
 def workers_allowed(facts: ModelFacts, workers: int) -> bool:
     """Whether heads and widths divide evenly. Fewer KV heads than workers are copied, which must be even too."""
     return not undivided(facts.checkpoint, workers)
@@ -53,17 +44,18 @@ def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
     price = replica_price(setting.accelerator.name, setting.workers, catalog)
     if price is None:
         return
+    usd = price.usd_per_hour
     high = dataclasses.replace(setting, utilization=HIGH_UTILIZATION)
     if setting.utilization < HIGH_UTILIZATION and fits(facts, high):
-        yield WayOut(price, 0, f"gpu_memory_utilization: {HIGH_UTILIZATION}{_room(facts, high)}")
+        yield WayOut(usd, 0, f"gpu_memory_utilization: {HIGH_UTILIZATION}{_room(facts, high)}")
     if (short := shortened(facts, setting)) is not None:
-        yield WayOut(price, 1, f"max_total_tokens: {short.length}{_room(facts, short)}")
+        yield WayOut(usd, 1, f"max_total_tokens: {short.length}{_room(facts, short)}")
     half = dataclasses.replace(setting, kv_dtype="fp8")
     plain = memory_in(facts, setting).layout.kv_dtype == "auto"
     if plain and setting.accelerator.fp8 and fits(facts, half):
-        yield WayOut(price, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
+        yield WayOut(usd, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
     for way in _quantized(facts, setting, catalog):
-        yield dataclasses.replace(way, usd_per_replica_hour=price)
+        yield dataclasses.replace(way, usd_per_replica_hour=usd)
 
 
 def _quantized(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
@@ -83,7 +75,7 @@ def _more_workers(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iter
         wider = dataclasses.replace(setting, workers=workers)
         price = replica_price(setting.accelerator.name, workers, catalog)
         if workers > setting.workers and price and workers_allowed(facts, workers) and fits(facts, wider):
-            yield WayOut(price, 5, f"num_workers: {workers}{_room(facts, wider)}")
+            yield WayOut(price.usd_per_hour, 5, f"num_workers: {workers}{_room(facts, wider)}")
             return
 
 
@@ -98,7 +90,7 @@ def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -
             price = replica_price(accelerator.name, workers, catalog)
             if price and workers_allowed(facts, workers) and fits(facts, there):
                 text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"
-                yield WayOut(price, 6, text + _room(facts, there))
+                yield WayOut(price.usd_per_hour, 6, text + _room(facts, there))
                 break
 
 

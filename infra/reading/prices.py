@@ -20,15 +20,19 @@ NAT_GATEWAY = "nat-gateway"
 SOURCE = "AWS Price List API"
 
 
-def with_known_prices(catalog: Catalog, stack: LoadedStack, root: Path, *, network: bool) -> Catalog:
+def with_known_prices(
+    catalog: Catalog, stack: LoadedStack, root: Path, *, network: bool, accelerators: Iterable[str] = ()
+) -> Catalog:
     """The catalog with the region's prices: those kept, and with `network` those that AWS returns.
 
-    A price that cannot be read stays unknown; the plan says so.
+    They are those of what the stack may use, and of every instance type with one of `accelerators`. A price that cannot
+    be read stays unknown; the plan says so.
     """
     region = stack.region
     if region is None or not stack.config.target.priced:
         return catalog
-    missing = [name for name in sorted(_wanted(stack, catalog)) if catalog.usd_per_hour(name, region=region) is None]
+    wanted = _wanted(stack, catalog) | {one.name for card in accelerators for one in catalog.instance_types_with(card)}
+    missing = [name for name in sorted(wanted) if catalog.usd_per_hour(name, region=region) is None]
     if not missing:
         return catalog
     path = root / ".modelfleet" / "prices" / f"{region}.json"

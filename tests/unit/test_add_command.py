@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from modelfleet.infra.stack import StackConfig
 from modelfleet.serving.config.errors import InputErrors, SetupError
 
 CATALOG = default_catalog()
+ROOT = Path(__file__).parents[2]
 STACK = """\
 # The team's stack.
 config:
@@ -109,6 +111,8 @@ def test_a_stack_gets_the_name_and_a_pool_and_keeps_its_comments(
     )
     plan = make_plan(project, "dev", deploying=False)
     assert {model.model_id: model.pool for model in plan.models}["openai/gpt-oss-20b"] == "l40s"
+    lines = [(one["sign"], one["what"], one["name"]) for one in found["plan"]]
+    assert lines == [("+", "pool", "l40s"), ("+", "model", "openai/gpt-oss-20b")], "what it does to the plan"
     before, after = found["cost"]["before"], found["cost"]["after"]
     assert after["max_usd_per_hour"] - before["max_usd_per_hour"] == pytest.approx(3 * 1.861)
 
@@ -177,11 +181,84 @@ def test_a_file_that_exists_is_not_written_over(project: Path) -> None:
         run_add("Qwen/Qwen3-0.6B", OFFLINE)
 
 
+def local_stack(project: Path) -> str:
+    """A stack on this machine, with a pool of CPUs and one model."""
+    name = "HuggingFaceTB--SmolLM2-135M-Instruct"
+    shutil.copy(ROOT / "models" / f"{name}.yaml", project / "models")
+    keys = f"  modelfleet:models: [{name}]\n  modelfleet:pools: [{{name: cpu, accelerator: CPU, maxNodes: 1}}]\n"
+    text = f"config:\n  modelfleet:target: local\n  modelfleet:auth: none\n{keys}"
+    (project / "stacks" / "Pulumi.here.yaml").write_text(text)
+    return "here"
+
+
 def test_a_stack_without_nodes_of_its_own_is_given_no_pool(project: Path) -> None:
-    text = STACK.replace("target: eks", "target: local").replace("accelerator: L4", "accelerator: CPU")
-    local = "\n".join(line for line in text.splitlines() if "accountId" not in line).replace(
-        ", instanceTypes: [g6.xlarge]", ""
-    )
-    (project / "stacks" / "Pulumi.here.yaml").write_text(local)
-    with pytest.raises(SetupError, match="none of its pools has a GPU"):
+    with pytest.raises(SetupError, match="--accelerator: found 'L4'"):
+        run_add("Qwen/Qwen3-8B", Asked(stack=local_stack(project), accelerator="L4", network=False))
+
+
+def test_a_stack_without_pools_is_told_to_have_one(project: Path) -> None:
+    path = project / "stacks" / f"Pulumi.{local_stack(project)}.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "pools" not in line))
+    with pytest.raises(SetupError, match="stack here makes no nodes and has no pool"):
         run_add("Qwen/Qwen3-8B", Asked(stack="here", network=False))
+
+
+def test_the_first_lines_count_with_the_recipes_settings(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """gpt-oss 120B on one H100 gets a smaller batch and 95 % of the memory, so its cache is larger than vLLM's defaults
+    leave; and a card that was named is not called the cheapest."""
+    found = added(capsys, "openai/gpt-oss-120b", Asked(accelerator="H100", length=32768, network=False, yes=True))
+    head = found["files"]["models/openai--gpt-oss-120b.yaml"].partition("deployment_config")[0]
+    memory = found["chosen"]["memory"]
+    assert memory["total_mib"] * 0.95 == pytest.approx(memory["total_mib"] - memory["free_mib"])
+    assert f"the KV cache {memory['kv_cache_mib'] / 1024:.1f}: {memory['full_length_sequences']} requests" in head
+    assert "on one H100, as asked; it holds requests" in head and "cheapest" not in head
+
+
+def test_a_stack_of_cpus_gets_a_model_on_cpus(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = local_stack(project)
+    found = added(capsys, "Qwen/Qwen3-1.7B", Asked(stack=stack, replicas="1", network=False, yes=True))
+    assert found["chosen"]["accelerator"] == "CPU" and found["chosen"]["speed"] is None
+    scaling = yaml.safe_load(found["files"]["models/Qwen--Qwen3-1.7B.yaml"])["scaling_config"]
+    assert (scaling["num_gpus_per_worker"], scaling["num_cpus_per_worker"]) == (0, 1)
+    planned = {model.model_id: model.pool for model in make_plan(project, stack, deploying=False).models}
+    assert planned["Qwen/Qwen3-1.7B"] == "cpu"
+
+
+def test_a_cpu_pool_is_added_where_cpus_are_asked_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of 3.2 GiB, a cache of 1, processes of 2: the cheapest node of 8 vCPUs holds them."""
+    asked = Asked(stack="dev", accelerator="cpu", replicas="1", length=4096, network=False, yes=True)
+    chosen = added(capsys, "Qwen/Qwen3-1.7B", asked)["chosen"]
+    assert (chosen["instance_type"], chosen["usd_per_hour"], chosen["cpus"]) == ("c7i.2xlarge", 0.357, 6)
+    assert "- {name: cpu, accelerator: CPU, maxNodes: 1}" in (project / "stacks" / "Pulumi.dev.yaml").read_text()
+    pools = {pool.name: pool.instance_types for pool in make_plan(project, "dev", deploying=False).pools}
+    assert pools["cpu"] == ("c7i.2xlarge",), "the plan chooses the node that was counted with"
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-8B-FP8", "zai-org/GLM-5.2"])
+def test_what_cpus_cannot_hold_says_why(model: str, project: Path) -> None:
+    with pytest.raises(SetupError, match=r"no node without a GPU carries .* or its weights are compressed"):
+        run_add(model, Asked(accelerator="CPU", network=False))
+
+
+def test_prices_are_those_of_the_stacks_region(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In eu-west-1 an L4 costs more here than an L40S, so the L40S is the cheapest."""
+    stack = project / "stacks" / "Pulumi.dev.yaml"
+    stack.write_text(STACK.replace("us-east-1", "eu-west-1"))
+    kept = project / ".modelfleet" / "prices" / "eu-west-1.json"
+    kept.parent.mkdir(parents=True)
+    types = {one.name: 9.0 for card in CATALOG.accelerators for one in CATALOG.instance_types_with(card)}
+    types |= {"g6.xlarge": 4.5, "g6e.xlarge": 2.25, "nat-gateway": 0.05, "m7i.xlarge": 0.2}
+    kept.write_text(json.dumps({name: [usd, "2026-11-29"] for name, usd in types.items()}))
+    found = added(capsys, "Qwen/Qwen3-8B", Asked(stack="dev", network=False, dry_run=True))
+    chosen = found["chosen"]
+    assert (chosen["accelerator"], chosen["usd_per_hour"], chosen["price_region"]) == ("L40S", 2.25, "eu-west-1")
+    assert "2.25 USD/h in eu-west-1." in found["files"]["models/Qwen--Qwen3-8B.yaml"]
+
+
+def test_a_price_that_the_region_does_not_have_is_marked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = project / "stacks" / "Pulumi.dev.yaml"
+    stack.write_text(STACK.replace("us-east-1", "eu-west-1"))
+    assert run_add("Qwen/Qwen3-8B", Asked(stack="dev", network=False, dry_run=True)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "on demand in eu-west-1 (~ in us-east-1: not known there)" in printed and "~0.80" in printed
+    assert "0.80 USD/h in us-east-1; the price in eu-west-1 is not known." in printed

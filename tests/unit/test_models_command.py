@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from modelfleet.cli.models import Asked, run_models, run_show
+from modelfleet.cli.models import Asked, run_show
+from modelfleet.cli.models_list import run_models
 from modelfleet.cli.models_speed import AskedLoad
+from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.catalog.speed import measurements
+from modelfleet.infra.planning.facts import facts_from_config
+from modelfleet.infra.planning.smallest import choices, smallest
 from modelfleet.serving.config.errors import SetupError
 from tools.probe.__main__ import FIXTURES, rows
 
@@ -79,6 +83,48 @@ def test_the_catalog_is_searched_by_words(capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(capsys.readouterr().out)
     assert "Qwen/Qwen3-Embedding-0.6B" in [row["hf_id"] for row in found]
     assert all("embedding" in f"{row['hf_id']} {row['kind']}".lower() for row in found)
+
+
+def listed(capsys: pytest.CaptureFixture[str], words: str) -> dict[str, Any]:
+    assert run_models(words, as_json=True) == 0
+    return {row["hf_id"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_each_model_has_its_cheapest_gpus_at_two_lengths_and_their_price(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama 3.1 8B: 15 GiB of weights, 128 KiB a token, so 8,192 tokens are 1 GiB and 131,072 are 16."""
+    found = listed(capsys, "llama-3.1-8b-instruct")["meta-llama/Llama-3.1-8B-Instruct"]["smallest"]
+    short, long = ({key: one[key] for key in ("length", "accelerator", "gpus", "usd_per_hour")} for one in found)
+    assert short == {"length": 8192, "accelerator": "L4", "gpus": 1, "usd_per_hour": 0.8048}
+    assert long == {"length": 131072, "accelerator": "L40S", "gpus": 1, "usd_per_hour": 1.861}
+    assert {one["price_region"] for one in found} == {"us-east-1"}
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen3-8B", "openai/gpt-oss-120b", "zai-org/GLM-5.2-FP8", "Qwen/Qwen3.5-397B-A17B-FP8"]
+)
+def test_the_listed_gpus_hold_the_model_and_cheaper_ones_do_not(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list skips cards by their weights alone; `models show` counts each of them."""
+    for one in listed(capsys, name.partition("/")[2].lower())[name]["smallest"]:
+        asked = Asked(one["accelerator"], one["gpus"], one["length"], network=False)
+        assert shown(capsys, name, asked)["refusals"] == []
+        for choice in choices(default_catalog()):
+            if choice.usd_per_hour < one["usd_per_hour"]:
+                cheaper = Asked(choice.card.name, choice.workers, one["length"], network=False)
+                assert shown(capsys, name, cheaper)["refusals"], f"{choice.workers} x {choice.card.name}"
+
+
+def test_a_model_that_no_node_holds_and_one_of_unknown_shape_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    run_models("qwen3.8-2.4t")
+    assert "?" in capsys.readouterr().out
+    assert listed(capsys, "qwen3.8-2.4t")["Qwen/Qwen3.8-2.4T-A95B"]["smallest"] == []
+    facts = facts_from_config(json.loads(json.dumps(CONFIGS["Qwen--Qwen3.5-9B"])), "test", default_catalog())
+    small = [one for one in choices(default_catalog()) if one.card.name == "T4" and one.workers == 1]
+    assert [one.accelerator for one in smallest(facts, default_catalog(), small)] == ["", ""]
+
+
+def test_a_short_model_is_listed_at_its_own_length(capsys: pytest.CaptureFixture[str]) -> None:
+    run_models("llama-2-7b-chat-hf")
+    assert "L4 to 4,096" in capsys.readouterr().out
 
 
 def test_a_search_without_a_match_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

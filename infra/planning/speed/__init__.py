@@ -11,7 +11,6 @@ from modelfleet.infra.planning.speed.estimate import (
     estimate_speed,
     measurement_of,
     server_with,
-    usd_per_million_tokens,
 )
 from modelfleet.infra.planning.speed.inputs import Load, Server, SpeedShape, WeightFormat
 from modelfleet.infra.planning.speed.serving import Speed, serve
@@ -28,5 +27,4 @@ __all__ = [
     "measurement_of",
     "serve",
     "server_with",
-    "usd_per_million_tokens",
 ]

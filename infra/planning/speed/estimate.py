@@ -28,10 +28,14 @@ class Range:
 class SpeedEstimate:
     """What clients of one replica see. `dataclasses.asdict` of it is what `--json` prints.
 
-    Time to first token and time per output token are means in ms, over all clients, with ten requests each; None when
-    `saturated`: such a load is above the replica's capacity, which `output_tokens_per_second` then is.
+    The load are `concurrency` clients with mean lengths in tokens. Time to first token and time per output token are
+    means in ms, over all clients, with ten requests each; None when `saturated`: such a load is above the replica's
+    capacity, which `output_tokens_per_second` then is.
     """
 
+    input_tokens: float
+    output_tokens: float
+    concurrency: float
     ttft_ms: Range | None
     tpot_ms: Range | None
     output_tokens_per_second: Range
@@ -40,6 +44,8 @@ class SpeedEstimate:
     basis: str
     """`estimate`, or `measured: <card>, <date>` where a measurement of the same model, card and load exists."""
     source: str
+    usd_per_million_tokens: float | None
+    """USD per million output tokens; None where the replica's price is unknown."""
 
 
 def server_with(
@@ -69,8 +75,12 @@ def estimate_speed(
     *,
     measured: Measurement | None = None,
     ranges: Mapping[tuple[str, str, str, str], SpeedRange] | None = None,
+    usd_per_hour: float | None = None,
 ) -> SpeedEstimate:
-    """The speed of one replica under a load; `measured` (of `measurement_of`) takes the place of what it has."""
+    """The speed of one replica under a load; `measured` (of `measurement_of`) takes the place of what it has.
+
+    `usd_per_hour` is what the replica costs.
+    """
     speed = serve(shape, server, load)
     card = "measured" if server.measured_card else "other"
     kind = ("single" if load.concurrency <= 1 else "loaded", "experts" if shape.experts else "dense")
@@ -84,16 +94,19 @@ def estimate_speed(
     def latency(metric: str, seconds: float | None, found: float | None) -> Range | None:
         return None if seconds is None and found is None else around(metric, (seconds or 0.0) * 1e3, found)
 
+    per_second = around("throughput", speed.output_tokens_per_s, measured.output_tokens_per_s if measured else None)
     return SpeedEstimate(
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        concurrency=load.concurrency,
         ttft_ms=latency("ttft", speed.ttft_s, measured.ttft_ms if measured else None),
         tpot_ms=latency("tpot", speed.tpot_s, measured.tpot_ms if measured else None),
-        output_tokens_per_second=around(
-            "throughput", speed.output_tokens_per_s, measured.output_tokens_per_s if measured else None
-        ),
+        output_tokens_per_second=per_second,
         saturated=speed.saturated,
         running_sequences=speed.running,
         basis=f"measured: {measured.accelerator}, {measured.date}" if measured else "estimate",
         source=measured.source if measured else "",
+        usd_per_million_tokens=None if usd_per_hour is None else _usd_per_million(usd_per_hour, per_second.expected),
     )
 
 
@@ -123,6 +136,6 @@ def _distance(row: Measurement, load: Load) -> float:
     return max(abs(math.log(one / other)) for one, other in pairs)
 
 
-def usd_per_million_tokens(usd_per_hour: float, output_tokens_per_second: float) -> float:
+def _usd_per_million(usd_per_hour: float, output_tokens_per_second: float) -> float:
     """What a million output tokens cost at this price and speed."""
     return usd_per_hour / 3600 / output_tokens_per_second * 1e6

@@ -114,6 +114,18 @@ def test_a_shape_has_as_many_parameters_as_its_maker_says(row: CatalogModel) -> 
     assert facts.parameters / 1e9 + facts.encoder_bytes / 2e9 == pytest.approx(row.total_b, rel=0.12, abs=0.45)
 
 
+#: Their own config.json names fewer positions than their maker, and the file is what vLLM reads.
+SHORTER_FILES = {"nvidia/MiniMax-M2.7-NVFP4", "stepfun-ai/Step-3.5-Flash"}
+
+
+@pytest.mark.parametrize("row", [r for r in CATALOG.models.values() if r.config and r.max_context])
+def test_a_model_takes_as_many_tokens_as_its_maker_says(row: CatalogModel) -> None:
+    """A family's shape is shared, its length is not: a coder of 262,144 tokens was refused above 40,960."""
+    assert row.config is not None and row.max_context is not None
+    longest = Checkpoint(row.config, CATALOG.architecture_defaults).longest
+    assert longest >= row.max_context or row.hf_id in SHORTER_FILES
+
+
 def test_importing_the_catalog_reads_no_table() -> None:
     script = (
         "import pathlib, sys\n"

@@ -60,6 +60,16 @@ def test_the_page_shows_models_pools_and_cost(prod: Plan) -> None:
         assert text in page
 
 
+def test_every_number_leads_to_its_source(prod: Plan) -> None:
+    """The shape of each model, the speed's factors, the nodes' sizes, the prices' table and date."""
+    page = html.unescape(plan_page(prod))
+    for one in prod.models:
+        assert one.shape_source and f"From {one.shape_source}, by vLLM's own rules" in page, one.model_id
+    assert page.count("From infra/catalog/speed-factors.csv") == sum(one.speed is not None for one in prod.models)
+    assert "infra/catalog/ec2-instances.csv" in page and "infra/catalog/prices.csv" in page
+    assert "catalog of 2026-07-20" in page
+
+
 def test_content_of_files_is_shown_as_text_and_never_run() -> None:
     """The schema restricts names, but notices repeat whatever a file says."""
     plan = planned([model()], stack(pool(), region="<img src=x onerror=alert(1)>"))

@@ -19,7 +19,6 @@ from modelfleet.infra.planning.speed import (
     measurement_of,
     serve,
     server_with,
-    usd_per_million_tokens,
 )
 from modelfleet.infra.planning.speed.inputs import PRECISION_FORMATS
 from modelfleet.infra.planning.speed.steps import decode_seconds, prefill_seconds
@@ -162,5 +161,11 @@ def test_a_larger_batch_reads_more_experts_and_then_no_more() -> None:
     assert decode_seconds(model, server, 200, 1) == pytest.approx(8e-3)
 
 
-def test_a_million_tokens_at_a_thousand_a_second_take_a_thousand_seconds_of_the_price() -> None:
-    assert usd_per_million_tokens(3.6, 1000) == pytest.approx(1.0)
+def test_a_million_tokens_take_the_price_of_the_seconds_that_they_need() -> None:
+    """A measured 1,000 tokens a second make a million in 1,000 s; 3.60 USD an hour are 0.001 USD a second."""
+    row = dataclasses.replace(measurements()[0], ttft_ms=100.0, tpot_ms=10.0, output_tokens_per_s=1000.0)
+    priced = estimate_speed(LLAMA_8B, replica(), Load(1024, 256, 8), measured=row, usd_per_hour=3.6)
+    assert priced.usd_per_million_tokens == pytest.approx(1.0)
+    assert (priced.input_tokens, priced.output_tokens, priced.concurrency) == (1024, 256, 8)
+    unknown = estimate_speed(LLAMA_8B, replica(), Load(1024, 256, 8), measured=row)
+    assert unknown.usd_per_million_tokens is None, "a price that nobody knows is never 0"
