@@ -26,7 +26,7 @@ class Cluster(pulumi.ComponentResource):
     name: pulumi.Output[str]
     kubeconfig: pulumi.Output[str]
     security_group_id: pulumi.Output[str]
-    access: Sequence[pulumi.Resource]
+    access: list[pulumi.Resource]
 
     def __init__(
         self,
@@ -48,6 +48,8 @@ class Cluster(pulumi.ComponentResource):
         self.access = [self._create_access(arn) for arn in sorted(set(administrators))]
         self.name = self.cluster.name
         self.security_group_id = self.cluster.vpc_config.cluster_security_group_id.apply(str)
+        # A workload's provider needs them as much as an access entry: they are made before it and deleted after it.
+        self.access += self._create_ways_in()
         self.kubeconfig = pulumi.Output.secret(self._kubeconfig())
         self.register_outputs({"name": self.name, "endpoint": self.cluster.endpoint})
 
@@ -147,6 +149,32 @@ class Cluster(pulumi.ComponentResource):
             principal_arn=entry.principal_arn,
             policy_arn=f"arn:{self._site.partition}:eks::aws:{ADMIN_POLICY}",
             access_scope={"type": "cluster"},
+            opts=self._child,
+        )
+
+    def _create_ways_in(self) -> list[pulumi.Resource]:
+        """Rules of the cluster's own security group, which the private endpoint has: 443 for networks and groups.
+
+        Nodes have the group too, and nothing of theirs listens on 443.
+        https://docs.aws.amazon.com/eks/latest/userguide/sec-group-reqs.html
+        """
+        networks = [self._create_way_in(cidr, cidr=cidr) for cidr in self._config.private_access_cidrs]
+        groups = [self._create_way_in(group, group=group) for group in self._config.private_access_security_group_ids]
+        return [*networks, *groups]
+
+    def _create_way_in(self, source: str, *, cidr: str | None = None, group: str | None = None) -> pulumi.Resource:
+        """Named by who comes in, so that one more changes no other rule."""
+        name = f"{self._name}-from-{source.replace('/', '-')}"
+        return aws.vpc.SecurityGroupIngressRule(
+            name,
+            security_group_id=self.security_group_id,
+            description="API server",
+            ip_protocol="tcp",
+            from_port=443,
+            to_port=443,
+            cidr_ipv4=cidr,
+            referenced_security_group_id=group,
+            tags=self._site.tagged(name),
             opts=self._child,
         )
 

@@ -74,7 +74,7 @@ def fixed_costs(stack: LoadedStack, catalog: Catalog) -> tuple[FixedCost, ...]:
     if not stack.config.target.makes_cluster:
         return ()
     cluster, network, region = stack.config.cluster, stack.config.network, stack.region or ""
-    gateways = {"none": 0, "single": 1, "per-zone": network.zones}[network.nat] if network.vpc_id is None else 0
+    gateways = {"single": 1, "per-zone": network.zones}[network.nat] if network.vpc_id is None else 0
     system = cluster.system_instance_type
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),

@@ -119,9 +119,8 @@ def test_an_existing_network_whose_nodes_would_not_find_the_cluster_is_refused(
     assert fleet.engine.made == []
 
 
-def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:
-    made = fleet.make(network={"zones": 2, "nat": "none", "interfaceEndpoints": True})
-    assert "NatGateway" not in made and "Eip" not in made
+def test_nodes_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:
+    fleet.make(network={"zones": 2, "interfaceEndpoints": True})
     services = {
         e["ServiceName"].partition(f"{REGION}.")[2] for e in account.ec2.describe_vpc_endpoints()["VpcEndpoints"]
     }
@@ -131,8 +130,6 @@ def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, a
             assert endpoint["PrivateDnsEnabled"] is True, "nodes would use the public address, which they cannot reach"
     rules = [state for kind, _, state in fleet.engine.made if kind.endswith("SecurityGroupIngressRule")]
     assert [(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in rules] == [("10.0.0.0/16", 443, 443)]
-    for table in account.ec2.describe_route_tables()["RouteTables"]:
-        assert not [route for route in table["Routes"] if route.get("NatGatewayId")]
 
 
 def test_an_existing_bucket_is_read_and_neither_made_nor_changed(bucket: str, fleet: Maker) -> None:
@@ -147,6 +144,25 @@ def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Acco
     vpc = account.cluster(CLUSTER)["resourcesVpcConfig"]
     assert (vpc["endpointPublicAccess"], vpc["publicAccessCidrs"]) == (True, ["203.0.113.0/24"])
     assert vpc["endpointPrivateAccess"] is True, "nodes must not leave the VPC to reach the cluster"
+
+
+def test_a_vpn_and_a_bastion_reach_the_private_endpoint_through_the_clusters_own_group(
+    network: tuple[str, list[str]], fleet: Maker, account: Account
+) -> None:
+    vpc, subnets = network
+    bastion = account.ec2.create_security_group(GroupName="bastion", Description="bastion", VpcId=vpc)["GroupId"]
+    fleet.make(
+        network={"vpcId": vpc, "privateSubnetIds": subnets},
+        cluster={"privateAccessCidrs": ["10.8.0.0/16"], "privateAccessSecurityGroupIds": [bastion]},
+    )
+    assert account.cluster(CLUSTER)["resourcesVpcConfig"]["endpointPublicAccess"] is False
+    group = account.table(f"eks/clusters/{CLUSTER}")["securityGroupId"]
+    opened = account.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+    assert {(one["FromPort"], one["ToPort"], one["IpProtocol"]) for one in opened} == {(443, 443, "tcp")}
+    assert [r["CidrIp"] for one in opened for r in one["IpRanges"]] == ["10.8.0.0/16"]
+    assert [g["GroupId"] for one in opened for g in one["UserIdGroupPairs"]] == [bastion]
+    fleet.engine.destroy()
+    account.ec2.delete_security_group(GroupId=bastion)
 
 
 def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_taken(

@@ -31,6 +31,7 @@ def planned(root: Path, **stack: Any) -> tuple[Plan, LoadedStack]:
         "network": {"zones": 2},
         "pools": [{"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}],
         **stack,
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"], **stack.get("cluster", {})},
     }
     for folder in ("models", "stacks"):
         (root / folder).mkdir(parents=True, exist_ok=True)

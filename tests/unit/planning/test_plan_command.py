@@ -41,6 +41,7 @@ config:
     - name: a100
       accelerator: A100-40G
       maxNodes: 1
+  modelfleet:cluster: {publicAccessCidrs: [203.0.113.0/24]}
 """
 
 
