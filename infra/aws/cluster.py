@@ -36,13 +36,14 @@ class Cluster(pulumi.ComponentResource):
         *,
         subnet_ids: Sequence[pulumi.Input[str]],
         administrators: Sequence[str],
+        has_log_group: bool,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Cluster", name, None, opts)
         self._name, self._site, self._config = name, site, config
         self._child = pulumi.ResourceOptions(parent=self)
         key = self._create_key()
-        logs = self._create_log_group(key)
+        logs = self._create_log_group(key, exists=has_log_group)
         role, attached = self._create_role()
         self.cluster = self._create_cluster(subnet_ids, role, key, [attached, logs])
         self.access = [self._create_access(arn) for arn in sorted(set(administrators))]
@@ -70,15 +71,20 @@ class Cluster(pulumi.ComponentResource):
         aws.kms.Alias(self._name, name=f"alias/{site.cluster_name}", target_key_id=key.id, opts=self._child)
         return key
 
-    def _create_log_group(self, key: aws.kms.Key) -> aws.cloudwatch.LogGroup:
-        """Made before the cluster, because EKS would otherwise make its own, without retention or a key."""
+    def _create_log_group(self, key: aws.kms.Key, *, exists: bool) -> aws.cloudwatch.LogGroup:
+        """Made before the cluster, because EKS would otherwise make its own, without retention or a key.
+
+        One that exists is adopted: EKS writes logs after a cluster was deleted and then makes its group again
+        (terraform-aws-eks#2763), under the one name that the next cluster must have. An import of what is in the state
+        already does nothing.
+        """
         return aws.cloudwatch.LogGroup(
             self._name,
             name=self._site.log_group,
             retention_in_days=LOG_RETENTION_DAYS,
             kms_key_id=key.arn,
             tags=self._site.tagged(self._name),
-            opts=self._child,
+            opts=pulumi.ResourceOptions(parent=self, import_=self._site.log_group if exists else None),
         )
 
     def _create_role(self) -> tuple[aws.iam.Role, pulumi.Resource]:
@@ -189,5 +195,6 @@ class Cluster(pulumi.ComponentResource):
                 endpoint=known["endpoint"],
                 certificate_authority=known["authority"],
                 region=self._site.region,
+                profile=pulumi.Config("aws").get("profile"),
             )
         )

@@ -46,6 +46,11 @@ def subnet_blocks(cidr: str, zones: int) -> SubnetBlocks:
     )
 
 
+def nat_gateways(network: Network) -> int:
+    """Number of NAT gateways that the stack makes; each has an Elastic IP address."""
+    return 0 if network.vpc_id else {"single": 1, "per-zone": network.zones}[network.nat]
+
+
 def network_findings(stack: LoadedStack) -> list[Finding]:
     """Findings about the network and the cluster's endpoint that would otherwise show late, or cost money."""
     network = stack.config.network

@@ -301,7 +301,9 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     role = identity["roleArn"].rpartition("/")[2]
     (policy,) = account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
     assert policy["PolicyName"] == "AmazonEKS_CNI_Policy"
-    assert json.loads(addons["vpc-cni"]["configurationValues"])["env"]["WARM_IP_TARGET"] == "5"
+    configuration = json.loads(addons["vpc-cni"]["configurationValues"])
+    assert configuration["env"]["WARM_IP_TARGET"] == "5"
+    assert configuration["enableNetworkPolicy"] == "true", "otherwise every pod reaches Ray's dashboard"
     node = account.node_groups(CLUSTER)["a10g"]["nodeRole"].rpartition("/")[2]
     nodes = account.iam.list_attached_role_policies(RoleName=node)["AttachedPolicies"]
     assert {p["PolicyName"] for p in nodes} == {
