@@ -176,9 +176,9 @@ def _with_salt(cli: Path, stack: str, source: Path, environment: dict[str, str],
     project, salts = _project(root), root / ".modelfleet" / "pulumi"
     made = _checkpoint(root, stack)
     kept = salts / f"Pulumi.{stack}.yaml"
+    salts.mkdir(parents=True, exist_ok=True)
     if not made.is_file():
         kept.unlink(missing_ok=True)
-        salts.mkdir(parents=True, exist_ok=True)
         (salts / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         print(f"pulumi: stack {stack} has no state yet; it is made under {state_folder(root)}", file=sys.stderr)
         command = [str(cli), "stack", "init", stack, "--no-select", "--non-interactive", "-C", str(salts)]

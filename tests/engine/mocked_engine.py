@@ -63,7 +63,7 @@ class MockedEngine(pulumi.runtime.Mocks):
         if definition.autoname and definition.autoname.key not in inputs:
             inputs[definition.autoname.key] = f"{args.name}-0000000"
         call = Call(self.session, f"urn::{args.name}", args.name, args.typ, 0.0, lambda message: None)
-        made = self._until_made(definition, call, inputs)
+        made = self._imported(definition, call, args.resource_id, inputs) or self._until_made(definition, call, inputs)
         state = {**inputs, **made.outputs}
         self.made.append((args.typ, made.id, state))
         return made.id, state
@@ -83,6 +83,13 @@ class MockedEngine(pulumi.runtime.Mocks):
             call = Call(self.session, f"urn::{id}", id, kind, 0.0, lambda message: None)
             self.types[kind].delete(call, id, state)
 
+    def _imported(self, definition: Any, call: Any, id: str | None, inputs: Props) -> Made | None:
+        """What the program adopts, updated to what it says."""
+        if not id:
+            return None
+        found = definition.read(call, id, {})
+        return self._until_repaired(definition, call, PartlyMade(id, found, []), inputs, state=found)
+
     def _until_made(self, definition: Any, call: Any, inputs: Props) -> Made:
         for _ in range(60):
             try:
@@ -95,8 +102,10 @@ class MockedEngine(pulumi.runtime.Mocks):
                 continue
         raise AssertionError(f"{call.token} was never made")
 
-    def _until_repaired(self, definition: Any, call: Any, partly: PartlyMade, inputs: Props) -> Made:
-        state = {**inputs, **partly.outputs}
+    def _until_repaired(
+        self, definition: Any, call: Any, partly: PartlyMade, inputs: Props, *, state: Props | None = None
+    ) -> Made:
+        state = state or {**inputs, **partly.outputs}
         for _ in range(60):
             try:
                 return Made(partly.id, {**partly.outputs, **definition.update(call, partly.id, state, inputs)})

@@ -50,7 +50,7 @@ class Maker:
 @pytest.fixture
 def fleet(tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
     project = FleetProject(tmp_path, emulator)
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PATH"):
         monkeypatch.setenv(name, project.environ[name])
     maker = Maker(project)
     yield maker
