@@ -36,7 +36,7 @@ from modelfleet.infra.aws import AwsFleet
 from modelfleet.infra.planning import plan
 from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.workspace import read_workspace
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import ModelfleetError
 
 root = Path(os.environ["FLEET_ROOT"])
 workspace = read_workspace(root, os.environ["FLEET_STACK"])
@@ -45,8 +45,8 @@ archive = root / "serving.zip"
 archive.write_bytes(b"the serving package")
 try:
     fleet = AwsFleet("aws", plan(workspace.models, workspace.stack, code=code), code=pulumi.FileAsset(str(archive)))
-except InputErrors as errors:
-    pulumi.log.error(str(errors))
+except ModelfleetError as error:
+    pulumi.log.error(str(error))
     sys.exit(32)  # as infra/program.py
 pulumi.export("kubeconfig", fleet.kubeconfig)
 pulumi.export("endpoint", fleet.endpoint)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
 from modelfleet.infra.aws.fleet import AwsFleet
@@ -42,8 +43,9 @@ class Maker:
     def make(self, **stack: Any) -> list[str]:
         """The types of what was made, without the package."""
         self._project.files(stack_of(**{"pools": [POOL], **stack}), {"org--m": model("org/m", "L4")})
-        plan = self._project.plan()
-        self.engine.run(lambda: AwsFleet("aws", plan))
+        plan, code = self._project.plan(), self._project.folder / "serving.zip"
+        code.write_bytes(b"the serving package")
+        self.engine.run(lambda: AwsFleet("aws", plan, code=pulumi.FileAsset(str(code))))
         return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
 
 
@@ -137,6 +139,33 @@ def test_an_existing_bucket_is_read_and_neither_made_nor_changed(bucket: str, fl
     assert not [kind for kind in made if kind.startswith("Bucket")]
     policies = [state["policy"] for kind, _, state in fleet.engine.made if kind == "aws:iam/policy:Policy"]
     assert any("arn:aws:s3:::ours/code/*" in json.dumps(json.loads(policy)) for policy in policies)
+
+
+def test_the_code_bears_its_own_tags_alone_because_s3_allows_ten(fleet: Maker, account: Account) -> None:
+    fleet.make(tags={f"cost-centre-{number}": "ml" for number in range(12)})
+    (bucket,) = [state["bucket"] for kind, _, state in fleet.engine.made if kind == "aws:s3/bucket:Bucket"]
+    (key,) = [item["Key"] for item in account.s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    tags = account.s3.get_object_tagging(Bucket=bucket, Key=key)["TagSet"]
+    assert {tag["Key"] for tag in tags} == {"modelfleet.dev/stack", "modelfleet.dev/managed-by"}
+    assert len(account.s3.get_bucket_tagging(Bucket=bucket)["TagSet"]) > 12, "the bucket's go on the bill"
+
+
+def test_a_quota_of_addresses_that_is_used_up_makes_nothing(fleet: Maker, account: Account) -> None:
+    taken = [account.ec2.allocate_address(Domain="vpc")["AllocationId"] for _ in range(5)]
+    try:
+        with pytest.raises(InputErrors, match="needs 1 Elastic IP addresses, and others have 5 of the 5"):
+            fleet.make()
+        assert fleet.engine.made == []
+    finally:
+        for allocation in taken:
+            account.ec2.release_address(AllocationId=allocation)
+
+
+def test_an_image_that_ecr_lacks_makes_nothing(fleet: Maker) -> None:
+    image = "123456789012.dkr.ecr.us-west-2.amazonaws.com/nobody:1"
+    with pytest.raises(InputErrors, match="which ECR does not have"):
+        fleet.make(kubernetes={"image": image})
+    assert fleet.engine.made == []
 
 
 def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Account) -> None:

@@ -186,9 +186,11 @@ def _head(plan: Plan) -> Manifest:
 
 def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     grace = plan.grace_s(GRACE_SECONDS)
+    # Only where it is not the hook's own: a variable more would rebuild every live cluster.
+    drain = str(grace - STOP_SECONDS) if grace < GRACE_SECONDS else None
     container = {
         **_container(plan, "ray-worker"),
-        "env": environment({**_environment(plan), "MODELFLEET_DRAIN_SECONDS": str(grace - STOP_SECONDS)}),
+        "env": environment({**_environment(plan), "MODELFLEET_DRAIN_SECONDS": drain}),
         "resources": _whole_node(group),
         "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         "lifecycle": {
