@@ -5,8 +5,8 @@ control and shared, while the passphrase is private to this folder. So the salt 
 is made from a folder under .modelfleet/, and each time the CLI gets a new copy of the stack's file with the salt
 (`--config-file`). A stack file that names its own secrets provider or salt is used as it is.
 
-A stack in the cloud has a team: without its state nobody else can change or delete what it costs. So it gets no state here
-unless the user asked for one.
+A stack in the cloud has a team: without its state nobody else can change or delete what it costs. So it gets no state
+here unless the user asked for one.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def user_chose_a_backend(root: Path, environment: Mapping[str, str]) -> bool:
 def prepare(cli: Path, arguments: Sequence[str], environment: dict[str, str], root: Path, *, engine: bool) -> list[str]:
     """Fills `environment` with the backend and passphrase of the fleet in `root`; returns the arguments for the CLI.
 
-    Changes nothing when the user chose a backend. Raises `HiddenState` where the command would put the state of a stack in
-    the cloud, or a secret of it, into this folder. For a command of the engine it also removes dead locks, and makes a
+    Changes nothing when the user chose a backend. Raises `HiddenState` where the command would put the state of a stack
+    in the cloud, or a secret of it, into this folder. For a command of the engine it also removes dead locks, and makes a
     stack that has a file in `stacks/` but no state yet.
     """
     arguments = list(arguments)
@@ -143,8 +143,8 @@ def _refuse_a_state_that_nobody_finds(root: Path, stack: str) -> None:
         )
         return
     raise HiddenState(
-        f"stack {stack} lives in AWS, but its state and its passphrase would be in {root / '.modelfleet'} alone, where no "
-        f"colleague and no CI finds them; choose where they are: `pulumi login 's3://BUCKET?region=REGION'` and then "
+        f"stack {stack} lives in AWS, but its state and its passphrase would be in {root / '.modelfleet'} alone, where "
+        f"no colleague and no CI finds them; choose where they are: `pulumi login 's3://BUCKET?region=REGION'` and then "
         f"`pulumi stack init {stack} --secrets-provider 'awskms://alias/KEY?region=REGION'`; or, to try it alone, "
         f"`pulumi login --local` and then `pulumi stack init {stack}`"
     )

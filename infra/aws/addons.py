@@ -13,8 +13,8 @@ import pulumi_aws as aws
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.site import Site
 
-#: NetworkPolicies are enforced only with `enableNetworkPolicy`, which the add-on takes as text; its agent needs no right of
-#: AWS, and its 25m of CPU are in infra/catalog/daemon-sets.csv
+#: NetworkPolicies are enforced only with `enableNetworkPolicy`, which the add-on takes as text. Its agent needs no
+#: right of AWS, and its 25m of CPU are in infra/catalog/daemon-sets.csv
 #: (https://docs.aws.amazon.com/eks/latest/userguide/cni-network-policy-configure.html).
 #: By default the VPC CNI keeps a whole spare interface per node, 98 addresses on a large one
 #: (amazon-vpc-cni-k8s docs/eni-and-ip-target.md). Our GPU nodes run one pod and a few daemon sets.

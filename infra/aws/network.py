@@ -11,7 +11,8 @@ from modelfleet.infra.aws.site import Site
 from modelfleet.infra.planning.network import subnet_blocks
 from modelfleet.infra.stack.schema import Network as NetworkConfig
 
-#: Services that a node talks to, and then not through NAT: images, tokens, instance data, EKS, Pod Identity, logs, scaling.
+#: Services that a node talks to, and then not through NAT: images, tokens, instance data, EKS, Pod Identity, logs,
+#: scaling.
 #: https://docs.aws.amazon.com/eks/latest/userguide/private-clusters.html
 INTERFACE_SERVICES = ("autoscaling", "ec2", "ecr.api", "ecr.dkr", "eks", "eks-auth", "logs", "sts")
 

@@ -1,4 +1,4 @@
-"""Finds what would stop a plan on AWS, before anything is made: account, zones, offerings, quotas, a way to the cluster.
+"""Finds what would stop a plan on AWS, before anything is made: account, offerings, quotas, a way to the cluster.
 
     findings = preflight(plan, facts)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding
 
-#: A resource has at most 50 tags; the rest is for ours (stack, name, pool) and those that EKS and Kubernetes set on nodes
-#: and Auto Scaling groups. https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions
+#: A resource has at most 50 tags; the rest is for ours (stack, name, pool) and those that EKS and Kubernetes set on
+#: nodes and Auto Scaling groups. https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions
 MOST_TAGS = 40
 LONGEST_KEY, LONGEST_VALUE = 128, 256
 #: What every service takes: the strictest of them. The same page, and
@@ -28,8 +28,7 @@ def tag_findings(stack: LoadedStack) -> list[Finding]:
 
 def _faults(tags: dict[str, str]) -> Iterator[tuple[tuple[str, ...], str]]:
     if len(tags) > MOST_TAGS:
-        message = f"has {len(tags)}; allowed are {MOST_TAGS}: AWS takes 50 on a resource, and ours and Kubernetes' come on top"
-        yield (), message
+        yield (), f"has {len(tags)}; allowed are {MOST_TAGS}: AWS takes 50, and ours and Kubernetes' come on top"
     seen: dict[str, str] = {}
     for key, value in tags.items():
         if key.lower().startswith(RESERVED):

@@ -4,4 +4,14 @@ from modelfleet.infra.stack.load import LoadedStack, Sections, load_stack, stack
 from modelfleet.infra.stack.schema import Cluster, Pool, StackConfig
 from modelfleet.infra.stack.target import Target
 
-__all__ = ["Cluster", "LoadedStack", "Pool", "Sections", "StackConfig", "Target", "load_stack", "stack_file", "stack_of"]
+__all__ = [
+    "Cluster",
+    "LoadedStack",
+    "Pool",
+    "Sections",
+    "StackConfig",
+    "Target",
+    "load_stack",
+    "stack_file",
+    "stack_of",
+]

@@ -34,8 +34,8 @@ class Target:
         return self.name
 
 
-#: EKS waits 15 minutes for the pods of a node that it updates; then the whole update fails (PodEvictionFailure). Its own
-#: work on the node and a budget that holds the eviction back are in these minutes too.
+#: EKS waits 15 minutes for the pods of a node that it updates; then the whole update fails (PodEvictionFailure). Its
+#: own work on the node, and a budget that holds an eviction back, are in these minutes too.
 #: https://docs.aws.amazon.com/eks/latest/userguide/managed-node-update-behavior.html ("Upgrade phase")
 EKS_DRAIN_S: Final = 12 * 60
 

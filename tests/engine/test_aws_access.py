@@ -62,7 +62,7 @@ def test_a_stack_that_was_destroyed_comes_up_again(fleet: FleetProject, emulator
     again = fleet.up()
     assert ("import", "aws-cluster") in again.steps()
     (group,) = logs.describe_log_groups()["logGroups"]
-    (cluster,) = [one for one in fleet.resources("aws:eks/cluster:Cluster")]
+    (cluster,) = fleet.resources("aws:eks/cluster:Cluster")
     key = cluster["outputs"]["encryptionConfig"]["provider"]["keyArn"]
     assert (group["retentionInDays"], group["kmsKeyId"]) == (90, key)
     assert set(fleet.up().changes) == {"same"}

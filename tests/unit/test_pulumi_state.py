@@ -53,7 +53,9 @@ def test_a_stack_in_aws_gets_no_state_in_a_hidden_folder(root: Path, arguments: 
     assert not (root / ".modelfleet").exists(), "a passphrase was made already"
 
 
-@pytest.mark.parametrize("arguments", [["stack", "output", "--json", "-s", "prod"], ["config", "-s", "prod"], ["about"]])
+@pytest.mark.parametrize(
+    "arguments", [["stack", "output", "--json", "-s", "prod"], ["config", "-s", "prod"], ["about"]]
+)
 def test_commands_that_only_read_are_not_refused(root: Path, arguments: list[str]) -> None:
     assert prepare(CLI, arguments, environment(root), root, engine=False) == arguments
 

@@ -37,7 +37,9 @@ def test_the_facts_are_the_accounts(tmp_path: Path, credentials: None) -> None:
     assert (facts.account, facts.partition, facts.region) == ("123456789012", "aws", "us-west-2")
     assert facts.zones == ("us-west-2a", "us-west-2b", "us-west-2c", "us-west-2d")
     assert facts.offerings["g6.xlarge"] >= {"us-west-2a", "us-west-2b"}
-    assert set(facts.unread) == {"L-0263D0A3", "L-1216C47A", "L-DB2E81BA"}, "moto has no EC2 quotas, and the facts say so"
+    assert set(facts.unread) == {"L-0263D0A3", "L-1216C47A", "L-DB2E81BA"}, (
+        "moto has no EC2 quotas, and the facts say so"
+    )
 
 
 def test_zones_without_a_control_plane_are_left_out(tmp_path: Path, credentials: None) -> None:

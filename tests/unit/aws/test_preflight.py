@@ -282,7 +282,9 @@ def test_tags_that_a_service_would_refuse_in_the_middle_of_a_run_are_refused_bef
 
 
 def test_tags_in_any_letters_that_aws_takes_are_accepted(tmp_path: Path) -> None:
-    planned(tmp_path, tags={"Cost Centre/1": "Zürich: 50+50=100@x_y-z.q", "empty": "", **{f"t{n}": "x" for n in range(38)}})
+    planned(
+        tmp_path, tags={"Cost Centre/1": "Zürich: 50+50=100@x_y-z.q", "empty": "", **{f"t{n}": "x" for n in range(38)}}
+    )
 
 
 G, P = "Running On-Demand G and VT instances", "Running On-Demand P instances"

@@ -45,9 +45,7 @@ def test_a_kubeconfig_uses_the_profile_of_the_run() -> None:
 
 
 def _kubeconfig(profile: str | None) -> Any:
-    text = kubeconfig(
-        name="c", endpoint="https://e", certificate_authority="Q0E=", region="us-west-2", profile=profile
-    )
+    text = kubeconfig(name="c", endpoint="https://e", certificate_authority="Q0E=", region="us-west-2", profile=profile)
     return json.loads(text)
 
 

@@ -11,12 +11,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelfleet.infra.kubernetes.scripts import drain
 from modelfleet.infra.kubernetes.manifests import everything
 from modelfleet.infra.kubernetes.manifests.mirror import job_name, mirror_job
 from modelfleet.infra.kubernetes.manifests.ray import ray_cluster, ray_service, serve_config_text
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
 from modelfleet.infra.kubernetes.names import dns_name
+from modelfleet.infra.kubernetes.scripts import drain
 from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import five_models, model, planned
 from tests.examples import examples

@@ -8,7 +8,7 @@ from modelfleet.infra.provider import Props, Refused
 def refuse_configuration(addon: str, configuration: Props) -> None:
     """Raises `Refused` for a value of another type than the add-on's JSON schema has.
 
-    In that of vpc-cni every variable of `env` is text, and so is `enableNetworkPolicy`: `true` without quotes is refused.
+    In that of vpc-cni every variable of `env` is text, and so is `enableNetworkPolicy`: `true` without quotes is none.
     """
     if addon != "vpc-cni":
         return

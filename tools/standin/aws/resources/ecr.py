@@ -14,13 +14,14 @@ def _get_image(session: Aws, args: Props) -> Props:
     found = session.client("ecr", where).describe_images(
         registryId=args["registryId"], repositoryName=args["repositoryName"], imageIds=[wanted]
     )["imageDetails"][0]
+    registry = f"{args['registryId']}.dkr.ecr.{where}.amazonaws.com"
     return {
         **args,
         "id": found["imageDigest"],
         "region": where,
         "imageDigest": found["imageDigest"],
         "imageTags": found.get("imageTags", []),
-        "imageUri": f"{args['registryId']}.dkr.ecr.{where}.amazonaws.com/{args['repositoryName']}@{found['imageDigest']}",
+        "imageUri": f"{registry}/{args['repositoryName']}@{found['imageDigest']}",
     }
 
 

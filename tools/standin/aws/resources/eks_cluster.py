@@ -113,7 +113,7 @@ def _security_group(call: Call[Aws], inputs: Props) -> str:
 
 
 def _api_server(session: Aws, live: Props) -> tuple[str, str]:
-    """The URL and the CA of the API server: those of a test control plane, or the emulator's own port, which answers."""
+    """The URL and CA of the API server: those of a test control plane, or the emulator's own port, which answers."""
     if path := os.environ.get(OVERLAY):
         with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - two lines
             endpoint, authority = stream.read().split()
