@@ -85,8 +85,8 @@ def prepare(cli: Path, arguments: Sequence[str], environment: dict[str, str], ro
     """Fills `environment` with the backend and passphrase of the fleet in `root`; returns the arguments for the CLI.
 
     Changes nothing when the user chose a backend. Raises `HiddenState` where the command would put the state of a stack
-    in the cloud, or a secret of it, into this folder. For a command of the engine it also removes dead locks, and makes a
-    stack that has a file in `stacks/` but no state yet.
+    in the cloud, or a secret of it, into this folder. For a command of the engine it also removes dead locks, and
+    makes a stack that has a file in `stacks/` but no state yet.
     """
     arguments = list(arguments)
     if user_chose_a_backend(root, environment) or command_of(arguments) in _CHOOSING:
@@ -144,7 +144,7 @@ def _refuse_a_state_that_nobody_finds(root: Path, stack: str) -> None:
         return
     raise HiddenState(
         f"stack {stack} lives in AWS, but its state and its passphrase would be in {root / '.modelfleet'} alone, where "
-        f"no colleague and no CI finds them; choose where they are: `pulumi login 's3://BUCKET?region=REGION'` and then "
+        f"no colleague and no CI finds them; choose a place: `pulumi login 's3://BUCKET?region=REGION'` and then "
         f"`pulumi stack init {stack} --secrets-provider 'awskms://alias/KEY?region=REGION'`; or, to try it alone, "
         f"`pulumi login --local` and then `pulumi stack init {stack}`"
     )

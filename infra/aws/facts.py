@@ -27,6 +27,7 @@ READS = (
     "eks:DescribeCluster",
     "logs:DescribeLogGroups",
     "ecr:DescribeImages",
+    "ecr:DescribeRepositories",
 )
 
 

@@ -28,8 +28,9 @@ from modelfleet.infra.aws.site import cluster_name, log_group
 from modelfleet.infra.names import STACK_LABEL
 from modelfleet.infra.planning.plan import Plan
 
-#: What the provider says of an image, a tag or a repository that does not exist.
-NO_IMAGE = ("ImageNotFoundException", "RepositoryNotFoundException", "couldn't find resource", "no matching ECR Image")
+#: What the provider says of an image, a tag or a repository that does not exist
+#: (terraform-provider-aws internal/service/ecr/image_data_source.go).
+NO_IMAGE = ("ImageNotFoundException", "RepositoryNotFoundException", "couldn't find resource", "returned no results")
 
 T = TypeVar("T")
 
