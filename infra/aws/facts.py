@@ -16,7 +16,7 @@ NO_CONTROL_PLANE_ZONE_IDS = ("use1-az3", "usw1-az2", "cac1-az3")
 VPC_DNS = ("enableDnsSupport", "enableDnsHostnames")
 
 #: What a run can do without, as it stands in messages: a refusal of AWS to tell it stops nothing.
-ADDRESSES, CLUSTER, LOG_GROUP, IMAGE = "the Elastic IP addresses", "the cluster", "the log group", "the image"
+ADDRESSES, CLUSTER, LOG_GROUP, IMAGE = "the use of Elastic IP addresses", "the cluster", "the log group", "the image"
 #: Actions that the preflight uses.
 READS = (
     "sts:GetCallerIdentity",

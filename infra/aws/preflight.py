@@ -242,7 +242,7 @@ def _image(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
 def _unread(facts: AccountFacts, place: Place) -> Iterator[Finding]:
     for what in (ADDRESSES, CLUSTER, LOG_GROUP, IMAGE):
         if what in facts.unread:
-            message = f"{what} could not be read and is not checked: {facts.unread[what]}"
+            message = f"{what} could not be read, so nothing checks it: {facts.unread[what]}"
             yield place((), message, Severity.NOTICE)
 
 
