@@ -89,6 +89,11 @@ def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dic
 def not_queried(error: Exception) -> SetupError:
     """The error of a run that AWS does not answer at all: no credentials, expired ones, an unknown profile."""
     return SetupError(
-        f"AWS could not be queried: {' '.join(str(error).split())}. Log in (`aws sso login`, or AWS_PROFILE or "
+        f"AWS could not be queried: {why(error)}. Log in (`aws sso login`, or AWS_PROFILE or "
         f"`aws:profile` for another profile), then run the command again; it only reads: {', '.join(READS)}"
     )
+
+
+def why(error: Exception) -> str:
+    """What AWS or its provider said, in one line and without the engine's own words about the call."""
+    return " ".join(str(error).rpartition(" returned an error: ")[2].split()).rstrip(".")

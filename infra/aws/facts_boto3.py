@@ -20,6 +20,7 @@ from modelfleet.infra.aws.facts import (
     ClusterFact,
     SubnetFact,
     not_queried,
+    why,
     zones_by_type,
 )
 from modelfleet.infra.aws.here import has_aws_command, why_unreachable
@@ -63,7 +64,7 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
         try:
             return read()
         except (BotoCoreError, ClientError) as error:
-            unread[what] = str(error)
+            unread[what] = why(error)
             return otherwise
 
     return AccountFacts(
@@ -153,7 +154,7 @@ def _quotas(plan: Plan, session: boto3.Session) -> tuple[dict[str, float], dict[
         try:
             quotas[code] = float(client.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"])
         except (BotoCoreError, ClientError) as error:
-            unread[code] = str(error)
+            unread[code] = why(error)
     return quotas, unread
 
 

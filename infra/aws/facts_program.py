@@ -19,6 +19,7 @@ from modelfleet.infra.aws.facts import (
     ClusterFact,
     SubnetFact,
     not_queried,
+    why,
     zones_by_type,
 )
 from modelfleet.infra.aws.here import has_aws_command, why_unreachable
@@ -56,7 +57,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         try:
             return read()
         except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
-            unread[what] = str(error)
+            unread[what] = why(error)
             return otherwise
 
     return AccountFacts(
@@ -143,7 +144,7 @@ def _quotas(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[dict[str, float], d
         try:
             quotas[code] = aws.servicequotas.get_service_quota(service_code="ec2", quota_code=code, opts=opts).value
         except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
-            unread[code] = str(error)
+            unread[code] = why(error)
     return quotas, unread
 
 

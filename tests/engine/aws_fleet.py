@@ -203,6 +203,6 @@ def stack_of(**more: Any) -> dict[str, Any]:
         "auth": "none",
         "network": {"cidr": "10.0.0.0/16", "zones": 2},
         "pools": [],
-        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"]},
         **more,
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"], **more.get("cluster", {})},
     }

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pulumi
 from botocore.exceptions import ClientError
 
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props
 from modelfleet.infra.provider.values import plain, wire
 from tools.standin.aws.provider import all_invokes, all_resources
-from tools.standin.aws.session import Aws, open_session
+from tools.standin.aws.session import Aws, explain, open_session
 
 
 class FailEachOnce:
@@ -40,6 +41,22 @@ class FailEachOnce:
         """Does nothing: a call that was carried out returns its answer."""
 
 
+class RefusedCall(grpc.RpcError):
+    """A function's error in the form in which the engine hands it on: the SDK ends a program for any other."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self._said = said
+
+    def code(self) -> grpc.StatusCode:
+        """As from a plugin."""
+        return grpc.StatusCode.UNKNOWN
+
+    def details(self) -> str:
+        """What the plugin said."""
+        return self._said
+
+
 class MockedEngine(pulumi.runtime.Mocks):
     """Creates each resource for real, and tries again like a person who runs `pulumi up` until it works."""
 
@@ -52,7 +69,10 @@ class MockedEngine(pulumi.runtime.Mocks):
         self.half_made = 0
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
-        return self.functions[args.token].call(self.session, plain(wire(args.args))), []
+        try:
+            return self.functions[args.token].call(self.session, plain(wire(args.args))), []
+        except Exception as error:
+            raise RefusedCall(explain(error)) from error
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         definition = self.types.get(args.typ)

@@ -49,7 +49,7 @@ def test_without_credentials_a_preview_ends_in_a_line_and_no_traceback(
     assert "Traceback" not in run.text
     (said,) = [line for line in run.diagnostics() if "AWS could not be queried" in line]
     assert words in said and "aws sso login" in said
-    assert "\n" not in said
+    assert "\n" not in said and "invo" not in said, "the engine's words about its call help nobody"
 
 
 def test_a_stack_that_was_destroyed_comes_up_again(fleet: FleetProject, emulator: Emulator) -> None:

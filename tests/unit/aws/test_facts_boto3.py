@@ -14,7 +14,7 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from modelfleet.infra.aws import facts_boto3
-from modelfleet.infra.aws.facts import LOG_GROUP
+from modelfleet.infra.aws.facts import LOG_GROUP, why
 from modelfleet.infra.aws.facts_boto3 import read_facts_with_boto3, run_preflight
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import SetupError, errors_in
@@ -155,7 +155,7 @@ def test_a_right_that_only_a_check_needs_stops_nothing(
     monkeypatch.setattr(facts_boto3, "_has_log_group", refuse)
     with mock_aws():
         facts = read_facts_with_boto3(plan)
-    assert (facts.has_log_group, facts.unread[LOG_GROUP]) == (False, str(denied))
+    assert (facts.has_log_group, facts.unread[LOG_GROUP]) == (False, why(denied))
 
 
 def test_missing_credentials_are_a_fault_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
