@@ -168,7 +168,8 @@ def _update_logs(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props
     if inputs.get("kmsKeyId") and inputs["kmsKeyId"] != state.get("kmsKeyId"):
         # AWS can change the key of a group (AssociateKmsKey). moto cannot, so the group is made again.
         unless_absent(lambda: logs.delete_log_group(logGroupName=id))
-        return _create_logs(call, inputs).outputs
+        logs.create_log_group(logGroupName=id, kmsKeyId=inputs["kmsKeyId"])
+        state = {**state, "tagsAll": {}}
     _retain(logs, id, inputs)
     wanted, had = call.session.tags(inputs), state.get("tagsAll") or {}
     arn = _log_arn(call, id, inputs)
