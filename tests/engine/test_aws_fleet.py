@@ -256,14 +256,14 @@ def test_the_default_security_group_lets_nothing_through(account: Account) -> No
     assert (default["IpPermissions"], default["IpPermissionsEgress"]) == ([], [])
 
 
-def test_the_cluster_is_private_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
+def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
     cluster = account.cluster(CLUSTER)
     assert cluster["accessConfig"] == {
         "authenticationMode": "API",
         "bootstrapClusterCreatorAdminPermissions": False,
     }
     vpc = cluster["resourcesVpcConfig"]
-    assert (vpc["endpointPrivateAccess"], vpc["endpointPublicAccess"]) == (True, False)
+    assert (vpc["endpointPrivateAccess"], vpc["publicAccessCidrs"]) == (True, ["203.0.113.0/24"])
     assert cluster["encryptionConfig"][0]["resources"] == ["secrets"]
     key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
