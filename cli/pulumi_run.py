@@ -17,7 +17,7 @@ from typing import Any
 
 from modelfleet.cli import output
 from modelfleet.cli.pulumi_lock import clear_dead_locks, is_dead, locks
-from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_backend
+from modelfleet.cli.pulumi_state import HiddenState, prepare, state_folder, user_chose_a_backend
 from modelfleet.serving.config.errors import SetupError
 
 SAY_EVERY_S = 5.0
@@ -104,7 +104,10 @@ def ask(root: Path, arguments: Sequence[str]) -> str | None:
 def _command(root: Path, arguments: Sequence[str], environment: dict[str, str], *, engine: bool) -> list[str]:
     """The whole command line; adds the fleet's own backend to `environment` if the user chose none."""
     cli = command()
-    return [cli, *prepare(Path(cli), arguments, environment, root, engine=engine)]
+    try:
+        return [cli, *prepare(Path(cli), arguments, environment, root, engine=engine)]
+    except HiddenState as error:
+        raise SetupError(str(error)) from None
 
 
 def outputs(root: Path, stack: str) -> dict[str, Any] | None:

@@ -4,6 +4,9 @@ Pulumi writes the salt of a passphrase into the stack's file, `stacks/Pulumi.<st
 control and shared, while the passphrase is private to this folder. So the salt is kept next to the state: the stack
 is made from a folder under .modelfleet/, and each time the CLI gets a new copy of the stack's file with the salt
 (`--config-file`). A stack file that names its own secrets provider or salt is used as it is.
+
+A stack in the cloud has a team: without its state nobody else can change or delete what it costs. So it gets no state
+here unless the user asked for one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,16 @@ from pathlib import Path
 from modelfleet.cli.pulumi_lock import clear_dead_locks
 
 _WITH_VALUE = frozenset({"-s", "--stack", "-C", "--cwd", "--color", "-v", "--verbose", "--config-file"})
+#: Targets that make a cluster, as `infra/stack/target.py` says: its import would cost each command a third of a second.
+IN_THE_CLOUD = frozenset({"eks"})
+#: Commands that choose a backend themselves.
+_CHOOSING = frozenset({"login", "logout"})
+_TARGET = re.compile(r"^[^#\n]*modelfleet:target['\"]?\s*:\s*['\"]?([a-z]+)", re.MULTILINE)
 _OWN_SECRETS = re.compile(r"^(encryptionsalt|encryptedkey|secretsprovider)\s*:", re.MULTILINE)
+
+
+class HiddenState(Exception):
+    """The state of a stack in the cloud would be where nobody finds it; the message says the commands that choose."""
 
 
 def command_of(arguments: list[str]) -> str:
@@ -72,12 +84,16 @@ def user_chose_a_backend(root: Path, environment: Mapping[str, str]) -> bool:
 def prepare(cli: Path, arguments: Sequence[str], environment: dict[str, str], root: Path, *, engine: bool) -> list[str]:
     """Fills `environment` with the backend and passphrase of the fleet in `root`; returns the arguments for the CLI.
 
-    Changes nothing when the user chose a backend. For a command of the engine it also removes dead locks, and makes a
-    stack that has a file in `stacks/` but no state yet.
+    Changes nothing when the user chose a backend. Raises `HiddenState` where the command would put the state of a stack
+    in the cloud, or a secret of it, into this folder. For a command of the engine it also removes dead locks, and
+    makes a stack that has a file in `stacks/` but no state yet.
     """
     arguments = list(arguments)
-    if user_chose_a_backend(root, environment):
+    if user_chose_a_backend(root, environment) or command_of(arguments) in _CHOOSING:
         return arguments
+    named = _named_stack(arguments)
+    if named and (engine or _keeps(arguments)):
+        _refuse_a_state_that_nobody_finds(root, named)
     state = state_folder(root)
     state.mkdir(parents=True, exist_ok=True)
     backend = f"file://{state}"
@@ -88,15 +104,54 @@ def prepare(cli: Path, arguments: Sequence[str], environment: dict[str, str], ro
     environment.setdefault("PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER", "true")
     if not engine:
         return arguments
-    stack = option(arguments, "-s", "--stack") or _selected(cli, environment, root)
+    stack = named or _selected(cli, environment, root)
     if stack is None:
         return arguments
+    if not named:
+        _refuse_a_state_that_nobody_finds(root, stack)
     for lock in clear_dead_locks(backend, stack):
         print(f"pulumi: {lock.sentence()}; that process is gone, so the lock is removed", file=sys.stderr)
     source = root / "stacks" / f"Pulumi.{stack}.yaml"
     if option(arguments, "", "--config-file") or not source.is_file() or _OWN_SECRETS.search(source.read_text()):
         return arguments
     return [*arguments, "--config-file", str(_with_salt(cli, stack, source, environment, root))]
+
+
+def _named_stack(arguments: list[str]) -> str | None:
+    """The stack that the command names, as `-s NAME` or as in `stack init NAME`."""
+    if command_of(arguments) == "stack" and "init" in arguments[:-1]:
+        return arguments[arguments.index("init") + 1]
+    return option(arguments, "-s", "--stack")
+
+
+def _keeps(arguments: list[str]) -> bool:
+    """Whether a command that is not the engine's makes a stack, or encrypts a secret with its passphrase."""
+    return "init" in arguments or (command_of(arguments) == "config" and "--secret" in arguments)
+
+
+def _refuse_a_state_that_nobody_finds(root: Path, stack: str) -> None:
+    """Raise `HiddenState` for a stack in the cloud that has no state yet; a state that is here already goes on."""
+    source = root / "stacks" / f"Pulumi.{stack}.yaml"
+    target = _TARGET.search(source.read_text()) if source.is_file() else None
+    if target is None or target.group(1) not in IN_THE_CLOUD:
+        return
+    if _checkpoint(root, stack).is_file():
+        print(
+            f"pulumi: the state of stack {stack} is in {state_folder(root)} alone; to share it: `pulumi stack export`, "
+            "`pulumi login`, `pulumi stack init`, `pulumi stack import`",
+            file=sys.stderr,
+        )
+        return
+    raise HiddenState(
+        f"stack {stack} lives in AWS, but its state and its passphrase would be in {root / '.modelfleet'} alone, where "
+        f"no colleague and no CI finds them; choose a place: `pulumi login 's3://BUCKET?region=REGION'` and then "
+        f"`pulumi stack init {stack} --secrets-provider 'awskms://alias/KEY?region=REGION'`; or, to try it alone, "
+        f"`pulumi login --local` and then `pulumi stack init {stack}`"
+    )
+
+
+def _checkpoint(root: Path, stack: str) -> Path:
+    return state_folder(root) / ".pulumi" / "stacks" / _project(root) / f"{stack}.json"
 
 
 def _passphrase(root: Path) -> Path:
@@ -119,11 +174,11 @@ def _project(root: Path) -> str:
 def _with_salt(cli: Path, stack: str, source: Path, environment: dict[str, str], root: Path) -> Path:
     """A copy of the stack's file with the salt of its state."""
     project, salts = _project(root), root / ".modelfleet" / "pulumi"
-    made = state_folder(root) / ".pulumi" / "stacks" / project / f"{stack}.json"
+    made = _checkpoint(root, stack)
     kept = salts / f"Pulumi.{stack}.yaml"
+    salts.mkdir(parents=True, exist_ok=True)
     if not made.is_file():
         kept.unlink(missing_ok=True)
-        salts.mkdir(parents=True, exist_ok=True)
         (salts / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         print(f"pulumi: stack {stack} has no state yet; it is made under {state_folder(root)}", file=sys.stderr)
         command = [str(cli), "stack", "init", stack, "--no-select", "--non-interactive", "-C", str(salts)]

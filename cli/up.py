@@ -15,7 +15,7 @@ from modelfleet.infra.local import emulator
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ModelKind
 from modelfleet.infra.reading.workspace import make_plan
-from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, SetupError
+from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, SetupError, errors_in
 
 if TYPE_CHECKING:
     from modelfleet.cli.cluster_watch import ClusterWatch
@@ -54,7 +54,20 @@ def _prepare(root: Path, plan: Plan) -> ClusterWatch | None:
 
         check_cluster(plan)
         return ClusterWatch(plan)
+    else:
+        _ask_aws(plan)
     return None
+
+
+def _ask_aws(plan: Plan) -> None:
+    """The preflight, which the program repeats: here it ends in one line and an exit code of ours."""
+    from modelfleet.infra.aws.facts_boto3 import run_preflight
+
+    with output.status("Asking AWS for the account, zones, offerings and quotas"):
+        found = run_preflight(plan)
+    if errors := errors_in(found):
+        raise InputErrors(errors)
+    output.show_findings(found)
 
 
 def start_emulator(root: Path, port: int) -> None:

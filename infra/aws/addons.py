@@ -13,9 +13,12 @@ import pulumi_aws as aws
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.site import Site
 
+#: NetworkPolicies are enforced only with `enableNetworkPolicy`, which the add-on takes as text. Its agent needs no
+#: right of AWS, and its 25m of CPU are in infra/catalog/daemon-sets.csv
+#: (https://docs.aws.amazon.com/eks/latest/userguide/cni-network-policy-configure.html).
 #: By default the VPC CNI keeps a whole spare interface per node, 98 addresses on a large one
 #: (amazon-vpc-cni-k8s docs/eni-and-ip-target.md). Our GPU nodes run one pod and a few daemon sets.
-CNI_ADDRESSES = {"env": {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "10"}}
+CNI = {"enableNetworkPolicy": "true", "env": {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "10"}}
 CNI_POLICY = "AmazonEKS_CNI_Policy"
 
 
@@ -33,7 +36,7 @@ class AddonSpec:
 BEFORE_NODES = (
     AddonSpec("eks-pod-identity-agent"),
     AddonSpec("kube-proxy"),
-    AddonSpec("vpc-cni", CNI_ADDRESSES, "aws-node", CNI_POLICY),
+    AddonSpec("vpc-cni", CNI, "aws-node", CNI_POLICY),
 )
 #: After the untainted system pool: with tainted groups only, CoreDNS has nowhere to run (containers-roadmap#1389).
 #: The monitoring agent shows GPU faults (XID, DCGM) to node repair, which otherwise sees only what kubelet reports.

@@ -26,7 +26,7 @@ class Cluster(pulumi.ComponentResource):
     name: pulumi.Output[str]
     kubeconfig: pulumi.Output[str]
     security_group_id: pulumi.Output[str]
-    access: Sequence[pulumi.Resource]
+    access: list[pulumi.Resource]
 
     def __init__(
         self,
@@ -36,18 +36,21 @@ class Cluster(pulumi.ComponentResource):
         *,
         subnet_ids: Sequence[pulumi.Input[str]],
         administrators: Sequence[str],
+        has_log_group: bool,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Cluster", name, None, opts)
         self._name, self._site, self._config = name, site, config
         self._child = pulumi.ResourceOptions(parent=self)
         key = self._create_key()
-        logs = self._create_log_group(key)
+        logs = self._create_log_group(key, exists=has_log_group)
         role, attached = self._create_role()
         self.cluster = self._create_cluster(subnet_ids, role, key, [attached, logs])
         self.access = [self._create_access(arn) for arn in sorted(set(administrators))]
         self.name = self.cluster.name
         self.security_group_id = self.cluster.vpc_config.cluster_security_group_id.apply(str)
+        # A workload's provider needs them as much as an access entry: they are made before it and deleted after it.
+        self.access += self._create_ways_in()
         self.kubeconfig = pulumi.Output.secret(self._kubeconfig())
         self.register_outputs({"name": self.name, "endpoint": self.cluster.endpoint})
 
@@ -68,15 +71,20 @@ class Cluster(pulumi.ComponentResource):
         aws.kms.Alias(self._name, name=f"alias/{site.cluster_name}", target_key_id=key.id, opts=self._child)
         return key
 
-    def _create_log_group(self, key: aws.kms.Key) -> aws.cloudwatch.LogGroup:
-        """Made before the cluster, because EKS would otherwise make its own, without retention or a key."""
+    def _create_log_group(self, key: aws.kms.Key, *, exists: bool) -> aws.cloudwatch.LogGroup:
+        """Made before the cluster, because EKS would otherwise make its own, without retention or a key.
+
+        One that exists is adopted: EKS writes logs after a cluster was deleted and then makes its group again
+        (terraform-aws-eks#2763), under the one name that the next cluster must have. An import of what is in the state
+        already does nothing.
+        """
         return aws.cloudwatch.LogGroup(
             self._name,
             name=self._site.log_group,
             retention_in_days=LOG_RETENTION_DAYS,
             kms_key_id=key.arn,
             tags=self._site.tagged(self._name),
-            opts=self._child,
+            opts=pulumi.ResourceOptions(parent=self, import_=self._site.log_group if exists else None),
         )
 
     def _create_role(self) -> tuple[aws.iam.Role, pulumi.Resource]:
@@ -150,6 +158,32 @@ class Cluster(pulumi.ComponentResource):
             opts=self._child,
         )
 
+    def _create_ways_in(self) -> list[pulumi.Resource]:
+        """Rules of the cluster's own security group, which the private endpoint has: 443 for networks and groups.
+
+        Nodes have the group too, and nothing of theirs listens on 443.
+        https://docs.aws.amazon.com/eks/latest/userguide/sec-group-reqs.html
+        """
+        networks = [self._create_way_in(cidr, cidr=cidr) for cidr in self._config.private_access_cidrs]
+        groups = [self._create_way_in(group, group=group) for group in self._config.private_access_security_group_ids]
+        return [*networks, *groups]
+
+    def _create_way_in(self, source: str, *, cidr: str | None = None, group: str | None = None) -> pulumi.Resource:
+        """Named by who comes in, so that one more changes no other rule."""
+        name = f"{self._name}-from-{source.replace('/', '-')}"
+        return aws.vpc.SecurityGroupIngressRule(
+            name,
+            security_group_id=self.security_group_id,
+            description="API server",
+            ip_protocol="tcp",
+            from_port=443,
+            to_port=443,
+            cidr_ipv4=cidr,
+            referenced_security_group_id=group,
+            tags=self._site.tagged(name),
+            opts=self._child,
+        )
+
     def _kubeconfig(self) -> pulumi.Output[str]:
         return pulumi.Output.all(
             name=self.cluster.name,
@@ -161,5 +195,6 @@ class Cluster(pulumi.ComponentResource):
                 endpoint=known["endpoint"],
                 certificate_authority=known["authority"],
                 region=self._site.region,
+                profile=pulumi.Config("aws").get("profile"),
             )
         )

@@ -32,7 +32,10 @@ class Code(pulumi.ComponentResource):
             key=artifact.key,
             source=source,
             content_type="application/zip",
-            tags=home.tagged(name),
+            # S3 allows ten tags on an object, AWS 50 elsewhere: it gets ours alone, without the stack file's and
+            # the provider's `aws:defaultTags`. https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-tagging.html
+            tags=dict(home.own_tags),
+            override_provider={"default_tags": {"tags": {}}},
             opts=pulumi.ResourceOptions(parent=self, depends_on=[*after]),
         )
         self.register_outputs({"key": self.object.key})

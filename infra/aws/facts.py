@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from modelfleet.serving.config.errors import SetupError
+
 #: Zones in which EKS makes no control plane. It refuses subnets there.
 #: https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html
 NO_CONTROL_PLANE_ZONE_IDS = ("use1-az3", "usw1-az2", "cac1-az3")
@@ -12,6 +14,21 @@ NO_CONTROL_PLANE_ZONE_IDS = ("use1-az3", "usw1-az2", "cac1-az3")
 #: Attributes of a VPC without which its nodes cannot find the cluster's private endpoint.
 #: https://docs.aws.amazon.com/eks/latest/userguide/cluster-endpoint.html
 VPC_DNS = ("enableDnsSupport", "enableDnsHostnames")
+
+#: What a run can do without, as it stands in messages: a refusal of AWS to tell it stops nothing.
+ADDRESSES, CLUSTER, LOG_GROUP, IMAGE = "the use of Elastic IP addresses", "the cluster", "the log group", "the image"
+#: Actions that the preflight uses.
+READS = (
+    "sts:GetCallerIdentity",
+    "iam:GetRole",
+    "ec2:Describe*",
+    "servicequotas:GetServiceQuota",
+    "eks:ListClusters",
+    "eks:DescribeCluster",
+    "logs:DescribeLogGroups",
+    "ecr:DescribeImages",
+    "ecr:DescribeRepositories",
+)
 
 
 @dataclass(frozen=True)
@@ -25,12 +42,23 @@ class SubnetFact:
 
 
 @dataclass(frozen=True)
-class AccountFacts:
-    """One account in one region.
+class ClusterFact:
+    """The stack's cluster, where it exists. `unreachable` says why its API server cannot be reached from here."""
 
-    `quotas` maps a Service Quotas code to vCPUs; `unread` maps a code that could not be read to the reason.
+    unreachable: str | None
+
+
+@dataclass(frozen=True)
+class AccountFacts:
+    """One account in one region, and this machine.
+
+    `quotas` maps a Service Quotas code to its value (vCPUs, addresses). `unread` maps what could not be read, a code or
+    one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, to the reason.
     `offerings` maps an instance type to the zones that offer it, to none if the region lacks the type.
     `vpc_without` names the DNS attributes that are switched off in the stack's existing VPC.
+    `other_addresses` counts Elastic IP addresses that are not this stack's.
+    `has_log_group`: the cluster's log group exists, whoever made it.
+    `lacks_image`: the stack's image should be in ECR and is not.
     """
 
     account: str
@@ -43,6 +71,11 @@ class AccountFacts:
     unread: Mapping[str, str] = field(default_factory=dict)
     subnets: tuple[SubnetFact, ...] = ()
     vpc_without: tuple[str, ...] = ()
+    other_addresses: int = 0
+    cluster: ClusterFact | None = None
+    has_log_group: bool = False
+    lacks_image: bool = False
+    has_aws_command: bool = True
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:
@@ -51,3 +84,16 @@ def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dic
     for name, zone in pairs:
         found.setdefault(name, set()).add(zone)
     return {name: frozenset(zones) for name, zones in found.items()}
+
+
+def not_queried(error: Exception) -> SetupError:
+    """The error of a run that AWS does not answer at all: no credentials, expired ones, an unknown profile."""
+    return SetupError(
+        f"AWS could not be queried: {why(error)}. Log in (`aws sso login`, or AWS_PROFILE or "
+        f"`aws:profile` for another profile), then run the command again; it only reads: {', '.join(READS)}"
+    )
+
+
+def why(error: Exception) -> str:
+    """What AWS or its provider said, in one line and without the engine's own words about the call."""
+    return " ".join(str(error).rpartition(" returned an error: ")[2].split()).rstrip(".")

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from modelfleet.infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
+from modelfleet.infra.aws.facts import (
+    ADDRESSES,
+    CLUSTER,
+    IMAGE,
+    LOG_GROUP,
+    NO_CONTROL_PLANE_ZONE_IDS,
+    VPC_DNS,
+    AccountFacts,
+    ClusterFact,
+    SubnetFact,
+    not_queried,
+    why,
+    zones_by_type,
+)
+from modelfleet.infra.aws.here import has_aws_command, why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
+from modelfleet.infra.aws.registry import ecr_image
+from modelfleet.infra.aws.site import cluster_name, log_group
+from modelfleet.infra.names import STACK_LABEL
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import Finding, SetupError
 
 CONFIG = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 3})
+#: What ECR answers where the image, its tag or its repository does not exist.
+NO_IMAGE = frozenset({"ImageNotFoundException", "RepositoryNotFoundException"})
+
+T = TypeVar("T")
 
 
 def run_preflight(plan: Plan) -> list[Finding]:
@@ -25,14 +47,10 @@ def read_facts_with_boto3(plan: Plan, session: boto3.Session | None = None) -> A
     """Read the account of the ambient credentials; raises `SetupError` without credentials, region or network."""
     if not plan.region:
         raise SetupError("no region is set: add `aws:region` to the stack file")
-    session = session or boto3.Session(region_name=plan.region)
     try:
-        return _read(plan, session)
+        return _read(plan, session or boto3.Session(region_name=plan.region, profile_name=plan.source.profile))
     except (BotoCoreError, ClientError) as error:
-        raise SetupError(
-            f"AWS could not be queried: {error}. Log in (`aws sso login`, AWS_PROFILE), then run the command again; "
-            f"it reads only sts:GetCallerIdentity, ec2:Describe*, servicequotas:GetServiceQuota, iam:GetRole"
-        ) from error
+        raise not_queried(error) from error
 
 
 def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
@@ -41,6 +59,14 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
     quotas, unread = _quotas(plan, session)
     types = instance_types(plan)
     subnets = _subnets(plan, ec2)
+
+    def or_unread(what: str, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except (BotoCoreError, ClientError) as error:
+            unread[what] = why(error)
+            return otherwise
+
     return AccountFacts(
         account=caller["Account"],
         partition=caller["Arn"].split(":")[1],
@@ -52,7 +78,48 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
         unread=unread,
         subnets=subnets,
         vpc_without=_vpc_without(plan, subnets, ec2),
+        other_addresses=or_unread(ADDRESSES, lambda: _other_addresses(plan, ec2), 0),
+        cluster=or_unread(CLUSTER, lambda: _cluster(plan, session), None),
+        has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, session), otherwise=False),
+        lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, session), otherwise=False),
+        has_aws_command=has_aws_command(),
     )
+
+
+def _other_addresses(plan: Plan, ec2: Any) -> int:
+    found = ec2.describe_addresses(Filters=[{"Name": "domain", "Values": ["vpc"]}])["Addresses"]
+    own = {"Key": STACK_LABEL, "Value": plan.stack}
+    return sum(own not in address.get("Tags", []) for address in found)
+
+
+def _cluster(plan: Plan, session: boto3.Session) -> ClusterFact | None:
+    eks = session.client("eks", region_name=plan.region, config=CONFIG)
+    try:
+        found = eks.describe_cluster(name=cluster_name(plan))["cluster"]
+    except eks.exceptions.ResourceNotFoundException:
+        return None
+    return ClusterFact(why_unreachable(found.get("endpoint")))
+
+
+def _has_log_group(plan: Plan, session: boto3.Session) -> bool:
+    logs, name = session.client("logs", region_name=plan.region, config=CONFIG), log_group(plan)
+    found = logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]
+    return any(group["logGroupName"] == name for group in found)
+
+
+def _lacks_image(plan: Plan, session: boto3.Session) -> bool:
+    image = ecr_image(plan.config.kubernetes.image)
+    if image is None:
+        return False
+    wanted = {"imageDigest": image.digest} if image.digest else {"imageTag": image.tag}
+    ecr = session.client("ecr", region_name=image.region, config=CONFIG)
+    try:
+        ecr.describe_images(registryId=image.account, repositoryName=image.repository, imageIds=[wanted])
+    except ClientError as error:
+        if error.response["Error"]["Code"] in NO_IMAGE:
+            return True
+        raise
+    return False
 
 
 def _role_arn(caller_arn: str, session: boto3.Session) -> str:
@@ -87,7 +154,7 @@ def _quotas(plan: Plan, session: boto3.Session) -> tuple[dict[str, float], dict[
         try:
             quotas[code] = float(client.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"])
         except (BotoCoreError, ClientError) as error:
-            unread[code] = str(error)
+            unread[code] = why(error)
     return quotas, unread
 
 

@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pulumi
 import pulumi_aws as aws
 
-from modelfleet.infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
+from modelfleet.infra.aws.facts import (
+    ADDRESSES,
+    CLUSTER,
+    IMAGE,
+    LOG_GROUP,
+    NO_CONTROL_PLANE_ZONE_IDS,
+    VPC_DNS,
+    AccountFacts,
+    ClusterFact,
+    SubnetFact,
+    not_queried,
+    why,
+    zones_by_type,
+)
+from modelfleet.infra.aws.here import has_aws_command, why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, quota_codes
+from modelfleet.infra.aws.registry import ecr_image
+from modelfleet.infra.aws.site import cluster_name, log_group
+from modelfleet.infra.names import STACK_LABEL
 from modelfleet.infra.planning.plan import Plan
+
+#: What the provider says of an image, a tag or a repository that does not exist
+#: (terraform-provider-aws internal/service/ecr/image_data_source.go).
+NO_IMAGE = ("ImageNotFoundException", "RepositoryNotFoundException", "couldn't find resource", "returned no results")
+
+T = TypeVar("T")
 
 
 def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountFacts:
-    """The account as the stack's AWS provider sees it. Works in a preview too, because it only reads."""
-    opts = pulumi.InvokeOptions(parent=parent)
+    """The account as the stack's AWS provider sees it. Works in a preview too, because it only reads.
+
+    Raises `SetupError` when AWS cannot be queried at all.
+    """
+    try:
+        return _read(plan, pulumi.InvokeOptions(parent=parent))
+    except Exception as error:  # what the SDK raises for any refusal of the provider
+        raise not_queried(error) from error
+
+
+def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
     caller = aws.get_caller_identity(opts=opts)
     quotas, unread = _quotas(plan, opts)
     types = instance_types(plan)
     subnets = _subnets(plan, opts)
+
+    def or_unread(what: str, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
+            unread[what] = why(error)
+            return otherwise
+
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -28,7 +71,50 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
         unread=unread,
         subnets=subnets,
         vpc_without=_vpc_without(plan, subnets, opts),
+        other_addresses=or_unread(ADDRESSES, lambda: _other_addresses(plan, opts), 0),
+        cluster=or_unread(CLUSTER, lambda: _cluster(plan, opts), None),
+        has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, opts), otherwise=False),
+        lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
+        has_aws_command=has_aws_command(),
     )
+
+
+def _other_addresses(plan: Plan, opts: pulumi.InvokeOptions) -> int:
+    everybodys = aws.ec2.get_eips(filters=[{"name": "domain", "values": ["vpc"]}], opts=opts).allocation_ids
+    own = aws.ec2.get_eips(tags={STACK_LABEL: plan.stack}, opts=opts).allocation_ids
+    return len({*everybodys} - {*own})
+
+
+def _cluster(plan: Plan, opts: pulumi.InvokeOptions) -> ClusterFact | None:
+    name = cluster_name(plan)
+    if name not in aws.eks.get_clusters(opts=opts).names:
+        return None
+    return ClusterFact(why_unreachable(aws.eks.get_cluster(name=name, opts=opts).endpoint))
+
+
+def _has_log_group(plan: Plan, opts: pulumi.InvokeOptions) -> bool:
+    name = log_group(plan)
+    return name in aws.cloudwatch.get_log_groups(log_group_name_prefix=name, opts=opts).log_group_names
+
+
+def _lacks_image(plan: Plan, opts: pulumi.InvokeOptions) -> bool:
+    image = ecr_image(plan.config.kubernetes.image)
+    if image is None:
+        return False
+    try:
+        aws.ecr.get_image(
+            registry_id=image.account,
+            region=image.region,
+            repository_name=image.repository,
+            image_tag=image.tag,
+            image_digest=image.digest,
+            opts=opts,
+        )
+    except Exception as error:  # what the SDK raises for any refusal of the provider
+        if any(words in str(error) for words in NO_IMAGE):
+            return True
+        raise
+    return False
 
 
 def _zones(opts: pulumi.InvokeOptions) -> tuple[str, ...]:
@@ -58,7 +144,7 @@ def _quotas(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[dict[str, float], d
         try:
             quotas[code] = aws.servicequotas.get_service_quota(service_code="ec2", quota_code=code, opts=opts).value
         except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
-            unread[code] = str(error)
+            unread[code] = why(error)
     return quotas, unread
 
 

@@ -29,7 +29,8 @@ from modelfleet.serving.config.errors import InputErrors, errors_in
 class AwsFleet(pulumi.ComponentResource):
     """Everything that a stack has in AWS; `ready` is what a workload in the cluster must wait for.
 
-    Raises `InputErrors` with all findings of the preflight, before it registers the first resource.
+    Before it registers the first resource, it raises `InputErrors` with all findings of the preflight, or `SetupError`
+    where AWS cannot be queried.
     """
 
     kubeconfig: pulumi.Output[str]
@@ -90,6 +91,7 @@ class AwsFleet(pulumi.ComponentResource):
             config,
             subnet_ids=[subnet for ids in subnets.values() for subnet in ids],
             administrators=config.admin_role_arns or [self._facts.caller_role_arn],
+            has_log_group=self._facts.has_log_group,
             opts=self._child,
         )
 

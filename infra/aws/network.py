@@ -11,7 +11,8 @@ from modelfleet.infra.aws.site import Site
 from modelfleet.infra.planning.network import subnet_blocks
 from modelfleet.infra.stack.schema import Network as NetworkConfig
 
-#: Services that a node without NAT talks to: images, tokens, instance data, EKS, Pod Identity, logs, scaling.
+#: Services that a node talks to, and then not through NAT: images, tokens, instance data, EKS, Pod Identity, logs,
+#: scaling.
 #: https://docs.aws.amazon.com/eks/latest/userguide/private-clusters.html
 INTERFACE_SERVICES = ("autoscaling", "ec2", "ecr.api", "ecr.dkr", "eks", "eks-auth", "logs", "sts")
 
@@ -114,8 +115,8 @@ class Network(pulumi.ComponentResource):
     def _create_nats(
         self, public: Mapping[str, aws.ec2.Subnet], way_out: aws.ec2.Route
     ) -> dict[str, aws.ec2.NatGateway]:
-        """NAT gateways by the zone that uses them: none, the first zone's for all, or each zone's own."""
-        wanted = {"none": (), "single": self._zones[:1], "per-zone": self._zones}[self._config.nat]
+        """NAT gateways by the zone that uses them: the first zone's for all, or each zone's own."""
+        wanted = {"single": self._zones[:1], "per-zone": self._zones}[self._config.nat]
         made = {}
         for zone in wanted:
             name = f"{self._name}-nat-{zone}"
@@ -128,12 +129,12 @@ class Network(pulumi.ComponentResource):
                 # It fails if the VPC has no internet gateway, and the gateway cannot be deleted before the address.
                 opts=pulumi.ResourceOptions(parent=self, depends_on=[way_out]),
             )
-        return {zone: made.get(zone) or next(iter(made.values())) for zone in self._zones} if made else {}
+        return {zone: made.get(zone) or made[self._zones[0]] for zone in self._zones}
 
     def _create_private_tables(
         self, private: Mapping[str, aws.ec2.Subnet], nats: Mapping[str, aws.ec2.NatGateway]
     ) -> tuple[list[aws.ec2.RouteTable], list[pulumi.Resource]]:
-        """A table per zone, and what makes it work: its association and, with NAT, its route."""
+        """A table per zone, and what makes it work: its association and its route."""
         tables: list[aws.ec2.RouteTable] = []
         ways: list[pulumi.Resource] = []
         for zone, subnet in private.items():
@@ -142,15 +143,14 @@ class Network(pulumi.ComponentResource):
             ways.append(
                 aws.ec2.RouteTableAssociation(name, subnet_id=subnet.id, route_table_id=table.id, opts=self._child)
             )
-            if zone in nats:
-                route = aws.ec2.Route(
-                    name,
-                    route_table_id=table.id,
-                    destination_cidr_block="0.0.0.0/0",
-                    nat_gateway_id=nats[zone].id,
-                    opts=self._child,
-                )
-                ways.append(route)
+            route = aws.ec2.Route(
+                name,
+                route_table_id=table.id,
+                destination_cidr_block="0.0.0.0/0",
+                nat_gateway_id=nats[zone].id,
+                opts=self._child,
+            )
+            ways.append(route)
         return tables, ways
 
     def _create_table(self, suffix: str) -> aws.ec2.RouteTable:

@@ -1,4 +1,4 @@
-"""Finds what would make AWS refuse a plan, before anything is made: account, region, zones, offerings, quotas.
+"""Finds what would stop a plan on AWS, before anything is made: account, offerings, quotas, a way to the cluster.
 
     findings = preflight(plan, facts)
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, AccountFacts
+from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.aws.zones import network_zones, pool_zones
 from modelfleet.infra.catalog import Catalog, Quota, default_catalog
+from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.plan import Plan, PoolPlan
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -19,6 +21,10 @@ from modelfleet.serving.config.errors import Finding, Severity
 ADDRESSES_PER_NODE = 20
 #: EKS wants its own interfaces in two zones. https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html
 FEWEST_ZONES = 2
+#: Elastic IP addresses in a region, five unless more were granted.
+#: https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
+ADDRESS_QUOTA = Quota("L-0263D0A3", "EC2-VPC Elastic IPs")
+INSTALL_AWS = "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html"
 
 #: `LoadedStack.finding`: a finding at a key of the stack file, such as `("pools", 0, "zones")`.
 Place = Callable[..., Finding]
@@ -33,6 +39,10 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_subnets(plan, facts, place),
         *_offerings(plan, facts, place),
         *_quotas(plan, facts, place, catalog),
+        *_addresses(plan, facts, place),
+        *_api_server(plan, facts, place),
+        *_image(plan, facts, place),
+        *_unread(facts, place),
     ]
 
 
@@ -44,7 +54,8 @@ def instance_types(plan: Plan) -> tuple[str, ...]:
 
 def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
     """Service Quotas codes that a plan is checked against."""
-    return tuple(sorted(quota.code for quota in _vcpus_needed(plan, catalog or default_catalog())))
+    codes = {quota.code for quota in _vcpus_needed(plan, catalog or default_catalog())}
+    return tuple(sorted(codes | ({ADDRESS_QUOTA.code} if nat_gateways(plan.config.network) else set())))
 
 
 def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
@@ -166,10 +177,73 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
             yield place(
                 ("pools",),
                 f"need up to {vcpus} vCPUs of '{quota.name}'; the account's quota {quota.code} in {facts.region} is "
-                f"{facts.quotas[quota.code]:g}; lower maxNodes, or request it: aws service-quotas "
-                f"request-service-quota-increase --service-code ec2 --quota-code {quota.code} --desired-value {vcpus} "
-                f"--region {facts.region}",
+                f"{facts.quotas[quota.code]:g}; lower maxNodes, or request it: {_request(quota, vcpus, facts)}",
             )
+
+
+def _request(quota: Quota, value: int, facts: AccountFacts) -> str:
+    return (
+        f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {quota.code} "
+        f"--desired-value {value} --region {facts.region}"
+    )
+
+
+def _addresses(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """Each NAT gateway has an Elastic IP address. Those that the stack has already count as its own."""
+    needed, path = nat_gateways(plan.config.network), ("network", "nat")
+    if not needed:
+        return
+    if ADDRESS_QUOTA.code in facts.unread:
+        message = f"quota {ADDRESS_QUOTA.code} ({ADDRESS_QUOTA.name}) could not be read: "
+        yield place(path, message + facts.unread[ADDRESS_QUOTA.code], Severity.NOTICE)
+        return
+    most, wanted = facts.quotas[ADDRESS_QUOTA.code], facts.other_addresses + needed
+    if wanted > most:
+        yield place(
+            path,
+            f"'{plan.config.network.nat}' needs {needed} Elastic IP addresses, and others have {facts.other_addresses} "
+            f"of the {most:g} that quota {ADDRESS_QUOTA.code} ({ADDRESS_QUOTA.name}) allows in {facts.region}; write "
+            f"single, release an address, or request more: {_request(ADDRESS_QUOTA, wanted, facts)}",
+        )
+
+
+def _api_server(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """A run that cannot reach the API server would make nodes and nothing on them."""
+    if not facts.has_aws_command:
+        message = f"every request to the API server takes a token from `aws`, which is not on PATH; see {INSTALL_AWS}"
+        yield place(("cluster",), message)
+    config = plan.config
+    if facts.cluster is None:
+        is_new = CLUSTER not in facts.unread and not config.network.vpc_id
+        if is_new and not config.cluster.public_access_cidrs:
+            message = (
+                "is empty, but a new network has nobody inside and nothing connected to it: the first `up` could not "
+                "reach the API server; name your network here, and take it out once a VPN or a peering is there, or "
+                "use a network that is connected already (network.vpcId)"
+            )
+            yield place(("cluster", "publicAccessCidrs"), message)
+    elif facts.cluster.unreachable:
+        yield place(
+            ("cluster",),
+            f"the API server cannot be reached from here, {facts.cluster.unreachable}; run this where "
+            f"privateAccessCidrs or publicAccessCidrs allow it, or add your address to publicAccessCidrs and open "
+            f"the endpoint first: aws eks update-cluster-config --region {facts.region} --name {cluster_name(plan)} "
+            f"--resources-vpc-config endpointPublicAccess=true,publicAccessCidrs=ADDRESS/32",
+        )
+
+
+def _image(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    if facts.lacks_image:
+        image = plan.config.kubernetes.image
+        message = f"found '{image}', which ECR does not have; build serving/Dockerfile and push it under this name"
+        yield place(("kubernetes", "image"), message)
+
+
+def _unread(facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    for what in (ADDRESSES, CLUSTER, LOG_GROUP, IMAGE):
+        if what in facts.unread:
+            message = f"{what} could not be read, so nothing checks it: {facts.unread[what]}"
+            yield place((), message, Severity.NOTICE)
 
 
 def _listed(zones: frozenset[str]) -> str:

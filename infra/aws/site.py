@@ -18,6 +18,11 @@ class Home:
     partition: str
     tags: Mapping[str, str]
 
+    @property
+    def own_tags(self) -> Mapping[str, str]:
+        """Our tags, which say whose a resource is."""
+        return own_tags(self.stack)
+
     def tagged(self, name: str, **more: str) -> dict[str, str]:
         """The stack's tags and a `Name`."""
         return {**self.tags, "Name": name, **more}
@@ -41,7 +46,7 @@ class Site(Home):
     @property
     def log_group(self) -> str:
         """The log group that EKS writes to. It is ours only if it exists before the cluster."""
-        return f"/aws/eks/{self.cluster_name}/cluster"
+        return _log_group(self.cluster_name)
 
 
 def site_of(plan: Plan, facts: AccountFacts) -> Site:
@@ -63,6 +68,20 @@ def cluster_name(plan: Plan) -> str:
     return f"modelfleet-{plan.stack}"
 
 
+def log_group(plan: Plan) -> str:
+    """The name of the stack's log group, known before the cluster exists."""
+    return _log_group(cluster_name(plan))
+
+
+def _log_group(cluster: str) -> str:
+    return f"/aws/eks/{cluster}/cluster"
+
+
 def stack_tags(plan: Plan) -> dict[str, str]:
     """Tags of every resource: the stack file's and ours. Ours win."""
-    return {**plan.config.tags, STACK_LABEL: plan.stack, MANAGED_BY_TAG: "pulumi"}
+    return {**plan.config.tags, **own_tags(plan.stack)}
+
+
+def own_tags(stack: str) -> dict[str, str]:
+    """The tags of every resource of a stack that has tags."""
+    return {STACK_LABEL: stack, MANAGED_BY_TAG: "pulumi"}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
 from modelfleet.infra.planning.demand import Demand
+from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan
 from modelfleet.infra.stack import LoadedStack, Target
@@ -73,8 +74,7 @@ def fixed_costs(stack: LoadedStack, catalog: Catalog) -> tuple[FixedCost, ...]:
     """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways."""
     if not stack.config.target.makes_cluster:
         return ()
-    cluster, network, region = stack.config.cluster, stack.config.network, stack.region or ""
-    gateways = {"none": 0, "single": 1, "per-zone": network.zones}[network.nat] if network.vpc_id is None else 0
+    cluster, region, gateways = stack.config.cluster, stack.region or "", nat_gateways(stack.config.network)
     system = cluster.system_instance_type
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),

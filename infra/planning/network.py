@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from modelfleet.infra.stack import LoadedStack
-from modelfleet.infra.stack.schema import Network
+from modelfleet.infra.stack.schema import Cluster, Network
 from modelfleet.serving.config.errors import Finding
 
 #: A GPU node's VPC CNI keeps whole spare interfaces: about 100 addresses a node. A /24 is full after two nodes
@@ -23,7 +23,7 @@ LARGEST_VPC_PREFIX = 16
 WIDEST_PUBLIC_PREFIX = 8
 WIDEST_PUBLIC_PREFIX_V6 = 16
 PRIVATE_ADDRESSES = tuple(
-    ip_network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+    IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 )
 
 
@@ -46,11 +46,16 @@ def subnet_blocks(cidr: str, zones: int) -> SubnetBlocks:
     )
 
 
+def nat_gateways(network: Network) -> int:
+    """Number of NAT gateways that the stack makes; each has an Elastic IP address."""
+    return 0 if network.vpc_id else {"single": 1, "per-zone": network.zones}[network.nat]
+
+
 def network_findings(stack: LoadedStack) -> list[Finding]:
     """Findings about the network and the cluster's endpoint that would otherwise show late, or cost money."""
     network = stack.config.network
-    found = [] if network.vpc_id else [*_cidr_findings(stack, network), *_way_out_findings(stack, network)]
-    return [*found, *_endpoint_findings(stack)]
+    found = [] if network.vpc_id else list(_cidr_findings(stack, network))
+    return [*found, *_public_findings(stack), *_private_findings(stack), *_reach_findings(stack)]
 
 
 def _cidr_findings(stack: LoadedStack, network: Network) -> Iterator[Finding]:
@@ -67,34 +72,68 @@ def _cidr_findings(stack: LoadedStack, network: Network) -> Iterator[Finding]:
             f"found '{network.cidr}'; allowed are IPv4 networks from /{LARGEST_VPC_PREFIX} to /{smallest}: "
             f"a GPU node takes about 100 addresses, and each zone gets an eighth",
         )
-    elif not any(vpc.subnet_of(block) for block in PRIVATE_ADDRESSES if isinstance(block, IPv4Network)):
+    elif not is_private(vpc):
         yield stack.finding(path, f"found '{network.cidr}', which is public; use a private range such as 10.0.0.0/16")
 
 
-def _way_out_findings(stack: LoadedStack, network: Network) -> Iterator[Finding]:
-    if network.nat == "none" and not network.interface_endpoints:
-        yield stack.finding(
-            ("network", "nat"),
-            "found 'none' without interfaceEndpoints: nodes would reach neither EKS nor ECR; "
-            "set interfaceEndpoints: true, or nat: single",
-        )
-
-
-def _endpoint_findings(stack: LoadedStack) -> Iterator[Finding]:
+def _public_findings(stack: LoadedStack) -> Iterator[Finding]:
     cluster = stack.config.cluster
     for index, cidr in enumerate(cluster.public_access_cidrs):
         path = ("cluster", "publicAccessCidrs", index)
-        try:
-            block = ip_network(cidr)
-        except ValueError:
+        block = _network(cidr)
+        if block is None:
             yield stack.finding(path, f"found '{cidr}', which is not a network; write it as 203.0.113.0/24")
-            continue
-        if is_open(block) and not cluster.allow_public_access_from_anywhere:
+        elif is_open(block) and not cluster.allow_public_access_from_anywhere:
             yield stack.finding(
                 path,
                 f"found '{cidr}', which opens the cluster's endpoint to the internet; name your networks, "
                 f"or confirm it with allowPublicAccessFromAnywhere: true",
             )
+        elif is_private(block):
+            # EKS refuses it. https://docs.aws.amazon.com/eks/latest/APIReference/API_VpcConfigRequest.html
+            message = f"found '{cidr}', which is private and never seen by a public endpoint; move it to "
+            yield stack.finding(path, f"{message}privateAccessCidrs")
+
+
+def _private_findings(stack: LoadedStack) -> Iterator[Finding]:
+    for index, cidr in enumerate(stack.config.cluster.private_access_cidrs):
+        path = ("cluster", "privateAccessCidrs", index)
+        block = _network(cidr)
+        if not isinstance(block, IPv4Network):
+            yield stack.finding(path, f"found '{cidr}', which is not an IPv4 network; write it as 10.8.0.0/16")
+        elif is_open(block):
+            yield stack.finding(path, f"found '{cidr}', which is as good as every address; name your networks")
+
+
+def _reach_findings(stack: LoadedStack) -> Iterator[Finding]:
+    """Only nodes may connect to a private endpoint on their own: all others need a rule in the security group.
+
+    https://docs.aws.amazon.com/eks/latest/userguide/cluster-endpoint.html ("Accessing a private only API server")
+    """
+    if not (stack.config.cluster.public_access_cidrs or reaches_privately(stack.config.cluster)):
+        yield stack.finding(
+            ("cluster",),
+            "lets nobody reach the cluster's API server, so a run would make nodes and nothing on them; name who does: "
+            "publicAccessCidrs (networks on the internet, such as your office), or privateAccessCidrs or "
+            "privateAccessSecurityGroupIds (a VPN, a peered network, a bastion, a CI runner inside network.vpcId)",
+        )
+
+
+def reaches_privately(cluster: Cluster) -> bool:
+    """Whether anybody but the nodes may connect to the private endpoint."""
+    return bool(cluster.private_access_cidrs or cluster.private_access_security_group_ids)
+
+
+def _network(cidr: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(cidr)
+    except ValueError:
+        return None
+
+
+def is_private(block: IPv4Network | IPv6Network) -> bool:
+    """Whether a range is one that the internet does not route."""
+    return isinstance(block, IPv4Network) and any(block.subnet_of(private) for private in PRIVATE_ADDRESSES)
 
 
 def is_open(block: IPv4Network | IPv6Network) -> bool:

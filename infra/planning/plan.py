@@ -289,6 +289,10 @@ class Plan:
         """Whether the stack brings KubeRay's operator and its definitions."""
         return self.operator_namespace == self.namespace
 
+    def grace_s(self, wanted: int) -> int:
+        """Seconds that a pod may take to end: what it wants, or the most that the update of its node waits for."""
+        return min(wanted, self.target.longest_drain_s or wanted)
+
     @property
     def idle_usd_per_month(self) -> float | None:
         """USD for 730 hours at the minimum; None when a price is unknown."""

@@ -50,6 +50,7 @@ from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.speed import SpeedEstimate
+from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -155,6 +156,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_operator(stack),
         *_namespace(stack),
         *_region(stack),
+        *tag_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 

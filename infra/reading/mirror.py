@@ -23,10 +23,16 @@ class BucketUnreachable(Exception):
 
 
 class StackMirror:
-    """The copies in a stack's bucket, through one client for all of its models."""
+    """The copies in a stack's bucket, through one client for all of its models.
+
+    Raises `BucketUnreachable` where there can be no client, such as for a profile that does not exist.
+    """
 
     def __init__(self, bucket: str, *, timeout_s: float) -> None:
-        self._store = _store(bucket, signed=True, timeout_s=timeout_s)
+        try:
+            self._store = _store(bucket, signed=True, timeout_s=timeout_s)
+        except BotoCoreError as error:
+            raise BucketUnreachable from error
 
     def read(self, prefix: str) -> Prefix | None:
         """`config.json` and headers of the version that the manifest below `prefix` names; None without a manifest.

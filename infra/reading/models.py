@@ -125,8 +125,8 @@ class Reader:
             return None
         from modelfleet.infra.reading.mirror import BucketUnreachable, StackMirror
 
-        self.mirror = self.mirror or StackMirror(bucket, timeout_s=TIMEOUT_S)
         try:
+            self.mirror = self.mirror or StackMirror(bucket, timeout_s=TIMEOUT_S)
             found = self.mirror.read(mirror.prefix)
         except BucketUnreachable:
             self.bucket_reachable = False

@@ -1,7 +1,17 @@
 """The stack file: `stacks/Pulumi.<env>.yaml` as one typed, validated model."""
 
 from modelfleet.infra.stack.load import LoadedStack, Sections, load_stack, stack_file, stack_of
-from modelfleet.infra.stack.schema import Pool, StackConfig
+from modelfleet.infra.stack.schema import Cluster, Pool, StackConfig
 from modelfleet.infra.stack.target import Target
 
-__all__ = ["LoadedStack", "Pool", "Sections", "StackConfig", "Target", "load_stack", "stack_file", "stack_of"]
+__all__ = [
+    "Cluster",
+    "LoadedStack",
+    "Pool",
+    "Sections",
+    "StackConfig",
+    "Target",
+    "load_stack",
+    "stack_file",
+    "stack_of",
+]

@@ -29,6 +29,8 @@ class LoadedStack:
     document: Document
     secrets: frozenset[str]
     notices: tuple[Finding, ...] = ()
+    #: `aws:profile`, the AWS profile of the run.
+    profile: str | None = None
 
     def finding(self, path: KeyPath, message: str, severity: Severity = Severity.ERROR) -> Finding:
         """A finding at a key of the stack file, e.g. `("pools", 0, "accelerator")`."""
@@ -70,8 +72,8 @@ def stack_of(document: Document, name: str, sections: Sections = MappingProxyTyp
     findings += _plain_secrets(document, settings)
     if isinstance(result, list) or errors_in(findings):
         raise InputErrors([_outer(f) for f in errors_in(findings)])
-    region = settings.get("aws:region")
-    return LoadedStack(name, result, str(region) if region else None, document, secrets, tuple(findings))
+    region, profile = (str(settings[key]) if settings.get(key) else None for key in ("aws:region", "aws:profile"))
+    return LoadedStack(name, result, region, document, secrets, tuple(findings), profile)
 
 
 def _settings(document: Document) -> dict[str, Any]:

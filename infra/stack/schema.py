@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -120,9 +120,9 @@ class Network(StackSection):
 
     cidr: str = Field("10.0.0.0/16", description="Address range of the new VPC.")
     zones: int = Field(3, ge=2, le=6, description="Number of availability zones of the new VPC.")
-    nat: Literal["none", "single", "per-zone"] = Field("single", description="NAT gateways of the new VPC.")
+    nat: Literal["single", "per-zone"] = Field("single", description="NAT gateways of the new VPC.")
     interface_endpoints: bool = Field(
-        False, description="Interface endpoints for ECR, STS and others, so that nodes need no NAT."
+        False, description="Interface endpoints for ECR, STS and other services of AWS, so that these need no NAT."
     )
     vpc_id: Annotated[str, Matching(r"^vpc-[0-9a-f]+$", "vpc- and hexadecimal digits")] | None = Field(
         None, description="Existing VPC; needs privateSubnetIds."
@@ -130,6 +130,21 @@ class Network(StackSection):
     private_subnet_ids: list[str] = Field(
         default_factory=list, description="Private subnets of the existing VPC, in at least two zones."
     )
+
+    @field_validator("nat", mode="before")
+    @classmethod
+    def nodes_reach_the_internet(cls, value: Any) -> Any:
+        """Interface endpoints reach AWS's own services; other registries and the Hub are on the internet.
+
+        https://docs.aws.amazon.com/eks/latest/userguide/private-clusters.html
+        """
+        if value == "none":
+            raise ValueError(
+                "found 'none', but nodes load images from docker.io, quay.io, registry.k8s.io and nvcr.io, and mirror "
+                "Jobs load weights from the Hugging Face Hub; write single or per-zone, or name a network that has "
+                "its own way out: vpcId and privateSubnetIds"
+            )
+        return value
 
     @model_validator(mode="after")
     def existing_network_has_both_ids(self) -> Self:
@@ -146,10 +161,21 @@ class Cluster(StackSection):
         "1.35", description="Kubernetes minor version."
     )
     public_access_cidrs: list[str] = Field(
-        default_factory=list, description="CIDRs that reach the public endpoint; empty: private only."
+        default_factory=list,
+        description="Networks on the internet that reach the API server; empty: private endpoint only.",
     )
     allow_public_access_from_anywhere: bool = Field(
         False, description="Must be true for publicAccessCidrs to contain 0.0.0.0/0."
+    )
+    private_access_cidrs: list[str] = Field(
+        default_factory=list,
+        description="Networks inside the VPC or connected to it (VPN, peering) that reach the private endpoint.",
+    )
+    private_access_security_group_ids: list[
+        Annotated[str, Matching(r"^sg-[0-9a-f]+$", "sg- and hexadecimal digits")]
+    ] = Field(
+        default_factory=list,
+        description="Security groups whose members reach the private endpoint, such as a bastion's or a CI runner's.",
     )
     admin_role_arns: list[str] = Field(default_factory=list, description="IAM roles that administer the cluster.")
     deletion_protection: bool = Field(False, description="Protect cluster, key and bucket from deletion.")

@@ -20,6 +20,7 @@ class Target:
 
     `makes_cluster`: the run makes the network and the cluster. `chooses_nodes`: a pool can leave its instance types
     to the plan. `priced`: nodes cost USD per hour. `on_this_machine`: the run makes only processes here.
+    `longest_drain_s`: seconds that a pod of a drained node may take to end, where the cluster has a limit.
     """
 
     name: TargetName
@@ -27,13 +28,19 @@ class Target:
     chooses_nodes: bool = False
     priced: bool = True
     on_this_machine: bool = False
+    longest_drain_s: int | None = None
 
     def __str__(self) -> str:
         return self.name
 
 
+#: EKS waits 15 minutes for the pods of a node that it updates; then the whole update fails (PodEvictionFailure). Its
+#: own work on the node, and a budget that holds an eviction back, are in these minutes too.
+#: https://docs.aws.amazon.com/eks/latest/userguide/managed-node-update-behavior.html ("Upgrade phase")
+EKS_DRAIN_S: Final = 12 * 60
+
 TARGETS: Final[Mapping[TargetName, Target]] = {
-    "eks": Target("eks", makes_cluster=True, chooses_nodes=True),
+    "eks": Target("eks", makes_cluster=True, chooses_nodes=True, longest_drain_s=EKS_DRAIN_S),
     "kubernetes": Target("kubernetes"),
     "local": Target("local", priced=False, on_this_machine=True),
 }

@@ -79,6 +79,7 @@ def write_project(
         "auth": "none",
         "accountId": "123456789012",
         "mirror": {"create": True, "bucket": "fleet-mirror"},
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"]},
         **config,
     }
     document = {

@@ -113,7 +113,12 @@ class Account:
                 for a in self.kms.list_aliases()["Aliases"]
                 if not a["AliasName"].startswith("alias/aws/")
             ),
-            *(g["logGroupName"] for g in self.client("logs").describe_log_groups()["logGroups"]),
+            # Without retention it is one that EKS made again after the cluster had gone: nobody's, and the next `up`'s.
+            *(
+                g["logGroupName"]
+                for g in self.client("logs").describe_log_groups()["logGroups"]
+                if "retentionInDays" in g
+            ),
             *(self._emulator.buckets() - {TABLE}),
             *self.table_keys(),
         ]

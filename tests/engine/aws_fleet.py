@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ from tests.engine.engine import Project
 REPOSITORY = Path(__file__).resolve().parents[2]
 REGION = "us-west-2"
 ACCOUNT = "123456789012"
+#: The least that moto takes for an image.
+IMAGE_MANIFEST = json.dumps(
+    {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": []}
+)
 
 PROGRAM = """\
 import os
@@ -31,7 +36,7 @@ from modelfleet.infra.aws import AwsFleet
 from modelfleet.infra.planning import plan
 from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.workspace import read_workspace
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import ModelfleetError
 
 root = Path(os.environ["FLEET_ROOT"])
 workspace = read_workspace(root, os.environ["FLEET_STACK"])
@@ -40,8 +45,8 @@ archive = root / "serving.zip"
 archive.write_bytes(b"the serving package")
 try:
     fleet = AwsFleet("aws", plan(workspace.models, workspace.stack, code=code), code=pulumi.FileAsset(str(archive)))
-except InputErrors as errors:
-    pulumi.log.error(str(errors))
+except ModelfleetError as error:
+    pulumi.log.error(str(error))
     sys.exit(32)  # as infra/program.py
 pulumi.export("kubeconfig", fleet.kubeconfig)
 pulumi.export("endpoint", fleet.endpoint)
@@ -118,6 +123,7 @@ class FleetProject(Project):
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "test",
                 "PYTHONPATH": str(REPOSITORY),
+                "PATH": with_aws_command(folder),
                 "FLEET_ROOT": str(self.root),
                 "FLEET_STACK": stack,
             },
@@ -154,8 +160,21 @@ class FleetProject(Project):
         }
         self.region = settings["aws:region"]
         self.config["aws:region"] = self.region
-        self.files({**own, "accountId": ACCOUNT, "auth": "none"}, {})
+        image = own["kubernetes"]["image"].replace(own["accountId"], ACCOUNT)
+        self.push(image)
+        self.files(
+            {**own, "accountId": ACCOUNT, "auth": "none", "kubernetes": {**own["kubernetes"], "image": image}}, {}
+        )
         shutil.copytree(REPOSITORY / "models", self.root / "models", dirs_exist_ok=True)
+
+    def push(self, image: str) -> None:
+        """Puts an image of that name into the emulated ECR, unless it is there."""
+        ecr = self.emulator.client("ecr", self.region)
+        repository, _, tag = image.partition("/")[2].partition(":")
+        known = [one["repositoryName"] for one in ecr.describe_repositories()["repositories"]]
+        if repository not in known:
+            ecr.create_repository(repositoryName=repository)
+            ecr.put_image(repositoryName=repository, imageManifest=IMAGE_MANIFEST, imageTag=tag)
 
     def faults(self, script: Mapping[str, Any] | None) -> None:
         """Makes AWS calls of the next commands fail by a script (tools/standin/aws/faults.py); None stops this."""
@@ -164,6 +183,15 @@ class FleetProject(Project):
             path = self.folder / "faults.json"
             path.write_text(json.dumps(script))
             self.environ["MODELFLEET_STANDIN_FAULTS"] = str(path)
+
+
+def with_aws_command(folder: Path) -> str:
+    """PATH with an `aws` in front that the preflight finds; nothing runs it where no cluster answers."""
+    command = folder / "bin" / "aws"
+    command.parent.mkdir(parents=True, exist_ok=True)
+    command.write_text("#!/bin/sh\nexit 2\n")
+    command.chmod(0o755)
+    return os.pathsep.join([str(command.parent), os.environ["PATH"]])
 
 
 def stack_of(**more: Any) -> dict[str, Any]:
@@ -176,4 +204,5 @@ def stack_of(**more: Any) -> dict[str, Any]:
         "network": {"cidr": "10.0.0.0/16", "zones": 2},
         "pools": [],
         **more,
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"], **more.get("cluster", {})},
     }

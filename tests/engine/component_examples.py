@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.engine.aws_fleet import with_aws_command
 from tests.engine.conftest import Emulator
 from tests.engine.engine import PULUMI, Project, Run
 
@@ -50,6 +51,7 @@ class ExampleProject(Project):
                 "AWS_ENDPOINT_URL": emulator.url,
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "test",
+                "PATH": with_aws_command(folder),
             },
         )
         (folder / "models").mkdir(exist_ok=True)

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pulumi
 from botocore.exceptions import ClientError
 
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props
 from modelfleet.infra.provider.values import plain, wire
 from tools.standin.aws.provider import all_invokes, all_resources
-from tools.standin.aws.session import Aws, open_session
+from tools.standin.aws.session import Aws, explain, open_session
 
 
 class FailEachOnce:
@@ -40,6 +41,22 @@ class FailEachOnce:
         """Does nothing: a call that was carried out returns its answer."""
 
 
+class RefusedCall(grpc.RpcError):
+    """A function's error in the form in which the engine hands it on: the SDK ends a program for any other."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self._said = said
+
+    def code(self) -> grpc.StatusCode:
+        """As from a plugin."""
+        return grpc.StatusCode.UNKNOWN
+
+    def details(self) -> str:
+        """What the plugin said."""
+        return self._said
+
+
 class MockedEngine(pulumi.runtime.Mocks):
     """Creates each resource for real, and tries again like a person who runs `pulumi up` until it works."""
 
@@ -52,7 +69,10 @@ class MockedEngine(pulumi.runtime.Mocks):
         self.half_made = 0
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
-        return self.functions[args.token].call(self.session, plain(wire(args.args))), []
+        try:
+            return self.functions[args.token].call(self.session, plain(wire(args.args))), []
+        except Exception as error:
+            raise RefusedCall(explain(error)) from error
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         definition = self.types.get(args.typ)
@@ -63,7 +83,7 @@ class MockedEngine(pulumi.runtime.Mocks):
         if definition.autoname and definition.autoname.key not in inputs:
             inputs[definition.autoname.key] = f"{args.name}-0000000"
         call = Call(self.session, f"urn::{args.name}", args.name, args.typ, 0.0, lambda message: None)
-        made = self._until_made(definition, call, inputs)
+        made = self._imported(definition, call, args.resource_id, inputs) or self._until_made(definition, call, inputs)
         state = {**inputs, **made.outputs}
         self.made.append((args.typ, made.id, state))
         return made.id, state
@@ -83,6 +103,13 @@ class MockedEngine(pulumi.runtime.Mocks):
             call = Call(self.session, f"urn::{id}", id, kind, 0.0, lambda message: None)
             self.types[kind].delete(call, id, state)
 
+    def _imported(self, definition: Any, call: Any, id: str | None, inputs: Props) -> Made | None:
+        """What the program adopts, updated to what it says."""
+        if not id:
+            return None
+        found = definition.read(call, id, {})
+        return self._until_repaired(definition, call, PartlyMade(id, found, []), inputs, state=found)
+
     def _until_made(self, definition: Any, call: Any, inputs: Props) -> Made:
         for _ in range(60):
             try:
@@ -95,8 +122,10 @@ class MockedEngine(pulumi.runtime.Mocks):
                 continue
         raise AssertionError(f"{call.token} was never made")
 
-    def _until_repaired(self, definition: Any, call: Any, partly: PartlyMade, inputs: Props) -> Made:
-        state = {**inputs, **partly.outputs}
+    def _until_repaired(
+        self, definition: Any, call: Any, partly: PartlyMade, inputs: Props, *, state: Props | None = None
+    ) -> Made:
+        state = state or {**inputs, **partly.outputs}
         for _ in range(60):
             try:
                 return Made(partly.id, {**partly.outputs, **definition.update(call, partly.id, state, inputs)})

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
 from modelfleet.infra.aws.fleet import AwsFleet
@@ -39,18 +40,19 @@ class Maker:
         self._project = project
         self.engine = MockedEngine(REGION)
 
-    def make(self, **stack: Any) -> list[str]:
+    def make(self, *, with_code: bool = False, **stack: Any) -> list[str]:
         """The types of what was made, without the package."""
         self._project.files(stack_of(**{"pools": [POOL], **stack}), {"org--m": model("org/m", "L4")})
-        plan = self._project.plan()
-        self.engine.run(lambda: AwsFleet("aws", plan))
+        plan, code = self._project.plan(), self._project.folder / "serving.zip"
+        code.write_bytes(b"the serving package")
+        self.engine.run(lambda: AwsFleet("aws", plan, code=pulumi.FileAsset(str(code)) if with_code else None))
         return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
 
 
 @pytest.fixture
 def fleet(tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
     project = FleetProject(tmp_path, emulator)
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PATH"):
         monkeypatch.setenv(name, project.environ[name])
     maker = Maker(project)
     yield maker
@@ -119,9 +121,8 @@ def test_an_existing_network_whose_nodes_would_not_find_the_cluster_is_refused(
     assert fleet.engine.made == []
 
 
-def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:
-    made = fleet.make(network={"zones": 2, "nat": "none", "interfaceEndpoints": True})
-    assert "NatGateway" not in made and "Eip" not in made
+def test_nodes_reach_aws_through_interface_endpoints(fleet: Maker, account: Account) -> None:
+    fleet.make(network={"zones": 2, "interfaceEndpoints": True})
     services = {
         e["ServiceName"].partition(f"{REGION}.")[2] for e in account.ec2.describe_vpc_endpoints()["VpcEndpoints"]
     }
@@ -131,8 +132,6 @@ def test_nodes_without_nat_reach_aws_through_interface_endpoints(fleet: Maker, a
             assert endpoint["PrivateDnsEnabled"] is True, "nodes would use the public address, which they cannot reach"
     rules = [state for kind, _, state in fleet.engine.made if kind.endswith("SecurityGroupIngressRule")]
     assert [(r["cidrIpv4"], r["fromPort"], r["toPort"]) for r in rules] == [("10.0.0.0/16", 443, 443)]
-    for table in account.ec2.describe_route_tables()["RouteTables"]:
-        assert not [route for route in table["Routes"] if route.get("NatGatewayId")]
 
 
 def test_an_existing_bucket_is_read_and_neither_made_nor_changed(bucket: str, fleet: Maker) -> None:
@@ -142,11 +141,61 @@ def test_an_existing_bucket_is_read_and_neither_made_nor_changed(bucket: str, fl
     assert any("arn:aws:s3:::ours/code/*" in json.dumps(json.loads(policy)) for policy in policies)
 
 
+def test_the_code_bears_its_own_tags_alone_because_s3_allows_ten(fleet: Maker, account: Account) -> None:
+    fleet.make(with_code=True, tags={f"cost-centre-{number}": "ml" for number in range(12)})
+    (bucket,) = [state["bucket"] for kind, _, state in fleet.engine.made if kind == "aws:s3/bucket:Bucket"]
+    (key,) = [item["Key"] for item in account.s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    tags = account.s3.get_object_tagging(Bucket=bucket, Key=key)["TagSet"]
+    assert {tag["Key"] for tag in tags} == {"modelfleet.dev/stack", "modelfleet.dev/managed-by"}
+    assert len(account.s3.get_bucket_tagging(Bucket=bucket)["TagSet"]) > 12, "the bucket's go on the bill"
+
+
+def test_a_quota_of_addresses_that_is_used_up_makes_nothing(fleet: Maker, account: Account) -> None:
+    taken = [account.ec2.allocate_address(Domain="vpc")["AllocationId"] for _ in range(5)]
+    try:
+        with pytest.raises(InputErrors, match="needs 1 Elastic IP addresses, and others have 5 of the 5"):
+            fleet.make()
+        assert fleet.engine.made == []
+    finally:
+        for allocation in taken:
+            account.ec2.release_address(AllocationId=allocation)
+
+
+def test_an_image_that_ecr_lacks_makes_nothing(fleet: Maker) -> None:
+    image = "123456789012.dkr.ecr.us-west-2.amazonaws.com/nobody:1"
+    with pytest.raises(InputErrors, match="which ECR does not have"):
+        fleet.make(kubernetes={"image": image})
+    assert fleet.engine.made == []
+
+
 def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Account) -> None:
     fleet.make(cluster={"publicAccessCidrs": ["203.0.113.0/24"]})
     vpc = account.cluster(CLUSTER)["resourcesVpcConfig"]
     assert (vpc["endpointPublicAccess"], vpc["publicAccessCidrs"]) == (True, ["203.0.113.0/24"])
     assert vpc["endpointPrivateAccess"] is True, "nodes must not leave the VPC to reach the cluster"
+
+
+def test_a_vpn_and_a_bastion_reach_the_private_endpoint_through_the_clusters_own_group(
+    network: tuple[str, list[str]], fleet: Maker, account: Account
+) -> None:
+    vpc, subnets = network
+    bastion = account.ec2.create_security_group(GroupName="bastion", Description="bastion", VpcId=vpc)["GroupId"]
+    fleet.make(
+        network={"vpcId": vpc, "privateSubnetIds": subnets},
+        cluster={
+            "publicAccessCidrs": [],
+            "privateAccessCidrs": ["10.8.0.0/16"],
+            "privateAccessSecurityGroupIds": [bastion],
+        },
+    )
+    assert account.cluster(CLUSTER)["resourcesVpcConfig"]["endpointPublicAccess"] is False
+    group = account.table(f"eks/clusters/{CLUSTER}")["securityGroupId"]
+    opened = account.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+    assert {(one["FromPort"], one["ToPort"], one["IpProtocol"]) for one in opened} == {(443, 443, "tcp")}
+    assert [r["CidrIp"] for one in opened for r in one["IpRanges"]] == ["10.8.0.0/16"]
+    assert [g["GroupId"] for one in opened for g in one["UserIdGroupPairs"]] == [bastion]
+    fleet.engine.destroy()
+    account.ec2.delete_security_group(GroupId=bastion)
 
 
 def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_taken(

@@ -71,7 +71,7 @@ def _make(project: FleetProject, engine: MockedEngine) -> None:
 def test_every_single_call_of_a_fleet_may_fail_once(
     fleet: FleetProject, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PATH"):
         monkeypatch.setenv(name, fleet.environ[name])
     assert account.everything() == []
     smooth = MockedEngine(REGION)

@@ -256,14 +256,14 @@ def test_the_default_security_group_lets_nothing_through(account: Account) -> No
     assert (default["IpPermissions"], default["IpPermissionsEgress"]) == ([], [])
 
 
-def test_the_cluster_is_private_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
+def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
     cluster = account.cluster(CLUSTER)
     assert cluster["accessConfig"] == {
         "authenticationMode": "API",
         "bootstrapClusterCreatorAdminPermissions": False,
     }
     vpc = cluster["resourcesVpcConfig"]
-    assert (vpc["endpointPrivateAccess"], vpc["endpointPublicAccess"]) == (True, False)
+    assert (vpc["endpointPrivateAccess"], vpc["publicAccessCidrs"]) == (True, ["203.0.113.0/24"])
     assert cluster["encryptionConfig"][0]["resources"] == ["secrets"]
     key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
@@ -301,7 +301,9 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     role = identity["roleArn"].rpartition("/")[2]
     (policy,) = account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
     assert policy["PolicyName"] == "AmazonEKS_CNI_Policy"
-    assert json.loads(addons["vpc-cni"]["configurationValues"])["env"]["WARM_IP_TARGET"] == "5"
+    configuration = json.loads(addons["vpc-cni"]["configurationValues"])
+    assert configuration["env"]["WARM_IP_TARGET"] == "5"
+    assert configuration["enableNetworkPolicy"] == "true", "otherwise every pod reaches Ray's dashboard"
     node = account.node_groups(CLUSTER)["a10g"]["nodeRole"].rpartition("/")[2]
     nodes = account.iam.list_attached_role_policies(RoleName=node)["AttachedPolicies"]
     assert {p["PolicyName"] for p in nodes} == {

@@ -34,6 +34,7 @@ config:
   modelfleet:pools:   # append only
     - {name: l4, accelerator: L4, maxNodes: 8, instanceTypes: [g6.xlarge]}   # spot is cheaper
   modelfleet:budget: {maxUsdPerHour: 20}
+  modelfleet:cluster: {publicAccessCidrs: [203.0.113.0/24]}
 """
 OFFLINE = Asked(network=False, yes=True)
 

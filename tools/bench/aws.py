@@ -138,7 +138,14 @@ def write_files(root: Path, pools: int, models: int) -> None:
         }
         for index in range(pools)
     ]
-    settings = {"models": ["*"], "target": "eks", "accountId": ACCOUNT, "auth": "none", "pools": entries}
+    settings = {
+        "models": ["*"],
+        "target": "eks",
+        "accountId": ACCOUNT,
+        "auth": "none",
+        "pools": entries,
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"]},
+    }
     config = {"aws:region": REGION, **{f"modelfleet:{key}": value for key, value in settings.items()}}
     (root / "stacks" / "Pulumi.bench.yaml").write_text(yaml.safe_dump({"config": config}))
     for index in range(models):

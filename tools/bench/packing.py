@@ -66,7 +66,14 @@ def fleet(models: int, pools: int, seed: int = SEED, *, awkward: bool = False) -
     known = ("CPU", *ACCELERATORS) if awkward else ACCELERATORS
     accelerators = [known[index % len(known)] for index in range(pools)]
     entries = [{"name": f"p{i}", "accelerator": name, "maxNodes": MAX_NODES} for i, name in enumerate(accelerators)]
-    data = {"models": ["*"], "target": "eks", "accountId": "111122223333", "auth": "none", "pools": entries}
+    data = {
+        "models": ["*"],
+        "target": "eks",
+        "accountId": "111122223333",
+        "auth": "none",
+        "pools": entries,
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"]},
+    }
     document = Document("stacks/Pulumi.bench.yaml", {}, {})
     stack = LoadedStack("bench", StackConfig.model_validate(data), "us-east-1", document, frozenset())
     cpus = AWKWARD_CPUS if awkward else CPUS

@@ -23,7 +23,7 @@ ENGINE_COMMANDS = frozenset({"up", "update", "preview", "pre", "destroy", "down"
 
 
 def main(arguments: list[str]) -> int:
-    """Becomes the CLI; returns only if there is none (exit code 2)."""
+    """Becomes the CLI; returns only if there is none, or no place for the state (exit code 2)."""
     cli = find_cli()
     if cli is None:
         print("pulumi: the Pulumi CLI is not installed yet; run: make tools", file=sys.stderr)
@@ -33,7 +33,11 @@ def main(arguments: list[str]) -> int:
     if command in ENGINE_COMMANDS:
         report(cli, parts(cli))
     if is_this_project(pulumi_state.working_folder(arguments)):
-        arguments = pulumi_state.prepare(cli.path, arguments, environment, ROOT, engine=command in ENGINE_COMMANDS)
+        try:
+            arguments = pulumi_state.prepare(cli.path, arguments, environment, ROOT, engine=command in ENGINE_COMMANDS)
+        except pulumi_state.HiddenState as error:
+            print(f"pulumi: {error}", file=sys.stderr)
+            return 2
     os.execve(cli.path, [str(cli.path), *arguments], environment)
 
 

@@ -81,8 +81,8 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
         "securityContext": pod_security(HAPROXY_USER),
         "affinity": system_placement(plan),
         "topologySpreadConstraints": [spread, {**spread, "topologyKey": "topology.kubernetes.io/zone"}],
-        # As long as the longest stream; an old pod ends earlier, with its last request.
-        "terminationGracePeriodSeconds": plan.gateway.settings.timeout_s + BODIES_LEAVE_SECONDS + 30,
+        # As long as the longest stream, where the cluster waits for it; an old pod ends earlier, with its last request.
+        "terminationGracePeriodSeconds": plan.grace_s(plan.gateway.settings.timeout_s + BODIES_LEAVE_SECONDS + 30),
         "containers": [_container(GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies()],
         "volumes": [
             {"name": "config", "configMap": {"name": GATEWAY}},

@@ -1,6 +1,8 @@
 """NetworkPolicies: closed by default. Only the gateway reaches Serve; only Ray and its operator reach Ray.
 
-On EKS they need the VPC CNI's network policy agent, which the add-on's configuration turns on.
+On EKS the VPC CNI's agent enforces them, which the add-on's configuration turns on (`infra/aws/addons.py`). It wants
+the port of a Service to be that of the container where a policy holds for the caller; ours are, and nothing of ours
+calls the gateway.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ from modelfleet.infra.planning.plan import Plan, WorkerGroup
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
 CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
-#: How long a worker may finish its requests before it is killed. A node group's update waits 15 min per node.
-DRAIN_SECONDS: Final = 840
+#: How long a worker may finish its requests before it is killed, if the update of its node waits for it; and what of
+#: that time is left to Ray, to stop what does not end by itself.
+GRACE_SECONDS, STOP_SECONDS = 900, 60
 #: How long an application waits for its mirror Job: hundreds of GB from the Hub at 100 MB/s and more.
 MIRROR_WAIT_SECONDS: Final = 4 * 3600
 #: Ray's object store carries no tensors here (vLLM's workers share memory on their own).
@@ -185,8 +186,12 @@ def _head(plan: Plan) -> Manifest:
 
 
 def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
+    grace = plan.grace_s(GRACE_SECONDS)
+    # Only where it is not the hook's own: a variable more would rebuild every live cluster.
+    drain = str(grace - STOP_SECONDS) if grace < GRACE_SECONDS else None
     container = {
         **_container(plan, "ray-worker"),
+        "env": environment({**_environment(plan), "MODELFLEET_DRAIN_SECONDS": drain}),
         "resources": _whole_node(group),
         "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         "lifecycle": {
@@ -198,7 +203,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         **_pod(WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
         "nodeSelector": _own_labels(group),
         "tolerations": tolerations(group.taints),
-        "terminationGracePeriodSeconds": DRAIN_SECONDS + 60,
+        "terminationGracePeriodSeconds": grace,
         "containers": [container],
     }
     return {

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.aws.preflight import ADDRESS_QUOTA
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
@@ -31,6 +32,7 @@ def planned(root: Path, **stack: Any) -> tuple[Plan, LoadedStack]:
         "network": {"zones": 2},
         "pools": [{"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}],
         **stack,
+        "cluster": {"publicAccessCidrs": ["203.0.113.0/24"], **stack.get("cluster", {})},
     }
     for folder in ("models", "stacks"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -62,6 +64,9 @@ def facts(**more: Any) -> AccountFacts:
         "caller_role_arn": ROLE,
         "zones": ZONES,
         "offerings": dict.fromkeys(offered, EVERYWHERE),
-        "quotas": {quota.code: 10_000.0 for quota in default_catalog().quotas.values()},
+        "quotas": {
+            **{quota.code: 10_000.0 for quota in default_catalog().quotas.values()},
+            ADDRESS_QUOTA.code: 5.0,
+        },
     }
     return AccountFacts(**{**usual, **more})

@@ -15,6 +15,7 @@ from modelfleet.infra.planning.network import subnet_blocks
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.aws.builders import facts, planned
 
+EXISTING = {"vpcId": "vpc-1", "privateSubnetIds": ["subnet-1", "subnet-2"]}
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}
 
 
@@ -65,7 +66,16 @@ def test_a_pool_with_efa_takes_one_zone(tmp_path: Path) -> None:
         pytest.param({"network": {"cidr": "8.8.0.0/16"}}, "use a private range", id="public"),
         pytest.param({"network": {"cidr": "ten"}}, "which is not a network", id="no-network"),
         pytest.param({"network": {"cidr": "10.0.1.0/16"}}, "which is not a network", id="host-bits"),
-        pytest.param({"network": {"nat": "none"}}, "set interfaceEndpoints: true", id="no-egress"),
+        pytest.param({"network": {"nat": "none"}}, "write single or per-zone", id="no-egress"),
+        pytest.param({"network": {"nat": "none", "interfaceEndpoints": True}}, "registry.k8s.io", id="aws-only"),
+        pytest.param({"cluster": {"publicAccessCidrs": []}}, "lets nobody reach", id="nobody"),
+        pytest.param(
+            {"cluster": {"publicAccessCidrs": []}, "network": EXISTING}, "a CI runner inside network.vpcId", id="vpc"
+        ),
+        pytest.param({"cluster": {"publicAccessCidrs": ["10.8.0.0/16"]}}, "move it to privateAccessCidrs", id="vpn"),
+        pytest.param({"cluster": {"privateAccessCidrs": ["vpn"]}}, "which is not an IPv4 network", id="no-vpn"),
+        pytest.param({"cluster": {"privateAccessCidrs": ["fd00::/8"]}}, "which is not an IPv4 network", id="vpn-v6"),
+        pytest.param({"cluster": {"privateAccessCidrs": ["0.0.0.0/0"]}}, "as good as every address", id="all"),
         pytest.param({"cluster": {"publicAccessCidrs": ["0.0.0.0/0"]}}, "to the internet", id="open"),
         pytest.param({"cluster": {"publicAccessCidrs": ["0.0.0.0/1"]}}, "to the internet", id="half-open"),
         pytest.param({"cluster": {"publicAccessCidrs": ["::/0"]}}, "to the internet", id="open-v6"),
@@ -85,12 +95,9 @@ def test_a_network_that_would_not_work_is_refused_with_its_line(tmp_path: Path, 
     [
         {"publicAccessCidrs": ["203.0.113.0/24"]},
         {"publicAccessCidrs": ["0.0.0.0/0"], "allowPublicAccessFromAnywhere": True},
-        {"publicAccessCidrs": []},
+        {"publicAccessCidrs": [], "privateAccessCidrs": ["10.8.0.0/16"]},
+        {"publicAccessCidrs": [], "privateAccessSecurityGroupIds": ["sg-0123456789abcdef0"]},
     ],
 )
 def test_an_endpoint_for_named_networks_or_with_confirmation_is_accepted(tmp_path: Path, cluster: Any) -> None:
     planned(tmp_path, cluster=cluster)
-
-
-def test_no_nat_with_interface_endpoints_is_accepted(tmp_path: Path) -> None:
-    planned(tmp_path, network={"nat": "none", "interfaceEndpoints": True})

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelfleet.infra.aws.facts import AccountFacts, SubnetFact
+from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, AccountFacts, ClusterFact, SubnetFact
+from modelfleet.infra.aws.here import why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
+from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.catalog import Quota, default_catalog
-from modelfleet.serving.config.errors import Severity
+from modelfleet.serving.config.errors import InputErrors, Severity
 from tests.unit.aws.builders import ACCOUNT, facts, planned
 
 L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]}
 A100 = {"name": "a100", "accelerator": "A100-40G", "maxNodes": 2, "instanceTypes": ["p4d.24xlarge"]}
+
+IMAGE = "111122223333.dkr.ecr.us-east-1.amazonaws.com/team/serving:0.1.0"
+DIGEST = f"sha256:{'0' * 64}"
 
 
 def sentences(root: Path, known: AccountFacts, **stack: Any) -> list[str]:
@@ -62,7 +68,7 @@ def test_a_capacity_block_needs_no_quota(tmp_path: Path) -> None:
         "capacityReservationId": "cr-0123456789abcdef0",
         "zones": ["us-west-2a"],
     }
-    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 8.0}), pools=[block]) == []
+    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 8.0, "L-0263D0A3": 1.0}), pools=[block]) == []
 
 
 def test_a_quota_that_cannot_be_read_is_reported_and_stops_nothing(tmp_path: Path) -> None:
@@ -151,15 +157,134 @@ def test_all_findings_come_at_once(tmp_path: Path) -> None:
         account="999999999999",
         quotas=dict.fromkeys(facts().quotas, 0.0),
         offerings={**facts().offerings, "p4d.24xlarge": frozenset()},
+        lacks_image=True,
+        has_aws_command=False,
+        cluster=ClusterFact("c.eks.amazonaws.com: timed out"),
     )
-    said = sentences(tmp_path, known, pools=[L4, A100])
-    assert len(said) == 5, "account, offering, and the quotas of G, P and Standard"
+    said = sentences(tmp_path, known, pools=[L4, A100], kubernetes={"image": IMAGE})
+    assert len(said) == 9, "account, offering, the quotas of G, P, Standard and addresses, image, command and cluster"
 
 
 def test_the_types_and_quotas_to_query_come_from_the_plan(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, pools=[L4, A100])
     assert instance_types(plan) == ("g6.xlarge", "m7i.xlarge", "p4d.24xlarge")
-    assert quota_codes(plan) == ("L-1216C47A", "L-417A185B", "L-DB2E81BA")
+    assert quota_codes(plan) == ("L-0263D0A3", "L-1216C47A", "L-417A185B", "L-DB2E81BA")
+
+
+def test_nat_gateways_need_an_elastic_ip_address_each(tmp_path: Path) -> None:
+    network = {"zones": 3, "nat": "per-zone"}
+    (said,) = sentences(tmp_path, facts(other_addresses=3), network=network)
+    assert "'per-zone' needs 3 Elastic IP addresses, and others have 3 of the 5 that quota L-0263D0A3" in said
+    assert "--quota-code L-0263D0A3 --desired-value 6 --region us-west-2" in said
+    assert sentences(tmp_path, facts(other_addresses=2), network=network) == [], "five are enough for five"
+    assert sentences(tmp_path, facts(other_addresses=4), network={"zones": 3, "nat": "single"}) == []
+
+
+def test_an_existing_network_needs_no_elastic_ip_address(tmp_path: Path) -> None:
+    subnets = tuple(SubnetFact(f"subnet-{z}", "vpc-1", f"us-west-2{z}", 99) for z in "ab")
+    network = {"vpcId": "vpc-1", "privateSubnetIds": ["subnet-a", "subnet-b"]}
+    assert sentences(tmp_path, facts(subnets=subnets, other_addresses=5), network=network) == []
+
+
+PRIVATE = {"publicAccessCidrs": [], "privateAccessCidrs": ["10.8.0.0/16"]}
+
+
+def test_the_first_up_of_a_private_cluster_in_a_new_network_is_refused(tmp_path: Path) -> None:
+    """Nothing is connected to the network yet: the run would make nodes that cost money, and nothing on them."""
+    (said,) = sentences(tmp_path, facts(), cluster=PRIVATE)
+    assert "cluster.publicAccessCidrs: is empty, but a new network has nobody inside" in said
+    assert sentences(tmp_path, facts(cluster=ClusterFact(None)), cluster=PRIVATE) == [], "a VPN reaches it meanwhile"
+    assert sentences(tmp_path, facts(), cluster={}) == []
+
+
+def test_a_private_cluster_in_a_connected_network_is_accepted(tmp_path: Path) -> None:
+    subnets = tuple(SubnetFact(f"subnet-{z}", "vpc-1", f"us-west-2{z}", 99) for z in "ab")
+    network = {"vpcId": "vpc-1", "privateSubnetIds": ["subnet-a", "subnet-b"]}
+    assert sentences(tmp_path, facts(subnets=subnets), network=network, cluster=PRIVATE) == []
+
+
+def test_a_cluster_that_cannot_be_reached_stops_the_run_with_the_command_that_opens_it(tmp_path: Path) -> None:
+    (said,) = sentences(tmp_path, facts(cluster=ClusterFact("abc.gr7.us-west-2.eks.amazonaws.com: timed out")))
+    assert "cannot be reached from here, abc.gr7.us-west-2.eks.amazonaws.com: timed out" in said
+    assert "aws eks update-cluster-config --region us-west-2 --name modelfleet-test" in said
+
+
+def test_without_the_command_that_makes_tokens_nothing_is_made(tmp_path: Path) -> None:
+    (said,) = sentences(tmp_path, facts(has_aws_command=False))
+    assert "`aws`, which is not on PATH" in said and "https://docs.aws.amazon.com/cli/" in said
+
+
+def test_an_image_that_the_registry_lacks_is_refused(tmp_path: Path) -> None:
+    """Pods would wait for it, on GPU nodes that cost money."""
+    (said,) = sentences(tmp_path, facts(lacks_image=True), kubernetes={"image": IMAGE})
+    assert f"kubernetes.image: found '{IMAGE}', which ECR does not have" in said
+
+
+def test_what_could_not_be_read_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path, cluster=PRIVATE)
+    found = preflight(plan, facts(unread={CLUSTER: "AccessDenied", LOG_GROUP: "AccessDenied"}))
+    assert {finding.severity for finding in found} == {Severity.NOTICE}
+    assert sorted(finding.message.partition(" could")[0] for finding in found) == ["the cluster", "the log group"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (IMAGE, ("us-east-1", "team/serving", "0.1.0", None)),
+        (f"{IMAGE}@{DIGEST}", ("us-east-1", "team/serving", None, DIGEST)),
+        (IMAGE.partition(":")[0], ("us-east-1", "team/serving", "latest", None)),
+        ("111122223333.dkr.ecr.cn-north-1.amazonaws.com.cn/a:b", ("cn-north-1", "a", "b", None)),
+    ],
+)
+def test_an_image_in_ecr_is_known_by_its_name(name: str, parts: tuple[str | None, ...]) -> None:
+    found = ecr_image(name)
+    assert found is not None
+    assert (found.account, found.region, found.repository, found.tag, found.digest) == ("111122223333", *parts)
+
+
+@pytest.mark.parametrize("name", [None, "", "vllm/vllm-openai:v0.32.0", "public.ecr.aws/a/b:1", "localhost/serving:1"])
+def test_an_image_elsewhere_is_not_looked_up(name: str | None) -> None:
+    assert ecr_image(name) is None
+
+
+def test_a_connection_is_tried_and_its_failure_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert why_unreachable(f"https://127.0.0.1:{port}") is None
+    assert why_unreachable(f"https://127.0.0.1:{port}") == "127.0.0.1: Connection refused"
+    assert why_unreachable(None) is None, "a cluster that is still being made has no endpoint"
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert why_unreachable(f"https://cluster.example:{port}") is None, "the proxy connects, not this machine"
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        pytest.param({f"t{n}": "x" for n in range(41)}, "has 41; allowed are 40", id="many"),
+        pytest.param({"aws:team": "ml"}, "which only AWS may set", id="reserved"),
+        pytest.param({"AWS:team": "ml"}, "which only AWS may set", id="reserved-upper"),
+        pytest.param({"k" * 129: "ml"}, "allowed are 1 to 128", id="long-key"),
+        pytest.param({"team": "v" * 257}, "at most 256", id="long-value"),
+        pytest.param({"team": "a & b"}, "found 'a & b'", id="characters"),
+        pytest.param({"te,am": "x"}, "is not a key of a tag", id="characters-of-key"),
+        pytest.param({"team": "ml", "Team": "ml"}, "differs from 'team' in case alone", id="case"),
+    ],
+)
+def test_tags_that_a_service_would_refuse_in_the_middle_of_a_run_are_refused_before(
+    tmp_path: Path, tags: dict[str, str], words: str
+) -> None:
+    with pytest.raises(InputErrors) as refused:
+        planned(tmp_path, tags=tags)
+    (finding,) = refused.value.findings
+    assert words in finding.message and finding.path.startswith("modelfleet:tags")
+
+
+def test_tags_in_any_letters_that_aws_takes_are_accepted(tmp_path: Path) -> None:
+    planned(
+        tmp_path, tags={"Cost Centre/1": "Zürich: 50+50=100@x_y-z.q", "empty": "", **{f"t{n}": "x" for n in range(38)}}
+    )
 
 
 G, P = "Running On-Demand G and VT instances", "Running On-Demand P instances"

@@ -6,6 +6,7 @@ import base64
 import email
 import json
 from pathlib import Path
+from typing import Any
 
 from modelfleet.infra.aws.kubeconfig import kubeconfig
 from modelfleet.infra.aws.launch_template import purchase_options
@@ -32,11 +33,20 @@ def test_user_data_is_the_same_each_time() -> None:
 
 
 def test_a_kubeconfig_holds_no_credential() -> None:
-    text = kubeconfig(name="c", endpoint="https://e", certificate_authority="Q0E=", region="us-west-2")
-    config = json.loads(text)
+    config = _kubeconfig(None)
     assert config["clusters"][0]["cluster"] == {"server": "https://e", "certificate-authority-data": "Q0E="}
     assert set(config["users"][0]["user"]) == {"exec"}
     assert config["current-context"] == "c"
+
+
+def test_a_kubeconfig_uses_the_profile_of_the_run() -> None:
+    assert _kubeconfig("prod")["users"][0]["user"]["exec"]["args"][-2:] == ["--profile", "prod"]
+    assert "--profile" not in _kubeconfig(None)["users"][0]["user"]["exec"]["args"]
+
+
+def _kubeconfig(profile: str | None) -> Any:
+    text = kubeconfig(name="c", endpoint="https://e", certificate_authority="Q0E=", region="us-west-2", profile=profile)
+    return json.loads(text)
 
 
 def test_a_node_without_nvme_gets_a_root_volume_with_room_for_the_weights(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ STACK = {
     "modelfleet:auth": "none",
     "modelfleet:accountId": "123456789012",
     "modelfleet:pools": [{"name": "x9", "accelerator": "X9-192G", "maxNodes": 2, "efa": True}],
+    "modelfleet:cluster": {"publicAccessCidrs": ["203.0.113.0/24"]},
 }
 #: What a run would make: the pool's launch template, the quota that it counts against, the worker group.
 RENDER = """

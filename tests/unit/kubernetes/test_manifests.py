@@ -16,6 +16,7 @@ from modelfleet.infra.kubernetes.manifests.mirror import job_name, mirror_job
 from modelfleet.infra.kubernetes.manifests.ray import ray_cluster, ray_service, serve_config_text
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
 from modelfleet.infra.kubernetes.names import dns_name
+from modelfleet.infra.kubernetes.scripts import drain
 from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import five_models, model, planned
 from tests.examples import examples
@@ -107,6 +108,39 @@ def test_no_pod_of_the_namespace_is_root_or_can_become_it(tmp_path: Path, kind: 
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+#: EKS waits 15 minutes for the pods of a node that it updates, and then fails the whole update with PodEvictionFailure.
+#: https://docs.aws.amazon.com/eks/latest/userguide/managed-node-update-behavior.html
+EKS_WAITS_S = 900
+ROOM_S = 120
+
+
+def test_no_pod_of_a_drained_node_takes_longer_than_eks_waits(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models(), target="eks", gateway={"timeoutS": 7200})
+    found = {(m["kind"], pod.get("serviceAccountName")): pod for m in everything(plan) for pod in pods(m)}
+    assert {account for _, account in found} >= {"gateway", "ray-head", "ray-worker", "mirror"}
+    for which, pod in found.items():
+        grace = pod.get("terminationGracePeriodSeconds", 30)
+        assert grace <= EKS_WAITS_S - ROOM_S, (which, "taints, evictions and budgets take a part of the 15 minutes")
+
+
+def test_a_workers_hook_gives_up_before_the_pod_is_killed(tmp_path: Path) -> None:
+    for target in ("eks", "kubernetes"):
+        plan = planned(tmp_path, five_models(), target=target)
+        workers = [p for m in everything(plan) for p in pods(m) if p.get("serviceAccountName") == "ray-worker"]
+        assert len(workers) == 5
+        for pod in workers:
+            env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+            hook = int(env.get("MODELFLEET_DRAIN_SECONDS") or drain.DEADLINE_SECONDS)
+            assert hook <= pod["terminationGracePeriodSeconds"] - 60, "Ray could not stop what is left"
+            assert hook >= 600, "a long answer needs minutes"
+
+
+def test_elsewhere_a_gateway_keeps_its_longest_stream(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models(), gateway={"timeoutS": 7200})
+    (gateway,) = [p for m in everything(plan) for p in pods(m) if p.get("serviceAccountName") == "gateway"]
+    assert gateway["terminationGracePeriodSeconds"] > 7200
 
 
 def test_every_container_states_its_resources(tmp_path: Path) -> None:

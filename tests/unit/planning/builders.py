@@ -63,6 +63,7 @@ def stack(
 ) -> LoadedStack:
     """A stack file; other keywords are its camelCase keys."""
     keys = {"auth": "none", "accountId": ACCOUNT, "kubernetes": {"image": "registry.example/serving:1"}, **keys}
+    keys["cluster"] = {"publicAccessCidrs": ["203.0.113.0/24"], **keys.get("cluster", {})}
     settings = {"models": ["*"], "target": target, "pools": list(pools), **keys}
     config = {
         **({"aws:region": region} if region else {}),

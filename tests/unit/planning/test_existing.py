@@ -154,7 +154,7 @@ def test_what_the_target_would_leave_unused_is_refused(
 
 
 def test_the_region_is_that_of_pulumis_configuration_unless_it_is_given(built: Built) -> None:
-    settings = {**CLUSTER, "target": "eks"}
+    settings = {**CLUSTER, "target": "eks", "cluster": {"publicAccessCidrs": ["203.0.113.0/24"]}}
     pulumi.runtime.set_all_config({"aws:region": "eu-west-1"})
     assert built.run(lambda: Fleet("llm", models=[MODEL], settings=settings)).plan.region == "eu-west-1"
     plan = built.run(lambda: Fleet("llm", models=[MODEL], settings=settings, region="us-west-2")).plan

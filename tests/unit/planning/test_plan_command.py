@@ -41,6 +41,7 @@ config:
     - name: a100
       accelerator: A100-40G
       maxNodes: 1
+  modelfleet:cluster: {publicAccessCidrs: [203.0.113.0/24]}
 """
 
 
@@ -250,3 +251,17 @@ def test_a_target_above_what_the_cache_holds_is_said(project: Path, capsys: pyte
     assert run_plan("dev", as_json=True) == 0
     speed = json.loads(capsys.readouterr().out)["models"][0]["speed"]
     assert speed["saturated"] is True and speed["ttft_ms"] is None and speed["tpot_ms"] is None
+
+
+def test_a_profile_that_does_not_exist_costs_the_facts_of_the_mirror_and_no_traceback(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan needs no credentials; the mirror and AWS's prices are asked only where they answer."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(project / "nowhere"))
+    monkeypatch.setenv("AWS_PROFILE", "prod")
+    write_model(project, "org/unknown", 1)
+    assert run_plan("dev") == 0
+    assert "org/unknown" in capsys.readouterr().out

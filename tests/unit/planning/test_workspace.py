@@ -46,6 +46,7 @@ config:
   modelfleet:models: {models}
   modelfleet:pools:
     - {{name: l4, accelerator: L4, maxNodes: 4}}   # spot is cheaper
+  modelfleet:cluster: {{publicAccessCidrs: [203.0.113.0/24]}}
 """
 
 

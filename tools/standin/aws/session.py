@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from modelfleet.infra.provider import NotDone, Props, Refused
 from tools.standin.aws.faults import Faults, scripted
@@ -126,11 +127,26 @@ def open_session(settings: Props) -> Aws:
         "aws_access_key_id": settings.get("accessKey") or os.environ.get("AWS_ACCESS_KEY_ID") or "standin",
         "aws_secret_access_key": settings.get("secretKey") or os.environ.get("AWS_SECRET_ACCESS_KEY") or "standin",
     }
+    if not settings.get("accessKey") and settings.get("skipCredentialsValidation") not in (True, "true"):
+        _refuse_without_credentials(settings.get("profile"))
     session = Aws(region, endpoints, (settings.get("defaultTags") or {}).get("tags") or {}, keys)
     allowed = settings.get("allowedAccountIds")
     if allowed and EMULATED_ACCOUNT not in allowed:
         raise Refused(f"aws: account {EMULATED_ACCOUNT} (the emulator's) is not in allowedAccountIds {allowed}")
     return session
+
+
+def _refuse_without_credentials(profile: str | None) -> None:
+    """As the real plugin before its first call (pulumi-aws `validateCredentials`)."""
+    try:
+        found, detail = botocore.session.Session(profile=profile).get_credentials(), "No valid credential sources found"
+    except BotoCoreError as error:
+        found, detail = None, str(error)
+    if found is None:
+        raise Refused(
+            f"unable to validate AWS credentials.\nDetails: {detail}\n"
+            "Make sure you have set your AWS region, e.g. `pulumi config set aws:region us-west-2`."
+        )
 
 
 def is_loopback(url: str) -> bool:

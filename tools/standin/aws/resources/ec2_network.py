@@ -432,10 +432,19 @@ def _get_offerings(session: Aws, args: Props) -> Props:
     }
 
 
+def _get_eips(session: Aws, args: Props) -> Props:
+    tags = [{"Name": f"tag:{name}", "Values": [text]} for name, text in (args.get("tags") or {}).items()]
+    found = session.client("ec2", args.get("region")).describe_addresses(Filters=[*_filters(args), *tags])["Addresses"]
+    where = args.get("region") or session.region
+    ids, addresses = [item["AllocationId"] for item in found], [item["PublicIp"] for item in found]
+    return {**args, "id": where, "region": where, "allocationIds": ids, "publicIps": addresses}
+
+
 RESOURCES = (VPC, DEFAULT_GROUP, SUBNET, GATEWAY, ADDRESS, NAT, ENDPOINT)
 INVOKES = (
     InvokeDef("aws:ec2/getSubnets:getSubnets", _get_subnets),
     InvokeDef("aws:ec2/getSubnet:getSubnet", _get_subnet),
     InvokeDef("aws:ec2/getVpc:getVpc", _get_vpc),
+    InvokeDef("aws:ec2/getEips:getEips", _get_eips),
     InvokeDef("aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings", _get_offerings),
 )

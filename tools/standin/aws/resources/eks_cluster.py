@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
-from modelfleet.infra.provider import UNKNOWN, Autoname, Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Autoname, Call, InvokeDef, Made, Props, Refused, ResourceDef
 from tools.standin.aws.making import client, live_tags, made, region, unless_absent
+from tools.standin.aws.resources.kms_logs import late_logs
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, validated
 
@@ -110,12 +112,39 @@ def _security_group(call: Call[Aws], inputs: Props) -> str:
     return str(ec2.create_security_group(GroupName=name, Description="EKS", VpcId=vpc)["GroupId"])
 
 
-def _outputs(call: Call[Aws], name: str, inputs: Props, extra: Props) -> Props:
-    live = client(call, "eks", inputs).describe_cluster(name=name)["cluster"]
-    endpoint, authority = live["endpoint"], live["certificateAuthority"]["data"]
+def _api_server(session: Aws, live: Props) -> tuple[str, str]:
+    """The URL and CA of the API server: those of a test control plane, or the emulator's own port, which answers."""
     if path := os.environ.get(OVERLAY):
         with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - two lines
             endpoint, authority = stream.read().split()
+        return endpoint, authority
+    port = urlsplit(session.endpoint("eks")).port
+    return f"https://127.0.0.1:{port}", live["certificateAuthority"]["data"]
+
+
+def _get_clusters(session: Aws, args: Props) -> Props:
+    where = args.get("region") or session.region
+    return {**args, "id": where, "region": where, "names": session.client("eks", where).list_clusters()["clusters"]}
+
+
+def _get_cluster(session: Aws, args: Props) -> Props:
+    live = session.client("eks", args.get("region")).describe_cluster(name=args["name"])["cluster"]
+    endpoint, authority = _api_server(session, live)
+    return {
+        **args,
+        "id": args["name"],
+        "region": args.get("region") or session.region,
+        "arn": live["arn"],
+        "endpoint": endpoint,
+        "certificateAuthorities": [{"data": authority}],
+        "status": live["status"],
+        "version": live["version"],
+    }
+
+
+def _outputs(call: Call[Aws], name: str, inputs: Props, extra: Props) -> Props:
+    live = client(call, "eks", inputs).describe_cluster(name=name)["cluster"]
+    endpoint, authority = _api_server(call.session, live)
     vpc = inputs["vpcConfig"]
     subnet = client(call, "ec2", inputs).describe_subnets(SubnetIds=[vpc["subnetIds"][0]])["Subnets"][0]
     return {
@@ -201,6 +230,8 @@ def _delete(call: Call[Aws], id: str, state: Props) -> None:
     for kind in ("addons", "access", "associations", "pod-identity"):  # AWS deletes them with the cluster
         for key in table.keys(f"eks/{kind}/{id}/"):
             table.delete(key)
+    if extra and extra["request"].get("logging"):
+        table.put(late_logs(f"/aws/eks/{id}/cluster"), {})
     if extra:
         ec2 = client(call, "ec2", state)
         unless_absent(lambda: ec2.delete_security_group(GroupId=extra["securityGroupId"]))
@@ -220,6 +251,10 @@ def _check(inputs: Props) -> list[tuple[str, str]]:
     return []
 
 
+INVOKES = (
+    InvokeDef("aws:eks/getClusters:getClusters", _get_clusters),
+    InvokeDef("aws:eks/getCluster:getCluster", _get_cluster),
+)
 RESOURCES = (
     ResourceDef(
         token="aws:eks/cluster:Cluster",

@@ -13,6 +13,7 @@ from typing import Any
 
 from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, Refused, ResourceDef
 from tools.standin.aws.making import ACCOUNT, live_tags, region, unless_absent
+from tools.standin.aws.resources._addon_schema import refuse_configuration
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, service_model
@@ -156,6 +157,7 @@ def _addon_live(call: Call[Aws], inputs: Props) -> None:
     version = inputs.get("addonVersion")
     if version is not None and not re.fullmatch(r"v\d+\.\d+\.\d+-eksbuild\.\d+", version):
         raise Refused(f"CreateAddon: InvalidParameterException: unknown add-on version '{version}'")
+    refuse_configuration(inputs["addonName"], json.loads(inputs.get("configurationValues") or "{}"))
     for association in inputs.get("podIdentityAssociations") or ():
         _role(call, association["roleArn"])
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelfleet.infra.provider import UNKNOWN, Call, Made, Props, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, ResourceDef
 from tools.standin.aws.making import as_tags, client, from_tags, live_tags, made, region, unless_absent
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
+from tools.standin.aws.table import Table
 
 # --- key -------------------------------------------------------------------------------------------------
 
@@ -158,11 +159,17 @@ def _read_logs(call: Call[Aws], id: str, state: Props) -> Props | None:
         return None
     live = {"name": id, "retentionInDays": found[0].get("retentionInDays", 0), "kmsKeyId": found[0].get("kmsKeyId")}
     tags = logs.list_tags_for_resource(resourceArn=_log_arn(call, id, state))["tags"]
-    return {**state, **{key: value for key, value in live.items() if key in state}, **live_tags(call, state, tags)}
+    known = {key: value for key, value in live.items() if key in state or not state}  # all of an imported one
+    return {**state, **known, **live_tags(call, state, tags)}
 
 
 def _update_logs(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     logs = client(call, "logs", inputs)
+    if inputs.get("kmsKeyId") and inputs["kmsKeyId"] != state.get("kmsKeyId"):
+        # AWS can change the key of a group (AssociateKmsKey). moto cannot, so the group is made again.
+        unless_absent(lambda: logs.delete_log_group(logGroupName=id))
+        logs.create_log_group(logGroupName=id, kmsKeyId=inputs["kmsKeyId"])
+        state = {**state, "tagsAll": {}}
     _retain(logs, id, inputs)
     wanted, had = call.session.tags(inputs), state.get("tagsAll") or {}
     arn = _log_arn(call, id, inputs)
@@ -173,18 +180,46 @@ def _update_logs(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props
     return {"tagsAll": wanted}
 
 
+def late_logs(group: str) -> str:
+    """The table's entry that says: a deleted cluster still has logs to write to this group."""
+    return f"logs/late{group}"
+
+
+def _delete_logs(call: Call[Aws], id: str, state: Props) -> None:
+    """EKS writes a cluster's last logs after it is gone, and then makes the group again (terraform-aws-eks#2763)."""
+    logs, table = client(call, "logs", state), Table(call.session)
+    unless_absent(lambda: logs.delete_log_group(logGroupName=id))
+    if table.find(late_logs(id)) is not None:
+        table.delete(late_logs(id))
+        logs.create_log_group(logGroupName=id)
+
+
 LOGS = ResourceDef(
     token="aws:cloudwatch/logGroup:LogGroup",
     inputs=frozenset({"kmsKeyId", "name", "region", "retentionInDays", "tags"}),
     required=frozenset({"name"}),
     outputs=frozenset({"arn", "region", "tagsAll"}),
-    # AWS can change the key in place; the stand-in makes a new group.
-    force_new=frozenset({"kmsKeyId", "name", "region"}),
+    # terraform-provider-aws internal/service/logs/group.go
+    force_new=frozenset({"name", "region"}),
     delete_before_replace=True,
     create=_create_logs,
     read=_read_logs,
     update=_update_logs,
-    delete=lambda call, id, state: unless_absent(lambda: client(call, "logs", state).delete_log_group(logGroupName=id)),
+    delete=_delete_logs,
 )
 
+
+def _get_log_groups(session: Aws, args: Props) -> Props:
+    where, prefix = args.get("region") or session.region, args.get("logGroupNamePrefix", "")
+    found = session.client("logs", where).describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]
+    return {
+        **args,
+        "id": where,
+        "region": where,
+        "arns": [group["arn"] for group in found],
+        "logGroupNames": [group["logGroupName"] for group in found],
+    }
+
+
+INVOKES = (InvokeDef("aws:cloudwatch/getLogGroups:getLogGroups", _get_log_groups),)
 RESOURCES = (KEY, ALIAS, LOGS)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pulumi
 
-from modelfleet.infra.provider import Call, Made, NotDone, Props, ResourceDef
+from modelfleet.infra.provider import Call, Made, NotDone, Props, Refused, ResourceDef
 from tools.standin.aws.making import as_tags, client, from_tags, live_tags, region, unless_absent
 from tools.standin.aws.session import Aws
 
+#: Of an object.
+MOST_TAGS = 10
 _TOKEN = "aws:s3/bucketObjectv2:BucketObjectv2"
 
 
@@ -26,16 +28,29 @@ def _put(call: Call[Aws], inputs: Props) -> Props:
     body = _body(inputs["source"])
     s3 = client(call, "s3", inputs)
     more = {"ContentType": inputs["contentType"]} if inputs.get("contentType") else {}
+    tags = _tags(call, inputs)
     answer = s3.put_object(Bucket=inputs["bucket"], Key=inputs["key"], Body=body, **more)
-    if tags := call.session.tags(inputs):
+    if tags:
         s3.put_object_tagging(Bucket=inputs["bucket"], Key=inputs["key"], Tagging={"TagSet": as_tags(tags)})
     return {
         "arn": f"arn:aws:s3:::{inputs['bucket']}/{inputs['key']}",
         "etag": answer["ETag"].strip('"'),
         "region": region(call, inputs),
-        "tagsAll": call.session.tags(inputs),
+        "tagsAll": tags,
         "versionId": answer.get("VersionId", ""),
     }
+
+
+def _tags(call: Call[Aws], inputs: Props) -> dict[str, str]:
+    """The object's tags: with `overrideProvider` the provider's defaults are others. Ten at most.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-tagging.html
+    """
+    defaults = ((inputs.get("overrideProvider") or {}).get("defaultTags") or {}).get("tags")
+    tags = call.session.tags(inputs) if defaults is None else {**defaults, **(inputs.get("tags") or {})}
+    if len(tags) > MOST_TAGS:
+        raise Refused(f"PutObjectTagging: BadRequest: Object tags cannot be greater than {MOST_TAGS}")
+    return dict(tags)
 
 
 def _create(call: Call[Aws], inputs: Props) -> Made:
@@ -64,7 +79,7 @@ def _delete(call: Call[Aws], id: str, state: Props) -> None:
 RESOURCES = (
     ResourceDef(
         token=_TOKEN,
-        inputs=frozenset({"bucket", "contentType", "key", "region", "source", "tags"}),
+        inputs=frozenset({"bucket", "contentType", "key", "overrideProvider", "region", "source", "tags"}),
         required=frozenset({"bucket", "key", "source"}),
         outputs=frozenset({"arn", "etag", "region", "tagsAll", "versionId"}),
         force_new=frozenset({"bucket", "key", "region"}),
