@@ -7,6 +7,7 @@ import pulumi_aws as aws
 
 from modelfleet.infra.aws.facts import NO_CONTROL_PLANE_ZONE_IDS, VPC_DNS, AccountFacts, SubnetFact, zones_by_type
 from modelfleet.infra.aws.preflight import instance_types, quota_codes
+from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -28,6 +29,7 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
         unread=unread,
         subnets=subnets,
         vpc_without=_vpc_without(plan, subnets, opts),
+        live_nodes=_live_nodes(cluster_name(plan), opts),
     )
 
 
@@ -86,3 +88,15 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     vpc = aws.ec2.get_vpc(id=vpc_id, opts=opts)
     has = (vpc.enable_dns_support, vpc.enable_dns_hostnames)
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
+
+
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> dict[str, int]:
+    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
+    if cluster not in aws.eks.get_clusters(opts=opts).names:
+        return {}
+    sizes: dict[str, int] = {}
+    for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
+        found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
+        name, size = found.tags.get("Name", group), found.scaling_configs[0].desired_size
+        sizes[name] = max(size, sizes.get(name, 0))
+    return sizes

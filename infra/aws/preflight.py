@@ -33,6 +33,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_subnets(plan, facts, place),
         *_offerings(plan, facts, place),
         *_quotas(plan, facts, place, catalog),
+        *_surge_room(plan, facts, place),
     ]
 
 
@@ -49,11 +50,10 @@ def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
 
 def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
-    cluster, needed = plan.config.cluster, dict[Quota, int]()
-    system = catalog.instance_types.get(cluster.system_instance_type)
+    needed = dict[Quota, int]()
     wanted = [(pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.pools]
-    # An unknown type counts as 0 vCPUs here; the offering check reports it.
-    wanted.append((cluster.system_instance_type, "on-demand", cluster.system_nodes * system.vcpus if system else 0))
+    if system := plan.system:  # a type that the catalog does not know counts as 0 vCPUs; the plan has warned of it
+        wanted.append((system.instance_type, "on-demand", system.max_nodes * system.vcpus_per_node))
     for instance_type, purchase, vcpus in wanted:
         if quota := catalog.quota(instance_type, purchase):
             needed[quota] = needed.get(quota, 0) + vcpus
@@ -169,6 +169,26 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
                 f"{facts.quotas[quota.code]:g}; lower maxNodes, or request it: aws service-quotas "
                 f"request-service-quota-increase --service-code ec2 --quota-code {quota.code} --desired-value {vcpus} "
                 f"--region {facts.region}",
+            )
+
+
+def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """Warns of pools in which a second Ray cluster would wait for ever: its nodes are those of the live one.
+
+    Over several zones there is room, because each zone's group may hold the whole pool.
+    """
+    if plan.ray_cluster.rollout == "replace":
+        return
+    zones = network_zones(plan, facts)
+    for index, pool in enumerate(plan.pools):
+        room = pool.max_nodes * len(pool_zones(pool, zones, facts))
+        if 0 < room < 2 * pool.min_nodes:
+            yield place(
+                ("pools", index, "maxNodes"),
+                f"found {pool.max_nodes} in one zone; its models need {pool.min_nodes} nodes, so with rollout "
+                f"{plan.ray_cluster.rollout} a new image would wait for {2 * pool.min_nodes}; raise it, "
+                "give the pool more zones, or set kubernetes.rollout to replace",
+                Severity.WARNING,
             )
 
 

@@ -53,7 +53,6 @@ def node_shape(types: Sequence[InstanceType], catalog: Catalog, *, made_here: bo
         shm_mib=min(offered // 4, MAX_SHM_MIB),
         root_gib=root_gib if made_here else 0,
         disk_gb=int((nvme_gb or int(root_gib * GB_PER_GIB)) * DISK_SHARE) if made_here else 0,
-        efa_interfaces=min(one.efa_interfaces for one in types),
     )
 
 

@@ -63,6 +63,8 @@ def test_a_surge_says_how_many_gpus_it_needs_and_for_how_long(tmp_path: Path) ->
     notice = rollout_notice(live, plan(tmp_path / "b", [L4, T4], image="other:2"))  # type: ignore[arg-type]
     # One L4 node is needed at once; with both pools full, 3 L4 and 2 x 4 T4.
     assert notice is not None and "1 to 11 more GPUs (1 to 5 nodes) for about 11 min" in notice and "3600 s" in notice
+    # One g6.2xlarge at 0.9776 USD for 11 min and an hour.
+    assert "for open streams (gateway.timeoutS); about 1 USD at the fewest replicas" in notice
 
 
 def test_the_minutes_are_those_of_the_largest_model(tmp_path: Path) -> None:

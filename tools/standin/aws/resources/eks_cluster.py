@@ -83,13 +83,15 @@ def _refuse(call: Call[Aws], request: Props) -> None:
 def _zones(call: Call[Aws], request: Props) -> set[str]:
     """The zones of the control plane's subnets."""
     ids = request["resourcesVpcConfig"]["subnetIds"]
-    return {subnet["AvailabilityZone"] for subnet in call.session.client("ec2").describe_subnets(SubnetIds=ids)["Subnets"]}
+    return {
+        subnet["AvailabilityZone"] for subnet in call.session.client("ec2").describe_subnets(SubnetIds=ids)["Subnets"]
+    }
 
 
 def _refuse_other_zones(call: Call[Aws], extra: Props, request: Props) -> None:
     """EKS takes other subnets, but only in the zones that the cluster was made with.
 
-    https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html; the words are in eksctl's and Terraform's issues.
+    https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html; the words are EKS's.
     """
     wanted, first = _zones(call, request), set(extra["zones"])
     if wanted != first:

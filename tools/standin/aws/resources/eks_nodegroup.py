@@ -246,7 +246,9 @@ def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     table = Table(call.session)
     extra = table.find(entry(cluster, name)) or {}
     if extra.get("failed"):
-        raise Refused(f"{_failed(id, extra['failed'])}; mend the cause, then replace it: pulumi up --target-replace URN")
+        raise Refused(
+            f"{_failed(id, extra['failed'])}; mend the cause, then replace it: pulumi up --target-replace URN"
+        )
     request = _request(call, inputs, name)
     if problem := _scaling_fault(inputs["scalingConfig"]):
         raise Refused(f"UpdateNodegroupConfig: InvalidParameterException: {problem}")
