@@ -74,9 +74,10 @@ class PoolPlan:
     """One pool: one EKS node group per zone, one Ray worker group.
 
     `min_nodes` is enough for `min_replicas` of the pool's models and for the pool's own minNodes. `max_nodes` is the
-    pool's limit over all zones; Ray's worker group holds it, and EKS in each zone. `needed_nodes` is what `max_replicas`
-    of all models at once would take; above `max_nodes` the plan warns, and its cost stops there. `usd_per_node_hour` of spot is its ceiling, the on-demand price.
-    `ray_resources` is the worker group's `resources:` map.
+    pool's limit over all zones: Ray's worker group holds it, and EKS in each zone. `needed_nodes` is what
+    `max_replicas` of all models at once would take; above `max_nodes` the plan warns, and its cost stops there.
+    `usd_per_node_hour` of spot is its ceiling, the on-demand price. `ray_resources` is the worker group's `resources:`
+    map.
     """
 
     name: str

@@ -21,8 +21,8 @@ ENGINE_MINUTES: Final = 3.0
 class SecondCluster:
     """From the fewest (each model at its minimum) to the most (each pool full); `minutes` until it is ready.
 
-    Then both clusters run for as long as a request may take (`gateway.timeoutS`). KubeRay cannot see whether streams are
-    open, so the old one stays that long even when there are none.
+    Then both clusters run for as long as a request may take (`gateway.timeoutS`). KubeRay cannot see whether streams
+    are open, so the old one stays that long even when there are none.
     """
 
     least_gpus: int

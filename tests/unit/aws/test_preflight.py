@@ -62,7 +62,7 @@ def test_a_capacity_block_needs_no_quota(tmp_path: Path) -> None:
         "capacityReservationId": "cr-0123456789abcdef0",
         "zones": ["us-west-2a"],
     }
-    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 8.0}), pools=[block]) == []
+    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 12.0}), pools=[block]) == []
 
 
 def test_a_quota_that_cannot_be_read_is_reported_and_stops_nothing(tmp_path: Path) -> None:
