@@ -31,7 +31,8 @@ class AccountFacts:
     `quotas` maps a Service Quotas code to vCPUs; `unread` maps a code that could not be read to the reason.
     `offerings` maps an instance type to the zones that offer it, to none if the region lacks the type.
     `vpc_without` names the DNS attributes that are switched off in the stack's existing VPC.
-    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`.
+    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `live_unread` says
+    why it could not be read.
     """
 
     account: str
@@ -45,6 +46,7 @@ class AccountFacts:
     subnets: tuple[SubnetFact, ...] = ()
     vpc_without: tuple[str, ...] = ()
     live_nodes: Mapping[str, int] = field(default_factory=dict)
+    live_unread: str = ""
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -18,6 +18,7 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
     quotas, unread = _quotas(plan, opts)
     types = instance_types(plan)
     subnets = _subnets(plan, opts)
+    live, live_unread = _live_nodes(cluster_name(plan), opts)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -29,7 +30,8 @@ def read_facts(plan: Plan, *, parent: pulumi.Resource | None = None) -> AccountF
         unread=unread,
         subnets=subnets,
         vpc_without=_vpc_without(plan, subnets, opts),
-        live_nodes=_live_nodes(cluster_name(plan), opts),
+        live_nodes=live,
+        live_unread=live_unread,
     )
 
 
@@ -90,13 +92,16 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
 
 
-def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> dict[str, int]:
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], str]:
     """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
-    if cluster not in aws.eks.get_clusters(opts=opts).names:
-        return {}
     sizes: dict[str, int] = {}
-    for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
-        found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
-        name, size = found.tags.get("Name", group), found.scaling_configs[0].desired_size
-        sizes[name] = max(size, sizes.get(name, 0))
-    return sizes
+    try:
+        if cluster not in aws.eks.get_clusters(opts=opts).names:
+            return sizes, ""
+        for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
+            found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
+            name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
+            sizes[name] = max(size, sizes.get(name, 0))
+    except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
+        return {}, str(error)
+    return sizes, ""

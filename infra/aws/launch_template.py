@@ -11,7 +11,6 @@ from modelfleet.infra.aws.site import Site
 from modelfleet.infra.aws.user_data import node_config, user_data
 from modelfleet.infra.planning.plan import PoolPlan
 
-ROOT_GIB_SYSTEM = 50
 #: Parallel image pull wants at least 600 MiB/s (amazon-eks-ami nodeadm/doc/examples.md).
 ROOT_THROUGHPUT_MIB_S = 600
 ROOT_IOPS = 6000

@@ -11,8 +11,8 @@ import pulumi
 import pulumi_aws as aws
 
 from modelfleet.infra.aws import policies
-from modelfleet.infra.aws.launch_template import ROOT_GIB_SYSTEM, launch_template, purchase_options, root_volume
-from modelfleet.infra.aws.scaling_tags import scaling_tags
+from modelfleet.infra.aws.launch_template import launch_template, purchase_options, root_volume
+from modelfleet.infra.aws.scaling_tags import disk_tag, scaling_tags
 from modelfleet.infra.aws.site import Site
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import PoolPlan, SystemPlan
@@ -85,7 +85,7 @@ class NodeRole(pulumi.ComponentResource):
 
 
 class SystemPool(pulumi.ComponentResource):
-    """Children: launch template, and a node group per zone, for the Ray head, operator, gateway and add-ons."""
+    """Children: launch template, and per zone a node group and its tag, for Ray head, operator, gateway, add-ons."""
 
     groups: Mapping[str, aws.eks.NodeGroup]
 
@@ -101,7 +101,7 @@ class SystemPool(pulumi.ComponentResource):
         super().__init__("modelfleet:aws:SystemPool", name, None, opts)
         site, child = nodes.site, pulumi.ResourceOptions(parent=self)
         labels = {STACK_LABEL: site.stack, POOL_LABEL: SYSTEM_POOL}
-        volume = root_volume(ROOT_GIB_SYSTEM, fast=False)
+        volume = root_volume(plan.root_gib, fast=False)
         template = launch_template(name, site, volume=volume, gpu=False, labels=labels, opts=child)
         own = {
             "ami_type": AMI_TYPE,
@@ -112,6 +112,8 @@ class SystemPool(pulumi.ComponentResource):
         self.groups = _groups(
             name, SYSTEM_POOL, nodes, subnets, template, own, least=plan.min_nodes, most=plan.max_nodes, parent=self
         )
+        for zone, group in self.groups.items():
+            _tag(f"{name}-{zone}", disk_tag(plan.disk_gb), group, parent=self)
         self.register_outputs({"groups": {zone: group.node_group_name for zone, group in self.groups.items()}})
 
 
@@ -162,20 +164,22 @@ class NodeGroups(pulumi.ComponentResource):
             least=pool.floor_nodes, most=pool.max_nodes, parent=self,
         )  # fmt: skip
         for zone, group in groups.items():
-            self._create_scaling_tags(f"{name}-{zone}", pool, group)
+            _tag(f"{name}-{zone}", scaling_tags(pool), group, parent=self)
         return groups
 
-    def _create_scaling_tags(self, name: str, pool: PoolPlan, group: aws.eks.NodeGroup) -> None:
-        asg = group.resources.apply(
-            lambda found: next(asg.name for one in found or () for asg in one.autoscaling_groups or ())
+
+def _tag(name: str, tags: Mapping[str, tuple[str, str]], group: aws.eks.NodeGroup, *, parent: pulumi.Resource) -> None:
+    """Tags of the group's Auto Scaling group, as `scaling_tags` gives them."""
+    asg = group.resources.apply(
+        lambda found: next(asg.name for one in found or () for asg in one.autoscaling_groups or ())
+    )
+    for short, (key, value) in tags.items():
+        aws.autoscaling.Tag(
+            f"{name}-{short}",
+            autoscaling_group_name=asg,
+            tag={"key": key, "value": value, "propagate_at_launch": False},
+            opts=pulumi.ResourceOptions(parent=parent),
         )
-        for short, (key, value) in scaling_tags(pool).items():
-            aws.autoscaling.Tag(
-                f"{name}-{short}",
-                autoscaling_group_name=asg,
-                tag={"key": key, "value": value, "propagate_at_launch": False},
-                opts=pulumi.ResourceOptions(parent=self),
-            )
 
 
 def _groups(

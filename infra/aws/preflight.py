@@ -34,6 +34,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_offerings(plan, facts, place),
         *_quotas(plan, facts, place, catalog),
         *_surge_room(plan, facts, place),
+        *_live_sizes(facts, place),
     ]
 
 
@@ -190,6 +191,15 @@ def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findi
                 "give the pool more zones, or set kubernetes.rollout to replace",
                 Severity.WARNING,
             )
+
+
+def _live_sizes(facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    if facts.live_unread:
+        message = (
+            f"the node groups' live sizes could not be read, so EKS may refuse a changed minNodes or maxNodes: "
+            f"{facts.live_unread}; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup"
+        )
+        yield place(("pools",), message, Severity.NOTICE)
 
 
 def _listed(zones: frozenset[str]) -> str:

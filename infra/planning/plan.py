@@ -109,6 +109,9 @@ class SystemPlan:
 
     instance_type: str
     vcpus_per_node: int
+    #: The root volume, GiB, and what pods may request of it, GB.
+    root_gib: int
+    disk_gb: int
     min_nodes: int
     needed_nodes: int
     max_nodes: int

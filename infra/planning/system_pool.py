@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from modelfleet.infra.catalog import Catalog
-from modelfleet.infra.planning.nodes import node_shape
+from modelfleet.infra.planning.nodes import node_shape, pods_disk_gb
 from modelfleet.infra.planning.plan import NodeShape, SystemPlan
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
@@ -14,6 +14,8 @@ from modelfleet.serving.config.errors import Finding, Severity
 #: CPU in millicores, memory in MiB.
 Request = tuple[int, int]
 TYPE: Final = ("cluster", "systemInstanceType")
+#: The Ray head's image unpacks to some 30 GB.
+ROOT_GIB: Final = 50
 
 
 def system_plan(stack: LoadedStack, catalog: Catalog) -> tuple[SystemPlan | None, list[Finding]]:
@@ -25,17 +27,21 @@ def system_plan(stack: LoadedStack, catalog: Catalog) -> tuple[SystemPlan | None
     known = catalog.instance_types.get(name)
     if known is None:
         message = f"found '{name}', which the catalog does not know, so the plan cannot tell how many system nodes fit"
-        plan = SystemPlan(name, 0, least, least, least + 1)
-        return plan, [stack.finding(TYPE, message, Severity.WARNING)]
+        return _plan(name, 0, least, least), [stack.finding(TYPE, message, Severity.WARNING)]
     node = node_shape([known], catalog, made_here=True)
     needed = nodes_for(system_requests(stack, catalog), node)
-    plan = SystemPlan(name, known.vcpus, least, needed or least, max(needed or 0, least) + 1)
+    plan = _plan(name, known.vcpus, least, needed or least)
     if needed is None:
         return plan, [_too_small(stack, name, node, catalog)]
     if needed > least:
         message = f"found {least}; what always runs needs {needed} nodes of {name}, and they count in the cost"
         return plan, [stack.finding(("cluster", "systemNodes"), message, Severity.NOTICE)]
     return plan, []
+
+
+def _plan(name: str, vcpus: int, least: int, needed: int) -> SystemPlan:
+    """A node more than what runs always has room for a second head, wherever the other pods are."""
+    return SystemPlan(name, vcpus, ROOT_GIB, pods_disk_gb(ROOT_GIB), least, needed, max(needed, least) + 1)
 
 
 def system_requests(stack: LoadedStack, catalog: Catalog) -> list[Request]:

@@ -199,6 +199,9 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     assert tags[f"{template}/resources/ephemeral-storage"] == "6400G"
     for pool in ("t4", "l4", "a10g", "block"):
         assert len(account.scaling_tags(groups[pool])) == 3, pool
+    assert account.scaling_tags(groups["system"]) == {f"{template}/resources/ephemeral-storage": "42G"}, (
+        "a second Ray head requests disk, and would fit no node that does not exist yet"
+    )
     tags_as_put = [account.table(key)["tag"] for key in account.table_keys("autoscaling/tags/")]
     assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), (
         "they describe a node and are not for the node itself"

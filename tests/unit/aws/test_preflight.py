@@ -211,3 +211,10 @@ def test_a_pool_whose_one_zone_holds_no_second_cluster_is_warned_of(
     assert [(f.severity, "a new image would wait for 6" in f.message) for f in found] == [
         (Severity.WARNING, True)
     ] * said
+
+
+def test_live_sizes_that_could_not_be_read_are_a_notice_with_the_rights_that_lack(tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path)
+    (found,) = preflight(plan, facts(live_unread="AccessDenied: no"))
+    assert found.severity == Severity.NOTICE
+    assert "AccessDenied: no; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup" in found.message

@@ -39,6 +39,7 @@ def test_there_is_room_for_a_second_ray_head_beside_all_that_always_runs() -> No
     assert system is not None
     assert (system.min_nodes, system.needed_nodes, system.max_nodes) == (2, 2, 3)
     assert (system.instance_type, system.vcpus_per_node) == ("m7i.xlarge", 4)
+    assert (system.root_gib, system.disk_gb) == (50, 42), "four fifths of 50 GiB, in GB"
 
 
 def test_more_gateways_take_more_nodes_which_count_in_the_cost() -> None:
