@@ -12,6 +12,7 @@ from typing import Any
 from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, PartlyMade, Props, Refused, ResourceDef
 from tools.standin.aws.making import client, live_tags, made, region, unless_absent
 from tools.standin.aws.node_join import why_nodes_cannot_join
+from tools.standin.aws.resources.iam import ONE_AT_A_TIME
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, validated
 
@@ -117,10 +118,9 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
 
 
 def _why_no_node_joins(call: Call[Aws], inputs: Props) -> str:
-    iam = call.session.client("iam", "us-east-1")
-    return why_nodes_cannot_join(
-        iam, inputs["nodeRoleArn"].rpartition("/")[2], _template_data(call, inputs).get("UserData")
-    )
+    role, data = inputs["nodeRoleArn"].rpartition("/")[2], _template_data(call, inputs)
+    with ONE_AT_A_TIME:
+        return why_nodes_cannot_join(call.session.client("iam", "us-east-1"), role, data.get("UserData"))
 
 
 def _failed(id: str, problem: str) -> str:
