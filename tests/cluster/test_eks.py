@@ -213,9 +213,9 @@ def _is_deleted_last(down: Run) -> None:
             kind = done["metadata"]["type"]
             if kind.startswith("kubernetes:"):
                 gone.append(index)
-        if (begun := event.get("resourcePreEvent")) and begun["metadata"]["type"] in NEEDED:
-            # Objects wait for no pool's nodes, neither to come nor to go: they need the system pool's.
-            if "modelfleet:aws:NodeGroups$" not in begun["metadata"]["urn"]:
-                going.append(index)
+        begun = event.get("resourcePreEvent", {}).get("metadata", {})
+        # Objects wait for no pool's nodes, neither to come nor to go: they need the system pool's.
+        if begun.get("type") in NEEDED and "modelfleet:aws:NodeGroups$" not in begun["urn"]:
+            going.append(index)
     assert len(gone) > 20 and len(going) > 10
     assert max(gone) < min(going), "objects of the cluster cannot be deleted without its access, nodes and network"
