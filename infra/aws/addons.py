@@ -12,6 +12,7 @@ import pulumi_aws as aws
 
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.site import Site
+from modelfleet.infra.names import GPU
 
 #: NetworkPolicies are enforced only with `enableNetworkPolicy`, which the add-on takes as text. Its agent needs no
 #: right of AWS, and its 25m of CPU are in infra/catalog/daemon-sets.csv
@@ -20,6 +21,9 @@ from modelfleet.infra.aws.site import Site
 #: (amazon-vpc-cni-k8s docs/eni-and-ip-target.md). Our GPU nodes run one pod and a few daemon sets.
 CNI = {"enableNetworkPolicy": "true", "env": {"WARM_IP_TARGET": "5", "MINIMUM_IP_TARGET": "10"}}
 CNI_POLICY = "AmazonEKS_CNI_Policy"
+#: By default its DCGM server tolerates no taint, so it is on no GPU node and the agent sees no DCGM faults
+#: (aws/eks-node-monitoring-agent 51af549 charts/eks-node-monitoring-agent/values.yaml, `dcgmAgent.tolerations`).
+MONITORING = {"dcgmAgent": {"tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]}}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,11 @@ BEFORE_NODES = (
 #: After the untainted system pool: with tainted groups only, CoreDNS has nowhere to run (containers-roadmap#1389).
 #: The monitoring agent shows GPU faults (XID, DCGM) to node repair, which otherwise sees only what kubelet reports.
 #: No EBS CSI driver: nothing that modelfleet makes has a volume claim.
-AFTER_NODES = (AddonSpec("coredns"), AddonSpec("eks-node-monitoring-agent"), AddonSpec("metrics-server"))
+AFTER_NODES = (
+    AddonSpec("coredns"),
+    AddonSpec("eks-node-monitoring-agent", MONITORING),
+    AddonSpec("metrics-server"),
+)
 
 
 class Addons(pulumi.ComponentResource):

@@ -59,6 +59,8 @@ class AccountFacts:
     `other_addresses` counts Elastic IP addresses that are not this stack's.
     `has_log_group`: the cluster's log group exists, whoever made it.
     `lacks_image`: the stack's image should be in ECR and is not.
+    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `live_unread` says
+    why it could not be read.
     """
 
     account: str
@@ -76,6 +78,8 @@ class AccountFacts:
     has_log_group: bool = False
     lacks_image: bool = False
     has_aws_command: bool = True
+    live_nodes: Mapping[str, int] = field(default_factory=dict)
+    live_unread: str = ""
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -60,6 +60,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
             unread[what] = why(error)
             return otherwise
 
+    live, live_unread = _live_nodes(cluster_name(plan), opts)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -76,6 +77,8 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, opts), otherwise=False),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
         has_aws_command=has_aws_command(),
+        live_nodes=live,
+        live_unread=live_unread,
     )
 
 
@@ -172,3 +175,18 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     vpc = aws.ec2.get_vpc(id=vpc_id, opts=opts)
     has = (vpc.enable_dns_support, vpc.enable_dns_hostnames)
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
+
+
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], str]:
+    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
+    sizes: dict[str, int] = {}
+    try:
+        if cluster not in aws.eks.get_clusters(opts=opts).names:
+            return sizes, ""
+        for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
+            found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
+            name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
+            sizes[name] = max(size, sizes.get(name, 0))
+    except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
+        return {}, str(error)
+    return sizes, ""

@@ -16,11 +16,11 @@ from modelfleet.infra.aws.facts_program import read_facts
 from modelfleet.infra.aws.identity import PodRole, as_documents
 from modelfleet.infra.aws.mirror import Mirror
 from modelfleet.infra.aws.network import Network
-from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, SystemPool
+from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings, SystemPool
 from modelfleet.infra.aws.preflight import preflight
 from modelfleet.infra.aws.site import Site, site_of
 from modelfleet.infra.aws.storage import make_storage
-from modelfleet.infra.aws.zones import network_zones, pool_zones
+from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, pool_zones
 from modelfleet.infra.names import AUTOSCALER
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import InputErrors, errors_in
@@ -37,6 +37,7 @@ class AwsFleet(pulumi.ComponentResource):
     endpoint: pulumi.Output[str]
     cluster_name: pulumi.Output[str]
     bucket: pulumi.Output[str]
+    #: Names of the node groups, by `POOL-ZONE`.
     pools: Mapping[str, pulumi.Output[str]]
     ready: Sequence[pulumi.Resource]
 
@@ -62,15 +63,16 @@ class AwsFleet(pulumi.ComponentResource):
         cluster = self._create_cluster(subnets)
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
         system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready])
-        services = self._create_addons("services", AFTER_NODES, cluster, [system.node_group])
+        services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
         storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
-        self.pools = {pool: group.node_group_name for pool, group in groups.groups.items()}
+        self.pools = {f"{p}-{z}": g.node_group_name for p, own in groups.groups.items() for z, g in own.items()}
         associations = [role.association for role in roles]
-        nodes = [system.node_group, *groups.groups.values()]
+        # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
+        nodes = system.groups.values()
         self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready]
         self._register()
 
@@ -89,7 +91,7 @@ class AwsFleet(pulumi.ComponentResource):
             f"{self._name}-cluster",
             self._site,
             config,
-            subnet_ids=[subnet for ids in subnets.values() for subnet in ids],
+            subnet_ids=control_plane_subnets(subnets),
             administrators=config.admin_role_arns or [self._facts.caller_role_arn],
             has_log_group=self._facts.has_log_group,
             opts=self._child,
@@ -117,31 +119,25 @@ class AwsFleet(pulumi.ComponentResource):
         first: Sequence[pulumi.Resource],
     ) -> tuple[SystemPool, NodeGroups]:
         """Node groups wait for `first`: the network and the add-ons without which a node never becomes Ready."""
-        plan, config = self._plan, self._plan.config.cluster
-        role = NodeRole(f"{self._name}-node", self._site, opts=self._child)
-        everywhere = [subnet for ids in subnets.values() for subnet in ids]
-        system = SystemPool(
-            f"{self._name}-system",
-            self._site,
-            config,
+        plan, facts = self._plan, self._facts
+        if plan.system is None:
+            raise ValueError(f"target {plan.target.name} has no system pool")
+        nodes = NodeSettings(
+            site=self._site,
+            config=plan.config.cluster,
             cluster=cluster.cluster,
-            role=role,
-            subnet_ids=everywhere,
-            after=first,
-            opts=self._child,
+            role=NodeRole(f"{self._name}-node", self._site, opts=self._child),
+            live=facts.live_nodes,
+            first=first,
         )
-        zones = network_zones(plan, self._facts)
-        chosen = {pool.name: pool_zones(pool, zones, self._facts) for pool in plan.pools}
+        system = SystemPool(f"{self._name}-system", plan.system, nodes=nodes, subnets=subnets, opts=self._child)
+        zones = network_zones(plan, facts)
+        chosen = {pool.name: pool_zones(pool, zones, facts) for pool in plan.pools}
         groups = NodeGroups(
             f"{self._name}-pool",
-            self._site,
             plan.pools,
-            config=config,
-            cluster=cluster.cluster,
-            security_group_id=cluster.security_group_id,
-            role=role,
-            subnet_ids={pool: [s for zone in own for s in subnets[zone]] for pool, own in chosen.items()},
-            after=first,
+            nodes=nodes,
+            subnets={pool: {zone: subnets[zone] for zone in own} for pool, own in chosen.items()},
             opts=self._child,
         )
         return system, groups

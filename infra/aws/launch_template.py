@@ -1,4 +1,4 @@
-"""What a node is made of: root volume, IMDSv2, user data, EFA, Capacity Block. Pure except for `launch_template`."""
+"""What a node is made of: root volume, IMDSv2, user data, Capacity Block. Pure except for `launch_template`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from modelfleet.infra.aws.site import Site
 from modelfleet.infra.aws.user_data import node_config, user_data
 from modelfleet.infra.planning.plan import PoolPlan
 
-ROOT_GIB_SYSTEM = 50
 #: Parallel image pull wants at least 600 MiB/s (amazon-eks-ami nodeadm/doc/examples.md).
 ROOT_THROUGHPUT_MIB_S = 600
 ROOT_IOPS = 6000
@@ -49,22 +48,6 @@ def purchase_options(pool: PoolPlan) -> dict[str, Any]:
         "instance_market_options": {"market_type": "capacity-block"},
         "capacity_reservation_specification": {"capacity_reservation_target": target},
     }
-
-
-def efa_interfaces(
-    pool: PoolPlan, groups: list[pulumi.Input[str]]
-) -> list[aws.ec2.LaunchTemplateNetworkInterfaceArgsDict]:
-    """One EFA interface per network card that supports EFA; the first also carries the node's address."""
-    return [
-        {
-            "network_card_index": card,
-            "device_index": 0 if card == 0 else 1,
-            "interface_type": "efa",
-            "security_groups": groups,
-            "delete_on_termination": "true",
-        }
-        for card in range(pool.node.efa_interfaces)
-    ]
 
 
 def launch_template(

@@ -1,26 +1,22 @@
-"""Node groups: the untainted system pool, and one per pool of the plan with its labels, taints and capacity."""
+"""Node groups, one per zone: of the untainted system pool, and of each pool of the plan with its labels and taints."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 import pulumi_aws as aws
 
 from modelfleet.infra.aws import policies
-from modelfleet.infra.aws.launch_template import (
-    ROOT_GIB_SYSTEM,
-    efa_interfaces,
-    launch_template,
-    purchase_options,
-    root_volume,
-)
-from modelfleet.infra.aws.scaling_tags import scaling_tags
+from modelfleet.infra.aws.launch_template import launch_template, purchase_options, root_volume
+from modelfleet.infra.aws.scaling_tags import disk_tag, scaling_tags
 from modelfleet.infra.aws.site import Site
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
-from modelfleet.infra.planning.plan import PoolPlan
+from modelfleet.infra.planning.plan import PoolPlan, SystemPlan
+from modelfleet.infra.planning.zone_sizes import GroupSize, zone_sizes
 from modelfleet.infra.stack.schema import Cluster as ClusterConfig
 
 AMI_TYPE = "AL2023_x86_64_STANDARD"
@@ -36,7 +32,28 @@ REPAIR: aws.eks.NodeGroupNodeRepairConfigArgsDict = {
     "max_parallel_nodes_repaired_count": 1,
     "max_unhealthy_node_threshold_percentage": 50,
 }
-NODE_POLICIES = ("AmazonEKSWorkerNodeMinimalPolicy", "AmazonEC2ContainerRegistryPullOnly")
+#: nodeadm asks EC2 for the node's name, which AmazonEKSWorkerNodeMinimalPolicy does not allow: the node never joins
+#: (awslabs/amazon-eks-ami nodeadm/internal/api/status.go). AWS names these two policies:
+#: https://docs.aws.amazon.com/eks/latest/userguide/create-node-role.html
+NODE_POLICIES = ("AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly")
+
+#: Subnets by zone.
+Subnets = Mapping[str, Sequence[pulumi.Input[str]]]
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What all node groups of a cluster share. `first` is what must exist before a node starts.
+
+    `live` is the size of every node group that exists, by its tag `Name`.
+    """
+
+    site: Site
+    config: ClusterConfig
+    cluster: aws.eks.Cluster
+    role: NodeRole
+    live: Mapping[str, int]
+    first: Sequence[pulumi.Resource]
 
 
 class NodeRole(pulumi.ComponentResource):
@@ -68,139 +85,155 @@ class NodeRole(pulumi.ComponentResource):
 
 
 class SystemPool(pulumi.ComponentResource):
-    """Children: launch template and node group for the Ray head, the operator, the gateway and the add-ons."""
-
-    node_group: aws.eks.NodeGroup
-
-    def __init__(
-        self,
-        name: str,
-        site: Site,
-        config: ClusterConfig,
-        *,
-        cluster: aws.eks.Cluster,
-        role: NodeRole,
-        subnet_ids: Sequence[pulumi.Input[str]],
-        after: Sequence[pulumi.Resource],
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
-        super().__init__("modelfleet:aws:SystemPool", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
-        labels = {STACK_LABEL: site.stack, POOL_LABEL: SYSTEM_POOL}
-        template = launch_template(
-            name, site, volume=root_volume(ROOT_GIB_SYSTEM, fast=False), gpu=False, labels=labels, opts=child
-        )
-        self.node_group = aws.eks.NodeGroup(
-            name,
-            cluster_name=cluster.name,
-            node_group_name_prefix=f"{SYSTEM_POOL}-",
-            node_role_arn=role.arn,
-            subnet_ids=list(subnet_ids),
-            ami_type=AMI_TYPE,
-            release_version=config.node_release,
-            version=config.version,
-            instance_types=[config.system_instance_type],
-            capacity_type=CAPACITY_TYPES["on-demand"],
-            scaling_config={
-                "min_size": config.system_nodes,
-                "desired_size": config.system_nodes,
-                "max_size": config.system_nodes,
-            },
-            labels=labels,
-            update_config=UPDATE,
-            node_repair_config=REPAIR,
-            launch_template={"id": template.id, "version": template.latest_version.apply(str)},
-            tags=site.tagged(name, **{POOL_LABEL: SYSTEM_POOL}),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[*role.ready, *after]),
-        )
-        self.register_outputs({"name": self.node_group.node_group_name})
-
-
-class NodeGroups(pulumi.ComponentResource):
-    """Children: a launch template, a node group and the tags for scaling from zero, per pool of the plan."""
+    """Children: launch template, and per zone a node group and its tag, for Ray head, operator, gateway, add-ons."""
 
     groups: Mapping[str, aws.eks.NodeGroup]
 
     def __init__(
         self,
         name: str,
-        site: Site,
-        pools: Sequence[PoolPlan],
+        plan: SystemPlan,
         *,
-        config: ClusterConfig,
-        cluster: aws.eks.Cluster,
-        security_group_id: pulumi.Input[str],
-        role: NodeRole,
-        subnet_ids: Mapping[str, Sequence[pulumi.Input[str]]],
-        after: Sequence[pulumi.Resource],
+        nodes: NodeSettings,
+        subnets: Subnets,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("modelfleet:aws:NodeGroups", name, None, opts)
-        self._name, self._site, self._config = name, site, config
-        self._cluster, self._security_group_id, self._role = cluster, security_group_id, role
-        self._first = [*role.ready, *after]
-        self.groups = {pool.name: self._create_group(pool, subnet_ids[pool.name]) for pool in pools}
-        self.register_outputs({"groups": {name: group.node_group_name for name, group in self.groups.items()}})
-
-    def _create_group(self, pool: PoolPlan, subnet_ids: Sequence[pulumi.Input[str]]) -> aws.eks.NodeGroup:
-        name = f"{self._name}-{pool.name}"
-        template = self._create_template(name, pool)
-        group = aws.eks.NodeGroup(
-            name,
-            cluster_name=self._cluster.name,
-            # A prefix, not a name: the replacement is made before the old group is deleted.
-            node_group_name_prefix=f"{pool.name}-",
-            node_role_arn=self._role.arn,
-            subnet_ids=list(subnet_ids),
-            ami_type=GPU_AMI_TYPE if pool.node.gpus else AMI_TYPE,
-            release_version=self._config.node_release,
-            version=self._config.version,
-            instance_types=None if pool.purchase == "capacity-block" else list(pool.instance_types),
-            capacity_type=CAPACITY_TYPES[pool.purchase],
-            # The minimum is the stack file's, so that adding a model to a pool changes no node group.
-            scaling_config={
-                "min_size": pool.floor_nodes,
-                "desired_size": pool.min_nodes,
-                "max_size": pool.max_nodes,
-            },
-            labels=dict(pool.labels),
-            taints=[{"key": t.key, "value": t.value, "effect": EFFECTS[t.effect]} for t in pool.taints],
-            update_config=UPDATE,
-            node_repair_config=REPAIR,
-            launch_template={"id": template.id, "version": template.latest_version.apply(str)},
-            tags=self._site.tagged(name, **{POOL_LABEL: pool.name}),
-            opts=pulumi.ResourceOptions(
-                parent=self,
-                depends_on=self._first,
-                # The autoscaler owns the desired size. Ignored on a component (pulumi-eks#709), so set here.
-                ignore_changes=["scalingConfig.desiredSize"],
-            ),
+        super().__init__("modelfleet:aws:SystemPool", name, None, opts)
+        site, child = nodes.site, pulumi.ResourceOptions(parent=self)
+        labels = {STACK_LABEL: site.stack, POOL_LABEL: SYSTEM_POOL}
+        volume = root_volume(plan.root_gib, fast=False)
+        template = launch_template(name, site, volume=volume, gpu=False, labels=labels, opts=child)
+        own = {
+            "ami_type": AMI_TYPE,
+            "instance_types": [plan.instance_type],
+            "capacity_type": CAPACITY_TYPES["on-demand"],
+            "labels": labels,
+        }
+        self.groups = _groups(
+            name, SYSTEM_POOL, nodes, subnets, template, own, least=plan.min_nodes, most=plan.max_nodes, parent=self
         )
-        self._create_scaling_tags(name, pool, group)
-        return group
+        for zone, group in self.groups.items():
+            _tag(f"{name}-{zone}", disk_tag(plan.disk_gb), group, parent=self)
+        self.register_outputs({"groups": {zone: group.node_group_name for zone, group in self.groups.items()}})
 
-    def _create_template(self, name: str, pool: PoolPlan) -> aws.ec2.LaunchTemplate:
-        more: dict[str, Any] = purchase_options(pool)
-        if pool.efa:
-            more["network_interfaces"] = efa_interfaces(pool, [self._security_group_id])
-        return launch_template(
+
+class NodeGroups(pulumi.ComponentResource):
+    """Children, per pool of the plan: a launch template, and per zone a node group and tags for scaling from zero."""
+
+    groups: Mapping[str, Mapping[str, aws.eks.NodeGroup]]
+
+    def __init__(
+        self,
+        name: str,
+        pools: Sequence[PoolPlan],
+        *,
+        nodes: NodeSettings,
+        subnets: Mapping[str, Subnets],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """`subnets` are those of each pool's zones, by its name."""
+        super().__init__("modelfleet:aws:NodeGroups", name, None, opts)
+        self._name, self._nodes = name, nodes
+        self.groups = {pool.name: self._create_pool(pool, subnets[pool.name]) for pool in pools}
+        self.register_outputs(
+            {"groups": {f"{p}-{z}": g.node_group_name for p, own in self.groups.items() for z, g in own.items()}}
+        )
+
+    def _create_pool(self, pool: PoolPlan, subnets: Subnets) -> dict[str, aws.eks.NodeGroup]:
+        name = f"{self._name}-{pool.name}"
+        template = launch_template(
             name,
-            self._site,
+            self._nodes.site,
             volume=root_volume(pool.node.root_gib, fast=True),
             gpu=bool(pool.node.gpus),
-            labels={STACK_LABEL: self._site.stack, POOL_LABEL: pool.name},
+            labels={STACK_LABEL: self._nodes.site.stack, POOL_LABEL: pool.name},
             opts=pulumi.ResourceOptions(parent=self),
-            **more,
+            **purchase_options(pool),
+        )
+        own = {
+            "ami_type": GPU_AMI_TYPE if pool.node.gpus else AMI_TYPE,
+            "instance_types": None if pool.purchase == "capacity-block" else list(pool.instance_types),
+            "capacity_type": CAPACITY_TYPES[pool.purchase],
+            "labels": dict(pool.labels),
+            "taints": [{"key": t.key, "value": t.value, "effect": EFFECTS[t.effect]} for t in pool.taints],
+        }
+        # The minimum is the stack file's, so that adding a model to a pool changes no node group. A new group starts
+        # there too: nodes for models are bought when Ray asks for them, which is when they can work.
+        groups = _groups(
+            name, pool.name, self._nodes, subnets, template, own,
+            least=pool.floor_nodes, most=pool.max_nodes, parent=self,
+        )  # fmt: skip
+        for zone, group in groups.items():
+            _tag(f"{name}-{zone}", scaling_tags(pool), group, parent=self)
+        return groups
+
+
+def _tag(name: str, tags: Mapping[str, tuple[str, str]], group: aws.eks.NodeGroup, *, parent: pulumi.Resource) -> None:
+    """Tags of the group's Auto Scaling group, as `scaling_tags` gives them."""
+    asg = group.resources.apply(
+        lambda found: next(asg.name for one in found or () for asg in one.autoscaling_groups or ())
+    )
+    for short, (key, value) in tags.items():
+        aws.autoscaling.Tag(
+            f"{name}-{short}",
+            autoscaling_group_name=asg,
+            tag={"key": key, "value": value, "propagate_at_launch": False},
+            opts=pulumi.ResourceOptions(parent=parent),
         )
 
-    def _create_scaling_tags(self, name: str, pool: PoolPlan, group: aws.eks.NodeGroup) -> None:
-        asg = group.resources.apply(
-            lambda found: next(asg.name for one in found or () for asg in one.autoscaling_groups or ())
-        )
-        for short, (key, value) in scaling_tags(pool).items():
-            aws.autoscaling.Tag(
-                f"{name}-{short}",
-                autoscaling_group_name=asg,
-                tag={"key": key, "value": value, "propagate_at_launch": False},
-                opts=pulumi.ResourceOptions(parent=self),
-            )
+
+def _groups(
+    name: str,
+    pool: str,
+    nodes: NodeSettings,
+    subnets: Subnets,
+    template: aws.ec2.LaunchTemplate,
+    own: Mapping[str, Any],
+    *,
+    least: int,
+    most: int,
+    parent: pulumi.Resource,
+) -> dict[str, aws.eks.NodeGroup]:
+    """A node group per zone; `own` is what only this pool's groups have."""
+    live = {zone: nodes.live[f"{name}-{zone}"] for zone in subnets if f"{name}-{zone}" in nodes.live}
+    sizes = zone_sizes(tuple(subnets), least=least, most=most, live=live)
+    return {
+        zone: _group(f"{name}-{zone}", (pool, zone), nodes, subnets[zone], template, own, sizes[zone], parent)
+        for zone in subnets
+    }
+
+
+def _group(
+    name: str,
+    place: tuple[str, str],
+    nodes: NodeSettings,
+    subnet_ids: Sequence[pulumi.Input[str]],
+    template: aws.ec2.LaunchTemplate,
+    own: Mapping[str, Any],
+    size: GroupSize,
+    parent: pulumi.Resource,
+) -> aws.eks.NodeGroup:
+    pool, zone = place
+    return aws.eks.NodeGroup(
+        name,
+        cluster_name=nodes.cluster.name,
+        # A prefix, not a name: the replacement is made before the old group is deleted. The zone is its last letter,
+        # because at most 37 characters are left for the prefix.
+        node_group_name_prefix=f"{pool}-{zone.removeprefix(nodes.site.region)}-",
+        node_role_arn=nodes.role.arn,
+        subnet_ids=list(subnet_ids),
+        release_version=nodes.config.node_release,
+        version=nodes.config.version,
+        scaling_config={"min_size": size.least, "desired_size": size.desired, "max_size": size.most},
+        update_config=UPDATE,
+        node_repair_config=REPAIR,
+        launch_template={"id": template.id, "version": template.latest_version.apply(str)},
+        tags=nodes.site.tagged(name, **{POOL_LABEL: pool}),
+        opts=pulumi.ResourceOptions(
+            parent=parent,
+            depends_on=[*nodes.role.ready, *nodes.first],
+            # The autoscaler owns the desired size. Ignored on a component (pulumi-eks#709), so set here.
+            ignore_changes=None if size.takes_over else ["scalingConfig.desiredSize"],
+        ),
+        **own,
+    )

@@ -43,6 +43,8 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_api_server(plan, facts, place),
         *_image(plan, facts, place),
         *_unread(facts, place),
+        *_surge_room(plan, facts, place),
+        *_live_sizes(facts, place),
     ]
 
 
@@ -60,11 +62,10 @@ def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
 
 def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
-    cluster, needed = plan.config.cluster, dict[Quota, int]()
-    system = catalog.instance_types.get(cluster.system_instance_type)
+    needed = dict[Quota, int]()
     wanted = [(pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.pools]
-    # An unknown type counts as 0 vCPUs here; the offering check reports it.
-    wanted.append((cluster.system_instance_type, "on-demand", cluster.system_nodes * system.vcpus if system else 0))
+    if system := plan.system:  # a type that the catalog does not know counts as 0 vCPUs; the plan has warned of it
+        wanted.append((system.instance_type, "on-demand", system.max_nodes * system.vcpus_per_node))
     for instance_type, purchase, vcpus in wanted:
         if quota := catalog.quota(instance_type, purchase):
             needed[quota] = needed.get(quota, 0) + vcpus
@@ -244,6 +245,33 @@ def _unread(facts: AccountFacts, place: Place) -> Iterator[Finding]:
         if what in facts.unread:
             message = f"{what} could not be read, so nothing checks it: {facts.unread[what]}"
             yield place((), message, Severity.NOTICE)
+def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """Warns of pools in which a second Ray cluster would wait for ever: its nodes are those of the live one.
+
+    Over several zones there is room, because each zone's group may hold the whole pool.
+    """
+    if plan.ray_cluster.rollout == "replace":
+        return
+    zones = network_zones(plan, facts)
+    for index, pool in enumerate(plan.pools):
+        room = pool.max_nodes * len(pool_zones(pool, zones, facts))
+        if 0 < room < 2 * pool.min_nodes:
+            yield place(
+                ("pools", index, "maxNodes"),
+                f"found {pool.max_nodes} in one zone; its models need {pool.min_nodes} nodes, so with rollout "
+                f"{plan.ray_cluster.rollout} a new image would wait for {2 * pool.min_nodes}; raise it, "
+                "give the pool more zones, or set kubernetes.rollout to replace",
+                Severity.WARNING,
+            )
+
+
+def _live_sizes(facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    if facts.live_unread:
+        message = (
+            f"the node groups' live sizes could not be read, so EKS may refuse a changed minNodes or maxNodes: "
+            f"{facts.live_unread}; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup"
+        )
+        yield place(("pools",), message, Severity.NOTICE)
 
 
 def _listed(zones: frozenset[str]) -> str:

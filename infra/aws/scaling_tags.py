@@ -14,7 +14,7 @@ def scaling_tags(pool: PoolPlan) -> dict[str, tuple[str, str]]:
     Tags of a node group do not reach its Auto Scaling group (containers-roadmap#608). The autoscaler can read labels
     and taints from EKS if its role allows it, but taints have failed (autoscaler#6481). It cannot read disk and GPUs.
     """
-    tags = {"disk": (f"{TEMPLATE}/resources/{DISK}", f"{pool.node.disk_gb}G")}
+    tags = disk_tag(pool.node.disk_gb)
     if pool.node.gpus:
         tags["gpus"] = (f"{TEMPLATE}/resources/{GPU}", str(pool.node.gpus))
     for taint in pool.taints:
@@ -23,3 +23,8 @@ def scaling_tags(pool: PoolPlan) -> dict[str, tuple[str, str]]:
             f"{taint.value}:{taint.effect}",
         )
     return tags
+
+
+def disk_tag(gb: int) -> dict[str, tuple[str, str]]:
+    """The tag without which a pod that requests disk fits no node that does not exist yet."""
+    return {"disk": (f"{TEMPLATE}/resources/{DISK}", f"{gb}G")}

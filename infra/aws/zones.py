@@ -1,9 +1,18 @@
-"""Which zones the network and each pool use: from what the account has, never by chance."""
+"""Which zones the network, the control plane and each pool use: from what the account has, never by chance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.planning.plan import Plan, PoolPlan
+
+Subnet = TypeVar("Subnet")
+
+#: EKS demands two zones, and keeps a cluster to the exact set of zones that it was made with.
+#: https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html
+CONTROL_PLANE_ZONES = 2
 
 
 def network_zones(plan: Plan, facts: AccountFacts) -> tuple[str, ...]:
@@ -16,12 +25,19 @@ def network_zones(plan: Plan, facts: AccountFacts) -> tuple[str, ...]:
     return tuple(sorted(facts.zones)[: plan.config.network.zones])
 
 
-def pool_zones(pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts) -> tuple[str, ...]:
-    """Zones of a pool's node group: those of the network (or the pool's own) that offer its first instance type.
+def control_plane_subnets(subnets: Mapping[str, Sequence[Subnet]]) -> list[Subnet]:
+    """One subnet in each of the first two zones, so that a zone or a subnet added later changes nothing.
 
-    A managed node group over a zone without the type fails when it scales (aws/containers-roadmap#2204).
+    `subnets` is by zone: in the order of the zones' names, or in the order of the stack file's subnets.
+    """
+    return [own[0] for own in list(subnets.values())[:CONTROL_PLANE_ZONES]]
+
+
+def pool_zones(pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts) -> tuple[str, ...]:
+    """Zones of a pool's node groups: those of the network (or the pool's own) that offer its first instance type.
+
+    A managed node group in a zone without the type fails when it scales (aws/containers-roadmap#2204).
     """
     offered = facts.offerings.get(pool.instance_types[0], frozenset())
     wanted = zones if pool.zones is None else tuple(zone for zone in zones if zone in pool.zones)
-    fitting = tuple(zone for zone in wanted if zone in offered)
-    return fitting[:1] if pool.efa else fitting
+    return tuple(zone for zone in wanted if zone in offered)

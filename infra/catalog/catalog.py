@@ -74,6 +74,19 @@ class DaemonSet:
 
 
 @dataclass(frozen=True)
+class SystemPod:
+    """What one pod on the system pool requests, millicores and MiB, and how many there are.
+
+    `count` None: as many as the stack file has gateways.
+    """
+
+    name: str
+    count: int | None
+    cpu_millis: int
+    memory_mib: int
+
+
+@dataclass(frozen=True)
 class CatalogModel:
     """A known model. `config` is its `config.json` as far as memory needs it; None: its shape is not known.
 
@@ -106,6 +119,7 @@ class Catalog:
     quantizations: Mapping[str, Quantization] = field(default_factory=dict)
     models: Mapping[str, CatalogModel] = field(default_factory=dict)
     daemon_sets: tuple[DaemonSet, ...] = ()
+    system_pods: tuple[SystemPod, ...] = ()
     quotas: Mapping[tuple[str, str], Quota] = field(default_factory=dict)
     """By what an instance type's name starts with, and purchase option."""
     architecture_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -156,6 +170,7 @@ def default_catalog() -> Catalog:
         quantizations={one.method: one for one in quantizations},
         models={one.hf_id: one for one in _models()},
         daemon_sets=tuple(_daemon_set(row) for row in _rows("daemon-sets")),
+        system_pods=tuple(_system_pod(row) for row in _rows("system-pods")),
         architecture_defaults=json.loads((FOLDER / "architecture-defaults.json").read_text("utf-8"))["defaults"],
         quotas={(row["starts_with"], row["purchase"]): Quota(row["code"], row["name"]) for row in _rows("quotas")},
     )
@@ -189,6 +204,11 @@ def _quantization(row: dict[str, str]) -> Quantization:
 
 def _daemon_set(row: dict[str, str]) -> DaemonSet:
     return DaemonSet(row["name"], row["gpu_only"] == "true", int(row["cpu_millis"]), int(row["memory_mib"]))
+
+
+def _system_pod(row: dict[str, str]) -> SystemPod:
+    count = None if row["count"] == "gateways" else int(row["count"])
+    return SystemPod(row["name"], count, int(row["cpu_millis"]), int(row["memory_mib"]))
 
 
 def _shapes() -> dict[str, dict[str, Any]]:

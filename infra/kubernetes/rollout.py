@@ -13,7 +13,7 @@ from modelfleet.infra.planning.rollout import second_cluster
 
 _SENTENCES: Final = {
     "surge": "KubeRay builds a second Ray cluster; the live one serves until the new one is ready: {gpus} more "
-    "GPUs ({nodes} nodes) for about {minutes} min{slowest}, and {grace} s longer for open streams",
+    "GPUs ({nodes} nodes) for about {minutes} min{slowest}, and {grace} s longer for open streams{usd}",
     "replace": "the live Ray cluster is deleted first, so no more GPUs are needed; no model answers for about "
     "{minutes} min{slowest}, until the models are loaded again",
     "incremental": "a second Ray cluster takes over the load step by step, half at a time: up to {half} more GPUs "
@@ -50,6 +50,9 @@ def sentence(plan: Plan) -> str:
         minutes=more.minutes,
         slowest=f" ({more.slowest} is the last)" if more.slowest else "",
         grace=plan.gateway.settings.timeout_s,
+        usd=f" (gateway.timeoutS); about {more.usd:.0f} USD at the fewest replicas"
+        if more.usd
+        else " (gateway.timeoutS)",
     )
 
 

@@ -88,8 +88,7 @@ def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[lis
             "give instanceTypes, or `node: {cpus, memoryGib, gpus}` with the allocatable of `kubectl describe node`"
         )
         return [], [stack.finding(("pools", index), message)]
-    types = [one for one in catalog.instance_types_with(pool.accelerator) if one.efa_interfaces or not pool.efa]
-    return [_candidate([one], pool, stack, catalog) for one in types], [] if types else [_no_efa(index, stack, catalog)]
+    return [_candidate([one], pool, stack, catalog) for one in catalog.instance_types_with(pool.accelerator)], []
 
 
 def _named(
@@ -110,16 +109,7 @@ def _named(
         findings.append(
             stack.finding(path, f"found types with different numbers of GPUs ({shapes}); use one pool per shape")
         )
-    if pool.efa and not all(one.efa_interfaces for one in types):
-        findings.append(_no_efa(index, stack, catalog))
     return ([] if findings else [_candidate(types, pool, stack, catalog)]), findings
-
-
-def _no_efa(index: int, stack: LoadedStack, catalog: Catalog) -> Finding:
-    accelerator = stack.config.pools[index].accelerator
-    able = [one.name for one in catalog.instance_types_with(accelerator) if one.efa_interfaces]
-    message = f"found true; instance types with {accelerator} and EFA are: {', '.join(able) or 'none'}; remove efa"
-    return stack.finding(("pools", index, "efa"), f"{message} or choose such a type" if able else message)
 
 
 def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, catalog: Catalog) -> Candidate:

@@ -10,7 +10,7 @@ from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
 from modelfleet.infra.planning.demand import Demand
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
-from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan
+from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan, SystemPlan
 from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -70,15 +70,18 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
     return [None if usd is None else usd * weight / whole if whole else 0.0 for weight in weights]
 
 
-def fixed_costs(stack: LoadedStack, catalog: Catalog) -> tuple[FixedCost, ...]:
-    """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways."""
-    if not stack.config.target.makes_cluster:
+def fixed_costs(stack: LoadedStack, system: SystemPlan | None, catalog: Catalog) -> tuple[FixedCost, ...]:
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways.
+
+    Without the system node more that a rollout takes for its minutes.
+    """
+    if system is None:
         return ()
-    cluster, region, gateways = stack.config.cluster, stack.region or "", nat_gateways(stack.config.network)
-    system = cluster.system_instance_type
+    region, gateways = stack.region or "", nat_gateways(stack.config.network)
+    machine, count = system.instance_type, max(system.min_nodes, system.needed_nodes)
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),
-        FixedCost(f"system nodes ({system})", cluster.system_nodes, catalog.usd_per_hour(system, region=region)),
+        FixedCost(f"system nodes ({machine})", count, catalog.usd_per_hour(machine, region=region)),
         FixedCost("NAT gateways (without traffic)", gateways, catalog.usd_per_hour("nat-gateway", region=region)),
     ]
     return tuple(part for part in parts if part.count)

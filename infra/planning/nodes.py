@@ -52,9 +52,13 @@ def node_shape(types: Sequence[InstanceType], catalog: Catalog, *, made_here: bo
         gpus=min(one.gpus for one in types),
         shm_mib=min(offered // 4, MAX_SHM_MIB),
         root_gib=root_gib if made_here else 0,
-        disk_gb=int((nvme_gb or int(root_gib * GB_PER_GIB)) * DISK_SHARE) if made_here else 0,
-        efa_interfaces=min(one.efa_interfaces for one in types),
+        disk_gb=(int(nvme_gb * DISK_SHARE) if nvme_gb else pods_disk_gb(root_gib)) if made_here else 0,
     )
+
+
+def pods_disk_gb(root_gib: int) -> int:
+    """What pods may request of a root volume, GB."""
+    return int(int(root_gib * GB_PER_GIB) * DISK_SHARE)
 
 
 def sized_node(cpus: int, memory_gib: int, gpus: int, catalog: Catalog) -> NodeShape:

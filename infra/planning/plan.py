@@ -67,18 +67,17 @@ class NodeShape:
     root_gib: int = 0
     #: What pods may request of the disk that has the kubelet's folders, GB; 0 where it is not known.
     disk_gb: int = 0
-    #: Network cards with EFA, where the instance type is known.
-    efa_interfaces: int = 0
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """One pool: one EKS node group per zone set, one Ray worker group.
+    """One pool: one EKS node group per zone, one Ray worker group.
 
     `min_nodes` is enough for `min_replicas` of the pool's models and for the pool's own minNodes. `max_nodes` is the
-    pool's limit. `needed_nodes` is what `max_replicas` of all models at once would take; above `max_nodes` the plan
-    warns, and its cost stops at `max_nodes`. `usd_per_node_hour` of spot is its ceiling, the on-demand price.
-    `ray_resources` is the worker group's `resources:` map.
+    pool's limit over all zones: Ray's worker group holds it, and EKS in each zone. `needed_nodes` is what
+    `max_replicas` of all models at once would take; above `max_nodes` the plan warns, and its cost stops there.
+    `usd_per_node_hour` of spot is its ceiling, the on-demand price. `ray_resources` is the worker group's `resources:`
+    map.
     """
 
     name: str
@@ -92,13 +91,30 @@ class PoolPlan:
     floor_nodes: int
     zones: tuple[str, ...] | None
     capacity_reservation_id: str | None
-    efa: bool
     labels: Mapping[str, str]
     taints: tuple[Taint, ...]
     ray_resources: Mapping[str, float]
     vcpus_per_node: int
     usd_per_node_hour: float | None
     cost: CostRange
+
+
+@dataclass(frozen=True)
+class SystemPlan:
+    """The untainted nodes for the Ray head, gateways, operator and add-ons.
+
+    `needed_nodes` hold what always runs; `max_nodes` have room for one Ray head more, which a rollout starts beside the
+    live one and an update of a node needs elsewhere. The autoscaler moves between `min_nodes` and `max_nodes`.
+    """
+
+    instance_type: str
+    vcpus_per_node: int
+    #: The root volume, GiB, and what pods may request of it, GB.
+    root_gib: int
+    disk_gb: int
+    min_nodes: int
+    needed_nodes: int
+    max_nodes: int
 
 
 @dataclass(frozen=True)
@@ -183,7 +199,7 @@ class WorkerGroup:
     """One Ray worker group, made from one pool and nothing else (a change would rebuild the cluster).
 
     `max_replicas` is one more than the pool's nodes. A worker that drains still counts, and its replicas move only when
-    another worker is there; nodes beyond the pool's limit are nowhere to be had.
+    another worker is there. So a pool over several zones may have one node above its limit.
     """
 
     name: str
@@ -283,6 +299,8 @@ class Plan:
     notices: tuple[Finding, ...] = field(default=())
     #: EKS control plane, system nodes, NAT gateways; they are part of `cost`.
     fixed: tuple[FixedCost, ...] = field(default=())
+    #: None where the stack makes no cluster.
+    system: SystemPlan | None = None
 
     @property
     def own_operator(self) -> bool:

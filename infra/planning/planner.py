@@ -51,6 +51,7 @@ from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.tags import tag_findings
+from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -101,7 +102,9 @@ def plan(
         *token_findings(stack, models, catalog),
     ]
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
-    fixed = fixed_costs(stack, catalog)
+    system, found = system_plan(stack, catalog)
+    findings += found
+    fixed = fixed_costs(stack, system, catalog)
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
     findings += budget_findings(stack, cost, pools, fixed, catalog)
     if errors := errors_in(findings):
@@ -145,6 +148,7 @@ def plan(
         prices=prices_note(stack, catalog, [name for pool in pools for name in pool.instance_types]),
         notices=tuple(sorted([*stack.notices, *findings])),
         fixed=fixed,
+        system=system,
     )
 
 
@@ -229,7 +233,6 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
         floor_nodes=pool.min_nodes,
         zones=tuple(pool.zones) if pool.zones else None,
         capacity_reservation_id=pool.capacity_reservation_id,
-        efa=pool.efa,
         labels=_labels(stack, choice),
         taints=() if pool.accelerator == CPU else (GPU_TAINT,),
         ray_resources=ray_resources(pool.accelerator, choice.candidate.node),

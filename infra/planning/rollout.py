@@ -19,7 +19,11 @@ ENGINE_MINUTES: Final = 3.0
 
 @dataclass(frozen=True)
 class SecondCluster:
-    """From the fewest (every model at its minimum) to the most (every pool full); `minutes` until it is ready."""
+    """From the fewest (each model at its minimum) to the most (each pool full); `minutes` until it is ready.
+
+    Then both clusters run for as long as a request may take (`gateway.timeoutS`). KubeRay cannot see whether streams
+    are open, so the old one stays that long even when there are none.
+    """
 
     least_gpus: int
     most_gpus: int
@@ -27,6 +31,8 @@ class SecondCluster:
     most_nodes: int
     minutes: int
     slowest: str | None
+    #: For the fewest nodes, until the old cluster is gone; None where a price is unknown.
+    usd: float | None
 
 
 def second_cluster(plan: Plan) -> SecondCluster:
@@ -41,7 +47,16 @@ def second_cluster(plan: Plan) -> SecondCluster:
         most_nodes=sum(pool.max_nodes for pool in plan.pools),
         minutes=round(minutes),
         slowest=slowest,
+        usd=_usd(plan, minutes / 60 + plan.gateway.settings.timeout_s / 3600),
     )
+
+
+def _usd(plan: Plan, hours: float) -> float | None:
+    """USD for as many nodes as the models' fewest replicas need."""
+    prices = [(pool.min_nodes, pool.usd_per_node_hour) for pool in plan.pools if pool.min_nodes]
+    if any(price is None for _, price in prices):
+        return None
+    return sum(count * (price or 0.0) for count, price in prices) * hours
 
 
 def _weights_mib(model: ModelPlan) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL
 
 Props = Mapping[str, Any]
 
@@ -127,22 +127,25 @@ def instance_types(props: Props) -> list[str]:
 
 
 def within_budget(groups: Sequence[tuple[Props, Props]], limits: Limits) -> Iterator[str]:
-    """All node groups together, at their largest size and on-demand prices, cost more than the limit.
+    """All pools together, at their largest size and on-demand prices, cost more than the limit.
 
-    Each group comes with its launch template (`{}` when it has none), which may name the instance type instead.
+    Each group comes with its launch template (`{}` when it has none), which may name the instance type instead. A pool
+    has a group in each zone, and each may hold all of the pool's nodes; a group without a pool's tag is on its own.
     """
     if limits.max_usd_per_hour is None:
         return
-    total = 0.0
-    for group, template in groups:
+    pools: dict[str, float] = {}
+    for index, (group, template) in enumerate(groups):
         types = instance_types(group) or instance_types(template)
         price = max((limits.prices.get(name, 0.0) for name in types), default=0.0)
         if not types:
             yield "a node group names no instance type, so the budget cannot be checked; name it"
         elif not price:
             yield f"no price is known for {', '.join(types)}, so the budget cannot be checked; add it to `prices`"
-        total += price * float((group.get("scalingConfig") or {}).get("maxSize", 0))
-    if total > limits.max_usd_per_hour:
+        most = price * float((group.get("scalingConfig") or {}).get("maxSize", 0))
+        pool = (group.get("tags") or {}).get(POOL_LABEL) or f"#{index}"
+        pools[pool] = max(most, pools.get(pool, 0.0))
+    if (total := sum(pools.values())) > limits.max_usd_per_hour:
         yield f"node groups cost up to {total:.2f} USD per hour; allowed are {limits.max_usd_per_hour:.2f}"
 
 

@@ -66,7 +66,7 @@ class NodeSize(StackSection):
 
 
 class Pool(StackSection):
-    """One ordered entry of `pools`: one EKS node group per zone set, one Ray worker group."""
+    """One ordered entry of `pools`: one EKS node group per zone, one Ray worker group."""
 
     name: PoolName = Field(description="Name of the pool; never change it once it is live.")
     accelerator: AcceleratorName = Field(description="The accelerator that models name.")
@@ -81,15 +81,14 @@ class Pool(StackSection):
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
     )
     min_nodes: NonNegativeInt = Field(0, description="Fewest nodes, even when nothing needs them.")
-    max_nodes: PositiveInt = Field(description="Most nodes.")
+    max_nodes: PositiveInt = Field(
+        description="Most nodes, in all zones together; a rollout with `surge` may take as many again."
+    )
     zones: list[str] | None = Field(
         None, description="Availability zones; default: all zones of the network that offer the type."
     )
     capacity_reservation_id: Annotated[str, Matching(r"^cr-[0-9a-f]+$", "cr- and hexadecimal digits")] | None = Field(
         None, description="Capacity Block reservation, for purchase capacity-block."
-    )
-    efa: bool = Field(
-        False, description="Elastic Fabric Adapter on every network card, for instance types that have it."
     )
 
     @model_validator(mode="after")
@@ -182,7 +181,9 @@ class Cluster(StackSection):
     system_instance_type: str = Field(
         "m7i.xlarge", description="Instance type of the system pool (Ray head, operator, add-ons)."
     )
-    system_nodes: PositiveInt = Field(2, description="Number of nodes in the system pool.")
+    system_nodes: PositiveInt = Field(
+        2, description="Fewest nodes of the system pool; the autoscaler adds some, for a rollout's second Ray head."
+    )
     addon_versions: dict[str, str] = Field(
         default_factory=dict, description="Pinned versions of EKS add-ons by name; default the cluster version's own."
     )

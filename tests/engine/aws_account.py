@@ -33,16 +33,27 @@ class Account:
         request = self.table(f"eks/clusters/{name}")["request"]
         return {**live, **{key: request[key] for key in request if key not in ("name", "tags", "roleArn")}}
 
-    def node_groups(self, cluster: str) -> dict[str, dict[str, Any]]:
-        """Node groups by pool; the pool is read from the label, as the scheduler does."""
-        found = {}
+    def zone_groups(self, cluster: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """Node groups by pool (read from the label, as the scheduler does), then by zone, in order."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        zone_of = {one["SubnetId"]: one["AvailabilityZone"] for one in self.ec2.describe_subnets()["Subnets"]}
         for name in self.eks.list_nodegroups(clusterName=cluster, maxResults=100)["nodegroups"]:
             group = self.eks.describe_nodegroup(clusterName=cluster, nodegroupName=name)["nodegroup"]
             extra = self.table(f"eks/nodegroups/{cluster}/{name}")
-            pool = group["labels"]["modelfleet.dev/pool"]
-            assert pool not in found, f"two node groups of pool {pool}"
-            found[pool] = {**group, **extra}
-        return found
+            own = found.setdefault(group["labels"]["modelfleet.dev/pool"], {})
+            (zone,) = {zone_of[subnet] for subnet in group["subnets"]}  # Auto Scaling would balance two of them
+            assert zone not in own, f"two node groups in {zone}: {name} and {own.get(zone)}"
+            own[zone] = {**group, **extra}
+        return {pool: dict(sorted(own.items())) for pool, own in found.items()}
+
+    def node_groups(self, cluster: str) -> dict[str, dict[str, Any]]:
+        """The first zone's node group of each pool; those of its other zones are the same but for place and size."""
+        groups = {pool: list(own.values()) for pool, own in self.zone_groups(cluster).items()}
+        same = ("labels", "taints", "amiType", "capacityType", "instanceTypes", "launchTemplate", "updateConfig")
+        for pool, (first, *others) in groups.items():
+            for other in others:
+                assert {k: first.get(k) for k in same} == {k: other.get(k) for k in same}, f"pool {pool} is not one"
+        return {pool: own[0] for pool, own in groups.items()}
 
     def template(self, group: dict[str, Any]) -> dict[str, Any]:
         """The launch template data of a node group, at the version that it names."""

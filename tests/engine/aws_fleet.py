@@ -95,7 +95,7 @@ POOLS = [
     },
     {"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"]},
     {"name": "a10g", "accelerator": "A10G", "minNodes": 0, "maxNodes": 4, "instanceTypes": ["g5.xlarge"]},
-    {"name": "a100", "accelerator": "A100-40G", "maxNodes": 2, "instanceTypes": ["p4d.24xlarge"], "efa": True},
+    {"name": "a100", "accelerator": "A100-40G", "maxNodes": 2, "instanceTypes": ["p4d.24xlarge"]},
     {
         "name": "block",
         "accelerator": "A100-80G",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pulumi
+import pulumi_aws as aws
 import pytest
 
 from modelfleet.infra.aws.fleet import AwsFleet
@@ -39,13 +40,15 @@ class Maker:
     def __init__(self, project: FleetProject) -> None:
         self._project = project
         self.engine = MockedEngine(REGION)
+        self.fleets: list[AwsFleet] = []
 
     def make(self, *, with_code: bool = False, **stack: Any) -> list[str]:
         """The types of what was made, without the package."""
         self._project.files(stack_of(**{"pools": [POOL], **stack}), {"org--m": model("org/m", "L4")})
         plan, code = self._project.plan(), self._project.folder / "serving.zip"
         code.write_bytes(b"the serving package")
-        self.engine.run(lambda: AwsFleet("aws", plan, code=pulumi.FileAsset(str(code)) if with_code else None))
+        asset = pulumi.FileAsset(str(code)) if with_code else None
+        self.engine.run(lambda: self.fleets.append(AwsFleet("aws", plan, code=asset)))
         return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
 
 
@@ -106,7 +109,8 @@ def test_an_existing_network_is_used_and_left_alone(
     vpc, subnets = network
     made = fleet.make(network={"vpcId": vpc, "privateSubnetIds": subnets})
     assert not {"Vpc", "Subnet", "NatGateway", "RouteTable", "VpcEndpoint"} & set(made)
-    assert set(account.node_groups(CLUSTER)["l4"]["subnets"]) == set(subnets)
+    groups = account.zone_groups(CLUSTER)["l4"].values()
+    assert {subnet for group in groups for subnet in group["subnets"]} == set(subnets)
     fleet.engine.destroy()
     assert set(account.everything()) >= {vpc, *subnets}, "what existed before must stay"
 
@@ -213,6 +217,13 @@ def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_take
     assert set(entries) == {admins, caller}
     assert account.table(f"eks/addons/{CLUSTER}/coredns")["addonVersion"] == "v1.0.0-eksbuild.7"
     assert account.node_groups(CLUSTER)["l4"]["releaseVersion"] == "1.35.0-20261101"
+
+
+def test_the_workloads_wait_for_the_system_pool_and_for_no_other(fleet: Maker) -> None:
+    """One pool without free machines would keep all models from serving."""
+    fleet.make()
+    awaited = {one._name for one in fleet.fleets[0].ready if isinstance(one, aws.eks.NodeGroup)}
+    assert awaited == {f"aws-system-{REGION}{zone}" for zone in "ab"}
 
 
 @pytest.mark.usefixtures("four_vcpus")

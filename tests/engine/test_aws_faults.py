@@ -52,7 +52,10 @@ def _summary(account: Account) -> dict[str, Any]:
         "statements": {
             role: re.sub(r"key/[0-9a-f-]{36}", "key", json.dumps(account.statements(role))) for role in roles
         },
-        "groups": {pool: (group["scalingConfig"], group["labels"], group["taints"]) for pool, group in groups.items()},
+        "sizes": {
+            pool: [g["scalingConfig"] for g in own.values()] for pool, own in account.zone_groups(CLUSTER).items()
+        },
+        "groups": {pool: (group["labels"], group["taints"]) for pool, group in groups.items()},
         "updates": {pool: (group["updateConfig"], group["nodeRepairConfig"]) for pool, group in groups.items()},
         "tags": {pool: account.scaling_tags(group) for pool, group in groups.items()},
         "cluster": {key: account.cluster(CLUSTER)[key] for key in ("accessConfig", "logging", "version")},

@@ -89,16 +89,13 @@ def test_the_up_makes_what_the_preview_said(first: FirstRuns) -> None:
 
 
 def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, plan: Plan) -> None:
-    groups = account.node_groups(CLUSTER)
+    groups = account.zone_groups(CLUSTER)
     assert set(groups) == {"system", "t4", "l4", "a10g", "a100", "block"}
     for pool in plan.pools:
-        assert groups[pool.name]["scalingConfig"] == {
-            "minSize": pool.floor_nodes,
-            "desiredSize": pool.min_nodes,
-            "maxSize": pool.max_nodes,
-        }
-    assert groups["a10g"]["scalingConfig"]["desiredSize"] == 1, "min_replicas 1 needs a node from the start"
-    assert groups["t4"]["scalingConfig"]["desiredSize"] == 0, "nothing needs a T4 yet, and it would cost money"
+        for zone, group in groups[pool.name].items():
+            sizes = {"minSize": 0, "desiredSize": 0, "maxSize": pool.max_nodes}
+            assert group["scalingConfig"] == sizes, (pool.name, zone, "GPUs are bought when Ray asks, not before")
+    assert plan.pools[2].min_nodes == 1, "a10g has a model with min_replicas 1"
 
 
 def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan: Plan) -> None:
@@ -141,23 +138,24 @@ def test_updates_and_repairs_take_one_node_at_a_time(account: Account) -> None:
 
 
 def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -> None:
-    groups = account.node_groups(CLUSTER)
-    zone_of = {s["SubnetId"]: s["AvailabilityZone"] for s in account.ec2.describe_subnets()["Subnets"]}
-    for pool, group in groups.items():
-        zones = {zone_of[subnet] for subnet in group["subnets"]}
-        types = group["instanceTypes"] if pool != "block" else ["p4de.24xlarge"]
+    groups = account.zone_groups(CLUSTER)
+    for pool, own in groups.items():
+        types = next(iter(own.values()))["instanceTypes"] if pool != "block" else ["p4de.24xlarge"]
         offers = account.ec2.describe_instance_type_offerings(
             LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": types[:1]}]
         )["InstanceTypeOfferings"]
-        assert zones and zones <= {offer["Location"] for offer in offers}, pool
-    assert {zone_of[s] for s in groups["block"]["subnets"]} == {"us-west-2b"}
-    assert len(groups["a100"]["subnets"]) == 1, "EFA works within one zone"
-    assert len({zone_of[s] for s in groups["system"]["subnets"]}) == 3, "a failing zone must not take the head down"
+        assert own.keys() <= {offer["Location"] for offer in offers}, pool
+    assert set(groups["block"]) == {"us-west-2b"}
+    assert len(groups["t4"]) > 1, "a zone without free machines must not stop the pool"
+    assert len(groups["system"]) == 3, "a failing zone must not take the head down"
 
 
 def test_the_system_pool_holds_what_a_cluster_needs_itself(account: Account) -> None:
     system = account.node_groups(CLUSTER)["system"]
-    assert system["scalingConfig"] == {"minSize": 2, "desiredSize": 2, "maxSize": 2}
+    sizes = [group["scalingConfig"] for group in account.zone_groups(CLUSTER)["system"].values()]
+    assert [size["minSize"] for size in sizes] == [1, 1, 0], "two nodes in two zones"
+    assert [size["desiredSize"] for size in sizes] == [1, 1, 0]
+    assert {size["maxSize"] for size in sizes} == {3}, "a second Ray head needs a node more than always runs"
     assert system["instanceTypes"] == ["m7i.xlarge"]
     assert system["labels"] == {"modelfleet.dev/stack": "test", "modelfleet.dev/pool": "system"}
 
@@ -192,16 +190,6 @@ def test_each_node_has_imdsv2_an_encrypted_fast_volume_and_its_nvme_in_one_piece
             )
 
 
-def test_efa_comes_only_to_the_pool_that_wants_it(account: Account) -> None:
-    groups = account.node_groups(CLUSTER)
-    cards = account.template(groups["a100"])["NetworkInterfaces"]
-    assert [card["NetworkCardIndex"] for card in cards] == [0, 1, 2, 3]
-    assert {card["InterfaceType"] for card in cards} == {"efa"}
-    group = account.table(f"eks/clusters/{CLUSTER}")["securityGroupId"]
-    assert all(card["Groups"] == [group] for card in cards), "without the cluster's group nodes cannot join"
-    assert "NetworkInterfaces" not in account.template(groups["block"])
-
-
 def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     groups = account.node_groups(CLUSTER)
     template = "k8s.io/cluster-autoscaler/node-template"
@@ -211,6 +199,9 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     assert tags[f"{template}/resources/ephemeral-storage"] == "6400G"
     for pool in ("t4", "l4", "a10g", "block"):
         assert len(account.scaling_tags(groups[pool])) == 3, pool
+    assert account.scaling_tags(groups["system"]) == {f"{template}/resources/ephemeral-storage": "42G"}, (
+        "a second Ray head requests disk, and would fit no node that does not exist yet"
+    )
     tags_as_put = [account.table(key)["tag"] for key in account.table_keys("autoscaling/tags/")]
     assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), (
         "they describe a node and are not for the node itself"
@@ -307,9 +298,11 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     node = account.node_groups(CLUSTER)["a10g"]["nodeRole"].rpartition("/")[2]
     nodes = account.iam.list_attached_role_policies(RoleName=node)["AttachedPolicies"]
     assert {p["PolicyName"] for p in nodes} == {
-        "AmazonEKSWorkerNodeMinimalPolicy",
+        "AmazonEKSWorkerNodePolicy",
         "AmazonEC2ContainerRegistryPullOnly",
-    }, "every pod on a node can use the node's rights"
+    }, "more than these would be a right of every pod on the node's network"
+    (toleration,) = json.loads(addons["eks-node-monitoring-agent"]["configurationValues"])["dcgmAgent"]["tolerations"]
+    assert (toleration["key"], toleration["effect"]) == ("nvidia.com/gpu", "NoSchedule"), "no GPU fault would be seen"
 
 
 def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetProject, account: Account) -> None:
@@ -323,7 +316,7 @@ def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetPr
         return {other.rpartition("::")[2] for other in before(urn)}
 
     groups = [urn for urn in by_urn if "aws:eks/nodeGroup:NodeGroup" in urn]
-    assert len(groups) == 6
+    assert len(groups) == sum(len(own) for own in account.zone_groups(CLUSTER).values())
     for urn in groups:
         assert {"aws-basics-vpc-cni", "aws-basics-kube-proxy", "aws-basics-eks-pod-identity-agent"} <= names(urn), (
             "a node without CNI stays NotReady on paid GPUs (terraform-aws-eks#3446)"
@@ -333,7 +326,7 @@ def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetPr
         assert {"aws-network-s3", "aws-network-public"} <= names(urn)
         assert "aws-services-coredns" not in names(urn)
     (coredns,) = [urn for urn in by_urn if urn.endswith("Addon::aws-services-coredns")]
-    assert "aws-system" in names(coredns), "coredns without nodes is DEGRADED until it times out"
+    assert f"aws-system-{REGION}a" in names(coredns), "coredns without nodes is DEGRADED until it times out"
     (cluster,) = [urn for urn in by_urn if "aws:eks/cluster:Cluster" in urn]
     assert "aws-cluster" in names(cluster), "the log group must exist before EKS makes its own"
     assert any("LogGroup" in other for other in before(cluster))
@@ -476,16 +469,16 @@ def test_a_model_more_on_a_pool_touches_the_mirrors_policies_and_nothing_else(
     assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in (*READERS, WRITER)}
 
 
-def test_a_pool_more_touches_only_itself(live: FleetProject) -> None:
+def test_a_pool_more_touches_only_itself(live: FleetProject, emulator: Emulator) -> None:
     more = {"name": "l4-big", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.12xlarge"]}
     stack, models = live.written
     live.files({**stack, "pools": [*POOLS, more]}, models)
     run = live.up("--target", "**l4-big**")
+    zones = Account(emulator, REGION).zone_groups(CLUSTER)["l4-big"]
+    assert zones
     assert {name for operation, name in run.steps() if operation == "create"} == {
         "aws-pool-l4-big",
-        "aws-pool-l4-big-disk",
-        "aws-pool-l4-big-gpus",
-        "aws-pool-l4-big-taint-gpu",
+        *(f"aws-pool-l4-big-{zone}{more}" for zone in zones for more in ("", "-disk", "-gpus", "-taint-gpu")),
     }
     rest = live.up()
     assert all(name.startswith("aws-") and "pool" not in name for _, name in rest.steps()), rest.steps()
@@ -496,6 +489,7 @@ def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work
 ) -> None:
     account = Account(emulator, REGION)
     groups = account.node_groups(CLUSTER)
+    zone = min(account.zone_groups(CLUSTER)["l4"])
     account.eks.update_nodegroup_config(
         clusterName=CLUSTER,
         nodegroupName=groups["t4"]["nodegroupName"],
@@ -506,17 +500,17 @@ def test_drift_is_shown_by_refresh_and_mended_by_up_but_not_the_autoscalers_work
     account.ec2.create_tags(Resources=[vpc["VpcId"]], Tags=[{"Key": "team", "Value": "somebody"}])
     account.s3.delete_public_access_block(Bucket=BUCKET)
     seen = _outcomes(live.refresh())
-    assert ("delete", "aws-pool-l4") in seen
+    assert ("delete", f"aws-pool-l4-{zone}") in seen
     assert ("update", "aws-network") in seen, "a tag that somebody changed"
     assert ("delete", "aws-mirror") in seen, "the public access block"
     changed = live.up()
     steps = set(changed.steps())
-    assert ("create", "aws-pool-l4") in steps
+    assert ("create", f"aws-pool-l4-{zone}") in steps
     assert ("update", "aws-network") in steps
-    assert not [name for _, name in steps if name == "aws-pool-t4"], "the autoscaler's desired size was undone"
+    assert not [name for _, name in steps if name.startswith("aws-pool-t4")], "the autoscaler's desired size was undone"
     after = account.node_groups(CLUSTER)
     assert after["t4"]["scalingConfig"]["desiredSize"] == 3
-    assert "l4" in after
+    assert zone in account.zone_groups(CLUSTER)["l4"]
     tags = account.ec2.describe_vpcs(VpcIds=[vpc["VpcId"]])["Vpcs"][0]["Tags"]
     assert {"Key": "team", "Value": live.written[0]["tags"]["team"]} in tags
     assert account.s3.get_public_access_block(Bucket=BUCKET)
@@ -534,12 +528,51 @@ def test_a_new_launch_template_version_rolls_the_node_group_in_place(live: Fleet
     live.files({**stack, "tags": {"team": "platform"}}, models)
     run = live.up()
     operations = {(operation, name) for operation, name in run.steps()}
-    assert ("update", "aws-pool-a100") in operations
-    assert not [o for o in operations if o[0] in ("replace", "create-replacement") and "pool" in o[1]]
     account = Account(emulator, REGION)
+    zone = min(account.zone_groups(CLUSTER)["a100"])
+    assert {("update", "aws-pool-a100"), ("update", f"aws-pool-a100-{zone}")} <= operations
+    assert not [o for o in operations if o[0] in ("replace", "create-replacement") and "pool" in o[1]]
     group = account.node_groups(CLUSTER)["a100"]
     assert int(group["launchTemplate"]["version"]) >= 2
     assert {"Key": "team", "Value": "platform"} in account.template(group)["TagSpecifications"][0]["Tags"]
+
+
+def test_new_limits_move_a_pools_size_only_where_they_exclude_it(live: FleetProject, emulator: Emulator) -> None:
+    """EKS refuses a minimum above the desired size, which idle pools have at 0 (terraform-aws-eks#3521)."""
+    account, (stack, models) = Account(emulator, REGION), live.written
+
+    def resized(pool: str, size: int, *, most: int) -> None:
+        group = account.node_groups(CLUSTER)[pool]
+        sizes = {"minSize": 0, "desiredSize": size, "maxSize": most}
+        account.eks.update_nodegroup_config(
+            clusterName=CLUSTER, nodegroupName=group["nodegroupName"], scalingConfig=sizes
+        )
+
+    def sizes(pool: str) -> list[tuple[int, int, int]]:
+        found = [group["scalingConfig"] for group in account.zone_groups(CLUSTER)[pool].values()]
+        return [(one["minSize"], one["desiredSize"], one["maxSize"]) for one in found]
+
+    resized("t4", 4, most=4)
+    resized("a10g", 3, most=4)
+    changes: dict[str, dict[str, int]] = {"l4": {"minNodes": 2}, "t4": {"maxNodes": 3}, "a10g": {"maxNodes": 5}}
+    live.files({**stack, "pools": [{**pool, **changes.get(str(pool["name"]), {})} for pool in POOLS]}, models)
+    live.up("--refresh")
+    assert sizes("l4")[:2] == [(1, 1, 4), (1, 1, 4)], "an idle pool grows to its new minimum, spread over zones"
+    assert sizes("t4")[0] == (0, 3, 3), "a new maximum below the live size ends nodes, as the preview said"
+    assert sizes("a10g")[0] == (0, 3, 5), "the autoscaler's size is not undone"
+    assert set(live.up("--refresh").changes) == {"same"}
+
+
+def test_a_zone_more_leaves_the_control_plane_alone(live: FleetProject, emulator: Emulator) -> None:
+    """EKS keeps a cluster to the zones that it was made with, and would refuse the whole update."""
+    account, (stack, models) = Account(emulator, REGION), live.written
+    before = account.cluster(CLUSTER)["resourcesVpcConfig"]["subnetIds"]
+    live.files({**stack, "network": {**STACK["network"], "zones": 4}}, models)
+    steps = live.up("--refresh").steps()
+    assert ("create", f"aws-network-private-{REGION}d") in steps
+    assert ("create", f"aws-system-{REGION}d") in steps
+    assert account.cluster(CLUSTER)["resourcesVpcConfig"]["subnetIds"] == before
+    assert len(before) == 2
 
 
 def test_destroy_leaves_nothing(live: FleetProject, emulator: Emulator) -> None:

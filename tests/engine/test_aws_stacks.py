@@ -34,7 +34,8 @@ def test_a_shipped_stack_comes_up_as_planned_stays_and_goes(fleet: FleetProject,
     assert cluster["resourcesVpcConfig"]["endpointPublicAccess"] is bool(cidrs)
     assert cluster["resourcesVpcConfig"].get("publicAccessCidrs", []) == cidrs
     assert cluster["deletionProtection"] is (fleet.stack == "prod")
-    assert len(cluster["resourcesVpcConfig"]["subnetIds"]) == ZONES[fleet.stack]
+    assert len(cluster["resourcesVpcConfig"]["subnetIds"]) == 2, "EKS would refuse a zone more"
+    assert len(account.zone_groups(name)["system"]) == ZONES[fleet.stack]
     nats = [n for n in account.ec2.describe_nat_gateways()["NatGateways"] if n["State"] != "deleted"]
     assert len(nats) == NATS[fleet.stack]
     assert emulator.buckets() >= {plan.bucket.name}
@@ -53,7 +54,7 @@ def _groups_are_the_plans(account: Account, plan: Plan, cluster: str) -> None:
         assert group["labels"] == dict(pool.labels), pool.name
         assert group["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}], pool.name
         assert group["instanceTypes"] == list(pool.instance_types), pool.name
-        sizes = {"minSize": pool.floor_nodes, "desiredSize": pool.min_nodes, "maxSize": pool.max_nodes}
+        sizes = {"minSize": pool.floor_nodes, "desiredSize": pool.floor_nodes, "maxSize": pool.max_nodes}
         assert group["scalingConfig"] == sizes, pool.name
         assert group["capacityType"] == {"spot": "SPOT", "on-demand": "ON_DEMAND"}[pool.purchase], pool.name
 

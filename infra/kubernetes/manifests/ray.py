@@ -77,7 +77,8 @@ def ray_service(plan: Plan) -> Manifest:
     spec: Manifest = {
         "serveConfigV2": serve_config_text(plan.serve_config),
         "upgradeStrategy": _upgrade(plan),
-        # KubeRay deletes the old cluster once its last stream must have ended.
+        # KubeRay deletes the old cluster once its last stream must have ended. It does not see whether any is open; the
+        # preview says what the wait costs (rollout.py).
         "rayClusterDeletionDelaySeconds": plan.gateway.settings.timeout_s,
         "rayClusterConfig": ray_cluster(plan),
     }

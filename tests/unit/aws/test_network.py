@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelfleet.infra.aws.zones import network_zones, pool_zones
+from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, pool_zones
 from modelfleet.infra.planning.network import subnet_blocks
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.aws.builders import facts, planned
@@ -52,10 +52,11 @@ def test_another_pool_moves_no_zone_of_the_network(tmp_path: Path) -> None:
     assert pool_zones(after.pools[1], network_zones(after, known), known) == ("us-west-2b",)
 
 
-def test_a_pool_with_efa_takes_one_zone(tmp_path: Path) -> None:
-    pool = {"name": "a", "accelerator": "A100-40G", "maxNodes": 1, "instanceTypes": ["p4d.24xlarge"], "efa": True}
-    plan, _ = planned(tmp_path, pools=[pool])
-    assert pool_zones(plan.pools[0], ("us-west-2a", "us-west-2b"), facts()) == ("us-west-2a",)
+def test_the_control_plane_keeps_its_two_zones_when_zones_and_subnets_are_added() -> None:
+    """EKS refuses to change the zones of a cluster."""
+    before = {"us-west-2a": ["s1"], "us-west-2b": ["s2"]}
+    after = {"us-west-2a": ["s1", "s4"], "us-west-2b": ["s2"], "us-west-2c": ["s3"]}
+    assert control_plane_subnets(before) == control_plane_subnets(after) == ["s1", "s2"]
 
 
 @pytest.mark.parametrize(

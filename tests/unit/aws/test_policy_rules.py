@@ -125,6 +125,19 @@ def test_the_budget_is_compared_with_all_groups_at_their_largest(limit: float | 
     )
 
 
+def test_the_groups_of_a_pools_zones_count_once() -> None:
+    """Each of them may hold all nodes of the pool, and never all of them at once."""
+    group: dict[str, Any] = {
+        "instanceTypes": ["a"],
+        "scalingConfig": {"maxSize": 2},
+        "tags": {"modelfleet.dev/pool": "l4"},
+    }
+    other = {**group, "tags": {"modelfleet.dev/pool": "t4"}}
+    groups: list[Any] = [(group, {}), (group, {}), (other, {})]
+    assert not list(within_budget(groups, Limits(max_usd_per_hour=4.0, prices={"a": 1.0})))
+    assert list(within_budget(groups, Limits(max_usd_per_hour=3.9, prices={"a": 1.0})))
+
+
 def test_a_group_without_a_known_price_is_reported() -> None:
     group = {"instanceTypes": ["new"], "scalingConfig": {"maxSize": 2}}
     (sentence,) = within_budget([(group, {})], Limits(max_usd_per_hour=1.0))

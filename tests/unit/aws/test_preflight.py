@@ -55,9 +55,9 @@ def test_quotas_add_up_over_the_pools_of_a_family_and_purchase(tmp_path: Path) -
 
 
 def test_the_system_pool_counts_against_the_standard_quota(tmp_path: Path) -> None:
-    (said,) = sentences(tmp_path, facts(quotas={**facts().quotas, "L-1216C47A": 7.0}))
-    assert "need up to 8 vCPUs of 'Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances'" in said, (
-        "two m7i.xlarge"
+    (said,) = sentences(tmp_path, facts(quotas={**facts().quotas, "L-1216C47A": 11.0}))
+    assert "need up to 12 vCPUs of 'Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances'" in said, (
+        "two m7i.xlarge, and one more for a second Ray head"
     )
 
 
@@ -68,7 +68,7 @@ def test_a_capacity_block_needs_no_quota(tmp_path: Path) -> None:
         "capacityReservationId": "cr-0123456789abcdef0",
         "zones": ["us-west-2a"],
     }
-    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 8.0, "L-0263D0A3": 1.0}), pools=[block]) == []
+    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 12.0, "L-0263D0A3": 1.0}), pools=[block]) == []
 
 
 def test_a_quota_that_cannot_be_read_is_reported_and_stops_nothing(tmp_path: Path) -> None:
@@ -319,3 +319,27 @@ def test_the_longest_matching_prefix_of_the_type_wins() -> None:
     wider = dataclasses.replace(catalog, quotas={("p9", "spot"): own, **catalog.quotas})
     assert wider.quota("p9.48xlarge", "spot") == own
     assert wider.quota("p4d.24xlarge", "spot") == catalog.quota("p4d.24xlarge", "spot")
+
+
+@pytest.mark.parametrize(
+    ("rollout", "zones", "said"),
+    [("surge", ["us-west-2a"], True), ("replace", ["us-west-2a"], False), ("surge", None, False)],
+)
+def test_a_pool_whose_one_zone_holds_no_second_cluster_is_warned_of(
+    tmp_path: Path, rollout: str, zones: list[str] | None, said: bool
+) -> None:
+    """The new cluster would wait for nodes that the live one has, and KubeRay waits without end."""
+    pool = {**L4, "minNodes": 3, **({"zones": zones} if zones else {})}
+    kubernetes = {"rollout": rollout, "image": "registry.example/serving:1"}
+    plan, _ = planned(tmp_path, pools=[pool], kubernetes=kubernetes)
+    found = [f for f in preflight(plan, facts()) if f.path.endswith("maxNodes")]
+    assert [(f.severity, "a new image would wait for 6" in f.message) for f in found] == [
+        (Severity.WARNING, True)
+    ] * said
+
+
+def test_live_sizes_that_could_not_be_read_are_a_notice_with_the_rights_that_lack(tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path)
+    (found,) = preflight(plan, facts(live_unread="AccessDenied: no"))
+    assert found.severity == Severity.NOTICE
+    assert "AccessDenied: no; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup" in found.message

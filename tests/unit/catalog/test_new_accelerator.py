@@ -37,7 +37,7 @@ STACK = {
     "modelfleet:target": "eks",
     "modelfleet:auth": "none",
     "modelfleet:accountId": "123456789012",
-    "modelfleet:pools": [{"name": "x9", "accelerator": "X9-192G", "maxNodes": 2, "efa": True}],
+    "modelfleet:pools": [{"name": "x9", "accelerator": "X9-192G", "maxNodes": 2}],
     "modelfleet:cluster": {"publicAccessCidrs": ["203.0.113.0/24"]},
 }
 #: What a run would make: the pool's launch template, the quota that it counts against, the worker group.
@@ -62,7 +62,7 @@ asyncio.set_event_loop(asyncio.new_event_loop())
 pulumi.runtime.set_mocks(Recorder(), preview=False)
 
 from modelfleet.infra.aws.facts import AccountFacts
-from modelfleet.infra.aws.node_groups import NodeGroups
+from modelfleet.infra.aws.node_groups import NodeGroups, NodeSettings
 from modelfleet.infra.aws.preflight import preflight, quota_codes
 from modelfleet.infra.aws.site import site_of
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
@@ -76,15 +76,12 @@ facts = AccountFacts("123456789012", "aws", "us-east-1", "arn:aws:iam::123456789
 node = SimpleNamespace(arn="arn:aws:iam::123456789012:role/node", ready=[])
 
 def program():
-    NodeGroups(
-        "pool", site_of(plan, facts), plan.pools, config=plan.config.cluster, cluster=SimpleNamespace(name="c"),
-        security_group_id="sg-1", role=node, subnet_ids={"x9": ["subnet-1"]}, after=[],
-    )
+    nodes = NodeSettings(site_of(plan, facts), plan.config.cluster, SimpleNamespace(name="c"), node, {}, [])
+    NodeGroups("pool", plan.pools, nodes=nodes, subnets={"x9": {zones[0]: ["subnet-1"]}})
 
 pulumi.runtime.test(program)()
 (group,) = ray_service(plan)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
 print(json.dumps({
-    "cards": made["aws:ec2/launchTemplate:LaunchTemplate"]["networkInterfaces"],
     "types": made["aws:eks/nodeGroup:NodeGroup"]["instanceTypes"],
     "labels": made["aws:eks/nodeGroup:NodeGroup"]["labels"],
     "refused": [finding.sentence() for finding in preflight(plan, facts)],
@@ -147,10 +144,8 @@ def test_it_is_planned_with_its_memory_and_its_price(copy: Path) -> None:
     assert model["memory"]["total_mib"] == 190000
 
 
-def test_it_is_rendered_with_its_cards_its_quota_and_its_resource(copy: Path) -> None:
+def test_it_is_rendered_with_its_quota_and_its_resource(copy: Path) -> None:
     rendered: dict[str, Any] = json.loads(run(copy, "-c", RENDER).splitlines()[-1])
-    assert [card["networkCardIndex"] for card in rendered["cards"]] == list(range(16))
-    assert {card["interfaceType"] for card in rendered["cards"]} == {"efa"}
     assert rendered["types"] == ["x9.48xlarge"]
     assert rendered["labels"]["k8s.amazonaws.com/accelerator"] == "x9-192g"
     (refused,) = rendered["refused"]

@@ -12,10 +12,12 @@ import pytest
 from modelfleet.infra.kubernetes import operator, rollout
 from modelfleet.infra.kubernetes.fleet import KubernetesFleet
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
-from modelfleet.infra.kubernetes.rollout import rebuild_notice, rebuilds, rollout_notice
+from modelfleet.infra.kubernetes.rollout import rebuild_notice, rebuilds, rollout_notice, sentence
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.rollout import second_cluster
 from tests.cluster.fleet import model, planned
+from tests.unit.planning import builders
+from tests.unit.planning.builders import pool, stack
 
 L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2xlarge"]}
 T4 = {"name": "t4", "accelerator": "T4", "maxNodes": 2, "instanceTypes": ["g4dn.12xlarge"]}
@@ -63,6 +65,22 @@ def test_a_surge_says_how_many_gpus_it_needs_and_for_how_long(tmp_path: Path) ->
     notice = rollout_notice(live, plan(tmp_path / "b", [L4, T4], image="other:2"))  # type: ignore[arg-type]
     # One L4 node is needed at once; with both pools full, 3 L4 and 2 x 4 T4.
     assert notice is not None and "1 to 11 more GPUs (1 to 5 nodes) for about 11 min" in notice and "3600 s" in notice
+
+
+def test_a_surge_says_what_the_second_cluster_costs_until_the_first_is_gone() -> None:
+    """KubeRay keeps the old cluster for `gateway.timeoutS`, also when nothing streams any more."""
+    pools = stack(pool(instanceTypes=["g6.xlarge"]), gateway={"timeoutS": 18000})
+    plan = builders.planned([builders.model(replicas=(2, 2))], pools)
+    assert plan.pools[0].usd_per_node_hour == 0.8048
+    # Two nodes for 11 minutes and five hours.
+    assert sentence(plan).endswith(
+        "18000 s longer for open streams (gateway.timeoutS); about 8 USD at the fewest replicas"
+    )
+    assert second_cluster(plan).usd == pytest.approx(8.34, abs=0.01)
+
+
+def test_a_surge_of_unknown_price_names_none(tmp_path: Path) -> None:
+    assert second_cluster(plan(tmp_path, [{**L4, "instanceTypes": ["g6.2xlarge"]}])).usd is None, "no region is set"
 
 
 def test_the_minutes_are_those_of_the_largest_model(tmp_path: Path) -> None:

@@ -201,27 +201,3 @@ def test_this_machine_counts_cpus_and_not_memory() -> None:
     assert "one replica asks for 5 CPU, 1.0 GiB memory; a node offers 4 CPU" in "".join(
         refusals([model("org/cpu", "CPU", cpus=4, actor={"memory": 2**30})], local)
     )
-
-
-def test_efa_on_a_type_without_it_is_refused_with_those_that_have_it() -> None:
-    """Otherwise the launch fails for lack of interfaces, while a model waits for the node."""
-    with pytest.raises(InputErrors) as caught:
-        planned([model()], stack(pool(instanceTypes=["g6.xlarge"], efa=True)))
-    (found,) = (f for f in caught.value.findings if f.path.endswith("efa"))
-    assert found.message == (
-        "found true; instance types with L4 and EFA are: g6.8xlarge, gr6.8xlarge, g6.16xlarge, g6.12xlarge, "
-        "g6.24xlarge, g6.48xlarge; remove efa or choose such a type"
-    )
-
-
-def test_a_pool_with_efa_that_leaves_its_type_open_takes_one_with_efa() -> None:
-    plain, fast = (planned([model()], stack(pool(efa=efa))).pools[0] for efa in (False, True))
-    assert (plain.instance_types, plain.node.efa_interfaces) == (("g6.xlarge",), 0)
-    assert (fast.instance_types, fast.node.efa_interfaces) == (("g6.8xlarge",), 1)
-
-
-def test_efa_is_refused_if_no_type_has_it() -> None:
-    with pytest.raises(InputErrors) as caught:
-        planned([model(accelerator="CPU")], stack(pool("cpu", "CPU", efa=True)))
-    messages = [f.message for f in caught.value.findings if f.path.endswith("efa")]
-    assert messages == ["found true; instance types with CPU and EFA are: none; remove efa"]

@@ -349,6 +349,14 @@ def _create_endpoint(call: Call[Aws], inputs: Props) -> Made:
     return Made(id, {**outputs, "tagsAll": call.session.tags(inputs)})
 
 
+def _delete_endpoint(call: Call[Aws], id: str, state: Props) -> None:
+    """Without its routes: in moto they are the replacement's too, which then could not be deleted for lack of them."""
+    ec2 = making.client(call, "ec2", state)
+    if tables := state.get("routeTableIds"):
+        making.unless_absent(lambda: ec2.modify_vpc_endpoint(VpcEndpointId=id, RemoveRouteTableIds=tables))
+    making.unless_absent(lambda: ec2.delete_vpc_endpoints(VpcEndpointIds=[id]))
+
+
 def _read_endpoint(call: Call[Aws], id: str, state: Props) -> Props | None:
     ec2 = making.client(call, "ec2", state)
     found = making.first(making.unless_absent(lambda: ec2.describe_vpc_endpoints(VpcEndpointIds=[id])["VpcEndpoints"]))
@@ -378,9 +386,7 @@ ENDPOINT = ResourceDef(
     create=_create_endpoint,
     read=_read_endpoint,
     update=making.retag,
-    delete=lambda call, id, state: making.unless_absent(
-        lambda: making.client(call, "ec2", state).delete_vpc_endpoints(VpcEndpointIds=[id])
-    ),
+    delete=_delete_endpoint,
 )
 
 # --- lookups ---------------------------------------------------------------------------------------------

@@ -75,11 +75,33 @@ def _refuse(call: Call[Aws], request: Props) -> None:
     """Refuses what moto accepts and AWS does not: an unknown version, absent subnets or roles, subnets in one zone."""
     if request["version"] not in VERSIONS:
         raise Refused(f"CreateCluster: InvalidParameterException: unsupported Kubernetes version {request['version']}")
-    ec2 = call.session.client("ec2")
-    subnets = ec2.describe_subnets(SubnetIds=request["resourcesVpcConfig"]["subnetIds"])["Subnets"]
-    if len({subnet["AvailabilityZone"] for subnet in subnets}) < 2:
-        raise Refused("CreateCluster: InvalidParameterException: subnets must be in at least two availability zones")
+    if len(_zones(call, request)) < 2:
+        raise Refused(
+            "CreateCluster: InvalidParameterException: Subnets specified must be in at least two different AZs"
+        )
     call.session.client("iam", "us-east-1").get_role(RoleName=request["roleArn"].rpartition("/")[2])
+
+
+def _zones(call: Call[Aws], request: Props) -> set[str]:
+    """The zones of the control plane's subnets."""
+    ids = request["resourcesVpcConfig"]["subnetIds"]
+    return {
+        subnet["AvailabilityZone"] for subnet in call.session.client("ec2").describe_subnets(SubnetIds=ids)["Subnets"]
+    }
+
+
+def _refuse_other_zones(call: Call[Aws], extra: Props, request: Props) -> None:
+    """EKS takes other subnets, but only in the zones that the cluster was made with.
+
+    https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html; the words are EKS's.
+    """
+    wanted, first = _zones(call, request), set(extra["zones"])
+    if wanted != first:
+        raise Refused(
+            f"UpdateClusterConfig: InvalidParameterException: Provided subnets belong to the AZs "
+            f"'{','.join(sorted(wanted))}'. But they should belong to the exact set of AZs '{','.join(sorted(first))}' "
+            "in which subnets were provided during cluster creation."
+        )
 
 
 def _create(call: Call[Aws], inputs: Props) -> Made:
@@ -94,7 +116,8 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
 
 def _note(call: Call[Aws], inputs: Props, request: Props) -> None:
     """Writes the table's part of a cluster."""
-    extra = {"request": request, "securityGroupId": _security_group(call, inputs)}
+    zones = sorted(_zones(call, request))
+    extra = {"request": request, "securityGroupId": _security_group(call, inputs), "zones": zones}
     Table(call.session).put(entry(inputs["name"]), extra)
 
 
@@ -124,7 +147,8 @@ def _api_server(session: Aws, live: Props) -> tuple[str, str]:
 
 def _get_clusters(session: Aws, args: Props) -> Props:
     where = args.get("region") or session.region
-    return {**args, "id": where, "region": where, "names": session.client("eks", where).list_clusters()["clusters"]}
+    pages = session.client("eks", where).get_paginator("list_clusters").paginate()
+    return {**args, "id": where, "region": where, "names": [name for page in pages for name in page["clusters"]]}
 
 
 def _get_cluster(session: Aws, args: Props) -> Props:
@@ -186,8 +210,12 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
 
 def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     table = Table(call.session)
-    extra = table.find(entry(id)) or {"request": {}, "securityGroupId": _security_group(call, inputs)}
-    request = {**extra["request"], **_request(call, inputs)}
+    request = _request(call, inputs)
+    if table.find(entry(id)) is None:  # its creation stopped half-way
+        _note(call, inputs, request)
+    extra = table.get(entry(id))
+    request = {**extra["request"], **request}
+    _refuse_other_zones(call, extra, request)
     for operation, params in _changes(id, extra["request"], request):
         table.call("eks", operation, params)
     if request["tags"] != state.get("tagsAll"):

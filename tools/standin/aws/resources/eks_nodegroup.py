@@ -1,4 +1,7 @@
-"""`aws:eks/nodeGroup:NodeGroup`: moto keeps it; `eks/nodegroups/…` has what moto drops or cannot update."""
+"""`aws:eks/nodeGroup:NodeGroup`: moto keeps it; `eks/nodegroups/…` has what moto drops or cannot update.
+
+A group whose nodes could not join (node_join.py) is made and ends in CREATE_FAILED, as on EKS.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import hashlib
 import time
 from typing import Any
 
-from modelfleet.infra.provider import UNKNOWN, Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, PartlyMade, Props, Refused, ResourceDef
 from tools.standin.aws.making import client, live_tags, made, region, unless_absent
+from tools.standin.aws.node_join import why_nodes_cannot_join
+from tools.standin.aws.resources.iam import ONE_AT_A_TIME
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, validated
 
@@ -97,14 +102,30 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
     )
     cluster = inputs["clusterName"]
     known = {"nodeGroupName": name, "tagsAll": request["tags"]}
+    problem = _why_no_node_joins(call, inputs)
+    extra = {**_extra(request), **({"failed": problem} if problem else {})}
     done = made(
         _id(cluster, name),
         known,
-        lambda: Table(call.session).put(entry(cluster, name), _extra(request)),
+        lambda: Table(call.session).put(entry(cluster, name), extra),
         lambda: _note_groups(call, inputs, name),
         lambda: _configure(call, inputs, name, ("updateConfig", "nodeRepairConfig")),
     )
-    return Made(done.id, {**done.outputs, **_outputs(call, inputs, name)})
+    outputs = {**done.outputs, **_outputs(call, inputs, name)}
+    if problem:
+        raise PartlyMade(done.id, outputs, [_failed(done.id, problem)])
+    return Made(done.id, outputs)
+
+
+def _why_no_node_joins(call: Call[Aws], inputs: Props) -> str:
+    role, data = inputs["nodeRoleArn"].rpartition("/")[2], _template_data(call, inputs)
+    with ONE_AT_A_TIME:
+        return why_nodes_cannot_join(call.session.client("iam", "us-east-1"), role, data.get("UserData"))
+
+
+def _failed(id: str, problem: str) -> str:
+    """The Terraform provider's words (`waitNodegroupCreated`)."""
+    return f"waiting for EKS Node Group ({id}) create: unexpected state 'CREATE_FAILED', wanted 'ACTIVE': {problem}"
 
 
 def _note_groups(call: Call[Aws], inputs: Props, name: str) -> None:
@@ -159,10 +180,13 @@ def _template_data(call: Call[Aws], inputs: Props) -> Any:
 
 
 def _scaling_fault(scaling: Props) -> str:
-    low, desired, high = (scaling.get(key, 0) for key in ("minSize", "desiredSize", "maxSize"))
-    if low <= desired <= high and high >= 1:
-        return ""
-    return f"must be minSize <= desiredSize <= maxSize and maxSize >= 1, found {low}, {desired}, {high}"
+    """EKS's words (terraform-aws-eks#3306, #3521; aws-cdk `aws-eks/lib/managed-nodegroup.ts`)."""
+    low, desired, high = (int(scaling.get(key, 0)) for key in ("minSize", "desiredSize", "maxSize"))
+    if low > desired:
+        return f"Minimum capacity {low} can't be greater than desired size {desired}"
+    if desired > high:
+        return f"desired capacity {desired} can't be greater than max size {high}"
+    return "" if high >= 1 else "maxSize must be at least 1"
 
 
 def _describe(call: Call[Aws], props: Props, name: str) -> Any:
@@ -174,13 +198,14 @@ def _describe(call: Call[Aws], props: Props, name: str) -> Any:
 
 def _outputs(call: Call[Aws], props: Props, name: str) -> Props:
     live = _describe(call, props, name)
+    extra = Table(call.session).find(entry(props["clusterName"], name)) or {}
     groups = [{"name": group["name"]} for group in live["resources"]["autoScalingGroups"]]
     return {
         "arn": live["nodegroupArn"],
         "nodeGroupName": name,
         "region": region(call, props),
         "resources": [{"autoscalingGroups": groups, "remoteAccessSecurityGroupId": ""}],
-        "status": live["status"],
+        "status": "CREATE_FAILED" if extra.get("failed") else live["status"],
         "tagsAll": call.session.tags(props),
     }
 
@@ -220,6 +245,10 @@ def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     cluster, _, name = id.partition(":")
     table = Table(call.session)
     extra = table.find(entry(cluster, name)) or {}
+    if extra.get("failed"):
+        raise Refused(
+            f"{_failed(id, extra['failed'])}; mend the cause, then replace it: pulumi up --target-replace URN"
+        )
     request = _request(call, inputs, name)
     if problem := _scaling_fault(inputs["scalingConfig"]):
         raise Refused(f"UpdateNodegroupConfig: InvalidParameterException: {problem}")
@@ -278,6 +307,50 @@ def _check(inputs: Props) -> list[tuple[str, str]]:
     return faults
 
 
+def _get_node_groups(session: Aws, args: Props) -> Props:
+    """Names of a cluster's node groups; EKS's error if there is no such cluster."""
+    pages = session.client("eks", args.get("region")).get_paginator("list_nodegroups")
+    names = [name for page in pages.paginate(clusterName=args["clusterName"]) for name in page["nodegroups"]]
+    where = args.get("region") or session.region
+    return {"clusterName": args["clusterName"], "id": args["clusterName"], "names": names, "region": where}
+
+
+def _get_node_group(session: Aws, args: Props) -> Props:
+    cluster, name = args["clusterName"], args["nodeGroupName"]
+    eks = session.client("eks", args.get("region"))
+    live = eks.describe_nodegroup(clusterName=cluster, nodegroupName=name)["nodegroup"]
+    extra = Table(session).find(entry(cluster, name)) or {}
+    return {
+        "amiType": live["amiType"],
+        "arn": live["nodegroupArn"],
+        "capacityType": live["capacityType"],
+        "clusterName": cluster,
+        "diskSize": live.get("diskSize") or 0,
+        "id": _id(cluster, name),
+        "instanceTypes": live.get("instanceTypes") or [],
+        "labels": live.get("labels") or {},
+        "launchTemplates": [],
+        "nodeGroupName": name,
+        "nodeRoleArn": live["nodeRole"],
+        "region": args.get("region") or session.region,
+        "releaseVersion": extra.get("releaseVersion") or "",
+        "remoteAccesses": [],
+        "resources": [],
+        "scalingConfigs": [live["scalingConfig"]],
+        "status": "CREATE_FAILED" if extra.get("failed") else live["status"],
+        "subnetIds": live["subnets"],
+        "tags": extra.get("tags") or live.get("tags") or {},
+        "taints": live.get("taints") or [],
+        "updateConfigs": [],
+        "version": extra.get("version") or "",
+        "warmPoolConfigs": [],
+    }
+
+
+INVOKES = (
+    InvokeDef("aws:eks/getNodeGroups:getNodeGroups", _get_node_groups),
+    InvokeDef("aws:eks/getNodeGroup:getNodeGroup", _get_node_group),
+)
 RESOURCES = (
     ResourceDef(
         token="aws:eks/nodeGroup:NodeGroup",

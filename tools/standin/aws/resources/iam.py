@@ -20,7 +20,7 @@ _LIMITS = {"policy": 6144, "assumeRolePolicy": 2048}
 
 
 #: moto answers 500 if IAM changes while another IAM call reads its tables.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 
 
 def _alone(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +28,7 @@ def _alone(work: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(work)
     def locked(*args: Any) -> Any:
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             return work(*args)
 
     return locked
