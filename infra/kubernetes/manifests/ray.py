@@ -17,6 +17,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     container_security,
     environment,
     gb,
+    in_front,
     mib,
     millis,
     object_storage,
@@ -172,6 +173,7 @@ def _head(plan: Plan) -> Manifest:
     }
     spec = {
         **_pod(HEAD_ACCOUNT, shm_mib=1024),
+        **in_front(plan),
         "affinity": system_placement(plan),
         "containers": [container],
     }
