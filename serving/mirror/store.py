@@ -110,6 +110,7 @@ def plain_errors(what: str) -> Iterator[None]:
 _WAY_OUT = {
     "NoSuchBucket": "create the bucket (`pulumi up`) or correct the bucket's name",
     "AccessDenied": "allow the pod's or node's role to list and read the bucket, and a mirror Job's to write it",
+    "PreconditionFailed": "an object changed while it was read; run again",
     "InvalidAccessKeyId": "correct the AWS credentials in the environment",
     "SignatureDoesNotMatch": "correct the AWS credentials in the environment",
     "ExpiredToken": "renew the AWS credentials in the environment",

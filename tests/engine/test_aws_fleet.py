@@ -90,7 +90,7 @@ def test_the_up_makes_what_the_preview_said(first: FirstRuns) -> None:
 
 def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, plan: Plan) -> None:
     groups = account.node_groups(CLUSTER)
-    assert set(groups) == {"system", "t4", "l4", "a10g", "a100", "block"}
+    assert set(groups) == {"system", "mirror", "t4", "l4", "a10g", "a100", "block"}
     for pool in plan.pools:
         assert groups[pool.name]["scalingConfig"] == {
             "minSize": pool.floor_nodes,
@@ -99,6 +99,24 @@ def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, pla
         }
     assert groups["a10g"]["scalingConfig"]["desiredSize"] == 1, "min_replicas 1 needs a node from the start"
     assert groups["t4"]["scalingConfig"]["desiredSize"] == 0, "nothing needs a T4 yet, and it would cost money"
+
+
+def test_copies_of_weights_have_nodes_of_their_own_that_exist_only_while_one_runs(
+    account: Account, plan: Plan
+) -> None:
+    """On the system nodes one model of 70 B filled the disk, and the Ray head was evicted."""
+    group, pool = account.node_groups(CLUSTER)["mirror"], plan.copies.pool
+    assert pool is not None
+    assert group["scalingConfig"] == {"minSize": 0, "desiredSize": 0, "maxSize": 2}
+    assert (group["instanceTypes"], group["amiType"]) == (["m7i.2xlarge"], "AL2023_x86_64_STANDARD")
+    assert group["labels"] == {"modelfleet.dev/stack": "test", "modelfleet.dev/pool": "mirror"}
+    assert group["taints"] == [{"key": "modelfleet.dev/pool", "value": "mirror", "effect": "NO_SCHEDULE"}]
+    (disk,) = account.template(group)["BlockDeviceMappings"]
+    assert (disk["Ebs"]["VolumeSize"], disk["Ebs"]["Throughput"]) == (100, 600), "it holds the image and no weights"
+    tags = account.scaling_tags(group)
+    template = "k8s.io/cluster-autoscaler/node-template"
+    assert tags[f"{template}/taint/modelfleet.dev/pool"] == "mirror:NoSchedule"
+    assert tags[f"{template}/resources/ephemeral-storage"] == "85G", "a Job asks for disk, and no node is there yet"
 
 
 def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan: Plan) -> None:
@@ -117,6 +135,7 @@ def test_each_node_group_buys_as_its_pool_says(account: Account) -> None:
     bought = {pool: (group["capacityType"], group["amiType"]) for pool, group in groups.items()}
     assert bought == {
         "system": ("ON_DEMAND", "AL2023_x86_64_STANDARD"),
+        "mirror": ("ON_DEMAND", "AL2023_x86_64_STANDARD"),
         "t4": ("SPOT", "AL2023_x86_64_NVIDIA"),
         "l4": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
         "a10g": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
@@ -321,7 +340,7 @@ def test_nodes_wait_for_the_network_add_ons_and_coredns_for_nodes(fleet: FleetPr
         return {other.rpartition("::")[2] for other in before(urn)}
 
     groups = [urn for urn in by_urn if "aws:eks/nodeGroup:NodeGroup" in urn]
-    assert len(groups) == 6
+    assert len(groups) == 7
     for urn in groups:
         assert {"aws-basics-vpc-cni", "aws-basics-kube-proxy", "aws-basics-eks-pod-identity-agent"} <= names(urn), (
             "a node without CNI stays NotReady on paid GPUs (terraform-aws-eks#3446)"
@@ -394,7 +413,9 @@ def test_replicas_read_and_only_the_mirror_job_writes(account: Account) -> None:
     assert allowed(writer, "s3:PutObject", weights)
     assert not allowed(writer, "s3:PutObject", code), "the Job must not replace the code that replicas run"
     assert not allowed(writer, "s3:PutObject", "arn:aws:s3:::company-weights/llama/model.bin")
-    assert not allowed(writer, "s3:DeleteObject", weights)
+    assert allowed(writer, "s3:DeleteObject", weights), "it hides older versions of the weights"
+    assert not allowed(writer, "s3:DeleteObjectVersion", weights), "and never deletes one"
+    assert not allowed(writer, "s3:DeleteObject", code)
 
 
 def test_the_autoscaler_changes_only_this_clusters_groups(account: Account) -> None:
