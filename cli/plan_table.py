@@ -33,6 +33,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_speeds(plan))
     if plan.target.priced:
         parts.append(_total(plan))
+        if plan.copies.models:
+            parts.append(Text(copies_text(plan.copies)))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
 
@@ -147,17 +149,15 @@ def _total(plan: Plan) -> FittingTable:
     idle = plan.idle_usd_per_month
     if idle is not None:
         table.add_row("per month at the minimum", f"{idle:,.0f}", "")
-    if plan.copies.pool and plan.copies.models:
-        table.add_row(copies_text(plan.copies), "", f"{usd(plan.copies.usd)} once")
     return table
 
 
 def copies_text(copies: CopyPlan) -> str:
-    """What the stack copies and where: `copying weights, on top: 138 GB, about 21 min on m7i.2xlarge`."""
-    where = f" on {', '.join(copies.pool.instance_types)}" if copies.pool else ""
+    """What the stack copies once: `Copying weights: 141 GB, about 22 min on m7i.2xlarge, 0.15 USD on top`."""
+    where = f" on {', '.join(copies.pool.instance_types)}, {usd(copies.usd)} USD on top" if copies.pool else ""
     if copies.bytes is None or copies.seconds is None:
-        return f"copying weights, on top: of unknown size{where}"
-    return f"copying weights, on top: {copies.bytes / 1e9:,.0f} GB, about {copies.seconds / 60:.0f} min{where}"
+        return f"Copying weights: a size that is not known{where}"
+    return f"Copying weights: {copies.bytes / 1e9:,.0f} GB, about {copies.seconds / 60:.0f} min{where}"
 
 
 def _place(plan: Plan) -> str:
