@@ -46,8 +46,9 @@ def plan_page(plan: Plan) -> str:
         lstrip_blocks=True,
     )
     environment.filters["usd"] = usd
-    functions = (segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share)
-    functions += (copies_text,)
+    functions = (
+        segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,
+    )  # fmt: skip
     return environment.get_template("plan.html.j2").render(
         plan=plan,
         summary=summary(plan),

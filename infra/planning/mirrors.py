@@ -38,9 +38,7 @@ MIRROR_TAINT = Taint(POOL_LABEL, MIRROR_POOL, "NoSchedule")
 OWN_POOLS = (SYSTEM_POOL, MIRROR_POOL)
 
 
-def copy_plan(
-    stack: LoadedStack, copied: Sequence[MirrorPlan], catalog: Catalog
-) -> CopyPlan:
+def copy_plan(stack: LoadedStack, copied: Sequence[MirrorPlan], catalog: Catalog) -> CopyPlan:
     """What the mirror Jobs of a stack copy and where they run; nothing on this machine."""
     sizes = [mirror.bytes for mirror in copied]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
@@ -82,7 +80,7 @@ def stored_bytes(facts: ModelFacts | None) -> int | None:
 
 
 def _copy_seconds(sizes: Sequence[int | None], pool: PoolPlan | None) -> float:
-    """Seconds until the last of the Jobs is done, the node's start included: each takes the next one when it is free."""
+    """Seconds until the last Job is done, the start of a node included; a node that is free takes the next one."""
     nodes = [0.0] * (pool.max_nodes if pool else max(1, len(sizes)))
     for size in sizes:
         nodes.sort()
@@ -104,7 +102,7 @@ def _usd(pool: PoolPlan | None, sizes: Sequence[int | None], seconds: int | None
 
 
 def _pool(stack: LoadedStack, catalog: Catalog) -> PoolPlan:
-    """The node group of the mirror Jobs. It does not depend on the models, so that a new model changes no node group."""
+    """The node group of the mirror Jobs; it does not depend on the models, so that a new model changes none."""
     name = stack.config.mirror.instance_type
     known = catalog.instance_types.get(name)
     price = catalog.usd_per_hour(name, region=stack.region or "")

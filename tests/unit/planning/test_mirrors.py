@@ -84,7 +84,9 @@ def test_the_type_of_the_nodes_can_be_chosen_even_where_the_catalog_does_not_kno
 @pytest.mark.parametrize("target", ["kubernetes", "local"])
 def test_a_target_that_makes_no_nodes_has_none_for_copies(target: str) -> None:
     accelerator = {"kubernetes": "L4", "local": "CPU"}[target]
-    made = stack(pool("own", accelerator, instanceTypes=["g6.xlarge"] if target == "kubernetes" else "auto"), target=target)
+    made = stack(
+        pool("own", accelerator, instanceTypes=["g6.xlarge"] if target == "kubernetes" else "auto"), target=target
+    )
     copies = planned([model("org/a", accelerator)], made).copies
     assert (copies.pool, copies.models) == (None, 1)
 

@@ -254,9 +254,7 @@ def test_a_killed_copy_asks_the_hub_only_for_what_has_not_arrived(s3: Any, hub: 
 def test_parts_that_are_wrong_are_found_and_sent_again(s3: Any, hub: Hub, tmp_path: Path) -> None:
     """What an earlier call has sent never came by the one that finishes it."""
     (upload,) = s3.list_multipart_uploads(Bucket="fleet")["Uploads"]
-    s3.upload_part(
-        Bucket="fleet", Key=upload["Key"], UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * (5 * MIB)
-    )
+    s3.upload_part(Bucket="fleet", Key=upload["Key"], UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * (5 * MIB))
     copied()
     folder = fetch(URI, tmp_path / "cache")
     assert (folder / "model-1.safetensors").read_bytes() == hub.files["model-1.safetensors"]

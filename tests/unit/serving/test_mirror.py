@@ -135,9 +135,7 @@ def test_a_changed_model_keeps_the_previous_version_for_readers_and_drops_the_on
     assert {key.split("/")[2] for key in keys} == {"manifest.json", versions[1], versions[2]}
 
 
-def test_older_weights_that_s3_does_not_delete_are_named(
-    s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_older_weights_that_s3_does_not_delete_are_named(s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeleteObjects answers 200 also when it deletes nothing, and old weights would pile up unseen."""
     filled(model)
     (model / "config.json").write_text('{"a": 1}')
@@ -164,9 +162,7 @@ def test_a_copy_of_another_bucket_is_verified_and_needs_no_disk(s3: Any, model: 
     assert files(fetch("s3://fleet/second", tmp_path / "cache")) == files(model), "a mirror is copied by its manifest"
 
 
-def test_an_object_that_changes_during_a_copy_is_refused(
-    s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_changes_during_a_copy_is_refused(s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from modelfleet.serving.mirror.origin import Prefix
     from modelfleet.serving.mirror.upload import fill_from
 
