@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modelfleet.infra.planning.gateway_paths import RESERVED
@@ -85,14 +85,18 @@ def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[Buck
     elif name is None:
         message = "has no name; give `bucket`, or `modelfleet:accountId` for the default modelfleet-<stack>-<accountId>"
         findings.append(stack.finding(("mirror",), message))
-    read_only = {
-        uri.removeprefix("s3://").rstrip("/")
+    named = (
+        mirror.bucket_uri
         for model in models
-        if (mirror := model.config.engine_config.s3_mirror_config) is not None and (uri := mirror.bucket_uri)
-    }
-    return BucketPlan(
-        config.mirror.create, name, config.cluster.deletion_protection, tuple(sorted(read_only))
-    ), findings
+        if (mirror := model.config.engine_config.s3_mirror_config) is not None and mirror.bucket_uri
+    )
+    protect = config.cluster.deletion_protection
+    sources = (source for source in config.mirror.sources.values() if source.startswith("s3://"))
+    return BucketPlan(config.mirror.create, name, protect, _prefixes(named), _prefixes(sources)), findings
+
+
+def _prefixes(uris: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({uri.removeprefix("s3://").rstrip("/") for uri in uris}))
 
 
 def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPlan:

@@ -16,7 +16,7 @@ from modelfleet.infra.planning.nodes import DISK_SHARE, GB_PER_GIB, node_shape
 from modelfleet.infra.planning.plan import CopyPlan, CostRange, MirrorPlan, NodeShape, PoolPlan, Taint
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
-from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.errors import Finding, Severity
 
 #: Nodes at a time; one Job takes one. They hold 16 vCPUs of the account's quota with the default type.
 MOST_NODES = 2
@@ -27,8 +27,9 @@ ROOT_GIB = 100
 COPY_MB_S = 200
 #: From the Job to its first byte: EC2 starts a node and pulls the image.
 START_S = 600
-#: How long a run waits for copies of unknown size.
-UNKNOWN_COPY_S = 4 * 3600
+#: How long a model waits for its weights, and so a run for copies of unknown size. It is part of the Ray cluster, so
+#: it does not depend on the models.
+MODELS_WAIT_S = 4 * 3600
 #: A copy may take this much longer than planned before anything gives up.
 PATIENCE = 2
 #: What a Job requests where the stack does not make its node.
@@ -72,6 +73,18 @@ def copy_findings(stack: LoadedStack) -> list[Finding]:
     ]
 
 
+def slow_copy_findings(stack: LoadedStack, copies: CopyPlan) -> list[Finding]:
+    """Warns of copies that take longer than models wait for them."""
+    if copies.bytes is None or copies.seconds is None or copies.seconds <= MODELS_WAIT_S:
+        return []
+    message = (
+        f"need {copies.bytes / 1e9:,.0f} GB of weights, whose copies take about {copies.seconds / 3600:.1f} h; a model "
+        f"gives up after {MODELS_WAIT_S // 3600} h; name fewer models at first, and the others once their mirror Jobs "
+        "are done"
+    )
+    return [stack.finding(("models",), message, Severity.WARNING)]
+
+
 def stored_bytes(facts: ModelFacts | None) -> int | None:
     """Bytes of a checkpoint in its repository; None where its shape is not known."""
     if facts is None:
@@ -89,7 +102,7 @@ def _copy_seconds(sizes: Sequence[int | None], pool: PoolPlan | None) -> float:
 
 
 def _wait(seconds: int | None) -> int:
-    return UNKNOWN_COPY_S if seconds is None else PATIENCE * seconds
+    return MODELS_WAIT_S if seconds is None else PATIENCE * seconds
 
 
 def _usd(pool: PoolPlan | None, sizes: Sequence[int | None], seconds: int | None) -> float | None:

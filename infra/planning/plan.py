@@ -282,8 +282,10 @@ class BucketPlan:
     create: bool
     name: str | None
     protect: bool
-    #: Existing buckets that models name, as `bucket/prefix`: the stack may read them and never makes or deletes them.
+    #: Existing buckets that models name, as `bucket/prefix`: replicas may read them; nobody makes or deletes them.
     read_only: tuple[str, ...]
+    #: The same of `mirror.sources`: mirror Jobs may read them.
+    copied_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

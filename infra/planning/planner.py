@@ -30,7 +30,7 @@ from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
-from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, stored_bytes
+from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
@@ -126,7 +126,8 @@ def plan(
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
     ]
-    copied = [model.mirror for model in planned if model.mirror.prefix is not None]
+    copies = copy_plan(stack, [model.mirror for model in planned if model.mirror.prefix is not None], catalog)
+    findings += slow_copy_findings(stack, copies)
     return Plan(
         stack=stack.name,
         target=stack.config.target,
@@ -140,7 +141,7 @@ def plan(
         ray_cluster=_ray_cluster(stack, pools),
         gateway=gateway_plan(stack, models),
         bucket=bucket,
-        copies=copy_plan(stack, copied, catalog),
+        copies=copies,
         code=code,
         cost=cost,
         prices=prices_note(stack, catalog, [name for pool in pools for name in pool.instance_types]),

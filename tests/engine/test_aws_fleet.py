@@ -410,7 +410,8 @@ def test_replicas_read_and_only_the_mirror_job_writes(account: Account) -> None:
     writer = account.statements(account.role(WRITER, NAMESPACE, CLUSTER)["RoleName"])
     assert allowed(writer, "s3:PutObject", weights)
     assert not allowed(writer, "s3:PutObject", code), "the Job must not replace the code that replicas run"
-    assert not allowed(writer, "s3:PutObject", "arn:aws:s3:::company-weights/llama/model.bin")
+    for action in ("s3:PutObject", "s3:GetObject"):
+        assert not allowed(writer, action, "arn:aws:s3:::company-weights/llama/model.bin"), "it copies other buckets"
     assert allowed(writer, "s3:DeleteObject", weights), "it hides older versions of the weights"
     assert not allowed(writer, "s3:DeleteObjectVersion", weights), "and never deletes one"
     assert not allowed(writer, "s3:DeleteObject", code)
@@ -483,14 +484,14 @@ def test_the_kubeconfig_is_nowhere_in_plain_text(live: FleetProject, first: Firs
         assert "get-token" not in text
 
 
-def test_a_model_more_on_a_pool_touches_the_mirrors_policies_and_nothing_else(
+def test_a_model_more_on_a_pool_touches_the_readers_policies_and_nothing_else(
     fleet: FleetProject, account: Account
 ) -> None:
     more = model("org/another", "A10G", replicas=(1, 2), s3_mirror_config={"bucket_uri": "s3://other-weights/a"})
     fleet.files(STACK, {**FIVE, "org--another": more})
     run = fleet.up()
     assert {operation for operation, _ in run.steps()} == {"update"}
-    assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in (*READERS, WRITER)}
+    assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in READERS}
 
 
 def test_a_pool_more_touches_only_itself(live: FleetProject) -> None:

@@ -16,6 +16,7 @@ import smart_open
 from moto import mock_aws
 
 from modelfleet.infra.aws.documents import iam_documents, site_without_account
+from modelfleet.infra.kubernetes.manifests.mirror import mirrored
 from modelfleet.infra.kubernetes.scripts import mirror_job
 from modelfleet.infra.planning import Plan
 from modelfleet.serving.errors import MirrorError
@@ -139,6 +140,27 @@ def test_each_right_of_the_mirror_jobs_role_is_needed(
     """This is also the proof that the test above sees a right that is missing."""
     with acting_as(role(plan, "mirror").without(action)), pytest.raises(Exception, match="AccessDenied"):
         copies(f"s3://{bucket}/models/org--m", model, monkeypatch)
+
+
+def test_a_mirror_job_may_read_the_bucket_that_it_copies_and_replicas_may_not(
+    tmp_path: Path, bucket: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mirror.sources` names it; the Job's role had the rights for buckets that models name, which it never reads."""
+    plan, _ = planned(tmp_path / "project", mirror={"sources": {"org/model": "s3://weights/llama"}})
+    (job,) = mirrored(plan)
+    assert job.mirror.source == "s3://weights/llama"
+    for path in model.iterdir():
+        boto3.client("s3").put_object(Bucket="weights", Key=f"llama/{path.name}", Body=path.read_bytes())
+    uri = f"s3://{bucket}/{job.mirror.prefix}"
+    said = {"SOURCE": job.mirror.source, "MIRROR": uri, "MODEL_ID": "org/m", "CODE": f"s3://{bucket}/{CODE_KEY}"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with acting_as(role(plan, "mirror")):
+        assert mirror_job.main() == 0
+    with acting_as(role(plan, "ray-worker")):
+        assert status(uri) is Status.COMPLETE
+        with pytest.raises(MirrorError, match="AccessDenied"):
+            fetch_prefix("s3://weights/llama", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("account", ["ray-head", "ray-worker"])

@@ -8,11 +8,11 @@ from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.kubernetes.ray import timeouts
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.facts import catalog_facts
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import InputErrors, Severity
 from tests.unit.planning.builders import model, planned, pool, stack
 
 LLAMA_70B = "meta-llama/Llama-3.3-70B-Instruct"
-BIG = pool("a100", "A100-80G")
+BIG = pool("a100", "A100-80G", maxNodes=99)
 
 
 def copying(*hf_ids: str, **keys: object) -> Plan:
@@ -47,11 +47,18 @@ def test_a_run_waits_for_the_copies_beside_the_models() -> None:
 
 
 def test_a_size_that_is_not_known_is_waited_for_as_long_as_the_models_wait() -> None:
-    from modelfleet.infra.kubernetes.manifests.ray import MIRROR_WAIT_SECONDS
-
     copies = copying(LLAMA_70B, "org/nobody-knows-it").copies
     assert (copies.bytes, copies.seconds, copies.usd) == (None, None, None)
-    assert copies.wait_s == MIRROR_WAIT_SECONDS
+    assert copies.wait_s == 4 * 3600
+
+
+def test_copies_that_take_longer_than_models_wait_are_said() -> None:
+    """Serve does not try an application again that gave up."""
+    assert not [one for one in copying(LLAMA_70B).notices if "copies take" in one.message]
+    slow = copying(*[LLAMA_70B] * 60)
+    (warning,) = [one for one in slow.notices if "copies take" in one.message]
+    assert warning.severity is Severity.WARNING
+    assert "need 8,467 GB of weights, whose copies take about 6.0 h; a model gives up after 4 h" in warning.message
 
 
 def test_no_copies_are_not_waited_for() -> None:
