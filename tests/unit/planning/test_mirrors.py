@@ -58,7 +58,7 @@ def test_copies_that_take_longer_than_models_wait_are_said() -> None:
     slow = copying(*[LLAMA_70B] * 60)
     (warning,) = [one for one in slow.notices if "copies take" in one.message]
     assert warning.severity is Severity.WARNING
-    assert "need 8,467 GB of weights, whose copies take about 6.0 h; a model gives up after 4 h" in warning.message
+    assert "need 8,466 GB of weights, whose copies take about 6.0 h; a model gives up after 4 h" in warning.message
 
 
 def test_no_copies_are_not_waited_for() -> None:
