@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
-from modelfleet.serving.hub import Repository
+from modelfleet.serving.mirror.hub import Repository
 from modelfleet.serving.mirror.node import fetch
 from modelfleet.serving.mirror.origin import Folder, Origin, Prefix
 from modelfleet.serving.mirror.read import Status, read_manifest, status

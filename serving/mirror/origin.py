@@ -1,4 +1,4 @@
-"""Where the bytes of a copy come from: a folder, or a prefix of object storage. `serving/hub.py` adds the Hub.
+"""Where the bytes of a copy come from: a folder, or a prefix of object storage. `hub.py` adds the Hub.
 
 An origin is read in ranges, straight into the upload. So a copy needs no disk, however large the model is.
 """

@@ -18,11 +18,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from modelfleet.serving import hub as hub_module
 from modelfleet.serving.errors import MirrorError, WeightsError
-from modelfleet.serving.hub import Repository
 from modelfleet.serving.mirror import Manifest, Status, fetch, fill_from, status
 from modelfleet.serving.mirror import __main__ as command
+from modelfleet.serving.mirror import hub as hub_module
+from modelfleet.serving.mirror.hub import Repository
 
 URI = "s3://fleet/models/org--tiny"
 COMMIT = "c" * 40
@@ -38,6 +38,7 @@ class Hub:
         self.lied: dict[str, str] = {}
         self.breaks = 0
         self.until_break = MIB
+        self.ignores_ranges = False
         self.api_tokens: list[str | None] = []
         self.cdn: list[tuple[str, str, str | None]] = []
         self.page = 2
@@ -87,6 +88,8 @@ class Hub:
     def _cdn(self, request: BaseHTTPRequestHandler) -> None:
         name, wanted = request.path[1:], request.headers.get("Range", "")
         self.cdn.append((name, wanted, request.headers.get("Authorization")))
+        if self.ignores_ranges:
+            return send(request, 200, self.files[name])
         if self.breaks:
             self.breaks -= 1
             return send_range(request, self.files[name], most=self.until_break)
@@ -203,6 +206,14 @@ def test_a_broken_connection_goes_on_at_the_byte_where_it_broke(s3: Any, hub: Hu
 def test_a_hub_that_sends_nothing_any_more_is_an_error_with_the_place(s3: Any, hub: Hub) -> None:
     hub.breaks, hub.until_break = 10**6, 0
     with pytest.raises(WeightsError, match=r"model-\d.safetensors of org/tiny@main: the Hub sent nothing from byte 0"):
+        copied()
+
+
+@pytest.mark.usefixtures("killed_in_the_third_part")
+def test_a_hub_that_ignores_ranges_is_refused_with_the_fix(s3: Any, hub: Hub) -> None:
+    """Its bytes would be taken for those of the middle of the file."""
+    hub.ignores_ranges = True
+    with pytest.raises(WeightsError, match=r"asked for byte 10485760, the Hub's answer begins at 0; .* HF_ENDPOINT"):
         copied()
 
 
