@@ -380,6 +380,7 @@ def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) ->
     (tidy,) = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert tidy["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
     assert tidy["NoncurrentVersionExpiration"]["NoncurrentDays"] == 30
+    assert tidy["Expiration"] == {"ExpiredObjectDeleteMarker": True}, "each weight that is replaced leaves one behind"
     owner = s3.get_bucket_ownership_controls(Bucket=BUCKET)["OwnershipControls"]["Rules"]
     assert owner == [{"ObjectOwnership": "BucketOwnerEnforced"}]
     code = s3.get_object(Bucket=BUCKET, Key=f"code/serving-{'c0de' * 16}.zip")["Body"].read()
