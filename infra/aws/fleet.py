@@ -67,7 +67,7 @@ class AwsFleet(pulumi.ComponentResource):
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
-        self.pools = {pool: group.node_group_name for pool, group in groups.groups.items()}
+        self.pools = {pool.name: groups.groups[pool.name].node_group_name for pool in plan.pools}
         associations = [role.association for role in roles]
         nodes = [system.node_group, *groups.groups.values()]
         self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready]

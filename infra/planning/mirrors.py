@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.names import MIRROR_POOL, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.nodes import DISK_SHARE, GB_PER_GIB, node_shape
+from modelfleet.infra.planning.nodes import DISK_SHARE, GB_PER_GIB, allocatable_cpu_millis, node_shape
 from modelfleet.infra.planning.plan import CopyPlan, CostRange, MirrorPlan, NodeShape, PoolPlan, Taint
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -46,8 +46,9 @@ def copy_plan(stack: LoadedStack, copied: Sequence[MirrorPlan], catalog: Catalog
     pool = _pool(stack, catalog) if stack.config.target.makes_cluster and stack.config.mirror.create else None
     seconds = None if total is None or not copied else round(_copy_seconds(sizes, pool))
     millis = SHARED_NODE_MILLIS
-    if pool is not None:
-        millis = max(millis, pool.node.cpu_millis // 2 + 1)  # more than half a node, so that each Job has one alone
+    if pool is not None and pool.vcpus_per_node:
+        # More than half of all that a node offers, daemon sets or not, so that each Job has one alone.
+        millis = max(millis, allocatable_cpu_millis(pool.vcpus_per_node) // 2 + 1)
     return CopyPlan(
         models=len(copied),
         bytes=total,

@@ -75,7 +75,7 @@ def test_a_mirror_job_has_a_node_of_its_own_on_a_new_cluster(tmp_path: Path) -> 
         {"key": "modelfleet.dev/pool", "operator": "Equal", "value": "mirror", "effect": "NoSchedule"}
     ]
     assert pod["metadata"]["annotations"] == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
-    assert pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "3836m", "more than half of 7.67 CPU"
+    assert pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "3956m", "more than half of 7.91 CPU"
 
 
 def test_a_mirror_job_on_an_existing_cluster_takes_any_untainted_node(tmp_path: Path) -> None:
