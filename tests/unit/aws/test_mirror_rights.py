@@ -82,7 +82,7 @@ def role(plan: Plan, account: str) -> Role:
 def copies(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mirror Job's life: its code, a copy that is killed, one that finishes it, a damaged origin, three versions."""
     mirror_job.load_code(f"s3://{uri.split('/')[2]}/{CODE_KEY}")
-    names = {"model_id": "org/m", "source": "org/m", "chunk_bytes": 5 * MIB}
+    names: dict[str, Any] = {"model_id": "org/m", "source": "org/m", "chunk_bytes": 5 * MIB}
     send = upload_module._Fill._send_part
 
     def dies(self: Any, target: Any, upload: str, number: int, body: bytes) -> dict[str, Any]:
@@ -182,8 +182,8 @@ def test_a_replica_reads_a_bucket_that_its_model_names_and_no_other(bucket: str,
     for key in ("llama/config.json", "secret/config.json"):
         s3.put_object(Bucket="weights", Key=key, Body=b"{}")
     statements = policies.read_existing(["weights/llama"], partition="aws")
-    key = policies.use_key(KEY_ARN, write=False, region=REGION)
-    with acting_as(Role([*statements, *key], key_arn=KEY_ARN, region=REGION)):
+    opens = policies.use_key(KEY_ARN, write=False, region=REGION)
+    with acting_as(Role([*statements, *opens], key_arn=KEY_ARN, region=REGION)):
         assert (fetch_prefix("s3://weights/llama", tmp_path / "cache") / "config.json").read_bytes() == b"{}"
         with pytest.raises(MirrorError, match="AccessDenied"):
             fetch_prefix("s3://weights/secret", tmp_path / "cache")

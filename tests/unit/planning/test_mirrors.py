@@ -15,14 +15,14 @@ LLAMA_70B = "meta-llama/Llama-3.3-70B-Instruct"
 BIG = pool("a100", "A100-80G", maxNodes=99)
 
 
-def copying(*hf_ids: str, **keys: object) -> Plan:
+def copying(*hf_ids: str) -> Plan:
     """A plan whose models have these weights, with what the catalog knows of them."""
     models = [
         model(f"org/m{n}", "A100-80G", workers=8, hf_model_id=hf_id, max_total_tokens=4096)
         for n, hf_id in enumerate(hf_ids)
     ]
     facts = catalog_facts((one.config for one in models), default_catalog())
-    return planned(models, stack(BIG, **keys), facts=facts)
+    return planned(models, stack(BIG), facts=facts)
 
 
 def test_a_model_of_70b_is_141_gb_and_takes_a_quarter_of_an_hour_beside_the_start_of_its_node() -> None:

@@ -308,7 +308,7 @@ def test_a_copy_takes_little_memory_however_large_the_file(s3: Any, monkeypatch:
 
     from modelfleet.serving.mirror import upload as upload_module
     from modelfleet.serving.mirror.origin import OriginFile
-    from modelfleet.serving.mirror.store import PIECE_BYTES
+    from modelfleet.serving.mirror.store import PIECE_BYTES, S3Store
 
     class Zeros:
         def __str__(self) -> str:
@@ -332,7 +332,7 @@ def test_a_copy_takes_little_memory_however_large_the_file(s3: Any, monkeypatch:
 
     monkeypatch.setattr(upload_module._Fill, "_send_part", swallow)
     monkeypatch.setattr(s3, "complete_multipart_upload", lambda **keys: None)
-    bucket = upload_module.S3Store("fleet", s3)
+    bucket = S3Store("fleet", s3)
     origin = Zeros()
     job = upload_module._Fill(bucket, "models/x/", origin, 8 * MIB, lambda line: None, {})
     tracemalloc.start()
