@@ -7,7 +7,16 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from modelfleet.cli.plan_table import node_text, nodes_text, per_node_text, range_text, replicas_text, summary, usd
+from modelfleet.cli.plan_table import (
+    copies_text,
+    node_text,
+    nodes_text,
+    per_node_text,
+    range_text,
+    replicas_text,
+    summary,
+    usd,
+)
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import CostRange, GpuMemory, PoolPlan
 
@@ -37,7 +46,9 @@ def plan_page(plan: Plan) -> str:
         lstrip_blocks=True,
     )
     environment.filters["usd"] = usd
-    functions = (segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share)
+    functions = (
+        segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,
+    )  # fmt: skip
     return environment.get_template("plan.html.j2").render(
         plan=plan,
         summary=summary(plan),

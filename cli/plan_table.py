@@ -13,7 +13,7 @@ from rich.text import Text
 
 from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.plan import CostRange, GpuMemory, ModelPlan, PoolPlan
+from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ModelPlan, PoolPlan
 from modelfleet.infra.planning.speed import Range
 
 UNKNOWN = "?"
@@ -34,6 +34,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_speeds(plan))
     if plan.target.priced:
         parts.append(_total(plan))
+        if plan.copies.models:
+            parts.append(Text(copies_text(plan.copies)))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
 
@@ -149,6 +151,14 @@ def _total(plan: Plan) -> FittingTable:
     if idle is not None:
         table.add_row("per month at the minimum", f"{idle:,.0f}", "")
     return table
+
+
+def copies_text(copies: CopyPlan) -> str:
+    """What the stack copies once: `Copying weights: 141 GB, about 22 min on m7i.2xlarge, 0.15 USD on top`."""
+    where = f" on {', '.join(copies.pool.instance_types)}, {usd(copies.usd)} USD on top" if copies.pool else ""
+    if copies.bytes is None or copies.seconds is None:
+        return f"Copying weights: a size that is not known{where}"
+    return f"Copying weights: {copies.bytes / 1e9:,.0f} GB, about {copies.seconds / 60:.0f} min{where}"
 
 
 def _place(plan: Plan) -> str:

@@ -9,9 +9,11 @@ from typing import Final
 
 #: Label of nodes and objects, tag of AWS resources: the stack that they belong to.
 STACK_LABEL: Final = "modelfleet.dev/stack"
-#: Label of nodes and tag of node groups: the pool of the stack file, or `SYSTEM_POOL`.
+#: Label of nodes and tag of node groups: the pool of the stack file, `SYSTEM_POOL` or `MIRROR_POOL`.
 POOL_LABEL: Final = "modelfleet.dev/pool"
 SYSTEM_POOL: Final = "system"
+#: The nodes of the mirror Jobs, which exist only while one runs.
+MIRROR_POOL: Final = "mirror"
 MANAGED_BY_TAG: Final = "modelfleet.dev/managed-by"
 MODEL_LABEL: Final = "modelfleet.dev/model"
 

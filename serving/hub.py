@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from modelfleet.serving.errors import WeightsError
@@ -20,23 +22,39 @@ def download(repository: str, revision: str | None, folder: Path | None = None, 
     node. Raises `WeightsError` with the fix.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    what = repository if revision is None else f"{repository}@{revision}"
-    try:
+    what = named(repository, revision)
+    with hub_errors(what):
         patterns = list(PATTERNS)
         if not _offline() and not _has_safetensors(HfApi().list_repo_files(repository, revision=revision)):
             patterns += OLD_PATTERNS
         path = snapshot_download(
             repository, revision=revision, local_dir=folder, allow_patterns=patterns, ignore_patterns=list(NOT_NEEDED)
         )
+    if not (Path(path) / needs).is_file():
+        raise WeightsError(f"{what} has no {needs}, so vLLM cannot load it; correct the id")
+    return Path(path)
+
+
+def named(repository: str, revision: str | None) -> str:
+    """A repository's name in messages."""
+    return repository if revision is None else f"{repository}@{revision}"
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turns the Hub's errors into a `WeightsError` of one line with the fix."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
     except GatedRepoError:
         raise WeightsError(
             f"{what} is gated on the Hugging Face Hub and this node's token cannot read it; accept its licence on the "
@@ -54,15 +72,17 @@ def download(repository: str, revision: str | None, folder: Path | None = None, 
             f"{what} is not on this node and the Hugging Face Hub cannot be reached; check the network, "
             "HF_HUB_OFFLINE and HF_ENDPOINT, or use a mirror"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{what} cannot be fetched from the Hugging Face Hub: {text[:300]}") from None
-    if not (Path(path) / needs).is_file():
-        raise WeightsError(f"{what} has no {needs}, so vLLM cannot load it; correct the id")
-    return Path(path)
 
 
-def _has_safetensors(files: list[str]) -> bool:
+def patterns_of(files: Sequence[str]) -> list[str]:
+    """Patterns of the files that vLLM needs, where a repository has these; `NOT_NEEDED` takes some away again."""
+    return [*PATTERNS, *(() if _has_safetensors(files) else OLD_PATTERNS)]
+
+
+def _has_safetensors(files: Sequence[str]) -> bool:
     return any(name.endswith(".safetensors") for name in files)
 
 

@@ -28,17 +28,21 @@ class PodAccess:
 
 
 def pod_access(site: Site, bucket: BucketPlan) -> list[PodAccess]:
-    """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales."""
+    """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales.
+
+    Of other people's buckets replicas read what models name, and the Job what it copies.
+    """
     partition = site.partition
     reads = policies.read_objects(bucket.name or "", [policies.CODE, policies.MODELS], partition=partition)
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)
+    copied = policies.read_existing(bucket.copied_from, partition=partition)
     scaling = policies.cluster_autoscaler(
         cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
     )
     return [
         *(PodAccess(account, site.namespace, [*reads, *foreign], "read") for account in READERS),
-        PodAccess(WRITER, site.namespace, [*writes, *reads, *foreign], "write"),
+        PodAccess(WRITER, site.namespace, [*writes, *reads, *copied], "write"),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
     ]
 

@@ -69,7 +69,11 @@ class AwsFleet(pulumi.ComponentResource):
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
-        self.pools = {f"{p}-{z}": g.node_group_name for p, own in groups.groups.items() for z, g in own.items()}
+        self.pools = {
+            f"{pool.name}-{zone}": group.node_group_name
+            for pool in plan.pools
+            for zone, group in groups.groups[pool.name].items()
+        }
         associations = [role.association for role in roles]
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
         nodes = system.groups.values()
@@ -132,10 +136,10 @@ class AwsFleet(pulumi.ComponentResource):
         )
         system = SystemPool(f"{self._name}-system", plan.system, nodes=nodes, subnets=subnets, opts=self._child)
         zones = network_zones(plan, facts)
-        chosen = {pool.name: pool_zones(pool, zones, facts) for pool in plan.pools}
+        chosen = {pool.name: pool_zones(pool, zones, facts) for pool in plan.node_groups}
         groups = NodeGroups(
             f"{self._name}-pool",
-            plan.pools,
+            plan.node_groups,
             nodes=nodes,
             subnets={pool: {zone: subnets[zone] for zone in own} for pool, own in chosen.items()},
             opts=self._child,

@@ -137,6 +137,8 @@ class Mirror(pulumi.ComponentResource):
                     "filter": {"prefix": ""},
                     "abort_incomplete_multipart_upload": {"days_after_initiation": ABORT_UPLOAD_DAYS},
                     "noncurrent_version_expiration": {"noncurrent_days": EXPIRE_NONCURRENT_DAYS},
+                    # What a mirror Job deletes leaves a marker behind, which would stay for ever.
+                    "expiration": {"expired_object_delete_marker": True},
                 }
             ],
             opts=self._child,

@@ -94,14 +94,21 @@ def read_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> lis
 
 
 def write_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> list[Statement]:
-    """Put objects below `prefixes`, whole or in parts, and read them back to verify; never delete."""
+    """Put objects below `prefixes`, whole or in parts, go on with unfinished uploads, and delete older versions.
+
+    The bucket is versioned, so deleting an object only hides it: there is no right to delete a version, which the
+    lifecycle rule does 30 days later. An unfinished upload can be found only in the listing of the whole bucket
+    (`s3:ListBucketMultipartUploads` takes no prefix); it names objects and shows nothing of them.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
+    """
     arn = f"arn:{partition}:s3:::{bucket}"
     return [
         {
             "Effect": "Allow",
-            "Action": ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
+            "Action": ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
             "Resource": [f"{arn}/{prefix}/*" for prefix in prefixes],
-        }
+        },
+        {"Effect": "Allow", "Action": ["s3:ListBucketMultipartUploads"], "Resource": arn},
     ]
 
 

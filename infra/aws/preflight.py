@@ -51,7 +51,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
 def instance_types(plan: Plan) -> tuple[str, ...]:
     """Every instance type that a plan may start."""
     system = plan.config.cluster.system_instance_type
-    return tuple(sorted({system, *(name for pool in plan.pools for name in pool.instance_types)}))
+    return tuple(sorted({system, *(name for pool in plan.node_groups for name in pool.instance_types)}))
 
 
 def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
@@ -63,7 +63,9 @@ def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
 def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
     needed = dict[Quota, int]()
-    wanted = [(pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.pools]
+    wanted = [
+        (pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.node_groups
+    ]
     if system := plan.system:  # a type that the catalog does not know counts as 0 vCPUs; the plan has warned of it
         wanted.append((system.instance_type, "on-demand", system.max_nodes * system.vcpus_per_node))
     for instance_type, purchase, vcpus in wanted:
@@ -137,6 +139,13 @@ def _offerings(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findin
     if lacking := [zone for zone in zones if zone not in offered]:
         path = ("cluster", "systemInstanceType")
         yield place(path, f"'{system}' is not offered in {', '.join(lacking)}; it is offered in {_listed(offered)}")
+    if plan.copies.pool and not pool_zones(plan.copies.pool, zones, facts):
+        (name,) = plan.copies.pool.instance_types
+        message = (
+            f"'{name}' copies the weights and is not offered in {', '.join(zones)}; it is offered in "
+            f"{_listed(facts.offerings.get(name, frozenset()))}; choose another type"
+        )
+        yield place(("mirror", "instanceType"), message)
     for index, pool in enumerate(plan.pools):
         yield from _pool_offerings(index, pool, zones, facts, place)
 

@@ -40,4 +40,5 @@ def pool_zones(pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts) -> t
     """
     offered = facts.offerings.get(pool.instance_types[0], frozenset())
     wanted = zones if pool.zones is None else tuple(zone for zone in zones if zone in pool.zones)
-    return tuple(zone for zone in wanted if zone in offered)
+    fitting = tuple(zone for zone in wanted if zone in offered)
+    return fitting[:1] if pool.single_zone else fitting

@@ -45,6 +45,14 @@ def labels(plan: Plan, component: str) -> dict[str, str]:
     }
 
 
+def front_priority(plan: Plan) -> str | None:
+    """The PriorityClass of head and gateway, `<namespace>-front`; None for who may make only what is in a namespace.
+
+    PriorityClasses belong to the cluster. Who uses an existing namespace is often not its administrator.
+    """
+    return f"{plan.namespace}-front" if plan.config.kubernetes.create_namespace else None
+
+
 def selector(component: str) -> dict[str, str]:
     """Labels that select a component's pods. Never change them: a Deployment's selector is immutable."""
     return {"app.kubernetes.io/name": component, "app.kubernetes.io/part-of": "modelfleet"}

@@ -21,6 +21,7 @@ KINDS: Mapping[tuple[str, str], Any] = {
     ("apps/v1", "Deployment"): k8s.apps.v1.Deployment,
     ("apps/v1", "DaemonSet"): k8s.apps.v1.DaemonSet,
     ("batch/v1", "Job"): k8s.batch.v1.Job,
+    ("scheduling.k8s.io/v1", "PriorityClass"): k8s.scheduling.v1.PriorityClass,
     ("policy/v1", "PodDisruptionBudget"): k8s.policy.v1.PodDisruptionBudget,
     ("networking.k8s.io/v1", "NetworkPolicy"): k8s.networking.v1.NetworkPolicy,
     ("networking.k8s.io/v1", "Ingress"): k8s.networking.v1.Ingress,
@@ -37,6 +38,7 @@ SKIP_AWAIT: Mapping[str, str] = {"pulumi.com/skipAwait": "true"}
 #: Top-level fields of manifests, spelled as the SDK spells its arguments.
 ARGUMENTS: Mapping[str, str] = {
     "automountServiceAccountToken": "automount_service_account_token",
+    "preemptionPolicy": "preemption_policy",
     "roleRef": "role_ref",
     "stringData": "string_data",
 }

@@ -21,6 +21,7 @@ from modelfleet.serving.config.errors import SetupError
 NEEDED: Final = (
     ("", "namespaces", False),
     ("apiextensions.k8s.io", "customresourcedefinitions", False),
+    ("scheduling.k8s.io", "priorityclasses", False),
     ("", "configmaps", True),
     ("", "secrets", True),
     ("", "services", True),
@@ -38,6 +39,8 @@ VERBS: Final = ("create", "patch", "delete")
 ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
 FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
+#: Resources of the cluster that only a stack with a namespace of its own makes.
+FOR_NAMESPACE: Final = ("namespaces", "priorityclasses")
 
 
 def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
@@ -69,7 +72,7 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
     lacking = []
     needless = [] if plan.own_operator else [*FOR_OPERATOR]
     if not plan.config.kubernetes.create_namespace:
-        needless.append("namespaces")
+        needless += FOR_NAMESPACE
     for group, resource, namespaced in NEEDED:
         if resource in needless:
             continue

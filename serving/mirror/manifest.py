@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Self
 
@@ -99,8 +100,7 @@ class Manifest(BaseModel):
     @property
     def version(self) -> str:
         """Name of the content: the same files give the same version."""
-        lines = sorted(f"{file.path}\0{file.size}\0{file.sha256}" for file in self.files)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return version_of((file.path, file.size, file.sha256) for file in self.files)
 
     @property
     def total_bytes(self) -> int:
@@ -112,6 +112,12 @@ class Manifest(BaseModel):
         data = self.model_dump(by_alias=True)
         data["files"].sort(key=lambda file: file["path"])
         return json.dumps(data, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def version_of(files: Iterable[tuple[str, int, str]]) -> str:
+    """The version of files given as path, size in bytes and SHA-256; their order does not matter."""
+    lines = sorted(f"{path}\0{size}\0{sha256}" for path, size, sha256 in files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 class Checksum:

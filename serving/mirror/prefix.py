@@ -31,7 +31,7 @@ def fetch_prefix(uri: str, cache: Path, *, report: Report = lambda line: None, *
         manifest = read_manifest(store, location)
         if manifest is not None:
             return fetch_manifest(store, location, manifest, cache, report)
-        wanted = _below(store, location)
+        wanted = below(store, location)
         listing = "\n".join(f"{file.path}\0{file.size}\0{file.tag}" for file in wanted)
         version = hashlib.sha256(listing.encode()).hexdigest()[:16]
         final = cache / node_name(location, version)
@@ -51,7 +51,7 @@ def fetch_extra_file(uri: str, destination: Path, *, report: Report = lambda lin
             wanted = [Wanted(target.name, location.prefix, exact.size, exact.tag, None)]
             folder = target.parent
         else:
-            wanted, folder = _below(store, location), destination
+            wanted, folder = below(store, location), destination
         partial = folder / f".{folder.name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.partial"
         folder.mkdir(parents=True, exist_ok=True)
         Download(store, uri, wanted, partial, report).run()
@@ -61,7 +61,8 @@ def fetch_extra_file(uri: str, destination: Path, *, report: Report = lambda lin
         shutil.rmtree(partial)
 
 
-def _below(store: Store, location: Location) -> list[Wanted]:
+def below(store: Store, location: Location) -> list[Wanted]:
+    """Every object below a location, without those that only represent folders; raises `MirrorError` for none."""
     folder = location.key("")
     found = {key.removeprefix(folder): stored for key, stored in store.list(folder).items() if not key.endswith("/")}
     if not found or len(found) > MAX_FILES:

@@ -98,7 +98,7 @@ def plain_errors(what: str) -> Iterator[None]:
     except NoCredentialsError:
         raise MirrorError(f"{what}: no AWS credentials; give the node's role access or set AWS_PROFILE") from None
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "unknown")
+        code = _code(error)
         raise MirrorError(
             f"{what}: S3 returned {code}; {_WAY_OUT.get(code, 'check the bucket and its policy')}"
         ) from None
@@ -109,17 +109,16 @@ def plain_errors(what: str) -> Iterator[None]:
 
 _WAY_OUT = {
     "NoSuchBucket": "create the bucket (`pulumi up`) or correct the bucket's name",
-    "AccessDenied": "allow the node's role to list and read the bucket",
-    "403": "allow the node's role to list and read the bucket",
+    "AccessDenied": "allow the pod's or node's role to list and read the bucket, and a mirror Job's to write it",
+    "PreconditionFailed": "an object changed while it was read; run again",
     "InvalidAccessKeyId": "correct the AWS credentials in the environment",
     "SignatureDoesNotMatch": "correct the AWS credentials in the environment",
     "ExpiredToken": "renew the AWS credentials in the environment",
 }
 
 
-def is_missing(error: ClientError) -> bool:
-    """Whether S3 says that the object does not exist."""
-    return error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
 class S3Store:
@@ -135,11 +134,16 @@ class S3Store:
         return {entry["Key"]: StoredObject(entry["Size"], entry["ETag"]) for entry in entries}
 
     def read(self, key: str, at_most_bytes: int) -> bytes | None:
-        """See `Store`."""
+        """See `Store`.
+
+        S3 says 404 of an absent object only to who may list the whole bucket, else 403. Our roles may list their own
+        prefixes, so the listing tells an absent object from one that they may not read.
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html ("Permissions")
+        """
         try:
             answer = self.s3.get_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
-            if is_missing(error):
+            if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and key not in self.list(key)):
                 return None
             raise
         with answer["Body"] as body:

@@ -1,29 +1,37 @@
-"""Filling a mirror: a resumable, verified upload whose manifest comes last.
+"""Filling a mirror: a resumable, verified copy whose manifest comes last.
 
-If a call is killed at any moment, the next one resumes: it skips files that are there with their size and hash, and
-sends only the missing parts of a half-sent file.
+Bytes go from their origin straight into S3, part by part. Nothing is kept on a disk, and in memory only three parts
+of each file that is on its way. Several files are copied at a time; within a file parts are sent in order, because its
+SHA-256 is computed on the way.
+
+If a call is killed at any moment, the next one resumes. Files that have arrived are not sent again, and of a half-sent
+file only the rest is. What the next call did not see on the way, it reads back from the bucket before it believes it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from botocore.exceptions import ClientError
+from typing import Any, TypeVar
 
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror.download import ranges
-from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile
+from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile, version_of
+from modelfleet.serving.mirror.origin import Folder, Origin, OriginFile
 from modelfleet.serving.mirror.read import read_manifest
-from modelfleet.serving.mirror.store import PARALLEL, Location, S3Store, client, is_missing, parse_uri, plain_errors
+from modelfleet.serving.mirror.store import PARALLEL, Location, S3Store, parse_uri, plain_errors
 
+T = TypeVar("T")
+R = TypeVar("R")
 Report = Callable[[str], None]
-IGNORED = (".cache", ".git", ".lock", ".incomplete")
+#: What every model folder has. Without it the origin is something else.
+CONFIG = "config.json"
+#: Most keys of one DeleteObjects. https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+DELETE_AT_ONCE = 1000
 
 
 def fill(
@@ -37,179 +45,298 @@ def fill(
     chunk_bytes: int = CHUNK_BYTES,
     s3: Any = None,
 ) -> Manifest:
-    """Copies the model in `folder` to `uri` and returns its manifest; does nothing if it is already there.
-
-    Raises `MirrorError` when the folder is not a model, changes during the upload, or S3 refuses.
-    """
-    location = parse_uri(uri)
-    report(f"hashing {folder}")
-    manifest = Manifest(
+    """`fill_from` a folder on this machine."""
+    return fill_from(
+        Folder(folder),
+        uri,
         model_id=model_id,
         source=source,
         source_revision=source_revision,
-        files=hash_folder(folder, chunk_bytes),
+        report=report,
         chunk_bytes=chunk_bytes,
+        s3=s3,
     )
-    s3 = s3 or client()
+
+
+def fill_from(
+    origin: Origin,
+    uri: str,
+    *,
+    model_id: str,
+    source: str,
+    source_revision: str | None = None,
+    report: Report = lambda line: None,
+    chunk_bytes: int = CHUNK_BYTES,
+    s3: Any = None,
+) -> Manifest:
+    """Copies a model to `uri` and returns its manifest; sends nothing that is already there.
+
+    Raises `MirrorError` when the origin is not a model, changes during the copy, or S3 refuses.
+    """
+    location = parse_uri(uri)
+    found = origin.files()
+    if CONFIG not in {file.path for file in found}:
+        raise MirrorError(f"{origin} has no {CONFIG}, so it is not a model; correct the weights source")
     with plain_errors(f"fill {uri}"):
-        replaced = _current(s3, location)
-        job = _Fill(s3, location, manifest, folder, report)
-        job.send_files()
-        s3.put_object(
+        bucket = S3Store(location.bucket, s3)
+        replaced = _current(bucket, location)
+        files = _with_hashes(origin, found, chunk_bytes, report)
+        version = version_of((file.path, file.size, file.sha256 or "") for file in files)
+        job = _Fill(bucket, location.key(version, ""), origin, chunk_bytes, report, _verified(replaced, version))
+        manifest = Manifest(
+            model_id=model_id,
+            source=source,
+            source_revision=source_revision,
+            files=job.copy(files),
+            chunk_bytes=chunk_bytes,
+        )
+        bucket.s3.put_object(
             Bucket=location.bucket,
             Key=location.key(MANIFEST),
             Body=manifest.to_json(),
             ContentType="application/json",
             ChecksumAlgorithm="SHA256",
         )
-        job.delete_all_but({manifest.version} | ({replaced.version} if replaced else set()))
+        _delete_all_but({version} | ({replaced.version} if replaced else set()), bucket, location, report)
     report(f"{uri} has {len(manifest.files)} files, {manifest.total_bytes / 1e6:.0f} MB")
     return manifest
 
 
-def _current(s3: Any, location: Location) -> Manifest | None:
+def hash_folder(folder: Path, chunk_bytes: int) -> list[ManifestFile]:
+    """The manifest's entries for the model in `folder`."""
+    origin = Folder(folder)
+    return _in_parallel(lambda file: _hashed(origin, file, chunk_bytes), origin.files())
+
+
+def _current(bucket: S3Store, location: Location) -> Manifest | None:
     """The current manifest, or None; a damaged one counts as none, because it will be replaced."""
     try:
-        return read_manifest(S3Store(location.bucket, s3), location)
+        return read_manifest(bucket, location)
     except MirrorError:
         return None
 
 
-def hash_folder(folder: Path, chunk_bytes: int) -> list[ManifestFile]:
-    """The manifest's entries for the model in `folder`; raises `MirrorError` when it is not a model."""
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.endswith(IGNORED) for part in path.relative_to(folder).parts)
-    ]
-    if not (folder / "config.json").is_file():
-        raise MirrorError(f"{folder} has no config.json, so it is not a model folder; correct the weights source")
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(lambda path: _hash_file(path, path.relative_to(folder).as_posix(), chunk_bytes), paths))
+def _verified(manifest: Manifest | None, version: str) -> dict[str, ManifestFile]:
+    """Files by path that an earlier call has seen whole: those of a manifest of the same version."""
+    same = manifest is not None and manifest.version == version
+    return {file.path: file for file in manifest.files} if manifest is not None and same else {}
 
 
-def _hash_file(path: Path, name: str, chunk_bytes: int) -> ManifestFile:
-    whole, chunks, size = hashlib.sha256(), [], 0
-    with path.open("rb") as stream:
-        while piece := stream.read(chunk_bytes):
-            whole.update(piece)
-            chunks.append(Checksum(piece).hexdigest())
-            size += len(piece)
-    return ManifestFile(path=name, size=size, sha256=whole.hexdigest(), chunks=chunks)
+def _with_hashes(origin: Origin, files: Sequence[OriginFile], chunk_bytes: int, report: Report) -> list[OriginFile]:
+    """The files, each with its SHA-256."""
+    unknown = [file for file in files if file.sha256 is None]
+    report(f"hashing {len(unknown)} of {len(files)} files of {origin}")
+    entries = _in_parallel(lambda file: _hashed(origin, file, chunk_bytes), unknown)
+    hashed = [OriginFile(entry.path, entry.size, entry.sha256) for entry in entries]
+    return [*(file for file in files if file.sha256 is not None), *hashed]
+
+
+def _hashed(origin: Origin, file: OriginFile, chunk_bytes: int) -> ManifestFile:
+    hashes = _Hashes()
+    for body in _bodies(origin.stream(file.path, 0, file.size), chunk_bytes):
+        hashes.add(body)
+    return hashes.entry(file.path)
+
+
+def _in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Results in the items' order; after the first error nothing else is started."""
+    with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+        jobs: list[Future[R]] = [pool.submit(function, item) for item in items]
+        try:
+            return [job.result() for job in jobs]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _bodies(pieces: Iterable[bytes], chunk_bytes: int) -> Iterator[bytes]:
+    """The same bytes in pieces of `chunk_bytes`; the last one may be shorter."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        start = 0
+        while size + len(piece) - start >= chunk_bytes:
+            end = start + chunk_bytes - size
+            yield b"".join([*held, piece[start:end]])
+            held.clear()
+            size, start = 0, end
+        held.append(piece[start:])
+        size += len(piece) - start
+    if size:
+        yield b"".join(held)
+
+
+class _Hashes:
+    """What a manifest says about a file, computed from its chunks in order."""
+
+    def __init__(self) -> None:
+        self._whole, self._chunks, self.size = hashlib.sha256(), list[str](), 0
+
+    def add(self, chunk: bytes) -> None:
+        """Takes the next chunk."""
+        self._whole.update(chunk)
+        self._chunks.append(Checksum(chunk).hexdigest())
+        self.size += len(chunk)
+
+    def entry(self, path: str) -> ManifestFile:
+        """The manifest's entry for a file with these chunks."""
+        return ManifestFile(path=path, size=self.size, sha256=self._whole.hexdigest(), chunks=self._chunks)
 
 
 @dataclass(frozen=True)
 class _Fill:
-    s3: Any
-    location: Location
-    manifest: Manifest
-    folder: Path
+    """Copies files from `origin` to keys that begin with `folder`."""
+
+    bucket: S3Store
+    folder: str
+    origin: Origin
+    chunk_bytes: int
     report: Report
+    verified: Mapping[str, ManifestFile]
 
-    def send_files(self) -> None:
-        """Sends what is missing, the largest file last, so that a broken setup fails early."""
-        for file in sorted(self.manifest.files, key=lambda file: file.size):
-            if not self._is_there(file):
-                self.report(f"uploading {file.path} ({file.size / 1e6:.1f} MB)")
-                self._send_whole(file) if len(file.chunks) <= 1 else self._send_parts(file)
+    def copy(self, files: Iterable[OriginFile]) -> list[ManifestFile]:
+        """Copies what is missing, the smallest files first, so that a broken setup fails early."""
+        there = {key: stored.size for key, stored in self.bucket.list(self.folder).items()}
+        in_order = sorted(files, key=lambda file: file.size)
+        return _in_parallel(lambda file: self._copy(file, there.get(self.folder + file.path)), in_order)
 
-    def delete_all_but(self, versions: set[str]) -> None:
-        """Deletes older versions; the one just replaced stays for replicas that are still reading it."""
-        prefix = self.location.key("")
-        stale = [
-            key
-            for key in S3Store(self.location.bucket, self.s3).list(prefix)
-            if (version := key.removeprefix(prefix).split("/")[0]) not in versions and version != MANIFEST
-        ]
-        for start in range(0, len(stale), 1000):
-            objects = [{"Key": key} for key in stale[start : start + 1000]]
-            self.s3.delete_objects(Bucket=self.location.bucket, Delete={"Objects": objects, "Quiet": True})
+    def _copy(self, file: OriginFile, size_there: int | None) -> ManifestFile:
+        if size_there == file.size:
+            entry = self.verified.get(file.path) or self._read_back(file)
+            if entry.sha256 == file.sha256:
+                return entry
+        self.report(f"uploading {file.path} ({file.size / 1e6:.1f} MB)")
+        if file.size <= self.chunk_bytes:
+            return self._send_whole(file)
+        return self._send_parts(file, resume=True) or self._send_parts(file, resume=False) or self._changed(file)
 
-    def _key(self, file: ManifestFile) -> str:
-        return self.location.key(self.manifest.version, file.path)
+    def _read_back(self, file: OriginFile) -> ManifestFile:
+        """What the bucket holds under the file's key."""
+        hashes = _Hashes()
+        for _, offset, length in ranges(file.size, self.chunk_bytes):
+            hashes.add(b"".join(self.bucket.stream(self.folder + file.path, offset, length)))
+        return hashes.entry(file.path)
 
-    def _is_there(self, file: ManifestFile) -> bool:
-        try:
-            head = self.s3.head_object(Bucket=self.location.bucket, Key=self._key(file))
-        except ClientError as error:
-            if is_missing(error):
-                return False
-            raise
-        return bool(head["ContentLength"] == file.size and head["Metadata"].get("sha256") == file.sha256)
+    def _changed(self, file: OriginFile) -> ManifestFile:
+        raise MirrorError(
+            f"{file.path} of {self.origin} has other bytes than its SHA-256 says, or changed during the copy; run again"
+        )
 
-    def _send_whole(self, file: ManifestFile) -> None:
-        body = (self.folder / file.path).read_bytes()
-        if hashlib.sha256(body).hexdigest() != file.sha256:
-            raise MirrorError(f"{self.folder / file.path} changed during the upload; run again")
-        self.s3.put_object(
-            Bucket=self.location.bucket,
-            Key=self._key(file),
+    def _send_whole(self, file: OriginFile) -> ManifestFile:
+        hashes, body = _Hashes(), b"".join(self.origin.stream(file.path, 0, file.size))
+        if body:
+            hashes.add(body)
+        entry = hashes.entry(file.path)
+        if entry.sha256 != file.sha256:
+            self._changed(file)
+        self.bucket.s3.put_object(
+            **self._target(file),
             Body=body,
+            Metadata={"sha256": entry.sha256},
+            ChecksumSHA256=_base64(hashlib.sha256(body)),
+        )
+        return entry
+
+    def _target(self, file: OriginFile) -> dict[str, str]:
+        return {"Bucket": self.bucket.bucket, "Key": self.folder + file.path}
+
+    def _send_parts(self, file: OriginFile, *, resume: bool) -> ManifestFile | None:
+        """Sends the file in parts; None if what arrived is not what its SHA-256 says.
+
+        Parts that an earlier call has sent never came by here, so such a file is read back from the bucket.
+        """
+        target = self._target(file)
+        upload, parts = self._open_upload(file) if resume else (self._new_upload(file), [])
+        kept, hashes = len(parts), _Hashes()
+        start = kept * self.chunk_bytes
+        with ThreadPoolExecutor(max_workers=1) as sender:
+            on_its_way: Future[dict[str, Any]] | None = None
+            rest = self.origin.stream(file.path, start, max(0, file.size - start))
+            for number, body in enumerate(_bodies(rest, self.chunk_bytes), start=kept + 1):
+                hashes.add(body)
+                if on_its_way is not None:
+                    parts.append(on_its_way.result())
+                on_its_way = sender.submit(self._send_part, target, upload, number, body)
+            if on_its_way is not None:
+                parts.append(on_its_way.result())
+        entry = hashes.entry(file.path)
+        if not kept and entry.sha256 != file.sha256:
+            self.bucket.s3.abort_multipart_upload(**target, UploadId=upload)
+            return None
+        self.bucket.s3.complete_multipart_upload(**target, UploadId=upload, MultipartUpload={"Parts": parts})
+        if kept:
+            entry = self._read_back(file)
+        return entry if entry.sha256 == file.sha256 else None
+
+    def _new_upload(self, file: OriginFile) -> str:
+        created = self.bucket.s3.create_multipart_upload(
+            **self._target(file),
             Metadata={"sha256": file.sha256},
-            ChecksumSHA256=_base64(file.sha256),
+            ChecksumAlgorithm="SHA256",
+            ChecksumType="COMPOSITE",
+        )
+        return str(created["UploadId"])
+
+    def _open_upload(self, file: OriginFile) -> tuple[str, list[dict[str, Any]]]:
+        """An interrupted upload of this file with the parts that arrived, up to the first gap; otherwise a new one.
+
+        The newest one, if there are several; S3's lifecycle rule aborts the others.
+        """
+        target = self._target(file)
+        pages = self.bucket.s3.get_paginator("list_multipart_uploads").paginate(
+            Bucket=target["Bucket"], Prefix=target["Key"]
+        )
+        found = [one for page in pages for one in page.get("Uploads", ()) if one["Key"] == target["Key"]]
+        if not found:
+            return self._new_upload(file), []
+        upload = str(max(found, key=lambda one: one["Initiated"])["UploadId"])
+        listing = self.bucket.s3.get_paginator("list_parts").paginate(**target, UploadId=upload)
+        arrived = {part["PartNumber"]: part for page in listing for part in page.get("Parts", ())}
+        kept = []
+        for index, _, length in ranges(file.size, self.chunk_bytes):
+            part = arrived.get(index + 1)
+            if part is None or part["Size"] != length:
+                break
+            kept.append(_finished(part))
+        return upload, kept
+
+    def _send_part(self, target: Mapping[str, str], upload: str, number: int, body: bytes) -> dict[str, Any]:
+        """Sends one part, whose SHA-256 S3 checks; returns what completing the upload needs."""
+        checksum = _base64(hashlib.sha256(body))
+        answer = self.bucket.s3.upload_part(
+            **target, UploadId=upload, PartNumber=number, Body=body, ChecksumSHA256=checksum
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+
+def _finished(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A listed part, as completing the upload needs it. MinIO and moto list no checksums, and then want none."""
+    return {name: part[name] for name in ("PartNumber", "ETag", "ChecksumSHA256") if name in part}
+
+
+def _delete_all_but(versions: set[str], bucket: S3Store, location: Location, report: Report) -> None:
+    """Deletes older versions; the one just replaced stays for replicas that are still reading it.
+
+    DeleteObjects answers 200 and lists what it could not delete. The copy is whole by then, so that is only said.
+    """
+    prefix = location.key("")
+    stale = [
+        key
+        for key in bucket.list(prefix)
+        if (version := key.removeprefix(prefix).split("/")[0]) not in versions and version != MANIFEST
+    ]
+    refused: list[Mapping[str, str]] = []
+    for start in range(0, len(stale), DELETE_AT_ONCE):
+        objects = [{"Key": key} for key in stale[start : start + DELETE_AT_ONCE]]
+        answer = bucket.s3.delete_objects(Bucket=location.bucket, Delete={"Objects": objects, "Quiet": True})
+        refused += answer.get("Errors", ())
+    if refused:
+        first = refused[0]
+        report(
+            f"{len(refused)} files of older versions stay and cost storage, first {first.get('Key')}: "
+            f"{first.get('Code')} {first.get('Message', '')}; allow s3:DeleteObject there, or delete them by hand"
         )
 
-    def _send_parts(self, file: ManifestFile) -> None:
-        target = {"Bucket": self.location.bucket, "Key": self._key(file)}
-        upload_id, arrived = self._open_upload(file, target)
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            futures = [
-                pool.submit(self._send_part, file, upload_id, target, arrived.get(chunk[0] + 1), chunk)
-                for chunk in ranges(file.size, self.manifest.chunk_bytes)
-            ]
-            try:
-                parts = [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        self.s3.complete_multipart_upload(**target, UploadId=upload_id, MultipartUpload={"Parts": parts})
 
-    def _open_upload(self, file: ManifestFile, target: dict[str, str]) -> tuple[str, dict[int, dict[str, Any]]]:
-        """An interrupted upload of this file, with the parts that arrived; otherwise a new upload."""
-        pages = self.s3.get_paginator("list_multipart_uploads").paginate(Bucket=target["Bucket"], Prefix=target["Key"])
-        for upload in (upload for page in pages for upload in page.get("Uploads", ())):
-            if upload["Key"] == target["Key"]:
-                listing = self.s3.get_paginator("list_parts").paginate(**target, UploadId=upload["UploadId"])
-                return upload["UploadId"], {
-                    part["PartNumber"]: part for page in listing for part in page.get("Parts", ())
-                }
-        created = self.s3.create_multipart_upload(
-            **target, Metadata={"sha256": file.sha256}, ChecksumAlgorithm="SHA256", ChecksumType="COMPOSITE"
-        )
-        return created["UploadId"], {}
-
-    def _send_part(
-        self,
-        file: ManifestFile,
-        upload_id: str,
-        target: dict[str, str],
-        arrived: dict[str, Any] | None,
-        chunk: tuple[int, int, int],
-    ) -> dict[str, Any]:
-        """Sends one part, unless an earlier call did; returns what completing the upload needs."""
-        index, offset, length = chunk
-        with (self.folder / file.path).open("rb") as stream:
-            stream.seek(offset)
-            body = stream.read(length)
-        if Checksum(body).hexdigest() != file.chunks[index]:
-            raise MirrorError(f"{self.folder / file.path} changed during the upload; run again")
-        checksum = _base64(hashlib.sha256(body).hexdigest())
-        if arrived is not None and _is_part(arrived, checksum, body):
-            etag = arrived["ETag"]
-        else:
-            answer = self.s3.upload_part(
-                **target, UploadId=upload_id, PartNumber=index + 1, Body=body, ChecksumSHA256=checksum
-            )
-            etag = answer["ETag"]
-        return {"PartNumber": index + 1, "ETag": etag, "ChecksumSHA256": checksum}
-
-
-def _is_part(part: dict[str, Any], checksum: str, body: bytes) -> bool:
-    """Whether a listed part is `body`; by MD5 tag if this S3 lists no checksums (MinIO, moto)."""
-    if "ChecksumSHA256" in part:
-        return bool(part["ChecksumSHA256"] == checksum)
-    return bool(part["ETag"].strip('"') == hashlib.md5(body, usedforsecurity=False).hexdigest())
-
-
-def _base64(hex_digest: str) -> str:
-    return base64.b64encode(bytes.fromhex(hex_digest)).decode()
+def _base64(digest: Any) -> str:
+    return base64.b64encode(digest.digest()).decode()

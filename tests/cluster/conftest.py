@@ -106,7 +106,7 @@ def stack_of(cluster: ControlPlane, stack_name: str, tmp_path: Path) -> Iterator
     def make(models: list[dict[str, Any]], *, most_nodes: int = 9, **config: Any) -> Stack:
         stack = Stack(planned(tmp_path, models, stack=stack_name, **config), cluster, tmp_path)
         made.append(stack)
-        pools = stack.plan.pools
+        pools = stack.plan.node_groups
         fleet = [node for pool in pools for node in pool_nodes(stack.plan, pool, min(pool.max_nodes, most_nodes))]
         for node in [*system_nodes(stack.plan), *fleet]:
             cluster.api.create(node)
@@ -138,6 +138,7 @@ def take_away(stack: Stack) -> None:
     if "kuberay-operator" in stack.cluster.pids():
         stack.cluster.kill("kuberay-operator")
     api.delete("v1", "Namespace", where)
+    api.delete("scheduling.k8s.io/v1", "PriorityClass", f"{where}-front")
     for node in api.list("v1", "Node", selector=f"modelfleet.dev/stack={stack.plan.stack}"):
         api.delete("v1", "Node", node["metadata"]["name"])
 

@@ -14,6 +14,7 @@ from tools.kubernetes.nodes import fake_node
 #: vCPUs, advertised memory in MiB, GPUs, most pods (amazon-vpc-cni's table), GB of NVMe disks.
 SHAPES = {
     "m7i.xlarge": (4, 16384, 0, 58, 0),
+    "m7i.2xlarge": (8, 32768, 0, 58, 0),
     "g4dn.12xlarge": (48, 196608, 4, 234, 900),
     "g6.2xlarge": (8, 32768, 1, 58, 450),
     "g5.12xlarge": (48, 196608, 4, 737, 3800),
@@ -24,7 +25,7 @@ SHAPES = {
 SHOWN_TO_KERNEL = 0.97
 #: The share of a disk that its file system shows, and the root volumes that the stack asks for, GiB.
 SHOWN_BY_FILE_SYSTEM = 0.98
-ROOT_GIB, SYSTEM_ROOT_GIB = 500, 50
+ROOT_GIB, SYSTEM_ROOT_GIB, MIRROR_ROOT_GIB = 500, 50, 100
 
 
 def allocatable(instance_type: str, root_gib: int = ROOT_GIB) -> dict[str, str]:
@@ -49,7 +50,7 @@ def pool_nodes(plan: Plan, pool: PoolPlan, count: int) -> list[dict[str, Any]]:
     return [
         fake_node(
             f"{plan.stack}-{pool.name}-{i}",
-            allocatable(kind),
+            allocatable(kind, MIRROR_ROOT_GIB if pool == plan.copies.pool else ROOT_GIB),
             labels={**pool.labels, "node.kubernetes.io/instance-type": kind},
             taints=taints,
         )
@@ -58,7 +59,7 @@ def pool_nodes(plan: Plan, pool: PoolPlan, count: int) -> list[dict[str, Any]]:
 
 
 def system_nodes(plan: Plan, count: int = 2) -> list[dict[str, Any]]:
-    """The untainted nodes for the head, the operator, the gateway and the Jobs."""
+    """The untainted nodes for the head, the operator and the gateway."""
     labels = {"modelfleet.dev/stack": plan.stack, "modelfleet.dev/pool": "system"}
     kind = plan.config.cluster.system_instance_type
     return [

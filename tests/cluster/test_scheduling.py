@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,6 +109,22 @@ def _cpu(group: dict[str, Any]) -> None:
 def _gpu(group: dict[str, Any]) -> None:
     for part in ("requests", "limits"):
         group["template"]["spec"]["containers"][0]["resources"][part]["nvidia.com/gpu"] = "2"
+
+
+def test_on_eks_each_mirror_job_has_a_node_for_copies_to_itself(stack_of: Make) -> None:
+    """On a system node it would take the room of the Ray head."""
+    models = [model(f"org/{name}", "L4", replicas=(0, 1)) for name in ("a", "b")]
+    stack = stack_of(models, target="eks", pools=L4_ONLY)
+
+    def jobs() -> list[dict[str, Any]]:
+        pods = stack.api.list("v1", "Pod", stack.namespace, selector="app.kubernetes.io/name=mirror")
+        return pods if len(pods) == 2 and all(pod["spec"].get("nodeName") for pod in pods) else []
+
+    nodes = {pod["spec"]["nodeName"] for pod in wait_for("both Jobs on nodes", jobs, seconds=60)}
+    assert nodes == {f"{stack.plan.stack}-mirror-{i}" for i in range(2)}
+    find_head = partial(stack.api.list, "v1", "Pod", stack.namespace, selector="ray.io/node-type=head")
+    (head,) = wait_for("the head", find_head)
+    assert head["spec"]["priority"] == 1_000_000, "the API server knows the class"
 
 
 @pytest.mark.parametrize("spoil", [_label, _taint, _cpu, _gpu], ids=["label", "taint", "cpu", "gpu"])

@@ -143,7 +143,7 @@ def _an_up_that_was_killed_before_a_call_went_out_is_finished_by_the_next(
     assert account.eks.list_nodegroups(clusterName=CLUSTER)["nodegroups"] == []
     broken.faults(None)
     assert "1 pending operations" in broken.up().text, "Pulumi must say what was in progress"
-    assert set(account.node_groups(CLUSTER)) == {"system", "l4"}
+    assert set(account.node_groups(CLUSTER)) == {"system", "mirror", "l4"}
     assert set(broken.up("--refresh").changes) == {"same"}
     broken.destroy()
     assert account.everything() == [], "a stopped run left something that the state does not know"

@@ -90,12 +90,28 @@ def test_the_up_makes_what_the_preview_said(first: FirstRuns) -> None:
 
 def test_each_pool_is_a_node_group_with_the_plans_capacity(account: Account, plan: Plan) -> None:
     groups = account.zone_groups(CLUSTER)
-    assert set(groups) == {"system", "t4", "l4", "a10g", "a100", "block"}
+    assert set(groups) == {"system", "mirror", "t4", "l4", "a10g", "a100", "block"}
     for pool in plan.pools:
         for zone, group in groups[pool.name].items():
             sizes = {"minSize": 0, "desiredSize": 0, "maxSize": pool.max_nodes}
             assert group["scalingConfig"] == sizes, (pool.name, zone, "GPUs are bought when Ray asks, not before")
     assert plan.pools[2].min_nodes == 1, "a10g has a model with min_replicas 1"
+
+
+def test_copies_of_weights_have_nodes_of_their_own_that_exist_only_while_one_runs(account: Account, plan: Plan) -> None:
+    """On the system nodes one model of 70 B filled the disk, and the Ray head was evicted."""
+    group, pool = account.node_groups(CLUSTER)["mirror"], plan.copies.pool
+    assert pool is not None
+    assert group["scalingConfig"] == {"minSize": 0, "desiredSize": 0, "maxSize": 2}
+    assert (group["instanceTypes"], group["amiType"]) == (["m7i.2xlarge"], "AL2023_x86_64_STANDARD")
+    assert group["labels"] == {"modelfleet.dev/stack": "test", "modelfleet.dev/pool": "mirror"}
+    assert group["taints"] == [{"key": "modelfleet.dev/pool", "value": "mirror", "effect": "NO_SCHEDULE"}]
+    (disk,) = account.template(group)["BlockDeviceMappings"]
+    assert (disk["Ebs"]["VolumeSize"], disk["Ebs"]["Throughput"]) == (100, 600), "it holds the image and no weights"
+    tags = account.scaling_tags(group)
+    template = "k8s.io/cluster-autoscaler/node-template"
+    assert tags[f"{template}/taint/modelfleet.dev/pool"] == "mirror:NoSchedule"
+    assert tags[f"{template}/resources/ephemeral-storage"] == "85G", "a Job asks for disk, and no node is there yet"
 
 
 def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan: Plan) -> None:
@@ -114,6 +130,7 @@ def test_each_node_group_buys_as_its_pool_says(account: Account) -> None:
     bought = {pool: (group["capacityType"], group["amiType"]) for pool, group in groups.items()}
     assert bought == {
         "system": ("ON_DEMAND", "AL2023_x86_64_STANDARD"),
+        "mirror": ("ON_DEMAND", "AL2023_x86_64_STANDARD"),
         "t4": ("SPOT", "AL2023_x86_64_NVIDIA"),
         "l4": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
         "a10g": ("ON_DEMAND", "AL2023_x86_64_NVIDIA"),
@@ -358,6 +375,7 @@ def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) ->
     (tidy,) = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert tidy["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
     assert tidy["NoncurrentVersionExpiration"]["NoncurrentDays"] == 30
+    assert tidy["Expiration"] == {"ExpiredObjectDeleteMarker": True}, "each weight that is replaced leaves one behind"
     owner = s3.get_bucket_ownership_controls(Bucket=BUCKET)["OwnershipControls"]["Rules"]
     assert owner == [{"ObjectOwnership": "BucketOwnerEnforced"}]
     code = s3.get_object(Bucket=BUCKET, Key=f"code/serving-{'c0de' * 16}.zip")["Body"].read()
@@ -388,8 +406,11 @@ def test_replicas_read_and_only_the_mirror_job_writes(account: Account) -> None:
     writer = account.statements(account.role(WRITER, NAMESPACE, CLUSTER)["RoleName"])
     assert allowed(writer, "s3:PutObject", weights)
     assert not allowed(writer, "s3:PutObject", code), "the Job must not replace the code that replicas run"
-    assert not allowed(writer, "s3:PutObject", "arn:aws:s3:::company-weights/llama/model.bin")
-    assert not allowed(writer, "s3:DeleteObject", weights)
+    for action in ("s3:PutObject", "s3:GetObject"):
+        assert not allowed(writer, action, "arn:aws:s3:::company-weights/llama/model.bin"), "it copies other buckets"
+    assert allowed(writer, "s3:DeleteObject", weights), "it hides older versions of the weights"
+    assert not allowed(writer, "s3:DeleteObjectVersion", weights), "and never deletes one"
+    assert not allowed(writer, "s3:DeleteObject", code)
 
 
 def test_the_autoscaler_changes_only_this_clusters_groups(account: Account) -> None:
@@ -459,14 +480,14 @@ def test_the_kubeconfig_is_nowhere_in_plain_text(live: FleetProject, first: Firs
         assert "get-token" not in text
 
 
-def test_a_model_more_on_a_pool_touches_the_mirrors_policies_and_nothing_else(
+def test_a_model_more_on_a_pool_touches_the_readers_policies_and_nothing_else(
     fleet: FleetProject, account: Account
 ) -> None:
     more = model("org/another", "A10G", replicas=(1, 2), s3_mirror_config={"bucket_uri": "s3://other-weights/a"})
     fleet.files(STACK, {**FIVE, "org--another": more})
     run = fleet.up()
     assert {operation for operation, _ in run.steps()} == {"update"}
-    assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in (*READERS, WRITER)}
+    assert {name for _, name in run.steps()} == {f"aws-{account}-access" for account in READERS}
 
 
 def test_a_pool_more_touches_only_itself(live: FleetProject, emulator: Emulator) -> None:

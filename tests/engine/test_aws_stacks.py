@@ -48,7 +48,7 @@ def test_a_shipped_stack_comes_up_as_planned_stays_and_goes(fleet: FleetProject,
 
 def _groups_are_the_plans(account: Account, plan: Plan, cluster: str) -> None:
     groups = account.node_groups(cluster)
-    assert set(groups) == {"system", *(pool.name for pool in plan.pools)}
+    assert set(groups) == {"system", *(pool.name for pool in plan.node_groups)}
     for pool in plan.pools:
         group = groups[pool.name]
         assert group["labels"] == dict(pool.labels), pool.name

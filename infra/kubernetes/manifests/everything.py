@@ -18,7 +18,13 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
 )
 from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
-from modelfleet.infra.kubernetes.manifests.namespace import disruption_budgets, namespace, quota, service_accounts
+from modelfleet.infra.kubernetes.manifests.namespace import (
+    disruption_budgets,
+    namespace,
+    priority_class,
+    quota,
+    service_accounts,
+)
 from modelfleet.infra.kubernetes.manifests.network import network_policies
 from modelfleet.infra.kubernetes.manifests.operator import (
     custom_resource_definitions,
@@ -55,6 +61,7 @@ def base(plan: Plan) -> list[Manifest]:
     """The namespace, unless it exists already, and its rules."""
     return [
         *([namespace(plan)] if plan.config.kubernetes.create_namespace else []),
+        *priority_class(plan),
         quota(plan),
         *service_accounts(plan),
         *network_policies(plan),

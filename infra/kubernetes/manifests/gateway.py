@@ -13,6 +13,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     Manifest,
     container_security,
+    in_front,
     mib,
     pod_security,
     resources,
@@ -76,6 +77,7 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
     }
     pod = {
         "serviceAccountName": GATEWAY,
+        **in_front(plan),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security(HAPROXY_USER),

@@ -9,10 +9,12 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
     environment,
+    millis,
     object_storage,
     pod_security,
     resources,
     system_placement,
+    tolerations,
 )
 from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
 from modelfleet.infra.kubernetes.names import (
@@ -28,6 +30,10 @@ from modelfleet.infra.names import MODEL_LABEL
 from modelfleet.infra.planning.plan import ModelPlan, Plan
 
 RETRIES = 6
+#: On disk: the serving code and logs; weights go from the Hub straight into the bucket.
+DISK = "1Gi"
+#: Three parts of 32 MiB for each of the eight files that are on their way, and Python.
+MEMORY, MOST_MEMORY = "2Gi", "4Gi"
 
 
 def mirrored(plan: Plan) -> list[ModelPlan]:
@@ -42,7 +48,7 @@ def job_name(plan: Plan, model: ModelPlan) -> str:
 
 
 def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
-    """The Job of one model, on an untainted node, so that no GPU waits for a download."""
+    """The Job of one model, on a node of its own or an untainted one, so that no GPU waits for a download."""
     name = job_name(plan, model)
     own = {**labels(plan, MIRROR_ACCOUNT), MODEL_LABEL: dns_name(model.slug, limit=63)}
     return {
@@ -52,9 +58,21 @@ def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
         "spec": {
             "backoffLimit": RETRIES,
             "podReplacementPolicy": "Failed",
-            "template": {"metadata": {"labels": own}, "spec": _pod(plan, model)},
+            "template": {"metadata": {"labels": own, "annotations": _UNMOVED}, "spec": _pod(plan, model)},
         },
     }
+
+
+#: The node autoscaler must not move a copy that runs for an hour to save a node.
+_UNMOVED = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+
+
+def _placement(plan: Plan) -> Manifest:
+    """The nodes that the stack makes for copies; on a cluster that is not ours, any untainted node."""
+    pool = plan.copies.pool
+    if pool is None:
+        return {"affinity": system_placement(plan)}
+    return {"nodeSelector": dict(pool.labels), "tolerations": tolerations(pool.taints)}
 
 
 def _pod(plan: Plan, model: ModelPlan) -> Manifest:
@@ -79,7 +97,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "command": ["python3", f"{SCRIPTS_PATH}/mirror_job.py"],
         "env": [*values, code, token],
         "envFrom": object_storage(),
-        "resources": resources("1", "2Gi", limit_memory="4Gi"),
+        "resources": resources(millis(plan.copies.job_cpu_millis), MEMORY, disk=DISK, limit_memory=MOST_MEMORY),
         **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
         "volumeMounts": [
@@ -92,14 +110,14 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "serviceAccountName": MIRROR_ACCOUNT,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        # The container restarts in the same pod, whose volume keeps what it has fetched.
+        # The container restarts in the same pod, on the node that has the image.
         "restartPolicy": "OnFailure",
         "securityContext": pod_security(RAY_USER),
-        "affinity": system_placement(plan),
+        **_placement(plan),
         "containers": [container],
         "volumes": [
-            {"name": "scratch", "emptyDir": {}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": DISK}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": DISK}},
             {"name": "scripts", "configMap": {"name": SCRIPTS}},
         ],
     }

@@ -8,6 +8,7 @@ from modelfleet.infra.kubernetes.names import (
     HEAD_ACCOUNT,
     MIRROR_ACCOUNT,
     WORKER_ACCOUNT,
+    front_priority,
     labels,
 )
 from modelfleet.infra.names import GPU
@@ -22,6 +23,28 @@ def namespace(plan: Plan) -> Manifest:
         "kind": "Namespace",
         "metadata": {"name": plan.namespace, "labels": {**labels(plan, "namespace"), **security}},
     }
+
+
+#: Far above the default of 0, far below the cluster's own classes (2 000 000 000).
+#: https://kubernetes.io/docs/concepts/scheduling-eviction/pod-priority-preemption/
+FRONT_PRIORITY = 1_000_000
+
+
+def priority_class(plan: Plan) -> list[Manifest]:
+    """The class of head and gateway. In a cluster that is not ours they only come first; they evict nobody's pods."""
+    name = front_priority(plan)
+    if name is None:
+        return []
+    return [
+        {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": name, "labels": labels(plan, "priority")},
+            "value": FRONT_PRIORITY,
+            "preemptionPolicy": "PreemptLowerPriority" if plan.target.makes_cluster else "Never",
+            "description": "Ray head and gateway of a modelfleet stack: before its workers and mirror Jobs.",
+        }
+    ]
 
 
 def quota(plan: Plan) -> Manifest:

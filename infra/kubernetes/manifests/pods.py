@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from modelfleet.infra.kubernetes.names import OBJECT_STORAGE
+from modelfleet.infra.kubernetes.names import OBJECT_STORAGE, front_priority
 from modelfleet.infra.names import DISK, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan, Taint
 
@@ -68,6 +68,12 @@ def system_placement(plan: Plan) -> Manifest:
     ]
     preferred = [{"weight": 100, "preference": {"matchExpressions": expressions}}]
     return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+
+
+def in_front(plan: Plan) -> Manifest:
+    """What head and gateway add to their pods, so that they start before mirror Jobs and workers take their room."""
+    name = front_priority(plan)
+    return {"priorityClassName": name} if name else {}
 
 
 def mib(amount: int) -> str:

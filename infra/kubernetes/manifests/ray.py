@@ -18,6 +18,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     container_security,
     environment,
     gb,
+    in_front,
     mib,
     millis,
     object_storage,
@@ -42,6 +43,7 @@ from modelfleet.infra.kubernetes.names import (
 )
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import DISK, GPU, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.mirrors import MODELS_WAIT_S
 from modelfleet.infra.planning.plan import Plan, WorkerGroup
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
@@ -49,8 +51,6 @@ CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
 #: How long a worker may finish its requests before it is killed, if the update of its node waits for it; and what of
 #: that time is left to Ray, to stop what does not end by itself.
 GRACE_SECONDS, STOP_SECONDS = 900, 60
-#: How long an application waits for its mirror Job: hundreds of GB from the Hub at 100 MB/s and more.
-MIRROR_WAIT_SECONDS: Final = 4 * 3600
 #: Ray's object store carries no tensors here (vLLM's workers share memory on their own).
 OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
 #: On disk: Ray's session with its logs, which rotate at 512 MB each, and the code of each application.
@@ -175,6 +175,7 @@ def _head(plan: Plan) -> Manifest:
     }
     spec = {
         **_pod(HEAD_ACCOUNT, shm_mib=1024),
+        **in_front(plan),
         "affinity": system_placement(plan),
         "containers": [container],
     }
@@ -270,7 +271,7 @@ def _environment(plan: Plan) -> dict[str, str | None]:
         "VLLM_NO_USAGE_STATS": "1",
         "AWS_REGION": plan.region,
         "MODELFLEET_MODEL_CACHE": f"{WEIGHTS_PATH}/models",
-        "MODELFLEET_MIRROR_WAIT_S": str(MIRROR_WAIT_SECONDS),
+        "MODELFLEET_MIRROR_WAIT_S": str(MODELS_WAIT_S),
         "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
         # A file, because the kubelet updates it when the Secret changes; a variable stays until the pod ends.
         "HF_TOKEN_PATH": f"{HUGGINGFACE_PATH}/token",

@@ -1,8 +1,8 @@
-"""What a mirror Job runs: fetch a model's files into the pod's volume, then fill the mirror with them.
+"""What a mirror Job runs: copy a model's files from the Hub or another bucket into the stack's, without a disk.
 
 Mounted from a ConfigMap, run by the image's Python. The serving package, which does the work, comes from the stack's
 code artifact; its address is in a ConfigMap of its own, so that new code does not change (and so repeat) a Job.
-Everything resumes: the volume outlives the container, and the mirror keeps what it has.
+A Job that starts again goes on where it stopped: the bucket keeps what has arrived.
 
     SOURCE    Hub id or s3://bucket/prefix       REVISION   commit, tag or branch, may be empty
     MIRROR    s3://bucket/models/<slug>          MODEL_ID   the model's public name      CODE   s3://bucket/code/….zip
@@ -25,9 +25,7 @@ def main() -> int:
     from modelfleet.serving.mirror.__main__ import main as mirror
 
     source, revision = os.environ["SOURCE"], os.environ.get("REVISION")
-    origin = ["--hub", source, "--scratch", str(SCRATCH / "model")]
-    if source.startswith("s3://"):
-        origin = ["--from", str(from_s3(source))]
+    origin = ["--from" if "://" in source else "--hub", source]
     named = ["--revision", revision] if revision else []
     code: int = mirror(["fill", os.environ["MIRROR"], "--model-id", os.environ["MODEL_ID"], *origin, *named])
     return code
@@ -43,18 +41,6 @@ def load_code(uri: str) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         archive.extractall(target)
     sys.path.insert(0, str(target))
-
-
-def from_s3(source: str) -> Path:
-    """The files below another bucket's prefix: parallel, resumed after a restart, in bounded memory."""
-    from modelfleet.serving.errors import MirrorError
-    from modelfleet.serving.mirror.prefix import fetch_prefix
-
-    try:
-        folder: Path = fetch_prefix(source, SCRATCH / "source", report=lambda line: print(line, flush=True))
-    except MirrorError as error:
-        sys.exit(f"mirror: {error}")
-    return folder
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def planned(root: Path, **stack: Any) -> tuple[Plan, LoadedStack]:
 
 def facts(**more: Any) -> AccountFacts:
     """An account with ample quotas, in which every zone offers everything."""
-    offered = ("g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6.12xlarge", "p4d.24xlarge", "p4de.24xlarge", "m7i.xlarge")
+    gpus = ("g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6.12xlarge", "p4d.24xlarge", "p4de.24xlarge")
+    offered = (*gpus, "m7i.xlarge", "m7i.2xlarge")
     usual: dict[str, Any] = {
         "account": ACCOUNT,
         "partition": "aws",

@@ -51,11 +51,14 @@ def test_reading_is_for_the_named_prefixes() -> None:
     assert not allowed(read, "s3:ListBucket", "arn:aws:s3:::b"), "listing the whole bucket has no prefix"
 
 
-def test_writing_never_deletes() -> None:
+def test_writing_hides_older_weights_and_never_deletes_a_version() -> None:
     write = STATEMENTS["write"]
     assert allowed(write, "s3:PutObject", "arn:aws:s3:::b/models/x")
     assert allowed(write, "s3:AbortMultipartUpload", "arn:aws:s3:::b/models/x")
-    assert not allowed(write, "s3:DeleteObject", "arn:aws:s3:::b/models/x")
+    assert allowed(write, "s3:ListBucketMultipartUploads", "arn:aws:s3:::b")
+    assert allowed(write, "s3:DeleteObject", "arn:aws:s3:::b/models/x")
+    assert not allowed(write, "s3:DeleteObjectVersion", "arn:aws:s3:::b/models/x")
+    assert not allowed(write, "s3:DeleteObject", "arn:aws:s3:::b/code/x")
     assert not allowed(write, "s3:PutObject", "arn:aws:s3:::b/code/x")
     assert not allowed(write, "s3:PutBucketPolicy", "arn:aws:s3:::b")
 

@@ -55,9 +55,9 @@ def test_quotas_add_up_over_the_pools_of_a_family_and_purchase(tmp_path: Path) -
 
 
 def test_the_system_pool_counts_against_the_standard_quota(tmp_path: Path) -> None:
-    (said,) = sentences(tmp_path, facts(quotas={**facts().quotas, "L-1216C47A": 11.0}))
-    assert "need up to 12 vCPUs of 'Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances'" in said, (
-        "two m7i.xlarge, and one more for a second Ray head"
+    (said,) = sentences(tmp_path, facts(quotas={**facts().quotas, "L-1216C47A": 27.0}))
+    assert "need up to 28 vCPUs of 'Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances'" in said, (
+        "two m7i.xlarge, one more for a second Ray head, and two m7i.2xlarge that copy weights"
     )
 
 
@@ -68,7 +68,7 @@ def test_a_capacity_block_needs_no_quota(tmp_path: Path) -> None:
         "capacityReservationId": "cr-0123456789abcdef0",
         "zones": ["us-west-2a"],
     }
-    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 12.0, "L-0263D0A3": 1.0}), pools=[block]) == []
+    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 28.0, "L-0263D0A3": 1.0}), pools=[block]) == []
 
 
 def test_a_quota_that_cannot_be_read_is_reported_and_stops_nothing(tmp_path: Path) -> None:
@@ -152,6 +152,14 @@ def test_an_existing_network_without_dns_names_is_refused(tmp_path: Path) -> Non
     assert "aws ec2 modify-vpc-attribute --vpc-id vpc-1" in said
 
 
+def test_a_region_without_the_type_that_copies_weights_is_told_the_key(tmp_path: Path) -> None:
+    known = facts(offerings={**facts().offerings, "m7i.2xlarge": frozenset()})
+    (said,) = sentences(tmp_path, known)
+    assert "mirror.instanceType: 'm7i.2xlarge' copies the weights and is not offered in us-west-2a, us-west-2b" in said
+    chosen = {"instanceType": "m7i.xlarge"}
+    assert sentences(tmp_path, known, mirror=chosen) == []
+
+
 def test_all_findings_come_at_once(tmp_path: Path) -> None:
     known = facts(
         account="999999999999",
@@ -167,7 +175,7 @@ def test_all_findings_come_at_once(tmp_path: Path) -> None:
 
 def test_the_types_and_quotas_to_query_come_from_the_plan(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, pools=[L4, A100])
-    assert instance_types(plan) == ("g6.xlarge", "m7i.xlarge", "p4d.24xlarge")
+    assert instance_types(plan) == ("g6.xlarge", "m7i.2xlarge", "m7i.xlarge", "p4d.24xlarge")
     assert quota_codes(plan) == ("L-0263D0A3", "L-1216C47A", "L-417A185B", "L-DB2E81BA")
 
 

@@ -67,6 +67,57 @@ def test_new_code_does_not_change_a_mirror_job(tmp_path: Path) -> None:
     assert plan.code.sha256 not in json.dumps(mirror_job(plan, plan.models[0]))
 
 
+def test_a_mirror_job_has_a_node_of_its_own_on_a_new_cluster(tmp_path: Path) -> None:
+    """On the system nodes it took the room of the Ray head and filled their disk."""
+    plan = planned(tmp_path, [model("org/one", "L4")], pools=POOLS, target="eks")
+    pod = mirror_job(plan, plan.models[0])["spec"]["template"]
+    assert pod["spec"]["nodeSelector"] == {"modelfleet.dev/stack": "dev", "modelfleet.dev/pool": "mirror"}
+    assert pod["spec"]["tolerations"] == [
+        {"key": "modelfleet.dev/pool", "operator": "Equal", "value": "mirror", "effect": "NoSchedule"}
+    ]
+    assert pod["metadata"]["annotations"] == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    assert pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "3956m", "more than half of 7.91 CPU"
+
+
+def test_a_mirror_job_on_an_existing_cluster_takes_any_untainted_node(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [model("org/one", "L4")], pools=POOLS)
+    spec = mirror_job(plan, plan.models[0])["spec"]["template"]["spec"]
+    assert "nodeSelector" not in spec and "tolerations" not in spec
+    assert spec["containers"][0]["resources"]["requests"]["cpu"] == "1"
+
+
+@pytest.mark.parametrize("target", ["eks", "kubernetes"])
+def test_a_mirror_job_states_its_disk_and_cannot_take_more(tmp_path: Path, target: str) -> None:
+    """Weights never touch the disk; what does would otherwise end in DiskPressure for the whole node."""
+    plan = planned(tmp_path, [model("org/one", "L4")], pools=POOLS, target=target)
+    spec = mirror_job(plan, plan.models[0])["spec"]["template"]["spec"]
+    assert spec["containers"][0]["resources"]["requests"]["ephemeral-storage"] == "1Gi"
+    assert [v["emptyDir"] for v in spec["volumes"] if "emptyDir" in v] == [{"sizeLimit": "1Gi"}] * 2
+
+
+@pytest.mark.parametrize(("target", "preempts"), [("eks", "PreemptLowerPriority"), ("kubernetes", "Never")])
+def test_head_and_gateway_come_before_workers_and_mirror_jobs(tmp_path: Path, target: str, preempts: str) -> None:
+    """In a cluster that is not ours they evict nobody's pods."""
+    manifests = everything(planned(tmp_path, five_models(), target=target), cluster_name="c")
+    (made,) = (m for m in manifests if m["kind"] == "PriorityClass")
+    assert (made["metadata"]["name"], made["value"] > 0) == ("modelfleet-dev-front", True)
+    assert made["preemptionPolicy"] == preempts
+    with_class = {
+        pod["containers"][0]["name"]
+        for manifest in manifests
+        for pod in pods(manifest)
+        if pod.get("priorityClassName") == "modelfleet-dev-front"
+    }
+    assert with_class == {"ray-head", "gateway"}
+
+
+def test_who_may_use_a_namespace_only_is_asked_for_no_priority_class(tmp_path: Path) -> None:
+    plan = planned(tmp_path, five_models(), kubernetes={"namespace": "team-llm", "createNamespace": False})
+    manifests = everything(plan)
+    assert not [m for m in manifests if m["kind"] == "PriorityClass"]
+    assert not [pod for m in manifests for pod in pods(m) if "priorityClassName" in pod]
+
+
 def test_gpu_pods_never_see_the_mirrors_token(tmp_path: Path) -> None:
     plan = planned(tmp_path, five_models())
     for manifest in everything(plan):

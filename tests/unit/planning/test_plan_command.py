@@ -76,6 +76,7 @@ def test_the_tables_line_up_and_end_with_the_next_step(project: Path, capsys: py
         "        0.00        0.00",
     ]
     assert " total                                 1.35        2.16" in lines
+    assert "Copying weights: 13 GB, about 11 min on m7i.2xlarge, 0.07 USD on top" in lines
     assert printed.err.splitlines()[-1] == "1 model on 2 pools, at most 2.16 USD/h. Next: pulumi up -s dev"
 
 

@@ -64,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "mirror.create": False,
     "mirror.bucket": "another-bucket",
     "mirror.sources": {"org/model": "s3://elsewhere/model"},
+    "mirror.instanceType": "m7i.xlarge",
     "budget.maxUsdPerHour": 1000,
     "licence.forbid": ["non-commercial"],
     "licence.forbidUnknown": True,
@@ -105,6 +106,8 @@ REBUILDS = {
     "pools.node.gpus": "worker groups l4; pools appended at the end change none",
     "kubernetes.image": "kubernetes.image",
     "kubernetes.redisAddress": "kubernetes.redisAddress",
+    "kubernetes.namespace": "kubernetes.namespace",
+    "kubernetes.createNamespace": "kubernetes.createNamespace",
     "gateway.timeoutS": "gateway.timeoutS",
 }
 

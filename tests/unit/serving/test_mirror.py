@@ -135,6 +135,46 @@ def test_a_changed_model_keeps_the_previous_version_for_readers_and_drops_the_on
     assert {key.split("/")[2] for key in keys} == {"manifest.json", versions[1], versions[2]}
 
 
+def test_older_weights_that_s3_does_not_delete_are_named(s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeleteObjects answers 200 also when it deletes nothing, and old weights would pile up unseen."""
+    filled(model)
+    (model / "config.json").write_text('{"a": 1}')
+    filled(model)
+    (model / "config.json").write_text('{"a": 2}')
+    refused = {"Key": "models/org--tiny/old/x", "Code": "AccessDenied", "Message": "Access Denied"}
+    monkeypatch.setattr(s3, "delete_objects", lambda **call: {"Errors": [refused]})
+    lines: list[str] = []
+    filled(model, report=lines.append, s3=s3)
+    (line,) = [line for line in lines if "stay" in line]
+    assert line == (
+        "1 files of older versions stay and cost storage, first models/org--tiny/old/x: AccessDenied Access Denied; "
+        "allow s3:DeleteObject there, or delete them by hand"
+    )
+    assert status(URI) is Status.COMPLETE, "the new copy is whole all the same"
+
+
+def test_a_copy_of_another_bucket_is_verified_and_needs_no_disk(s3: Any, model: Path, tmp_path: Path) -> None:
+    for path in (path for path in model.rglob("*") if path.is_file()):
+        s3.put_object(Bucket="fleet", Key=f"w/{path.relative_to(model).as_posix()}", Body=path.read_bytes())
+    assert command.main(["fill", URI, "--model-id", "org/tiny", "--from", "s3://fleet/w"]) == 0
+    assert files(fetch(URI, tmp_path / "cache")) == files(model)
+    assert command.main(["fill", "s3://fleet/second", "--model-id", "org/tiny", "--from", URI]) == 0
+    assert files(fetch("s3://fleet/second", tmp_path / "cache")) == files(model), "a mirror is copied by its manifest"
+
+
+def test_an_object_that_changes_during_a_copy_is_refused(s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelfleet.serving.mirror.origin import Prefix
+    from modelfleet.serving.mirror.upload import fill_from
+
+    s3.put_object(Bucket="fleet", Key="w/config.json", Body=b"{}")
+    origin = Prefix("s3://fleet/w")
+    found = origin.files()
+    monkeypatch.setattr(origin, "files", lambda: found)
+    s3.put_object(Bucket="fleet", Key="w/config.json", Body=b"[]")
+    with pytest.raises(MirrorError, match="read s3://fleet/w: S3 returned PreconditionFailed"):
+        fill_from(origin, URI, model_id="org/tiny", source="x")
+
+
 def test_a_killed_download_resumes_and_completes(
     s3: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
