@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import boto3
@@ -31,7 +31,7 @@ class Listening:
 
     def client(self, service: str, credentials: Mapping[str, str] | None = None, region: str = "us-west-2") -> Any:
         """A boto3 client with somebody's credentials (boto3's names), by default the administrator's."""
-        return boto3.session.Session().client(
+        return _session().client(
             service,
             region_name=region,
             endpoint_url=self.url,
@@ -64,14 +64,22 @@ class Listening:
         }
 
 
+@cache
+def _session() -> boto3.session.Session:
+    """One for all clients: it keeps the services' models, which take long to read."""
+    return boto3.session.Session()
+
+
 def _credentials(key_id: str, secret: str, token: str) -> dict[str, str]:
     return {"aws_access_key_id": key_id, "aws_secret_access_key": secret, "aws_session_token": token}
 
 
 @contextmanager
 def listening(port: int = 0) -> Iterator[Listening]:
-    """A cloud in a thread of this process, until the block ends. moto's state is the process's: one at a time."""
-    os.environ.setdefault("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+    """A cloud in a thread of this process, until the block ends. moto's state is the process's: one at a time.
+
+    It has AWS's managed policies only with `MOTO_IAM_LOAD_MANAGED_POLICIES`; reading them takes seconds.
+    """
     cloud = Cloud(frozenset({ADMINISTRATOR}))
     server = _server(cloud, port)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -19,7 +19,9 @@ from tools.cloud.server import Listening, listening
 
 BUCKET = "fleet-weights"
 REGION = builders.REGION
-MINIMAL_NODE = "arn:aws:iam::aws:policy/AmazonEKSWorkerNodeMinimalPolicy"
+#: AmazonEKSWorkerNodeMinimalPolicy, which only lets the agent on the node ask for its pods' credentials.
+#: https://docs.aws.amazon.com/aws-managed-policy/latest/reference/AmazonEKSWorkerNodeMinimalPolicy.html
+MINIMAL_NODE = {"Effect": "Allow", "Action": "eks-auth:AssumeRoleForPodIdentity", "Resource": "*"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
         name=site.cluster_name, roleArn=cluster_role["Role"]["Arn"], resourcesVpcConfig={"subnetIds": ["subnet-1"]}
     )
     iam.create_role(RoleName="node", AssumeRolePolicyDocument=json.dumps(policies.service_trust("ec2.amazonaws.com")))
-    iam.attach_role_policy(RoleName="node", PolicyArn=MINIMAL_NODE)
+    document = json.dumps(policies.document([MINIMAL_NODE]))
+    iam.put_role_policy(RoleName="node", PolicyName="minimal", PolicyDocument=document)
     roles, namespaces = {}, {}
     for access in pod_access(site, bucket_plan):
         trust = policies.pod_trust(

@@ -196,7 +196,7 @@ def test_a_key_behind_a_bucket_is_used_in_the_callers_name_and_through_s3_only(a
     bucket.put_object(Bucket="bkt", Key="k", Body=b"1")
     assert "kms:Decrypt" in refused(bucket.get_object, Bucket="bkt", Key="k")[2]
     upload = bucket.create_multipart_upload(Bucket="bkt", Key="big")["UploadId"]
-    part = {"Bucket": "b", "Key": "big", "UploadId": upload, "PartNumber": 1, "Body": b"1"}
+    part = {"Bucket": "bkt", "Key": "big", "UploadId": upload, "PartNumber": 1, "Body": b"1"}
     assert "kms:Decrypt" in refused(bucket.upload_part, **part)[2], "S3 reads the parts before it joins them"
     direct = refused(account.client("kms", mine).generate_data_key, KeyId=key, KeySpec="AES_256")
     assert direct[:2] == (400, "AccessDeniedException"), "not through S3"
@@ -210,12 +210,12 @@ def test_a_role_is_assumed_only_by_whom_it_trusts(account: Listening) -> None:
         RoleName="target", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     )["Role"]["Arn"]
     sts = account.client("sts", mine)
-    assert refused(sts.assume_role, RoleArn=target, RoleSessionName="s")[:2] == (403, "AccessDenied")
+    assert refused(sts.assume_role, RoleArn=target, RoleSessionName="me")[:2] == (403, "AccessDenied")
     trust["Principal"] = {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
     iam.update_assume_role_policy(
         RoleName="target", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     )
-    sts.assume_role(RoleArn=target, RoleSessionName="s")
+    sts.assume_role(RoleArn=target, RoleSessionName="me")
     tags = [{"Key": "team", "Value": "a"}]
-    _, _, message = refused(sts.assume_role, RoleArn=target, RoleSessionName="s", Tags=tags)
+    _, _, message = refused(sts.assume_role, RoleArn=target, RoleSessionName="me", Tags=tags)
     assert "sts:TagSession" in message, "tags need a permission of their own"
