@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from tools.cloud.answers import Answer, Error, as_json, as_xml, error_answer, no
 from tools.cloud.backends import Backends
 from tools.cloud.callers import ANYBODY, Caller, Callers, Unknown
 from tools.cloud.judge import Judge
+from tools.cloud.rules import Rules
 from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
@@ -37,6 +37,7 @@ class Cloud:
 
     administrators: frozenset[str]
     judge: Judge = field(default_factory=Judge)
+    rules: Rules = field(default_factory=Rules)
     callers: Callers = field(init=False)
     backends: Backends = field(init=False)
 
@@ -73,11 +74,13 @@ class Cloud:
         self.judge.require_all(caller, call, self.backends.values(call))
         if call.service == "s3":
             require_storage(self.judge, caller, call)
+        self.rules.check(call)
         own = self.backends.answer(call, caller)
         if own is not None:
             return _sent(own, start_response)
         answer = self._of_moto(environ)
-        if (call.service, call.operation) == ("sts", "AssumeRole") and answer.status == HTTPStatus.OK:
+        if answer.status == HTTPStatus.OK:
+            self.rules.after(call)
             self._keep_tags(call, answer)
         return _sent(answer, start_response)
 
@@ -109,8 +112,9 @@ class Cloud:
         return Answer(int(status.partition(" ")[0]), tuple(headers), body)
 
     def _keep_tags(self, call: Call, answer: Answer) -> None:
+        """A new session's tags, which moto does not keep."""
         key_id = re.search(rb"<AccessKeyId>([^<]+)</AccessKeyId>", answer.body)
-        if key_id:
+        if key_id and (call.service, call.operation) == ("sts", "AssumeRole"):
             tags = {str(pair["Key"]): str(pair["Value"]) for pair in call.params.get("Tags") or ()}
             self.callers.tag(key_id[1].decode(), tags)
 
@@ -137,8 +141,3 @@ def judged_here() -> Iterator[None]:
     with patch.object(FakeBucket, "get_permission", lambda bucket, action, resource: PermissionResult.PERMITTED):
         yield
 
-
-def trail_of(text: str) -> list[dict[str, Any]]:
-    """Decisions as `TRAIL` gives them."""
-    found: list[dict[str, Any]] = json.loads(text)
-    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,7 +202,9 @@ def bucket_policy(arn: str) -> list[Statement]:
 def key_arn(name: str, region: str) -> str:
     """The ARN of a KMS key by id, ARN or alias; the name itself if there is no such key."""
     backend = kms_backends[ACCOUNT][region]
-    found = backend.keys.get(backend.any_id_to_key_id(name) or "")
+    alias = backend.get_alias_name(name)
+    id = backend.get_key_id_from_alias(alias) if alias.startswith("alias/") else backend.get_key_id(name)
+    found = backend.keys.get(backend.get_key_id(id)) if id else None
     return str(found.arn) if found else name
 
 
@@ -211,11 +213,6 @@ def key_policy(arn: str) -> list[Statement]:
     region = arn.split(":")[3]
     found = kms_backends[ACCOUNT][region].keys.get(arn.rpartition("/")[2])
     return statements(json.loads(found.policy)) if found and found.policy else []
-
-
-def refused(errors: Iterable[str]) -> bool:
-    """Whether any reason to refuse is given."""
-    return any(errors)
 
 
 __all__ = ["Entry", "Error", "Judge", "Trail", "context_of", "key_arn", "trusts_service", "values_of"]

@@ -59,6 +59,7 @@ def account(cloud: Listening) -> Listening:
     reset = urllib.request.Request(f"{cloud.url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=60).read()  # noqa: S310 - loopback
     cloud.cloud.judge.trail.entries.clear()
+    cloud.cloud.rules.short_of()
     return cloud
 
 
@@ -84,8 +85,9 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
     cluster_role = iam.create_role(
         RoleName="cluster", AssumeRolePolicyDocument=json.dumps(policies.service_trust("eks.amazonaws.com"))
     )
+    subnets = subnets_in(cloud, "us-west-2a", "us-west-2b")
     eks.create_cluster(
-        name=site.cluster_name, roleArn=cluster_role["Role"]["Arn"], resourcesVpcConfig={"subnetIds": ["subnet-1"]}
+        name=site.cluster_name, roleArn=cluster_role["Role"]["Arn"], resourcesVpcConfig={"subnetIds": subnets}
     )
     iam.create_role(RoleName="node", AssumeRolePolicyDocument=json.dumps(policies.service_trust("ec2.amazonaws.com")))
     document = json.dumps(policies.document([MINIMAL_NODE]))
@@ -115,3 +117,14 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
         namespaces[access.service_account] = access.namespace
     node = cloud.assumed(f"arn:aws:iam::{builders.ACCOUNT}:role/node")
     return Fleet(cloud, site.cluster_name, namespaces, node, roles)
+
+
+def subnets_in(cloud: Listening, *zones: str) -> list[str]:
+    """New subnets of a new VPC, one in each zone."""
+    ec2 = cloud.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    made = (
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{index}.0/24", AvailabilityZone=zone)
+        for index, zone in enumerate(zones)
+    )
+    return [subnet["Subnet"]["SubnetId"] for subnet in made]
