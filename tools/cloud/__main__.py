@@ -1,6 +1,6 @@
 """Serves an emulated AWS on loopback until it is ended.
 
-    python -m tools.cloud --port 5000 [--administrator KEYID]
+python -m tools.cloud --port 5000 [--administrator KEYID]
 """
 
 from __future__ import annotations

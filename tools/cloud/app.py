@@ -75,7 +75,7 @@ class Cloud:
         if call.service == "s3":
             require_storage(self.judge, caller, call)
         self.rules.check(call)
-        own = self.backends.answer(call, caller)
+        own = self.backends.answer(call)
         if own is not None:
             return _sent(own, start_response)
         answer = self._of_moto(environ)
@@ -140,4 +140,3 @@ def judged_here() -> Iterator[None]:
     """moto leaves bucket policies to us: it would ignore their conditions, and "deny without TLS" would deny all."""
     with patch.object(FakeBucket, "get_permission", lambda bucket, action, resource: PermissionResult.PERMITTED):
         yield
-

@@ -55,13 +55,13 @@ def _applies(statement: Statement, action: str, resource: str, keys: Context) ->
     if unknown := set(statement) - _KNOWN:
         raise ValueError(f"the evaluator does not know {unknown}")
     return (
-        _matches(statement, "Action", action, lambda pattern: like(pattern.lower(), action.lower()))
-        and _matches(statement, "Resource", resource, lambda pattern: like(_filled(pattern, keys), resource))
+        _matches(statement, "Action", lambda pattern: like(pattern.lower(), action.lower()))
+        and _matches(statement, "Resource", lambda pattern: like(_filled(pattern, keys), resource))
         and all(_holds(operator, wanted, keys) for operator, wanted in statement.get("Condition", {}).items())
     )
 
 
-def _matches(statement: Statement, element: str, value: str, matches: Callable[[str], bool]) -> bool:
+def _matches(statement: Statement, element: str, matches: Callable[[str], bool]) -> bool:
     """Whether `Action` or `Resource` has the value, or `NotAction` or `NotResource` has not."""
     if f"Not{element}" in statement:
         return not any(matches(pattern) for pattern in as_list(statement[f"Not{element}"]))

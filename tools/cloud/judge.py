@@ -2,7 +2,7 @@
 
     judge.require(caller, call, Need("s3:PutObject", "arn:aws:s3:::bucket/key"))   # raises `Error` as AWS answers
 
-All callers and resources are of one account. Of several policies, an explicit deny of any wins; one of them has to allow.
+All callers and resources are of one account. Of several policies an explicit deny wins, and one has to allow.
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic_policy-eval-basics.html
 """
 
@@ -160,7 +160,9 @@ def _resource_policy(caller: Caller, need: Need, context: Context) -> tuple[Deci
         policy = trust_of(need.resource) if must_decide else []
     named = [statement for statement in policy if _names(statement, caller.principals)]
     account = [statement for statement in policy if _names(statement, frozenset({ROOT, ACCOUNT}), anybody=False)]
-    decision = decide([*named, *(one for one in account if one["Effect"] == "Deny")], need.action, need.resource, context)
+    decision = decide(
+        [*named, *(one for one in account if one["Effect"] == "Deny")], need.action, need.resource, context
+    )
     delegated = decide(account, need.action, need.resource, context) is Decision.ALLOWED
     return decision, delegated, must_decide
 
@@ -179,7 +181,8 @@ def trusts_service(role_arn: str, service: str, action: str, tags: Mapping[str, 
     theirs = [
         statement
         for statement in trust_of(role_arn)
-        if isinstance(statement.get("Principal"), Mapping) and service in as_list(statement["Principal"].get("Service", []))
+        if isinstance(statement.get("Principal"), Mapping)
+        and service in as_list(statement["Principal"].get("Service", []))
     ]
     context: dict[str, str | Sequence[str]] = {f"aws:RequestTag/{name}": text for name, text in tags.items()}
     context["aws:TagKeys"] = sorted(tags)

@@ -76,9 +76,13 @@ def rows() -> dict[str, dict[str, str]]:
 # --- S3, EC2 ---------------------------------------------------------------------------------------------
 
 
-def _object_tags(rules: Rules, call: Call) -> None:
+def _object_tags(_: Rules, call: Call) -> None:
     tagging = call.params.get("Tagging")
-    tags = tagging.get("TagSet") or [] if isinstance(tagging, Mapping) else parse_qsl(tagging or "", keep_blank_values=True)
+    tags = (
+        tagging.get("TagSet") or []
+        if isinstance(tagging, Mapping)
+        else parse_qsl(tagging or "", keep_blank_values=True)
+    )
     if len(tags) > OBJECT_TAGS:
         raise error("object-tags")
 
@@ -107,7 +111,7 @@ def _zones(region: str, subnets: Sequence[str]) -> list[str]:
 # --- node groups -----------------------------------------------------------------------------------------
 
 
-def _sizes_of_new(rules: Rules, call: Call) -> None:
+def _sizes_of_new(_: Rules, call: Call) -> None:
     sizes = call.params.get("scalingConfig") or {}
     least, most = int(sizes.get("minSize", 1)), int(sizes.get("maxSize", 2))
     desired = int(sizes.get("desiredSize", 2))
@@ -117,7 +121,7 @@ def _sizes_of_new(rules: Rules, call: Call) -> None:
         raise error("desired-above-max")
 
 
-def _sizes_of_live(rules: Rules, call: Call) -> None:
+def _sizes_of_live(_: Rules, call: Call) -> None:
     """An update names some sizes; the others are as they are."""
     live = _group(call)
     sizes = {**(live.scaling_config if live else {}), **(call.params.get("scalingConfig") or {})}
@@ -135,7 +139,7 @@ def _group(call: Call) -> Any:
     return cluster.nodegroups.get(call.params["nodegroupName"]) if cluster else None
 
 
-def _template(rules: Rules, call: Call) -> None:
+def _template(_: Rules, call: Call) -> None:
     data = _template_data(call)
     if data.get("InstanceType") and call.params.get("instanceTypes"):
         raise error("two-types")
@@ -183,13 +187,13 @@ def _fail_without_capacity(rules: Rules, call: Call) -> None:
 # --- clusters --------------------------------------------------------------------------------------------
 
 
-def _two_zones(rules: Rules, call: Call) -> None:
+def _two_zones(_: Rules, call: Call) -> None:
     subnets = (call.params.get("resourcesVpcConfig") or {}).get("subnetIds") or []
     if len(set(_zones(call.region, subnets))) < 2:
         raise error("two-zones")
 
 
-def _same_zones(rules: Rules, call: Call) -> None:
+def _same_zones(_: Rules, call: Call) -> None:
     wanted = (call.params.get("resourcesVpcConfig") or {}).get("subnetIds")
     cluster = eks_backends[ACCOUNT][call.region].clusters.get(call.params["name"])
     if not wanted or cluster is None:

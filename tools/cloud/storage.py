@@ -24,8 +24,16 @@ from tools.cloud.wire import Call
 #: KMS actions by operation, on the key that the object gets or has. CreateMultipartUpload: "the requester must have
 #: permission to the kms:Decrypt and kms:GenerateDataKey actions on the key"; ListParts: kms:Decrypt;
 #: CompleteMultipartUpload with a checksum: kms:Decrypt.
-_ON_NEW = {"PutObject": ("kms:GenerateDataKey",), "CreateMultipartUpload": ("kms:GenerateDataKey",), "CopyObject": ("kms:GenerateDataKey",)}
-_ON_UPLOAD = {"UploadPart": ("kms:Decrypt",), "CompleteMultipartUpload": ("kms:Decrypt",), "ListParts": ("kms:Decrypt",)}
+_ON_NEW = {
+    "PutObject": ("kms:GenerateDataKey",),
+    "CreateMultipartUpload": ("kms:GenerateDataKey",),
+    "CopyObject": ("kms:GenerateDataKey",),
+}
+_ON_UPLOAD = {
+    "UploadPart": ("kms:Decrypt",),
+    "CompleteMultipartUpload": ("kms:Decrypt",),
+    "ListParts": ("kms:Decrypt",),
+}
 _ON_OLD = {"GetObject": ("kms:Decrypt",), "HeadObject": ("kms:Decrypt",)}
 
 
@@ -63,7 +71,11 @@ def _key_of(call: Call) -> str | None:
             return _key_of_new(call, bucket)
         if call.operation in _ON_UPLOAD:
             upload = _backend().get_bucket(bucket).multiparts.get(str(call.params.get("UploadId")))
-            return str(upload.kms_key_id or _default(bucket)) if upload and (upload.kms_key_id or _default(bucket)) else None
+            return (
+                str(upload.kms_key_id or _default(bucket))
+                if upload and (upload.kms_key_id or _default(bucket))
+                else None
+            )
         found = _backend().get_object(bucket, name)
     except S3ClientError:  # no such bucket: S3 answers that itself
         return None
@@ -131,15 +143,20 @@ def judged_deletion(judge: Judge, caller: Caller, call: Call) -> Deletion:
         need = Need(action, f"arn:{PARTITION}:s3:::{call.params['Bucket']}/{item['Key']}")
         if reason := judge.refusal(caller, call, need):
             error = not_authorized(call, caller.arn, need.action, need.resource, reason)
-            errors.append(f"<Error>{_element('Key', item['Key'])}<Code>{error.code}</Code>{_element('Message', error.message)}</Error>")
+            parts = {"Key": item["Key"], "Code": error.code, "Message": error.message}
+            errors.append(f"<Error>{''.join(_element(name, text) for name, text in parts.items())}</Error>")
         else:
             kept.append(item)
-    return Deletion(_body(kept, quiet=bool(call.params["Delete"].get("Quiet"))) if kept else None, "".join(errors).encode())
+    return Deletion(
+        _body(kept, quiet=bool(call.params["Delete"].get("Quiet"))) if kept else None, "".join(errors).encode()
+    )
 
 
 def _body(items: Iterable[Any], *, quiet: bool) -> bytes:
     objects = "".join(
-        "<Object>" + "".join(_element(name, item[name]) for name in ("Key", "VersionId") if item.get(name)) + "</Object>"
+        "<Object>"
+        + "".join(_element(name, item[name]) for name in ("Key", "VersionId") if item.get(name))
+        + "</Object>"
         for item in items
     )
     return f"<Delete>{objects}<Quiet>{str(quiet).lower()}</Quiet></Delete>".encode()

@@ -24,7 +24,9 @@ def refused(call: Any, **params: Any) -> tuple[int, str, str]:
 def role_with(cloud: Listening, *statements: dict[str, Any]) -> dict[str, str]:
     """Credentials of a new role that these statements are all of."""
     iam = cloud.client("iam")
-    trust = {"Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]}
+    trust = {
+        "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]
+    }
     document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
     iam.create_role(RoleName="some", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", **trust}))
     iam.put_role_policy(RoleName="some", PolicyName="all", PolicyDocument=document)
@@ -59,7 +61,9 @@ def test_each_service_refuses_in_its_own_form(account: Listening) -> None:
     )
     assert refused(client("iam").get_role, RoleName="some")[:2] == (403, "AccessDenied")
     assert refused(client("kms").create_key)[:2] == (400, "AccessDeniedException")
-    assert client("sts").get_caller_identity()["Arn"].endswith("assumed-role/some/i-0123456789abcdef0"), "always allowed"
+    assert client("sts").get_caller_identity()["Arn"].endswith("assumed-role/some/i-0123456789abcdef0"), (
+        "always allowed"
+    )
 
 
 def test_a_key_that_is_nobodys_is_refused_before_any_policy_is_asked(account: Listening) -> None:
@@ -73,7 +77,10 @@ def test_a_key_that_is_nobodys_is_refused_before_any_policy_is_asked(account: Li
 def test_a_session_needs_its_token_and_ends_with_its_role(account: Listening) -> None:
     mine = role_with(account, {"Effect": "Allow", "Action": "s3:ListAllMyBuckets", "Resource": "*"})
     account.client("s3", mine).list_buckets()
-    assert refused(account.client("s3", {**mine, "aws_session_token": "other"}).list_buckets)[:2] == (400, "InvalidToken")
+    assert refused(account.client("s3", {**mine, "aws_session_token": "other"}).list_buckets)[:2] == (
+        400,
+        "InvalidToken",
+    )
     account.client("iam").delete_role_policy(RoleName="some", PolicyName="all")
     assert refused(account.client("s3", mine).list_buckets)[:2] == (403, "AccessDenied")
     account.client("iam").delete_role(RoleName="some")

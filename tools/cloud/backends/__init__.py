@@ -8,7 +8,7 @@ from typing import Any
 from tools.cloud.answers import Answer
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
-from tools.cloud.callers import Caller, Callers
+from tools.cloud.callers import Callers
 from tools.cloud.wire import Call
 
 
@@ -19,10 +19,10 @@ class Backends:
         self.eks = Eks()
         self.pod_identity = PodIdentity(self.eks, callers)
 
-    def answer(self, call: Call, caller: Caller) -> Answer | None:
+    def answer(self, call: Call) -> Answer | None:
         """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses."""
         if call.service == "eks":
-            return self.eks.answer(call, caller)
+            return self.eks.answer(call)
         if call.service == "eks-auth":
             return self.pod_identity.answer(call)
         return None

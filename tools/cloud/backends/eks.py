@@ -1,4 +1,4 @@
-"""EKS add-ons, access entries with their policies, and Pod Identity associations: create, describe, list, update, delete.
+"""EKS add-ons, access entries with their policies, Pod Identity associations: create, describe, list, update, delete.
 
 Operations, parameters and errors are those of botocore's model of EKS. Everything becomes ACTIVE at once, and ends with
 its cluster, which is moto's.
@@ -19,7 +19,7 @@ from typing import Any
 from moto.eks.models import EKSBackend, eks_backends
 
 from tools.cloud.answers import Answer, Error, as_json
-from tools.cloud.callers import ACCOUNT, PARTITION, Caller, iam, trust_of
+from tools.cloud.callers import ACCOUNT, PARTITION, iam, trust_of
 from tools.cloud.evaluator import as_list
 from tools.cloud.wire import Call
 
@@ -59,34 +59,34 @@ class Eks:
     def __init__(self) -> None:
         self._parts: dict[tuple[str, str], Parts] = {}
         self._lock = threading.RLock()
-        self._operations: Mapping[str, Callable[[Parts, Call, Caller], Item]] = {
+        self._operations: Mapping[str, Callable[[Parts, Call], Item]] = {
             "CreateAddon": _create_addon,
-            "DescribeAddon": lambda parts, call, _: {"addon": _addon(parts, call)},
-            "ListAddons": lambda parts, call, _: {"addons": sorted(parts.addons)},
+            "DescribeAddon": lambda parts, call: {"addon": _addon(parts, call)},
+            "ListAddons": lambda parts, call: {"addons": sorted(parts.addons)},
             "UpdateAddon": _update_addon,
             "DeleteAddon": _delete_addon,
             "CreateAccessEntry": _create_entry,
-            "DescribeAccessEntry": lambda parts, call, _: {"accessEntry": _entry(parts, call)},
-            "ListAccessEntries": lambda parts, call, _: {"accessEntries": sorted(parts.entries)},
+            "DescribeAccessEntry": lambda parts, call: {"accessEntry": _entry(parts, call)},
+            "ListAccessEntries": lambda parts, call: {"accessEntries": sorted(parts.entries)},
             "UpdateAccessEntry": _update_entry,
             "DeleteAccessEntry": _delete_entry,
             "AssociateAccessPolicy": _associate_policy,
             "DisassociateAccessPolicy": _disassociate_policy,
             "ListAssociatedAccessPolicies": _list_policies,
             "CreatePodIdentityAssociation": _create_association,
-            "DescribePodIdentityAssociation": lambda parts, call, _: {"association": _association(parts, call)},
+            "DescribePodIdentityAssociation": lambda parts, call: {"association": _association(parts, call)},
             "ListPodIdentityAssociations": _list_associations,
             "UpdatePodIdentityAssociation": _update_association,
             "DeletePodIdentityAssociation": _delete_association,
         }
 
-    def answer(self, call: Call, caller: Caller) -> Answer | None:
+    def answer(self, call: Call) -> Answer | None:
         """The answer to an operation of ours; None for those that moto has."""
         operation = self._operations.get(call.operation)
         if operation is None:
             return None
         with self._lock:
-            return as_json(operation(self.of(call.region, str(call.params["clusterName"])), call, caller))
+            return as_json(operation(self.of(call.region, str(call.params["clusterName"])), call))
 
     def of(self, region: str, cluster: str) -> Parts:
         """The parts of a cluster; raises `Error` if there is no such cluster."""
@@ -151,7 +151,7 @@ def _require_role(arn: str) -> None:
 # --- add-ons ---------------------------------------------------------------------------------------------
 
 
-def _create_addon(parts: Parts, call: Call, caller: Caller) -> Item:
+def _create_addon(parts: Parts, call: Call) -> Item:
     params, name = call.params, str(call.params["addonName"])
     if name in parts.addons:
         raise _in_use("Addon already exists.")
@@ -194,7 +194,7 @@ def _addon(parts: Parts, call: Call) -> Item:
     return parts.addons[name]
 
 
-def _update_addon(parts: Parts, call: Call, caller: Caller) -> Item:
+def _update_addon(parts: Parts, call: Call) -> Item:
     addon = _addon(parts, call)
     _check_addon(call.params)
     addon |= {key: call.params[key] for key in ("addonVersion", "configurationValues") if call.params.get(key)}
@@ -203,7 +203,7 @@ def _update_addon(parts: Parts, call: Call, caller: Caller) -> Item:
     return {"update": {**update, "createdAt": _now()}}
 
 
-def _delete_addon(parts: Parts, call: Call, caller: Caller) -> Item:
+def _delete_addon(parts: Parts, call: Call) -> Item:
     addon = _addon(parts, call)
     del parts.addons[addon["addonName"]]
     return {"addon": {**addon, "status": "DELETING"}}
@@ -212,7 +212,7 @@ def _delete_addon(parts: Parts, call: Call, caller: Caller) -> Item:
 # --- access entries --------------------------------------------------------------------------------------
 
 
-def _create_entry(parts: Parts, call: Call, caller: Caller) -> Item:
+def _create_entry(parts: Parts, call: Call) -> Item:
     params, principal = call.params, str(call.params["principalArn"])
     if principal in parts.entries:
         raise _in_use("The specified access entry resource is already in use on this cluster.")
@@ -245,14 +245,14 @@ def _entry(parts: Parts, call: Call) -> Item:
     return parts.entries[principal]
 
 
-def _update_entry(parts: Parts, call: Call, caller: Caller) -> Item:
+def _update_entry(parts: Parts, call: Call) -> Item:
     entry = _entry(parts, call)
     entry |= {key: call.params[key] for key in ("kubernetesGroups", "username") if call.params.get(key) is not None}
     entry["modifiedAt"] = _now()
     return {"accessEntry": entry}
 
 
-def _delete_entry(parts: Parts, call: Call, caller: Caller) -> Item:
+def _delete_entry(parts: Parts, call: Call) -> Item:
     principal = str(_entry(parts, call)["principalArn"])
     del parts.entries[principal]
     for key in [key for key in parts.policies if key[0] == principal]:
@@ -260,10 +260,12 @@ def _delete_entry(parts: Parts, call: Call, caller: Caller) -> Item:
     return {}
 
 
-def _associate_policy(parts: Parts, call: Call, caller: Caller) -> Item:
+def _associate_policy(parts: Parts, call: Call) -> Item:
     entry, policy = _entry(parts, call), str(call.params["policyArn"])
     if entry["type"] != "STANDARD":
-        raise Error(400, "InvalidRequestException", f"Access policies need an entry of type STANDARD, not {entry['type']}")
+        raise Error(
+            400, "InvalidRequestException", f"Access policies need an entry of type STANDARD, not {entry['type']}"
+        )
     if not _ACCESS_POLICY.fullmatch(policy):
         raise _wrong(f"The policyArn parameter format is not valid: {policy}")
     made = _now()
@@ -273,7 +275,7 @@ def _associate_policy(parts: Parts, call: Call, caller: Caller) -> Item:
     return {**where, "associatedAccessPolicy": found}
 
 
-def _disassociate_policy(parts: Parts, call: Call, caller: Caller) -> Item:
+def _disassociate_policy(parts: Parts, call: Call) -> Item:
     key = (str(_entry(parts, call)["principalArn"]), str(call.params["policyArn"]))
     if key not in parts.policies:
         raise _absent(f"No such access policy association: {key[1]}")
@@ -281,7 +283,7 @@ def _disassociate_policy(parts: Parts, call: Call, caller: Caller) -> Item:
     return {}
 
 
-def _list_policies(parts: Parts, call: Call, caller: Caller) -> Item:
+def _list_policies(parts: Parts, call: Call) -> Item:
     principal = str(_entry(parts, call)["principalArn"])
     found = [policy for (of, _), policy in parts.policies.items() if of == principal]
     where = {"clusterName": call.params["clusterName"], "principalArn": principal}
@@ -305,10 +307,12 @@ def _require_pod_role(arn: str) -> None:
     ]
     actions = {str(action).lower() for statement in theirs for action in as_list(statement["Action"])}
     if not {"sts:assumerole", "sts:tagsession"} <= actions and "sts:*" not in actions:
-        raise _wrong("Trust policy of the role should allow sts:AssumeRole and sts:TagSession to pods.eks.amazonaws.com")
+        raise _wrong(
+            "Trust policy of the role should allow sts:AssumeRole and sts:TagSession to pods.eks.amazonaws.com"
+        )
 
 
-def _create_association(parts: Parts, call: Call, caller: Caller) -> Item:
+def _create_association(parts: Parts, call: Call) -> Item:
     params = call.params
     _require_pod_role(str(params["roleArn"]))
     if association_of(parts, str(params["namespace"]), str(params["serviceAccount"])):
@@ -339,7 +343,7 @@ def _association(parts: Parts, call: Call) -> Item:
     return parts.associations[id]
 
 
-def _list_associations(parts: Parts, call: Call, caller: Caller) -> Item:
+def _list_associations(parts: Parts, call: Call) -> Item:
     shown = ("clusterName", "namespace", "serviceAccount", "associationArn", "associationId")
     found = [
         {key: association[key] for key in shown}
@@ -349,7 +353,7 @@ def _list_associations(parts: Parts, call: Call, caller: Caller) -> Item:
     return {"associations": found}
 
 
-def _update_association(parts: Parts, call: Call, caller: Caller) -> Item:
+def _update_association(parts: Parts, call: Call) -> Item:
     association = _association(parts, call)
     if call.params.get("roleArn"):
         _require_pod_role(str(call.params["roleArn"]))
@@ -358,5 +362,5 @@ def _update_association(parts: Parts, call: Call, caller: Caller) -> Item:
     return {"association": association}
 
 
-def _delete_association(parts: Parts, call: Call, caller: Caller) -> Item:
+def _delete_association(parts: Parts, call: Call) -> Item:
     return {"association": parts.associations.pop(str(_association(parts, call)["associationId"]))}
