@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +24,10 @@ from tools.cloud.rules import Rules
 from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
-#: For tests: GET is every decision, as JSON; DELETE forgets them.
+#: Controls for tests. GET of the first is every decision, as JSON; PUT of the second names what instances the account is
+#: short of, as pairs of instance type and zone.
 TRAIL = "/modelfleet-cloud/trail"
+SHORTAGE = "/modelfleet-cloud/shortage"
 #: What a body's sums say is of the body that was sent.
 _SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
 
@@ -49,8 +52,8 @@ class Cloud:
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
         """Answers one request."""
         path = environ.get("PATH_INFO", "")
-        if path == TRAIL:
-            return _sent(self._trail(environ), start_response)
+        if path in (TRAIL, SHORTAGE):
+            return _sent(self._control(path, environ), start_response)
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
                 self.backends.forget()
@@ -118,10 +121,11 @@ class Cloud:
             tags = {str(pair["Key"]): str(pair["Value"]) for pair in call.params.get("Tags") or ()}
             self.callers.tag(key_id[1].decode(), tags)
 
-    def _trail(self, environ: Environ) -> Answer:
-        if environ["REQUEST_METHOD"] == "DELETE":
-            self.judge.trail.entries.clear()
-        return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
+    def _control(self, path: str, environ: Environ) -> Answer:
+        if path == TRAIL:
+            return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
+        self.rules.short_of(*((kind, zone) for kind, zone in json.loads(buffered(environ))))
+        return as_json({})
 
 
 def _sent(answer: Answer, start_response: Start) -> Iterable[bytes]:

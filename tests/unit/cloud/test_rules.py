@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from modelfleet.infra.aws import policies
 from tests.unit.cloud.conftest import subnets_in
 from tests.unit.cloud.test_judge import refused
+from tools.cloud.app import SHORTAGE
 from tools.cloud.rules import rows
 from tools.cloud.server import Listening
 
@@ -55,7 +57,9 @@ def test_a_type_without_capacity_in_a_zone_is_not_started_there(account: Listeni
     assert (status, code) == (500, "InsufficientInstanceCapacity")
     assert "sufficient g5.xlarge capacity in the Availability Zone you requested (us-west-2a)" in message
     ec2.run_instances(SubnetId=second, **run)
-    account.cloud.rules.short_of(("g5.xlarge", "*"))
+    everywhere = json.dumps([["g5.xlarge", "*"]]).encode()
+    switch = urllib.request.Request(f"{account.url}{SHORTAGE}", data=everywhere, method="PUT")
+    urllib.request.urlopen(switch, timeout=60).read()  # noqa: S310 - loopback
     assert refused(ec2.run_instances, SubnetId=second, **run)[:2] == (500, "InsufficientInstanceCapacity")
 
 
