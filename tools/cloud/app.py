@@ -24,8 +24,8 @@ from tools.cloud.rules import Rules
 from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
-#: Controls for tests. GET of the first is every decision, as JSON; PUT of the second names what instances the account is
-#: short of, as pairs of instance type and zone.
+#: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
+#: account is short of, as pairs of instance type and zone.
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
 #: What a body's sums say is of the body that was sent.
@@ -57,7 +57,7 @@ class Cloud:
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
                 self.backends.forget()
-            return self._moto(environ, start_response)
+            return _sent(self._of_moto(environ), start_response)
         body = buffered(environ)
         try:
             call = read_call(environ, body, signed_by(environ))

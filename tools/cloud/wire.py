@@ -7,7 +7,7 @@ from method and path. Signatures themselves are not checked: whoever knows an ac
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -53,7 +53,7 @@ class Call:
 
 def buffered(environ: Environ) -> bytes:
     """The request's body; the environment can be read again afterwards."""
-    body = Request(environ).get_data(cache=False)
+    body: bytes = Request(environ).get_data(cache=False)
     environ["wsgi.input"] = io.BytesIO(body)
     environ["CONTENT_LENGTH"] = str(len(body))
     environ.pop("HTTP_TRANSFER_ENCODING", None)
@@ -121,5 +121,4 @@ def read_call(environ: Environ, body: bytes, signed: Signed | None) -> Call:
 _MODELS = {"servicequotas": "service-quotas", "monitoring": "cloudwatch"}
 _OBJECTS = frozenset({"PutObject", "UploadPart"})
 
-Answer = Iterable[bytes]
-__all__ = ["Answer", "Call", "Environ", "NotFound", "Signed", "buffered", "read_call", "signed_by", "with_body"]
+__all__ = ["Call", "Environ", "NotFound", "Signed", "buffered", "read_call", "signed_by", "with_body"]
