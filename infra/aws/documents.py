@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES
 from modelfleet.infra.aws.facts import AccountFacts
+from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
 from modelfleet.infra.aws.site import Site, site_of
 from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
@@ -58,10 +59,14 @@ def site_without_account(plan: Plan) -> Site:
 def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     """Trust, permission, key and bucket policies, by a short name such as `ray-worker-access`.
 
+    `operator` is for whoever runs `pulumi up`; no component makes it.
+
     The bucket's key has no ARN until it is made; here its ARN ends in `BUCKET-KEY-ID`.
     """
     where = {"partition": site.partition, "account": site.account}
+    made = plan.bucket.name if plan.bucket.create else None
     found = {
+        **policies.numbered("operator", operator(site, bucket=made, names=plan.stack)),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),

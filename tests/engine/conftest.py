@@ -1,4 +1,4 @@
-"""Fixtures of the engine tier: a throwaway project, and an S3 emulator that all tests of a file share."""
+"""Fixtures of the engine tier: a throwaway project, and an emulated AWS that all tests of a file share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +16,25 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from modelfleet.infra.local import emulator as s3_emulator
 from tests.engine.engine import Project
 from tests.ports import free_port
+from tests.waiting import wait_until
+from tools.cloud.app import TRAIL
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+#: The administrator's access key. Tests make and look at things with it; what they test has a key of its own.
+ADMINISTRATOR = "test"
+START_TIMEOUT_S = 120
 
 
 class Emulator:
-    """The emulator of a test file: `url`, boto3 clients, and a stop or a restart that forgets everything."""
+    """The emulated AWS of a test file: `url`, boto3 clients, and a stop or a restart that forgets everything."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
+        self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         self.start()
 
@@ -39,8 +49,8 @@ class Emulator:
             service,
             region_name=region,
             endpoint_url=self.url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
+            aws_access_key_id=ADMINISTRATOR,
+            aws_secret_access_key=ADMINISTRATOR,
             config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}),
         )
 
@@ -50,11 +60,37 @@ class Emulator:
 
     def start(self) -> None:
         """Starts it, empty."""
-        s3_emulator.start(self.port, self._state_dir)
+        log = (self._state_dir / "cloud.log").open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tools.cloud", "--port", str(self.port), "--administrator", ADMINISTRATOR],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        wait_until(self._answers, seconds=START_TIMEOUT_S, what=f"an answer of the emulated AWS ({log.name})")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "the emulated AWS ended while starting"
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5):
+                return True
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """Ends it and loses all that it held."""
-        s3_emulator.stop(self.port, self._state_dir)
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Every permission that was asked for since the start: caller, operation, action, resource, allowed."""
+        with urllib.request.urlopen(f"{self.url}{TRAIL}", timeout=60) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+            return found
 
     def restart(self) -> None:
         """Restarts it on the same port, empty."""

@@ -21,7 +21,7 @@ from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import ACCOUNT, FIVE, POOLS, REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
-from tests.unit.aws.evaluator import allowed
+from tools.cloud.evaluator import allowed
 from tools.standin.aws.resources.eks_parts import addon_version
 
 CLUSTER = "modelfleet-test"

@@ -9,7 +9,7 @@ import pytest
 
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.identity import as_documents
-from tests.unit.aws.evaluator import allowed
+from tools.cloud.evaluator import allowed
 
 PARTITION = {"partition": "aws"}
 PLACE = {**PARTITION, "region": "us-west-2", "account": "123456789012"}

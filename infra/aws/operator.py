@@ -1,0 +1,206 @@
+"""The policy of whoever runs `pulumi up` for an EKS stack: reads by service, every change by name.
+
+The official provider reads more of a resource than a stack sets (all settings of a bucket, for example), and more
+with each version. So reads are patterns. Changes are named one by one; `tests/engine/test_aws_operator.py` makes,
+changes and deletes a fleet with nothing but this policy, on an emulated AWS that enforces it.
+https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
+"""
+
+from __future__ import annotations
+
+from modelfleet.infra.aws.policies import Statement
+from modelfleet.infra.aws.site import Site
+
+#: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
+READS = (
+    "autoscaling:Describe*",
+    "ec2:Describe*",
+    "eks:Describe*",
+    "eks:List*",
+    "iam:GetPolicy",
+    "iam:GetPolicyVersion",
+    "iam:GetRole",
+    "iam:ListAttachedRolePolicies",
+    "iam:ListInstanceProfilesForRole",
+    "iam:ListPolicyVersions",
+    "iam:ListRolePolicies",
+    "kms:DescribeKey",
+    "kms:GetKeyPolicy",
+    "kms:GetKeyRotationStatus",
+    "kms:ListAliases",
+    "kms:ListResourceTags",
+    "logs:DescribeLogGroups",
+    "logs:ListTagsForResource",
+    "pricing:GetProducts",
+    "servicequotas:GetServiceQuota",
+)
+#: Ids of EC2 are not known before they exist, so these are limited to the stack's region.
+EC2_CHANGES = (
+    "AllocateAddress",
+    "AssociateRouteTable",
+    "AttachInternetGateway",
+    "AuthorizeSecurityGroupEgress",
+    "AuthorizeSecurityGroupIngress",
+    "CreateInternetGateway",
+    "CreateLaunchTemplate",
+    "CreateLaunchTemplateVersion",
+    "CreateNatGateway",
+    "CreateRoute",
+    "CreateRouteTable",
+    "CreateSecurityGroup",
+    "CreateSubnet",
+    "CreateTags",
+    "CreateVpc",
+    "CreateVpcEndpoint",
+    "DeleteInternetGateway",
+    "DeleteLaunchTemplate",
+    "DeleteNatGateway",
+    "DeleteRoute",
+    "DeleteRouteTable",
+    "DeleteSecurityGroup",
+    "DeleteSubnet",
+    "DeleteTags",
+    "DeleteVpc",
+    "DeleteVpcEndpoints",
+    "DetachInternetGateway",
+    "DisassociateRouteTable",
+    "ModifyLaunchTemplate",
+    "ModifySubnetAttribute",
+    "ModifyVpcAttribute",
+    "ModifyVpcEndpoint",
+    "ReleaseAddress",
+    "ReplaceRoute",
+    "RevokeSecurityGroupEgress",
+    "RevokeSecurityGroupIngress",
+    # EKS starts the nodes of a group with a launch template only for who may do it.
+    # https://docs.aws.amazon.com/eks/latest/userguide/launch-templates.html
+    "RunInstances",
+)
+EKS_CHANGES = (
+    "AssociateAccessPolicy",
+    "CreateAccessEntry",
+    "CreateAddon",
+    "CreateCluster",
+    "CreateNodegroup",
+    "CreatePodIdentityAssociation",
+    "DeleteAccessEntry",
+    "DeleteAddon",
+    "DeleteCluster",
+    "DeleteNodegroup",
+    "DeletePodIdentityAssociation",
+    "DisassociateAccessPolicy",
+    "TagResource",
+    "UntagResource",
+    "UpdateAccessEntry",
+    "UpdateAddon",
+    "UpdateClusterConfig",
+    "UpdateClusterVersion",
+    "UpdateNodegroupConfig",
+    "UpdateNodegroupVersion",
+    "UpdatePodIdentityAssociation",
+)
+ROLE_CHANGES = (
+    "AttachRolePolicy",
+    "CreateRole",
+    "DeleteRole",
+    "DetachRolePolicy",
+    "PassRole",
+    "TagRole",
+    "UntagRole",
+    "UpdateAssumeRolePolicy",
+)
+POLICY_CHANGES = (
+    "CreatePolicy",
+    "CreatePolicyVersion",
+    "DeletePolicy",
+    "DeletePolicyVersion",
+    "TagPolicy",
+    "UntagPolicy",
+)
+KEY_CHANGES = (
+    "CreateAlias",
+    "CreateKey",
+    "DeleteAlias",
+    "DisableKeyRotation",
+    "EnableKeyRotation",
+    "PutKeyPolicy",
+    "ScheduleKeyDeletion",
+    "TagResource",
+    "UntagResource",
+    "UpdateAlias",
+    "UpdateKeyDescription",
+    # The code object is read back and written; EKS and CloudWatch Logs get the key by grant.
+    "CreateGrant",
+    "Decrypt",
+    "GenerateDataKey",
+)
+LOG_CHANGES = (
+    "AssociateKmsKey",
+    "CreateLogGroup",
+    "DeleteLogGroup",
+    "PutRetentionPolicy",
+    "TagResource",
+    "UntagResource",
+)
+BUCKET_CHANGES = (
+    "CreateBucket",
+    "DeleteBucket",
+    "DeleteBucketPolicy",
+    "PutBucketOwnershipControls",
+    "PutBucketPolicy",
+    "PutBucketPublicAccessBlock",
+    "PutBucketTagging",
+    "PutBucketVersioning",
+    "PutEncryptionConfiguration",
+    "PutLifecycleConfiguration",
+)
+OBJECT_CHANGES = (
+    "AbortMultipartUpload",
+    "DeleteObject",
+    "DeleteObjectVersion",
+    "PutObject",
+    "PutObjectTagging",
+)
+
+
+def operator(site: Site, *, bucket: str | None, names: str) -> list[Statement]:
+    """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
+
+    `bucket` is the bucket that the stack makes, if it makes one.
+    Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
+    permissions boundary where that matters.
+    """
+    partition, region, account = site.partition, site.region, site.account
+    here = {"Condition": {"StringEquals": {"aws:RequestedRegion": region}}}
+    eks = f"arn:{partition}:eks:{region}:{account}:"
+    kinds = ("nodegroup", "addon", "access-entry", "podidentityassociation")
+    autoscaling = f"arn:{partition}:autoscaling:{region}:{account}:autoScalingGroup:*:autoScalingGroupName/eks-*"
+    services = f"arn:{partition}:iam::{account}:role/aws-service-role/*"
+    return [
+        _allow("*", READS),
+        _allow("*", _of("ec2", EC2_CHANGES)) | here,
+        _allow("*", _of("kms", KEY_CHANGES)) | here,
+        _allow([site.cluster_arn, *(f"{eks}{kind}/{site.cluster_name}/*" for kind in kinds)], _of("eks", EKS_CHANGES)),
+        _allow(f"arn:{partition}:iam::{account}:role/{names}-*", _of("iam", ROLE_CHANGES)),
+        _allow(f"arn:{partition}:iam::{account}:policy/{names}-*", _of("iam", POLICY_CHANGES)),
+        # Made by AWS on the first use of EKS, node groups, Auto Scaling and spot in an account.
+        _allow(services, ["iam:CreateServiceLinkedRole"]),
+        _allow(f"arn:{partition}:logs:{region}:{account}:log-group:{site.log_group}*", _of("logs", LOG_CHANGES)),
+        _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
+        *(_bucket(f"arn:{partition}:s3:::{bucket}") if bucket else ()),
+    ]
+
+
+def _bucket(arn: str) -> list[Statement]:
+    return [
+        _allow(arn, [*_of("s3", BUCKET_CHANGES), "s3:Get*", "s3:List*"]),
+        _allow(f"{arn}/*", [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+    ]
+
+
+def _of(service: str, operations: tuple[str, ...]) -> list[str]:
+    return [f"{service}:{operation}" for operation in operations]
+
+
+def _allow(resource: str | list[str], actions: list[str] | tuple[str, ...]) -> dict[str, object]:
+    return {"Effect": "Allow", "Action": list(actions), "Resource": resource}

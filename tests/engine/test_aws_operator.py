@@ -1,0 +1,196 @@
+"""A whole fleet is made, changed and deleted by an operator whose policy is the one that modelfleet prints.
+
+The emulated AWS judges every call by that policy. What the stand-in has only in its table is not a call to AWS:
+add-ons, access entries, Pod Identity associations. Their permissions are looked up in the cloud's own table of actions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelfleet.infra.aws.documents import iam_documents
+from modelfleet.infra.aws.operator import READS, operator
+from modelfleet.infra.aws.policies import Document, numbered
+from modelfleet.infra.aws.site import Site, site_of
+from modelfleet.infra.planning import Plan
+from tests.engine.aws_account import Account
+from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
+from tests.engine.conftest import Emulator
+from tests.unit.aws.builders import facts, planned
+from tools.cloud.actions import needs
+from tools.cloud.evaluator import allowed, as_list
+from tools.standin.aws.table import BUCKET as TABLE
+
+POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
+NETWORK = {"cidr": "10.0.0.0/16", "zones": 2, "interfaceEndpoints": True}
+MODELS = {"org--m": model("org/m", "L4")}
+#: Weights in a bucket of the company's own, so the readers' policies change.
+ELSEWHERE = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://company/m"})}
+SPOT = {"name": "t4", "accelerator": "T4", "purchase": "spot", "maxNodes": 2, "instanceTypes": ["g4dn.xlarge"]}
+NAMES = "aws"
+"""The fleet's name in this test; `modelfleet` names it like the stack."""
+#: The stand-in's own bookkeeping.
+BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE}", f"arn:aws:s3:::{TABLE}/*"]}
+#: What the operator may do and no test here does, with the reason.
+UNUSED = {
+    "ec2:AuthorizeSecurityGroupEgress": "a security group that gets rules to the outside",
+    "ec2:ModifyVpcEndpoint": "the stand-in replaces an endpoint where the provider changes it",
+    "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
+    "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
+    "iam:CreateServiceLinkedRole": "the first node group of an account",
+    "iam:UpdateAssumeRolePolicy": "a stack that gets another namespace",
+    "kms:CreateGrant": "EKS and CloudWatch Logs, with the cluster's key",
+    "kms:DisableKeyRotation": "never by us; the provider's way back from a failed create",
+    "kms:PutKeyPolicy": "a later version that gives its keys another policy",
+    "kms:UpdateAlias": "a key that is replaced",
+    "kms:UpdateKeyDescription": "a later version that describes its keys otherwise",
+    "logs:AssociateKmsKey": "the provider's way to give a log group its key",
+    "s3:AbortMultipartUpload": "a bucket that is deleted while a Job fills it",
+}
+
+
+class Operator:
+    """A user with a key, who may what a test gives them."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator, self._count = emulator, 0
+        self.iam = emulator.client("iam", REGION)
+        self.arn = self.iam.create_user(UserName="operator")["User"]["Arn"]
+        key = self.iam.create_access_key(UserName="operator")["AccessKey"]
+        self.environ = {
+            "AWS_ENDPOINT_URL": emulator.url,
+            "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+        }
+
+    def may(self, *documents: Document) -> None:
+        """Gives the operator these policies and no others."""
+        for attached in self.iam.list_attached_user_policies(UserName="operator")["AttachedPolicies"]:
+            self.iam.detach_user_policy(UserName="operator", PolicyArn=attached["PolicyArn"])
+        for document in documents:
+            self._count += 1
+            made = self.iam.create_policy(PolicyName=f"operator-{self._count}", PolicyDocument=json.dumps(document))
+            self.iam.attach_user_policy(UserName="operator", PolicyArn=made["Policy"]["Arn"])
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """What the operator was judged for, without the stand-in's table."""
+        return [one for one in self.emulator.decisions() if one["caller"] == self.arn and TABLE not in one["resource"]]
+
+    def refused(self) -> list[dict[str, Any]]:
+        """What the operator was refused."""
+        return [one for one in self.decisions() if not one["allowed"]]
+
+    def left(self) -> list[str]:
+        """What is in the account besides the operator's own policies."""
+        everything = Account(self.emulator, REGION).everything()
+        return [thing for thing in everything if not str(thing).startswith("operator-")]
+
+
+@pytest.fixture
+def someone(emulator: Emulator) -> Operator:
+    emulator.restart()
+    return Operator(emulator)
+
+
+@pytest.fixture
+def project(tmp_path: Path, emulator: Emulator, someone: Operator) -> Iterator[FleetProject]:
+    made = FleetProject(tmp_path, emulator)
+    made.environ |= someone.environ
+    made.files(stack_of(pools=[POOL], network=NETWORK), MODELS)
+    yield made
+    assert not made.living_processes()
+
+
+def site(plan: Plan) -> Site:
+    return site_of(plan, facts())
+
+
+def documents(plan: Plan) -> list[Document]:
+    statements = operator(site(plan), bucket=plan.bucket.name, names=NAMES)
+    return [*numbered("operator", statements).values(), {"Version": "2012-10-17", "Statement": [BOOKS]}]
+
+
+@pytest.mark.timeout(1800)
+def test_the_printed_policy_is_enough_to_make_change_and_delete_a_fleet(
+    someone: Operator, project: FleetProject
+) -> None:
+    plan = project.plan()
+    someone.may(*documents(plan))
+    project.up()
+    project.files(stack_of(pools=[{**POOL, "maxNodes": 3}, SPOT], tags={"team": "a"}, network=NETWORK), ELSEWHERE)
+    project.up("--refresh")
+    project.files(stack_of(pools=[POOL], network=NETWORK), MODELS)
+    project.up()
+    project.destroy()
+    assert someone.left() == []
+    assert someone.refused() == []
+    used = {one["action"] for one in someone.decisions()}
+    granted = {
+        action for document in documents(plan)[:-1] for s in document["Statement"] for action in as_list(s["Action"])
+    }
+    changes = {action for action in granted - set(READS) if "*" not in action} - TABLE_ONLY
+    idle, busy = sorted(changes - used - set(UNUSED)), sorted(used & set(UNUSED))
+    assert not idle, f"the operator may do what nothing here does: {', '.join(idle)}"
+    assert not busy, f"these are used, so they have no reason to be in UNUSED: {', '.join(busy)}"
+
+
+def test_one_permission_less_stops_the_fleet_with_awss_own_words(someone: Operator, project: FleetProject) -> None:
+    text = json.dumps(documents(project.plan())).replace("iam:PassRole", "iam:GetRole")
+    someone.may(*json.loads(text))
+    run = project.up(check=False)
+    assert run.code != 0
+    where = "on resource: arn:aws:iam::123456789012:role/aws-"
+    assert f"User: {someone.arn} is not authorized to perform: iam:PassRole {where}" in run.text
+    assert {one["action"] for one in someone.refused()} == {"iam:PassRole"}
+
+
+#: Operations of EKS and Auto Scaling that the stand-in carries out in its table.
+TABLE_OPERATIONS = {
+    "CreateAddon": {"addonName": "coredns", "addonUuid": "u", "tags": {"a": "b"}},
+    "UpdateAddon": {"addonName": "coredns", "addonUuid": "u"},
+    "DeleteAddon": {"addonName": "coredns", "addonUuid": "u"},
+    "CreateAccessEntry": {"tags": {"a": "b"}},
+    "UpdateAccessEntry": {},
+    "DeleteAccessEntry": {},
+    "AssociateAccessPolicy": {},
+    "DisassociateAccessPolicy": {},
+    "CreatePodIdentityAssociation": {
+        "roleArn": "arn:aws:iam::123456789012:role/aws-mirror-0123456",
+        "tags": {"a": "b"},
+    },
+    "UpdatePodIdentityAssociation": {"associationId": "a-1"},
+    "DeletePodIdentityAssociation": {"associationId": "a-1"},
+    "UpdateClusterConfig": {"name": "modelfleet-test"},
+    "UpdateClusterVersion": {"name": "modelfleet-test"},
+    "UpdateNodegroupConfig": {"nodegroupName": "g", "nodegroupUuid": "u"},
+    "UpdateNodegroupVersion": {"nodegroupName": "g", "nodegroupUuid": "u"},
+}
+TABLE_ONLY = {f"eks:{operation}" for operation in TABLE_OPERATIONS} | {
+    "eks:UntagResource",
+    "autoscaling:CreateOrUpdateTags",
+    "autoscaling:DeleteTags",
+}
+
+
+@pytest.mark.parametrize("operation", TABLE_OPERATIONS)
+def test_the_printed_policy_allows_what_the_stand_in_keeps_in_its_table(tmp_path: Path, operation: str) -> None:
+    plan, _ = planned(tmp_path)
+    printed = [d for name, d in iam_documents(plan, site(plan)).items() if name.startswith("operator")]
+    statements = [statement for document in printed for statement in document["Statement"]]
+    values = {
+        "partition": "aws",
+        "region": REGION,
+        "account": "123456789012",
+        "clusterName": "modelfleet-test",
+        "accessEntryArn": f"arn:aws:eks:{REGION}:123456789012:access-entry/modelfleet-test/role/123456789012/r/u",
+        **TABLE_OPERATIONS[operation],
+    }
+    names = {"aws:RequestedRegion": REGION}
+    for need in needs("eks", operation, values):
+        resource = need.resource.replace(":role/aws-", f":role/{plan.stack}-")
+        assert allowed(statements, need.action, resource, names), f"{operation} needs {need.action} on {resource}"

@@ -1,0 +1,130 @@
+"""An emulated AWS in this process, with the roles, the bucket and the keys of a fleet as its program makes them."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.documents import pod_access
+from modelfleet.infra.aws.site import site_of
+from modelfleet.infra.planning import Plan
+from tests.unit.aws import builders
+from tools.cloud.server import Listening, listening
+
+BUCKET = "fleet-weights"
+REGION = builders.REGION
+#: AmazonEKSWorkerNodeMinimalPolicy, which only lets the agent on the node ask for its pods' credentials.
+#: https://docs.aws.amazon.com/aws-managed-policy/latest/reference/AmazonEKSWorkerNodeMinimalPolicy.html
+MINIMAL_NODE = {"Effect": "Allow", "Action": "eks-auth:AssumeRoleForPodIdentity", "Resource": "*"}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet in the account: its cluster and namespace, and the roles by service account."""
+
+    cloud: Listening
+    cluster: str
+    namespaces: dict[str, str]
+    node: dict[str, str]
+    roles: dict[str, str]
+
+    def credentials(self, service_account: str) -> dict[str, str]:
+        """A pod's credentials."""
+        return self.cloud.pod(self.node, self.cluster, self.namespaces[service_account], service_account)
+
+    def s3(self, service_account: str) -> Any:
+        """A pod's S3 client."""
+        return self.cloud.client("s3", self.credentials(service_account))
+
+    def used(self, service_account: str) -> set[str]:
+        """IAM actions that pods of a service account have used."""
+        return self.cloud.cloud.judge.trail.actions(self.roles[service_account])
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Listening]:
+    with listening() as running:
+        yield running
+
+
+@pytest.fixture
+def account(cloud: Listening) -> Listening:
+    """The cloud, with nothing in it."""
+    reset = urllib.request.Request(f"{cloud.url}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=60).read()
+    cloud.cloud.judge.trail.entries.clear()
+    cloud.cloud.rules.short_of()
+    return cloud
+
+
+@pytest.fixture
+def fleet(account: Listening, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    plan, _ = builders.planned(tmp_path_factory.mktemp("plan"), mirror={"bucket": BUCKET})
+    return made(account, plan)
+
+
+def made(cloud: Listening, plan: Plan) -> Fleet:
+    """Makes what a fleet's pods meet: cluster, bucket with its default key and its policy, roles, associations."""
+    site = site_of(plan, builders.facts())
+    iam, eks, s3, kms = (cloud.client(service) for service in ("iam", "eks", "s3", "kms"))
+    bucket_plan = plan.bucket
+    name = bucket_plan.name or BUCKET
+    key = kms.create_key(Policy=json.dumps(policies.account_key(partition="aws", account=builders.ACCOUNT)))
+    key_arn = key["KeyMetadata"]["Arn"]
+    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+    default = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key_arn}
+    rules = [{"ApplyServerSideEncryptionByDefault": default, "BucketKeyEnabled": True}]
+    s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration={"Rules": rules})
+    s3.put_bucket_policy(Bucket=name, Policy=json.dumps(policies.tls_only(name, partition="aws")))
+    cluster_role = iam.create_role(
+        RoleName="cluster", AssumeRolePolicyDocument=json.dumps(policies.service_trust("eks.amazonaws.com"))
+    )
+    subnets = subnets_in(cloud, "us-west-2a", "us-west-2b")
+    eks.create_cluster(
+        name=site.cluster_name, roleArn=cluster_role["Role"]["Arn"], resourcesVpcConfig={"subnetIds": subnets}
+    )
+    iam.create_role(RoleName="node", AssumeRolePolicyDocument=json.dumps(policies.service_trust("ec2.amazonaws.com")))
+    document = json.dumps(policies.document([MINIMAL_NODE]))
+    iam.put_role_policy(RoleName="node", PolicyName="minimal", PolicyDocument=document)
+    roles, namespaces = {}, {}
+    for access in pod_access(site, bucket_plan):
+        trust = policies.pod_trust(
+            cluster_arn=site.cluster_arn, namespace=access.namespace, service_account=access.service_account
+        )
+        role = iam.create_role(RoleName=f"pod-{access.service_account}", AssumeRolePolicyDocument=json.dumps(trust))
+        documents = list(policies.numbered("access", access.statements).values())
+        if access.key:
+            use = policies.use_key(key_arn, write=access.key == "write", region=REGION)
+            documents.append(policies.document(use))
+        for index, document in enumerate(documents):
+            policy = iam.create_policy(
+                PolicyName=f"{access.service_account}-{index}", PolicyDocument=json.dumps(document)
+            )
+            iam.attach_role_policy(RoleName=role["Role"]["RoleName"], PolicyArn=policy["Policy"]["Arn"])
+        eks.create_pod_identity_association(
+            clusterName=site.cluster_name,
+            namespace=access.namespace,
+            serviceAccount=access.service_account,
+            roleArn=role["Role"]["Arn"],
+        )
+        roles[access.service_account] = role["Role"]["RoleName"]
+        namespaces[access.service_account] = access.namespace
+    node = cloud.assumed(f"arn:aws:iam::{builders.ACCOUNT}:role/node")
+    return Fleet(cloud, site.cluster_name, namespaces, node, roles)
+
+
+def subnets_in(cloud: Listening, *zones: str) -> list[str]:
+    """New subnets of a new VPC, one in each zone."""
+    ec2 = cloud.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    made = (
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{index}.0/24", AvailabilityZone=zone)
+        for index, zone in enumerate(zones)
+    )
+    return [subnet["Subnet"]["SubnetId"] for subnet in made]

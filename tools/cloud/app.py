@@ -1,0 +1,146 @@
+"""The cloud as one WSGI application: reads a request, judges it as its caller, and answers or lets moto answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
+from typing import Any
+from unittest.mock import patch
+
+from moto.iam.access_control import PermissionResult
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.s3.models import FakeBucket
+
+from tools.cloud.actions import NoRow
+from tools.cloud.answers import Answer, Error, as_json, as_xml, error_answer, nobody
+from tools.cloud.backends import Backends
+from tools.cloud.callers import ANYBODY, Caller, Callers, Unknown
+from tools.cloud.judge import Judge
+from tools.cloud.rules import Rules
+from tools.cloud.storage import judged_deletion, require_storage
+from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
+
+#: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
+#: account is short of, as pairs of instance type and zone.
+TRAIL = "/modelfleet-cloud/trail"
+SHORTAGE = "/modelfleet-cloud/shortage"
+#: What a body's sums say is of the body that was sent.
+_SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
+
+Start = Callable[..., Any]
+
+
+@dataclass
+class Cloud:
+    """moto behind a judge. `administrators` are access keys that no identity policy limits."""
+
+    administrators: frozenset[str]
+    judge: Judge = field(default_factory=Judge)
+    rules: Rules = field(default_factory=Rules)
+    callers: Callers = field(init=False)
+    backends: Backends = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.callers = Callers(self.administrators)
+        self.backends = Backends(self.callers)
+        self._moto = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
+        """Answers one request."""
+        path = environ.get("PATH_INFO", "")
+        if path in (TRAIL, SHORTAGE):
+            return _sent(self._control(path, environ), start_response)
+        if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
+            if path == "/moto-api/reset":
+                self.backends.forget()
+            return _sent(self._of_moto(environ), start_response)
+        body = buffered(environ)
+        try:
+            call = read_call(environ, body, signed_by(environ))
+        except NotFound:
+            return _sent(as_xml("<Error><Code>UnknownOperationException</Code></Error>", 404), start_response)
+        try:
+            return self._answer(environ, call, start_response)
+        except Error as error:
+            return _sent(error_answer(call, error), start_response)
+        except NoRow as error:
+            return _sent(error_answer(call, Error(501, "NotImplemented", str(error))), start_response)
+
+    def _answer(self, environ: Environ, call: Call, start_response: Start) -> Iterable[bytes]:
+        caller = self._caller(call)
+        if (call.service, call.operation) == ("s3", "DeleteObjects"):
+            return self._delete_objects(environ, caller, call, start_response)
+        self.judge.require_all(caller, call, self.backends.values(call))
+        if call.service == "s3":
+            require_storage(self.judge, caller, call)
+        self.rules.check(call)
+        own = self.backends.answer(call)
+        if own is not None:
+            return _sent(own, start_response)
+        answer = self._of_moto(environ)
+        if answer.status == HTTPStatus.OK:
+            self.rules.after(call)
+            self._keep_tags(call, answer)
+        return _sent(answer, start_response)
+
+    def _caller(self, call: Call) -> Caller:
+        if call.signed is None:
+            return ANYBODY
+        try:
+            return self.callers.find(call.signed.key_id, call.signed.token)
+        except Unknown as error:
+            raise nobody(call, error.kind) from None
+
+    def _delete_objects(self, environ: Environ, caller: Caller, call: Call, start_response: Start) -> Iterable[bytes]:
+        deletion = judged_deletion(self.judge, caller, call)
+        if deletion.body is None:
+            empty = as_xml('<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"></DeleteResult>')
+            return _sent(Answer(200, empty.headers, deletion.answer(empty.body)), start_response)
+        kept = {name: value for name, value in environ.items() if not name.startswith((*_SUMS, "HTTP_X_AMZ_CHECKSUM"))}
+        answer = self._of_moto(with_body(kept, deletion.body))
+        if answer.status != HTTPStatus.OK:
+            return _sent(answer, start_response)
+        headers = tuple(pair for pair in answer.headers if pair[0].lower() != "content-length")
+        return _sent(Answer(200, headers, deletion.answer(answer.body)), start_response)
+
+    def _of_moto(self, environ: Environ) -> Answer:
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        chunks = self._moto(environ, lambda status, headers, exc_info=None: started.append((status, headers)))
+        body = b"".join(chunks)
+        status, headers = started[0]
+        return Answer(int(status.partition(" ")[0]), tuple(headers), body)
+
+    def _keep_tags(self, call: Call, answer: Answer) -> None:
+        """A new session's tags, which moto does not keep."""
+        key_id = re.search(rb"<AccessKeyId>([^<]+)</AccessKeyId>", answer.body)
+        if key_id and (call.service, call.operation) == ("sts", "AssumeRole"):
+            tags = {str(pair["Key"]): str(pair["Value"]) for pair in call.params.get("Tags") or ()}
+            self.callers.tag(key_id[1].decode(), tags)
+
+    def _control(self, path: str, environ: Environ) -> Answer:
+        if path == TRAIL:
+            return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
+        self.rules.short_of(*((kind, zone) for kind, zone in json.loads(buffered(environ))))
+        return as_json({})
+
+
+def _sent(answer: Answer, start_response: Start) -> Iterable[bytes]:
+    names: Mapping[str, str] = {name.lower(): value for name, value in answer.headers}
+    length = () if "content-length" in names else (("Content-Length", str(len(answer.body))),)
+    try:
+        phrase = HTTPStatus(answer.status).phrase
+    except ValueError:
+        phrase = "Unknown"
+    start_response(f"{answer.status} {phrase}", [*answer.headers, *length])
+    return [answer.body]
+
+
+@contextmanager
+def judged_here() -> Iterator[None]:
+    """moto leaves bucket policies to us: it would ignore their conditions, and "deny without TLS" would deny all."""
+    with patch.object(FakeBucket, "get_permission", lambda bucket, action, resource: PermissionResult.PERMITTED):
+        yield

@@ -1,0 +1,36 @@
+"""What moto has no API for, answered by us over the same HTTP: parts of EKS, and EKS Pod Identity's credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tools.cloud.answers import Answer
+from tools.cloud.backends.eks import Eks
+from tools.cloud.backends.pod_identity import PodIdentity
+from tools.cloud.callers import Callers
+from tools.cloud.wire import Call
+
+
+class Backends:
+    """All backends of one cloud, with their state."""
+
+    def __init__(self, callers: Callers) -> None:
+        self.eks = Eks()
+        self.pod_identity = PodIdentity(self.eks, callers)
+
+    def answer(self, call: Call) -> Answer | None:
+        """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses."""
+        if call.service == "eks":
+            return self.eks.answer(call)
+        if call.service == "eks-auth":
+            return self.pod_identity.answer(call)
+        return None
+
+    def values(self, call: Call) -> Mapping[str, Any]:
+        """What the ARN of a call's resource needs beyond its parameters."""
+        return self.eks.values(call) if call.service == "eks" else {}
+
+    def forget(self) -> None:
+        """Loses everything, as moto does when it is reset."""
+        self.eks.forget()

@@ -1,0 +1,217 @@
+"""What AWS refuses and moto takes, from `rules.csv`: quotas, order of sizes, fields that EKS sets itself, zones.
+
+A rule looks at a call that its caller may make, before moto gets it. Its words are in the table, with the source.
+Shortage of instances is a fault that a test switches on: `Rules.short_of(("g5.xlarge", "us-west-2a"))`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from moto.ec2.models import ec2_backends
+from moto.eks.models import eks_backends
+
+from tools.cloud.answers import Error
+from tools.cloud.callers import ACCOUNT
+from tools.cloud.wire import Call
+
+TABLE = Path(__file__).with_name("rules.csv")
+OBJECT_TAGS = 10
+ELASTIC_IPS = 5
+ANY_ZONE = "*"
+#: "The launch template can't include SubnetId, IamInstanceProfile, RequestSpotInstances, HibernationOptions, or
+#: TerminateInstances"; EC2 calls the last one by the name here. A Capacity Block is named in `InstanceMarketOptions`.
+REFUSED_FIELDS = ("IamInstanceProfile", "HibernationOptions", "InstanceInitiatedShutdownBehavior")
+
+Params = Mapping[str, Any]
+
+
+@dataclass
+class Rules:
+    """The rules, and what the account is short of: (instance type, zone), with `*` for every zone."""
+
+    elastic_ips: int = ELASTIC_IPS
+    short: set[tuple[str, str]] = field(default_factory=set)
+
+    def short_of(self, *missing: tuple[str, str]) -> None:
+        """From now on these types are short in these zones, and no others."""
+        self.short = set(missing)
+
+    def check(self, call: Call) -> None:
+        """Raises `Error` as AWS refuses the call."""
+        checks = _CHECKS.get(f"{call.service}:{call.operation}", ())
+        for check in checks:
+            check(self, call)
+
+    def after(self, call: Call) -> None:
+        """What happens behind an accepted call: instances that a node group asks for and does not get."""
+        if (call.service, call.operation) == ("eks", "CreateNodegroup"):
+            _fail_without_capacity(self, call)
+
+    def is_short(self, instance_type: str, zone: str) -> bool:
+        """Whether no instance of the type starts in the zone."""
+        return bool({(instance_type, zone), (instance_type, ANY_ZONE)} & self.short)
+
+
+def error(rule: str, **values: object) -> Error:
+    """AWS's answer to a violation."""
+    row = rows()[rule]
+    return Error(int(row["status"]), row["code"], row["message"].format(**values))
+
+
+@cache
+def rows() -> dict[str, dict[str, str]]:
+    """The table, by rule."""
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        lines = (line for line in stream if not line.startswith("#"))
+        return {row["rule"]: row for row in csv.DictReader(lines)}
+
+
+# --- S3, EC2 ---------------------------------------------------------------------------------------------
+
+
+def _object_tags(_: Rules, call: Call) -> None:
+    tagging = call.params.get("Tagging")
+    tags = (
+        tagging.get("TagSet") or []
+        if isinstance(tagging, Mapping)
+        else parse_qsl(tagging or "", keep_blank_values=True)
+    )
+    if len(tags) > OBJECT_TAGS:
+        raise error("object-tags")
+
+
+def _elastic_ips(rules: Rules, call: Call) -> None:
+    if len(ec2_backends[ACCOUNT][call.region].addresses) >= rules.elastic_ips:
+        raise error("elastic-ips")
+
+
+def _instance_capacity(rules: Rules, call: Call) -> None:
+    """RunInstances in a subnet's zone, or in any where the type is not short everywhere."""
+    kind = str(call.params.get("InstanceType") or "")
+    zone = _zones(call.region, [str(call.params["SubnetId"])])[0] if call.params.get("SubnetId") else ANY_ZONE
+    zone = str((call.params.get("Placement") or {}).get("AvailabilityZone") or zone)
+    if rules.is_short(kind, zone):
+        raise error("instance-capacity", instance_type=kind, zone=zone)
+
+
+def _zones(region: str, subnets: Sequence[str]) -> list[str]:
+    """Zones of the subnets that exist, in their order."""
+    found = ec2_backends[ACCOUNT][region].describe_subnets()
+    by_id = {subnet.id: str(subnet.availability_zone) for subnet in found}
+    return [by_id[subnet] for subnet in subnets if subnet in by_id]
+
+
+# --- node groups -----------------------------------------------------------------------------------------
+
+
+def _sizes_of_new(_: Rules, call: Call) -> None:
+    sizes = call.params.get("scalingConfig") or {}
+    least, most = int(sizes.get("minSize", 1)), int(sizes.get("maxSize", 2))
+    desired = int(sizes.get("desiredSize", 2))
+    if least > desired:
+        raise error("desired-below-min")
+    if desired > most:
+        raise error("desired-above-max")
+
+
+def _sizes_of_live(_: Rules, call: Call) -> None:
+    """An update names some sizes; the others are as they are."""
+    live = _group(call)
+    sizes = {**(live.scaling_config if live else {}), **(call.params.get("scalingConfig") or {})}
+    if not sizes:
+        return
+    least, desired, most = (int(sizes.get(name, 0)) for name in ("minSize", "desiredSize", "maxSize"))
+    if least > desired:
+        raise error("live-below-min", minimum=least, desired=desired)
+    if desired > most:
+        raise error("desired-above-max")
+
+
+def _group(call: Call) -> Any:
+    cluster = eks_backends[ACCOUNT][call.region].clusters.get(call.params["clusterName"])
+    return cluster.nodegroups.get(call.params["nodegroupName"]) if cluster else None
+
+
+def _template(_: Rules, call: Call) -> None:
+    data = _template_data(call)
+    if data.get("InstanceType") and call.params.get("instanceTypes"):
+        raise error("two-types")
+    for name in REFUSED_FIELDS:
+        if data.get(name):
+            raise error("template-fields", field=name)
+    if (data.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
+        raise error("template-fields", field="RequestSpotInstances")
+    for interface in data.get("NetworkInterfaces") or ():
+        if interface.get("SubnetId"):
+            raise error("template-fields", field="SubnetId")
+
+
+def _template_data(call: Call) -> Params:
+    """The data of the launch template version that a node group names; empty without one."""
+    wanted = call.params.get("launchTemplate") or {}
+    backend = ec2_backends[ACCOUNT][call.region]
+    id = wanted.get("id") or backend.launch_template_name_to_ids.get(str(wanted.get("name")))
+    template = backend.launch_templates.get(id) if id else None
+    if template is None:
+        return {}
+    version = str(wanted.get("version") or "$Default")
+    number = {"$Default": template.default_version_number, "$Latest": template.latest_version_number}.get(version)
+    data: Params = template.get_version(int(number or version)).data
+    return data
+
+
+def _fail_without_capacity(rules: Rules, call: Call) -> None:
+    """A node group whose types are all short in all its zones starts no node and ends in CREATE_FAILED."""
+    group, desired = _group(call), int((call.params.get("scalingConfig") or {}).get("desiredSize", 2))
+    if group is None or not desired or not rules.short:
+        return
+    data = _template_data(call)
+    types = list(call.params.get("instanceTypes") or ([data["InstanceType"]] if data.get("InstanceType") else []))
+    zones = _zones(call.region, list(call.params["subnets"]))
+    if not types or not zones or not all(rules.is_short(kind, zone) for kind in types for zone in zones):
+        return
+    purchase = "Spot" if call.params.get("capacityType") == "SPOT" else "On-Demand"
+    failed = error("node-capacity", purchase=purchase, instance_type=types[0], zone=zones[0])
+    name = group.resources["autoScalingGroups"][0]["name"]
+    group.status = "CREATE_FAILED"
+    group.health = {"issues": [{"code": failed.code, "message": failed.message, "resourceIds": [name]}]}
+
+
+# --- clusters --------------------------------------------------------------------------------------------
+
+
+def _two_zones(_: Rules, call: Call) -> None:
+    subnets = (call.params.get("resourcesVpcConfig") or {}).get("subnetIds") or []
+    if len(set(_zones(call.region, subnets))) < 2:
+        raise error("two-zones")
+
+
+def _same_zones(_: Rules, call: Call) -> None:
+    wanted = (call.params.get("resourcesVpcConfig") or {}).get("subnetIds")
+    cluster = eks_backends[ACCOUNT][call.region].clusters.get(call.params["name"])
+    if not wanted or cluster is None:
+        return
+    zones = sorted(set(_zones(call.region, wanted)))
+    made = sorted(set(_zones(call.region, cluster.resources_vpc_config["subnetIds"])))
+    if zones != made:
+        raise error("same-zones", zones=", ".join(zones), made=", ".join(made))
+
+
+_CHECKS: Mapping[str, Sequence[Callable[[Rules, Call], None]]] = {
+    "s3:PutObject": (_object_tags,),
+    "s3:PutObjectTagging": (_object_tags,),
+    "s3:CreateMultipartUpload": (_object_tags,),
+    "ec2:AllocateAddress": (_elastic_ips,),
+    "ec2:RunInstances": (_instance_capacity,),
+    "eks:CreateCluster": (_two_zones,),
+    "eks:UpdateClusterConfig": (_same_zones,),
+    "eks:CreateNodegroup": (_sizes_of_new, _template),
+    "eks:UpdateNodegroupConfig": (_sizes_of_live,),
+}
