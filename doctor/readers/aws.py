@@ -16,7 +16,7 @@ from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
 from modelfleet.infra.aws.facts_boto3 import CONFIG, run_preflight
 from modelfleet.infra.aws.site import cluster_name
-from modelfleet.infra.names import READERS, WRITER
+from modelfleet.infra.names import POOL_LABEL, READERS, WRITER
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import SetupError, errors_in
 
@@ -66,7 +66,7 @@ def _cluster(plan: Plan, client: Client) -> Iterator[Evidence]:
 def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[Evidence]:
     """A node group's health issues and its latest failed launches."""
     name = f"node group {group['nodegroupName']}"
-    pool = next((one.name for one in plan.pools if group["nodegroupName"].startswith(f"{one.name}-")), None)
+    pool = (group.get("labels") or {}).get(POOL_LABEL)  # the name begins with the pool's, as do those of `<pool>-big`
     models = tuple(model.slug for model in plan.models if model.pool == pool)
     for issue in group.get("health", {}).get("issues", []):
         yield _fact("nodegroup", name, f"{issue.get('code')}: {issue.get('message')}", models=models)

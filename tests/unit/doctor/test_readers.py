@@ -255,6 +255,7 @@ class Scaling:
 
 GROUP = {
     "nodegroupName": "l4-20261129",
+    "labels": {"modelfleet.dev/pool": "l4"},
     "status": "ACTIVE",
     "health": {"issues": [{"code": "AsgInstanceLaunchFailures", "message": "see activities"}]},
     "resources": {"autoScalingGroups": [{"name": "eks-l4"}]},
@@ -267,6 +268,12 @@ def test_a_node_group_without_machines_says_why_and_for_which_models() -> None:
     assert activity.models == ("org--one", "org--two")
     (cause,) = causes(issue, activity)
     assert (cause.rule, [one.rule for one in cause.explains]) == ("no-capacity", ["node-group-at-fault"])
+
+
+def test_a_node_group_belongs_to_the_pool_of_its_label_and_not_of_its_name() -> None:
+    """`l4-big-b-…` begins with `l4-` too."""
+    other = {**GROUP, "nodegroupName": "l4-big-b-20261129", "labels": {"modelfleet.dev/pool": "l4-big"}}
+    assert [one.models for one in aws.node_group(other, Scaling("Failed"), CLOUD)] == [(), ()]
 
 
 def test_a_failure_before_a_success_is_over() -> None:
