@@ -16,7 +16,7 @@ from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
 from modelfleet.infra.aws.facts_boto3 import CONFIG, run_preflight
 from modelfleet.infra.aws.site import cluster_name
-from modelfleet.infra.names import POOL_LABEL, READERS, WRITER
+from modelfleet.infra.names import MIRROR_POOL, POOL_LABEL, READERS, WRITER
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import SetupError, errors_in
 
@@ -34,7 +34,8 @@ def read(subject: Subject, seconds: float) -> Reading:  # noqa: ARG001 - boto3 h
         )
 
     def client(service: str) -> Any:
-        return boto3.client(service, region_name=plan.region, config=CONFIG)
+        session = boto3.Session(profile_name=plan.source.profile, region_name=plan.region)
+        return session.client(service, config=CONFIG)
 
     found, refused = list[Evidence](), list[str]()
     for part in (_cluster, _identities, _bucket, _preflight):
@@ -67,7 +68,8 @@ def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[E
     """A node group's health issues and its latest failed launches."""
     name = f"node group {group['nodegroupName']}"
     pool = (group.get("labels") or {}).get(POOL_LABEL)  # the name begins with the pool's, as do those of `<pool>-big`
-    models = tuple(model.slug for model in plan.models if model.pool == pool)
+    copied = pool == MIRROR_POOL
+    models = tuple(model.slug for model in plan.models if model.pool == pool or (copied and model.mirror.prefix))
     for issue in group.get("health", {}).get("issues", []):
         yield _fact("nodegroup", name, f"{issue.get('code')}: {issue.get('message')}", models=models)
     if group.get("status", "").endswith("FAILED"):

@@ -26,7 +26,8 @@ def _of_eks(subject: Subject) -> str:
     if plan is None or not plan.region:
         raise Unreachable("the stack's files make no plan, so its cluster's name and region are not known")
     try:
-        found = boto3.client("eks", region_name=plan.region, config=CONFIG).describe_cluster(name=cluster_name(plan))
+        session = boto3.Session(profile_name=plan.source.profile, region_name=plan.region)
+        found = session.client("eks", config=CONFIG).describe_cluster(name=cluster_name(plan))
     except (BotoCoreError, ClientError) as error:
         raise Unreachable(f"EKS does not say where the cluster {cluster_name(plan)} is: {error}") from error
     cluster = found["cluster"]
@@ -35,4 +36,5 @@ def _of_eks(subject: Subject) -> str:
         endpoint=cluster["endpoint"],
         certificate_authority=cluster["certificateAuthority"]["data"],
         region=plan.region,
+        profile=plan.source.profile,
     )

@@ -254,6 +254,8 @@ def _unread(facts: AccountFacts, place: Place) -> Iterator[Finding]:
         if what in facts.unread:
             message = f"{what} could not be read, so nothing checks it: {facts.unread[what]}"
             yield place((), message, Severity.NOTICE)
+
+
 def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
     """Warns of pools in which a second Ray cluster would wait for ever: its nodes are those of the live one.
 

@@ -51,8 +51,8 @@ from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.speed import SpeedEstimate
-from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.system_pool import system_plan
+from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU

@@ -15,7 +15,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from modelfleet.serving.config.catalogs import csv_rows
-from tests.unit.aws.evaluator import allowed
+from tools.cloud.evaluator import allowed
 
 TABLE = {row["operation"]: row for row in csv_rows(Path(__file__).with_name("s3-actions.csv"))}
 
