@@ -59,7 +59,7 @@ def test_a_type_without_capacity_in_a_zone_is_not_started_there(account: Listeni
     ec2.run_instances(SubnetId=second, **run)
     everywhere = json.dumps([["g5.xlarge", "*"]]).encode()
     switch = urllib.request.Request(f"{account.url}{SHORTAGE}", data=everywhere, method="PUT")
-    urllib.request.urlopen(switch, timeout=60).read()  # noqa: S310 - loopback
+    urllib.request.urlopen(switch, timeout=60).read()
     assert refused(ec2.run_instances, SubnetId=second, **run)[:2] == (500, "InsufficientInstanceCapacity")
 
 
