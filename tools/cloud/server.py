@@ -18,7 +18,7 @@ from tools.cloud.app import Cloud, judged_here
 from tools.cloud.backends.pod_identity import service_account_token
 
 LOOPBACK = "127.0.0.1"
-#: The administrator's access key, as an id and a secret. moto's checks no signatures, nor do we.
+#: The administrator's access key, as an id and a secret.
 ADMINISTRATOR = "AKIAADMINISTRATOR000"
 
 
