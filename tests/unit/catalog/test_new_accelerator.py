@@ -70,7 +70,7 @@ from modelfleet.infra.reading.workspace import make_plan
 
 plan = make_plan(Path.cwd(), "test", deploying=False)
 zones = ("us-east-1a", "us-east-1b", "us-east-1c")
-offered = {"x9.48xlarge": frozenset(zones), "m7i.xlarge": frozenset(zones)}
+offered = dict.fromkeys(("x9.48xlarge", "m7i.xlarge", "m7i.2xlarge"), frozenset(zones))
 quotas = {**dict.fromkeys(quota_codes(plan), 10_000.0), "L-0000000X": 191.0}
 facts = AccountFacts("123456789012", "aws", "us-east-1", "arn:aws:iam::123456789012:role/r", zones, offered, quotas)
 node = SimpleNamespace(arn="arn:aws:iam::123456789012:role/node", ready=[])

@@ -289,4 +289,4 @@ def test_commands_that_use_no_cluster_do_not_load_the_client() -> None:
     """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "False"
-    assert "9 files: " in run.stderr and "Pools of stack local" in run.stdout
+    assert " files: " in run.stderr and "Pools of stack local" in run.stdout
