@@ -15,6 +15,8 @@ from modelfleet.infra.aws.site import Site
 READS = (
     "autoscaling:Describe*",
     "ec2:Describe*",
+    "ecr:DescribeImages",
+    "ecr:DescribeRepositories",
     "eks:Describe*",
     "eks:List*",
     "iam:GetPolicy",
