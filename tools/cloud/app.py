@@ -109,7 +109,7 @@ class Cloud:
 
     def _of_moto(self, environ: Environ) -> Answer:
         started: list[tuple[str, list[tuple[str, str]]]] = []
-        chunks = self._moto(environ, lambda status, headers, exc_info=None: started.append((status, headers)))
+        chunks = self._moto(environ, lambda status, headers, *_: started.append((status, headers)))
         body = b"".join(chunks)
         status, headers = started[0]
         return Answer(int(status.partition(" ")[0]), tuple(headers), body)

@@ -66,7 +66,7 @@ def acting_as(role: Role) -> Iterator[None]:
     def before(params: dict[str, Any], model: Any, **more: Any) -> None:
         role.judge(model.name, params)
 
-    def after(http_response: Any, parsed: dict[str, Any], context: dict[str, Any], **more: Any) -> None:
+    def after(parsed: dict[str, Any], context: dict[str, Any], **more: Any) -> None:
         bucket = context["input_params"]["Bucket"]
         if parsed.get("Error", {}).get("Code") == "NoSuchKey" and not role.sees_the_bucket(bucket):
             parsed["Error"]["Code"] = "AccessDenied"

@@ -31,7 +31,7 @@ TOKEN = "hf_secret"
 
 
 class Server(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, *connection: Any) -> None:
         """A client that has enough closes its connection; anything else fails the test there."""
 
 
