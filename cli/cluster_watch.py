@@ -83,4 +83,4 @@ class ClusterWatch:
                 if error.code != 404:  # the run has not made its definition yet
                     raise
                 services = []
-        return [*troubles(wanted_pods(pods, services), events), *failed_jobs(jobs), *failed_models(services)]
+        return [*troubles(wanted_pods(pods, services), events), *failed_jobs(jobs, pods), *failed_models(services)]

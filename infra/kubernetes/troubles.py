@@ -27,6 +27,8 @@ FINAL: Final = {
 DEPLOY_FAILED: Final = "DEPLOY_FAILED"
 RUNNING: Final = "RUNNING"
 CRASHING: Final = "CrashLoopBackOff"
+#: Label of a Job's pods.
+JOB: Final = "batch.kubernetes.io/job-name"
 #: A pod's fields with containers, and those of its status.
 _KINDS: Final = {"initContainers": "initContainerStatuses", "containers": "containerStatuses"}
 
@@ -51,16 +53,27 @@ def troubles(pods: Sequence[Manifest], events: Iterable[Manifest] = ()) -> list[
     return found
 
 
-def failed_jobs(jobs: Iterable[Manifest]) -> list[Trouble]:
-    """Jobs that are not tried again."""
+def failed_jobs(jobs: Iterable[Manifest], pods: Sequence[Manifest] = ()) -> list[Trouble]:
+    """Jobs whose last try failed, and those that are not tried again, with the last words of a pod of theirs."""
+    causes = {
+        pod["metadata"]["labels"][JOB]: _ended(state["terminated"])
+        for pod in pods
+        if JOB in pod["metadata"].get("labels", {}) and pod.get("status", {}).get("phase") == "Failed"
+        for state in (one.get("state", {}) for one in pod["status"].get("containerStatuses", []))
+        if "terminated" in state
+    }
     found = []
     for job in jobs:
         name, conditions = job["metadata"]["name"], job.get("status", {}).get("conditions", [])
-        for message in [
-            one.get("message", "") for one in conditions if (one["type"], one["status"]) == ("Failed", "True")
-        ]:
-            way = f"`kubectl logs job/{name}` has its log; to run it again, delete it and run `modelfleet up`"
-            found.append(Trouble(name, f"Job {name} failed{_sentence(message)}; {way}", True))
+        given_up = [one for one in conditions if (one["type"], one["status"]) == ("Failed", "True")]
+        log = f"`kubectl logs job/{name}` has its log"
+        cause = f"a try ended with {causes[name]}" if name in causes else ""
+        if given_up:
+            said = _sentence("; ".join(filter(None, (given_up[0].get("message", "").rstrip("."), cause))))
+            way = f"{log}; to run it again, delete it and run `modelfleet up`"
+            found.append(Trouble(name, f"Job {name} failed{said}; {way}", True))
+        elif cause and not any(one["type"] == "Complete" for one in conditions):
+            found.append(Trouble(name, f"Job {name} is tried again: {cause}; {log}", False))
     return found
 
 
@@ -124,18 +137,19 @@ def _of(pod: Manifest) -> Iterator[Trouble]:
             yield Trouble(name, f"{where}: {reason}{image}{said}; {FINAL[reason]}", True)
         elif reason == CRASHING:
             log = f"`kubectl logs --previous {name} -c {container['name']}` has its log"
-            yield Trouble(name, f"{where}: {_ended(container)}; {log}", False)
+            last = container.get("lastState", {}).get("terminated", {})
+            ended = f"ended {container.get('restartCount', 0)} times, last with {_ended(last)}"
+            yield Trouble(name, f"{where}: {ended}; {log}", False)
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             yield Trouble(name, f"pod {name} waits for a node{_sentence(condition.get('message', ''))}", False)
 
 
-def _ended(container: Manifest) -> str:
-    last = container.get("lastState", {}).get("terminated", {})
-    why = last.get("reason", "Error")
-    said = [line.strip() for line in last.get("message", "").splitlines() if line.strip()]
-    times = f"ended {container.get('restartCount', 0)} times, last with {why}, exit code {last.get('exitCode', '?')}"
-    return times + _sentence(said[-1] if said else "")
+def _ended(terminated: Manifest) -> str:
+    """How a container ended, with the last line that it wrote."""
+    said = [line.strip() for line in terminated.get("message", "").splitlines() if line.strip()]
+    how = f"{terminated.get('reason', 'Error')}, exit code {terminated.get('exitCode', '?')}"
+    return how + _sentence(said[-1] if said else "")
 
 
 def _sentence(message: str) -> str:

@@ -82,7 +82,7 @@ def test_a_secret_that_leads_nowhere_is_said_with_the_first_cause(other: NodesFl
     run = other.modelfleet("up", until=NOWHERE)
     print(f"a Secret that leads nowhere was said after {time.monotonic() - began:.0f} s")
     (line,) = (line for line in run.stdout.splitlines() if NOWHERE in line)
-    assert "container mirror: ended" in line and "kubectl logs" in line
+    assert "is tried again: a try ended with Error, exit code 1" in line and "kubectl logs job/mirror-" in line
 
 
 def test_a_head_that_is_killed_comes_back_with_its_models(fleet: NodesFleet, pods: Pods) -> None:

@@ -110,8 +110,8 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "serviceAccountName": MIRROR_ACCOUNT,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        # The container restarts in the same pod, on the node that has the image.
-        "restartPolicy": "OnFailure",
+        # Each try is a pod, and those that failed stay with their logs: with OnFailure the last one is deleted.
+        "restartPolicy": "Never",
         "securityContext": pod_security(RAY_USER),
         **_placement(plan),
         "containers": [container],

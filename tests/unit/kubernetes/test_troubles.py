@@ -102,6 +102,28 @@ def test_a_copy_of_weights_that_is_not_tried_again_is_final() -> None:
     ]
     (trouble,) = failed_jobs(jobs)
     assert trouble.final and trouble.sentence.startswith("Job mirror-a failed: limit; `kubectl logs job/mirror-a`")
+    (trouble,) = failed_jobs(jobs, [tried("mirror-a"), tried("mirror-b")])
+    assert trouble.sentence.startswith(
+        "Job mirror-a failed: limit; a try ended with Error, exit code 1: Access Denied;"
+    )
+
+
+def test_a_copy_of_weights_that_is_tried_again_is_said_with_what_the_last_try_wrote() -> None:
+    jobs: list[Manifest] = [{"metadata": {"name": name}, "status": {}} for name in ("mirror-a", "mirror-b")]
+    (trouble,) = failed_jobs(jobs, [tried("mirror-a"), pod("mirror-b-x", phase="Running")])
+    assert not trouble.final
+    assert trouble.sentence == (
+        "Job mirror-a is tried again: a try ended with Error, exit code 1: Access Denied; "
+        "`kubectl logs job/mirror-a` has its log"
+    )
+
+
+def tried(job: str) -> Manifest:
+    """A pod of a Job that has failed."""
+    ended = {"terminated": {"reason": "Error", "exitCode": 1, "message": "Traceback\nAccess Denied\n"}}
+    made = pod(f"{job}-x", phase="Failed", containerStatuses=[{"name": "main", "state": ended}])
+    made["metadata"]["labels"] = {"batch.kubernetes.io/job-name": job}
+    return made
 
 
 def test_a_model_that_serve_gave_up_is_final_with_the_last_line_of_its_trace() -> None:
