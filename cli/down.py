@@ -8,7 +8,8 @@ from pathlib import Path
 from modelfleet.cli import output, pulumi_run
 from modelfleet.cli.up import start_emulator
 from modelfleet.infra.local import emulator
-from modelfleet.infra.stack import load_stack
+from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.stack import LoadedStack, load_stack
 from modelfleet.infra.stack.schema import StackConfig
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, SetupError
 
@@ -16,9 +17,11 @@ from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, SetupError
 def run_down(stack: str) -> int:
     """Remove the stack's resources, then the emulator that `up` started; returns the exit code."""
     root = Path.cwd()
-    config = load_stack(root, stack).config
+    loaded = load_stack(root, stack)
+    config = loaded.config
     if pulumi_run.outputs(root, stack) is None:
         output.say(f"{stack}: there is nothing to remove")
+        _show_leftovers(loaded)
         return 0
     if config.target.on_this_machine:
         start_emulator(root, config.local.s3_port)  # Pulumi reads and empties its bucket
@@ -34,7 +37,27 @@ def run_down(stack: str) -> int:
         emulator.stop(config.local.s3_port, root / ".modelfleet")
         shutil.rmtree(root / ".modelfleet" / "local" / stack, ignore_errors=True)
     output.say(f"{stack}: removed. Next: modelfleet up --stack {stack}")
+    _show_leftovers(loaded)
     return 0
+
+
+def _show_leftovers(stack: LoadedStack) -> None:
+    """For a stack on AWS, what its region still holds with the stack's tag, whoever made it."""
+    if not stack.config.target.makes_cluster or not stack.region:
+        return
+    from modelfleet.infra.aws.leftovers import leftovers
+
+    tag = f"{STACK_LABEL}={stack.name}"
+    try:
+        found = leftovers(stack.name, stack.region, stack.profile)
+    except SetupError as error:
+        ask = f"aws resourcegroupstaggingapi get-resources --region {stack.region}"
+        output.say(f"{error}; look yourself: {ask} --tag-filters Key={STACK_LABEL},Values={stack.name}", "yellow")
+        return
+    said = f"AWS holds {output.counted(len(found), 'resource')} with the tag {tag} in {stack.region}"
+    output.say(f"{said}{':' if found else '.'}")
+    for one in found:
+        output.say(f"  {one.arn}: {one.note}" if one.note else f"  {one.arn}", "" if one.note else "yellow")
 
 
 def _release(root: Path, config: StackConfig, stack: str) -> None:

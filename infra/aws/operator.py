@@ -35,6 +35,7 @@ READS = (
     "logs:ListTagsForResource",
     "pricing:GetProducts",
     "servicequotas:GetServiceQuota",
+    "tag:GetResources",
 )
 #: Ids of EC2 are not known before they exist, so these are limited to the stack's region.
 EC2_CHANGES = (
