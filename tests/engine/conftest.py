@@ -16,6 +16,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from modelfleet.infra.local.emulator import ACCESS_KEY as LOCAL_KEY
 from tests.engine.engine import Project
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -26,6 +27,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: The administrator's access key. Tests make and look at things with it; what they test has a key of its own.
 ADMINISTRATOR = "test"
+#: The local target has a key of its own, which its emulator takes as it takes any.
+KEYS = (ADMINISTRATOR, LOCAL_KEY)
 START_TIMEOUT_S = 120
 
 
@@ -62,7 +65,7 @@ class Emulator:
         """Starts it, empty."""
         log = (self._state_dir / "cloud.log").open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.cloud", "--port", str(self.port), "--administrator", ADMINISTRATOR],
+            [sys.executable, "-m", "tools.cloud", f"--port={self.port}", *(f"--administrator={key}" for key in KEYS)],
             cwd=REPOSITORY,
             stdout=log,
             stderr=log,
