@@ -59,7 +59,7 @@ aws.eks.NodeGroup(
     tags=tags,
 )
 """
-LIMITS = {"regions": ["us-west-2"], "instanceTypes": ["g6.xlarge", "m7i.xlarge"], "maxUsdPerHour": 20}
+LIMITS = {"regions": ["us-west-2"], "instanceTypes": ["g6.xlarge", "m7i.xlarge", "m7i.2xlarge"], "maxUsdPerHour": 20}
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_capacity_block_is_seen_although_only_its_launch_template_names_the_ty
         if "policyEvent" in event
     }
     assert set(said) == {"allowed-instance-types", "within-budget"}, run.text
-    assert "uses p4de.24xlarge; allowed are g6.xlarge, m7i.xlarge" in said["allowed-instance-types"]
-    assert "node groups cost up to 110.19 USD per hour; allowed are 1.00" in said["within-budget"], (
-        "4 x 27.45 + 2 x 0.20"
+    assert "uses p4de.24xlarge; allowed are g6.xlarge, m7i.xlarge, m7i.2xlarge" in said["allowed-instance-types"]
+    assert "node groups cost up to 111.20 USD per hour; allowed are 1.00" in said["within-budget"], (
+        "4 x 27.45, 3 x 0.20 for the system, 2 x 0.40 for copies"
     )

@@ -118,7 +118,7 @@ def read_call(environ: Environ, body: bytes, signed: Signed | None) -> Call:
 
 
 #: Where a credential scope does not name botocore's model.
-_MODELS = {"servicequotas": "service-quotas", "monitoring": "cloudwatch"}
+_MODELS = {"servicequotas": "service-quotas", "monitoring": "cloudwatch", "tagging": "resourcegroupstaggingapi"}
 _OBJECTS = frozenset({"PutObject", "UploadPart"})
 
 __all__ = ["Call", "Environ", "NotFound", "Signed", "buffered", "read_call", "signed_by", "with_body"]
