@@ -64,9 +64,8 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     The bucket's key has no ARN until it is made; here its ARN ends in `BUCKET-KEY-ID`.
     """
     where = {"partition": site.partition, "account": site.account}
-    made = plan.bucket.name if plan.bucket.create else None
     found = {
-        **policies.numbered("operator", operator(site, bucket=made, names=plan.stack)),
+        **policies.numbered("operator", operator(site, bucket=plan.bucket, names=plan.stack)),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),

@@ -152,10 +152,21 @@ def _quotas(plan: Plan, session: boto3.Session) -> tuple[dict[str, float], dict[
     unread: dict[str, str] = {}
     for code in quota_codes(plan):
         try:
-            quotas[code] = float(client.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"])
+            quotas[code] = _quota(client, code)
         except (BotoCoreError, ClientError) as error:
             unread[code] = why(error)
     return quotas, unread
+
+
+def _quota(client: Any, code: str) -> float:
+    """The account's value; AWS's default where the account never had another one."""
+    try:
+        answer = client.get_service_quota(ServiceCode="ec2", QuotaCode=code)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchResourceException":
+            raise
+        answer = client.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode=code)
+    return float(answer["Quota"]["Value"])
 
 
 def _subnets(plan: Plan, ec2: Any) -> tuple[SubnetFact, ...]:

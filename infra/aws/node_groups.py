@@ -24,13 +24,15 @@ GPU_AMI_TYPE = "AL2023_x86_64_NVIDIA"
 CAPACITY_TYPES = {"on-demand": "ON_DEMAND", "spot": "SPOT", "capacity-block": "CAPACITY_BLOCK"}
 EFFECTS = {"NoSchedule": "NO_SCHEDULE", "NoExecute": "NO_EXECUTE", "PreferNoSchedule": "PREFER_NO_SCHEDULE"}
 #: MINIMAL ends an old node before it starts a new one, because spare GPUs for a surge are rarely available. One node
-#: at a time, so that an update never takes down a whole pool. EKS API, NodegroupUpdateConfig.
+#: at a time, so that an update never takes down a whole pool. System nodes can be had, so their update starts the new
+#: one first (DEFAULT): what runs there needs a place to go. EKS API, NodegroupUpdateConfig.
 UPDATE: aws.eks.NodeGroupUpdateConfigArgsDict = {"max_unavailable": 1, "update_strategy": "MINIMAL"}
-#: One repair at a time; none when over half a pool is unhealthy, because the nodes are then not the cause.
+#: One repair at a time. A group is one zone of a pool and often has one node, so no share of it stops the repair: EKS
+#: repairs nothing above this percentage. EKS API, NodeRepairConfig.
 REPAIR: aws.eks.NodeGroupNodeRepairConfigArgsDict = {
     "enabled": True,
     "max_parallel_nodes_repaired_count": 1,
-    "max_unhealthy_node_threshold_percentage": 50,
+    "max_unhealthy_node_threshold_percentage": 100,
 }
 #: nodeadm asks EC2 for the node's name, which AmazonEKSWorkerNodeMinimalPolicy does not allow: the node never joins
 #: (awslabs/amazon-eks-ami nodeadm/internal/api/status.go). AWS names these two policies:
@@ -107,6 +109,7 @@ class SystemPool(pulumi.ComponentResource):
             "ami_type": AMI_TYPE,
             "instance_types": [plan.instance_type],
             "capacity_type": CAPACITY_TYPES["on-demand"],
+            "update_config": {**UPDATE, "update_strategy": "DEFAULT"},
             "labels": labels,
         }
         self.groups = _groups(
@@ -154,6 +157,7 @@ class NodeGroups(pulumi.ComponentResource):
             "ami_type": GPU_AMI_TYPE if pool.node.gpus else AMI_TYPE,
             "instance_types": None if pool.purchase == "capacity-block" else list(pool.instance_types),
             "capacity_type": CAPACITY_TYPES[pool.purchase],
+            "update_config": UPDATE,
             "labels": dict(pool.labels),
             "taints": [{"key": t.key, "value": t.value, "effect": EFFECTS[t.effect]} for t in pool.taints],
         }
@@ -197,10 +201,14 @@ def _groups(
     """A node group per zone; `own` is what only this pool's groups have."""
     live = {zone: nodes.live[f"{name}-{zone}"] for zone in subnets if f"{name}-{zone}" in nodes.live}
     sizes = zone_sizes(tuple(subnets), least=least, most=most, live=live)
-    return {
-        zone: _group(f"{name}-{zone}", (pool, zone), nodes, subnets[zone], template, own, sizes[zone], parent)
-        for zone in subnets
-    }
+    made: dict[str, aws.eks.NodeGroup] = {}
+    for zone in subnets:
+        # One zone after another: an update drains a node of each group that it changes, and a pool's groups are one.
+        before = [*nodes.role.ready, *nodes.first, *list(made.values())[-1:]]
+        made[zone] = _group(
+            f"{name}-{zone}", (pool, zone), nodes, subnets[zone], template, own, sizes[zone], before, parent
+        )
+    return made
 
 
 def _group(
@@ -211,6 +219,7 @@ def _group(
     template: aws.ec2.LaunchTemplate,
     own: Mapping[str, Any],
     size: GroupSize,
+    before: Sequence[pulumi.Resource],
     parent: pulumi.Resource,
 ) -> aws.eks.NodeGroup:
     pool, zone = place
@@ -225,13 +234,12 @@ def _group(
         release_version=nodes.config.node_release,
         version=nodes.config.version,
         scaling_config={"min_size": size.least, "desired_size": size.desired, "max_size": size.most},
-        update_config=UPDATE,
         node_repair_config=REPAIR,
         launch_template={"id": template.id, "version": template.latest_version.apply(str)},
         tags=nodes.site.tagged(name, **{POOL_LABEL: pool}),
         opts=pulumi.ResourceOptions(
             parent=parent,
-            depends_on=[*nodes.role.ready, *nodes.first],
+            depends_on=before,
             # The autoscaler owns the desired size. Ignored on a component (pulumi-eks#709), so set here.
             ignore_changes=None if size.takes_over else ["scalingConfig.desiredSize"],
         ),

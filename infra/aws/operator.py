@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site
+from modelfleet.infra.planning.plan import BucketPlan
 
 #: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
 READS = (
@@ -34,6 +35,7 @@ READS = (
     "logs:DescribeLogGroups",
     "logs:ListTagsForResource",
     "pricing:GetProducts",
+    "servicequotas:GetAWSDefaultServiceQuota",
     "servicequotas:GetServiceQuota",
     "tag:GetResources",
 )
@@ -66,6 +68,7 @@ EC2_CHANGES = (
     "DeleteVpc",
     "DeleteVpcEndpoints",
     "DetachInternetGateway",
+    "DisassociateAddress",
     "DisassociateRouteTable",
     "ModifyLaunchTemplate",
     "ModifySubnetAttribute",
@@ -166,10 +169,10 @@ OBJECT_CHANGES = (
 )
 
 
-def operator(site: Site, *, bucket: str | None, names: str) -> list[Statement]:
+def operator(site: Site, *, bucket: BucketPlan, names: str) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
-    `bucket` is the bucket that the stack makes, if it makes one.
+    A bucket that the stack only uses is read and gets the code.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
     permissions boundary where that matters.
     """
@@ -190,11 +193,16 @@ def operator(site: Site, *, bucket: str | None, names: str) -> list[Statement]:
         _allow(services, ["iam:CreateServiceLinkedRole"]),
         _allow(f"arn:{partition}:logs:{region}:{account}:log-group:{site.log_group}*", _of("logs", LOG_CHANGES)),
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
-        *(_bucket(f"arn:{partition}:s3:::{bucket}") if bucket else ()),
+        *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
     ]
 
 
-def _bucket(arn: str) -> list[Statement]:
+def _bucket(arn: str, *, makes: bool) -> list[Statement]:
+    if not makes:
+        return [
+            _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
+            _allow(f"{arn}/code/*", [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+        ]
     return [
         _allow(arn, [*_of("s3", BUCKET_CHANGES), "s3:Get*", "s3:List*"]),
         _allow(f"{arn}/*", [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),

@@ -292,7 +292,9 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPla
             name=pool.name,
             pool=pool.name,
             min_replicas=pool.floor_nodes,
-            max_replicas=pool.max_nodes + 1,
+            # A worker that drains still counts, and its successor has a place where its node group or labels keep the
+            # limit. On EKS each zone's group may hold the whole pool, so only this keeps it.
+            max_replicas=pool.max_nodes + (not stack.config.target.makes_cluster),
             ray_resources=pool.ray_resources,
             node=pool.node,
             labels=pool.labels,

@@ -35,9 +35,10 @@ class Target:
 
 
 #: EKS waits 15 minutes for the pods of a node that it updates; then the whole update fails (PodEvictionFailure). Its
-#: own work on the node, and a budget that holds an eviction back, are in these minutes too.
+#: own work on the node, and a budget that holds an eviction back until another worker is ready (a node and its image: 5
+#: to 6 minutes), are in these minutes too.
 #: https://docs.aws.amazon.com/eks/latest/userguide/managed-node-update-behavior.html ("Upgrade phase")
-EKS_DRAIN_S: Final = 12 * 60
+EKS_DRAIN_S: Final = 9 * 60
 
 TARGETS: Final[Mapping[TargetName, Target]] = {
     "eks": Target("eks", makes_cluster=True, chooses_nodes=True, longest_drain_s=EKS_DRAIN_S),

@@ -39,6 +39,7 @@ BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
     "ec2:AuthorizeSecurityGroupEgress": "a security group that gets rules to the outside",
+    "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
     "ec2:ModifyVpcEndpoint": "the stand-in replaces an endpoint where the provider changes it",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
     "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
@@ -111,7 +112,7 @@ def site(plan: Plan) -> Site:
 
 
 def documents(plan: Plan) -> list[Document]:
-    statements = operator(site(plan), bucket=plan.bucket.name, names=NAMES)
+    statements = operator(site(plan), bucket=plan.bucket, names=NAMES)
     return [*numbered("operator", statements).values(), {"Version": "2012-10-17", "Statement": [BOOKS]}]
 
 

@@ -99,6 +99,9 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
             f"--node-group-auto-discovery=asg:tag={tags}",
             "--expander=least-waste",
             "--balance-similar-node-groups",
+            # Labels that alone differ between the groups of a pool, and that its AWS part does not know.
+            "--balancing-ignore-label=nodegroup-name",
+            "--balancing-ignore-label=topology.k8s.aws/zone-id",
             "--skip-nodes-with-local-storage=false",  # weights on the node's disk can be fetched again
             "--skip-nodes-with-system-pods=true",
             "--scale-down-unneeded-time=10m",

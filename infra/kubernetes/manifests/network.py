@@ -28,6 +28,10 @@ METADATA_ADDRESS: Final = "169.254.169.254/32"
 MONITORING_NAMESPACE: Final = "monitoring"
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+#: What the selector of KubeRay's Service for Serve has, and `RAY_PODS` has not. The VPC CNI judges a connection by the
+#: Service's address, and opens that only to a peer that the Service's own selector satisfies
+#: (amazon-network-policy-controller-k8s pkg/resolvers/endpoints.go; kuberay 1.6.2 controllers/ray/common/service.go).
+SERVE_PODS: Final = {"matchLabels": {"ray.io/serve": "true"}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
 OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
@@ -50,7 +54,8 @@ def network_policies(plan: Plan) -> list[Manifest]:
         {"ports": [{"port": PORT}]},
         _allow([_in_namespace(MONITORING_NAMESPACE)], METRICS_PORT, BODIES_METRICS_PORT),
     ]
-    to_serve = {"to": [{"podSelector": RAY_PODS}], "ports": [{"port": SERVE_PORT}]}
+    serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
+    to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
     policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
         _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=[{"to": [{"podSelector": RAY_PODS}]}, dns, world]),

@@ -71,7 +71,7 @@ def system_placement(plan: Plan) -> Manifest:
 
 
 def in_front(plan: Plan) -> Manifest:
-    """What head and gateway add to their pods, so that they start before mirror Jobs and workers take their room."""
+    """What head, gateway and operator add to their pods, so that they start before mirror Jobs and workers."""
     name = front_priority(plan)
     return {"priorityClassName": name} if name else {}
 

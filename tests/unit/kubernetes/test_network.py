@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.network import network_policies
 from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, planned
 
@@ -187,3 +188,14 @@ def test_each_policy_matters(plan: Plan, dropped: str) -> None:
         for some in (policies_of(plan), rest)
     ]
     assert ways[0] != ways[1]
+
+
+def test_the_vpc_cni_opens_the_address_of_the_service_that_the_gateway_calls(plan: Plan) -> None:
+    """It judges the Service's address and looks at the Service's selector, not at the labels of its pods.
+
+    With the label of Ray's pods alone, no request on EKS would have reached a model.
+    """
+    selector = {"ray.io/cluster": "fleet-x", "ray.io/serve": "true"}  # kuberay 1.6.2, BuildServeService
+    (policy,) = (one for one in network_policies(plan) if one["metadata"]["name"] == "gateway")
+    to_serve = policy["spec"]["egress"][0]
+    assert any(_picks(peer["podSelector"], selector) for peer in to_serve["to"])
