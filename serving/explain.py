@@ -47,7 +47,7 @@ _CASES = (
         "this vLLM does not know the checkpoint's architecture; use another checkpoint or a newer release",
     ),
     _case(
-        r"trust_remote_code",
+        r"trust_remote_code|custom code (?:contained in \S+ )?which must be executed",
         "the checkpoint has its own code: set engine_kwargs.trust_remote_code: true if you trust it",
     ),
     _case(
