@@ -52,8 +52,8 @@ class Rule(Section):
         description="Key of the model file to change, of `a or b` the one that it has; or `stack:` and a stack's key.",
     )
     symptom: bool = Field(False, description="Reported only when no cause explains it.")
-    source: Text = Field(description="Where the wording and the way out come from.")
-    date: datetime.date = Field(description="When the source was read.")
+    source: Text = Field(description="File and version, or page, in which the words of the pattern were read.")
+    date: datetime.date = Field(description="When they were last compared with it.")
 
     @field_validator("pattern")
     @classmethod

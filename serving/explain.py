@@ -22,7 +22,8 @@ _CASES = (
         "lower engine_config.max_total_tokens, or raise engine_kwargs.gpu_memory_utilization or num_workers",
     ),
     _case(
-        r"out of memory|cannot allocate memory|OutOfMemoryError|less than desired GPU memory utilization",
+        r"out of memory|cannot allocate memory|OutOfMemoryError|less than desired GPU memory utilization"
+        r"|less than the engine's budget",
         "lower engine_kwargs.gpu_memory_utilization or max_num_seqs, raise num_workers, or use a larger accelerator "
         "or a quantized checkpoint",
     ),
@@ -43,11 +44,12 @@ _CASES = (
         "lower engine_config.max_total_tokens to the checkpoint's own limit",
     ),
     _case(
-        r"not supported for now|are not supported|no vLLM implementation|Unrecognized model|not recognize this arch",
+        r"not supported (?:for now|anymore|in-tree)|not compatible with vLLM"
+        r"|Unrecognized model|not recognize this architecture",
         "this vLLM does not know the checkpoint's architecture; use another checkpoint or a newer release",
     ),
     _case(
-        r"trust_remote_code",
+        r"trust_remote_code|custom code (?:contained in \S+ )?which must be executed",
         "the checkpoint has its own code: set engine_kwargs.trust_remote_code: true if you trust it",
     ),
     _case(

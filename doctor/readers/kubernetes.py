@@ -13,13 +13,18 @@ from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
 from modelfleet.infra.kubernetes.names import RAY_SERVICE, dns_name
 from modelfleet.infra.kubernetes.preflight import missing_nodes, operators
 from modelfleet.infra.kubernetes.troubles import RUNNING, failed_jobs, still_to_do, troubles, wanted_pods
-from modelfleet.infra.names import MODEL_LABEL, POOL_LABEL
+from modelfleet.infra.names import AUTOSCALER_NAMESPACE, MODEL_LABEL, POOL_LABEL
 
 Manifest = Mapping[str, Any]
 Connect = Callable[[], Api]
 
 #: Conditions of a node that are well when they are True, and those that are well when they are False.
 PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
+#: Reasons of events that tell a fault although their type is Normal: cluster-autoscaler says so of a pod for which it
+#: adds no node (kubernetes/autoscaler, `processors/status/eventing_scale_up_processor.go`).
+FAULTS = ("NotTriggerScaleUp",)
+#: What cluster-autoscaler records its failures on, in its own namespace (`clusterstate/utils/status.go`).
+AUTOSCALER_STATUS = "cluster-autoscaler-status"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
         exists = True  # not allowed to look, which users of one namespace often are not
     nodes = listed("v1", "Node", None)
     pods, events = (listed("v1", kind, namespace) for kind in ("Pod", "Event"))
+    if subject.plan is not None and subject.plan.region:  # on AWS the autoscaler is ours
+        system = listed("v1", "Event", AUTOSCALER_NAMESPACE)
+        events += tuple(one for one in system if one.get("involvedObject", {}).get("name") == AUTOSCALER_STATUS)
     jobs, services = listed("batch/v1", "Job", namespace), listed("ray.io/v1", "RayService", namespace)
     return Objects(exists, nodes, pods, events, jobs, services, tuple(_lacking(api, subject, refused))), refused
 
@@ -89,7 +97,7 @@ def facts(objects: Objects, subject: Subject) -> Iterator[Evidence]:
         yield from _node(node)
     yield from _pods(objects, subject)
     for event in objects.events:
-        if event.get("type") == "Warning":
+        if event.get("type") == "Warning" or event.get("reason") in FAULTS:
             yield from _event(event, objects, subject)
     for trouble in failed_jobs(objects.jobs):
         yield _fact("job", f"Job {trouble.name}", trouble.sentence, models=_models(trouble.name, objects.jobs, subject))

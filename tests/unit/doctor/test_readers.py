@@ -19,7 +19,7 @@ from modelfleet.doctor.readers import aws, engine, files, gateway, kubernetes, l
 from modelfleet.doctor.readers.kubernetes import Objects
 from modelfleet.doctor.rules import default_rules
 from modelfleet.doctor.subject import Subject
-from modelfleet.infra.kubernetes.api import Unreachable
+from modelfleet.infra.kubernetes.api import Api, ApiError, Manifest, Unreachable
 from modelfleet.serving.config.errors import Finding
 from tests.unit.planning.builders import model, planned, pool, stack
 
@@ -49,8 +49,56 @@ def test_a_healthy_cluster_says_nothing() -> None:
     assert list(kubernetes.facts(objects, SUBJECT)) == []
 
 
-def test_an_old_warning_of_a_healthy_cluster_is_no_finding() -> None:
-    event = {"type": "Warning", "reason": "NotTriggerScaleUp", "message": "1 max node group size reached"}
+def not_triggered(name: str = "p") -> dict[str, Any]:
+    """What cluster-autoscaler says of a pod whose pool is full: an event whose type is Normal."""
+    message = "pod didn't trigger scale-up: 1 max node group size reached"
+    about = {"kind": "Pod", "name": name}
+    return {"type": "Normal", "reason": "NotTriggerScaleUp", "message": message, "involvedObject": about}
+
+
+def test_a_pool_at_its_limit_is_said_though_its_event_is_no_warning() -> None:
+    waits = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available: 2 Insufficient cpu."}
+    pod = {"metadata": {"name": "p", "labels": {}}, "spec": {}, "status": {"phase": "Pending", "conditions": [waits]}}
+    started = {"type": "Normal", "reason": "Started", "message": "Started container"}
+    objects = Objects(nodes=(NODE,), pods=(pod,), events=(started, not_triggered()), services=(RUNNING,))
+    (cause,) = causes(*kubernetes.facts(objects, SUBJECT))
+    assert (cause.rule, [one.rule for one in cause.explains]) == ("pool-at-its-limit", ["not-enough-of-a-node"])
+
+
+class Events(Api):
+    """An API of a cluster that has events alone, by namespace; it refuses to show those of `hidden`."""
+
+    def __init__(self, hidden: str = "", **events: Manifest) -> None:
+        self.hidden, self.events = hidden, {name.replace("_", "-"): event for name, event in events.items()}
+
+    def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Manifest | None:
+        return {"metadata": {"name": name}}
+
+    def list(self, api_version: str, kind: str, namespace: str | None = None, selector: str = "") -> list[Manifest]:
+        if (kind, namespace) == ("Event", self.hidden):
+            raise ApiError(403, "Forbidden", f"you may not list events in {namespace}")
+        return [self.events[namespace]] if kind == "Event" and namespace in self.events else []
+
+
+def test_the_autoscalers_failures_are_read_where_it_records_them() -> None:
+    """They are events of its status ConfigMap in kube-system, not of the stack's namespace."""
+    on_eks = stack(pool(instanceTypes=["g6.2xlarge"], maxNodes=2))
+    subject = dataclasses.replace(SUBJECT, stack=on_eks, plan=planned(MODELS, on_eks))
+    about = {"kind": "ConfigMap", "name": "cluster-autoscaler-status"}
+    failed = {"type": "Warning", "reason": "ScaleUpFailed", "message": "Failed adding 1 nodes", "involvedObject": about}
+    other = {**failed, "involvedObject": {"kind": "Pod", "name": "coredns"}}
+
+    def seen(api: Events) -> tuple[list[str], list[str]]:
+        objects, refused = kubernetes.fetch(api, subject)
+        return [one["reason"] for one in objects.events], refused
+
+    assert seen(Events(kube_system=failed)) == (["ScaleUpFailed"], [])
+    assert seen(Events(kube_system=other)) == ([], [])
+    assert seen(Events(hidden="kube-system")) == ([], ["Event: you may not list events in kube-system"])
+
+
+def test_an_old_event_of_a_healthy_cluster_is_no_finding() -> None:
+    event = not_triggered()
     objects = Objects(nodes=(NODE,), events=(event,), services=(RUNNING,))
     facts = list(kubernetes.facts(objects, SUBJECT))
     assert len(facts) == 1 and causes(*facts) == []

@@ -54,9 +54,13 @@ def test_an_unknown_cause_points_to_the_log() -> None:
         ("NCCL error: unhandled system error", "STRICT_PACK"),
         ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype: half"),
         ("Please pass the argument `trust_remote_code=True`", "trust_remote_code: true"),
+        ("The repository a/b contains custom code which must be executed to", "trust_remote_code: true"),
         ("Total number of attention heads (9) must be divisible by tensor parallel size (2).", "num_workers"),
         ("[Errno 28] No space left on device", "larger disk"),
         ("Model architectures ['X'] are not supported for now.", "architecture"),
+        ("Model architecture X was supported in vLLM until v0.9, and is not supported anymore", "architecture"),
+        ("The Transformers implementation of 'X' is not compatible with vLLM.", "architecture"),
+        ("on startup is less than the engine's budget after excluding", "gpu_memory_utilization"),
     ],
 )
 def test_known_causes_have_their_fix(text: str, word: str) -> None:
