@@ -12,6 +12,8 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from moto import mock_aws
+from moto.servicequotas.exceptions import NoSuchResource
+from moto.servicequotas.responses import ServiceQuotasResponse
 
 from modelfleet.infra.aws import facts_boto3
 from modelfleet.infra.aws.facts import LOG_GROUP, why
@@ -28,6 +30,12 @@ MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.ima
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    # moto has no such operation; as for the other one, it has no quotas of EC2.
+    monkeypatch.setattr(ServiceQuotasResponse, "get_aws_default_service_quota", _no_quota, raising=False)
+
+
+def _no_quota(_: ServiceQuotasResponse) -> None:
+    raise NoSuchResource
 
 
 def test_the_facts_are_the_accounts(tmp_path: Path, credentials: None) -> None:
@@ -96,12 +104,14 @@ def test_quotas_are_read_by_code(tmp_path: Path, credentials: None, monkeypatch:
 
         monkeypatch.setattr(session, "client", client)
         with Stubber(quotas) as stub:
-            for code, value in (("L-0263D0A3", 5.0), ("L-1216C47A", 64.0), ("L-DB2E81BA", 0.0)):
-                stub.add_response(
-                    "get_service_quota",
-                    {"Quota": {"QuotaCode": code, "Value": value}},
-                    {"ServiceCode": "ec2", "QuotaCode": code},
-                )
+            for code, value in (("L-0263D0A3", None), ("L-1216C47A", 64.0), ("L-DB2E81BA", 0.0)):
+                asked = {"ServiceCode": "ec2", "QuotaCode": code}
+                if value is None:  # as of a quota that the account never had another value of
+                    stub.add_client_error("get_service_quota", "NoSuchResourceException", expected_params=asked)
+                    answer: dict[str, Any] = {"Quota": {"QuotaCode": code, "Value": 5.0}}
+                    stub.add_response("get_aws_default_service_quota", answer, asked)
+                else:
+                    stub.add_response("get_service_quota", {"Quota": {"QuotaCode": code, "Value": value}}, asked)
             facts = read_facts_with_boto3(plan, session)
     assert facts.quotas == {"L-0263D0A3": 5.0, "L-1216C47A": 64.0, "L-DB2E81BA": 0.0}
 

@@ -108,7 +108,7 @@ def test_head_and_gateway_come_before_workers_and_mirror_jobs(tmp_path: Path, ta
         for pod in pods(manifest)
         if pod.get("priorityClassName") == "modelfleet-dev-front"
     }
-    assert with_class == {"ray-head", "gateway"}
+    assert with_class == {"ray-head", "gateway", "kuberay-operator"}
 
 
 def test_who_may_use_a_namespace_only_is_asked_for_no_priority_class(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_workers_hook_gives_up_before_the_pod_is_killed(tmp_path: Path) -> Non
             env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
             hook = int(env.get("MODELFLEET_DRAIN_SECONDS") or drain.DEADLINE_SECONDS)
             assert hook <= pod["terminationGracePeriodSeconds"] - 60, "Ray could not stop what is left"
-            assert hook >= 600, "a long answer needs minutes"
+            assert hook >= 480, "a long answer needs minutes"
 
 
 def test_elsewhere_a_gateway_keeps_its_longest_stream(tmp_path: Path) -> None:
