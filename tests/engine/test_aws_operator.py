@@ -40,7 +40,6 @@ BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE
 UNUSED = {
     "ec2:AuthorizeSecurityGroupEgress": "a security group that gets rules to the outside",
     "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
-    "ec2:ModifyVpcEndpoint": "the stand-in replaces an endpoint where the provider changes it",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
     "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
     "iam:CreateServiceLinkedRole": "the first node group of an account",
