@@ -23,7 +23,7 @@ from tools.kubernetes.nodes import fake_node
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 QUESTION = "What is the capital of France?"
-NOWHERE = "http://storage.invalid"
+NOWHERE = "storage.invalid"
 ABSENT = f"localhost/modelfleet-serving@sha256:{'0' * 64}"
 
 
@@ -76,7 +76,7 @@ def test_an_absent_image_ends_the_run_with_its_name(other: NodesFleet) -> None:
 
 def test_a_secret_that_leads_nowhere_is_said_with_the_first_cause(other: NodesFleet) -> None:
     """The container that found out is gone by then; its last words are in its pod's status."""
-    other.trial.give_secret(other.namespace, None, AWS_ENDPOINT_URL=NOWHERE)
+    other.trial.give_secret(other.namespace, None, AWS_ENDPOINT_URL=f"http://{NOWHERE}")
     other.write(nodes=1, replicas=1)
     began = time.monotonic()
     run = other.modelfleet("up", until=NOWHERE)
