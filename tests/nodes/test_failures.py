@@ -13,7 +13,7 @@ from modelfleet.infra.kubernetes.names import RAY_SERVICE
 from modelfleet.infra.kubernetes.troubles import still_to_do
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL
 from tests.nodes.fleet import NodesFleet
-from tests.nodes.life import HEAD, asking, kill, node_of, on, restarts, workers
+from tests.nodes.life import HEAD, asking, kill, node_of, on, restarts, takes_minutes, workers
 from tests.nodes.pods import Pods
 from tests.waiting import wait_until
 from tools.kubernetes.cluster import Cluster
@@ -85,6 +85,7 @@ def test_a_secret_that_leads_nowhere_is_said_with_the_first_cause(other: NodesFl
     assert "is tried again: a try ended with Error, exit code 1" in line and "kubectl logs job/mirror-" in line
 
 
+@takes_minutes
 def test_a_head_that_is_killed_comes_back_with_its_models(fleet: NodesFleet, pods: Pods) -> None:
     """Without `redisAddress` its control store goes with it, and Ray starts anew."""
     node, before = node_of(fleet, HEAD), restarts(fleet)
@@ -117,6 +118,7 @@ def disk(fleet: NodesFleet) -> Iterator[Disk]:
     made.see_free(None)
 
 
+@takes_minutes
 def test_a_full_disk_evicts_the_worker_with_the_reason_and_it_comes_back(
     fleet: NodesFleet, pods: Pods, disk: Disk
 ) -> None:

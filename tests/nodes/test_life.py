@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from tests.nodes.fleet import NodesFleet
-from tests.nodes.life import HEAD, asking, cordon, drain, kill, node_of, restarts, run_out_of_memory, workers
+from tests.nodes.life import (
+    HEAD,
+    asking,
+    cordon,
+    drain,
+    kill,
+    node_of,
+    restarts,
+    run_out_of_memory,
+    takes_minutes,
+    workers,
+)
 from tests.nodes.pods import Pods
 from tests.waiting import wait_until
 from tools.kubernetes.node.node import Node
@@ -40,6 +51,7 @@ def test_a_kubelet_that_starts_again_restarts_nothing(fleet: NodesFleet, pods: P
     assert set(answers.codes) == {"200"} and restarts(fleet) == before
 
 
+@takes_minutes
 def test_a_drained_worker_moves_its_replica_at_the_groups_limit_and_a_lost_node_is_replaced(
     fleet: NodesFleet, pods: Pods, third: Node
 ) -> None:
