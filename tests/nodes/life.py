@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -11,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import pytest
 
 from modelfleet.infra.kubernetes.api import ApiError
 from tests.nodes.fleet import NodesFleet
@@ -24,8 +21,6 @@ from tools.kubernetes.node.node import Node
 
 _numbers = itertools.count(1)
 HEAD = "ray.io/node-type=head"
-#: Minutes of waiting each, which the run of all tests has no room for.
-takes_minutes = pytest.mark.skipif(not os.environ.get("LONG"), reason="takes minutes; `make test-nodes` runs it")
 
 
 @dataclass
