@@ -122,7 +122,7 @@ class Gateway:
 @pytest.fixture(scope="module")
 def gateway(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     plan = planned(tmp_path_factory.mktemp("gateway"), [model("org/one", "CPU")], stack="gateway", pools=[POOL])
-    wanted = {"Namespace", "ServiceAccount", "ConfigMap", "PodDisruptionBudget"}
+    wanted = {"Namespace", "PriorityClass", "ServiceAccount", "ConfigMap", "PodDisruptionBudget"}
     for manifest in everything(plan):
         if manifest["kind"] in wanted or manifest["metadata"]["name"] == "gateway":
             cluster.api.apply(manifest, manager=MANAGER, force=True)
