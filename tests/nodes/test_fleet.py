@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, SERVE_PODS
+from modelfleet.infra.kubernetes.names import SERVE_SERVICE
 from tests.nodes.fleet import SLUG, NodesFleet
 from tests.nodes.pods import Pods
 
@@ -16,3 +18,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_a_model_file_becomes_an_answer(fleet: NodesFleet, pods: Pods, path: str) -> None:
     ask = fleet.question("What is the capital of France?", path=path)
     assert "Paris" in json.loads(pods.says(ask))["choices"][0]["message"]["content"]
+
+
+def test_the_gateways_policy_names_what_the_operators_service_selects(fleet: NodesFleet) -> None:
+    """The VPC CNI, which is not here, opens a Service's address to a peer that the Service's own selector satisfies."""
+    api, namespace = fleet.cluster.api, fleet.namespace
+    service = api.get("v1", "Service", SERVE_SERVICE, namespace)
+    policy = api.get("networking.k8s.io/v1", "NetworkPolicy", "gateway", namespace)
+    assert service is not None and policy is not None
+    selector = service["spec"]["selector"]
+    peers = [peer["podSelector"] for rule in policy["spec"]["egress"] for peer in rule.get("to", [])]
+    assert SERVE_PODS in peers and RAY_PODS in peers
+    assert SERVE_PODS["matchLabels"].items() <= selector.items()
+    assert not RAY_PODS["matchLabels"].items() <= selector.items(), "the label of Ray's pods is enough now"
