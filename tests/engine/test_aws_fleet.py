@@ -147,10 +147,13 @@ def test_each_node_group_buys_as_its_pool_says(account: Account) -> None:
 
 def test_updates_and_repairs_take_one_node_at_a_time(account: Account) -> None:
     for pool, group in account.node_groups(CLUSTER).items():
-        assert group["updateConfig"] == {"maxUnavailable": 1, "updateStrategy": "MINIMAL"}, pool
+        # A GPU to spare can seldom be had; what runs on system nodes needs a place before its node ends.
+        strategy = "DEFAULT" if pool == "system" else "MINIMAL"
+        assert group["updateConfig"] == {"maxUnavailable": 1, "updateStrategy": strategy}, pool
         assert group["nodeRepairConfig"]["enabled"] is True, pool
         assert group["nodeRepairConfig"]["maxParallelNodesRepairedCount"] == 1, pool
-        assert group["nodeRepairConfig"]["maxUnhealthyNodeThresholdPercentage"] == 50, pool
+        # A group is one zone and often one node: with a lower share EKS would never repair it.
+        assert group["nodeRepairConfig"]["maxUnhealthyNodeThresholdPercentage"] == 100, pool
         assert group["nodegroupName"].startswith(f"{pool}-"), "with a fixed name a replacement could not be made first"
 
 
