@@ -64,8 +64,9 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     The bucket's key has no ARN until it is made; here its ARN ends in `BUCKET-KEY-ID`.
     """
     where = {"partition": site.partition, "account": site.account}
+    may = operator(site, bucket=plan.bucket, names=plan.stack, endpoints=plan.config.network.interface_endpoints)
     found = {
-        **policies.numbered("operator", operator(site, bucket=plan.bucket, names=plan.stack)),
+        **policies.numbered("operator", may),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),

@@ -169,8 +169,10 @@ OBJECT_CHANGES = (
 )
 
 
-def operator(site: Site, *, bucket: BucketPlan, names: str) -> list[Statement]:
+def operator(site: Site, *, bucket: BucketPlan, names: str, endpoints: bool) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
+
+    With `endpoints` the network has interface endpoints.
 
     A bucket that the stack only uses is read and gets the code.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
@@ -182,9 +184,13 @@ def operator(site: Site, *, bucket: BucketPlan, names: str) -> list[Statement]:
     kinds = ("nodegroup", "addon", "access-entry", "podidentityassociation")
     autoscaling = f"arn:{partition}:autoscaling:{region}:{account}:autoScalingGroup:*:autoScalingGroupName/eks-*"
     services = f"arn:{partition}:iam::{account}:role/aws-service-role/*"
+    # An interface endpoint's private DNS name is a zone of AWS's own, so its id is not known: CreateVpcEndpoint depends
+    # on this action. https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html
+    zones = [f"arn:{partition}:route53:::hostedzone/*", f"arn:{partition}:ec2:{region}:{account}:vpc/*"]
     return [
         _allow("*", READS),
         _allow("*", _of("ec2", EC2_CHANGES)) | here,
+        *([_allow(zones, ["route53:AssociateVPCWithHostedZone"])] if endpoints else ()),
         _allow("*", _of("kms", KEY_CHANGES)) | here,
         _allow([site.cluster_arn, *(f"{eks}{kind}/{site.cluster_name}/*" for kind in kinds)], _of("eks", EKS_CHANGES)),
         _allow(f"arn:{partition}:iam::{account}:role/{names}-*", _of("iam", ROLE_CHANGES)),

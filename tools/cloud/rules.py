@@ -18,6 +18,7 @@ from moto.ec2.models import ec2_backends
 from moto.eks.models import eks_backends
 
 from tools.cloud.answers import Error
+from tools.cloud.backends.groups import backend_of, named
 from tools.cloud.callers import ACCOUNT
 from tools.cloud.wire import Call
 
@@ -184,6 +185,23 @@ def _fail_without_capacity(rules: Rules, call: Call) -> None:
     group.health = {"issues": [{"code": failed.code, "message": failed.message, "resourceIds": [name]}]}
 
 
+# --- Auto Scaling groups ---------------------------------------------------------------------------------
+
+
+def _group_is_there(_: Rules, call: Call) -> None:
+    known = backend_of(call.region).autoscaling_groups
+    for name in named(call):
+        if name not in known:
+            raise error("group-absent", group=name)
+
+
+def _below_max(_: Rules, call: Call) -> None:
+    (name,) = named(call)
+    desired, most = int(call.params["DesiredCapacity"]), backend_of(call.region).autoscaling_groups[name].max_size
+    if desired > int(most or 0):
+        raise error("above-max", desired=desired, most=most)
+
+
 # --- clusters --------------------------------------------------------------------------------------------
 
 
@@ -210,6 +228,9 @@ _CHECKS: Mapping[str, Sequence[Callable[[Rules, Call], None]]] = {
     "s3:CreateMultipartUpload": (_object_tags,),
     "ec2:AllocateAddress": (_elastic_ips,),
     "ec2:RunInstances": (_instance_capacity,),
+    "autoscaling:CreateOrUpdateTags": (_group_is_there,),
+    "autoscaling:DeleteTags": (_group_is_there,),
+    "autoscaling:SetDesiredCapacity": (_group_is_there, _below_max),
     "eks:CreateCluster": (_two_zones,),
     "eks:UpdateClusterConfig": (_same_zones,),
     "eks:CreateNodegroup": (_sizes_of_new, _template),

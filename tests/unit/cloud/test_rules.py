@@ -166,3 +166,23 @@ def test_a_node_group_that_gets_no_capacity_fails(cluster: Cluster) -> None:
     assert "InsufficientInstanceCapacity - We currently do not have sufficient g5.xlarge capacity" in issue["message"]
     eks.create_nodegroup(**cluster.group("empty", 0, 0, 2, **types))
     assert eks.describe_nodegroup(clusterName="c", nodegroupName="empty")["nodegroup"]["status"] == "ACTIVE"
+
+
+def test_a_group_that_is_not_there_is_neither_tagged_nor_scaled(account: Listening) -> None:
+    autoscaling = account.client("autoscaling")
+    wanted = (400, "ValidationError", "AutoScalingGroup not found - AutoScaling Group none not found")
+    tag = {"ResourceId": "none", "ResourceType": "auto-scaling-group", "Key": "a", "Value": "b"}
+    tag_call = {"Tags": [{**tag, "PropagateAtLaunch": False}]}
+    assert refused(autoscaling.create_or_update_tags, **tag_call) == wanted
+    assert refused(autoscaling.delete_tags, **tag_call) == wanted
+    assert refused(autoscaling.set_desired_capacity, AutoScalingGroupName="none", DesiredCapacity=1) == wanted
+
+
+def test_a_group_is_not_scaled_above_its_node_groups_maximum(cluster: Cluster) -> None:
+    group = cluster.eks.create_nodegroup(**cluster.group("g", 0, 0, 2))["nodegroup"]["resources"]["autoScalingGroups"][
+        0
+    ]
+    scale = cluster.cloud.client("autoscaling").set_desired_capacity
+    scale(AutoScalingGroupName=group["name"], DesiredCapacity=2)
+    said = "New SetDesiredCapacity value 3 is above max value 2 for the AutoScalingGroup."
+    assert refused(scale, AutoScalingGroupName=group["name"], DesiredCapacity=3) == (400, "ValidationError", said)

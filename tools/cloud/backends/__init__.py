@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tools.cloud.answers import Answer
+from tools.cloud.backends import ec2, groups
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
 from tools.cloud.callers import Callers
@@ -28,8 +29,17 @@ class Backends:
         return None
 
     def values(self, call: Call) -> Mapping[str, Any]:
-        """What the ARN of a call's resource needs beyond its parameters."""
-        return self.eks.values(call) if call.service == "eks" else {}
+        """What the ARNs of a call's resources need beyond its parameters; `resourceTags` are tags by ARN."""
+        if call.service == "eks":
+            return self.eks.values(call)
+        if call.service == "ec2":
+            return ec2.values(call)
+        return groups.values(call) if call.service == "autoscaling" else {}
+
+    def after(self, call: Call) -> None:
+        """What AWS does behind a call that moto has accepted."""
+        if call.service == "eks":
+            groups.after(call)
 
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""
