@@ -12,6 +12,7 @@ from modelfleet.infra.aws.facts import (
     ADDRESSES,
     CLUSTER,
     IMAGE,
+    LIVE_SIZES,
     LOG_GROUP,
     NO_CONTROL_PLANE_ZONE_IDS,
     VPC_DNS,
@@ -60,7 +61,14 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
             unread[what] = why(error)
             return otherwise
 
-    live, live_unread = _live_nodes(cluster_name(plan), opts)
+    def of_cluster(what: str, read: Callable[[str], T], otherwise: T) -> T:
+        """What there is to read of the stack's cluster, where it exists."""
+        if clusters is None:
+            unread[what] = unread[CLUSTER]
+        name = cluster_name(plan)
+        return or_unread(what, lambda: read(name), otherwise) if name in (clusters or ()) else otherwise
+
+    clusters = or_unread(CLUSTER, lambda: aws.eks.get_clusters(opts=opts).names, None)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -73,12 +81,11 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         subnets=subnets,
         vpc_without=_vpc_without(plan, subnets, opts),
         other_addresses=or_unread(ADDRESSES, lambda: _other_addresses(plan, opts), 0),
-        cluster=or_unread(CLUSTER, lambda: _cluster(plan, opts), None),
+        cluster=of_cluster(CLUSTER, lambda name: _cluster(name, opts), None),
         has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, opts), otherwise=False),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
         has_aws_command=has_aws_command(),
-        live_nodes=live,
-        live_unread=live_unread,
+        live_nodes=of_cluster(LIVE_SIZES, lambda name: _live_nodes(name, opts), {}),
     )
 
 
@@ -88,10 +95,7 @@ def _other_addresses(plan: Plan, opts: pulumi.InvokeOptions) -> int:
     return len({*everybodys} - {*own})
 
 
-def _cluster(plan: Plan, opts: pulumi.InvokeOptions) -> ClusterFact | None:
-    name = cluster_name(plan)
-    if name not in aws.eks.get_clusters(opts=opts).names:
-        return None
+def _cluster(name: str, opts: pulumi.InvokeOptions) -> ClusterFact | None:
     return ClusterFact(why_unreachable(aws.eks.get_cluster(name=name, opts=opts).endpoint))
 
 
@@ -177,16 +181,11 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
 
 
-def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], str]:
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> dict[str, int]:
     """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
     sizes: dict[str, int] = {}
-    try:
-        if cluster not in aws.eks.get_clusters(opts=opts).names:
-            return sizes, ""
-        for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
-            found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
-            name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
-            sizes[name] = max(size, sizes.get(name, 0))
-    except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
-        return {}, str(error)
-    return sizes, ""
+    for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
+        found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
+        name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
+        sizes[name] = max(size, sizes.get(name, 0))
+    return sizes

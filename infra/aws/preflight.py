@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, AccountFacts
+from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LIVE_SIZES, LOG_GROUP, AccountFacts
 from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.aws.zones import network_zones, pool_zones
 from modelfleet.infra.catalog import Catalog, Quota, default_catalog
@@ -277,10 +277,10 @@ def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findi
 
 
 def _live_sizes(facts: AccountFacts, place: Place) -> Iterator[Finding]:
-    if facts.live_unread:
+    if LIVE_SIZES in facts.unread:
         message = (
-            f"the node groups' live sizes could not be read, so EKS may refuse a changed minNodes or maxNodes: "
-            f"{facts.live_unread}; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup"
+            f"{LIVE_SIZES} could not be read, so EKS may refuse a changed minNodes or maxNodes: "
+            f"{facts.unread[LIVE_SIZES]}; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup"
         )
         yield place(("pools",), message, Severity.NOTICE)
 

@@ -65,6 +65,13 @@ class NodeSize(StackSection):
     gpus: NonNegativeInt = Field(0, description="Allocatable nvidia.com/gpu.")
 
 
+class Reserve(StackSection):
+    """What each node of a pool keeps for pods that are not the stack's."""
+
+    cpu_millis: NonNegativeInt = Field(0, description="CPU in millicores, as the sum of your daemon sets' requests.")
+    memory_mib: NonNegativeInt = Field(0, description="Memory in MiB, as the sum of your daemon sets' requests.")
+
+
 class Pool(StackSection):
     """One ordered entry of `pools`: one EKS node group per zone, one Ray worker group."""
 
@@ -79,6 +86,9 @@ class Pool(StackSection):
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
+    )
+    reserve: Reserve | None = Field(
+        None, description="What each node keeps for daemon sets of your own; a Ray worker takes the rest of the node."
     )
     min_nodes: NonNegativeInt = Field(0, description="Fewest nodes, even when nothing needs them.")
     max_nodes: PositiveInt = Field(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, AccountFacts, ClusterFact, SubnetFact
+from modelfleet.infra.aws.facts import CLUSTER, LIVE_SIZES, LOG_GROUP, AccountFacts, ClusterFact, SubnetFact
 from modelfleet.infra.aws.here import why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
@@ -348,6 +348,6 @@ def test_a_pool_whose_one_zone_holds_no_second_cluster_is_warned_of(
 
 def test_live_sizes_that_could_not_be_read_are_a_notice_with_the_rights_that_lack(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path)
-    (found,) = preflight(plan, facts(live_unread="AccessDenied: no"))
+    (found,) = preflight(plan, facts(unread={LIVE_SIZES: "AccessDenied: no"}))
     assert found.severity == Severity.NOTICE
     assert "AccessDenied: no; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup" in found.message

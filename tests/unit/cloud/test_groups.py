@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from modelfleet.infra.aws import policies
@@ -39,45 +41,49 @@ def test_a_node_groups_auto_scaling_group_has_its_limits_and_ends_with_it(cluste
     assert autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"] == []
 
 
+def as_autoscaler(cluster: Cluster, of: str) -> Any:
+    """A client with the policy of the autoscaler of a cluster."""
+    may = policies.cluster_autoscaler(cluster_name=of, partition="aws", region="us-west-2", account=ACCOUNT)
+    return cluster.cloud.client("autoscaling", role_with(cluster.cloud, *may, name=f"autoscaler-{of}"))
+
+
+def group_named(cluster: Cluster, name: str) -> str:
+    """A group that is nobody's node group, but has EKS's tag; returns the id of its one instance."""
+    autoscaling = cluster.cloud.client("autoscaling")
+    launch = {"LaunchConfigurationName": name, "ImageId": "ami-12c6146b", "InstanceType": "t3.medium"}
+    autoscaling.create_launch_configuration(**launch)
+    where = {"AvailabilityZones": ["us-west-2a"], "MinSize": 0, "MaxSize": 2, "DesiredCapacity": 1}
+    tags = [{"Key": "eks:cluster-name", "Value": "c", "PropagateAtLaunch": False}]
+    autoscaling.create_auto_scaling_group(AutoScalingGroupName=name, LaunchConfigurationName=name, Tags=tags, **where)
+    (live,) = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    found: str = live["Instances"][0]["InstanceId"]
+    return found
+
+
 def test_the_autoscaler_scales_the_groups_of_its_own_cluster_and_no_others(cluster: Cluster) -> None:
-    """The policy names groups by ARN and by the tag that EKS sets; without either it would reach all of the account."""
-    own = policies.cluster_autoscaler(cluster_name="c", partition="aws", region="us-west-2", account=ACCOUNT)
-    other = policies.cluster_autoscaler(cluster_name="d", partition="aws", region="us-west-2", account=ACCOUNT)
+    """The policy names the tag that EKS sets; without it one cluster's autoscaler would scale another's."""
     group = group_of(cluster)
-    mine = cluster.cloud.client("autoscaling", role_with(cluster.cloud, *own))
-    mine.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
-    (live,) = mine.describe_auto_scaling_groups(AutoScalingGroupNames=[group])["AutoScalingGroups"]
-    (instance,) = live["Instances"]
-    end = {"InstanceId": instance["InstanceId"], "ShouldDecrementDesiredCapacity": True}
-    theirs = cluster.cloud.client("autoscaling", role_with(cluster.cloud, *other, name="theirs"))
-    for call, params in (
-        (theirs.set_desired_capacity, {"AutoScalingGroupName": group, "DesiredCapacity": 2}),
-        (theirs.terminate_instance_in_auto_scaling_group, end),
-    ):
-        status, code, message = refused(call, **params)
-        assert (status, code) == (403, "AccessDenied")
-        assert f":autoScalingGroupName/{group} because no identity-based policy allows" in message
-    mine.terminate_instance_in_auto_scaling_group(**end)
-    assert mine.describe_auto_scaling_groups()["AutoScalingGroups"][0]["DesiredCapacity"] == 0
+    as_autoscaler(cluster, "c").set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
+    scale = as_autoscaler(cluster, "d").set_desired_capacity
+    status, code, message = refused(scale, AutoScalingGroupName=group, DesiredCapacity=2)
+    assert (status, code) == (403, "AccessDenied")
+    assert f":autoScalingGroupName/{group} because no identity-based policy allows" in message
+
+
+def test_the_autoscaler_ends_instances_of_its_own_clusters_groups_only(cluster: Cluster) -> None:
+    """The call names an instance; its group decides."""
+    end = {"InstanceId": group_named(cluster, "eks-g"), "ShouldDecrementDesiredCapacity": True}
+    theirs = as_autoscaler(cluster, "d")
+    assert refused(theirs.terminate_instance_in_auto_scaling_group, **end)[:2] == (403, "AccessDenied")
+    as_autoscaler(cluster, "c").terminate_instance_in_auto_scaling_group(**end)
 
 
 def test_a_group_that_eks_did_not_name_is_out_of_the_autoscalers_reach(cluster: Cluster) -> None:
     """Whoever can tag a group could otherwise hand it to the autoscaler."""
-    autoscaling = cluster.cloud.client("autoscaling")
-    launch = {"LaunchConfigurationName": "own", "ImageId": "ami-12c6146b", "InstanceType": "t3.medium"}
-    autoscaling.create_launch_configuration(**launch)
-    tags = [{"Key": "eks:cluster-name", "Value": "c", "PropagateAtLaunch": False}]
-    autoscaling.create_auto_scaling_group(
-        AutoScalingGroupName="own",
-        LaunchConfigurationName="own",
-        MinSize=0,
-        MaxSize=1,
-        AvailabilityZones=["us-west-2a"],
-        Tags=tags,
-    )
-    own = policies.cluster_autoscaler(cluster_name="c", partition="aws", region="us-west-2", account=ACCOUNT)
-    mine = cluster.cloud.client("autoscaling", role_with(cluster.cloud, *own))
-    assert refused(mine.set_desired_capacity, AutoScalingGroupName="own", DesiredCapacity=1)[0] == 403
+    end = {"InstanceId": group_named(cluster, "own"), "ShouldDecrementDesiredCapacity": True}
+    mine = as_autoscaler(cluster, "c")
+    assert refused(mine.terminate_instance_in_auto_scaling_group, **end)[0] == 403
+    assert refused(mine.set_desired_capacity, AutoScalingGroupName="own", DesiredCapacity=2)[0] == 403
 
 
 def test_ec2_judges_tags_by_what_gets_them(account: Listening) -> None:

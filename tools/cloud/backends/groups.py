@@ -33,7 +33,9 @@ def backend_of(region: str) -> AutoScalingBackend:
 
 
 def _make(call: Call) -> None:
+    """EKS puts the node group's name into that of its Auto Scaling group; moto does not. aws/containers-roadmap#1304"""
     group = _node_group(call)
+    group.resources["autoScalingGroups"][0]["name"] = f"eks-{group.nodegroup_name}-{group.uuid}"
     sizes, kinds = group.scaling_config, list(call.params.get("instanceTypes") or ["t3.medium"])
     for name in _names(group):
         backend_of(call.region).create_launch_configuration(
