@@ -93,9 +93,7 @@ def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[lis
     return _with_room(index, stack, able)
 
 
-def _with_room(
-    index: int, stack: LoadedStack, found: Sequence[Candidate]
-) -> tuple[list[Candidate], list[Finding]]:
+def _with_room(index: int, stack: LoadedStack, found: Sequence[Candidate]) -> tuple[list[Candidate], list[Finding]]:
     """The nodes on which the pool's `reserve` leaves a CPU and memory for a worker; a finding if there is none."""
     reserve = stack.config.pools[index].reserve
     able = [one for one in found if one.node.cpu_millis >= 1000 and one.node.memory_mib > 0]

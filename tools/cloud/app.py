@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,8 @@ from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signe
 #: account is short of, as pairs of instance type and zone.
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
+#: PUT of this names calls that take longer, as seconds by `service:Operation` or `*`: {"eks:CreateNodegroup": 30}.
+SLOW = "/modelfleet-cloud/slow"
 #: What a body's sums say is of the body that was sent.
 _SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
 
@@ -52,7 +55,7 @@ class Cloud:
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
         """Answers one request."""
         path = environ.get("PATH_INFO", "")
-        if path in (TRAIL, SHORTAGE):
+        if path in (TRAIL, SHORTAGE, SLOW):
             return _sent(self._control(path, environ), start_response)
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
@@ -74,6 +77,7 @@ class Cloud:
         caller = self._caller(call)
         if (call.service, call.operation) == ("s3", "DeleteObjects"):
             return self._delete_objects(environ, caller, call, start_response)
+        time.sleep(self.rules.delay(call))
         self.judge.require_all(caller, call, self.backends.values(call))
         if call.service == "s3":
             require_storage(self.judge, caller, call)
@@ -125,6 +129,9 @@ class Cloud:
     def _control(self, path: str, environ: Environ) -> Answer:
         if path == TRAIL:
             return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
+        if path == SLOW:
+            self.rules.slow = {str(name): float(seconds) for name, seconds in json.loads(buffered(environ)).items()}
+            return as_json({})
         self.rules.short_of(*((kind, zone) for kind, zone in json.loads(buffered(environ))))
         return as_json({})
 

@@ -39,6 +39,12 @@ class Rules:
 
     elastic_ips: int = ELASTIC_IPS
     short: set[tuple[str, str]] = field(default_factory=set)
+    #: Seconds that a call takes longer, by `service:Operation`, with `*` for every call.
+    slow: dict[str, float] = field(default_factory=dict)
+
+    def delay(self, call: Call) -> float:
+        """Seconds that the call takes longer."""
+        return self.slow.get(f"{call.service}:{call.operation}", self.slow.get("*", 0.0))
 
     def short_of(self, *missing: tuple[str, str]) -> None:
         """From now on these types are short in these zones, and no others."""

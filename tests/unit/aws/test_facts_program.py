@@ -59,7 +59,13 @@ def read(provider: Provider, folder: Path, monkeypatch: pytest.MonkeyPatch) -> A
     monkeypatch.setattr(facts_program, "aws", fake)
     monkeypatch.setattr(facts_program, "why_unreachable", lambda endpoint: None)
     monkeypatch.setattr(facts_program, "_quotas", lambda *_: ({}, {}))
-    for name, value in {"_zones": (), "_offerings": {}, "_subnets": (), "_vpc_without": (), "_other_addresses": 0}.items():
+    for name, value in {
+        "_zones": (),
+        "_offerings": {},
+        "_subnets": (),
+        "_vpc_without": (),
+        "_other_addresses": 0,
+    }.items():
         monkeypatch.setattr(facts_program, name, lambda *_, value=value: value)
     for name in ("_has_log_group", "_lacks_image"):
         monkeypatch.setattr(facts_program, name, lambda *_: False)

@@ -85,6 +85,7 @@ def account(cloud: Listening) -> Listening:
     urllib.request.urlopen(reset, timeout=60).read()
     cloud.cloud.judge.trail.entries.clear()
     cloud.cloud.rules.short_of()
+    cloud.cloud.rules.slow = {}
     return cloud
 
 

@@ -31,6 +31,8 @@ CHANGES: dict[str, Any] = {
     "pools.node.cpus": {**NODE, "cpus": 32},
     "pools.node.memoryGib": {**NODE, "memoryGib": 128},
     "pools.node.gpus": {**NODE, "gpus": 4},
+    "pools.reserve.cpuMillis": {"cpuMillis": 500},
+    "pools.reserve.memoryMib": {"memoryMib": 512},
     "pools.minNodes": 1,
     "pools.maxNodes": 9,
     "pools.zones": ["us-east-1a"],
@@ -104,6 +106,8 @@ REBUILDS = {
     "pools.node.cpus": "worker groups l4; pools appended at the end change none",
     "pools.node.memoryGib": "worker groups l4; pools appended at the end change none",
     "pools.node.gpus": "worker groups l4; pools appended at the end change none",
+    "pools.reserve.cpuMillis": "worker groups l4; pools appended at the end change none",
+    "pools.reserve.memoryMib": "worker groups l4; pools appended at the end change none",
     "kubernetes.image": "kubernetes.image",
     "kubernetes.redisAddress": "kubernetes.redisAddress",
     "kubernetes.namespace": "kubernetes.namespace",
@@ -125,7 +129,7 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        rest = "node" if rest.startswith("node.") else rest
+        rest = rest.partition(".")[0] if rest.startswith(("node.", "reserve.")) else rest
         if not rest:
             settings[first] = value
         elif first == "pools":
