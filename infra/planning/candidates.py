@@ -100,8 +100,8 @@ def _with_room(index: int, stack: LoadedStack, found: Sequence[Candidate]) -> tu
     if able or not found or reserve is None:
         return list(able or found), []
     message = (
-        f"found cpuMillis {reserve.cpu_millis} and memoryMib {reserve.memory_mib}, which leave a worker less than one CPU "
-        f"or no memory on {found[-1].name}; reserve less, or name larger nodes"
+        f"found cpuMillis {reserve.cpu_millis} and memoryMib {reserve.memory_mib}, which leave a worker less than one "
+        f"CPU or no memory on {found[-1].name}; reserve less, or name larger nodes"
     )
     return [], [stack.finding(("pools", index, "reserve"), message)]
 

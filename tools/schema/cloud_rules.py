@@ -17,8 +17,9 @@ UNIT = "tests/unit/cloud/test_rules.py"
 INTRODUCTION = """\
 # Rules of the emulated AWS
 
-`tools/cloud` is an AWS for tests that refuses what AWS refuses (`tools/README.md`). Each rule has a source and a test that breaks it.
-The last column says what modelfleet itself did against the rule before the rule was there; a finding of its review is in brackets.
+`tools/cloud` is an AWS for tests that refuses what AWS refuses (`tools/README.md`). Each rule has a source, and a test
+that breaks it. The last column says what modelfleet itself did against the rule before the rule was there; the finding
+of the review that saw it is in brackets.
 What the emulated AWS does not know is in `docs/aws.md`, "What cannot be known without an account".
 
 Generated from `tools/cloud/rules.csv` and `tools/cloud/behaviours.csv` by `make schema`.
