@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft6Validator
-from jsonschema.exceptions import ValidationError
+from jsonschema import Draft6Validator  # type: ignore[import-untyped]
+from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped]
 
 from tools.cloud.answers import Error
 from tools.cloud.backends.associations import associate, end_of_owner, require_pod_role
