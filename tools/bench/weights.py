@@ -37,7 +37,7 @@ from modelfleet.serving.mirror.node import fetch_manifest
 from modelfleet.serving.mirror.origin import Folder
 from modelfleet.serving.mirror.read import read_manifest
 from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, S3Store, parse_uri
-from modelfleet.serving.mirror.upload import hashed
+from modelfleet.serving.mirror.upload import entry_of
 from tools.bench import models
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _mirror(source: Path, target: Path) -> None:
     """Write what `fill` makes where the server reads it: rclone's S3 does not take multipart uploads in parallel."""
     origin = Folder(source)
-    files = [hashed(origin, file, CHUNK_BYTES) for file in origin.files()]
+    files = [entry_of(origin, file, CHUNK_BYTES) for file in origin.files()]
     manifest = Manifest(model_id="bench/random", source="random", source_revision=None, files=files)
     shutil.copytree(source, target / manifest.version)
     (target / MANIFEST).write_bytes(manifest.to_json())
