@@ -112,7 +112,7 @@ def test_a_pool_in_a_zone_outside_the_network_is_refused(tmp_path: Path) -> None
 def test_a_capacity_block_must_name_its_one_zone(tmp_path: Path) -> None:
     block = {**A100, "purchase": "capacity-block", "capacityReservationId": "cr-0123456789abcdef0"}
     (said,) = sentences(tmp_path, facts(), pools=[block])
-    assert "that of its reservation; name that one" in said
+    assert "a capacity block is in one zone; name that one" in said
 
 
 def test_the_system_type_must_be_in_every_zone(tmp_path: Path) -> None:
