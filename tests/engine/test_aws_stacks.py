@@ -56,7 +56,7 @@ def _groups_are_the_plans(account: Account, plan: Plan, cluster: str) -> None:
         assert group["instanceTypes"] == list(pool.instance_types), pool.name
         sizes = {"minSize": pool.floor_nodes, "desiredSize": pool.floor_nodes, "maxSize": pool.max_nodes}
         assert group["scalingConfig"] == sizes, pool.name
-        assert group["capacityType"] == {"spot": "SPOT", "on-demand": "ON_DEMAND"}[pool.purchase], pool.name
+        assert group["capacityType"] == {"spot": "SPOT", "on-demand": "ON_DEMAND"}[pool.purchases], pool.name
 
 
 def _protection_holds_until_it_is_taken_off(fleet: FleetProject, account: Account, cluster: str) -> None:
