@@ -25,6 +25,9 @@ FEWEST_ZONES = 2
 #: Elastic IP addresses in a region, five unless more were granted.
 #: https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
 ADDRESS_QUOTA = Quota("L-0263D0A3", "EC2-VPC Elastic IPs")
+#: Managed node groups per cluster, unless more were granted.
+#: https://docs.aws.amazon.com/eks/latest/userguide/service-quotas.html
+USUAL_NODE_GROUPS = 30
 #: A reservation is within the quota of instances on demand.
 #: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/capacity-reservations-create.html
 QUOTA_OF: Mapping[str, str] = {"reservation": "on-demand"}
@@ -43,6 +46,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_subnets(plan, facts, place),
         *_offerings(plan, facts, place),
         *_quotas(plan, facts, place, catalog),
+        *_node_groups(plan, facts, place),
         *_addresses(plan, facts, place),
         *_api_server(plan, facts, place),
         *_image(plan, facts, place),
@@ -215,6 +219,20 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
                 f"need up to {vcpus} vCPUs of '{quota.name}'; the account's quota {quota.code} in {facts.region} is "
                 f"{facts.quotas[quota.code]:g}; lower maxNodes, or request it: {_request(quota, vcpus, facts)}",
             )
+
+
+def _node_groups(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """Warns of more node groups than an account may have by default: each rung of each pool has one in each zone."""
+    zones = network_zones(plan, facts)
+    pools = [rung for pool in plan.node_groups for rung in pool.rungs]
+    count = len(zones) + sum(len(rung_zones(rung, zones, facts)) for rung in pools)
+    if count > USUAL_NODE_GROUPS:
+        message = (
+            f"make {count} managed node groups with the system pool's, one per purchase and zone; EKS allows "
+            f"{USUAL_NODE_GROUPS} a cluster unless the account has more (Service Quotas, EKS, 'Managed node groups per "
+            "cluster'); name fewer zones or purchases, or request more"
+        )
+        yield place(("pools",), message, Severity.WARNING)
 
 
 def _request(quota: Quota, value: int, facts: AccountFacts) -> str:
