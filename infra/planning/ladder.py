@@ -22,6 +22,7 @@ from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
 from modelfleet.infra.planning.plan import PoolPlan, Rung
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.infra.stack.schema import RESERVED, Pool, Purchase
+from modelfleet.serving.config.errors import Finding, Severity
 
 #: Ends a rung's name after the pool's. A pool's name has no `_`, so no two groups share a name. With a zone, at most 9
 #: characters: EKS allows 63, 26 are Terraform's suffix, 28 the pool's. On demand has none. ODCR is what AWS's documents
@@ -66,6 +67,22 @@ def _rung(
         labels={**labels, PURCHASE_LABEL: purchase},
         usd_per_node_hour=None if purchase == "capacity-block" else usd_per_hour(catalog, own, stack.region),
     )
+
+
+def ladder_findings(stack: LoadedStack) -> list[Finding]:
+    """Warns of several purchases where the stack makes no nodes, so that nobody tries the next one."""
+    if stack.config.target.makes_cluster:
+        return []
+    return [
+        stack.finding(
+            ("pools", index, "purchase"),
+            f"found {', '.join(pool.purchases)}, but target {stack.config.target} makes no nodes; whoever makes those "
+            f"of {pool.name} has to try one after another",
+            Severity.WARNING,
+        )
+        for index, pool in enumerate(stack.config.pools)
+        if len(pool.purchases) > 1
+    ]
 
 
 def _zones(pool: Pool, purchase: Purchase) -> tuple[str, ...] | None:

@@ -31,7 +31,7 @@ from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
-from modelfleet.infra.planning.ladder import rungs
+from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
@@ -168,6 +168,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_region(stack),
         *tag_findings(stack),
         *copy_findings(stack),
+        *ladder_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 

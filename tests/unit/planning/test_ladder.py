@@ -87,6 +87,16 @@ def test_the_labels_of_two_rungs_differ() -> None:
         assert rung.labels.items() > made.labels.items(), "a worker of the pool selects nodes of all its rungs"
 
 
+def test_a_ladder_where_the_stack_makes_no_nodes_is_warned_of() -> None:
+    def said(**pool_keys: Any) -> list[str]:
+        made = planned([model()], stack(pool(instanceTypes=TYPES, **pool_keys), target="kubernetes"))
+        return [one.message for one in made.notices if one.path.endswith("purchase")]
+
+    (message,) = said(purchase=["spot", "on-demand"])
+    assert message.startswith("found spot, on-demand, but target kubernetes makes no nodes")
+    assert said(purchase="spot") == []
+
+
 @pytest.mark.parametrize("purchase", list(SUFFIXES))
 def test_the_longest_pool_name_leaves_room_for_rung_zone_and_suffix(purchase: Any) -> None:
     """A managed node group's name has at most 63 characters, and Terraform's suffix takes 26."""
