@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from modelfleet.infra.names import STACK_LABEL
+
 Statement = Mapping[str, Any]
 Document = dict[str, Any]
 
@@ -45,6 +47,14 @@ UNSCOPED: Mapping[str, str] = {
     "ec2:DescribeInstanceTypes": "a list action; AWS defines no resource type for it",
     "ec2:DescribeLaunchTemplateVersions": "a list action; AWS defines no resource type for it",
     "ec2:GetInstanceTypesFromInstanceRequirements": "a list action; AWS defines no resource type for it",
+}
+
+#: The same of the load balancer's controller.
+LOOKS_OF_LOAD_BALANCING: Mapping[str, str] = {
+    "ec2:DescribeSecurityGroups": "a list action; AWS defines no resource type for it",
+    "ec2:DescribeVpcs": "a list action; AWS defines no resource type for it",
+    "elasticloadbalancing:DescribeTargetGroups": "a list action; AWS defines no resource type for it",
+    "elasticloadbalancing:DescribeTargetHealth": "a list action; AWS defines no resource type for it",
 }
 
 
@@ -160,6 +170,23 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
             "Effect": "Allow",
             "Action": ["eks:DescribeNodegroup"],
             "Resource": f"arn:{partition}:eks:{region}:{account}:nodegroup/{cluster_name}/*/*",
+        },
+    ]
+
+
+def target_registration(*, stack: str, partition: str, region: str, account: str) -> list[Statement]:
+    """What the AWS Load Balancer Controller needs for a target group that exists: the targets of this stack's alone.
+
+    Of its own iam_policy.json only what a TargetGroupBinding without `networking` takes (pkg/targetgroupbinding,
+    pkg/networking of v3.5.0): it makes, changes and deletes no load balancer, group or rule.
+    """
+    return [
+        {"Effect": "Allow", "Action": sorted(LOOKS_OF_LOAD_BALANCING), "Resource": "*"},
+        {
+            "Effect": "Allow",
+            "Action": ["elasticloadbalancing:DeregisterTargets", "elasticloadbalancing:RegisterTargets"],
+            "Resource": f"arn:{partition}:elasticloadbalancing:{region}:{account}:targetgroup/*/*",
+            "Condition": {"StringEquals": {f"aws:ResourceTag/{STACK_LABEL}": stack}},
         },
     ]
 
