@@ -35,9 +35,9 @@ LOGS_KEY_ACTIONS = (
     "kms:ReEncryptTo",
 )
 
-#: Actions without resource-level permissions, with the reason. Only these may use the resource `*`.
+#: What cluster-autoscaler looks at, and why on all resources. In all of this file only `UNSCOPED` may use `*`.
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
-UNSCOPED: Mapping[str, str] = {
+LOOKS_OF_AUTOSCALER: Mapping[str, str] = {
     "autoscaling:DescribeAutoScalingGroups": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeAutoScalingInstances": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeLaunchConfigurations": "a list action; AWS defines no resource type for it",
@@ -53,9 +53,10 @@ UNSCOPED: Mapping[str, str] = {
 LOOKS_OF_LOAD_BALANCING: Mapping[str, str] = {
     "ec2:DescribeSecurityGroups": "a list action; AWS defines no resource type for it",
     "ec2:DescribeVpcs": "a list action; AWS defines no resource type for it",
-    "elasticloadbalancing:DescribeTargetGroups": "a list action; AWS defines no resource type for it",
-    "elasticloadbalancing:DescribeTargetHealth": "a list action; AWS defines no resource type for it",
+    "elasticloadbalancing:DescribeTargetHealth": "the controller's own iam_policy.json has no finer resource",
 }
+#: Actions that have the resource `*`, with the reason.
+UNSCOPED: Mapping[str, str] = {**LOOKS_OF_AUTOSCALER, **LOOKS_OF_LOAD_BALANCING}
 
 
 def document(statements: Iterable[Statement]) -> Document:
@@ -159,7 +160,7 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
     https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/README.md
     """
     return [
-        {"Effect": "Allow", "Action": sorted(UNSCOPED), "Resource": "*"},
+        {"Effect": "Allow", "Action": sorted(LOOKS_OF_AUTOSCALER), "Resource": "*"},
         {
             "Effect": "Allow",
             "Action": ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from modelfleet.infra.provider import Call, InvokeDef, Made, Props, Refused, ResourceDef
 from tools.standin.aws.making import as_tags, client, from_tags, live_tags, region, unless_absent
 from tools.standin.aws.session import Aws
+
+#: moto's longest, unless it is told otherwise.
+ISSUED_WITHIN_S = 90
 
 # --- certificate -----------------------------------------------------------------------------------------
 
@@ -75,10 +79,10 @@ CERTIFICATE = ResourceDef(
 def _validate(call: Call[Aws], inputs: Props) -> Made:
     """ACM issues a certificate once it finds its record, which the real plugin awaits for up to 75 minutes.
 
-    moto has issued it at once, so here the record is looked for: one that is not there would never be found.
+    moto issues every one after a while, so here the record is looked for: one that is not there would never be found.
     """
-    arn = inputs["certificateArn"]
-    found = client(call, "acm", inputs).describe_certificate(CertificateArn=arn)["Certificate"]
+    acm, arn = client(call, "acm", inputs), inputs["certificateArn"]
+    found = acm.describe_certificate(CertificateArn=arn)["Certificate"]
     lacking = [
         option["ResourceRecord"]["Name"]
         for option in found["DomainValidationOptions"]
@@ -86,6 +90,12 @@ def _validate(call: Call[Aws], inputs: Props) -> Made:
     ]
     if lacking:
         raise Refused(f"waiting for ACM Certificate ({arn}) to be issued: timeout; no record {', '.join(lacking)}")
+    until = time.monotonic() + ISSUED_WITHIN_S
+    while acm.describe_certificate(CertificateArn=arn)["Certificate"]["Status"] != "ISSUED":
+        if time.monotonic() > until:
+            raise Refused(f"waiting for ACM Certificate ({arn}) to be issued: timeout")
+        call.step("waiting for the certificate")
+        time.sleep(0.5)
     return Made(arn, {"region": region(call, inputs)})
 
 
