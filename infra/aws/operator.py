@@ -170,7 +170,6 @@ BALANCER_CHANGES = (
     "DeleteLoadBalancer",
     "DeleteTargetGroup",
     "ModifyListener",
-    "ModifyListenerAttributes",
     "ModifyLoadBalancerAttributes",
     "ModifyTargetGroup",
     "ModifyTargetGroupAttributes",
