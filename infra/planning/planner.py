@@ -30,6 +30,7 @@ from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
@@ -155,6 +156,7 @@ def plan(
         notices=tuple(sorted([*stack.notices, *findings])),
         fixed=fixed,
         system=system,
+        front_door=front_door(stack),
     )
 
 
@@ -169,6 +171,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *tag_findings(stack),
         *copy_findings(stack),
         *ladder_findings(stack),
+        *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
