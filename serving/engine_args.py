@@ -70,12 +70,9 @@ def lora_rank(folder: Path) -> int:
 
 
 def executor_backend(model: ModelConfig) -> str | None:
-    """How vLLM runs its workers; None leaves it to vLLM.
+    """How vLLM runs its workers where the file does not say it; None leaves it to vLLM.
 
-    With GPUs each worker has its own bundle and the replica has no GPU (RayLLM's N+1). So the workers must be Ray
-    actors, even a single one: an engine inside the replica would find no GPU (ray#51242). Without GPUs the workers are
-    child processes.
+    One worker lives in the engine's process, as in `vllm serve` (`uni`). Several are its child processes (`mp`), which
+    has to be said: in a placement group vLLM would take Ray (vLLM 0.32 `vllm/config/parallel.py`).
     """
-    if model.scaling_config.num_gpus_per_worker:
-        return "ray"
     return "mp" if model.scaling_config.num_workers > 1 else None

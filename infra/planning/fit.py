@@ -22,6 +22,7 @@ from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.serving.config.accelerators import CPU
+from modelfleet.serving.config.batch import batch_of
 from modelfleet.serving.config.schema import ModelConfig
 
 GIB = 1024 * MIB
@@ -81,15 +82,15 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
     """The setting that a model file asks for."""
     kwargs = model.engine_config.engine_kwargs
     quantization = facts.quantization or kwargs.get("quantization")
-    sequences = _count(kwargs.get("max_num_seqs"), accelerator.sequences)
+    batch = batch_of(model, accelerator)
     drafts = kwargs.get("speculative_config")
     return Setting(
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
         length=model.engine_config.max_total_tokens,
         utilization=_fraction(kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION),
-        batched_tokens=_count(kwargs.get("max_num_batched_tokens"), max(accelerator.batched_tokens, sequences)),
-        sequences=sequences,
+        batched_tokens=batch.tokens,
+        sequences=batch.sequences,
         value_bytes=_value_bytes(kwargs.get("dtype")),
         kv_dtype=str(kwargs.get("kv_cache_dtype", "auto")),
         quantization=str(quantization) if quantization else None,

@@ -102,7 +102,7 @@ def _cpu_hint(demand: Demand, choice: PoolChoice, candidates: Sequence[Candidate
     """The notice that with fewer CPUs per worker a cheaper node would be enough."""
     scaling = demand.model.config.scaling_config
     asked, workers = scaling.num_cpus_per_worker, scaling.num_workers
-    if len(demand.parts) == 1 or not asked or not copies(demand.whole, choice.candidate.room):
+    if not scaling.num_gpus_per_worker or not asked or not copies(demand.whole, choice.candidate.room):
         return None
     now = choice.candidate.rank_price / copies(demand.whole, choice.candidate.room)
     for candidate in sorted(candidates, key=lambda c: c.rank_price):
