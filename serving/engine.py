@@ -27,7 +27,6 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from modelfleet.serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
-from modelfleet.serving.config.batch import card_defaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import engine_arguments
@@ -75,7 +74,7 @@ async def start(
     """
     generation = model.engine_config.generation
     args = namespace(engine_arguments(model, weights, adapters))
-    config = engine_args(model, args).create_engine_config(UsageContext.OPENAI_API_SERVER)
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
     clock.passed("vLLM's configuration")
     engine = FleetEngine.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
@@ -94,25 +93,6 @@ async def start(
         served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
     clock.passed("application")
     return served, engine
-
-
-def engine_args(model: ModelConfig, args: Namespace) -> AsyncEngineArgs:
-    """vLLM's engine arguments with the defaults of the model file's accelerator, whatever card this process sees.
-
-    They replace vLLM's own defaults and are no values of the file, so that vLLM still raises them where a model needs
-    more (a whole prompt, an image that must fit one step).
-    """
-    batch = card_defaults(model)
-    if batch is None:
-        return AsyncEngineArgs.from_cli_args(args)
-    tokens, sequences = (dict.fromkeys((None, *UsageContext), number) for number in (batch.tokens, batch.sequences))
-
-    class CardArgs(AsyncEngineArgs):
-        @classmethod
-        def get_batch_defaults(cls, world_size: int) -> Any:
-            return tokens, sequences
-
-    return CardArgs.from_cli_args(args)
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:

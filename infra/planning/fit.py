@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
+from modelfleet.infra.planning.batch import batch_of
 from modelfleet.infra.planning.facts import DTYPE_BYTES, ModelFacts
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.caches import GROWING, Kind
@@ -22,7 +23,6 @@ from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.serving.config.accelerators import CPU
-from modelfleet.serving.config.batch import batch_of
 from modelfleet.serving.config.schema import ModelConfig
 
 GIB = 1024 * MIB

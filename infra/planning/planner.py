@@ -15,6 +15,7 @@ from modelfleet.infra.planning.applications import (
     mirror_plan,
     name_findings,
 )
+from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.cost import (
     budget_findings,
@@ -128,6 +129,7 @@ def plan(
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
+            catalog=catalog,
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -260,6 +262,7 @@ def _model_plan(
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
+    catalog: Catalog,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
@@ -276,7 +279,7 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(model, mirror, bucket, code),
+        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
         memory=memory,
         speed=speed,
         cost=cost,
