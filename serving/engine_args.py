@@ -13,8 +13,9 @@ from modelfleet.serving.errors import EngineError
 from modelfleet.serving.prompt import compile_chat_template
 from modelfleet.serving.sampling import generation_overrides
 
-SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
-"""Front-end arguments of every model: no docs pages, and one access log, the gateway's (Serve adds request ids)."""
+SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "use_tqdm_on_load": False}
+"""Arguments of every model: no docs pages, one access log, the gateway's (Serve adds request ids), and no progress bar:
+in a file it is one endless line."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""

@@ -74,7 +74,7 @@ _CASES = (
     ),
     _case(
         r"NCCL (?:error|WARN)|nccl\w*Error",
-        "workers cannot reach each other: check /dev/shm and set NCCL_DEBUG: INFO in engine_config.runtime_env.env_vars",
+        "workers cannot reach each other: check /dev/shm, and set NCCL_DEBUG: INFO in runtime_env.env_vars",
     ),
     _case(
         r"bfloat16 is only supported|compute capability",

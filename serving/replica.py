@@ -34,6 +34,10 @@ LAST_WORDS_S = 5.0
 SENT_S = 0.1
 """Seconds for the last bytes of an answer to leave the process."""
 
+ENGINE_END_S = 20.0
+"""Seconds in which vLLM's processes end by themselves: its own 5 are all that a worker may take to notice (vLLM 0.32
+`VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS`), and those that are killed leave their shared memory."""
+
 DEFAULT_ENVIRONMENT = {
     # Limits of a request: RayLLM's 8 stop strings (vLLM's default is 4) and OpenAI's 128 answers.
     "VLLM_MAX_STOP_STRINGS": "8",
@@ -84,7 +88,7 @@ class VllmReplica:
         for task in self.__dict__.pop("_tasks", ()):
             task.cancel()  # before the engine goes, or the replica would take it for dead
         if (engine := self.__dict__.pop("_engine", None)) is not None:
-            engine.shutdown()
+            engine.shutdown(timeout=ENGINE_END_S)
 
     async def check_health(self) -> None:
         """Serve's health check: the engine's own."""
@@ -94,7 +98,7 @@ class VllmReplica:
     async def _start(self) -> ASGIApp:
         from modelfleet.serving.weights import resolve, resolve_adapter
 
-        check_versions()
+        check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
         weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
         adapters = {
             adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)

@@ -71,7 +71,11 @@ def with_batch(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -
 
 def _reads_text_only(facts: ModelFacts) -> bool:
     named = facts.checkpoint.raw.get("architectures")
-    return isinstance(named, list) and bool(named) and all(str(one).endswith(TEXT) and one != ITS_EXCEPTION for one in named)
+    return (
+        isinstance(named, list)
+        and bool(named)
+        and all(str(one).endswith(TEXT) and one != ITS_EXCEPTION for one in named)
+    )
 
 
 def _whole(value: Any) -> int | None:

@@ -48,6 +48,7 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
+from modelfleet.infra.planning.pool_findings import shared_memory_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
@@ -93,6 +94,7 @@ def plan(
     ]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
+    findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
     findings += [
         *found,

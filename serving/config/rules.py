@@ -147,7 +147,9 @@ def _executor(data: Any) -> Iterator[Fault]:
     asked = _section(data, *ENGINE_KWARGS).get("distributed_executor_backend")
     workers = _number(_section(data, "scaling_config"), "num_workers", None)
     if asked == "external_launcher":
-        yield _error(path, f"found {shown(asked)}, for which somebody else starts the workers; allowed are mp, ray, uni")
+        yield _error(
+            path, f"found {shown(asked)}, for which somebody else starts the workers; allowed are mp, ray, uni"
+        )
     elif asked == "ray" and _gpus(data) == 0:
         yield _error(path, "found 'ray' without GPUs; vLLM's CPU build does not support Ray: leave it out")
     elif asked == "uni" and workers is not None and workers > 1:

@@ -5,7 +5,6 @@ On a GPU a process that lives on keeps its memory, and the next replica does not
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +28,7 @@ def replica(cluster: Cluster, tiny: Path) -> Iterator[Callable[[], psutil.Proces
     # As on the nodes: the tier's other models have their engine in the replica's process.
     runtime_env = {"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
     deployment = {"graceful_shutdown_timeout_s": 30, "graceful_shutdown_wait_loop_s": 0.1}
-    data = model(
-        MORTAL, tiny, engine={"runtime_env": runtime_env}, scaling={"num_workers": 2}, deployment=deployment
-    )
+    data = model(MORTAL, tiny, engine={"runtime_env": runtime_env}, scaling={"num_workers": 2}, deployment=deployment)
 
     def running() -> psutil.Process:
         cluster.serve(application(data))
@@ -90,4 +87,4 @@ def test_a_replica_that_serve_stops_leaves_neither_processes_nor_shared_memory(
     cluster.remove(SLUG)
     psutil.wait_procs([one], timeout=60)
     wait_until(lambda: not living([one, *processes]), what="every process of the replica ended", seconds=AFTER_S)
-    assert [path for path in shared if os.path.exists(path)] == []
+    assert [path for path in shared if Path(path).exists()] == []

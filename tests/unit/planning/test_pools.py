@@ -139,6 +139,14 @@ def test_strict_spread_takes_a_node_per_bundle_of_rays_executor() -> None:
     assert plan.pools[0].min_nodes == 3
 
 
+def test_a_cache_that_shared_memory_cannot_hold_is_refused() -> None:
+    """vLLM keeps it in /dev/shm, of which a pod has a quarter of its memory, and ends when it does not fit."""
+    node = stack(pool(instanceTypes=["g6.12xlarge"]))
+    sentence = refusals([model(engine_kwargs={"kv_offloading_size": 64})], node)[0]
+    assert "kv_offloading_size: found 64; it lies in /dev/shm, where g6.12xlarge has 15.5 GiB for it" in sentence
+    planned([model(engine_kwargs={"kv_offloading_size": 15})], node)
+
+
 def test_memory_of_the_replica_counts() -> None:
     """g6.xlarge offers 13.4 GiB to Ray, g6.2xlarge 28."""
     plan = planned([model(actor={"memory": 20 * 1024**3})], stack(pool()))

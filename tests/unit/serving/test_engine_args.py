@@ -82,6 +82,11 @@ def test_the_file_can_ask_for_rays_executor() -> None:
     assert arguments(ray, num_workers=4)["distributed_executor_backend"] == "ray"
 
 
+def test_no_progress_bar_is_drawn_into_a_log_unless_the_file_wants_one() -> None:
+    assert arguments()["use_tqdm_on_load"] is False
+    assert arguments({"engine_kwargs": {"use_tqdm_on_load": True}})["use_tqdm_on_load"] is True
+
+
 def test_cpu_workers_are_child_processes_and_run_eagerly() -> None:
     one = arguments(num_gpus_per_worker=0, resources_per_worker=CPU)
     assert one["enforce_eager"] is True, "the CPU build's compiled kernels answered wrongly"

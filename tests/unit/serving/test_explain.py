@@ -65,7 +65,10 @@ def test_an_unknown_cause_points_to_the_log() -> None:
         ("OSError: [Errno 12] Cannot allocate memory", "the node's own memory"),
         ("MemoryError: ", "the node's own memory"),
         ("torch.OutOfMemoryError: CUDA out of memory.", "gpu_memory_utilization"),
-        ("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}", "node's own"),
+        (
+            "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}",
+            "node's own",
+        ),
         ("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -11}", "Xid"),
         ("Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.", "node's own"),
         ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype: half"),
@@ -88,7 +91,9 @@ WORKING = """
 (EngineCore pid=12) INFO 11-24 10:00:00 [parallel_state.py:1] world_size=2 rank=0 backend=nccl
 (EngineCore pid=12) WARNING 11-24 10:00:00 [cuda.py:1] the card has compute capability 7.5
 """
-WRAPPED = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}")
+WRAPPED = RuntimeError(
+    "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"
+)
 
 
 def test_lines_that_tell_of_no_failure_give_no_advice() -> None:
