@@ -27,7 +27,7 @@ _CASES = (
     ),
     _case(
         r"Could not find nvcc|nvcc: (?:command )?not found|No such file or directory: '\S*nvcc'",
-        "the image has no nvcc, with which FlashInfer compiles its kernels: build it as serving/Dockerfile does, or set "
+        "the image has no nvcc, with which FlashInfer compiles kernels: build it as serving/Dockerfile does, or set "
         "VLLM_USE_FLASHINFER_SAMPLER: '0' in engine_config.runtime_env.env_vars",
     ),
     _case(

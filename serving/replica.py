@@ -34,7 +34,7 @@ LAST_WORDS_S = 5.0
 SENT_S = 0.1
 """Seconds for the last bytes of an answer to leave the process."""
 
-ENGINE_END_S = 20.0
+ENGINE_END_S = 30.0
 """Seconds in which vLLM's processes end by themselves: its own 5 are all that a worker may take to notice (vLLM 0.32
 `VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS`), and those that are killed leave their shared memory."""
 
