@@ -125,13 +125,14 @@ def test_the_environment_of_a_replica_decides_in_which_thread_its_code_runs(serv
         serve.delete(name)
 
 
+@pytest.mark.usefixtures("gpu_node")
 @pytest.mark.parametrize(
     ("workers", "executor", "cards", "threads"),
     [(1, None, 1, "2"), (4, None, 4, "2"), (2, "ray", 0, "2")],
     ids=["one GPU", "four GPUs", "Ray's executor"],
 )
 def test_ray_gives_a_replica_its_cards_and_reserves_its_workers_cpus(
-    serve_port: int, gpu_node: None, workers: int, executor: str | None, cards: int, threads: str
+    serve_port: int, workers: int, executor: str | None, cards: int, threads: str
 ) -> None:
     """Cards that Ray only counts: what a replica sees of them, and what the deployment's real options take of the node."""
     import ray
