@@ -15,6 +15,7 @@ from modelfleet.infra.planning.applications import (
     mirror_plan,
     name_findings,
 )
+from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.cost import (
     budget_findings,
@@ -49,6 +50,7 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
+from modelfleet.infra.planning.pool_findings import shared_memory_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
@@ -94,6 +96,7 @@ def plan(
     ]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
+    findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
     findings += [
         *found,
@@ -130,6 +133,7 @@ def plan(
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
+            catalog=catalog,
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -264,6 +268,7 @@ def _model_plan(
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
+    catalog: Catalog,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
@@ -280,7 +285,7 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(model, mirror, bucket, code),
+        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
         memory=memory,
         speed=speed,
         cost=cost,
