@@ -26,7 +26,7 @@ from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
 #: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
-#: account is short of, as pairs of instance type and zone.
+#: account is short of: lists of instance type, zone and, for one way to buy, purchase.
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
 #: PUT of this names calls that take longer, as seconds by `service:Operation` or `*`: {"eks:CreateNodegroup": 30}.
@@ -49,7 +49,7 @@ class Cloud:
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.administrators)
-        self.backends = Backends(self.callers)
+        self.backends = Backends(self.callers, self.rules)
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -132,7 +132,7 @@ class Cloud:
         if path == SLOW:
             self.rules.slow = {str(name): float(seconds) for name, seconds in json.loads(buffered(environ)).items()}
             return as_json({})
-        self.rules.short_of(*((kind, zone) for kind, zone in json.loads(buffered(environ))))
+        self.rules.short_of(*map(tuple, json.loads(buffered(environ))))
         return as_json({})
 
 

@@ -201,11 +201,34 @@ def test_a_group_that_is_not_there_is_neither_tagged_nor_scaled(account: Listeni
     assert refused(autoscaling.set_desired_capacity, AutoScalingGroupName="none", DesiredCapacity=1) == wanted
 
 
-def test_a_group_is_not_scaled_above_its_node_groups_maximum(cluster: Cluster) -> None:
-    cluster.eks.create_nodegroup(**cluster.group("g", 0, 0, 2))
-    live = cluster.eks.describe_nodegroup(clusterName="c", nodegroupName="g")["nodegroup"]
-    name = live["resources"]["autoScalingGroups"][0]["name"]
-    scale = cluster.cloud.client("autoscaling").set_desired_capacity
-    scale(AutoScalingGroupName=name, DesiredCapacity=2)
-    said = "New SetDesiredCapacity value 3 is above max value 2 for the AutoScalingGroup."
-    assert refused(scale, AutoScalingGroupName=name, DesiredCapacity=3) == (400, "ValidationError", said)
+def test_a_group_is_never_larger_than_its_maximum(cluster: Cluster) -> None:
+    name, scaling = scaled(cluster), cluster.cloud.client("autoscaling")
+    wanted = (400, "ValidationError", "New SetDesiredCapacity value 3 is above max value 2 for the AutoScalingGroup.")
+    assert refused(scaling.set_desired_capacity, AutoScalingGroupName=name, DesiredCapacity=3) == wanted
+    scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=2)
+    (found,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    assert (found["DesiredCapacity"], len(found["Instances"])) == (2, 2)
+
+
+def test_a_group_without_capacity_fails_in_its_activities_and_tries_again(cluster: Cluster) -> None:
+    """cluster-autoscaler looks there, and so gives a rung up long before its node is late."""
+    name, scaling = scaled(cluster, capacityType="SPOT"), cluster.cloud.client("autoscaling")
+    cluster.cloud.cloud.rules.short_of(("g5.xlarge", "*", "spot"))
+    scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=1)
+    newest = scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]
+    assert newest["StatusCode"] == "Failed"
+    assert "Could not launch Spot Instances. InsufficientInstanceCapacity" in newest["StatusMessage"]
+    cluster.cloud.cloud.rules.short_of(("g5.xlarge", "*", "on-demand"))
+    (found,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    assert [one["InstanceType"] for one in found["Instances"]] == ["g5.xlarge"]
+    assert scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]["StatusCode"] == "Successful"
+
+
+def scaled(cluster: Cluster, **more: Any) -> str:
+    """The Auto Scaling group of a new node group of at most two g5.xlarge."""
+    group = cluster.group("l4_spot-a-0123", 0, 0, 2, instanceTypes=["g5.xlarge"], **more)
+    made = cluster.eks.create_nodegroup(**group)["nodegroup"]
+    found = cluster.eks.describe_nodegroup(clusterName="c", nodegroupName=made["nodegroupName"])["nodegroup"]
+    name = str(found["resources"]["autoScalingGroups"][0]["name"])
+    assert name.startswith("eks-l4_spot-a-0123-"), "the autoscaler's priorities know a group by its node group's name"
+    return name

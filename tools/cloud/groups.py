@@ -1,7 +1,6 @@
 """Auto Scaling groups of node groups: EKS makes, tags, resizes and deletes them. They are moto's.
 
-A group starts at zero, whatever its node group desires: here is no instance that could become a node. Whoever sets its
-desired capacity gets moto's instances.
+moto has their names, ARNs and tags. How many instances they want and have is in `backends/scaling.py`.
 https://docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html
 """
 
