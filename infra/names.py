@@ -37,3 +37,5 @@ WRITER: Final = "mirror"
 #: cluster-autoscaler, in `kube-system`.
 AUTOSCALER: Final = "cluster-autoscaler"
 AUTOSCALER_NAMESPACE: Final = "kube-system"
+#: The AWS Load Balancer Controller, in the stack's namespace: registers the gateway's pods with the load balancer.
+LOAD_BALANCER_ACCOUNT: Final = "load-balancer-controller"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, AccountFacts
+from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, ZONE, AccountFacts
 from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.aws.zones import network_zones, rung_zones
 from modelfleet.infra.catalog import Catalog, Quota, default_catalog
@@ -50,6 +50,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_addresses(plan, facts, place),
         *_api_server(plan, facts, place),
         *_image(plan, facts, place),
+        *_route53_zone(plan, facts, place),
         *_unread(facts, place),
         *_surge_room(plan, facts, place),
         *_live_sizes(facts, place),
@@ -291,6 +292,22 @@ def _image(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
         image = plan.config.kubernetes.image
         message = f"found '{image}', which ECR does not have; build serving/Dockerfile and push it under this name"
         yield place(("kubernetes", "image"), message)
+
+
+def _route53_zone(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """The front door's record and the proof for its certificate go there, and a run would wait for them for an hour."""
+    zone, path = plan.config.gateway.zone, ("gateway", "zone")
+    if zone is None or facts.zone_id:
+        return
+    if ZONE in facts.unread:
+        yield place(path, f"{ZONE} {zone} could not be read: {facts.unread[ZONE]}")
+        return
+    yield place(
+        path,
+        f"found '{zone}', and account {facts.account} has no public Route 53 zone of that name; make it and have its "
+        f"parent delegate to it: aws route53 create-hosted-zone --name {zone} --caller-reference first; or set "
+        "certificate and keep the record elsewhere",
+    )
 
 
 def _unread(facts: AccountFacts, place: Place) -> Iterator[Finding]:

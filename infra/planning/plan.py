@@ -298,6 +298,36 @@ class GatewayPlan:
 
 
 @dataclass(frozen=True)
+class FrontDoor:
+    """What leads clients outside the cluster to the gateway: a load balancer of AWS, else an Ingress.
+
+    `port` is the gateway's own port for it. `idle_s`: seconds for which a connection may be silent; `drain_s`: how long a
+    pod that ends may take for its streams. `allow_cidrs` are the clients' networks, `addresses` those
+    of the load balancer itself, where they are known before it exists.
+    """
+
+    internet: bool
+    load_balancer: bool
+    hostname: str | None
+    tls: bool
+    port: int
+    idle_s: int
+    drain_s: int
+    allow_cidrs: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+    @property
+    def base_url(self) -> str | None:
+        """What clients use, with the host name; None where only the load balancer has a name, which AWS gives it."""
+        return f"{self.scheme}://{self.hostname}/v1" if self.hostname else None
+
+    @property
+    def scheme(self) -> str:
+        """`https`, or `http` where the stack file has no certificate."""
+        return "https" if self.tls else "http"
+
+
+@dataclass(frozen=True)
 class BucketPlan:
     """The stack's mirror bucket; `name` is None when the stack has none."""
 
@@ -345,10 +375,12 @@ class Plan:
     cost: CostRange
     prices: str
     notices: tuple[Finding, ...] = field(default=())
-    #: EKS control plane, system nodes, NAT gateways; they are part of `cost`.
+    #: EKS control plane, system nodes, NAT gateways, load balancer; they are part of `cost`.
     fixed: tuple[FixedCost, ...] = field(default=())
     #: None where the stack makes no cluster.
     system: SystemPlan | None = None
+    #: None where nobody outside the cluster reaches the gateway.
+    front_door: FrontDoor | None = None
 
     @property
     def node_groups(self) -> tuple[PoolPlan, ...]:

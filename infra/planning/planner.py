@@ -15,6 +15,7 @@ from modelfleet.infra.planning.applications import (
     mirror_plan,
     name_findings,
 )
+from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.cost import (
     budget_findings,
@@ -30,6 +31,7 @@ from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
@@ -48,6 +50,7 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
+from modelfleet.infra.planning.pool_findings import shared_memory_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
@@ -93,6 +96,7 @@ def plan(
     ]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
+    findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
     findings += [
         *found,
@@ -129,6 +133,7 @@ def plan(
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
+            catalog=catalog,
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -155,6 +160,7 @@ def plan(
         notices=tuple(sorted([*stack.notices, *findings])),
         fixed=fixed,
         system=system,
+        front_door=front_door(stack),
     )
 
 
@@ -169,6 +175,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *tag_findings(stack),
         *copy_findings(stack),
         *ladder_findings(stack),
+        *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
@@ -261,6 +268,7 @@ def _model_plan(
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
+    catalog: Catalog,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
@@ -277,7 +285,7 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(model, mirror, bucket, code),
+        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
         memory=memory,
         speed=speed,
         cost=cost,

@@ -34,6 +34,13 @@ PoolName = Annotated[
         r"^[a-z]([a-z0-9-]{0,26}[a-z0-9])?$", "1 to 28 lower-case letters, digits and `-`, beginning with a letter"
     ),
 ]
+HostName = Annotated[
+    str,
+    Matching(
+        r"^(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
+        "a name such as models.example.com, in lower case",
+    ),
+]
 Namespace = Annotated[
     str,
     Matching(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "1 to 63 lower-case letters, digits and `-`"),
@@ -156,6 +163,10 @@ class Network(StackSection):
     )
     private_subnet_ids: list[str] = Field(
         default_factory=list, description="Private subnets of the existing VPC, in at least two zones."
+    )
+    public_subnet_ids: list[str] = Field(
+        default_factory=list,
+        description="Public subnets of the existing VPC, in at least two zones, for a gateway on the internet.",
     )
 
     @field_validator("nat", mode="before")
@@ -308,8 +319,38 @@ class Gateway(StackSection):
     max_body_mib: PositiveInt = Field(64, le=200, description="Largest request body in MiB, at most 200.")
     timeout_s: PositiveInt = Field(3600, description="Longest request, streams included, in seconds.")
     replicas: PositiveInt = Field(2, description="Gateway pods.")
-    hostname: str | None = Field(None, description="Host name of the Ingress; default internal Service only.")
-    tls_secret: str | None = Field(None, description="Name of an existing TLS Secret.")
+    expose: Literal["none", "internal", "internet"] = Field(
+        "none",
+        description="Who reaches the gateway from outside the cluster: nobody, your own networks, or the internet.",
+    )
+    hostname: HostName | None = Field(
+        None, description="Name that clients use, with expose; default without TLS the load balancer's own name."
+    )
+    certificate: (
+        Annotated[
+            str, Matching(r"^arn:aws[a-z-]*:acm:[a-z0-9-]+:\d{12}:certificate/[\w-]+$", "the ARN of an ACM certificate")
+        ]
+        | None
+    ) = Field(
+        None, description="ACM certificate for hostname, on target eks; default: made and renewed with the help of zone."
+    )
+    zone: HostName | None = Field(
+        None,
+        description="Route 53 zone, on target eks: hostname's record is made in it, and without certificate also that.",
+    )
+    allow_cidrs: list[str] = Field(
+        default_factory=list,
+        description="Networks that reach the load balancer, on target eks; default: private ones for internal, all for internet.",
+    )
+    ingress_class: str | None = Field(
+        None, description="IngressClass of the cluster's own controller, on target kubernetes with expose."
+    )
+    ingress_annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations of the Ingress, as its controller wants them."
+    )
+    tls_secret: str | None = Field(
+        None, description="Name of an existing TLS Secret for hostname, on target kubernetes with expose."
+    )
 
 
 class Local(StackSection):

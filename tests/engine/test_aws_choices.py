@@ -302,3 +302,68 @@ def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account:
     assert "quota L-DB2E81BA in us-west-2 is 4" in said
     assert fleet.engine.made == []
     assert account.everything() == before
+
+
+KEYED = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
+
+
+@pytest.fixture
+def zone(account: Account) -> str:
+    """A public zone, whose id this is."""
+    route53 = account.client("route53")
+    made = route53.create_hosted_zone(Name="example.org", CallerReference="choices")
+    return str(made["HostedZone"]["Id"]).rpartition("/")[2]
+
+
+def test_a_front_door_is_a_load_balancer_with_a_certificate_and_a_name_in_dns(
+    fleet: Maker, account: Account, zone: str
+) -> None:
+    door = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org", "timeoutS": 1800}
+    fleet.make(gateway=door, **KEYED)
+    elb = account.client("elbv2")
+    (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
+    assert (balancer["Type"], balancer["Scheme"]) == ("application", "internet-facing")
+    arn = balancer["LoadBalancerArn"]
+    attributes = elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
+    assert {"Key": "idle_timeout.timeout_seconds", "Value": "1800"} in attributes
+    (listener,) = elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]
+    assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)
+    (certificate,) = listener["Certificates"]
+    known = account.client("acm").describe_certificate(CertificateArn=certificate["CertificateArn"])["Certificate"]
+    assert (known["DomainName"], known["Status"]) == ("models.example.org", "ISSUED")
+    records = account.client("route53").list_resource_record_sets(HostedZoneId=zone)["ResourceRecordSets"]
+    (record,) = (one for one in records if one["Type"] == "A")
+    assert record["Name"] == "models.example.org."
+    assert record["AliasTarget"]["DNSName"].rstrip(".") == balancer["DNSName"]
+
+
+def test_pods_are_reached_from_the_load_balancer_alone_and_it_by_named_networks_alone(
+    fleet: Maker, account: Account
+) -> None:
+    fleet.make(gateway={"expose": "internal", "allowCidrs": ["10.0.0.0/8"]})
+    elb = account.client("elbv2")
+    (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
+    assert balancer["Scheme"] == "internal"
+    (group,) = balancer["SecurityGroups"]
+    rules = account.ec2.describe_security_group_rules()["SecurityGroupRules"]
+    own = [rule for rule in rules if rule["GroupId"] == group]
+    (come,) = (rule for rule in own if not rule["IsEgress"])
+    assert (come["CidrIpv4"], come["FromPort"], come["ToPort"]) == ("10.0.0.0/8", 80, 80)
+    (go,) = (rule for rule in own if rule["IsEgress"])
+    (into,) = (rule for rule in rules if rule.get("ReferencedGroupInfo", {}).get("GroupId") == group)
+    assert (into["IsEgress"], into["FromPort"], into["ToPort"]) == (False, 8081, 8081)
+    assert (go["ReferencedGroupInfo"]["GroupId"], go["FromPort"], go["ToPort"]) == (into["GroupId"], 8081, 8081)
+    assert into["GroupId"] != group, "the nodes' group"
+    (targets,) = elb.describe_target_groups()["TargetGroups"]
+    assert (targets["TargetType"], targets["Port"], targets["HealthCheckPath"]) == ("ip", 8081, "/health")
+    attributes = elb.describe_target_group_attributes(TargetGroupArn=targets["TargetGroupArn"])["Attributes"]
+    assert {"Key": "deregistration_delay.timeout_seconds", "Value": "540"} in attributes, "a node's drain on EKS"
+
+
+def test_a_zone_that_the_account_does_not_have_stops_the_run_before_anything_is_made(
+    fleet: Maker, account: Account
+) -> None:
+    door = {"expose": "internet", "hostname": "models.example.net", "zone": "example.net"}
+    with pytest.raises(InputErrors, match=r"gateway\.zone: found 'example\.net', and account \d+ has no public Route 53"):
+        fleet.make(gateway=door, **KEYED)
+    assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, AccountFacts, ClusterFact, SubnetFact
+from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, ZONE, AccountFacts, ClusterFact, SubnetFact
 from modelfleet.infra.aws.here import why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
@@ -226,6 +226,18 @@ def test_an_image_that_the_registry_lacks_is_refused(tmp_path: Path) -> None:
     """Pods would wait for it, on GPU nodes that cost money."""
     (said,) = sentences(tmp_path, facts(lacks_image=True), kubernetes={"image": IMAGE})
     assert f"kubernetes.image: found '{IMAGE}', which ECR does not have" in said
+
+
+ZONE_DOOR = {"expose": "internal", "hostname": "models.example.org", "zone": "example.org"}
+
+
+@pytest.mark.parametrize("unread", [{}, {ZONE: "AccessDenied"}], ids=["absent", "not allowed"])
+def test_a_front_door_without_its_zone_is_refused(tmp_path: Path, unread: dict[str, str]) -> None:
+    """The run would make a certificate and wait more than an hour for its proof."""
+    (said,) = sentences(tmp_path, facts(unread=unread), gateway=ZONE_DOOR)
+    assert "modelfleet:gateway.zone: " in said
+    assert ("AccessDenied" in said) if unread else ("create-hosted-zone --name example.org" in said)
+    assert sentences(tmp_path, facts(zone_id="Z1"), gateway=ZONE_DOOR) == []
 
 
 def test_what_could_not_be_read_is_said_and_stops_nothing(tmp_path: Path) -> None:
