@@ -1,7 +1,7 @@
 """The front door of a stack on EKS: an Application Load Balancer, its certificate and its name in DNS.
 
-The program makes it, not a controller in the cluster: a preview shows it, and `destroy` leaves none behind. The AWS Load
-Balancer Controller registers the gateway's pods with its target group (`infra/kubernetes/manifests/load_balancer.py`).
+The program makes it, not a controller in the cluster: a preview shows it, and `destroy` leaves none behind. The AWS
+Load Balancer Controller registers the gateway's pods with its target group (`infra/kubernetes/manifests/load_balancer.py`).
 """
 
 from __future__ import annotations
