@@ -37,9 +37,9 @@ def _in_range(inputs: Props) -> list[tuple[str, str]]:
         value = inputs.get(name)
         if value is not None and value != UNKNOWN and not least <= int(value) <= most:
             found.append((name, f"must be from {least} to {most}, found {value}"))
-    name = inputs.get("name")
-    if name and name != UNKNOWN and len(name) > _LONGEST_NAME:
-        found.append(("name", f"must have at most {_LONGEST_NAME} characters, found '{name}'"))
+    own = inputs.get("name")
+    if own and own != UNKNOWN and len(own) > _LONGEST_NAME:
+        found.append(("name", f"must have at most {_LONGEST_NAME} characters, found '{own}'"))
     return found
 
 
