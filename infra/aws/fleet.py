@@ -21,7 +21,7 @@ from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings,
 from modelfleet.infra.aws.preflight import preflight
 from modelfleet.infra.aws.site import Site, site_of
 from modelfleet.infra.aws.storage import make_storage
-from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, pool_zones
+from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, rung_zones
 from modelfleet.infra.names import AUTOSCALER
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import InputErrors, errors_in
@@ -38,7 +38,7 @@ class AwsFleet(pulumi.ComponentResource):
     endpoint: pulumi.Output[str]
     cluster_name: pulumi.Output[str]
     bucket: pulumi.Output[str]
-    #: Names of the node groups, by `POOL-ZONE`.
+    #: Names of the node groups, by `RUNG-ZONE`: `l4-us-east-1a`, `l4_spot-us-east-1a`.
     pools: Mapping[str, pulumi.Output[str]]
     front_door: FrontDoor | None
     ready: Sequence[pulumi.Resource]
@@ -75,9 +75,10 @@ class AwsFleet(pulumi.ComponentResource):
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
         self.pools = {
-            f"{pool.name}-{zone}": group.node_group_name
+            f"{rung.group}-{zone}": group.node_group_name
             for pool in plan.pools
-            for zone, group in groups.groups[pool.name].items()
+            for rung in pool.rungs
+            for zone, group in groups.groups[rung.group].items()
         }
         associations = [role.association for role in roles]
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
@@ -161,12 +162,12 @@ class AwsFleet(pulumi.ComponentResource):
         )
         system = SystemPool(f"{self._name}-system", plan.system, nodes=nodes, subnets=subnets, opts=self._child)
         zones = network_zones(plan, facts)
-        chosen = {pool.name: pool_zones(pool, zones, facts) for pool in plan.node_groups}
+        rungs = [rung for pool in plan.node_groups for rung in pool.rungs]
         groups = NodeGroups(
             f"{self._name}-pool",
             plan.node_groups,
             nodes=nodes,
-            subnets={pool: {zone: subnets[zone] for zone in own} for pool, own in chosen.items()},
+            subnets={rung.group: {zone: subnets[zone] for zone in rung_zones(rung, zones, facts)} for rung in rungs},
             opts=self._child,
         )
         return system, groups

@@ -122,8 +122,8 @@ def _unknown_prices(stack: LoadedStack, pools: Sequence[PoolPlan], fixed: Sequen
     reasons, unpriced = [], []
     for pool in pools:
         types = [name for name in pool.instance_types if usd_per_hour(catalog, [name], stack.region) is None]
-        if pool.purchase == "capacity-block":
-            reasons.append(f"pool {pool.name} is a Capacity Block, which has no hourly price")
+        if any(rung.purchase == "capacity-block" for rung in pool.rungs):
+            reasons.append(f"pool {pool.name} has a Capacity Block, which has no hourly price")
         elif not pool.instance_types:
             reasons.append(f"pool {pool.name} gives `node`, not instanceTypes, so it has no price")
         elif types:
@@ -148,6 +148,6 @@ def prices_note(stack: LoadedStack, catalog: Catalog, types: Iterable[str]) -> s
     if not known:
         return f"no price is known for {stack.region or 'this cluster'}"
     origin = "; ".join(sorted({f"{price.source} of {price.date}" for price in known}))
-    spot = any(pool.purchase == "spot" for pool in stack.config.pools)
+    spot = any("spot" in pool.purchases for pool in stack.config.pools)
     ceiling = "; spot counted at its ceiling, the on-demand price" if spot else ""
     return f"EC2 on-demand, Linux, {stack.region}: {origin}{ceiling}; without storage and traffic"

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 else:  # one of the table's names, which a type checker cannot know
     AcceleratorName = Literal[accelerators()]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Purchase = Literal["reservation", "capacity-block", "spot", "on-demand"]
+#: Purchases that name a capacity reservation.
+RESERVED: tuple[Purchase, ...] = ("reservation", "capacity-block")
 PoolName = Annotated[
     str,
     Matching(
-        r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$", "1 to 30 lower-case letters, digits and `-`, beginning with a letter"
+        r"^[a-z]([a-z0-9-]{0,26}[a-z0-9])?$", "1 to 28 lower-case letters, digits and `-`, beginning with a letter"
     ),
 ]
 HostName = Annotated[
@@ -73,12 +76,12 @@ class NodeSize(StackSection):
 
 
 class Pool(StackSection):
-    """One ordered entry of `pools`: one EKS node group per zone, one Ray worker group."""
+    """One ordered entry of `pools`: one EKS node group per purchase and zone, one Ray worker group."""
 
     name: PoolName = Field(description="Name of the pool; never change it once it is live.")
     accelerator: AcceleratorName = Field(description="The accelerator that models name.")
-    purchase: Literal["on-demand", "spot", "capacity-block"] = Field(
-        "on-demand", description="How EC2 instances are bought."
+    purchase: Purchase | list[Purchase] = Field(
+        "on-demand", description="How EC2 instances are bought; a list is tried in its order when nodes are missing."
     )
     instance_types: list[str] | Literal["auto"] = Field(
         "auto",
@@ -95,7 +98,10 @@ class Pool(StackSection):
         None, description="Availability zones; default: all zones of the network that offer the type."
     )
     capacity_reservation_id: Annotated[str, Matching(r"^cr-[0-9a-f]+$", "cr- and hexadecimal digits")] | None = Field(
-        None, description="Capacity Block reservation, for purchase capacity-block."
+        None, description="The reservation or Capacity Block, for purchase reservation or capacity-block."
+    )
+    capacity_reservation_zone: str | None = Field(
+        None, description="Availability zone of capacityReservationId; default: the pool's only one."
     )
 
     @model_validator(mode="after")
@@ -106,11 +112,33 @@ class Pool(StackSection):
         return self
 
     @model_validator(mode="after")
-    def capacity_block_names_its_reservation(self) -> Self:
-        """A Capacity Block and its reservation go together."""
-        if (self.purchase == "capacity-block") != (self.capacity_reservation_id is not None):
-            raise ValueError("capacityReservationId goes with purchase capacity-block, and only with it")
+    def reserved_capacity_names_its_reservation(self) -> Self:
+        """A reservation or a Capacity Block goes together with its id. There is one id, so one of both."""
+        reserved = [purchase for purchase in self.purchases if purchase in RESERVED]
+        if len(reserved) > 1:
+            raise KeyFault(
+                "purchase", "found both reservation and capacity-block; capacityReservationId is one of them"
+            )
+        if bool(reserved) != (self.capacity_reservation_id is not None):
+            raise ValueError(f"capacityReservationId goes with purchase {' or '.join(RESERVED)}, and only with them")
+        if self.capacity_reservation_zone is not None and not reserved:
+            raise ValueError("capacityReservationZone goes with capacityReservationId, and only with it")
         return self
+
+    @property
+    def purchases(self) -> tuple[Purchase, ...]:
+        """How instances are bought, in the order in which it is tried."""
+        return (self.purchase,) if isinstance(self.purchase, str) else tuple(self.purchase)
+
+    @field_validator("purchase")
+    @classmethod
+    def purchases_differ(cls, value: Purchase | list[Purchase]) -> Purchase | list[Purchase]:
+        """A list of purchases names at least one, and each once."""
+        if not value:
+            raise ValueError("found an empty list; name at least one purchase or leave it out")
+        if isinstance(value, list) and (twice := sorted({one for one in value if value.count(one) > 1})):
+            raise ValueError(f"found {', '.join(twice)} twice; each is tried once")
+        return value
 
     @field_validator("instance_types")
     @classmethod

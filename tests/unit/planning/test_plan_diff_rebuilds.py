@@ -35,6 +35,7 @@ CHANGES: dict[str, Any] = {
     "pools.maxNodes": 9,
     "pools.zones": ["us-east-1a"],
     "pools.capacityReservationId": "cr-0123456789abcdef0",
+    "pools.capacityReservationZone": "us-east-1a",
     "accountId": "999988887777",
     "network.cidr": "10.4.0.0/16",
     "network.zones": 2,
@@ -101,6 +102,10 @@ INGRESS = {"gateway.expose": "internal", "gateway.ingressClass": "nginx", "gatew
 BESIDE: dict[str, dict[str, Any]] = {
     "pools.accelerator": {"pools.instanceTypes": ["g4dn.xlarge"]},
     "pools.capacityReservationId": {"pools.purchase": "capacity-block"},
+    "pools.capacityReservationZone": {
+        "pools.purchase": ["reservation", "spot", "on-demand"],
+        "pools.capacityReservationId": "cr-0123456789abcdef0",
+    },
     "network.vpcId": {"network.privateSubnetIds": ["subnet-1", "subnet-2"]},
     "network.privateSubnetIds": {"network.vpcId": "vpc-0123456789abcdef0"},
     "gateway.expose": {
