@@ -303,7 +303,7 @@ def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account:
     assert account.everything() == before
 
 
-KEYED = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
+KEYED: dict[str, Any] = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
 
 
 @pytest.fixture
