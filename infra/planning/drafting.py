@@ -46,18 +46,20 @@ def draft_source(model: ModelConfig) -> tuple[str, str] | None:
 
 def drafting_of(model: ModelConfig, target: Checkpoint, own: Checkpoint | None) -> Drafting:
     """What drafts for a model of that checkpoint; `own` is the draft's, where it is known."""
-    section = section_of(model)
-    if section is None:
-        return NOTHING
+    section, source = section_of(model), draft_source(model)
+    return NOTHING if section is None else drafting(section, target, own, source[0] if source else "")
+
+
+def drafting(section: Mapping[str, Any], target: Checkpoint, own: Checkpoint | None, source: str = "") -> Drafting:
+    """As `drafting_of`, for a `speculative_config`; `source` names a draft with a checkpoint of its own."""
     method, tokens = method_of(section, own), section.get("num_speculative_tokens")
     asked = tokens if isinstance(tokens, int) and tokens > 0 else 0
     if method in WITHOUT_WEIGHTS:
         return Drafting(tokens=asked)
-    source = draft_source(model)
     if source and own is None:
-        return Drafting(tokens=asked, unknown=f"the config.json of {source[0]} is not known here")
+        return Drafting(tokens=asked, unknown=f"the config.json of {source} is not known here")
     if method == MTP and source:
-        return Drafting(tokens=asked, unknown=f"multi-token layers of another checkpoint ({source[0]}) are not known")
+        return Drafting(tokens=asked, unknown=f"multi-token layers of another checkpoint ({source}) are not known")
     draft = Draft(method, own)
     default = predicted_layers(target) if method == MTP else 0
     unknown = _why_not(target, draft)
