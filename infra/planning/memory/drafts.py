@@ -20,7 +20,7 @@ from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.feedforward import dense, feed_forward
 from modelfleet.infra.planning.memory.layers import Reading, caches_of, latent_caches, plain_caches
 from modelfleet.infra.planning.memory.parts import Part, Size, format_of, plain
-from modelfleet.infra.planning.memory.traits import Traits, traits_of
+from modelfleet.infra.planning.memory.traits import traits_of
 from modelfleet.infra.planning.memory.weights import VOCAB_PADDING, parts_of
 
 MTP, EAGLE, EAGLE3, MEDUSA, MODEL = "mtp", "eagle", "eagle3", "medusa", "draft_model"
@@ -30,14 +30,19 @@ WITHOUT_WEIGHTS = ("ngram", "[ngram]", "ngram_gpu", "suffix")
 NAMED_METHODS = (("eagle-", EAGLE), ("eagle3", EAGLE3), ("dflash", "dflash"), ("dspark", "dspark"))
 #: Keys with the number of multi-token layers (`hf_config_override`).
 MTP_LAYERS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
-#: Classes of registry.py that are llama_eagle.py and llama_eagle3.py, by what `EAGLEConfig` makes of their names.
-LLAMA_HEADS = {
+#: Classes of registry.py that were read, by what `EAGLEConfig` makes of their names: llama_eagle.py, llama_eagle3.py,
+#: qwen3_eagle3.py, deepseek_eagle3.py.
+KNOWN_HEADS = {
     EAGLE: {"LlamaForCausalLM", "EagleLlamaForCausalLM"},
-    EAGLE3: {"LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3MiniMaxM2ForCausalLM",
+    EAGLE3: {"Qwen3ForCausalLM", "Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM", "DeepseekV2ForCausalLM",
+             "DeepseekV3ForCausalLM", "Eagle3DeepseekV2ForCausalLM", "Eagle3DeepseekV3ForCausalLM",
+             "LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3MiniMaxM2ForCausalLM",
              "Eagle3Qwen2_5vlForCausalLM", "Eagle3Qwen3vlForCausalLM", "PEagleDraftModel", "PeagleLlamaForCausalLM"},
 }  # fmt: skip
 #: Hidden states of the target that an EAGLE3 head reads, where its config names none (llama_eagle3.py).
 AUX_STATES = 3
+#: Projections that read the embedding beside the states in a first EAGLE3 layer.
+WIDENED = ("q_proj", "q_a_proj", "kv_a_proj_with_mqa")
 #: Bytes of an entry of the table from the draft's vocabulary to the target's: int64.
 TOKEN_ID_BYTES = 8
 
@@ -145,7 +150,7 @@ def _parts(draft: Draft, target: Checkpoint, engine: EngineArguments) -> Iterato
         return parts_of(own, engine)
     if draft.method == MEDUSA:
         return _medusa(own, target, engine.ranks)
-    if own.architecture not in LLAMA_HEADS.get(draft.method, ()):
+    if own.architecture not in KNOWN_HEADS.get(draft.method, ()):
         raise UnknownShapeError(f"a {draft.method} head of class {own.architecture or 'unknown'} is not known here")
     return _eagle(draft.method, own, target, engine)
 
@@ -204,14 +209,20 @@ def _medusa(draft: Checkpoint, target: Checkpoint, ranks: int) -> Iterator[Part]
 
 
 def _eagle(method: str, draft: Checkpoint, target: Checkpoint, engine: EngineArguments) -> Iterator[Part]:
-    """Llama layers behind a projection that is whole on each GPU (llama_eagle.py, llama_eagle3.py)."""
-    third, hidden, traits = method == EAGLE3, draft.hidden, Traits()
+    """Dense layers behind a projection that is whole on each GPU. EAGLE3 has a norm more a layer, EAGLE one less."""
+    third, hidden, traits, ranks = method == EAGLE3, draft.hidden, traits_of(draft), engine.ranks
     width = draft.count("target_hidden_size", default=hidden)
     for layer in range(draft.layers):
-        for part in mixers.attention(draft, traits, layer, "full", engine.ranks, shares=False):
-            wide = third and layer == 0 and part.name.endswith("q_proj")  # embedding and states side by side
+        latent = draft.get("kv_lora_rank")
+        mixer = (
+            mixers.latent(draft, layer, ranks)
+            if latent
+            else mixers.attention(draft, traits, layer, "full", ranks, shares=False)
+        )
+        for part in mixer:
+            wide = third and layer == 0 and part.name.endswith(WIDENED)
             yield dataclasses.replace(part, inputs=2 * part.inputs) if wide else part
-        yield from feed_forward(draft, traits, layer, engine.ranks, engine.capability)
+        yield from dense(draft, traits, f"layers.{layer}.mlp", draft.count("intermediate_size"), ranks)
         yield plain(f"layers.{layer}.norms", hidden * (3 if third else 1 + (layer > 0)))
     if not third:
         yield Part("fc", hidden, 2 * hidden)
