@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,28 @@ def test_the_reader_finds_a_draft_model_in_the_catalog(tmp_path: Path) -> None:
     assert facts is not None
     assert facts.draft is not None
     assert facts.draft.hidden == 2048
+
+
+def test_a_head_of_the_hub_is_asked_for_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` and `up` use no network: they count a head by what `plan` has read."""
+    asked: list[str] = []
+
+    def hub(_: Reader, source: str, revision: str = "main") -> tuple[dict[str, Any], list[dict[str, Any]], str] | None:
+        asked.append(f"{source}@{revision}")
+        return (HEAD, [], source) if source == "org/head" else None
+
+    monkeypatch.setattr(Reader, "hub", hub)
+    one = drafting(LLAMA_8B, {"method": "eagle3", "model": "org/head", "revision": "v2", "num_speculative_tokens": 3})
+    for network in (True, False):
+        facts = Reader(tmp_path, network=network).read([one])[LLAMA_8B]
+        assert facts is not None
+        assert facts.draft is not None
+    assert [name for name in asked if "head" in name] == ["org/head@v2"]
+
+
+def test_multi_token_layers_in_a_checkpoint_are_no_tower_for_images() -> None:
+    """The headers of Qwen3.5-9B hold them too; vLLM loads them only to draft with."""
+    alone = facts_of(QWEN_9B)
+    tower = 900_000_000
+    held = round(alone.counted_bytes) + 486_581_248 + tower
+    assert dataclasses.replace(alone, header_bytes=held).encoder_bytes == pytest.approx(tower, abs=2)
