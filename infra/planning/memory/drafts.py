@@ -184,6 +184,9 @@ def _predictor(target: Checkpoint) -> Predictor:
         raise UnknownShapeError("its config.json names no multi-token layers (num_nextn_predict_layers)")
     if kind not in PREDICTORS:
         raise UnknownShapeError(f"the multi-token layers of a {kind} are not known here")
+    pattern = target.get("mtp_hybrid_override_pattern", "mtp_layers_block_type", default="*E")
+    if [str(one)[:1] for one in pattern] not in (["*", "E"], ["a", "m"]):  # Nemotron-3: attention, then experts
+        raise UnknownShapeError(f"multi-token layers of the pattern {pattern!r} are not known here")
     return PREDICTORS[kind]
 
 

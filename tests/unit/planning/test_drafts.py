@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.drafting import drafting as drafting_with
 from modelfleet.infra.planning.drafting import drafting_of
 from modelfleet.infra.planning.facts import ModelFacts, facts_from_config, with_draft
 from modelfleet.infra.planning.fit import gpu_memory, memory_in, setting_of
@@ -23,7 +24,7 @@ from modelfleet.infra.reading.models import Reader
 from modelfleet.serving.config.errors import Severity
 from modelfleet.serving.config.load import LoadedModel
 from tests.unit.planning.builders import model
-from tools.probe.__main__ import FIXTURES, rows
+from tools.probe.__main__ import FIXTURES, our_draft, rows
 
 CATALOG = default_catalog()
 CONFIGS = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}
@@ -40,22 +41,10 @@ def checkpoint(content: dict[str, Any]) -> Checkpoint:
     return Checkpoint(content, CATALOG.architecture_defaults)
 
 
-def target_of(truth: dict[str, Any]) -> Checkpoint:
-    """The model that is drafted for: without a quantization section, as vLLM was asked."""
-    content = truth.get("target") or {**CONFIGS[truth["config"]], **truth.get("changed", {})}
-    return checkpoint({key: value for key, value in content.items() if key != "quantization_config"})
-
-
 @pytest.mark.parametrize("truth", TRUTH, ids=lambda row: f"{row['name']}-tp{row['tp']}")
 def test_a_draft_takes_what_vllm_builds_for_it(truth: dict[str, Any]) -> None:
-    own = checkpoint(truth["draft"]) if "draft" in truth else None
-    draft = Draft(method_of(truth["speculative_config"], own), own)
-    target, engine = target_of(truth), EngineArguments(4096, ranks=truth["tp"])
-    size = draft_size(draft, target, engine)
-    assert (size.elements, size.bytes) == (truth["elements"], truth["bytes"])
-    alone = ModelMemory(target, engine).layout.caches
-    more = ModelMemory(target, engine, draft).layout.caches[len(alone) :]
-    assert (len(more), sum(cache.per_token for cache in more)) == (truth["caches"], truth["kv_bytes_per_token"])
+    mine = our_draft(truth, CONFIGS)
+    assert mine == {key: truth[key] for key in ("elements", "bytes", "caches", "kv_bytes_per_token")}
 
 
 def test_a_multi_token_layer_lies_in_the_models_pool() -> None:
@@ -121,6 +110,14 @@ def test_only_what_cannot_be_counted_is_warned_of(
         assert any("speed" in text for text in found(one, facts, Severity.NOTICE)), "the estimate knows no drafts"
     else:
         assert why in warned[0]
+
+
+@pytest.mark.parametrize(("pattern", "known"), [("*E", True), (["attention", "moe"], True), ("*E*E", False)])
+def test_other_layers_than_those_that_were_read_are_not_guessed(pattern: str | list[str], known: bool) -> None:
+    """Nemotron-3 names its multi-token layers; another pattern would be another size."""
+    content = {**CONFIGS["nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-FP8"], "mtp_hybrid_override_pattern": pattern}
+    unknown = drafting_with({"method": "mtp"}, checkpoint(content), None).unknown
+    assert unknown == ("" if known else "multi-token layers of the pattern '*E*E' are not known here")
 
 
 def test_vllm_drafts_as_many_tokens_as_a_checkpoint_has_layers_for() -> None:
