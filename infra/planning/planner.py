@@ -31,7 +31,9 @@ from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
+from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
@@ -105,7 +107,7 @@ def plan(
         *licence_findings(stack, models, catalog),
         *token_findings(stack, models, catalog),
     ]
-    pools = tuple(_pool_plan(stack, choice) for choice in choices)
+    pools = tuple(_pool_plan(stack, choice, catalog) for choice in choices)
     system, found = system_plan(stack, catalog)
     findings += found
     fixed = fixed_costs(stack, system, catalog)
@@ -158,6 +160,7 @@ def plan(
         notices=tuple(sorted([*stack.notices, *findings])),
         fixed=fixed,
         system=system,
+        front_door=front_door(stack),
     )
 
 
@@ -171,6 +174,8 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_region(stack),
         *tag_findings(stack),
         *copy_findings(stack),
+        *ladder_findings(stack),
+        *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
@@ -229,12 +234,11 @@ def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
     return labels
 
 
-def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
-    pool = choice.pool
+def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> PoolPlan:
+    pool, labels = choice.pool, _labels(stack, choice)
     return PoolPlan(
         name=pool.name,
         accelerator=pool.accelerator,
-        purchase=pool.purchase,
         instance_types=choice.candidate.instance_types,
         node=choice.candidate.node,
         min_nodes=choice.least,
@@ -242,13 +246,13 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
         max_nodes=pool.max_nodes,
         floor_nodes=pool.min_nodes,
         zones=tuple(pool.zones) if pool.zones else None,
-        capacity_reservation_id=pool.capacity_reservation_id,
-        labels=_labels(stack, choice),
+        labels=labels,
         taints=() if pool.accelerator == CPU else (GPU_TAINT,),
         ray_resources=ray_resources(pool.accelerator, choice.candidate.node),
         vcpus_per_node=choice.candidate.vcpus,
         usd_per_node_hour=choice.candidate.usd_per_hour,
         cost=pool_cost(stack.config.target, choice),
+        rungs=rungs(stack, choice, labels, catalog),
     )
 
 
