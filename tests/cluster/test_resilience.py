@@ -10,7 +10,7 @@ import pytest
 from modelfleet.infra.kubernetes.api import Unreachable
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.fleet import model
-from tests.cluster.head import FakeRay, head_address, on_loopback
+from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,8 @@ POOLS = [{"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g
 @pytest.fixture
 def stack(stack_of: Callable[..., Stack]) -> Iterator[Stack]:
     made = stack_of([model("org/one", "L4")], pools=POOLS)
-    with on_loopback(head_address(made.api, made.namespace)) as address, FakeRay(address):
+    where = made.api, made.namespace
+    with on_loopback(head_address(*where)) as address, FakeRay(address, head_token(*where)):
         made.scale({"l4": 1})
         wait_for("Ready", lambda: ready(made), seconds=120)
         wait_for("the worker", lambda: running(made, "worker"))
@@ -40,6 +41,17 @@ def running(stack: Stack, kind: str) -> list[dict[str, Any]]:
 
 def uids(pods: list[dict[str, Any]]) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods}
+
+
+def test_every_part_of_ray_has_the_token_and_the_operator_shows_it(stack: Stack) -> None:
+    """The stack is ready only because the operator's requests had the token: `FakeRay` answers 401 without."""
+    for pod in running(stack, "worker") + running(stack, "head"):
+        for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]:
+            env = {one["name"]: one for one in container.get("env", [])}
+            assert env["RAY_AUTH_MODE"]["value"] == "token", container["name"]
+            named = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"]
+            assert named == stack.ray_cluster()["metadata"]["name"], "the token is of this Ray cluster alone"
+            assert "value" not in env["RAY_AUTH_TOKEN"], "whoever may list pods would read it"
 
 
 def test_a_killed_operator_finds_everything_as_it_left_it(stack: Stack) -> None:

@@ -46,6 +46,11 @@ def test_no_change_of_models_changes_the_ray_cluster(tmp_path: Path) -> None:
     assert len(seen) == 1
 
 
+def test_ray_asks_for_a_token(tmp_path: Path) -> None:
+    """Any pod that reached a head submitted jobs to it: code with its rights."""
+    assert ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS))["authOptions"] == {"mode": "token"}
+
+
 def test_an_appended_pool_keeps_the_groups_before_it(tmp_path: Path) -> None:
     before = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS[:1]))["workerGroupSpecs"]
     after = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS))["workerGroupSpecs"]
