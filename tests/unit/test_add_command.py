@@ -269,7 +269,7 @@ def test_code_of_a_checkpoint_is_added_at_its_commit_to_a_stack_that_trusts_it(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file would be refused without the commit, and `check --fix --pin` needs a file."""
-    name, commit = "moonshotai/Kimi-Linear-48B-A3B-Instruct", "0123456789abcdef0123456789abcdef01234567"
+    name, commit = "Alibaba-NLP/gte-Qwen2-7B-instruct", "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setattr("modelfleet.infra.reading.models.Reader.commit", lambda *_: commit)
     asked = Asked(stack="dev", network=False, yes=True)
     stack = project / "stacks" / "Pulumi.dev.yaml"
