@@ -16,6 +16,13 @@ from modelfleet.serving.sampling import generation_overrides
 SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
 """Front-end arguments of every model: no docs pages, and one access log, the gateway's (Serve adds request ids)."""
 
+NO_MEDIA = "set-allowed-media-domains-in-the-model-file.invalid"
+"""A host that never exists (RFC 6761), which clients read in vLLM's refusal.
+
+A request may name the address of an image, a video or a sound. Without a list of hosts vLLM gets it from anywhere, Ray's
+dashboard and the cluster's own services included; an empty list is none (vLLM 0.32 `multimodal/media/connector.py`).
+"""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
 
@@ -35,6 +42,7 @@ def engine_arguments(model: ModelConfig, path: str, adapters: Mapping[str, Path]
         "enable_log_requests": False,
         **SHUT,
         **engine.engine_kwargs,
+        "allowed_media_domains": engine.engine_kwargs.get("allowed_media_domains") or [NO_MEDIA],
         "model": path,
         "served_model_name": [engine.model_id],
         "max_model_len": engine.max_total_tokens,
