@@ -22,6 +22,8 @@ NEEDED: Final = (
     ("", "namespaces", False),
     ("apiextensions.k8s.io", "customresourcedefinitions", False),
     ("scheduling.k8s.io", "priorityclasses", False),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", False),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", False),
     ("", "configmaps", True),
     ("", "secrets", True),
     ("", "services", True),
@@ -40,7 +42,9 @@ ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
 FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
 #: Resources of the cluster that only a stack with a namespace of its own makes.
-FOR_NAMESPACE: Final = ("namespaces", "priorityclasses")
+FOR_NAMESPACE: Final = (
+    *("namespaces", "priorityclasses", "validatingadmissionpolicies", "validatingadmissionpolicybindings"),
+)
 
 
 def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:

@@ -142,6 +142,28 @@ def test_ray_answers_nobody_without_the_token(running: LocalStack) -> None:
     assert answered.returncode == 0 and "Active" in answered.stdout, answered
 
 
+def test_another_user_of_the_machine_gets_nothing_from_serve(running: LocalStack) -> None:
+    """Serve's port has no keys and no limits, and a loopback port is open to every user."""
+    url = f"http://127.0.0.1:{running.ports['serve']}/first"
+    assert running.ask("first")["pid"], "its own user is served"
+    ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=60).status)"
+    spoof = (
+        f"import urllib.request as r; q = r.Request({url!r}, headers={{'x-forwarded-for': '127.0.0.1'}}); "
+        "print(r.urlopen(q, timeout=60).status)"
+    )
+    for program in (ask, spoof):
+        done = as_nobody(program)
+        assert done.returncode != 0 and "403" in done.stderr, done
+
+
+def as_nobody(program: str) -> subprocess.CompletedProcess[str]:
+    """A Python program that another user runs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd="/")
+
+
 def test_no_other_user_reads_the_token(running: LocalStack) -> None:
     file = token_file(running.run_folder)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -17,6 +17,7 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_service,
 )
 from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
+from modelfleet.infra.kubernetes.manifests.guard import head_guard
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
 from modelfleet.infra.kubernetes.manifests.namespace import (
     disruption_budgets,
@@ -64,6 +65,7 @@ def base(plan: Plan) -> list[Manifest]:
         *priority_class(plan),
         quota(plan),
         *service_accounts(plan),
+        *head_guard(plan),
         *network_policies(plan),
         *disruption_budgets(plan),
     ]

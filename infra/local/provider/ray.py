@@ -25,6 +25,7 @@ from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.serving import own_user
 
 RAY_HEAD = Path(__file__).parents[1] / "ray_head.py"
 PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
@@ -87,7 +88,9 @@ def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
             mark=mine,
             log=log,
             cwd=temp,
-            env=_environment({**inputs["environment"], **token_environment(inputs["folder"])}),
+            env=_environment(
+                {**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}
+            ),
         )
         last = json.dumps({"pid": process.pid, "started": process.started})
         (Path(inputs["folder"]) / LAST_START).write_text(last, encoding="utf-8")
