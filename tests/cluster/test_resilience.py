@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.names import HEAD_ACCOUNT
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.fleet import model
 from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
@@ -72,7 +73,7 @@ ESCALATIONS: dict[str, dict[str, Any]] = {
 def test_the_heads_token_scales_and_does_nothing_else(stack: Stack) -> None:
     """It could make pods with the account that writes all weights, and read the Hub's token: see `BuildRole`."""
     name, where = stack.ray_cluster()["metadata"]["name"], stack.namespace
-    with closing(Api.from_kubeconfig(stack.cluster.kubeconfig_for(where, "head"))) as head:
+    with closing(Api.from_kubeconfig(stack.cluster.kubeconfig_for(where, HEAD_ACCOUNT))) as head:
         for what, change in ESCALATIONS.items():
             with pytest.raises(ApiError, match="only how many workers") as refused:
                 head.patch_parts("ray.io/v1", "RayCluster", name, where, [{"op": "add", **change}])
