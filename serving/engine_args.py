@@ -19,8 +19,9 @@ SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
 NO_MEDIA = "set-allowed-media-domains-in-the-model-file.invalid"
 """A host that never exists (RFC 6761), which clients read in vLLM's refusal.
 
-A request may name the address of an image, a video or a sound. Without a list of hosts vLLM gets it from anywhere, Ray's
-dashboard and the cluster's own services included; an empty list is none (vLLM 0.32 `multimodal/media/connector.py`).
+A request may name the address of an image, a video or a sound. Without a list of hosts vLLM gets it from anywhere,
+Ray's dashboard and the cluster's own services included; an empty list counts as none (vLLM 0.32
+`multimodal/media/connector.py`).
 """
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

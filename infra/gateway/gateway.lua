@@ -127,8 +127,8 @@ local BYTES_PER_TOKEN = 4
 -- A client's number counts as at most this, so that none can overflow a counter.
 local MOST = 1000000
 
--- The number that the engine reads from a JSON value, of any length: pydantic also takes text ("4", "\u0034", "0_4") and
--- true. Nil and false for null; nil and true for what is no number.
+-- The number that the engine reads from a JSON value, of any length: pydantic also takes text ("4", "\u0034", "0_4")
+-- and true. Nil and false for null; nil and true for what is no number.
 local function number(text)
   if text == 'null' then return nil, false end
   if text == 'true' or text == 'false' then return text == 'true' and 1 or 0, false end
@@ -152,8 +152,8 @@ end
 
 -- What a request may cost, in tokens: a quarter of its body's bytes, and the longest answer to each prompt, `n` times.
 -- txn.answer is the answer's length where the body sets none; without it nothing is generated (embeddings).
--- What would be counted otherwise than the engine reads it is a fault: a number that is none, and a whole body that is no
--- JSON object in UTF-8. txn.partial and txn.chunked: the rest of the body may still come.
+-- What would be counted otherwise than the engine reads it is a fault: a number that is none, and a whole body that is
+-- no JSON object in UTF-8. txn.partial and txn.chunked: the rest of the body may still come.
 core.register_action('count_tokens', { 'http-req' }, function(txn)
   local body = txn.f:req_body() or ''
   local charge = #body // BYTES_PER_TOKEN

@@ -187,10 +187,8 @@ def not_json() -> str:
     )
 
 
-def partly_read(gateway: GatewayPlan, *, buffer: int, last: bool) -> list[str]:
-    """Sends a body that is larger than the buffer to the second process, which refuses what exceeds the stack's limit.
-
-    """
+def partly_read(gateway: GatewayPlan, *, last: bool) -> list[str]:
+    """Sends a body larger than the buffer to the second process, which refuses what exceeds the stack's limit."""
     if last:
         limit = gateway.settings.max_body_mib << 20
         message = f"The request body is too large; allowed are {gateway.settings.max_body_mib} MiB."
@@ -240,7 +238,7 @@ def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_
         "http-request set-var(txn.model) req.body,json_query('$.model') if by_model !form",
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model named",
         *([] if last else tokens(gateway, folder)),
-        *partly_read(gateway, buffer=buffer, last=last),
+        *partly_read(gateway, last=last),
         "http-request lua.read_model if by_model !routed",
         "acl missing var(txn.fault) -m str missing",
         not_json(),

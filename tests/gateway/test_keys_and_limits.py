@@ -117,8 +117,7 @@ CHARGES: dict[str, tuple[dict[str, object] | bytes, str, int]] = {
     "twice the same key": (b'{"model":"small","max_tokens":1,"max_tokens":90}', CHAT, 90),
     "an escaped key": (b'{"model":"small","max\\u005ftokens":90}', CHAT, 90),
     "text for a number": (b'{"model":"small","max_tokens":"90"}', CHAT, 90),
-    "a number of more than 40 characters": (
-        b'{"model":"small","max_tokens":0.' + b"0" * 46 + b"64e48}", CHAT, 64),
+    "a number of more than 40 characters": (b'{"model":"small","max_tokens":0.' + b"0" * 46 + b"64e48}", CHAT, 64),
     "escaped digits": (b'{"model":"small","max_tokens":10,"n":"\\u0034"}', CHAT, 40),
     "digits with an underscore": (b'{"model":"small","max_tokens":10,"n":"0_4"}', CHAT, 40),
     "true for one": (b'{"model":"small","max_tokens":10,"n":true}', CHAT, 10),

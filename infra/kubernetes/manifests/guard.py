@@ -1,11 +1,11 @@
 """What the head's Kubernetes token cannot do: an admission policy over the rights that KubeRay gives it.
 
-Ray's autoscaler runs in the head's pod and patches the RayCluster. KubeRay's role for it allows any patch of RayClusters
-and pods (`BuildRole`, KubeRay 1.6.2 `controllers/ray/common/rbac.go`), and rights cannot be finer. Every replica can run
-code in the head, so whoever takes one over could give a worker group, a mirror Job's pod or the autoscaler's own
-container another account, image or Secret: the mirror's, which writes all weights, or the Hub's token. The policy leaves
-what the autoscaler does: replicas and which workers go (`worker_replica_patch`, `worker_delete_patch`, Ray 2.60
-`autoscaler/_private/kuberay/node_provider.py`).
+Ray's autoscaler runs in the head's pod and patches the RayCluster. KubeRay's role for it allows any patch of
+RayClusters and pods (`BuildRole`, KubeRay 1.6.2 `controllers/ray/common/rbac.go`), and rights cannot be finer. Every
+replica can run code in the head, so whoever takes one over could give a worker group, a mirror Job's pod or the
+autoscaler's own container another account, image or Secret: the mirror's, which writes all weights, or the Hub's token.
+The policy leaves what the autoscaler does: replicas and which workers go (`worker_replica_patch`,
+`worker_delete_patch`, Ray 2.60 `autoscaler/_private/kuberay/node_provider.py`).
 
 https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/, stable since Kubernetes 1.30.
 """

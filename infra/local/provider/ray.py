@@ -88,9 +88,7 @@ def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
             mark=mine,
             log=log,
             cwd=temp,
-            env=_environment(
-                {**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}
-            ),
+            env=_environment({**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}),
         )
         last = json.dumps({"pid": process.pid, "started": process.started})
         (Path(inputs["folder"]) / LAST_START).write_text(last, encoding="utf-8")

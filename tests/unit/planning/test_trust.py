@@ -34,9 +34,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "ec_connector_module_path": {"engine_kwargs": {"ec_transfer_config": {"ec_connector_module_path": "mine"}}},
     "backend": {"engine_kwargs": {"compilation_config": {"backend": "mine.compiler"}}},
     "load_format": {"engine_kwargs": {"load_format": "pt"}},
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": {
-        "runtime_env": {"env_vars": {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}}
-    },
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": {"runtime_env": {"env_vars": {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}}},
     "VLLM_SERVER_DEV_MODE": {"runtime_env": {"env_vars": {"VLLM_SERVER_DEV_MODE": "1"}}},
     "PYTHONPATH": {"runtime_env": {"env_vars": {"PYTHONPATH": "/tmp"}}},
     "LD_PRELOAD": {"runtime_env": {"env_vars": {"LD_PRELOAD": "/tmp/a.so"}}},

@@ -14,6 +14,7 @@ import pytest
 from modelfleet.serving import own_user
 from modelfleet.serving.own_user import OwnUserOnly, is_known, may_connect, owner_of
 
+
 def test_the_owner_is_who_has_the_clients_end_of_an_open_connection() -> None:
     """The kernel gives root to a connection that its client has closed: that must not count as root's."""
     with socket.create_server(("127.0.0.1", 0)) as server:
