@@ -342,7 +342,8 @@ class Gateway(StackSection):
         ]
         | None
     ) = Field(
-        None, description="ACM certificate for hostname, on target eks; default: made and renewed with the help of zone."
+        None,
+        description="ACM certificate for hostname, on target eks; default: made and renewed with the help of zone.",
     )
     zone: HostName | None = Field(
         None,
@@ -350,7 +351,8 @@ class Gateway(StackSection):
     )
     allow_cidrs: list[str] = Field(
         default_factory=list,
-        description="Networks that reach the load balancer, on target eks; default: private ones for internal, all for internet.",
+        description="Networks that reach the load balancer, on target eks; default for internal all private ones, for "
+        "internet all.",
     )
     ingress_class: str | None = Field(
         None, description="IngressClass of the cluster's own controller, on target kubernetes with expose."

@@ -109,7 +109,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     },
     "network.vpcId": {"network.privateSubnetIds": ["subnet-1", "subnet-2"]},
     "network.privateSubnetIds": {"network.vpcId": "vpc-0123456789abcdef0"},
-    "gateway.expose": {"gateway.ingressClass": "nginx", "gateway.hostname": "models.example.org", "gateway.tlsSecret": "t"},
+    "gateway.expose": {
+        "gateway.ingressClass": "nginx",
+        "gateway.hostname": "models.example.org",
+        "gateway.tlsSecret": "t",
+    },
     "gateway.hostname": INGRESS,
     "gateway.certificate": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
     "gateway.zone": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
