@@ -84,6 +84,9 @@ def check(
     recipes: Annotated[
         bool, typer.Option("--recipes", help="With --fix: also add what the model's recipe has and the file lacks.")
     ] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="With --fix: also write the commit that the Hub has now as the revision.")
+    ] = False,
 ) -> None:
     """Find every mistake in model and stack files, with its line and the fix.
 
@@ -95,7 +98,9 @@ def check(
         raise typer.BadParameter(
             "goes with --fix; without it, check says what the recipes have", param_hint="--recipes"
         )
-    raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix, recipes=recipes))
+    if pin and not fix:
+        raise typer.BadParameter("goes with --fix, for it changes model files", param_hint="--pin")
+    raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix, recipes=recipes, pin=pin))
 
 
 @app.command()

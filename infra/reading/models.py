@@ -173,6 +173,16 @@ class Reader:
         headers = [{dtype: {"dtype": dtype, "shape": [count]} for dtype, count in counts.items()}] if counts else []
         return config, headers, f"{base}/{source}"
 
+    def commit(self, source: str, revision: str) -> str | None:
+        """The commit that a branch or tag of the Hub names now; None where the Hub does not say."""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE or not self.network:
+            return None
+        answer = self._get(f"{constants.ENDPOINT}/api/models/{quote(source)}/revision/{quote(revision, safe='')}") or {}
+        sha = str(answer.get("sha", ""))
+        return sha if COMMIT.fullmatch(sha) else None
+
     def _get(self, url: str) -> Mapping[str, Any] | None:
         """Sends the token of `hf auth login` or of the environment.
 
