@@ -65,7 +65,9 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     """
     where = {"partition": site.partition, "account": site.account}
     found = {
-        **policies.numbered("operator", operator(site, bucket=plan.bucket, names=plan.stack)),
+        **policies.numbered(
+            "operator", operator(site, bucket=plan.bucket, names=plan.stack, store=plan.head_storage is not None)
+        ),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),

@@ -23,6 +23,8 @@ HUGGINGFACE: Final = "huggingface"
 REPLICA_HUGGINGFACE: Final = "replica-huggingface"
 #: Made by the user if pods have no role of their own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …
 OBJECT_STORAGE: Final = "object-storage"
+#: The password of the store of the head's state: the stack makes it with the store, the user for their own Redis.
+HEAD_STORAGE: Final = "redis"
 SCRIPTS: Final = "ray-scripts"
 SERVING_CODE: Final = "serving-code"
 
@@ -33,6 +35,8 @@ MIRROR_ACCOUNT: Final = WRITER
 SERVE_PORT: Final = 8000
 DASHBOARD_PORT: Final = 8265
 RAY_METRICS_PORT: Final = 8080
+#: Of the store that the stack makes for the head's state.
+STORE_PORT: Final = 6379
 
 
 def labels(plan: Plan, component: str) -> dict[str, str]:

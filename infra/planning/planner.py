@@ -30,6 +30,7 @@ from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
@@ -105,7 +106,8 @@ def plan(
     pools = tuple(_pool_plan(stack, choice) for choice in choices)
     system, found = system_plan(stack, catalog)
     findings += found
-    fixed = fixed_costs(stack, system, catalog)
+    head_storage = head_storage_plan(stack)
+    fixed = fixed_costs(stack, system, head_storage, catalog)
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
     findings += budget_findings(stack, cost, pools, fixed, catalog)
     if errors := errors_in(findings):
@@ -154,6 +156,7 @@ def plan(
         notices=tuple(sorted([*stack.notices, *findings])),
         fixed=fixed,
         system=system,
+        head_storage=head_storage,
     )
 
 
@@ -167,6 +170,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_region(stack),
         *tag_findings(stack),
         *copy_findings(stack),
+        *head_storage_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.catalog import Catalog, Price
+from modelfleet.infra.planning.head_storage import head_storage_plan
 from modelfleet.infra.stack import LoadedStack
 
 #: The Price List Query API has few endpoints; this one covers every commercial region.
@@ -17,6 +18,8 @@ API_REGION = "us-east-1"
 KEPT_S = 7 * 24 * 3600
 TIMEOUT_S = 3
 NAT_GATEWAY = "nat-gateway"
+#: What the names of ElastiCache's node types begin with.
+CACHE_NODE = "cache."
 SOURCE = "AWS Price List API"
 
 
@@ -48,6 +51,8 @@ def with_known_prices(
 def _wanted(stack: LoadedStack, catalog: Catalog) -> set[str]:
     """Every instance type that the stack may use, and its NAT gateways."""
     names = {stack.config.cluster.system_instance_type, NAT_GATEWAY} if stack.config.target.makes_cluster else set()
+    if storage := head_storage_plan(stack):
+        names.add(storage.node_type)
     for pool in stack.config.pools:
         auto = [one.name for one in catalog.instance_types_with(pool.accelerator)]
         names |= set(auto if pool.instance_types == "auto" else pool.instance_types)
@@ -75,7 +80,7 @@ def ask_aws(region: str, names: Iterable[str], client: Any = None) -> dict[str, 
 
 
 def price_list(client: Any, region: str, names: Iterable[str]) -> dict[str, Price]:
-    """On-demand prices in USD per hour of instance types (Linux) and NAT gateways, from a `pricing` client.
+    """On-demand prices in USD per hour from a `pricing` client: of instance types (Linux), NAT gateways, Valkey nodes.
 
     What the region does not sell is left out. Raises botocore's errors, and `KeyError` or `ValueError` for an answer
     that differs from AWS's documentation.
@@ -94,7 +99,8 @@ def _client() -> Any:
 
 
 def _price(client: Any, region: str, name: str) -> float | None:
-    """USD per hour of a NAT gateway, or of an instance type: shared tenancy, Linux, no software, no reservation."""
+    """USD per hour of a NAT gateway, a Valkey node or an instance type: Linux, shared, no software, no reservation."""
+    service = "AmazonElastiCache" if name.startswith(CACHE_NODE) else "AmazonEC2"
     machine = {
         "instanceType": name,
         "operatingSystem": "Linux",
@@ -103,8 +109,10 @@ def _price(client: Any, region: str, name: str) -> float | None:
         "capacitystatus": "Used",
     }
     wanted = {"productFamily": "NAT Gateway", "operation": "NatGateway"} if name == NAT_GATEWAY else machine
+    if service == "AmazonElastiCache":
+        wanted = {"instanceType": name, "cacheEngine": "Valkey", "locationType": "AWS Region"}
     filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in {**wanted, "regionCode": region}.items()]
-    answer = client.get_products(ServiceCode="AmazonEC2", Filters=filters, FormatVersion="aws_v1")
+    answer = client.get_products(ServiceCode=service, Filters=filters, FormatVersion="aws_v1")
     prices = [usd for item in answer["PriceList"] for usd in _hourly(json.loads(item))]
     return max(prices, default=None)
 

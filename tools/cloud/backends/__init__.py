@@ -1,4 +1,4 @@
-"""What moto has no API for, answered by us over the same HTTP: parts of EKS, and EKS Pod Identity's credentials."""
+"""What moto has no API for, answered by us over the same HTTP: parts of EKS and ElastiCache, and Pod Identity."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tools.cloud.answers import Answer
+from tools.cloud.backends import elasticache
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
 from tools.cloud.callers import Callers
@@ -25,6 +26,8 @@ class Backends:
             return self.eks.answer(call)
         if call.service == "eks-auth":
             return self.pod_identity.answer(call)
+        if call.service == "elasticache":
+            return elasticache.answer(call)
         return None
 
     def values(self, call: Call) -> Mapping[str, Any]:
