@@ -49,6 +49,15 @@ class ClusterFact:
 
 
 @dataclass(frozen=True)
+class SystemNodes:
+    """A live node group of the system pool: Kubernetes' minor version, the AMI's release, the instance types."""
+
+    version: str
+    release: str
+    instance_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AccountFacts:
     """One account in one region, and this machine.
 
@@ -60,7 +69,7 @@ class AccountFacts:
     `has_log_group`: the cluster's log group exists, whoever made it.
     `lacks_image`: the stack's image should be in ECR and is not.
     `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `live_unread` says
-    why it could not be read.
+    why it could not be read. `system_nodes` are the live node groups of the system pool.
     """
 
     account: str
@@ -80,6 +89,7 @@ class AccountFacts:
     has_aws_command: bool = True
     live_nodes: Mapping[str, int] = field(default_factory=dict)
     live_unread: str = ""
+    system_nodes: tuple[SystemNodes, ...] = ()
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

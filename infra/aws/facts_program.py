@@ -18,6 +18,7 @@ from modelfleet.infra.aws.facts import (
     AccountFacts,
     ClusterFact,
     SubnetFact,
+    SystemNodes,
     not_queried,
     why,
     zones_by_type,
@@ -26,7 +27,7 @@ from modelfleet.infra.aws.here import has_aws_command, why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import cluster_name, log_group
-from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan
 
 #: What the provider says of an image, a tag or a repository that does not exist
@@ -60,7 +61,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
             unread[what] = why(error)
             return otherwise
 
-    live, live_unread = _live_nodes(cluster_name(plan), opts)
+    live, system, live_unread = _live_nodes(cluster_name(plan), opts)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -79,6 +80,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         has_aws_command=has_aws_command(),
         live_nodes=live,
         live_unread=live_unread,
+        system_nodes=system,
     )
 
 
@@ -177,16 +179,22 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
 
 
-def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], str]:
-    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], tuple[SystemNodes, ...], str]:
+    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger.
+
+    Then those of the system pool, and why nothing could be read.
+    """
     sizes: dict[str, int] = {}
+    system: list[SystemNodes] = []
     try:
         if cluster not in aws.eks.get_clusters(opts=opts).names:
-            return sizes, ""
+            return sizes, (), ""
         for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
             found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
             name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
             sizes[name] = max(size, sizes.get(name, 0))
+            if found.tags.get(POOL_LABEL) == SYSTEM_POOL:
+                system.append(SystemNodes(found.version, found.release_version, tuple(found.instance_types)))
     except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
-        return {}, str(error)
-    return sizes, ""
+        return {}, (), str(error)
+    return sizes, tuple(system), ""

@@ -38,7 +38,9 @@ def test_a_made_store_has_tls_a_password_and_no_shared_namespace(tmp_path: Path)
 def test_the_address_of_a_made_store_is_no_part_of_the_plans_hash(tmp_path: Path) -> None:
     """It is known only when the store is made; a preview must not announce another cluster until then."""
     plan = planned_with(tmp_path, headStorage="valkey")
-    annotations = [ray_service(plan, address)["metadata"]["annotations"] for address in ("rediss://a:1", "rediss://b:1")]
+    annotations = [
+        ray_service(plan, address)["metadata"]["annotations"] for address in ("rediss://a:1", "rediss://b:1")
+    ]
     assert annotations[0] == annotations[1]
     assert cluster_parts(plan) != cluster_parts(planned_with(tmp_path))
 

@@ -144,12 +144,11 @@ def _read_group(call: Call[Aws], id: str, state: Props) -> Props | None:
         "description": found["Description"],
         "multiAzEnabled": found["MultiAZ"] == "enabled",
         "nodeType": found["CacheNodeType"],
-        "numCacheClusters": len(found["MemberClusters"]),
         "replicationGroupId": id,
         "snapshotRetentionLimit": found["SnapshotRetentionLimit"],
         "transitEncryptionEnabled": found["TransitEncryptionEnabled"],
     }
-    known = {key: value for key, value in live.items() if key in state}  # AWS never tells a token
+    known = {key: value for key, value in live.items() if key in state}  # AWS tells no token, moto no number
     return {**state, **known, **_outputs(found), **_live_tags(call, state, found["ARN"])}
 
 
