@@ -23,8 +23,9 @@ HUGGINGFACE: Final = "huggingface"
 REPLICA_HUGGINGFACE: Final = "replica-huggingface"
 #: Made by the user if pods have no role of their own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …
 OBJECT_STORAGE: Final = "object-storage"
-#: The password of the store of the head's state: the stack makes it with the store, the user for their own Redis.
-HEAD_STORAGE: Final = "redis"
+#: The password of the store that the stack makes for the head's state, and of a user's own, which the user makes.
+HEAD_STORAGE: Final = "head-storage"
+OWN_STORE: Final = "redis"
 SCRIPTS: Final = "ray-scripts"
 SERVING_CODE: Final = "serving-code"
 

@@ -14,7 +14,7 @@ from modelfleet.infra.planning.plan import Plan
 
 
 class Secrets(pulumi.ComponentResource):
-    """Children: those of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys` and `redis` that are needed.
+    """Children: of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, `head-storage` those it needs.
 
     `keys_id` changes with the keys but reveals nothing about them; a change rolls the gateway's pods.
     """

@@ -16,6 +16,7 @@ class Account:
     def __init__(self, emulator: Emulator, region: str) -> None:
         self._emulator, self.region = emulator, region
         self.ec2 = self.client("ec2")
+        self.cache = self.client("elasticache")
         self.eks = self.client("eks")
         self.iam = self.client("iam")
         self.kms = self.client("kms")
@@ -68,6 +69,12 @@ class Account:
         name = group["resources"]["autoScalingGroups"][0]["name"]
         entries = [self.table(key)["tag"] for key in self.table_keys(f"autoscaling/tags/{name}/")]
         return {tag["key"]: tag["value"] for tag in entries}
+
+    # --- ElastiCache ---------------------------------------------------------------------------------------
+
+    def stores(self) -> list[dict[str, Any]]:
+        """The replication groups."""
+        return list(self.cache.describe_replication_groups()["ReplicationGroups"])
 
     # --- the stand-in's table ------------------------------------------------------------------------------
 
@@ -130,6 +137,8 @@ class Account:
                 for g in self.client("logs").describe_log_groups()["logGroups"]
                 if "retentionInDays" in g
             ),
+            *(one["ReplicationGroupId"] for one in self.stores()),
+            *(g["CacheSubnetGroupName"] for g in self.cache.describe_cache_subnet_groups()["CacheSubnetGroups"]),
             *(self._emulator.buckets() - {TABLE}),
             *self.table_keys(),
         ]

@@ -28,6 +28,7 @@ from tools.standin.aws.table import BUCKET as TABLE
 
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
 NETWORK = {"cidr": "10.0.0.0/16", "zones": 2, "interfaceEndpoints": True}
+STORE = {"image": "registry.example/serving:1", "headStorage": "valkey"}
 MODELS = {"org--m": model("org/m", "L4")}
 #: Weights in a bucket of the company's own, so the readers' policies change.
 ELSEWHERE = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://company/m"})}
@@ -42,6 +43,10 @@ UNUSED = {
     "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
     "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
+    "elasticache:DecreaseReplicaCount": "a later version with fewer nodes in the store",
+    "elasticache:IncreaseReplicaCount": "a later version with more nodes in the store",
+    "elasticache:ModifyCacheSubnetGroup": "an existing network whose stack file names other subnets",
+    "elasticache:ModifyReplicationGroup": "a later version with another type or engine version",
     "iam:CreateServiceLinkedRole": "the first node group of an account",
     "iam:UpdateAssumeRolePolicy": "a stack that gets another namespace",
     "kms:CreateGrant": "EKS and CloudWatch Logs, with the cluster's key",
@@ -101,7 +106,7 @@ def someone(emulator: Emulator) -> Operator:
 def project(tmp_path: Path, emulator: Emulator, someone: Operator) -> Iterator[FleetProject]:
     made = FleetProject(tmp_path, emulator)
     made.environ |= someone.environ
-    made.files(stack_of(pools=[POOL], network=NETWORK), MODELS)
+    made.files(stack_of(pools=[POOL], network=NETWORK, kubernetes=STORE), MODELS)
     yield made
     assert not made.living_processes()
 
@@ -111,7 +116,7 @@ def site(plan: Plan) -> Site:
 
 
 def documents(plan: Plan) -> list[Document]:
-    statements = operator(site(plan), bucket=plan.bucket, names=NAMES)
+    statements = operator(site(plan), bucket=plan.bucket, names=NAMES, store=True)
     return [*numbered("operator", statements).values(), {"Version": "2012-10-17", "Statement": [BOOKS]}]
 
 
@@ -122,9 +127,10 @@ def test_the_printed_policy_is_enough_to_make_change_and_delete_a_fleet(
     plan = project.plan()
     someone.may(*documents(plan))
     project.up()
-    project.files(stack_of(pools=[{**POOL, "maxNodes": 3}, SPOT], tags={"team": "a"}, network=NETWORK), ELSEWHERE)
+    more = stack_of(pools=[{**POOL, "maxNodes": 3}, SPOT], tags={"team": "a"}, network=NETWORK, kubernetes=STORE)
+    project.files(more, ELSEWHERE)
     project.up("--refresh")
-    project.files(stack_of(pools=[POOL], network=NETWORK), MODELS)
+    project.files(stack_of(pools=[POOL], network=NETWORK, kubernetes=STORE), MODELS)
     project.up()
     project.destroy()
     assert someone.left() == []

@@ -32,6 +32,7 @@ from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     HEAD_ACCOUNT,
     HEAD_STORAGE,
+    OWN_STORE,
     RAY_METRICS_PORT,
     RAY_SERVICE,
     REPLICA_HUGGINGFACE,
@@ -170,10 +171,10 @@ def _head_storage(plan: Plan, store_address: Any) -> Manifest:
     """
     made = plan.head_storage is not None
     # An own Redis may need no password; then nobody makes the Secret.
-    password = {"name": HEAD_STORAGE, "key": "password", **({} if made else {"optional": True})}
+    secret = {"name": HEAD_STORAGE if made else OWN_STORE, "key": "password", **({} if made else {"optional": True})}
     return {
         "redisAddress": store_address if made else plan.ray_cluster.redis_address,
-        "redisPassword": {"valueFrom": {"secretKeyRef": password}},
+        "redisPassword": {"valueFrom": {"secretKeyRef": secret}},
     }
 
 

@@ -366,7 +366,9 @@ LIVE = SystemNodes("1.35", "1.35.0-20261101", ("m7i.xlarge",))
             id="release",
         ),
         pytest.param(
-            {"systemInstanceType": "m7i.2xlarge"}, "systemInstanceType: changes from m7i.xlarge to m7i.2xlarge", id="type"
+            {"systemInstanceType": "m7i.2xlarge"},
+            "systemInstanceType: changes from m7i.xlarge to m7i.2xlarge",
+            id="type",
         ),
     ],
 )

@@ -31,7 +31,7 @@ def test_a_made_store_has_tls_a_password_and_no_shared_namespace(tmp_path: Path)
     options = ray_cluster(planned_with(tmp_path, headStorage="valkey"), "rediss://x:6379")["gcsFaultToleranceOptions"]
     assert options == {
         "redisAddress": "rediss://x:6379",
-        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}},
+        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "head-storage", "key": "password"}}},
     }
 
 
@@ -73,7 +73,7 @@ def test_workers_wait_for_a_head_on_a_new_node_only_where_it_comes_back(tmp_path
 def test_the_password_is_in_a_secret_and_nowhere_else(tmp_path: Path) -> None:
     plan = planned_with(tmp_path, headStorage="valkey")
     (secret,) = [one for one in with_secrets(plan, secrets=()) if one["kind"] == "Secret"]
-    assert (secret["metadata"]["name"], secret["stringData"]) == ("redis", {"password": PLACEHOLDER})
+    assert (secret["metadata"]["name"], secret["stringData"]) == ("head-storage", {"password": PLACEHOLDER})
     assert not [one for one in everything(plan) if one["kind"] == "Secret"]
     own = planned_with(tmp_path, redisAddress="redis.data:6379")
     assert not [one for one in with_secrets(own, secrets=()) if one["kind"] == "Secret"], "the user's own"
