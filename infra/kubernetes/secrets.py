@@ -37,7 +37,7 @@ class Secrets(pulumi.ComponentResource):
         if huggingface_token is not None:
             self.ready += each(name, secrets.huggingface(plan, pulumi.Output.secret(huggingface_token)), child)
         if head_storage_password is not None:
-            password = pulumi.Output.secret(head_storage_password)
+            password: pulumi.Output[str] = pulumi.Output.secret(head_storage_password)
             self.ready.append(resource(f"{name}-head-storage", secrets.head_storage(plan, password), child))
         self.keys_id = pulumi.Output.from_input("")
         if api_keys is not None:
