@@ -176,6 +176,41 @@ STORE_CHANGES = (
     "ModifyReplicationGroup",
     "RemoveTagsFromResource",
 )
+#: What a stack with a front door needs beside.
+BALANCER_CHANGES = (
+    "AddTags",
+    "CreateListener",
+    "CreateLoadBalancer",
+    "CreateTargetGroup",
+    "DeleteListener",
+    "DeleteLoadBalancer",
+    "DeleteTargetGroup",
+    "ModifyListener",
+    "ModifyLoadBalancerAttributes",
+    "ModifyTargetGroup",
+    "ModifyTargetGroupAttributes",
+    "RemoveTags",
+    "SetSecurityGroups",
+    "SetSubnets",
+)
+CERTIFICATE_CHANGES = (
+    "AddTagsToCertificate",
+    "DeleteCertificate",
+    "RemoveTagsFromCertificate",
+    "RequestCertificate",
+)
+FRONT_DOOR_READS = (
+    "acm:DescribeCertificate",
+    "acm:GetCertificate",
+    "acm:ListTagsForCertificate",
+    "elasticloadbalancing:Describe*",
+    "route53:GetChange",
+    "route53:GetHostedZone",
+    "route53:ListHostedZones",
+    "route53:ListHostedZonesByName",
+    "route53:ListResourceRecordSets",
+    "route53:ListTagsForResource",
+)
 OBJECT_CHANGES = (
     "AbortMultipartUpload",
     "DeleteObject",
@@ -185,7 +220,9 @@ OBJECT_CHANGES = (
 )
 
 
-def operator(site: Site, *, bucket: BucketPlan, names: str, store: bool = False) -> list[Statement]:
+def operator(
+    site: Site, *, bucket: BucketPlan, names: str, store: bool = False, front_door: bool = False
+) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     A bucket that the stack only uses is read and gets the code. `store`: the stack makes one for the Ray head's state.
@@ -211,6 +248,20 @@ def operator(site: Site, *, bucket: BucketPlan, names: str, store: bool = False)
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *([_store(site)] if store else []),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
+        *(_front_door(f"{region}:{account}", partition) if front_door else ()),
+    ]
+
+
+def _front_door(place: str, partition: str) -> list[Statement]:
+    """Load balancer, certificate, records. The zone's id is not known before it is read."""
+    kinds = ("loadbalancer/app", "targetgroup", "listener/app")
+    balancing = [f"arn:{partition}:elasticloadbalancing:{place}:{kind}/*" for kind in kinds]
+    certificates = f"arn:{partition}:acm:{place}:certificate/*"
+    return [
+        _allow("*", FRONT_DOOR_READS),
+        _allow(balancing, _of("elasticloadbalancing", BALANCER_CHANGES)),
+        _allow(certificates, _of("acm", CERTIFICATE_CHANGES)),
+        _allow(f"arn:{partition}:route53:::hostedzone/*", ["route53:ChangeResourceRecordSets"]),
     ]
 
 

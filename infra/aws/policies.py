@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from modelfleet.infra.names import STACK_LABEL
+
 Statement = Mapping[str, Any]
 Document = dict[str, Any]
 
@@ -33,9 +35,9 @@ LOGS_KEY_ACTIONS = (
     "kms:ReEncryptTo",
 )
 
-#: Actions without resource-level permissions, with the reason. Only these may use the resource `*`.
+#: What cluster-autoscaler looks at, and why on all resources. In all of this file only `UNSCOPED` may use `*`.
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
-UNSCOPED: Mapping[str, str] = {
+LOOKS_OF_AUTOSCALER: Mapping[str, str] = {
     "autoscaling:DescribeAutoScalingGroups": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeAutoScalingInstances": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeLaunchConfigurations": "a list action; AWS defines no resource type for it",
@@ -46,6 +48,15 @@ UNSCOPED: Mapping[str, str] = {
     "ec2:DescribeLaunchTemplateVersions": "a list action; AWS defines no resource type for it",
     "ec2:GetInstanceTypesFromInstanceRequirements": "a list action; AWS defines no resource type for it",
 }
+
+#: The same of the load balancer's controller.
+LOOKS_OF_LOAD_BALANCING: Mapping[str, str] = {
+    "ec2:DescribeSecurityGroups": "a list action; AWS defines no resource type for it",
+    "ec2:DescribeVpcs": "a list action; AWS defines no resource type for it",
+    "elasticloadbalancing:DescribeTargetHealth": "the controller's own iam_policy.json has no finer resource",
+}
+#: Actions that have the resource `*`, with the reason.
+UNSCOPED: Mapping[str, str] = {**LOOKS_OF_AUTOSCALER, **LOOKS_OF_LOAD_BALANCING}
 
 
 def document(statements: Iterable[Statement]) -> Document:
@@ -149,7 +160,7 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
     https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/README.md
     """
     return [
-        {"Effect": "Allow", "Action": sorted(UNSCOPED), "Resource": "*"},
+        {"Effect": "Allow", "Action": sorted(LOOKS_OF_AUTOSCALER), "Resource": "*"},
         {
             "Effect": "Allow",
             "Action": ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
@@ -160,6 +171,23 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
             "Effect": "Allow",
             "Action": ["eks:DescribeNodegroup"],
             "Resource": f"arn:{partition}:eks:{region}:{account}:nodegroup/{cluster_name}/*/*",
+        },
+    ]
+
+
+def target_registration(*, stack: str, partition: str, region: str, account: str) -> list[Statement]:
+    """What the AWS Load Balancer Controller needs for a target group that exists: the targets of this stack's alone.
+
+    Of its own iam_policy.json only what a TargetGroupBinding without `networking` takes (pkg/targetgroupbinding,
+    pkg/networking of v3.5.0): it makes, changes and deletes no load balancer, group or rule.
+    """
+    return [
+        {"Effect": "Allow", "Action": sorted(LOOKS_OF_LOAD_BALANCING), "Resource": "*"},
+        {
+            "Effect": "Allow",
+            "Action": ["elasticloadbalancing:DeregisterTargets", "elasticloadbalancing:RegisterTargets"],
+            "Resource": f"arn:{partition}:elasticloadbalancing:{region}:{account}:targetgroup/*/*",
+            "Condition": {"StringEquals": {f"aws:ResourceTag/{STACK_LABEL}": stack}},
         },
     ]
 

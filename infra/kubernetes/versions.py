@@ -24,3 +24,9 @@ DCGM_EXPORTER_IMAGE: Final = "nvcr.io/nvidia/k8s/dcgm-exporter:4.2.3-4.1.3-ubunt
 
 #: cluster-autoscaler follows the cluster's minor version (`modelfleet:cluster: {version}`), each at its first release.
 AUTOSCALER_IMAGE: Final = "registry.k8s.io/autoscaling/cluster-autoscaler:v{minor}.0"
+
+#: Its chart's image (helm/aws-load-balancer-controller/values.yaml).
+LOAD_BALANCER_CONTROLLER: Final = "3.5.0"
+LOAD_BALANCER_CONTROLLER_IMAGE: Final = (
+    f"public.ecr.aws/eks/aws-load-balancer-controller:v{LOAD_BALANCER_CONTROLLER}"
+)

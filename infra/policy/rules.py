@@ -25,6 +25,8 @@ TAGGED = (
     "aws:elasticache/replicationGroup:ReplicationGroup",
     "aws:iam/role:Role",
     "aws:kms/key:Key",
+    "aws:lb/loadBalancer:LoadBalancer",
+    "aws:lb/targetGroup:TargetGroup",
     "aws:s3/bucket:Bucket",
 )
 ANYWHERE = ("0.0.0.0/0", "::/0")

