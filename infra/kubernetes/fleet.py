@@ -58,7 +58,7 @@ class HeadStorage:
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, load balancer, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. With a load
     balancer, `target_group_arn` is where the gateway's pods are registered and `balancer` its name in DNS.

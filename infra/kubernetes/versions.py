@@ -27,6 +27,4 @@ AUTOSCALER_IMAGE: Final = "registry.k8s.io/autoscaling/cluster-autoscaler:v{mino
 
 #: Its chart's image (helm/aws-load-balancer-controller/values.yaml).
 LOAD_BALANCER_CONTROLLER: Final = "3.5.0"
-LOAD_BALANCER_CONTROLLER_IMAGE: Final = (
-    f"public.ecr.aws/eks/aws-load-balancer-controller:v{LOAD_BALANCER_CONTROLLER}"
-)
+LOAD_BALANCER_CONTROLLER_IMAGE: Final = f"public.ecr.aws/eks/aws-load-balancer-controller:v{LOAD_BALANCER_CONTROLLER}"

@@ -31,9 +31,7 @@ from modelfleet.infra.kubernetes.versions import (
 from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan
 
-CRDS_FILE = (
-    Path(__file__).parent.parent / "crds" / f"aws-load-balancer-controller-{LOAD_BALANCER_CONTROLLER}.json.gz"
-)
+CRDS_FILE = Path(__file__).parent.parent / "crds" / f"aws-load-balancer-controller-{LOAD_BALANCER_CONTROLLER}.json.gz"
 #: The user of the controller's image (its chart's `securityContext`: not root, read-only), a distroless nonroot base.
 USER: Final = 65532
 CERTIFICATES: Final = "/certificates"
@@ -48,8 +46,8 @@ _RULES: Final[list[tuple[str, list[str], list[str]]]] = [
     ("elbv2.k8s.aws", ["targetgroupbindings/status"], ["patch", "update"]),
     ("networking.k8s.io", ["ingresses"], _READ),
 ]
-#: Belongs to the cluster, not to a namespace. The Ingress part of the controller cannot be switched off, so it looks for
-#: IngressClasses (main.go); there is none.
+#: Belongs to the cluster, not to a namespace. The Ingress part of the controller cannot be switched off (main.go), so
+#: it looks for IngressClasses; there is none.
 _CLUSTER_RULES: Final[list[tuple[str, list[str], list[str]]]] = [
     ("", ["namespaces", "nodes"], _READ),
     ("elbv2.k8s.aws", ["ingressclassparams"], _READ),
@@ -115,9 +113,7 @@ def controller(plan: Plan, cluster_name: str) -> list[Manifest]:
     ]
 
 
-def _rights(
-    plan: Plan, kind: str, metadata: Manifest, rules: list[tuple[str, list[str], list[str]]]
-) -> list[Manifest]:
+def _rights(plan: Plan, kind: str, metadata: Manifest, rules: list[tuple[str, list[str], list[str]]]) -> list[Manifest]:
     rbac = "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": LOAD_BALANCER_ACCOUNT, "namespace": plan.namespace}
     return [
