@@ -74,6 +74,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         bucket=plan.bucket,
         names=plan.stack,
         endpoints=plan.config.network.interface_endpoints,
+        store=plan.head_storage is not None,
         front_door=plan.front_door is not None,
     )
     found = {

@@ -53,6 +53,15 @@ class ClusterFact:
 
 
 @dataclass(frozen=True)
+class SystemNodes:
+    """A live node group of the system pool: Kubernetes' minor version, the AMI's release, the instance types."""
+
+    version: str
+    release: str
+    instance_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AccountFacts:
     """One account in one region, and this machine.
 
@@ -64,7 +73,8 @@ class AccountFacts:
     `has_log_group`: the cluster's log group exists, whoever made it.
     `zone_id` is the Route 53 zone's of `gateway.zone`; empty without one.
     `lacks_image`: the stack's image should be in ECR and is not.
-    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`.
+    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `system_nodes` are
+    those of the system pool.
     """
 
     account: str
@@ -84,6 +94,7 @@ class AccountFacts:
     lacks_image: bool = False
     has_aws_command: bool = True
     live_nodes: Mapping[str, int] = field(default_factory=dict)
+    system_nodes: tuple[SystemNodes, ...] = ()
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -20,6 +20,7 @@ from modelfleet.infra.aws.facts import (
     AccountFacts,
     ClusterFact,
     SubnetFact,
+    SystemNodes,
     not_queried,
     why,
     zones_by_type,
@@ -28,7 +29,7 @@ from modelfleet.infra.aws.here import has_aws_command, why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import cluster_name, log_group
-from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan
 
 #: What the provider says of an image, a tag or a repository that does not exist
@@ -73,6 +74,8 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         return or_unread(what, lambda: read(name), otherwise) if name in (clusters or ()) else otherwise
 
     clusters = or_unread(CLUSTER, lambda: aws.eks.get_clusters(opts=opts).names, None)
+    nothing: tuple[dict[str, int], tuple[SystemNodes, ...]] = ({}, ())
+    live, system = of_cluster(LIVE_SIZES, lambda name: _live_nodes(name, opts), nothing)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -90,7 +93,8 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         zone_id=or_unread(ZONE, lambda: _zone_id(plan, opts), ""),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
         has_aws_command=has_aws_command(),
-        live_nodes=of_cluster(LIVE_SIZES, lambda name: _live_nodes(name, opts), {}),
+        live_nodes=live,
+        system_nodes=system,
     )
 
 
@@ -198,11 +202,17 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
 
 
-def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> dict[str, int]:
-    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], tuple[SystemNodes, ...]]:
+    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger.
+
+    Then those of the system pool.
+    """
     sizes: dict[str, int] = {}
+    system: list[SystemNodes] = []
     for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
         found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
         name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
         sizes[name] = max(size, sizes.get(name, 0))
-    return sizes
+        if found.tags.get(POOL_LABEL) == SYSTEM_POOL:
+            system.append(SystemNodes(found.version, found.release_version, tuple(found.instance_types)))
+    return sizes, tuple(system)

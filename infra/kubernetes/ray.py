@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import ray
+from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
 from modelfleet.infra.planning.plan import Plan
 
@@ -24,6 +25,7 @@ ANNOTATIONS = {
 #: (replicas, tolerations, a group appended at the end) is not among them.
 REPLACES = [
     "spec.rayClusterConfig.rayVersion",
+    "spec.rayClusterConfig.gcsFaultToleranceOptions",
     "spec.rayClusterConfig.headGroupSpec.template.spec.containers",
     "spec.rayClusterConfig.workerGroupSpecs[*].groupName",
     "spec.rayClusterConfig.workerGroupSpecs[*].resources",
@@ -41,9 +43,16 @@ def timeouts(plan: Plan) -> pulumi.CustomTimeouts:
 class RayFleet(pulumi.ComponentResource):
     """Children: ConfigMap `ray-scripts`, Service `fleet-serve-svc`, RayService `fleet`."""
 
-    def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        store_address: pulumi.Input[str] = STORE_ADDRESS,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
-        programs, front, manifest = ray(plan)
+        programs, front, manifest = ray(plan, store_address)
         files = resource(f"{name}-scripts", programs, pulumi.ResourceOptions(parent=self))
         front["metadata"]["annotations"] = dict(SKIP_AWAIT)  # nothing is behind it before the RayService is there
         # KubeRay writes its specification from then on.

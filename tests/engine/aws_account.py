@@ -16,6 +16,7 @@ class Account:
     def __init__(self, emulator: Emulator, region: str) -> None:
         self._emulator, self.region = emulator, region
         self.ec2 = self.client("ec2")
+        self.cache = self.client("elasticache")
         self.eks = self.client("eks")
         self.iam = self.client("iam")
         self.kms = self.client("kms")
@@ -108,6 +109,12 @@ class Account:
             ]
         )
 
+    # --- ElastiCache ---------------------------------------------------------------------------------------
+
+    def stores(self) -> list[dict[str, Any]]:
+        """The replication groups."""
+        return list(self.cache.describe_replication_groups()["ReplicationGroups"])
+
     # --- the stand-in's table ------------------------------------------------------------------------------
 
     def table(self, key: str) -> dict[str, Any]:
@@ -179,6 +186,8 @@ class Account:
                 for g in self.client("logs").describe_log_groups()["logGroups"]
                 if "retentionInDays" in g
             ),
+            *(one["ReplicationGroupId"] for one in self.stores()),
+            *(g["CacheSubnetGroupName"] for g in self.cache.describe_cache_subnet_groups()["CacheSubnetGroups"]),
             *(self._emulator.buckets() - {TABLE}),
             *self.table_keys(),
         ]

@@ -52,6 +52,8 @@ pulumi.export("kubeconfig", fleet.kubeconfig)
 pulumi.export("endpoint", fleet.endpoint)
 pulumi.export("bucket", fleet.bucket)
 pulumi.export("pools", fleet.pools)
+if store := fleet.head_storage:
+    pulumi.export("store", {"address": store.address, "password": store.password})
 """
 
 

@@ -28,6 +28,7 @@ from tools.standin.aws.table import BUCKET as TABLE
 
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
 NETWORK = {"cidr": "10.0.0.0/16", "zones": 2, "interfaceEndpoints": True}
+STORE = {"image": "registry.example/serving:1", "headStorage": "valkey"}
 DOOR = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org"}
 #: Other clients, longer requests, another name: what changes of a front door without a new one.
 OTHER_DOOR = {**DOOR, "hostname": "llm.example.org", "timeoutS": 600, "allowCidrs": ["203.0.113.0/24"]}
@@ -48,6 +49,10 @@ UNUSED = {
     "eks:UpdateAccessEntry": "a later version that gives its access entries Kubernetes groups",
     "eks:UpdatePodIdentityAssociation": "a service account whose role is replaced",
     "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
+    "elasticache:DecreaseReplicaCount": "a later version with fewer nodes in the store",
+    "elasticache:IncreaseReplicaCount": "a later version with more nodes in the store",
+    "elasticache:ModifyCacheSubnetGroup": "an existing network whose stack file names other subnets",
+    "elasticache:ModifyReplicationGroup": "a later version with another type or engine version",
     "elasticloadbalancing:ModifyTargetGroup": "a later version that checks the gateway's health otherwise",
     "elasticloadbalancing:SetSecurityGroups": "a front door whose security group is replaced",
     "elasticloadbalancing:SetSubnets": "a stack that gets another zone",
@@ -118,7 +123,17 @@ def project(tmp_path: Path, emulator: Emulator, someone: Operator) -> Iterator[F
 
 def stack(door: dict[str, Any] = DOOR, **more: Any) -> dict[str, Any]:
     """A stack file with a front door, which needs keys; nothing here looks at their values."""
-    return stack_of(**{"pools": [POOL], "network": NETWORK, "auth": "keys", "apiKeys": KEYS, "gateway": door, **more})
+    return stack_of(
+        **{
+            "pools": [POOL],
+            "network": NETWORK,
+            "auth": "keys",
+            "apiKeys": KEYS,
+            "gateway": door,
+            "kubernetes": STORE,
+            **more,
+        }
+    )
 
 
 def site(plan: Plan) -> Site:
@@ -127,7 +142,12 @@ def site(plan: Plan) -> Site:
 
 def documents(plan: Plan) -> list[Document]:
     statements = operator(
-        site(plan), bucket=plan.bucket, names=NAMES, endpoints=True, front_door=plan.front_door is not None
+        site(plan),
+        bucket=plan.bucket,
+        names=NAMES,
+        endpoints=True,
+        store=True,
+        front_door=plan.front_door is not None,
     )
     return [*numbered("operator", statements).values(), {"Version": "2012-10-17", "Statement": [BOOKS]}]
 

@@ -64,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "kubernetes.image": "registry.example/serving:2",
     "kubernetes.operatorNamespace": "kuberay-system",
     "kubernetes.rollout": "replace",
+    "kubernetes.headStorage": "none",
     "kubernetes.redisAddress": "redis:6379",
     "mirror.create": False,
     "mirror.bucket": "another-bucket",
@@ -212,3 +213,11 @@ def test_a_local_stack_has_no_cluster_that_kuberay_builds() -> None:
 def test_the_warning_says_what_the_stacks_own_rollout_does() -> None:
     after = plan_with({"kubernetes.image": "registry.example/serving:2", "kubernetes.rollout": "replace"}, {})
     assert "the live Ray cluster is deleted first" in rebuild_warnings(plan_with({}, {}), after)[0]
+
+
+@pytest.mark.parametrize("change", [{"cluster.deletionProtection": True}, {"kubernetes.headStorage": "valkey"}])
+def test_a_store_for_the_heads_state_is_another_cluster(change: dict[str, Any]) -> None:
+    """Protection brings a store with it, so it must not come as a surprise."""
+    on_eks = {"target": "eks", "pools": [L4]}
+    warnings = rebuild_warnings(plan_with({}, on_eks), plan_with(change, on_eks))
+    assert [warning.partition(": ")[0] for warning in warnings] == ["the Ray cluster changes (kubernetes.headStorage)"]

@@ -1,4 +1,4 @@
-"""What moto has no API for, answered by us over the same HTTP: parts of EKS, its Auto Scaling groups, Pod Identity."""
+"""What moto has no API for, answered by us over the same HTTP: of EKS, Auto Scaling, ElastiCache, Pod Identity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.cloud import groups
 from tools.cloud.answers import Answer
-from tools.cloud.backends import ec2
+from tools.cloud.backends import ec2, elasticache
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
 from tools.cloud.backends.scaling import Scaling
@@ -30,6 +30,8 @@ class Backends:
             return self.eks.answer(call)
         if call.service == "eks-auth":
             return self.pod_identity.answer(call)
+        if call.service == "elasticache":
+            return elasticache.answer(call)
         if call.service == "autoscaling":
             return self.scaling.answer(call)
         return None
