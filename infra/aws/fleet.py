@@ -14,12 +14,13 @@ from modelfleet.infra.aws.documents import PodAccess, pod_access
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.aws.facts_program import read_facts
 from modelfleet.infra.aws.identity import PodRole, as_documents
+from modelfleet.infra.aws.image import ServingImage
 from modelfleet.infra.aws.mirror import Mirror
 from modelfleet.infra.aws.network import Network
 from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings, SystemPool
 from modelfleet.infra.aws.preflight import preflight
 from modelfleet.infra.aws.site import Site, site_of
-from modelfleet.infra.aws.storage import make_storage
+from modelfleet.infra.aws.storage import Storage, make_storage
 from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, pool_zones
 from modelfleet.infra.names import AUTOSCALER
 from modelfleet.infra.planning.plan import Plan
@@ -37,6 +38,8 @@ class AwsFleet(pulumi.ComponentResource):
     endpoint: pulumi.Output[str]
     cluster_name: pulumi.Output[str]
     bucket: pulumi.Output[str]
+    #: The serving image by its digest; None where the stack file names one.
+    image: pulumi.Output[str] | None
     #: Names of the node groups, by `POOL-ZONE`.
     pools: Mapping[str, pulumi.Output[str]]
     ready: Sequence[pulumi.Resource]
@@ -47,6 +50,7 @@ class AwsFleet(pulumi.ComponentResource):
         plan: Plan,
         *,
         code: pulumi.Asset | None = None,
+        image_source: pulumi.Asset | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         facts = read_facts(plan, parent=opts.parent if opts else None)
@@ -59,16 +63,19 @@ class AwsFleet(pulumi.ComponentResource):
         self._child = pulumi.ResourceOptions(parent=self)
         for finding in findings:
             pulumi.log.warn(finding.sentence(), self)
+        storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
+        image = self._create_image(storage, image_source)
         subnets, ways = self._create_subnets()
         cluster = self._create_cluster(subnets)
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
-        system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready])
+        built = [image.build] if image else []
+        system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready, *built])
         services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
-        storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
+        self.image = image.reference if image else None
         self.pools = {
             f"{pool.name}-{zone}": group.node_group_name
             for pool in plan.pools
@@ -79,6 +86,24 @@ class AwsFleet(pulumi.ComponentResource):
         nodes = system.groups.values()
         self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready]
         self._register()
+
+    def _create_image(self, storage: Storage, source: pulumi.Asset | None) -> ServingImage | None:
+        """Beside network and cluster, which take as long; every node waits for it."""
+        if self._plan.image is None:
+            return None
+        if source is None:
+            raise ValueError("the plan makes the image, and nothing to make it from is given")
+        return ServingImage(
+            f"{self._name}-image",
+            self._site,
+            self._plan.image,
+            bucket=storage.bucket,
+            bucket_name=self._plan.bucket.name or "",
+            source=source,
+            key=storage.mirror.key if storage.mirror else None,
+            after=storage.mirror.ready if storage.mirror else (),
+            opts=self._child,
+        )
 
     def _create_subnets(self) -> tuple[Mapping[str, Sequence[pulumi.Input[str]]], Sequence[pulumi.Resource]]:
         """Private subnets by zone and what their routes need: of a new network, or those that the stack names."""
@@ -122,7 +147,7 @@ class AwsFleet(pulumi.ComponentResource):
         subnets: Mapping[str, Sequence[pulumi.Input[str]]],
         first: Sequence[pulumi.Resource],
     ) -> tuple[SystemPool, NodeGroups]:
-        """Node groups wait for `first`: the network and the add-ons without which a node never becomes Ready."""
+        """Node groups wait for `first`: network, image, and the add-ons without which a node never becomes Ready."""
         plan, facts = self._plan, self._facts
         if plan.system is None:
             raise ValueError(f"target {plan.target.name} has no system pool")
@@ -172,6 +197,7 @@ class AwsFleet(pulumi.ComponentResource):
                 "endpoint": self.endpoint,
                 "cluster_name": self.cluster_name,
                 "bucket": self.bucket,
+                "image": self.image or self._plan.ray_cluster.image,
                 "pools": dict(self.pools),
                 "usd_per_hour": {"min": cost.min_usd_per_hour, "max": cost.max_usd_per_hour},
             }

@@ -9,8 +9,8 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/reference_pol
 from __future__ import annotations
 
 from modelfleet.infra.aws.policies import Statement
-from modelfleet.infra.aws.site import Site
-from modelfleet.infra.planning.plan import BucketPlan
+from modelfleet.infra.aws.site import Site, image_log_group, image_project
+from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
 
 #: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
 READS = (
@@ -160,6 +160,28 @@ BUCKET_CHANGES = (
     "PutEncryptionConfiguration",
     "PutLifecycleConfiguration",
 )
+#: Of the repository and the project of a stack that makes its image.
+REPOSITORY_CHANGES = (
+    "CreateRepository",
+    "DeleteLifecyclePolicy",
+    "DeleteRepository",
+    "GetLifecyclePolicy",
+    "ListTagsForResource",
+    "PutImageScanningConfiguration",
+    "PutImageTagMutability",
+    "PutLifecyclePolicy",
+    "TagResource",
+    "UntagResource",
+)
+PROJECT_CHANGES = (
+    "BatchGetBuilds",
+    "BatchGetProjects",
+    "CreateProject",
+    "DeleteProject",
+    "ListBuildsForProject",
+    "StartBuild",
+    "UpdateProject",
+)
 OBJECT_CHANGES = (
     "AbortMultipartUpload",
     "DeleteObject",
@@ -169,10 +191,10 @@ OBJECT_CHANGES = (
 )
 
 
-def operator(site: Site, *, bucket: BucketPlan, names: str) -> list[Statement]:
+def operator(site: Site, *, bucket: BucketPlan, image: ImagePlan | None, names: str) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
-    A bucket that the stack only uses is read and gets the code.
+    A bucket that the stack only uses is read and gets the code, and the image's source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
     permissions boundary where that matters.
     """
@@ -194,6 +216,21 @@ def operator(site: Site, *, bucket: BucketPlan, names: str) -> list[Statement]:
         _allow(f"arn:{partition}:logs:{region}:{account}:log-group:{site.log_group}*", _of("logs", LOG_CHANGES)),
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
+        *(_image(site, image) if image else ()),
+    ]
+
+
+def _image(site: Site, image: ImagePlan) -> list[Statement]:
+    """The tail of the log is read while a build runs."""
+    here = f"{site.region}:{site.account}"
+    logs = f"arn:{site.partition}:logs:{here}:log-group:{image_log_group(site.cluster_name)}"
+    return [
+        _allow(f"arn:{site.partition}:ecr:{here}:repository/{image.repository}", _of("ecr", REPOSITORY_CHANGES)),
+        _allow(
+            f"arn:{site.partition}:codebuild:{here}:project/{image_project(site.cluster_name)}",
+            _of("codebuild", PROJECT_CHANGES),
+        ),
+        _allow([logs, f"{logs}:*"], [*_of("logs", LOG_CHANGES), "logs:GetLogEvents"]),
     ]
 
 
@@ -201,7 +238,7 @@ def _bucket(arn: str, *, makes: bool) -> list[Statement]:
     if not makes:
         return [
             _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
-            _allow(f"{arn}/code/*", [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+            _allow([f"{arn}/code/*", f"{arn}/image/*"], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
         ]
     return [
         _allow(arn, [*_of("s3", BUCKET_CHANGES), "s3:Get*", "s3:List*"]),

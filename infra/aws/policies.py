@@ -33,9 +33,9 @@ LOGS_KEY_ACTIONS = (
     "kms:ReEncryptTo",
 )
 
-#: Actions without resource-level permissions, with the reason. Only these may use the resource `*`.
+#: Actions of the node autoscaler without resource-level permissions, with the reason.
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
-UNSCOPED: Mapping[str, str] = {
+AUTOSCALER_READS: Mapping[str, str] = {
     "autoscaling:DescribeAutoScalingGroups": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeAutoScalingInstances": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeLaunchConfigurations": "a list action; AWS defines no resource type for it",
@@ -46,6 +46,22 @@ UNSCOPED: Mapping[str, str] = {
     "ec2:DescribeLaunchTemplateVersions": "a list action; AWS defines no resource type for it",
     "ec2:GetInstanceTypesFromInstanceRequirements": "a list action; AWS defines no resource type for it",
 }
+#: All such actions. Only these may use the resource `*`.
+UNSCOPED: Mapping[str, str] = {
+    **AUTOSCALER_READS,
+    "ecr:GetAuthorizationToken": "a token for the whole registry; AWS defines no resource type for it",
+}
+#: What `docker push` asks of a repository, and what it asks of layers that are there already.
+#: https://docs.aws.amazon.com/AmazonECR/latest/userguide/image-push-iam.html
+PUSH = (
+    "ecr:BatchCheckLayerAvailability",
+    "ecr:BatchGetImage",
+    "ecr:CompleteLayerUpload",
+    "ecr:GetDownloadUrlForLayer",
+    "ecr:InitiateLayerUpload",
+    "ecr:PutImage",
+    "ecr:UploadLayerPart",
+)
 
 
 def document(statements: Iterable[Statement]) -> Document:
@@ -149,7 +165,7 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
     https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/README.md
     """
     return [
-        {"Effect": "Allow", "Action": sorted(UNSCOPED), "Resource": "*"},
+        {"Effect": "Allow", "Action": sorted(AUTOSCALER_READS), "Resource": "*"},
         {
             "Effect": "Allow",
             "Action": ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
@@ -161,6 +177,35 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
             "Action": ["eks:DescribeNodegroup"],
             "Resource": f"arn:{partition}:eks:{region}:{account}:nodegroup/{cluster_name}/*/*",
         },
+    ]
+
+
+def build_trust(*, project_arn: str, account: str) -> Document:
+    """Trust of CodeBuild for one project: no other project, of whatever account, can make it use the role.
+
+    https://docs.aws.amazon.com/codebuild/latest/userguide/cross-service-confused-deputy-prevention.html
+    """
+    trust = service_trust("codebuild.amazonaws.com")
+    condition = {"StringEquals": {"aws:SourceAccount": account, "aws:SourceArn": project_arn}}
+    return document([{**trust["Statement"][0], "Condition": condition}])
+
+
+def build_image(*, bucket_arn: str, key: str, repository_arn: str, log_group_arn: str) -> list[Statement]:
+    """What a build does: read its source, write its log, push to one repository.
+
+    CodeBuild looks at the bucket, and asks for the version of an object in a versioned one.
+    https://docs.aws.amazon.com/codebuild/latest/userguide/setting-up-service-role.html
+    """
+    return [
+        {"Effect": "Allow", "Action": ["s3:GetObject", "s3:GetObjectVersion"], "Resource": f"{bucket_arn}/{key}"},
+        {"Effect": "Allow", "Action": ["s3:GetBucketAcl", "s3:GetBucketLocation"], "Resource": bucket_arn},
+        {
+            "Effect": "Allow",
+            "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
+            "Resource": [log_group_arn, f"{log_group_arn}:*"],
+        },
+        {"Effect": "Allow", "Action": [*PUSH], "Resource": repository_arn},
+        {"Effect": "Allow", "Action": ["ecr:GetAuthorizationToken"], "Resource": "*"},
     ]
 
 

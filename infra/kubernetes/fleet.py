@@ -50,7 +50,8 @@ def connection(
 class KubernetesFleet(pulumi.ComponentResource):
     """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
-    `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket.
+    `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` is the
+    serving image by its digest, where the plan knows only its tag.
     `destroy` runs in reverse order: the RayService's pods end while the operator still runs.
     """
 
@@ -65,6 +66,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         cluster_name: str = "",
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
+        image: pulumi.Input[str] | None = None,
         ready: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -88,8 +90,8 @@ class KubernetesFleet(pulumi.ComponentResource):
             api_keys=api_keys,
             opts=self._child(*namespace.own),
         )
-        Mirrors(f"{name}-mirrors", plan, opts=self._child(*namespace.ready, *secrets.ready))
-        RayFleet(f"{name}-ray", plan, opts=self._child(*namespace.ready, *operator.ready, *secrets.ready))
+        Mirrors(f"{name}-mirrors", plan, image=image, opts=self._child(*namespace.ready, *secrets.ready))
+        RayFleet(f"{name}-ray", plan, image=image, opts=self._child(*namespace.ready, *operator.ready, *secrets.ready))
         gateway = Gateway(
             f"{name}-gateway", plan, keys_id=secrets.keys_id, opts=self._child(*namespace.ready, *secrets.ready)
         )

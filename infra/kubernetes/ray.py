@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import ray
-from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
+from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource, with_image
 from modelfleet.infra.planning.plan import Plan
 
 #: Seconds until the first models answer, beside the copies of their weights: nodes are bought, images pulled, weights
@@ -41,7 +41,14 @@ def timeouts(plan: Plan) -> pulumi.CustomTimeouts:
 class RayFleet(pulumi.ComponentResource):
     """Children: ConfigMap `ray-scripts`, Service `fleet-serve-svc`, RayService `fleet`."""
 
-    def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        image: pulumi.Input[str] | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
         programs, front, manifest = ray(plan)
         files = resource(f"{name}-scripts", programs, pulumi.ResourceOptions(parent=self))
@@ -52,7 +59,7 @@ class RayFleet(pulumi.ComponentResource):
         replace = plan.ray_cluster.rollout == "replace"
         self.service = resource(
             f"{name}-service",
-            manifest,
+            with_image(manifest, plan.ray_cluster.image, image),
             pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[files, service],

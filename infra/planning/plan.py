@@ -300,6 +300,32 @@ class CodeArtifact:
 
 
 @dataclass(frozen=True)
+class ImageSource:
+    """What the serving image is made from, as an immutable zip named by its content."""
+
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Object key in the stack's bucket."""
+        return f"image/serving-{self.sha256}.zip"
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """The serving image, made in the stack's own account, once for each content.
+
+    `minutes` is about how long a build takes. `usd` is what it costs once; None when the price is unknown.
+    """
+
+    source: ImageSource
+    repository: str
+    tag: str
+    minutes: int
+    usd: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a stack will be."""
 
@@ -326,6 +352,8 @@ class Plan:
     fixed: tuple[FixedCost, ...] = field(default=())
     #: None where the stack makes no cluster.
     system: SystemPlan | None = None
+    #: None where the stack file names an image, or the stack has no account to make one in.
+    image: ImagePlan | None = None
 
     @property
     def node_groups(self) -> tuple[PoolPlan, ...]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan, plan
-from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.planning.plan import CodeArtifact, ImageSource
 from modelfleet.infra.reading.code import code_artifact
+from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.stack import LoadedStack, Sections, load_stack, stack_of
@@ -23,12 +24,13 @@ from modelfleet.serving.config.validation import near
 
 @dataclass(frozen=True)
 class Workspace:
-    """What was read: valid models, the stack, the code, and every finding about the model files."""
+    """What was read: valid models, the stack, the code, what an image is made from, and findings about model files."""
 
     models: tuple[LoadedModel, ...]
     stack: LoadedStack
     code: CodeArtifact
     findings: tuple[Finding, ...]
+    image: ImageSource
 
 
 def read_workspace(root: Path, stack_name: str, sections: Sections = MappingProxyType({})) -> Workspace:
@@ -39,7 +41,7 @@ def read_workspace(root: Path, stack_name: str, sections: Sections = MappingProx
     stack = load_stack(root, stack_name, sections)
     paths, findings = model_files(root, stack)
     loading = load_models(paths, root)
-    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings))
+    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings), image_source())
 
 
 def workspace_of(
@@ -60,7 +62,7 @@ def workspace_of(
     paths, findings = _paths(name, [one for one in models if not isinstance(one, Mapping)], root)
     given = {f"Fleet {name}: models[{index}]": one for index, one in enumerate(models) if isinstance(one, Mapping)}
     loading = load_models(paths, root, [Document(where, one, {}) for where, one in given.items()])
-    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings))
+    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings), image_source())
 
 
 def _stack_keys(settings: Mapping[str, Any], region: str | None) -> dict[str, Any]:
@@ -98,7 +100,15 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
     errors += unrunnable
     catalog = with_known_prices(default_catalog(), stack, root, network=network)
     try:
-        made = plan(models, stack, code=workspace.code, catalog=catalog, facts=facts, deploying=deploying)
+        made = plan(
+            models,
+            stack,
+            code=workspace.code,
+            catalog=catalog,
+            facts=facts,
+            image=workspace.image,
+            deploying=deploying,
+        )
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
     if errors:

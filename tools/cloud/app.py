@@ -25,9 +25,10 @@ from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
 #: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
-#: account is short of, as pairs of instance type and zone.
+#: account is short of, as pairs of instance type and zone. PUT of the third says what happens to a build's commands.
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
+MISHAPS = "/modelfleet-cloud/mishaps"
 #: What a body's sums say is of the body that was sent.
 _SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
 
@@ -52,7 +53,7 @@ class Cloud:
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
         """Answers one request."""
         path = environ.get("PATH_INFO", "")
-        if path in (TRAIL, SHORTAGE):
+        if path in (TRAIL, SHORTAGE, MISHAPS):
             return _sent(self._control(path, environ), start_response)
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
@@ -78,7 +79,7 @@ class Cloud:
         if call.service == "s3":
             require_storage(self.judge, caller, call)
         self.rules.check(call)
-        own = self.backends.answer(call)
+        own = self.backends.answer(call, f"http://{environ['HTTP_HOST']}")
         if own is not None:
             return _sent(own, start_response)
         answer = self._of_moto(environ)
@@ -124,6 +125,9 @@ class Cloud:
     def _control(self, path: str, environ: Environ) -> Answer:
         if path == TRAIL:
             return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
+        if path == MISHAPS:
+            self.backends.codebuild.mishaps = json.loads(buffered(environ))
+            return as_json({})
         self.rules.short_of(*((kind, zone) for kind, zone in json.loads(buffered(environ))))
         return as_json({})
 

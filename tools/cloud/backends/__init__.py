@@ -1,4 +1,4 @@
-"""What moto has no API for, answered by us over the same HTTP: parts of EKS, and EKS Pod Identity's credentials."""
+"""What moto lacks, answered by us over the same HTTP: parts of EKS, EKS Pod Identity's credentials, CodeBuild."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tools.cloud.answers import Answer
+from tools.cloud.backends.codebuild import CodeBuild
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
 from tools.cloud.callers import Callers
@@ -18,9 +19,15 @@ class Backends:
     def __init__(self, callers: Callers) -> None:
         self.eks = Eks()
         self.pod_identity = PodIdentity(self.eks, callers)
+        self.codebuild = CodeBuild(callers)
 
-    def answer(self, call: Call) -> Answer | None:
-        """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses."""
+    def answer(self, call: Call, url: str) -> Answer | None:
+        """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses.
+
+        `url` is where this cloud listens.
+        """
+        if call.service == "codebuild":
+            return self.codebuild.answer(call, url)
         if call.service == "eks":
             return self.eks.answer(call)
         if call.service == "eks-auth":
@@ -29,8 +36,11 @@ class Backends:
 
     def values(self, call: Call) -> Mapping[str, Any]:
         """What the ARN of a call's resource needs beyond its parameters."""
+        if call.service == "codebuild":
+            return self.codebuild.values(call)
         return self.eks.values(call) if call.service == "eks" else {}
 
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""
         self.eks.forget()
+        self.codebuild.forget()
