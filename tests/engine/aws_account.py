@@ -131,6 +131,7 @@ class Account:
                 if "retentionInDays" in g
             ),
             *(self._emulator.buckets() - {TABLE}),
+            *(r["repositoryName"] for r in self.client("ecr").describe_repositories()["repositories"]),
             *self.table_keys(),
         ]
 

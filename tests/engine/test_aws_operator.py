@@ -38,6 +38,8 @@ NAMES = "aws"
 BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE}", f"arn:aws:s3:::{TABLE}/*"]}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
+    "ecr:PutImageScanningConfiguration": "a later version that scans otherwise",
+    "ecr:PutImageTagMutability": "a later version that lets tags move",
     "ec2:AuthorizeSecurityGroupEgress": "a security group that gets rules to the outside",
     "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
@@ -99,7 +101,7 @@ def someone(emulator: Emulator) -> Operator:
 
 @pytest.fixture
 def project(tmp_path: Path, emulator: Emulator, someone: Operator) -> Iterator[FleetProject]:
-    made = FleetProject(tmp_path, emulator)
+    made = FleetProject(tmp_path, emulator, builds_image=True)
     made.environ |= someone.environ
     made.files(stack_of(pools=[POOL], network=NETWORK), MODELS)
     yield made
@@ -111,7 +113,7 @@ def site(plan: Plan) -> Site:
 
 
 def documents(plan: Plan) -> list[Document]:
-    statements = operator(site(plan), bucket=plan.bucket, names=NAMES)
+    statements = operator(site(plan), bucket=plan.bucket, image=plan.image, names=NAMES)
     return [*numbered("operator", statements).values(), {"Version": "2012-10-17", "Statement": [BOOKS]}]
 
 
