@@ -1,6 +1,6 @@
 """`modelfleet images`: every image that a stack's pods run, for copies behind a firewall; needs no cluster.
 
-    modelfleet images --stack prod --json | jq -r '.images[].image'
+modelfleet images --stack prod --json | jq -r '.images[].image'
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
+from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import Site, image_log_group, image_project, site_of
 from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan, Plan
@@ -52,11 +53,14 @@ def image_documents(site: Site, plan: ImagePlan, bucket: str) -> dict[str, Docum
     """Who may use the role of a build, and what the build may do, without the use of the bucket's key."""
     here = f"{site.region}:{site.account}"
     project = f"arn:{site.partition}:codebuild:{here}:project/{image_project(site.cluster_name)}"
+    base = ecr_image(plan.base)
+    own = base is not None and (base.account, base.region) == (site.account, site.region)
     statements = policies.build_image(
         bucket_arn=f"arn:{site.partition}:s3:::{bucket}",
         key=plan.source.key,
         repository_arn=f"arn:{site.partition}:ecr:{here}:repository/{plan.repository}",
         log_group_arn=f"arn:{site.partition}:logs:{here}:log-group:{image_log_group(site.cluster_name)}",
+        base_arn=f"arn:{site.partition}:ecr:{here}:repository/{base.repository}" if base and own else None,
     )
     return {
         "trust": policies.build_trust(project_arn=project, account=site.account),

@@ -150,7 +150,10 @@ class ServingImage(pulumi.ComponentResource):
                 "compute_type": COMPUTE_TYPE,
                 "image": MACHINE_IMAGE,
                 "privileged_mode": True,  # without it there is no Docker daemon
-                "environment_variables": [{"name": "REPOSITORY", "value": repository.repository_url}],
+                "environment_variables": [
+                    {"name": "REPOSITORY", "value": repository.repository_url},
+                    {"name": "BASE_IMAGE", "value": self._plan.base},
+                ],
             },
             logs_config={"cloudwatch_logs": {"group_name": image_log_group(self._site.cluster_name)}},
             build_timeout=BUILD_MINUTES,

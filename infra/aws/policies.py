@@ -51,6 +51,9 @@ UNSCOPED: Mapping[str, str] = {
     **AUTOSCALER_READS,
     "ecr:GetAuthorizationToken": "a token for the whole registry; AWS defines no resource type for it",
 }
+#: What `docker pull` asks of a repository, and of one that is a pull-through cache.
+#: https://docs.aws.amazon.com/AmazonECR/latest/userguide/pull-through-cache-iam.html
+PULL = ("ecr:BatchGetImage", "ecr:BatchImportUpstreamImage", "ecr:GetDownloadUrlForLayer")
 #: What `docker push` asks of a repository, and what it asks of layers that are there already.
 #: https://docs.aws.amazon.com/AmazonECR/latest/userguide/image-push-iam.html
 PUSH = (
@@ -190,8 +193,10 @@ def build_trust(*, project_arn: str, account: str) -> Document:
     return document([{**trust["Statement"][0], "Condition": condition}])
 
 
-def build_image(*, bucket_arn: str, key: str, repository_arn: str, log_group_arn: str) -> list[Statement]:
-    """What a build does: read its source, write its log, push to one repository.
+def build_image(
+    *, bucket_arn: str, key: str, repository_arn: str, log_group_arn: str, base_arn: str | None = None
+) -> list[Statement]:
+    """What a build does: read its source, write its log, push to one repository, pull a base that is in ECR too.
 
     CodeBuild looks at the bucket, and asks for the version of an object in a versioned one.
     https://docs.aws.amazon.com/codebuild/latest/userguide/setting-up-service-role.html
@@ -206,6 +211,7 @@ def build_image(*, bucket_arn: str, key: str, repository_arn: str, log_group_arn
         },
         {"Effect": "Allow", "Action": [*PUSH], "Resource": repository_arn},
         {"Effect": "Allow", "Action": ["ecr:GetAuthorizationToken"], "Resource": "*"},
+        *([{"Effect": "Allow", "Action": [*PULL], "Resource": base_arn}] if base_arn else []),
     ]
 
 

@@ -24,8 +24,8 @@ class OthersImage:
 def reference(name: str, *, registry: str | None = None, tag: str | None = None) -> str:
     """The image as pods name it, by tag and, where it is known, digest.
 
-    `registry` is where copies are, each below its maker's registry: `MIRROR/quay.io/kuberay/operator`. Another `tag` than
-    the table's has no known digest. Raises `KeyError` for a name that the table lacks.
+    `registry` is where copies are, each below the name of its maker's registry. Another `tag` than the table's has no
+    known digest. Raises `KeyError` for a name that the table lacks.
     """
     known = images()[name]
     wanted = tag or known.tag

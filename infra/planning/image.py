@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Final
 
 from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.planning.plan import ImagePlan, ImageSource
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
@@ -27,11 +29,14 @@ def image_plan(stack: LoadedStack, source: ImageSource | None, catalog: Catalog)
     """The image that the stack makes; None where the file names one, or where there is no account to make it in."""
     if source is None or stack.config.kubernetes.image or not stack.config.target.makes_cluster:
         return None
+    base = reference("vllm", registry=stack.config.image_registry)
+    content = hashlib.sha256(f"{source.sha256} {base}".encode()).hexdigest()
     per_hour = catalog.usd_per_hour(PRICE, region=stack.region or "")
     return ImagePlan(
         source=source,
+        base=base,
         repository=f"{_as_repository(f'modelfleet-{stack.name}')}/serving",
-        tag=f"ray{PINNED['ray']}-{source.sha256[:TAG_DIGITS]}",
+        tag=f"ray{PINNED['ray']}-{content[:TAG_DIGITS]}",
         minutes=BUILD_MINUTES,
         usd=None if per_hour is None else per_hour * BUILD_MINUTES / 60,
     )

@@ -315,10 +315,12 @@ class ImageSource:
 class ImagePlan:
     """The serving image, made in the stack's own account, once for each content.
 
-    `minutes` is about how long a build takes. `usd` is what it costs once; None when the price is unknown.
+    `base` is the image that it begins with, `minutes` about how long a build takes. `usd` is what it costs once; None
+    when the price is unknown.
     """
 
     source: ImageSource
+    base: str
     repository: str
     tag: str
     minutes: int

@@ -24,13 +24,9 @@ from modelfleet.serving.config.catalogs import csv_rows
 #: Docker Hub's names begin with docker.io, and its API is elsewhere.
 HOSTS = {"docker.io": "registry-1.docker.io"}
 #: Lists before single manifests, so that the digest is good for every processor.
-ACCEPTED = ", ".join(
-    (
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
+ACCEPTED = (
+    "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, "
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 )
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 TIMEOUT_S = 30

@@ -105,6 +105,8 @@ class Docker:
             if word == "ARG":
                 name, _, default = rest.partition("=")
                 arguments.setdefault(name, default)
+            if word == "FROM" and not _filled(rest, arguments).strip():
+                _fail(f"ERROR: failed to solve: base name ({rest}) should not be blank")
             if word == "COPY":
                 *sources, _ = _filled(rest, arguments).split()
                 content += [_read(Path(given.context) / source) for source in sources]

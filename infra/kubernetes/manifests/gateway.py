@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.gateway import GatewayFiles, Runtime, render
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
@@ -20,7 +21,6 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
 )
 from modelfleet.infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
-from modelfleet.infra.kubernetes.versions import HAPROXY_IMAGE
 from modelfleet.infra.planning.plan import Plan
 
 PORT: Final = 8080
@@ -85,7 +85,7 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
         "topologySpreadConstraints": [spread, {**spread, "topologyKey": "topology.kubernetes.io/zone"}],
         # As long as the longest stream, where the cluster waits for it; an old pod ends earlier, with its last request.
         "terminationGracePeriodSeconds": plan.grace_s(plan.gateway.settings.timeout_s + BODIES_LEAVE_SECONDS + 30),
-        "containers": [_container(GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies()],
+        "containers": [_container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies(plan)],
         "volumes": [
             {"name": "config", "configMap": {"name": GATEWAY}},
             {"name": "keys", "secret": {"secretName": GATEWAY_KEYS, "optional": plan.gateway.auth == "none"}},
@@ -161,14 +161,14 @@ def _ingress_annotations(plan: Plan) -> dict[str, str]:
     }
 
 
-def _container(name: str, config: str, metrics: int) -> Manifest:
+def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
     mounts = [("config", CONFIG_PATH, True), ("keys", KEYS_PATH, True), ("run", RUN_PATH, False)]
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5}
     # What hangs has no stream that is worth the pod's own grace.
     at_once = {"terminationGracePeriodSeconds": BODIES_LEAVE_SECONDS + 10}
     return {
         "name": name,
-        "image": HAPROXY_IMAGE,
+        "image": reference("haproxy", registry=plan.config.image_registry),
         "imagePullPolicy": "IfNotPresent",
         "command": ["haproxy", "-W", "-db", "-f", f"{CONFIG_PATH}/{config}"],
         "ports": [{"name": "http", "containerPort": PORT}, {"name": "metrics", "containerPort": metrics}],
@@ -185,9 +185,9 @@ def _container(name: str, config: str, metrics: int) -> Manifest:
     }
 
 
-def _bodies() -> Manifest:
+def _bodies(plan: Plan) -> Manifest:
     """The second process, for request bodies beyond the first one's buffer; reached through its socket only."""
-    container = _container("bodies", "bodies.cfg", BODIES_METRICS_PORT)
+    container = _container(plan, "bodies", "bodies.cfg", BODIES_METRICS_PORT)
     container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = {key: value for key, value in container[probe].items() if key != "httpGet"}

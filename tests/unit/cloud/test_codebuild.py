@@ -121,7 +121,10 @@ def project(place: Place, role: str, repository: str, *, privileged: bool = True
             "computeType": "BUILD_GENERAL1_LARGE",
             "image": "aws/codebuild/amazonlinux-x86_64-standard:5.0",
             "privilegedMode": privileged,
-            "environmentVariables": [{"name": "REPOSITORY", "value": name}],
+            "environmentVariables": [
+                {"name": "REPOSITORY", "value": name},
+                {"name": "BASE_IMAGE", "value": place.plan.base},
+            ],
         },
     }
 
@@ -220,6 +223,10 @@ FAULTS: Mapping[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     "a-misspelt-phase": (
         lambda files: files.update({"buildspec.yml": files["buildspec.yml"].replace(b"pre_build:", b"prebuild:")}),
         "buildspec: unknown prebuild",
+    ),
+    "no-base": (
+        lambda files: files.update({"buildspec.yml": files["buildspec.yml"].replace(b"$BASE_IMAGE", b"$BASE")}),
+        r"base name \(\$\{VLLM_IMAGE\}\) should not be blank",
     ),
     "no-login": (
         lambda files: files.update({"buildspec.yml": files["buildspec.yml"].replace(b"docker login", b"cat #")}),

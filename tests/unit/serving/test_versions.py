@@ -46,6 +46,11 @@ REPEATED = {
     "serving/config/data/ray_serve_options.json": {"ray": r'^ "version": "([^"]+)"'},
     "serving/config/data/vllm_engine_arguments.json": {"vllm": r'^ "version": "([^"]+)"'},
     "serving/config/data/vllm_architectures.json": {"vllm": r'^ "version": "([^"]+)"'},
+    "infra/catalog/images.csv": {
+        "vllm": r"vllm-openai,v([0-9.]+),",
+        "kuberay": r"kuberay/operator,v([0-9.]+),",
+        "haproxy": r"library/haproxy,([0-9.]+),",
+    },
     "infra/catalog/quantization.csv": {"vllm": r"^# What vLLM (\S+) requires"},
     "tools/kubernetes/modules/kuberay/go.mod": {"kuberay": r"ray-operator v([0-9.]+)"},
 }
