@@ -341,8 +341,7 @@ class StackConfig(StackSection):
         | None
     ) = Field(
         None,
-        description="Registry with copies of others' images, each below its maker's name: "
-        "`REGISTRY/quay.io/kuberay/operator`.",
+        description="Registry with copies of others' images, each below the name of its maker's registry.",
     )
 
     @property
