@@ -84,7 +84,7 @@ class AwsFleet(pulumi.ComponentResource):
         associations = [role.association for role in roles]
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
         nodes = system.groups.values()
-        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready]
+        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready, *built]
         self._register()
 
     def _create_image(self, storage: Storage, source: pulumi.Asset | None) -> ServingImage | None:

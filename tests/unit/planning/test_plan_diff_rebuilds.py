@@ -87,6 +87,7 @@ CHANGES: dict[str, Any] = {
     "local.gpus": 2,
     "auth": "keys",
     "tags": {"team": "ml"},
+    "imageRegistry": "mirror.example/all",
 }
 #: Other keys that must be set to keep the file valid.
 BESIDE: dict[str, dict[str, Any]] = {
