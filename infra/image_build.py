@@ -26,6 +26,13 @@ LAST_LINES: Final = 20
 #: https://docs.aws.amazon.com/codebuild/latest/APIReference/API_BatchGetBuilds.html
 MOST_BUILDS: Final = 100
 CONFIG: Final = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 8})
+#: What an account hears that may run no build of this size at once, as many new ones may not
+#: (aws-ia/terraform-aws-control_tower_account_factory#179).
+LIMIT: Final = "AccountLimitExceededException"
+MORE_BUILDS: Final = (
+    'request the quota "Concurrently running builds for Linux/Large environment" of AWS CodeBuild in the console of '
+    "Service Quotas, or name an image of your own in kubernetes.image"
+)
 ABSENT: Final = frozenset({"ImageNotFoundException", "RepositoryNotFoundException"})
 
 Client = Callable[[str], Any]
@@ -46,7 +53,8 @@ def create(call: Call[Props], inputs: Props) -> Made:
             _wait(client, build, say)
             digest = _digest(client, inputs)
     except (BotoCoreError, ClientError) as error:
-        raise Refused(f"the image {inputs['repository']}:{inputs['tag']} could not be built: {error}") from error
+        said = f"the image {inputs['repository']}:{inputs['tag']} could not be built: {error}"
+        raise Refused(f"{said}; {MORE_BUILDS}" if LIMIT in str(error) else said) from error
     if digest is None:
         raise Refused(f"build {build} ended well and pushed no {inputs['repository']}:{inputs['tag']}; see its log")
     return Made(f"{inputs['repository']}:{inputs['tag']}", {"digest": digest})

@@ -26,6 +26,7 @@ from modelfleet.infra.reading.image import FILES, build_image_zip, image_source
 from tests.unit.aws.builders import ACCOUNT, facts, planned
 from tests.unit.cloud.conftest import BUCKET, REGION
 from tests.unit.cloud.test_judge import refused
+from tools.cloud.answers import Error
 from tools.cloud.app import MISHAPS
 from tools.cloud.server import Listening
 
@@ -182,6 +183,19 @@ def test_an_image_that_the_lifecycle_or_a_person_removed_is_built_again(place: P
     ecr = place.cloud.client("ecr")
     ecr.batch_delete_image(repositoryName=place.plan.repository, imageIds=[{"imageTag": place.plan.tag}])
     assert IMAGE_BUILD.read(place.call(), "id", state) is None
+
+
+def test_a_new_account_that_may_run_no_build_hears_which_quota_to_request(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Cannot have more than 0 builds in queue for the account"
+
+    def refuse(*_: Any) -> Any:
+        raise Error(400, "AccountLimitExceededException", said)
+
+    monkeypatch.setattr(place.cloud.cloud.backends.codebuild, "_start", refuse)
+    with pytest.raises(Refused, match=f"{said}.*Concurrently running builds for Linux/Large environment"):
+        place.build()
 
 
 LACKS = {
