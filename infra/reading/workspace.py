@@ -10,7 +10,7 @@ from typing import Any
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan, plan
-from modelfleet.infra.planning.plan import CodeArtifact, ImageSource
+from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.models import read_facts
@@ -24,13 +24,12 @@ from modelfleet.serving.config.validation import near
 
 @dataclass(frozen=True)
 class Workspace:
-    """What was read: valid models, the stack, the code, what an image is made from, and findings about model files."""
+    """What was read: valid models, the stack, the code, and every finding about the model files."""
 
     models: tuple[LoadedModel, ...]
     stack: LoadedStack
     code: CodeArtifact
     findings: tuple[Finding, ...]
-    image: ImageSource
 
 
 def read_workspace(root: Path, stack_name: str, sections: Sections = MappingProxyType({})) -> Workspace:
@@ -41,7 +40,7 @@ def read_workspace(root: Path, stack_name: str, sections: Sections = MappingProx
     stack = load_stack(root, stack_name, sections)
     paths, findings = model_files(root, stack)
     loading = load_models(paths, root)
-    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings), image_source())
+    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings))
 
 
 def workspace_of(
@@ -62,7 +61,7 @@ def workspace_of(
     paths, findings = _paths(name, [one for one in models if not isinstance(one, Mapping)], root)
     given = {f"Fleet {name}: models[{index}]": one for index, one in enumerate(models) if isinstance(one, Mapping)}
     loading = load_models(paths, root, [Document(where, one, {}) for where, one in given.items()])
-    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings), image_source())
+    return Workspace(loading.models, stack, code_artifact(), (*findings, *loading.findings))
 
 
 def _stack_keys(settings: Mapping[str, Any], region: str | None) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
             code=workspace.code,
             catalog=catalog,
             facts=facts,
-            image=workspace.image,
+            image=image_source() if stack.config.target.makes_cluster else None,
             deploying=deploying,
         )
     except InputErrors as refused:

@@ -13,6 +13,7 @@ import yaml
 
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.workspace import read_workspace
 from tests.engine.conftest import Emulator
 from tests.engine.engine import PULUMI, Project
@@ -37,7 +38,7 @@ import pulumi
 from modelfleet.infra.aws import AwsFleet
 from modelfleet.infra.planning import plan
 from modelfleet.infra.planning.plan import CodeArtifact
-from modelfleet.infra.reading.image import build_image_zip
+from modelfleet.infra.reading.image import build_image_zip, image_source
 from modelfleet.infra.reading.workspace import read_workspace
 from modelfleet.serving.config.errors import ModelfleetError
 
@@ -48,7 +49,7 @@ archive = root / "serving.zip"
 archive.write_bytes(b"the serving package")
 image, source = None, None
 if os.environ.get("FLEET_IMAGE"):
-    image, source = workspace.image, root / "image.zip"
+    image, source = image_source(), root / "image.zip"
     source.write_bytes(build_image_zip())
 try:
     fleet = AwsFleet(
@@ -177,7 +178,7 @@ class FleetProject(Project):
     def plan(self) -> Plan:
         """The program's plan, made with the same functions."""
         workspace = read_workspace(self.root, self.stack)
-        image = workspace.image if self.builds_image else None
+        image = image_source() if self.builds_image else None
         return plan(workspace.models, workspace.stack, code=CodeArtifact("c0de" * 16), image=image)
 
     def copy_stack_file(self, name: str) -> None:
