@@ -44,7 +44,7 @@ class ClusterWatch:
                 return one.sentence
             if lasted >= QUIET_S and one.sentence not in self._said:
                 self._said.add(one.sentence)
-                output.say(one.sentence, "yellow")
+                output.say(f"\n{one.sentence}", "yellow")  # Pulumi's line of dots is still open
         return None
 
     def wait_for_rollout(self) -> str | None:

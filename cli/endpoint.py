@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from modelfleet.cli import output
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
@@ -18,6 +20,7 @@ from modelfleet.serving.config.errors import SetupError
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
 SAY_EVERY_S = 4.0
+CONNECT_TIMEOUT_S, CONNECT_EVERY_S = 5.0, 2.0
 QUESTION = "What is the capital of France?"
 DOCUMENTS = ["Paris is the capital of France.", "Berlin has 3.7 million inhabitants."]
 
@@ -76,6 +79,22 @@ def wait_for_first_answer(base_url: str, model: ModelPlan, api_key: str | None) 
             output.say(f"waiting for {model.model_id} at {base_url}: {problem} ({waited:.0f} s)")
             said = time.monotonic()
         time.sleep(0.25)
+
+
+def why_no_way_to(base_url: str, *, seconds: float) -> str:
+    """Why nothing answers at an address, after `seconds`; empty once it does. A name that is new is not known at once."""
+    place = urlsplit(base_url)
+    port = place.port or {"http": 80, "https": 443}[place.scheme]
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((place.hostname or "", port), CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            if time.monotonic() >= until:
+                return str(error.strerror or error)
+            time.sleep(CONNECT_EVERY_S)
+        else:
+            return ""
 
 
 def curl_example(base_url: str, model: ModelPlan, kind: ModelKind, *, with_key: bool) -> str:

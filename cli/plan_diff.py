@@ -117,7 +117,7 @@ def _pool_facts(pool: PoolPlan | None) -> dict[str, str]:
     return {
         "accelerator": pool.accelerator,
         "instance types": ", ".join(pool.instance_types) or "given node",
-        "purchase": pool.purchase,
+        "purchase": pool.purchases,
         "nodes": nodes_text(pool),
         "maxNodes": str(pool.max_nodes),
         "USD/h": f"{usd(pool.cost.min_usd_per_hour)}–{usd(pool.cost.max_usd_per_hour)}",

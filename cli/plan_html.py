@@ -17,6 +17,7 @@ from modelfleet.cli.plan_table import (
     replicas_text,
     summary,
     usd,
+    zones_text,
 )
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import CostRange, GpuMemory, PoolPlan
@@ -49,7 +50,7 @@ def plan_page(plan: Plan) -> str:
     environment.filters["usd"] = usd
     functions = (
         segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,
-        image_text,
+        image_text, zones_text,
     )  # fmt: skip
     return environment.get_template("plan.html.j2").render(
         plan=plan,

@@ -13,14 +13,14 @@ from rich.text import Text
 
 from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ImagePlan, ModelPlan, PoolPlan
+from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ImagePlan, ModelPlan, PoolPlan, Rung
 from modelfleet.infra.planning.speed import Range
 
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
 SPARED = (
-    "sequences", "KV cache", "limit", "per node", "purchase", "workers", "USD/h min", "pool", "USD/h node", "USD/10⁶",
-    "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
+    "sequences", "KV cache", "limit", "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
+    "USD/10⁶", "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
     "10⁹", "USD/h, 8K",
 )  # fmt: skip
 #: What text keeps beside numbers before it is broken.
@@ -29,7 +29,7 @@ TEXT_WIDTH = 24
 
 def plan_table(plan: Plan) -> RenderableType:
     """Both tables and the lines below them."""
-    parts: list[RenderableType] = [_pools(plan), _models(plan)]
+    parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
     if plan.target.priced:
@@ -93,11 +93,43 @@ def _pools(plan: Plan) -> FittingTable:
     columns += [("USD/h node", True), ("USD/h min", True), ("USD/h max", True)] if plan.target.priced else []
     table = FittingTable(f"Pools of stack {plan.stack} ({_place(plan)})", columns)
     for pool in plan.pools:
-        row = [pool.name, node_text(pool), pool.purchase, nodes_text(pool), str(pool.max_nodes)]
+        row = [pool.name, node_text(pool), pool.purchases, nodes_text(pool), str(pool.max_nodes)]
         if plan.target.priced:
             row += [usd(pool.usd_per_node_hour), *_range(pool.cost)]
         table.add_row(*row)
     return table
+
+
+def _ladders(plan: Plan) -> list[FittingTable]:
+    """Every rung of the pools that have several, in the order in which the autoscaler tries them."""
+    pools = [pool for pool in plan.pools if len(pool.rungs) > 1]
+    if not pools or not plan.target.makes_cluster:
+        return []
+    columns = [("pool", False), ("rung", True), ("purchase", False), ("types, in order", False), ("zones", False)]
+    columns += [("fits", False), ("USD/h node", True), ("USD/h max", True)]
+    table = FittingTable("Capacity ladders: the next rung is tried where EC2 has no machines", columns)
+    for pool in pools:
+        for number, rung in enumerate(pool.rungs, 1):
+            row = [pool.name, str(number), rung.purchase, ", ".join(rung.instance_types), zones_text(rung)]
+            table.add_row(*row, fits_text(plan, pool), usd(rung.usd_per_node_hour), usd(most_usd(pool, rung)))
+    return [table]
+
+
+def zones_text(rung: Rung) -> str:
+    """The rung's own zones, or `all`."""
+    return ", ".join(rung.zones) if rung.zones else "all"
+
+
+def fits_text(plan: Plan, pool: PoolPlan) -> str:
+    """How many replicas a node of any rung carries, by model: the smallest type decides."""
+    own = [model for model in plan.models if model.pool == pool.name]
+    return ", ".join(f"{per_node_text(model)} × {model.model_id}" for model in own) or "no model"
+
+
+def most_usd(pool: PoolPlan, rung: Rung) -> float | None:
+    """USD per hour if this rung gave all nodes that the pool's models may take; None for an unknown price."""
+    most = max(pool.min_nodes, min(pool.needed_nodes, pool.max_nodes))
+    return None if rung.usd_per_node_hour is None else most * rung.usd_per_node_hour
 
 
 def _models(plan: Plan) -> FittingTable:

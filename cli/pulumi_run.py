@@ -86,7 +86,7 @@ def operate(
                 interrupted = True
             except subprocess.TimeoutExpired:
                 if not stopped and not interrupted and (stopped := watch()):
-                    output.say(f"{stopped}\nstopping, for no waiting mends this", "bold red")
+                    output.say(f"\n{stopped}\nstopping, for no waiting mends this", "bold red")
                     process.send_signal(signal.SIGINT)
         return Finished(code, _changes(events), interrupted, stopped)
 

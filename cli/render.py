@@ -59,6 +59,8 @@ def read_messages(path: Path) -> list[Any]:
     if not isinstance(data, list):
         message = "a list of chat messages is expected, or a mapping with `messages`"
         raise InputErrors([Finding(str(path), 0, "", message)])
+    if not data:
+        raise InputErrors([Finding(str(path), 0, "", "has no messages, which the server answers with 400")])
     return data
 
 

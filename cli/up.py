@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelfleet.cli import output, pulumi_run
-from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer
+from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer, why_no_way_to
 from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.status import base_url
 from modelfleet.infra.local import emulator
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.plan import ModelKind
+from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, SetupError, errors_in
 
 if TYPE_CHECKING:
     from modelfleet.cli.cluster_watch import ClusterWatch
+
+#: A new load balancer takes about three minutes, and a resolver keeps the news that a name is unknown for a while.
+DOOR_OPENS_S = 300
 
 
 def run_up(stack: str) -> int:
@@ -80,15 +84,39 @@ def _show_endpoint(root: Path, plan: Plan) -> None:
     if not plan.target.on_this_machine:
         made = pulumi_run.outputs(root, plan.stack) or {}
         output.show_json(made)
+        if plan.front_door and "base_url" in made:
+            _through_the_front_door(root, plan, str(made["base_url"]).removesuffix("/v1"))
         return
-    base, with_key = base_url(plan), plan.gateway.auth == "keys"
+    _first_answers(root, plan, base_url(plan), plan.models)
+
+
+def _through_the_front_door(root: Path, plan: Plan, base: str) -> None:
+    """The first answers as a client gets them, where this machine is one that may come in.
+
+    Not of a model that sleeps: a request would buy its node.
+    """
+    with output.status(f"waiting for {base}"):
+        why = why_no_way_to(base, seconds=DOOR_OPENS_S)
+    if why:
+        output.say(f"{base} cannot be reached from here, {why}; ask from a network in gateway.allowCidrs")
+        return
+    awake = [model for model in plan.models if model.replicas.min]
+    if awake:
+        _first_answers(root, plan, base, awake)
+    else:
+        output.say(f"{base} is open; every model sleeps until its first request (min_replicas 0)")
+
+
+def _first_answers(root: Path, plan: Plan, base: str, models: Sequence[ModelPlan]) -> None:
+    """Wait for a first answer of each model, and show how to ask the first one."""
+    with_key = plan.gateway.auth == "keys"
     key = _api_key(root, plan.stack) if with_key else None
     kinds: dict[str, ModelKind] = {}
-    for model in plan.models:
+    for model in models:
         seconds, kinds[model.model_id] = wait_for_first_answer(base, model, key)
         what = "token" if kinds[model.model_id] == "text" else "answer"
         output.say(f"{model.model_id}: first {what} after {seconds:.1f} s")
-    first = plan.models[0]
+    first = models[0]
     kind = kinds[first.model_id]
     output.show(f"\nBase URL: {base}/v1\n")
     output.say(curl_example(base, first, kind, with_key=with_key), stderr=False)

@@ -12,6 +12,9 @@ STACK_LABEL: Final = "modelfleet.dev/stack"
 #: Label of nodes and tag of node groups: the pool of the stack file, `SYSTEM_POOL` or `MIRROR_POOL`.
 POOL_LABEL: Final = "modelfleet.dev/pool"
 SYSTEM_POOL: Final = "system"
+#: Label of a pool's nodes: how they were bought. Without it the autoscaler would take a reservation's group and one on
+#: demand for alike, and spread new nodes over both.
+PURCHASE_LABEL: Final = "modelfleet.dev/purchase"
 #: The nodes of the mirror Jobs, which exist only while one runs.
 MIRROR_POOL: Final = "mirror"
 MANAGED_BY_TAG: Final = "modelfleet.dev/managed-by"
@@ -34,3 +37,5 @@ WRITER: Final = "mirror"
 #: cluster-autoscaler, in `kube-system`.
 AUTOSCALER: Final = "cluster-autoscaler"
 AUTOSCALER_NAMESPACE: Final = "kube-system"
+#: The AWS Load Balancer Controller, in the stack's namespace: registers the gateway's pods with the load balancer.
+LOAD_BALANCER_ACCOUNT: Final = "load-balancer-controller"

@@ -63,6 +63,8 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         plan,
         kubeconfig=cloud.kubeconfig,
         cluster_name=cluster_name(plan),
+        target_group_arn=cloud.front_door.target_group_arn if cloud.front_door else None,
+        balancer=cloud.front_door.dns_name if cloud.front_door else None,
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
         image=cloud.image,

@@ -13,8 +13,9 @@ from modelfleet.serving.errors import EngineError
 from modelfleet.serving.prompt import compile_chat_template
 from modelfleet.serving.sampling import generation_overrides
 
-SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True}
-"""Front-end arguments of every model: no docs pages, and one access log, the gateway's (Serve adds request ids)."""
+SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "use_tqdm_on_load": False}
+"""Arguments of every model: no docs pages, one access log, the gateway's (Serve adds request ids), and no progress bar:
+in a file it is one endless line."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
@@ -70,12 +71,9 @@ def lora_rank(folder: Path) -> int:
 
 
 def executor_backend(model: ModelConfig) -> str | None:
-    """How vLLM runs its workers; None leaves it to vLLM.
+    """How vLLM runs its workers where the file does not say it; None leaves it to vLLM.
 
-    With GPUs each worker has its own bundle and the replica has no GPU (RayLLM's N+1). So the workers must be Ray
-    actors, even a single one: an engine inside the replica would find no GPU (ray#51242). Without GPUs the workers are
-    child processes.
+    One worker lives in the engine's process, as in `vllm serve` (`uni`). Several are its child processes (`mp`), which
+    has to be said: in a placement group vLLM would take Ray (vLLM 0.32 `vllm/config/parallel.py`).
     """
-    if model.scaling_config.num_gpus_per_worker:
-        return "ray"
     return "mp" if model.scaling_config.num_workers > 1 else None

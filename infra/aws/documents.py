@@ -12,8 +12,8 @@ from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import Site, image_log_group, image_project, site_of
-from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
-from modelfleet.infra.planning.plan import BucketPlan, ImagePlan, Plan
+from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, LOAD_BALANCER_ACCOUNT, READERS, WRITER
+from modelfleet.infra.planning.plan import ImagePlan, Plan
 
 #: Used when the stack file names no account (`modelfleet:accountId`).
 NO_ACCOUNT = "000000000000"
@@ -29,12 +29,16 @@ class PodAccess:
     key: str = ""
 
 
-def pod_access(site: Site, bucket: BucketPlan) -> list[PodAccess]:
-    """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales.
+def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
+    """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales, and the load
+    balancer's controller registers the gateway's pods.
 
     Of other people's buckets replicas read what models name, and the Job what it copies.
     """
-    partition = site.partition
+    partition, bucket = site.partition, plan.bucket
+    balancing = policies.target_registration(
+        stack=site.stack, partition=partition, region=site.region, account=site.account
+    )
     reads = policies.read_objects(bucket.name or "", [policies.CODE, policies.MODELS], partition=partition)
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)
@@ -46,6 +50,7 @@ def pod_access(site: Site, bucket: BucketPlan) -> list[PodAccess]:
         *(PodAccess(account, site.namespace, [*reads, *foreign], "read") for account in READERS),
         PodAccess(WRITER, site.namespace, [*writes, *reads, *copied], "write"),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
+        *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),
     ]
 
 
@@ -85,7 +90,12 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     """
     where = {"partition": site.partition, "account": site.account}
     found = {
-        **policies.numbered("operator", operator(site, bucket=plan.bucket, image=plan.image, names=plan.stack)),
+        **policies.numbered(
+            "operator",
+            operator(
+                site, bucket=plan.bucket, image=plan.image, names=plan.stack, front_door=plan.front_door is not None
+            ),
+        ),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),
@@ -94,7 +104,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         if spec.service_account:
             found[f"{spec.name}-trust"] = _trust(site, "kube-system", spec.service_account)
     key_arn = f"arn:{site.partition}:kms:{site.region}:{site.account}:key/BUCKET-KEY-ID"
-    for access in pod_access(site, plan.bucket):
+    for access in pod_access(site, plan):
         name = access.service_account
         found[f"{name}-trust"] = _trust(site, access.namespace, name)
         found |= policies.numbered(f"{name}-access", access.statements)

@@ -17,6 +17,8 @@ VPC_DNS = ("enableDnsSupport", "enableDnsHostnames")
 
 #: What a run can do without, as it stands in messages: a refusal of AWS to tell it stops nothing.
 ADDRESSES, CLUSTER, LOG_GROUP, IMAGE = "the use of Elastic IP addresses", "the cluster", "the log group", "the image"
+#: What a run cannot do without: the front door's records go there.
+ZONE = "the Route 53 zone"
 #: Actions that the preflight uses.
 READS = (
     "sts:GetCallerIdentity",
@@ -28,6 +30,7 @@ READS = (
     "logs:DescribeLogGroups",
     "ecr:DescribeImages",
     "ecr:DescribeRepositories",
+    "route53:ListHostedZonesByName",
 )
 
 
@@ -58,6 +61,7 @@ class AccountFacts:
     `vpc_without` names the DNS attributes that are switched off in the stack's existing VPC.
     `other_addresses` counts Elastic IP addresses that are not this stack's.
     `has_log_group`: the cluster's log group exists, whoever made it.
+    `zone_id` is the Route 53 zone's of `gateway.zone`; empty without one.
     `lacks_image`: the stack's image should be in ECR and is not.
     `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `live_unread` says
     why it could not be read.
@@ -76,6 +80,7 @@ class AccountFacts:
     other_addresses: int = 0
     cluster: ClusterFact | None = None
     has_log_group: bool = False
+    zone_id: str = ""
     lacks_image: bool = False
     has_aws_command: bool = True
     live_nodes: Mapping[str, int] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from modelfleet.infra.aws.facts import (
     LOG_GROUP,
     NO_CONTROL_PLANE_ZONE_IDS,
     VPC_DNS,
+    ZONE,
     AccountFacts,
     ClusterFact,
     SubnetFact,
@@ -81,6 +82,7 @@ def _read(plan: Plan, session: boto3.Session) -> AccountFacts:
         other_addresses=or_unread(ADDRESSES, lambda: _other_addresses(plan, ec2), 0),
         cluster=or_unread(CLUSTER, lambda: _cluster(plan, session), None),
         has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, session), otherwise=False),
+        zone_id=or_unread(ZONE, lambda: _zone_id(plan, session), ""),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, session), otherwise=False),
         has_aws_command=has_aws_command(),
     )
@@ -105,6 +107,16 @@ def _has_log_group(plan: Plan, session: boto3.Session) -> bool:
     logs, name = session.client("logs", region_name=plan.region, config=CONFIG), log_group(plan)
     found = logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]
     return any(group["logGroupName"] == name for group in found)
+
+
+def _zone_id(plan: Plan, session: boto3.Session) -> str:
+    zone = plan.config.gateway.zone
+    if zone is None:
+        return ""
+    route53 = session.client("route53", config=CONFIG)
+    found = route53.list_hosted_zones_by_name(DNSName=zone)["HostedZones"]
+    public = [one["Id"] for one in found if one["Name"] == f"{zone}." and not one["Config"]["PrivateZone"]]
+    return str(public[0]).rpartition("/")[2] if public else ""
 
 
 def _lacks_image(plan: Plan, session: boto3.Session) -> bool:

@@ -15,6 +15,7 @@ from modelfleet.infra.aws.facts import (
     LOG_GROUP,
     NO_CONTROL_PLANE_ZONE_IDS,
     VPC_DNS,
+    ZONE,
     AccountFacts,
     ClusterFact,
     SubnetFact,
@@ -32,6 +33,9 @@ from modelfleet.infra.planning.plan import Plan
 #: What the provider says of an image, a tag or a repository that does not exist
 #: (terraform-provider-aws internal/service/ecr/image_data_source.go).
 NO_IMAGE = ("ImageNotFoundException", "RepositoryNotFoundException", "couldn't find resource", "returned no results")
+
+#: (terraform-provider-aws internal/service/route53/zone_data_source.go).
+NO_ZONE = "no matching Route 53 Hosted Zone found"
 
 T = TypeVar("T")
 
@@ -75,6 +79,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         other_addresses=or_unread(ADDRESSES, lambda: _other_addresses(plan, opts), 0),
         cluster=or_unread(CLUSTER, lambda: _cluster(plan, opts), None),
         has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, opts), otherwise=False),
+        zone_id=or_unread(ZONE, lambda: _zone_id(plan, opts), ""),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
         has_aws_command=has_aws_command(),
         live_nodes=live,
@@ -98,6 +103,18 @@ def _cluster(plan: Plan, opts: pulumi.InvokeOptions) -> ClusterFact | None:
 def _has_log_group(plan: Plan, opts: pulumi.InvokeOptions) -> bool:
     name = log_group(plan)
     return name in aws.cloudwatch.get_log_groups(log_group_name_prefix=name, opts=opts).log_group_names
+
+
+def _zone_id(plan: Plan, opts: pulumi.InvokeOptions) -> str:
+    zone = plan.config.gateway.zone
+    if zone is None:
+        return ""
+    try:
+        return aws.route53.get_zone(name=zone, private_zone=False, opts=opts).zone_id
+    except Exception as error:  # what the SDK raises for any refusal of the provider
+        if NO_ZONE in str(error):
+            return ""
+        raise
 
 
 def _lacks_image(plan: Plan, opts: pulumi.InvokeOptions) -> bool:

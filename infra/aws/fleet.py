@@ -13,6 +13,7 @@ from modelfleet.infra.aws.cluster import Cluster
 from modelfleet.infra.aws.documents import PodAccess, pod_access
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.aws.facts_program import read_facts
+from modelfleet.infra.aws.front_door import FrontDoor
 from modelfleet.infra.aws.identity import PodRole, as_documents
 from modelfleet.infra.aws.image import ServingImage
 from modelfleet.infra.aws.mirror import Mirror
@@ -21,7 +22,7 @@ from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings,
 from modelfleet.infra.aws.preflight import preflight
 from modelfleet.infra.aws.site import Site, site_of
 from modelfleet.infra.aws.storage import Storage, make_storage
-from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, pool_zones
+from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, rung_zones
 from modelfleet.infra.names import AUTOSCALER
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import InputErrors, errors_in
@@ -40,8 +41,9 @@ class AwsFleet(pulumi.ComponentResource):
     bucket: pulumi.Output[str]
     #: The serving image by its digest; None where the stack file names one.
     image: pulumi.Output[str] | None
-    #: Names of the node groups, by `POOL-ZONE`.
+    #: Names of the node groups, by `RUNG-ZONE`: `l4-us-east-1a`, `l4_spot-us-east-1a`.
     pools: Mapping[str, pulumi.Output[str]]
+    front_door: FrontDoor | None
     ready: Sequence[pulumi.Resource]
 
     def __init__(
@@ -65,11 +67,14 @@ class AwsFleet(pulumi.ComponentResource):
             pulumi.log.warn(finding.sentence(), self)
         storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
         image = self._create_image(storage, image_source)
-        subnets, ways = self._create_subnets()
+        built = [image.build] if image else []
+        network = self._create_network()
+        subnets = _subnets_by_zone(network, self._facts)
+        ways = network.ready if network else ()
         cluster = self._create_cluster(subnets)
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
-        built = [image.build] if image else []
         system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready, *built])
+        self.front_door = self._create_front_door(cluster, network, subnets)
         services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
@@ -77,9 +82,10 @@ class AwsFleet(pulumi.ComponentResource):
         self.bucket = storage.bucket
         self.image = image.reference if image else None
         self.pools = {
-            f"{pool.name}-{zone}": group.node_group_name
+            f"{rung.group}-{zone}": group.node_group_name
             for pool in plan.pools
-            for zone, group in groups.groups[pool.name].items()
+            for rung in pool.rungs
+            for zone, group in groups.groups[rung.group].items()
         }
         associations = [role.association for role in roles]
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
@@ -105,14 +111,34 @@ class AwsFleet(pulumi.ComponentResource):
             opts=self._child,
         )
 
-    def _create_subnets(self) -> tuple[Mapping[str, Sequence[pulumi.Input[str]]], Sequence[pulumi.Resource]]:
-        """Private subnets by zone and what their routes need: of a new network, or those that the stack names."""
+    def _create_network(self) -> Network | None:
+        """A new network; None where the stack names an existing one."""
         config = self._plan.config.network
         if config.vpc_id:
-            return _subnets_by_zone(self._facts), ()
+            return None
         zones = network_zones(self._plan, self._facts)
-        network = Network(f"{self._name}-network", self._site, config, zones, opts=self._child)
-        return {zone: [subnet] for zone, subnet in network.private_subnet_ids.items()}, network.ready
+        return Network(f"{self._name}-network", self._site, config, zones, opts=self._child)
+
+    def _create_front_door(
+        self, cluster: Cluster, network: Network | None, private: Mapping[str, Sequence[pulumi.Input[str]]]
+    ) -> FrontDoor | None:
+        """In public subnets for the internet, else in a private one of each zone."""
+        plan, config, door = self._plan, self._plan.config, self._plan.front_door
+        if door is None:
+            return None
+        public = network.public_subnet_ids if network else config.network.public_subnet_ids
+        return FrontDoor(
+            f"{self._name}-front-door",
+            self._site,
+            door,
+            config.gateway,
+            vpc_id=network.vpc_id if network else str(config.network.vpc_id),
+            subnet_ids=public if door.internet else [subnets[0] for subnets in private.values()],
+            cluster_group_id=cluster.security_group_id,
+            zone_id=self._facts.zone_id,
+            first=network.way_out if network else (),
+            opts=self._child,
+        )
 
     def _create_cluster(self, subnets: Mapping[str, Sequence[pulumi.Input[str]]]) -> Cluster:
         config = self._plan.config.cluster
@@ -161,18 +187,18 @@ class AwsFleet(pulumi.ComponentResource):
         )
         system = SystemPool(f"{self._name}-system", plan.system, nodes=nodes, subnets=subnets, opts=self._child)
         zones = network_zones(plan, facts)
-        chosen = {pool.name: pool_zones(pool, zones, facts) for pool in plan.node_groups}
+        rungs = [rung for pool in plan.node_groups for rung in pool.rungs]
         groups = NodeGroups(
             f"{self._name}-pool",
             plan.node_groups,
             nodes=nodes,
-            subnets={pool: {zone: subnets[zone] for zone in own} for pool, own in chosen.items()},
+            subnets={rung.group: {zone: subnets[zone] for zone in rung_zones(rung, zones, facts)} for rung in rungs},
             opts=self._child,
         )
         return system, groups
 
     def _create_roles(self, cluster: Cluster, mirror: Mirror | None) -> list[PodRole]:
-        return [self._pod_role(access, cluster, mirror) for access in pod_access(self._site, self._plan.bucket)]
+        return [self._pod_role(access, cluster, mirror) for access in pod_access(self._site, self._plan)]
 
     def _pod_role(self, access: PodAccess, cluster: Cluster, mirror: Mirror | None) -> PodRole:
         documents: dict[str, pulumi.Input[str]] = dict(as_documents("access", access.statements))
@@ -211,7 +237,10 @@ def policies_for_key(key: aws.kms.Key, site: Site, *, write: bool) -> pulumi.Out
     )
 
 
-def _subnets_by_zone(facts: AccountFacts) -> dict[str, list[pulumi.Input[str]]]:
+def _subnets_by_zone(network: Network | None, facts: AccountFacts) -> dict[str, list[pulumi.Input[str]]]:
+    """Private subnets by zone: of the new network, or those that the stack names."""
+    if network is not None:
+        return {zone: [subnet] for zone, subnet in network.private_subnet_ids.items()}
     zones: dict[str, list[pulumi.Input[str]]] = {}
     for subnet in facts.subnets:
         zones.setdefault(subnet.zone, []).append(subnet.id)

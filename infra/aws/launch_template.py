@@ -1,4 +1,4 @@
-"""What a node is made of: root volume, IMDSv2, user data, Capacity Block. Pure except for `launch_template`."""
+"""What a node is made of: root volume, IMDSv2, user data, reservation. Pure except for `launch_template`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pulumi_aws as aws
 
 from modelfleet.infra.aws.site import Site
 from modelfleet.infra.aws.user_data import node_config, user_data
-from modelfleet.infra.planning.plan import PoolPlan
+from modelfleet.infra.planning.plan import Rung
+from modelfleet.infra.stack.schema import RESERVED
 
 #: Parallel image pull wants at least 600 MiB/s (amazon-eks-ami nodeadm/doc/examples.md).
 ROOT_THROUGHPUT_MIB_S = 600
@@ -35,19 +36,24 @@ def root_volume(gib: int, *, fast: bool) -> aws.ec2.LaunchTemplateBlockDeviceMap
     return {"device_name": "/dev/xvda", "ebs": ebs}
 
 
-def purchase_options(pool: PoolPlan) -> dict[str, Any]:
-    """Launch template arguments of a Capacity Block, for which EKS requires the instance type in the template.
+def purchase_options(rung: Rung) -> dict[str, Any]:
+    """Launch template arguments of reserved capacity; none of others, whose market is the node group's.
 
+    Nodes of a reservation start in it or not at all: one on demand beside it would be the next rung.
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/capacity-reservations-launch.html
+    For a Capacity Block EKS requires the instance type in the template.
     https://docs.aws.amazon.com/eks/latest/userguide/capacity-blocks-mng.html
     """
-    if pool.purchase != "capacity-block":
+    if rung.purchase not in RESERVED:
         return {}
-    target = {"capacity_reservation_id": pool.capacity_reservation_id}
-    return {
-        "instance_type": pool.instance_types[0],
-        "instance_market_options": {"market_type": "capacity-block"},
-        "capacity_reservation_specification": {"capacity_reservation_target": target},
-    }
+    target = {"capacity_reservation_target": {"capacity_reservation_id": rung.capacity_reservation_id}}
+    options: dict[str, Any] = {"capacity_reservation_specification": target}
+    if rung.purchase == "capacity-block":
+        options |= {
+            "instance_type": rung.instance_types[0],
+            "instance_market_options": {"market_type": "capacity-block"},
+        }
+    return options
 
 
 def launch_template(

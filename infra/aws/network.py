@@ -26,6 +26,9 @@ class Network(pulumi.ComponentResource):
 
     vpc_id: pulumi.Output[str]
     private_subnet_ids: Mapping[str, pulumi.Output[str]]
+    public_subnet_ids: Sequence[pulumi.Output[str]]
+    #: What a public subnet needs to reach the internet.
+    way_out: Sequence[pulumi.Resource]
     ready: Sequence[pulumi.Resource]
 
     def __init__(
@@ -50,6 +53,8 @@ class Network(pulumi.ComponentResource):
         self.ready = [*ways, self._create_s3_endpoint(tables)]
         if config.interface_endpoints:
             self.ready += self._create_interface_endpoints(private)
+        self.way_out = [way_out]
+        self.public_subnet_ids = [subnet.id for subnet in public.values()]
         self.private_subnet_ids = {zone: subnet.id for zone, subnet in private.items()}
         self.register_outputs({"vpc_id": self.vpc_id, "private_subnet_ids": dict(self.private_subnet_ids)})
 

@@ -1,4 +1,4 @@
-"""Node groups, one per zone: of the untainted system pool, and of each pool of the plan with its labels and taints."""
+"""Node groups: of the untainted system pool one per zone, of each pool of the plan one per rung and zone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from modelfleet.infra.aws.launch_template import launch_template, purchase_optio
 from modelfleet.infra.aws.scaling_tags import disk_tag, scaling_tags
 from modelfleet.infra.aws.site import Site
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
-from modelfleet.infra.planning.plan import PoolPlan, SystemPlan
+from modelfleet.infra.planning.plan import PoolPlan, Rung, SystemPlan
 from modelfleet.infra.planning.zone_sizes import GroupSize, zone_sizes
 from modelfleet.infra.stack.schema import Cluster as ClusterConfig
 
 AMI_TYPE = "AL2023_x86_64_STANDARD"
 GPU_AMI_TYPE = "AL2023_x86_64_NVIDIA"
-CAPACITY_TYPES = {"on-demand": "ON_DEMAND", "spot": "SPOT", "capacity-block": "CAPACITY_BLOCK"}
+#: To EKS a reservation is on demand; the launch template names it.
+CAPACITY_TYPES = {
+    "reservation": "ON_DEMAND",
+    "capacity-block": "CAPACITY_BLOCK",
+    "spot": "SPOT",
+    "on-demand": "ON_DEMAND",
+}
 EFFECTS = {"NoSchedule": "NO_SCHEDULE", "NoExecute": "NO_EXECUTE", "PreferNoSchedule": "PREFER_NO_SCHEDULE"}
 #: MINIMAL ends an old node before it starts a new one, because spare GPUs for a surge are rarely available. One node
 #: at a time, so that an update never takes down a whole pool. System nodes can be had, so their update starts the new
@@ -113,15 +119,19 @@ class SystemPool(pulumi.ComponentResource):
             "labels": labels,
         }
         self.groups = _groups(
-            name, SYSTEM_POOL, nodes, subnets, template, own, least=plan.min_nodes, most=plan.max_nodes, parent=self
-        )
+            name, (SYSTEM_POOL, SYSTEM_POOL), nodes, subnets, template, own,
+            least=plan.min_nodes, most=plan.max_nodes, before=(), parent=self,
+        )  # fmt: skip
         for zone, group in self.groups.items():
             _tag(f"{name}-{zone}", disk_tag(plan.disk_gb), group, parent=self)
         self.register_outputs({"groups": {zone: group.node_group_name for zone, group in self.groups.items()}})
 
 
 class NodeGroups(pulumi.ComponentResource):
-    """Children, per pool of the plan: a launch template, and per zone a node group and tags for scaling from zero."""
+    """Children, per rung of each pool: a launch template, and per zone a node group and tags for scaling from zero.
+
+    `groups` are by rung (`Rung.group`), then by zone.
+    """
 
     groups: Mapping[str, Mapping[str, aws.eks.NodeGroup]]
 
@@ -134,16 +144,25 @@ class NodeGroups(pulumi.ComponentResource):
         subnets: Mapping[str, Subnets],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`subnets` are those of each pool's zones, by its name."""
+        """`subnets` are those of each rung's zones, by `Rung.group`."""
         super().__init__("modelfleet:aws:NodeGroups", name, None, opts)
         self._name, self._nodes = name, nodes
-        self.groups = {pool.name: self._create_pool(pool, subnets[pool.name]) for pool in pools}
+        self.groups = {group: own for pool in pools for group, own in self._create_pool(pool, subnets).items()}
         self.register_outputs(
             {"groups": {f"{p}-{z}": g.node_group_name for p, own in self.groups.items() for z, g in own.items()}}
         )
 
-    def _create_pool(self, pool: PoolPlan, subnets: Subnets) -> dict[str, aws.eks.NodeGroup]:
-        name = f"{self._name}-{pool.name}"
+    def _create_pool(self, pool: PoolPlan, subnets: Mapping[str, Subnets]) -> dict[str, dict[str, aws.eks.NodeGroup]]:
+        made: dict[str, dict[str, aws.eks.NodeGroup]] = {}
+        for rung in pool.rungs:
+            before = [group for own in made.values() for group in own.values()][-1:]
+            made[rung.group] = self._create_rung(pool, rung, subnets[rung.group], before)
+        return made
+
+    def _create_rung(
+        self, pool: PoolPlan, rung: Rung, subnets: Subnets, before: Sequence[pulumi.Resource]
+    ) -> dict[str, aws.eks.NodeGroup]:
+        name = f"{self._name}-{rung.group}"
         template = launch_template(
             name,
             self._nodes.site,
@@ -151,21 +170,21 @@ class NodeGroups(pulumi.ComponentResource):
             gpu=bool(pool.node.gpus),
             labels={STACK_LABEL: self._nodes.site.stack, POOL_LABEL: pool.name},
             opts=pulumi.ResourceOptions(parent=self),
-            **purchase_options(pool),
+            **purchase_options(rung),
         )
         own = {
             "ami_type": GPU_AMI_TYPE if pool.node.gpus else AMI_TYPE,
-            "instance_types": None if pool.purchase == "capacity-block" else list(pool.instance_types),
-            "capacity_type": CAPACITY_TYPES[pool.purchase],
+            "instance_types": None if rung.purchase == "capacity-block" else list(rung.instance_types),
+            "capacity_type": CAPACITY_TYPES[rung.purchase],
             "update_config": UPDATE,
-            "labels": dict(pool.labels),
+            "labels": dict(rung.labels),
             "taints": [{"key": t.key, "value": t.value, "effect": EFFECTS[t.effect]} for t in pool.taints],
         }
         # The minimum is the stack file's, so that adding a model to a pool changes no node group. A new group starts
         # there too: nodes for models are bought when Ray asks for them, which is when they can work.
         groups = _groups(
-            name, pool.name, self._nodes, subnets, template, own,
-            least=pool.floor_nodes, most=pool.max_nodes, parent=self,
+            name, (pool.name, rung.group), self._nodes, subnets, template, own,
+            least=rung.floor_nodes, most=pool.max_nodes, before=before, parent=self,
         )  # fmt: skip
         for zone, group in groups.items():
             _tag(f"{name}-{zone}", scaling_tags(pool), group, parent=self)
@@ -188,7 +207,7 @@ def _tag(name: str, tags: Mapping[str, tuple[str, str]], group: aws.eks.NodeGrou
 
 def _groups(
     name: str,
-    pool: str,
+    rung: tuple[str, str],
     nodes: NodeSettings,
     subnets: Subnets,
     template: aws.ec2.LaunchTemplate,
@@ -196,39 +215,45 @@ def _groups(
     *,
     least: int,
     most: int,
+    before: Sequence[pulumi.Resource],
     parent: pulumi.Resource,
 ) -> dict[str, aws.eks.NodeGroup]:
-    """A node group per zone; `own` is what only this pool's groups have."""
+    """A node group per zone of a rung, which is given by its pool and its own name.
+
+    `own` is what only its groups have; `before` is the pool's group that comes first.
+    """
     live = {zone: nodes.live[f"{name}-{zone}"] for zone in subnets if f"{name}-{zone}" in nodes.live}
     sizes = zone_sizes(tuple(subnets), least=least, most=most, live=live)
     made: dict[str, aws.eks.NodeGroup] = {}
     for zone in subnets:
-        # One zone after another: an update drains a node of each group that it changes, and a pool's groups are one.
-        before = [*nodes.role.ready, *nodes.first, *list(made.values())[-1:]]
+        # One group after another: an update drains a node of each group that it changes, and a pool's groups are one.
+        last = list(made.values())[-1:] or before
+        after = [*nodes.role.ready, *nodes.first, *last]
         made[zone] = _group(
-            f"{name}-{zone}", (pool, zone), nodes, subnets[zone], template, own, sizes[zone], before, parent
+            f"{name}-{zone}", (*rung, zone), nodes, subnets[zone], template, own, sizes[zone], after, parent
         )
     return made
 
 
 def _group(
     name: str,
-    place: tuple[str, str],
+    place: tuple[str, str, str],
     nodes: NodeSettings,
     subnet_ids: Sequence[pulumi.Input[str]],
     template: aws.ec2.LaunchTemplate,
     own: Mapping[str, Any],
     size: GroupSize,
-    before: Sequence[pulumi.Resource],
+    after: Sequence[pulumi.Resource],
     parent: pulumi.Resource,
 ) -> aws.eks.NodeGroup:
-    pool, zone = place
+    pool, rung, zone = place
     return aws.eks.NodeGroup(
         name,
         cluster_name=nodes.cluster.name,
         # A prefix, not a name: the replacement is made before the old group is deleted. The zone is its last letter,
-        # because at most 37 characters are left for the prefix.
-        node_group_name_prefix=f"{pool}-{zone.removeprefix(nodes.site.region)}-",
+        # because at most 37 characters are left for the prefix. The autoscaler's priorities know groups by it
+        # (`infra/planning/ladder.py`).
+        node_group_name_prefix=f"{rung}-{zone.removeprefix(nodes.site.region)}-",
         node_role_arn=nodes.role.arn,
         subnet_ids=list(subnet_ids),
         release_version=nodes.config.node_release,
@@ -239,7 +264,7 @@ def _group(
         tags=nodes.site.tagged(name, **{POOL_LABEL: pool}),
         opts=pulumi.ResourceOptions(
             parent=parent,
-            depends_on=before,
+            depends_on=after,
             # The autoscaler owns the desired size. Ignored on a component (pulumi-eks#709), so set here.
             ignore_changes=None if size.takes_over else ["scalingConfig.desiredSize"],
         ),

@@ -182,6 +182,41 @@ PROJECT_CHANGES = (
     "StartBuild",
     "UpdateProject",
 )
+#: What a stack with a front door needs beside.
+BALANCER_CHANGES = (
+    "AddTags",
+    "CreateListener",
+    "CreateLoadBalancer",
+    "CreateTargetGroup",
+    "DeleteListener",
+    "DeleteLoadBalancer",
+    "DeleteTargetGroup",
+    "ModifyListener",
+    "ModifyLoadBalancerAttributes",
+    "ModifyTargetGroup",
+    "ModifyTargetGroupAttributes",
+    "RemoveTags",
+    "SetSecurityGroups",
+    "SetSubnets",
+)
+CERTIFICATE_CHANGES = (
+    "AddTagsToCertificate",
+    "DeleteCertificate",
+    "RemoveTagsFromCertificate",
+    "RequestCertificate",
+)
+FRONT_DOOR_READS = (
+    "acm:DescribeCertificate",
+    "acm:GetCertificate",
+    "acm:ListTagsForCertificate",
+    "elasticloadbalancing:Describe*",
+    "route53:GetChange",
+    "route53:GetHostedZone",
+    "route53:ListHostedZones",
+    "route53:ListHostedZonesByName",
+    "route53:ListResourceRecordSets",
+    "route53:ListTagsForResource",
+)
 OBJECT_CHANGES = (
     "AbortMultipartUpload",
     "DeleteObject",
@@ -191,7 +226,9 @@ OBJECT_CHANGES = (
 )
 
 
-def operator(site: Site, *, bucket: BucketPlan, image: ImagePlan | None, names: str) -> list[Statement]:
+def operator(
+    site: Site, *, bucket: BucketPlan, image: ImagePlan | None, names: str, front_door: bool = False
+) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     A bucket that the stack only uses is read and gets the code, and the image's source.
@@ -217,6 +254,7 @@ def operator(site: Site, *, bucket: BucketPlan, image: ImagePlan | None, names: 
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
         *(_image(site, image) if image else ()),
+        *(_front_door(f"{region}:{account}", partition) if front_door else ()),
     ]
 
 
@@ -231,6 +269,19 @@ def _image(site: Site, image: ImagePlan) -> list[Statement]:
             _of("codebuild", PROJECT_CHANGES),
         ),
         _allow([logs, f"{logs}:*"], [*_of("logs", LOG_CHANGES), "logs:GetLogEvents"]),
+    ]
+
+
+def _front_door(place: str, partition: str) -> list[Statement]:
+    """Load balancer, certificate, records. The zone's id is not known before it is read."""
+    kinds = ("loadbalancer/app", "targetgroup", "listener/app")
+    balancing = [f"arn:{partition}:elasticloadbalancing:{place}:{kind}/*" for kind in kinds]
+    certificates = f"arn:{partition}:acm:{place}:certificate/*"
+    return [
+        _allow("*", FRONT_DOOR_READS),
+        _allow(balancing, _of("elasticloadbalancing", BALANCER_CHANGES)),
+        _allow(certificates, _of("acm", CERTIFICATE_CHANGES)),
+        _allow(f"arn:{partition}:route53:::hostedzone/*", ["route53:ChangeResourceRecordSets"]),
     ]
 
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from modelfleet.infra.names import STACK_LABEL
+
 Statement = Mapping[str, Any]
 Document = dict[str, Any]
 
@@ -33,9 +35,9 @@ LOGS_KEY_ACTIONS = (
     "kms:ReEncryptTo",
 )
 
-#: Actions of the node autoscaler without resource-level permissions, with the reason.
+#: What cluster-autoscaler looks at, and why on all resources. In all of this file only `UNSCOPED` may use `*`.
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
-AUTOSCALER_READS: Mapping[str, str] = {
+LOOKS_OF_AUTOSCALER: Mapping[str, str] = {
     "autoscaling:DescribeAutoScalingGroups": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeAutoScalingInstances": "a list action; AWS defines no resource type for it",
     "autoscaling:DescribeLaunchConfigurations": "a list action; AWS defines no resource type for it",
@@ -46,9 +48,8 @@ AUTOSCALER_READS: Mapping[str, str] = {
     "ec2:DescribeLaunchTemplateVersions": "a list action; AWS defines no resource type for it",
     "ec2:GetInstanceTypesFromInstanceRequirements": "a list action; AWS defines no resource type for it",
 }
-#: All such actions. Only these may use the resource `*`.
-UNSCOPED: Mapping[str, str] = {
-    **AUTOSCALER_READS,
+#: The same of a build that pushes an image.
+TOKEN_OF_REGISTRY: Mapping[str, str] = {
     "ecr:GetAuthorizationToken": "a token for the whole registry; AWS defines no resource type for it",
 }
 #: What `docker pull` asks of a repository, and of one that is a pull-through cache.
@@ -65,6 +66,15 @@ PUSH = (
     "ecr:PutImage",
     "ecr:UploadLayerPart",
 )
+
+#: The same of the load balancer's controller.
+LOOKS_OF_LOAD_BALANCING: Mapping[str, str] = {
+    "ec2:DescribeSecurityGroups": "a list action; AWS defines no resource type for it",
+    "ec2:DescribeVpcs": "a list action; AWS defines no resource type for it",
+    "elasticloadbalancing:DescribeTargetHealth": "the controller's own iam_policy.json has no finer resource",
+}
+#: Actions that have the resource `*`, with the reason.
+UNSCOPED: Mapping[str, str] = {**LOOKS_OF_AUTOSCALER, **LOOKS_OF_LOAD_BALANCING, **TOKEN_OF_REGISTRY}
 
 
 def document(statements: Iterable[Statement]) -> Document:
@@ -168,7 +178,7 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
     https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/cloudprovider/aws/README.md
     """
     return [
-        {"Effect": "Allow", "Action": sorted(AUTOSCALER_READS), "Resource": "*"},
+        {"Effect": "Allow", "Action": sorted(LOOKS_OF_AUTOSCALER), "Resource": "*"},
         {
             "Effect": "Allow",
             "Action": ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
@@ -210,8 +220,25 @@ def build_image(
             "Resource": [log_group_arn, f"{log_group_arn}:*"],
         },
         {"Effect": "Allow", "Action": [*PUSH], "Resource": repository_arn},
-        {"Effect": "Allow", "Action": ["ecr:GetAuthorizationToken"], "Resource": "*"},
+        {"Effect": "Allow", "Action": sorted(TOKEN_OF_REGISTRY), "Resource": "*"},
         *([{"Effect": "Allow", "Action": [*PULL], "Resource": base_arn}] if base_arn else []),
+    ]
+
+
+def target_registration(*, stack: str, partition: str, region: str, account: str) -> list[Statement]:
+    """What the AWS Load Balancer Controller needs for a target group that exists: the targets of this stack's alone.
+
+    Of its own iam_policy.json only what a TargetGroupBinding without `networking` takes (pkg/targetgroupbinding,
+    pkg/networking of v3.5.0): it makes, changes and deletes no load balancer, group or rule.
+    """
+    return [
+        {"Effect": "Allow", "Action": sorted(LOOKS_OF_LOAD_BALANCING), "Resource": "*"},
+        {
+            "Effect": "Allow",
+            "Action": ["elasticloadbalancing:DeregisterTargets", "elasticloadbalancing:RegisterTargets"],
+            "Resource": f"arn:{partition}:elasticloadbalancing:{region}:{account}:targetgroup/*/*",
+            "Condition": {"StringEquals": {f"aws:ResourceTag/{STACK_LABEL}": stack}},
+        },
     ]
 
 

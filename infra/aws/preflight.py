@@ -7,14 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, AccountFacts
+from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, ZONE, AccountFacts
 from modelfleet.infra.aws.site import cluster_name
-from modelfleet.infra.aws.zones import network_zones, pool_zones
+from modelfleet.infra.aws.zones import network_zones, rung_zones
 from modelfleet.infra.catalog import Catalog, Quota, default_catalog
 from modelfleet.infra.planning.network import nat_gateways
-from modelfleet.infra.planning.plan import Plan, PoolPlan
+from modelfleet.infra.planning.plan import Plan, PoolPlan, Rung
+from modelfleet.infra.stack.schema import RESERVED
 from modelfleet.serving.config.errors import Finding, Severity
 
 #: The VPC CNI of one GPU node takes about this many addresses of its subnet.
@@ -24,6 +25,12 @@ FEWEST_ZONES = 2
 #: Elastic IP addresses in a region, five unless more were granted.
 #: https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
 ADDRESS_QUOTA = Quota("L-0263D0A3", "EC2-VPC Elastic IPs")
+#: Managed node groups per cluster, unless more were granted.
+#: https://docs.aws.amazon.com/eks/latest/userguide/service-quotas.html
+USUAL_NODE_GROUPS = 30
+#: A reservation is within the quota of instances on demand.
+#: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/capacity-reservations-create.html
+QUOTA_OF: Mapping[str, str] = {"reservation": "on-demand"}
 INSTALL_AWS = "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html"
 
 #: `LoadedStack.finding`: a finding at a key of the stack file, such as `("pools", 0, "zones")`.
@@ -39,9 +46,11 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_subnets(plan, facts, place),
         *_offerings(plan, facts, place),
         *_quotas(plan, facts, place, catalog),
+        *_node_groups(plan, facts, place),
         *_addresses(plan, facts, place),
         *_api_server(plan, facts, place),
         *_image(plan, facts, place),
+        *_route53_zone(plan, facts, place),
         *_unread(facts, place),
         *_surge_room(plan, facts, place),
         *_live_sizes(facts, place),
@@ -63,13 +72,19 @@ def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
 def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
     needed = dict[Quota, int]()
+    # Any rung may be the one that gives all nodes of its pool. Those that count against the same quota share it.
     wanted = [
-        (pool.instance_types[0], pool.purchase, pool.max_nodes * pool.vcpus_per_node) for pool in plan.node_groups
+        (
+            {catalog.quota(rung.instance_types[0], QUOTA_OF.get(rung.purchase, rung.purchase)) for rung in pool.rungs},
+            pool.max_nodes * pool.vcpus_per_node,
+        )
+        for pool in plan.node_groups
     ]
     if system := plan.system:  # a type that the catalog does not know counts as 0 vCPUs; the plan has warned of it
-        wanted.append((system.instance_type, "on-demand", system.max_nodes * system.vcpus_per_node))
-    for instance_type, purchase, vcpus in wanted:
-        if quota := catalog.quota(instance_type, purchase):
+        own = {catalog.quota(system.instance_type, "on-demand")}
+        wanted.append((own, system.max_nodes * system.vcpus_per_node))
+    for quotas, vcpus in wanted:
+        for quota in filter(None, quotas):
             needed[quota] = needed.get(quota, 0) + vcpus
     return needed
 
@@ -139,7 +154,7 @@ def _offerings(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findin
     if lacking := [zone for zone in zones if zone not in offered]:
         path = ("cluster", "systemInstanceType")
         yield place(path, f"'{system}' is not offered in {', '.join(lacking)}; it is offered in {_listed(offered)}")
-    if plan.copies.pool and not pool_zones(plan.copies.pool, zones, facts):
+    if plan.copies.pool and not rung_zones(plan.copies.pool.rungs[0], zones, facts):
         (name,) = plan.copies.pool.instance_types
         message = (
             f"'{name}' copies the weights and is not offered in {', '.join(zones)}; it is offered in "
@@ -161,17 +176,33 @@ def _pool_offerings(
     if outside:
         message = f"found {', '.join(outside)}, outside the network's zones {', '.join(zones)}"
         yield place(("pools", index, "zones"), message)
-    first, *others = pool.instance_types
-    own = pool_zones(pool, zones, facts)
-    if not own:
+    for rung in pool.rungs:
+        yield from _rung_offerings(index, pool, rung, zones, facts, place)
+
+
+def _rung_offerings(
+    index: int, pool: PoolPlan, rung: Rung, zones: tuple[str, ...], facts: AccountFacts, place: Place
+) -> Iterator[Finding]:
+    first, *others = rung.instance_types
+    own = rung_zones(rung, zones, facts)
+    if not own and rung.zones != pool.zones:
+        message = (
+            f"found {', '.join(rung.zones or ())}; the network's zones are {', '.join(zones)}, and {first} is offered "
+            f"in {_listed(facts.offerings[first])}; a reservation outside them is of no use here"
+        )
+        yield place(("pools", index, "capacityReservationZone"), message)
+    elif not own:
         yield place(
             ("pools", index, "zones" if pool.zones else "instanceTypes"),
             f"{first} is offered in {_listed(facts.offerings[first])}, but in none of the pool's zones "
             f"{', '.join(pool.zones or zones)}; raise network.zones or choose another type",
         )
-    if pool.purchase == "capacity-block" and len(own) > 1:
-        message = f"found {', '.join(own)}; a Capacity Block is in one zone, that of its reservation; name that one"
-        yield place(("pools", index, "zones"), message)
+    if rung.purchase in RESERVED and len(own) > 1:
+        message = (
+            f"is not set, and the pool is in {', '.join(own)}; a {rung.purchase.replace('-', ' ')} is in one zone; "
+            "name that one, as `aws ec2 describe-capacity-reservations` shows it"
+        )
+        yield place(("pools", index, "capacityReservationZone"), message)
     for name in others:
         if own and not set(own) & facts.offerings[name]:
             message = f"{name} is offered in none of the pool's zones {', '.join(own)} and will never start"
@@ -189,6 +220,20 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
                 f"need up to {vcpus} vCPUs of '{quota.name}'; the account's quota {quota.code} in {facts.region} is "
                 f"{facts.quotas[quota.code]:g}; lower maxNodes, or request it: {_request(quota, vcpus, facts)}",
             )
+
+
+def _node_groups(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """Warns of more node groups than an account may have by default: each rung of each pool has one in each zone."""
+    zones = network_zones(plan, facts)
+    pools = [rung for pool in plan.node_groups for rung in pool.rungs]
+    count = len(zones) + sum(len(rung_zones(rung, zones, facts)) for rung in pools)
+    if count > USUAL_NODE_GROUPS:
+        message = (
+            f"make {count} managed node groups with the system pool's, one per purchase and zone; EKS allows "
+            f"{USUAL_NODE_GROUPS} a cluster unless the account has more (Service Quotas, EKS, 'Managed node groups per "
+            "cluster'); name fewer zones or purchases, or request more"
+        )
+        yield place(("pools",), message, Severity.WARNING)
 
 
 def _request(quota: Quota, value: int, facts: AccountFacts) -> str:
@@ -249,6 +294,22 @@ def _image(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
         yield place(("kubernetes", "image"), message)
 
 
+def _route53_zone(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """The front door's record and the proof for its certificate go there, and a run would wait for them for an hour."""
+    zone, path = plan.config.gateway.zone, ("gateway", "zone")
+    if zone is None or facts.zone_id:
+        return
+    if ZONE in facts.unread:
+        yield place(path, f"{ZONE} {zone} could not be read: {facts.unread[ZONE]}")
+        return
+    yield place(
+        path,
+        f"found '{zone}', and account {facts.account} has no public Route 53 zone of that name; make it and have its "
+        f"parent delegate to it: aws route53 create-hosted-zone --name {zone} --caller-reference first; or set "
+        "certificate and keep the record elsewhere",
+    )
+
+
 def _unread(facts: AccountFacts, place: Place) -> Iterator[Finding]:
     for what in (ADDRESSES, CLUSTER, LOG_GROUP, IMAGE):
         if what in facts.unread:
@@ -265,7 +326,7 @@ def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findi
         return
     zones = network_zones(plan, facts)
     for index, pool in enumerate(plan.pools):
-        room = pool.max_nodes * len(pool_zones(pool, zones, facts))
+        room = pool.max_nodes * sum(len(rung_zones(rung, zones, facts)) for rung in pool.rungs)
         if 0 < room < 2 * pool.min_nodes:
             yield place(
                 ("pools", index, "maxNodes"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from modelfleet.infra.aws.facts import AccountFacts
-from modelfleet.infra.planning.plan import Plan, PoolPlan
+from modelfleet.infra.planning.plan import Plan, Rung
 
 Subnet = TypeVar("Subnet")
 
@@ -33,12 +33,12 @@ def control_plane_subnets(subnets: Mapping[str, Sequence[Subnet]]) -> list[Subne
     return [own[0] for own in list(subnets.values())[:CONTROL_PLANE_ZONES]]
 
 
-def pool_zones(pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts) -> tuple[str, ...]:
-    """Zones of a pool's node groups: those of the network (or the pool's own) that offer its first instance type.
+def rung_zones(rung: Rung, zones: tuple[str, ...], facts: AccountFacts) -> tuple[str, ...]:
+    """Zones of a rung's node groups: those of the network (or the rung's own) that offer its first instance type.
 
     A managed node group in a zone without the type fails when it scales (aws/containers-roadmap#2204).
     """
-    offered = facts.offerings.get(pool.instance_types[0], frozenset())
-    wanted = zones if pool.zones is None else tuple(zone for zone in zones if zone in pool.zones)
+    offered = facts.offerings.get(rung.instance_types[0], frozenset())
+    wanted = zones if rung.zones is None else tuple(zone for zone in zones if zone in rung.zones)
     fitting = tuple(zone for zone in wanted if zone in offered)
-    return fitting[:1] if pool.single_zone else fitting
+    return fitting[:1] if rung.single_zone else fitting

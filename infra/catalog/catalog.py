@@ -77,11 +77,11 @@ class DaemonSet:
 class SystemPod:
     """What one pod on the system pool requests, millicores and MiB, and how many there are.
 
-    `count` None: as many as the stack file has gateways.
+    `count` may be a word: as many as the stack file has `gateways` or `load-balancers`.
     """
 
     name: str
-    count: int | None
+    count: int | str
     cpu_millis: int
     memory_mib: int
 
@@ -207,7 +207,7 @@ def _daemon_set(row: dict[str, str]) -> DaemonSet:
 
 
 def _system_pod(row: dict[str, str]) -> SystemPod:
-    count = None if row["count"] == "gateways" else int(row["count"])
+    count = int(row["count"]) if row["count"].isdecimal() else row["count"]
     return SystemPod(row["name"], count, int(row["cpu_millis"]), int(row["memory_mib"]))
 
 

@@ -26,10 +26,13 @@ REWRITE = 16 << 10
 #: Seconds in which a request's head, and its body, must have arrived.
 HEAD_TIMEOUT_S = 15
 BODY_TIMEOUT_S = 60
+#: The name of the front door's port, and how many seconds longer than the front door the gateway keeps a connection.
+DOOR = "door"
+LONGER_THAN_DOOR_S = 60
 
 LOG = (
     '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","request_id":"%[var(txn.request_id),json(utf8s)]",'
-    '"key":"%[var(txn.key)]","method":"%HM","path":"%[var(txn.path),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
+    '"client":"%[src]","key":"%[var(txn.key)]","method":"%HM","path":"%[var(txn.path),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
     '"status":%ST,"bytes":%B,"request_bytes":%U,"first_byte_ms":%Tr,"total_ms":%Ta,"queue_ms":%Tw,"backend":"%b","end":"%ts"}'
 )
 
@@ -68,6 +71,7 @@ def render(
 def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:
     frontend = [
         f"bind {runtime.bind}",
+        *_door(runtime),
         f"log-format '{LOG}'",
         "http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found }",
         "http-after-response del-header server",
@@ -101,6 +105,23 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         _metrics(runtime.metrics_bind, key_metrics=True),
     ]
     return _text(sections)
+
+
+def _door(runtime: Runtime) -> list[str]:
+    """The port of a load balancer or an Ingress, and there the client's address in place of its own.
+
+    Only the last address counts: the load balancer appended it, all before it are what the client wrote. Idle
+    connections are the load balancer's to close: one that closes under its next request is a 502 for the client.
+    https://docs.aws.amazon.com/elasticloadbalancing/latest/application/x-forwarded-headers.html
+    https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html
+    """
+    if runtime.door_bind is None:
+        return []
+    return [
+        f"bind {runtime.door_bind} name {DOOR}",
+        f"timeout http-keep-alive {runtime.door_idle_s + LONGER_THAN_DOOR_S}s",
+        f"http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ so_name -m str {DOOR} }}",
+    ]
 
 
 def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:

@@ -245,6 +245,8 @@ class _Drafting:
         """Why a model file does not take an argument, or None."""
         if name in RESERVED:
             return RESERVED[name]
+        if name == "distributed_executor_backend":
+            return "a replica's own layout decides it"
         if name in front_end_arguments() and name not in FRONT_END:
             return None
         if name == "kv_transfer_config" and str((value or {}).get("kv_connector")) not in _OWN_CONNECTORS:

@@ -8,7 +8,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from modelfleet.infra.kubernetes.cluster_add_ons import ClusterAddOns
-from modelfleet.infra.kubernetes.gateway import Gateway
+from modelfleet.infra.kubernetes.gateway import Gateway, LoadBalancer
 from modelfleet.infra.kubernetes.group_limits import follow_limits
 from modelfleet.infra.kubernetes.mirrors import Mirrors
 from modelfleet.infra.kubernetes.namespace import Namespace
@@ -48,14 +48,15 @@ def connection(
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, load balancer, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` is the
-    serving image by its digest, where the plan knows only its tag.
+    serving image by its digest, where the plan knows only its tag. With a load balancer, `target_group_arn` is where
+    the gateway's pods are registered and `balancer` its name in DNS.
     `destroy` runs in reverse order: the RayService's pods end while the operator still runs.
     """
 
-    base_url: str
+    base_url: pulumi.Output[str]
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class KubernetesFleet(pulumi.ComponentResource):
         *,
         kubeconfig: pulumi.Input[str] | None = None,
         cluster_name: str = "",
+        target_group_arn: pulumi.Input[str] | None = None,
+        balancer: pulumi.Input[str] | None = None,
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
         image: pulumi.Input[str] | None = None,
@@ -92,8 +95,20 @@ class KubernetesFleet(pulumi.ComponentResource):
         )
         Mirrors(f"{name}-mirrors", plan, image=image, opts=self._child(*namespace.ready, *secrets.ready))
         RayFleet(f"{name}-ray", plan, image=image, opts=self._child(*namespace.ready, *operator.ready, *secrets.ready))
+        if target_group_arn is not None:
+            LoadBalancer(
+                f"{name}-balancer",
+                plan,
+                cluster_name=cluster_name,
+                target_group_arn=target_group_arn,
+                opts=self._child(*namespace.ready),
+            )
         gateway = Gateway(
-            f"{name}-gateway", plan, keys_id=secrets.keys_id, opts=self._child(*namespace.ready, *secrets.ready)
+            f"{name}-gateway",
+            plan,
+            keys_id=secrets.keys_id,
+            balancer=balancer,
+            opts=self._child(*namespace.ready, *secrets.ready),
         )
         self.base_url = gateway.base_url
         self.register_outputs({"base_url": self.base_url})

@@ -15,3 +15,5 @@ KUBERAY: Final = "1.6.2"
 HAPROXY: Final = "2.8.25"
 #: The S3 of a trial (tools/kubernetes/trial), without its version, which is that of the lock file.
 OBJECT_STORE_IMAGE: Final = "docker.io/motoserver/moto"
+#: Its chart's image (helm/aws-load-balancer-controller/values.yaml).
+LOAD_BALANCER_CONTROLLER: Final = "3.5.0"

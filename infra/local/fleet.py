@@ -14,6 +14,7 @@ from modelfleet.infra.local import emulator
 from modelfleet.infra.local.resources import LocalResource
 from modelfleet.infra.local.runtime import gateway_runtime, serve_environment
 from modelfleet.infra.planning.plan import ModelPlan, Plan
+from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: Resources that have their own options in `ray start`.
 BUILT_IN = ("CPU", "GPU", "memory")
@@ -23,8 +24,7 @@ REPLICA_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # 15 by default: everything else on the machine comes first, and a starved replica fails Serve's health checks.
-    "RAY_worker_niceness": "0",
+    **RAY_ENVIRONMENT,
 }
 
 

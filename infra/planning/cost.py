@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
 from modelfleet.infra.planning.demand import Demand
+from modelfleet.infra.planning.front_door import LOAD_BALANCER
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan, SystemPlan
@@ -71,18 +72,20 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
 
 
 def fixed_costs(stack: LoadedStack, system: SystemPlan | None, catalog: Catalog) -> tuple[FixedCost, ...]:
-    """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways.
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways, load balancer.
 
     Without the system node more that a rollout takes for its minutes.
     """
     if system is None:
         return ()
     region, gateways = stack.region or "", nat_gateways(stack.config.network)
+    doors = int(stack.config.gateway.expose != "none")
     machine, count = system.instance_type, max(system.min_nodes, system.needed_nodes)
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),
         FixedCost(f"system nodes ({machine})", count, catalog.usd_per_hour(machine, region=region)),
         FixedCost("NAT gateways (without traffic)", gateways, catalog.usd_per_hour("nat-gateway", region=region)),
+        FixedCost("load balancer (without traffic)", doors, catalog.usd_per_hour(LOAD_BALANCER, region=region)),
     ]
     return tuple(part for part in parts if part.count)
 
@@ -119,8 +122,8 @@ def _unknown_prices(stack: LoadedStack, pools: Sequence[PoolPlan], fixed: Sequen
     reasons, unpriced = [], []
     for pool in pools:
         types = [name for name in pool.instance_types if usd_per_hour(catalog, [name], stack.region) is None]
-        if pool.purchase == "capacity-block":
-            reasons.append(f"pool {pool.name} is a Capacity Block, which has no hourly price")
+        if any(rung.purchase == "capacity-block" for rung in pool.rungs):
+            reasons.append(f"pool {pool.name} has a Capacity Block, which has no hourly price")
         elif not pool.instance_types:
             reasons.append(f"pool {pool.name} gives `node`, not instanceTypes, so it has no price")
         elif types:
@@ -145,6 +148,6 @@ def prices_note(stack: LoadedStack, catalog: Catalog, types: Iterable[str]) -> s
     if not known:
         return f"no price is known for {stack.region or 'this cluster'}"
     origin = "; ".join(sorted({f"{price.source} of {price.date}" for price in known}))
-    spot = any(pool.purchase == "spot" for pool in stack.config.pools)
+    spot = any("spot" in pool.purchases for pool in stack.config.pools)
     ceiling = "; spot counted at its ceiling, the on-demand price" if spot else ""
     return f"EC2 on-demand, Linux, {stack.region}: {origin}{ceiling}; without storage and traffic"

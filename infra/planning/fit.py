@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
+from modelfleet.infra.planning.batch import batch_of
 from modelfleet.infra.planning.facts import DTYPE_BYTES, ModelFacts
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.caches import GROWING, Kind
@@ -81,15 +82,15 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
     """The setting that a model file asks for."""
     kwargs = model.engine_config.engine_kwargs
     quantization = facts.quantization or kwargs.get("quantization")
-    sequences = _count(kwargs.get("max_num_seqs"), accelerator.sequences)
+    batch = batch_of(model, accelerator)
     drafts = kwargs.get("speculative_config")
     return Setting(
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
         length=model.engine_config.max_total_tokens,
         utilization=_fraction(kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION),
-        batched_tokens=_count(kwargs.get("max_num_batched_tokens"), max(accelerator.batched_tokens, sequences)),
-        sequences=sequences,
+        batched_tokens=batch.tokens,
+        sequences=batch.sequences,
         value_bytes=_value_bytes(kwargs.get("dtype")),
         kv_dtype=str(kwargs.get("kv_cache_dtype", "auto")),
         quantization=str(quantization) if quantization else None,

@@ -14,10 +14,11 @@ from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import sequence_bytes, setting_of, weight_bytes
 from modelfleet.serving.config.accelerators import CPU, Accelerator
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import workers_are_ray_actors
 
 GIB = 1024**3
-#: Python, torch, Ray's and vLLM's own processes of a replica (2.2 GiB resident with one worker, SmolLM2 on CPUs), and
-#: each further worker's (0.92 GiB after its imports).
+#: Replica and engine, with Python, torch, Ray and vLLM (2.2 GiB resident, SmolLM2 on CPUs), and each worker that is a
+#: process of its own (0.92 GiB after its imports): a single one is the engine itself, unless Ray has it.
 PROCESSES_BYTES = 2 * GIB
 WORKER_BYTES = GIB
 #: The least key-value cache of a worker without a GPU.
@@ -51,7 +52,8 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     With GPUs weights and cache are in theirs, and only what the file moves off them is here.
     """
     workers = model.scaling_config.num_workers
-    processes = PROCESSES_BYTES + (workers - 1) * WORKER_BYTES
+    apart = workers if workers > 1 or workers_are_ray_actors(model) else 0
+    processes = PROCESSES_BYTES + apart * WORKER_BYTES
     arguments = _arguments(model)
     if model.accelerator != CPU:
         moved = _number(arguments.get("kv_offloading_size")) + workers * _number(arguments.get("cpu_offload_gb"))

@@ -13,7 +13,7 @@ from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.names import MIRROR_POOL, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.nodes import DISK_SHARE, GB_PER_GIB, allocatable_cpu_millis, node_shape
-from modelfleet.infra.planning.plan import CopyPlan, CostRange, MirrorPlan, NodeShape, PoolPlan, Taint
+from modelfleet.infra.planning.plan import CopyPlan, CostRange, MirrorPlan, NodeShape, PoolPlan, Rung, Taint
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, Severity
@@ -121,10 +121,10 @@ def _pool(stack: LoadedStack, catalog: Catalog) -> PoolPlan:
     known = catalog.instance_types.get(name)
     price = catalog.usd_per_hour(name, region=stack.region or "")
     most = None if price is None else MOST_NODES * price
+    labels = {STACK_LABEL: stack.name, POOL_LABEL: MIRROR_POOL}
     return PoolPlan(
         name=MIRROR_POOL,
         accelerator=CPU,
-        purchase="on-demand",
         instance_types=(name,),
         node=_disk_for_an_image(node_shape([known], catalog, made_here=True) if known else NodeShape(0, 0, 0, 0)),
         min_nodes=0,
@@ -132,14 +132,13 @@ def _pool(stack: LoadedStack, catalog: Catalog) -> PoolPlan:
         max_nodes=MOST_NODES,
         floor_nodes=0,
         zones=None,
-        capacity_reservation_id=None,
-        labels={STACK_LABEL: stack.name, POOL_LABEL: MIRROR_POOL},
+        labels=labels,
         taints=(MIRROR_TAINT,),
         ray_resources={},
         vcpus_per_node=known.vcpus if known else 0,
         usd_per_node_hour=price,
         cost=CostRange(0.0, most),
-        single_zone=True,
+        rungs=(Rung(MIRROR_POOL, "on-demand", (name,), None, None, 0, labels, price, single_zone=True),),
     )
 
 

@@ -80,7 +80,7 @@ def _public_findings(stack: LoadedStack) -> Iterator[Finding]:
     cluster = stack.config.cluster
     for index, cidr in enumerate(cluster.public_access_cidrs):
         path = ("cluster", "publicAccessCidrs", index)
-        block = _network(cidr)
+        block = network_of(cidr)
         if block is None:
             yield stack.finding(path, f"found '{cidr}', which is not a network; write it as 203.0.113.0/24")
         elif is_open(block) and not cluster.allow_public_access_from_anywhere:
@@ -98,7 +98,7 @@ def _public_findings(stack: LoadedStack) -> Iterator[Finding]:
 def _private_findings(stack: LoadedStack) -> Iterator[Finding]:
     for index, cidr in enumerate(stack.config.cluster.private_access_cidrs):
         path = ("cluster", "privateAccessCidrs", index)
-        block = _network(cidr)
+        block = network_of(cidr)
         if not isinstance(block, IPv4Network):
             yield stack.finding(path, f"found '{cidr}', which is not an IPv4 network; write it as 10.8.0.0/16")
         elif is_open(block):
@@ -124,7 +124,8 @@ def reaches_privately(cluster: Cluster) -> bool:
     return bool(cluster.private_access_cidrs or cluster.private_access_security_group_ids)
 
 
-def _network(cidr: str) -> IPv4Network | IPv6Network | None:
+def network_of(cidr: str) -> IPv4Network | IPv6Network | None:
+    """A range of addresses; None if the text is none."""
     try:
         return ip_network(cidr)
     except ValueError:

@@ -16,6 +16,8 @@ VM_OVERHEAD = 0.075
 EVICTION_MIB = 100
 #: /dev/shm of a worker pod: Ray's object store and NCCL; a quarter of the memory, at most this many MiB.
 MAX_SHM_MIB = 16 * 1024
+#: Ray's object store, a part of /dev/shm. It carries no tensors here (vLLM's workers share memory on their own).
+OBJECT_STORE_MIB = 512
 #: A vLLM image unpacks to some 30 GB, so the default 20 GiB ends in DiskPressure. A type with NVMe keeps images and
 #: weights there (nodeadm's localStorage RAID0). A type without it keeps weights on the root volume too.
 ROOT_GIB_WITH_NVME = 200

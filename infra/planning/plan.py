@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
-from modelfleet.infra.stack.schema import Gateway
+from modelfleet.infra.stack.schema import Gateway, Purchase
 from modelfleet.serving.config.errors import Finding
 
 #: A month in AWS's own calculator.
@@ -70,20 +70,39 @@ class NodeShape:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """One way of getting a pool's capacity: one EKS node group per zone (`infra/planning/ladder.py`).
+
+    `group` begins the names of its node groups. `instance_types` are tried by EC2 itself: on demand in their order, of
+    spot the one that is most available. `floor_nodes` always run, whatever asks for them. `single_zone`: no Ray group
+    holds the pool's limit, so one zone's node group does. `usd_per_node_hour` is that of its dearest type: of spot the
+    ceiling, the on-demand price; None for a Capacity Block, which is paid in advance.
+    """
+
+    group: str
+    purchase: Purchase
+    instance_types: tuple[str, ...]
+    zones: tuple[str, ...] | None
+    capacity_reservation_id: str | None
+    floor_nodes: int
+    labels: Mapping[str, str]
+    usd_per_node_hour: float | None
+    single_zone: bool = False
+
+
+@dataclass(frozen=True)
 class PoolPlan:
-    """One pool: one EKS node group per zone, one Ray worker group.
+    """One pool: one Ray worker group, and per rung and zone one EKS node group. Rungs are tried in their order.
 
     `min_nodes` is enough for `min_replicas` of the pool's models and for the pool's own minNodes. `max_nodes` is the
-    pool's limit over all zones: Ray's worker group holds it, and EKS in each zone. `needed_nodes` is what
+    pool's limit over all rungs and zones: Ray's worker group holds it, and EKS in each group. `needed_nodes` is what
     `max_replicas` of all models at once would take; above `max_nodes` the plan warns, and its cost stops there.
-    `single_zone`: no Ray group holds the limit, so one zone's node group does.
-    `usd_per_node_hour` of spot is its ceiling, the on-demand price. `ray_resources` is the worker group's `resources:`
-    map.
+    `node` is the smallest of all `instance_types`, so that a worker fits each rung. `usd_per_node_hour` is that of the
+    dearest rung, which may be the one that runs. `ray_resources` is the worker group's `resources:` map.
     """
 
     name: str
     accelerator: str
-    purchase: Literal["on-demand", "spot", "capacity-block"]
     instance_types: tuple[str, ...]
     node: NodeShape
     min_nodes: int
@@ -91,14 +110,18 @@ class PoolPlan:
     max_nodes: int
     floor_nodes: int
     zones: tuple[str, ...] | None
-    capacity_reservation_id: str | None
     labels: Mapping[str, str]
     taints: tuple[Taint, ...]
     ray_resources: Mapping[str, float]
     vcpus_per_node: int
     usd_per_node_hour: float | None
     cost: CostRange
-    single_zone: bool = False
+    rungs: tuple[Rung, ...]
+
+    @property
+    def purchases(self) -> str:
+        """`spot, then on-demand`."""
+        return ", then ".join(rung.purchase for rung in self.rungs)
 
 
 @dataclass(frozen=True)
@@ -275,6 +298,36 @@ class GatewayPlan:
 
 
 @dataclass(frozen=True)
+class FrontDoor:
+    """What leads clients outside the cluster to the gateway: a load balancer of AWS, else an Ingress.
+
+    `port` is the gateway's own port for it. `idle_s`: seconds for which a connection may be silent; `drain_s`: how long a
+    pod that ends may take for its streams. `allow_cidrs` are the clients' networks, `addresses` those
+    of the load balancer itself, where they are known before it exists.
+    """
+
+    internet: bool
+    load_balancer: bool
+    hostname: str | None
+    tls: bool
+    port: int
+    idle_s: int
+    drain_s: int
+    allow_cidrs: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+    @property
+    def base_url(self) -> str | None:
+        """What clients use, with the host name; None where only the load balancer has a name, which AWS gives it."""
+        return f"{self.scheme}://{self.hostname}/v1" if self.hostname else None
+
+    @property
+    def scheme(self) -> str:
+        """`https`, or `http` where the stack file has no certificate."""
+        return "https" if self.tls else "http"
+
+
+@dataclass(frozen=True)
 class BucketPlan:
     """The stack's mirror bucket; `name` is None when the stack has none."""
 
@@ -350,12 +403,14 @@ class Plan:
     cost: CostRange
     prices: str
     notices: tuple[Finding, ...] = field(default=())
-    #: EKS control plane, system nodes, NAT gateways; they are part of `cost`.
+    #: EKS control plane, system nodes, NAT gateways, load balancer; they are part of `cost`.
     fixed: tuple[FixedCost, ...] = field(default=())
     #: None where the stack makes no cluster.
     system: SystemPlan | None = None
     #: None where the stack file names an image, or the stack has no account to make one in.
     image: ImagePlan | None = None
+    #: None where nobody outside the cluster reaches the gateway.
+    front_door: FrontDoor | None = None
 
     @property
     def node_groups(self) -> tuple[PoolPlan, ...]:

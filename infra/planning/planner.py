@@ -15,6 +15,7 @@ from modelfleet.infra.planning.applications import (
     mirror_plan,
     name_findings,
 )
+from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.cost import (
     budget_findings,
@@ -30,8 +31,10 @@ from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan
+from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
@@ -49,6 +52,7 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
+from modelfleet.infra.planning.pool_findings import shared_memory_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
@@ -95,6 +99,7 @@ def plan(
     ]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
+    findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
     made = image_plan(stack, image, catalog)
     findings += [
@@ -107,7 +112,7 @@ def plan(
         *licence_findings(stack, models, catalog),
         *token_findings(stack, models, catalog),
     ]
-    pools = tuple(_pool_plan(stack, choice) for choice in choices)
+    pools = tuple(_pool_plan(stack, choice, catalog) for choice in choices)
     system, found = system_plan(stack, catalog)
     findings += found
     fixed = fixed_costs(stack, system, catalog)
@@ -133,6 +138,7 @@ def plan(
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
+            catalog=catalog,
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -160,6 +166,7 @@ def plan(
         fixed=fixed,
         system=system,
         image=made,
+        front_door=front_door(stack),
     )
 
 
@@ -172,6 +179,8 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_region(stack),
         *tag_findings(stack),
         *copy_findings(stack),
+        *ladder_findings(stack),
+        *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
@@ -219,12 +228,11 @@ def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
     return labels
 
 
-def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
-    pool = choice.pool
+def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> PoolPlan:
+    pool, labels = choice.pool, _labels(stack, choice)
     return PoolPlan(
         name=pool.name,
         accelerator=pool.accelerator,
-        purchase=pool.purchase,
         instance_types=choice.candidate.instance_types,
         node=choice.candidate.node,
         min_nodes=choice.least,
@@ -232,13 +240,13 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice) -> PoolPlan:
         max_nodes=pool.max_nodes,
         floor_nodes=pool.min_nodes,
         zones=tuple(pool.zones) if pool.zones else None,
-        capacity_reservation_id=pool.capacity_reservation_id,
-        labels=_labels(stack, choice),
+        labels=labels,
         taints=() if pool.accelerator == CPU else (GPU_TAINT,),
         ray_resources=ray_resources(pool.accelerator, choice.candidate.node),
         vcpus_per_node=choice.candidate.vcpus,
         usd_per_node_hour=choice.candidate.usd_per_hour,
         cost=pool_cost(stack.config.target, choice),
+        rungs=rungs(stack, choice, labels, catalog),
     )
 
 
@@ -254,6 +262,7 @@ def _model_plan(
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
+    catalog: Catalog,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
@@ -270,7 +279,7 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(model, mirror, bucket, code),
+        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
         memory=memory,
         speed=speed,
         cost=cost,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from modelfleet.infra.catalog import REFERENCE_REGION, Catalog
 from modelfleet.infra.planning.candidates import UNBOUNDED, Candidate, PoolChoice
 from modelfleet.infra.planning.demand import Demand
-from modelfleet.infra.planning.nodes import MIB, node_shape
+from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB, node_shape
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
@@ -80,6 +80,29 @@ def choice_findings(
     return found
 
 
+def shared_memory_findings(choice: PoolChoice) -> list[Finding]:
+    """Caches in host memory that /dev/shm of the node cannot hold: vLLM refuses to start with them.
+
+    vLLM 0.32 `vllm/v1/kv_offload/cpu/shared_offload_region.py`: all of `kv_offloading_size`, for all workers together.
+    """
+    found = []
+    room_gib = (choice.candidate.node.shm_mib - OBJECT_STORE_MIB) / 1024
+    for demand in choice.demands if choice.candidate.node.shm_mib else ():
+        asked = demand.model.config.engine_config.engine_kwargs.get("kv_offloading_size")
+        if (
+            demand.model.config.scaling_config.num_gpus_per_worker
+            and isinstance(asked, int | float)
+            and asked > room_gib
+        ):
+            message = (
+                f"found {asked:g}; it lies in /dev/shm, where {choice.candidate.name} has {room_gib:.1f} GiB for it: "
+                f"write at most {int(room_gib)}, or use a larger node (a quarter of its memory, at most 16 GiB)"
+            )
+            path = ("engine_config", "engine_kwargs", "kv_offloading_size")
+            found.append(demand.model.document.finding(path, message))
+    return found
+
+
 def _limits(index: int, stack: LoadedStack, choice: PoolChoice) -> list[Finding]:
     """Findings about a maxNodes that is too low for the models' fewest or most replicas."""
     pool, at = choice.pool, ("pools", index, "maxNodes")
@@ -102,7 +125,7 @@ def _cpu_hint(demand: Demand, choice: PoolChoice, candidates: Sequence[Candidate
     """The notice that with fewer CPUs per worker a cheaper node would be enough."""
     scaling = demand.model.config.scaling_config
     asked, workers = scaling.num_cpus_per_worker, scaling.num_workers
-    if len(demand.parts) == 1 or not asked or not copies(demand.whole, choice.candidate.room):
+    if not scaling.num_gpus_per_worker or not asked or not copies(demand.whole, choice.candidate.room):
         return None
     now = choice.candidate.rank_price / copies(demand.whole, choice.candidate.room)
     for candidate in sorted(candidates, key=lambda c: c.rank_price):

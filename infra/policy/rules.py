@@ -24,6 +24,8 @@ TAGGED = (
     NODE_GROUP,
     "aws:iam/role:Role",
     "aws:kms/key:Key",
+    "aws:lb/loadBalancer:LoadBalancer",
+    "aws:lb/targetGroup:TargetGroup",
     "aws:s3/bucket:Bucket",
 )
 ANYWHERE = ("0.0.0.0/0", "::/0")

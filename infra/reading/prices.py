@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.catalog import Catalog, Price
+from modelfleet.infra.planning.front_door import LOAD_BALANCER
 from modelfleet.infra.stack import LoadedStack
 
 #: The Price List Query API has few endpoints; this one covers every commercial region.
@@ -17,6 +18,11 @@ API_REGION = "us-east-1"
 KEPT_S = 7 * 24 * 3600
 TIMEOUT_S = 3
 NAT_GATEWAY = "nat-gateway"
+#: How the Price List describes what is not a machine, with its service code.
+SERVICES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    NAT_GATEWAY: ("AmazonEC2", {"productFamily": "NAT Gateway", "operation": "NatGateway"}),
+    LOAD_BALANCER: ("AWSELB", {"productFamily": "Load Balancer-Application", "operation": "LoadBalancing:Application"}),
+}
 SOURCE = "AWS Price List API"
 
 
@@ -46,8 +52,10 @@ def with_known_prices(
 
 
 def _wanted(stack: LoadedStack, catalog: Catalog) -> set[str]:
-    """Every instance type that the stack may use, and its NAT gateways."""
+    """Every instance type that the stack may use, its NAT gateways and its load balancer."""
     names = {stack.config.cluster.system_instance_type, NAT_GATEWAY} if stack.config.target.makes_cluster else set()
+    if stack.config.target.makes_cluster and stack.config.gateway.expose != "none":
+        names.add(LOAD_BALANCER)
     for pool in stack.config.pools:
         auto = [one.name for one in catalog.instance_types_with(pool.accelerator)]
         names |= set(auto if pool.instance_types == "auto" else pool.instance_types)
@@ -75,7 +83,7 @@ def ask_aws(region: str, names: Iterable[str], client: Any = None) -> dict[str, 
 
 
 def price_list(client: Any, region: str, names: Iterable[str]) -> dict[str, Price]:
-    """On-demand prices in USD per hour of instance types (Linux) and NAT gateways, from a `pricing` client.
+    """On-demand prices in USD per hour of instance types (Linux) and `SERVICES`, from a `pricing` client.
 
     What the region does not sell is left out. Raises botocore's errors, and `KeyError` or `ValueError` for an answer
     that differs from AWS's documentation.
@@ -94,7 +102,7 @@ def _client() -> Any:
 
 
 def _price(client: Any, region: str, name: str) -> float | None:
-    """USD per hour of a NAT gateway, or of an instance type: shared tenancy, Linux, no software, no reservation."""
+    """USD per hour of a service, or of an instance type: shared tenancy, Linux, no software, no reservation."""
     machine = {
         "instanceType": name,
         "operatingSystem": "Linux",
@@ -102,9 +110,9 @@ def _price(client: Any, region: str, name: str) -> float | None:
         "preInstalledSw": "NA",
         "capacitystatus": "Used",
     }
-    wanted = {"productFamily": "NAT Gateway", "operation": "NatGateway"} if name == NAT_GATEWAY else machine
+    code, wanted = SERVICES.get(name, ("AmazonEC2", machine))
     filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in {**wanted, "regionCode": region}.items()]
-    answer = client.get_products(ServiceCode="AmazonEC2", Filters=filters, FormatVersion="aws_v1")
+    answer = client.get_products(ServiceCode=code, Filters=filters, FormatVersion="aws_v1")
     prices = [usd for item in answer["PriceList"] for usd in _hourly(json.loads(item))]
     return max(prices, default=None)
 

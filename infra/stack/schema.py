@@ -25,10 +25,20 @@ if TYPE_CHECKING:
 else:  # one of the table's names, which a type checker cannot know
     AcceleratorName = Literal[accelerators()]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Purchase = Literal["reservation", "capacity-block", "spot", "on-demand"]
+#: Purchases that name a capacity reservation.
+RESERVED: tuple[Purchase, ...] = ("reservation", "capacity-block")
 PoolName = Annotated[
     str,
     Matching(
-        r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$", "1 to 30 lower-case letters, digits and `-`, beginning with a letter"
+        r"^[a-z]([a-z0-9-]{0,26}[a-z0-9])?$", "1 to 28 lower-case letters, digits and `-`, beginning with a letter"
+    ),
+]
+HostName = Annotated[
+    str,
+    Matching(
+        r"^(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
+        "a name such as models.example.com, in lower case",
     ),
 ]
 Namespace = Annotated[
@@ -66,12 +76,12 @@ class NodeSize(StackSection):
 
 
 class Pool(StackSection):
-    """One ordered entry of `pools`: one EKS node group per zone, one Ray worker group."""
+    """One ordered entry of `pools`: one EKS node group per purchase and zone, one Ray worker group."""
 
     name: PoolName = Field(description="Name of the pool; never change it once it is live.")
     accelerator: AcceleratorName = Field(description="The accelerator that models name.")
-    purchase: Literal["on-demand", "spot", "capacity-block"] = Field(
-        "on-demand", description="How EC2 instances are bought."
+    purchase: Purchase | list[Purchase] = Field(
+        "on-demand", description="How EC2 instances are bought; a list is tried in its order when nodes are missing."
     )
     instance_types: list[str] | Literal["auto"] = Field(
         "auto",
@@ -88,7 +98,10 @@ class Pool(StackSection):
         None, description="Availability zones; default: all zones of the network that offer the type."
     )
     capacity_reservation_id: Annotated[str, Matching(r"^cr-[0-9a-f]+$", "cr- and hexadecimal digits")] | None = Field(
-        None, description="Capacity Block reservation, for purchase capacity-block."
+        None, description="The reservation or Capacity Block, for purchase reservation or capacity-block."
+    )
+    capacity_reservation_zone: str | None = Field(
+        None, description="Availability zone of capacityReservationId; default: the pool's only one."
     )
 
     @model_validator(mode="after")
@@ -99,11 +112,33 @@ class Pool(StackSection):
         return self
 
     @model_validator(mode="after")
-    def capacity_block_names_its_reservation(self) -> Self:
-        """A Capacity Block and its reservation go together."""
-        if (self.purchase == "capacity-block") != (self.capacity_reservation_id is not None):
-            raise ValueError("capacityReservationId goes with purchase capacity-block, and only with it")
+    def reserved_capacity_names_its_reservation(self) -> Self:
+        """A reservation or a Capacity Block goes together with its id. There is one id, so one of both."""
+        reserved = [purchase for purchase in self.purchases if purchase in RESERVED]
+        if len(reserved) > 1:
+            raise KeyFault(
+                "purchase", "found both reservation and capacity-block; capacityReservationId is one of them"
+            )
+        if bool(reserved) != (self.capacity_reservation_id is not None):
+            raise ValueError(f"capacityReservationId goes with purchase {' or '.join(RESERVED)}, and only with them")
+        if self.capacity_reservation_zone is not None and not reserved:
+            raise ValueError("capacityReservationZone goes with capacityReservationId, and only with it")
         return self
+
+    @property
+    def purchases(self) -> tuple[Purchase, ...]:
+        """How instances are bought, in the order in which it is tried."""
+        return (self.purchase,) if isinstance(self.purchase, str) else tuple(self.purchase)
+
+    @field_validator("purchase")
+    @classmethod
+    def purchases_differ(cls, value: Purchase | list[Purchase]) -> Purchase | list[Purchase]:
+        """A list of purchases names at least one, and each once."""
+        if not value:
+            raise ValueError("found an empty list; name at least one purchase or leave it out")
+        if isinstance(value, list) and (twice := sorted({one for one in value if value.count(one) > 1})):
+            raise ValueError(f"found {', '.join(twice)} twice; each is tried once")
+        return value
 
     @field_validator("instance_types")
     @classmethod
@@ -128,6 +163,10 @@ class Network(StackSection):
     )
     private_subnet_ids: list[str] = Field(
         default_factory=list, description="Private subnets of the existing VPC, in at least two zones."
+    )
+    public_subnet_ids: list[str] = Field(
+        default_factory=list,
+        description="Public subnets of the existing VPC, in at least two zones, for a gateway on the internet.",
     )
 
     @field_validator("nat", mode="before")
@@ -282,8 +321,39 @@ class Gateway(StackSection):
     max_body_mib: PositiveInt = Field(64, le=200, description="Largest request body in MiB, at most 200.")
     timeout_s: PositiveInt = Field(3600, description="Longest request, streams included, in seconds.")
     replicas: PositiveInt = Field(2, description="Gateway pods.")
-    hostname: str | None = Field(None, description="Host name of the Ingress; default internal Service only.")
-    tls_secret: str | None = Field(None, description="Name of an existing TLS Secret.")
+    expose: Literal["none", "internal", "internet"] = Field(
+        "none",
+        description="Who reaches the gateway from outside the cluster: nobody, your own networks, or the internet.",
+    )
+    hostname: HostName | None = Field(
+        None, description="Name that clients use, with expose; default without TLS the load balancer's own name."
+    )
+    certificate: (
+        Annotated[
+            str, Matching(r"^arn:aws[a-z-]*:acm:[a-z0-9-]+:\d{12}:certificate/[\w-]+$", "the ARN of an ACM certificate")
+        ]
+        | None
+    ) = Field(
+        None,
+        description="ACM certificate for hostname, on target eks; default: made and renewed with the help of zone.",
+    )
+    zone: HostName | None = Field(
+        None,
+        description="Route 53 zone, on target eks: hostname's record is made in it, and without certificate also that.",
+    )
+    allow_cidrs: list[str] = Field(
+        default_factory=list,
+        description="Networks that reach the load balancer, on target eks; default: private ones for internal, all for internet.",
+    )
+    ingress_class: str | None = Field(
+        None, description="IngressClass of the cluster's own controller, on target kubernetes with expose."
+    )
+    ingress_annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations of the Ingress, as its controller wants them."
+    )
+    tls_secret: str | None = Field(
+        None, description="Name of an existing TLS Secret for hostname, on target kubernetes with expose."
+    )
 
 
 class Local(StackSection):

@@ -28,6 +28,7 @@ Fault = tuple[KeyPath, str, Severity]
 
 ACTOR: KeyPath = ("deployment_config", "ray_actor_options")
 AUTOSCALING: KeyPath = ("deployment_config", "autoscaling_config")
+ENGINE_KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 WORKERS: KeyPath = ("scaling_config", "resources_per_worker")
 
 #: Names of variables whose values nobody should see.
@@ -114,11 +115,19 @@ def _resources(data: Any) -> Iterator[Fault]:
 
 
 def _placement(data: Any) -> Iterator[Fault]:
-    """Tensor parallel workers share a node. So do a replica and its only worker, unless both name the accelerator."""
+    """A replica is one bundle on one node, whatever the strategy; Ray's executor has a bundle for each worker.
+
+    Those share a node. So do a replica and its only worker, unless both name the accelerator.
+    """
     scaling = _section(data, "scaling_config")
     workers, gpus = _number(scaling, "num_workers", None), _gpus(data)
     strategy = scaling.get("placement_strategy", "PACK")
     path = ("scaling_config", "placement_strategy")
+    if not gpus or _section(data, *ENGINE_KWARGS).get("distributed_executor_backend") != "ray":
+        if strategy in ("SPREAD", "STRICT_SPREAD"):
+            message = f"{strategy} has no effect: a replica and its workers are one bundle, on one node; leave it out"
+            yield path, message, Severity.NOTICE
+        return
     if workers is not None and workers > 1 and strategy != "STRICT_PACK":
         yield _error(
             path,
@@ -127,13 +136,29 @@ def _placement(data: Any) -> Iterator[Fault]:
         )
     replica = {accelerator_of(name) for name in _section(data, *ACTOR, "resources")} - {None}
     worker = {accelerator_of(name) for name in _section(data, *WORKERS)} - {None}
-    if worker and not replica and strategy != "STRICT_PACK" and gpus:
+    if worker and not replica and strategy != "STRICT_PACK":
         message = "the replica itself may land on another node; write STRICT_PACK, or name the accelerator in "
         yield path, f"{message}deployment_config.ray_actor_options.resources too", Severity.WARNING
 
 
+def _executor(data: Any) -> Iterator[Fault]:
+    """Which of vLLM's executors a replica can have (vLLM 0.32 `vllm/config/parallel.py`, `vllm/v1/executor`)."""
+    path = (*ENGINE_KWARGS, "distributed_executor_backend")
+    asked = _section(data, *ENGINE_KWARGS).get("distributed_executor_backend")
+    workers = _number(_section(data, "scaling_config"), "num_workers", None)
+    if asked == "external_launcher":
+        yield _error(
+            path, f"found {shown(asked)}, for which somebody else starts the workers; allowed are mp, ray, uni"
+        )
+    elif asked == "ray" and _gpus(data) == 0:
+        yield _error(path, "found 'ray' without GPUs; vLLM's CPU build does not support Ray: leave it out")
+    elif asked == "uni" and workers is not None and workers > 1:
+        message = f"found 'uni' with {shown(workers)} workers, but uni is one process; leave it out, or write mp"
+        yield _error(path, message)
+
+
 def _replica(data: Any) -> Iterator[Fault]:
-    """The replica's own actor has no GPU: vLLM would take its bundle for a worker's."""
+    """The replica's GPUs are its workers'; one of its own would only lie idle."""
     actor = _section(data, *ACTOR)
     if _number(actor, "num_gpus", 0):
         message = f"found {shown(actor['num_gpus'])}; the workers have the GPUs: leave it out"
@@ -251,6 +276,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _replica, _autoscaling, _stops, _prompts, _runtime_envs, _mirror,
+    _accelerator, _resources, _placement, _executor, _replica, _autoscaling, _stops, _prompts, _runtime_envs, _mirror,
     _architecture,
 )  # fmt: skip

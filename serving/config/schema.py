@@ -188,7 +188,7 @@ class ScalingConfig(Section):
     num_cpus_per_worker: Cpus = Field(1.0, description="CPUs per worker; usually 8.", examples=[8])
     placement_strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = Field(
         "PACK",
-        description="Ray placement strategy; STRICT_PACK keeps all workers on one node.",
+        description="Ray placement strategy of the bundles of Ray's executor; otherwise a replica is one bundle.",
         examples=["STRICT_PACK"],
     )
     resources_per_worker: dict[str, Share] = Field(

@@ -1,7 +1,9 @@
 """What a model file means to Ray Serve: deployment options and the replica's placement group, as plain data.
 
 The planner packs nodes with these bundles and the replica asks Ray for the same ones, so they cannot disagree.
-RayLLM made N+1 bundles, the replica's own and then one per worker (`models/README.md`).
+RayLLM made N+1 bundles, the replica's own and then one per worker (`models/README.md`). Here a replica is one bundle
+with all that those reserved, and vLLM's workers are the replica's child processes. Only where the model file asks for
+Ray's executor does each worker still have a bundle of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,20 @@ REPLICA_ENVIRONMENT = {
 }
 """Environment of every replica's process."""
 
+RAY_ENVIRONMENT = {
+    # 15 by default: replicas would come last beside everything else on their node, and a starved one fails Serve's
+    # health checks.
+    "RAY_worker_niceness": "0",
+    # vLLM's processes are children of the replica and do not notice its end (vllm#55510). The raylet ends the whole
+    # process group of a worker that died, by default since ray#64407; nobody may switch it off, or GPU memory stays
+    # taken.
+    "RAY_process_group_cleanup_enabled": "1",
+    # vLLM asks NVML about a card by its number and CUDA computes on it; by default CUDA counts the fastest card first
+    # (vLLM 0.32 `vllm/platforms/cuda.py`).
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+}
+"""Environment of Ray on every node, which all its processes inherit."""
+
 
 QUEUE_PER_ONGOING = 2
 """Requests that can wait for each one in progress: no client is more than two answers away from its turn."""
@@ -28,10 +44,16 @@ RETRY_AFTER_S = 5
 """Seconds after which a client can retry a request that a full queue refused."""
 
 
-def placement_bundles(model: ModelConfig) -> list[Bundle]:
-    """Ray placement-group bundles of one replica, the replica's own first; zero entries are dropped.
+def workers_are_ray_actors(model: ModelConfig) -> bool:
+    """Whether the file asks for Ray's executor, which takes the workers' bundles. vLLM's CPU build has none."""
+    asked = model.engine_config.engine_kwargs.get("distributed_executor_backend")
+    return asked == "ray" and bool(model.scaling_config.num_gpus_per_worker)
 
-    Without GPUs the workers are child processes of the replica, so everything is one bundle.
+
+def placement_bundles(model: ModelConfig) -> list[Bundle]:
+    """Ray placement-group bundles of one replica; zero entries are dropped.
+
+    One bundle with the replica's and its workers' resources; with Ray's executor the replica's own and one per worker.
     """
     scaling = model.scaling_config
     replica = _replica_bundle(model)
@@ -40,9 +62,10 @@ def placement_bundles(model: ModelConfig) -> list[Bundle]:
         "GPU": float(scaling.num_gpus_per_worker),
         **scaling.resources_per_worker,
     }
-    if not scaling.num_gpus_per_worker:
-        return [_without_zeros(_sum([replica] + [worker] * scaling.num_workers))]
-    return [b for b in map(_without_zeros, [replica] + [worker] * scaling.num_workers) if b]
+    bundles = [replica] + [worker] * scaling.num_workers
+    if not workers_are_ray_actors(model):
+        return [_without_zeros(_sum(bundles))]
+    return [b for b in map(_without_zeros, bundles) if b]
 
 
 def _replica_bundle(model: ModelConfig) -> Bundle:
@@ -58,11 +81,16 @@ def _replica_bundle(model: ModelConfig) -> Bundle:
 def actor_options(model: ModelConfig) -> dict[str, Any]:
     """Ray Serve's `ray_actor_options` of the replica: its part of the first bundle, and the runtime environment.
 
-    Serve refuses an actor whose resources are not in bundle 0. Without GPUs the workers live in the replica, so it
-    takes the whole bundle (Ray sets OMP_NUM_THREADS from num_cpus). The replica gets `engine_config.runtime_env` too,
-    because vLLM's workers inherit it.
+    Serve refuses an actor whose resources are not in bundle 0. A replica takes the whole bundle, because its workers
+    live in it, but with GPUs only its own share of the CPUs: Ray sets OMP_NUM_THREADS from `num_cpus` (Ray 2.60
+    `ray/_private/utils.py`, `set_omp_num_threads_if_unset`), and beside a GPU more threads only spin. The rest of the
+    bundle's CPUs stays reserved for the workers. The replica gets `engine_config.runtime_env` too, because vLLM's
+    workers inherit it.
     """
-    own = _replica_bundle(model) if model.scaling_config.num_gpus_per_worker else placement_bundles(model)[0]
+    replica = _replica_bundle(model)
+    own = replica if workers_are_ray_actors(model) else dict(placement_bundles(model)[0])
+    if model.scaling_config.num_gpus_per_worker:
+        own["CPU"] = replica["CPU"]
     options: dict[str, Any] = {"num_cpus": own.get("CPU", 0.0), "num_gpus": own.get("GPU", 0.0)}
     if own.get("memory"):
         options["memory"] = own["memory"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -122,6 +123,55 @@ def test_the_environment_of_a_replica_decides_in_which_thread_its_code_runs(serv
     assert of_its_own not in ask(f"{base}/ours")
     for name in ("ours", "serves"):
         serve.delete(name)
+
+
+@pytest.mark.usefixtures("gpu_node")
+@pytest.mark.parametrize(
+    ("workers", "executor", "cards", "threads"),
+    [(1, None, 1, "2"), (4, None, 4, "2"), (2, "ray", 0, "2")],
+    ids=["one GPU", "four GPUs", "Ray's executor"],
+)
+def test_ray_gives_a_replica_its_cards_and_reserves_its_workers_cpus(
+    serve_port: int, workers: int, executor: str | None, cards: int, threads: str
+) -> None:
+    """Cards that Ray only counts: what a replica sees of them, and what the deployment's real options take of the node."""
+    import ray
+    from ray import serve
+
+    from modelfleet.serving.app import AppArgs, application
+
+    class Probe:
+        def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
+            self.sees = [os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+
+        async def __serve_build_asgi_app__(self) -> Any:
+            from fastapi import FastAPI
+
+            app = FastAPI()
+            app.get("/sees")(lambda: self.sees)
+            return app
+
+    data = model("org/probe", "L4", workers=workers)
+    data["deployment_config"]["ray_actor_options"] |= {"num_cpus": 2, "memory": 1 << 30}
+    data["scaling_config"] |= {"num_cpus_per_worker": 8, "placement_strategy": "STRICT_PACK"}
+    data["engine_config"]["engine_kwargs"] = {"distributed_executor_backend": executor} if executor else {}
+    before = ray.available_resources()
+    one = ModelConfig.model_validate(data)
+    serve.run(application(Probe, AppArgs(model=one)), name="probe", route_prefix="/probe")
+    visible, omp = json.loads(ask(f"http://127.0.0.1:{serve_port}/probe/sees"))
+    after = ray.available_resources()
+    serve.delete("probe")
+    wait_for("the cards to be free", lambda: ray.available_resources().get("GPU") == before["GPU"], seconds=60)
+    assert omp == threads, "Ray counts the threads of the actor's own CPUs"
+    assert len([card for card in visible.split(",") if card]) == cards
+    taken = {name: before[name] - after.get(name, 0) for name in ("CPU", "GPU", "memory")}
+    assert taken == {"CPU": 2 + 8 * workers, "GPU": workers, "memory": 1 << 30}
+
+
+@pytest.fixture(scope="module")
+def gpu_node(ray_nodes: Any) -> None:
+    """A node whose four cards Ray only counts."""
+    ray_nodes.add_node(num_cpus=40, num_gpus=4, memory=8 << 30, resources={"accelerator_type:L4": 1}, **HERE)
 
 
 def test_a_drained_node_answers_its_open_request_first_and_gives_up_at_the_limit(

@@ -15,18 +15,30 @@ import pulumi_aws as aws
 import pytest
 
 from modelfleet.infra.aws.fleet import AwsFleet
+from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
+from modelfleet.infra.planning import Plan
 from modelfleet.serving.config.errors import InputErrors
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.mocked_engine import MockedEngine
+from tests.unit.cloud.autoscaler import PriorityExpander
 from tools.standin.aws.table import BUCKET as TABLE
 
+UUID = "9ac5a5c4-4b1c-2f52-9d0e-1c0f0c1f8a11"
 #: pulumi_aws warns about its own old names when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor of.*:DeprecationWarning")
 
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
 CLUSTER = "modelfleet-test"
+LADDER = {
+    **POOL,
+    "instanceTypes": ["g6.xlarge", "g6.2xlarge"],
+    "minNodes": 1,
+    "purchase": ["reservation", "spot", "on-demand"],
+    "capacityReservationId": "cr-0123456789abcdef0",
+    "capacityReservationZone": "us-west-2b",
+}
 
 
 @pytest.fixture
@@ -41,11 +53,13 @@ class Maker:
         self._project = project
         self.engine = MockedEngine(REGION)
         self.fleets: list[AwsFleet] = []
+        self.plan: Plan
 
     def make(self, *, with_code: bool = False, **stack: Any) -> list[str]:
         """The types of what was made, without the package."""
         self._project.files(stack_of(**{"pools": [POOL], **stack}), {"org--m": model("org/m", "L4")})
         plan, code = self._project.plan(), self._project.folder / "serving.zip"
+        self.plan = plan
         code.write_bytes(b"the serving package")
         asset = pulumi.FileAsset(str(code)) if with_code else None
         self.engine.run(lambda: self.fleets.append(AwsFleet("aws", plan, code=asset)))
@@ -219,6 +233,54 @@ def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_take
     assert account.node_groups(CLUSTER)["l4"]["releaseVersion"] == "1.35.0-20261101"
 
 
+def test_each_rung_of_a_ladder_is_a_node_group_per_zone(fleet: Maker, account: Account) -> None:
+    fleet.make(pools=[LADDER])
+    groups = {name.rpartition("-")[0]: group for name, group in _groups_of(account, "l4").items()}
+    bought = {name: (group["capacityType"], tuple(group["instanceTypes"])) for name, group in groups.items()}
+    both = ("g6.xlarge", "g6.2xlarge")
+    assert bought == {
+        "l4_odcr-b": ("ON_DEMAND", ("g6.xlarge",)),
+        "l4_spot-a": ("SPOT", both),
+        "l4_spot-b": ("SPOT", both),
+        "l4-a": ("ON_DEMAND", both),
+        "l4-b": ("ON_DEMAND", both),
+    }
+    assert {group["scalingConfig"]["minSize"] for group in groups.values()} == {0}, "no rung insists on minNodes"
+    reserved = {
+        name: (account.template(group).get("CapacityReservationSpecification") or {}).get("CapacityReservationTarget")
+        for name, group in groups.items()
+    }
+    assert reserved.pop("l4_odcr-b") == {"CapacityReservationId": "cr-0123456789abcdef0"}
+    assert set(reserved.values()) == {None}, "only the first rung may use it"
+    assert "InstanceType" not in account.template(groups["l4_odcr-b"]), "EKS takes types from one place"
+    for name, group in groups.items():
+        assert len(account.scaling_tags(group)) == 3, f"{name}: the autoscaler does not see that its node has a GPU"
+
+
+def test_the_autoscalers_priorities_know_the_groups_by_their_names(fleet: Maker, account: Account) -> None:
+    """A pattern that matches none would leave the choice to the least waste, and nobody would notice."""
+    fleet.make(pools=[LADDER])
+    expander = PriorityExpander(priority_expander(fleet.plan))
+    found = {name: expander.priority(f"eks-{name}-{UUID}") for name in _groups_of(account, "l4")}
+    assert {name.rpartition("-")[0]: priority for name, priority in found.items()} == {
+        "l4_odcr-b": 100,
+        "l4_spot-a": 99,
+        "l4_spot-b": 99,
+        "l4-a": 98,
+        "l4-b": 98,
+    }
+
+
+def _groups_of(account: Account, pool: str) -> dict[str, dict[str, Any]]:
+    """The node groups of one pool by name, with what the stand-in's table adds."""
+    found = {}
+    for name in account.eks.list_nodegroups(clusterName=CLUSTER, maxResults=100)["nodegroups"]:
+        group = account.eks.describe_nodegroup(clusterName=CLUSTER, nodegroupName=name)["nodegroup"]
+        if group["labels"]["modelfleet.dev/pool"] == pool:
+            found[name] = {**group, **account.table(f"eks/nodegroups/{CLUSTER}/{name}")}
+    return found
+
+
 def test_the_workloads_wait_for_the_system_pool_and_for_no_other(fleet: Maker) -> None:
     """One pool without free machines would keep all models from serving."""
     fleet.make()
@@ -240,3 +302,68 @@ def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account:
     assert "quota L-DB2E81BA in us-west-2 is 4" in said
     assert fleet.engine.made == []
     assert account.everything() == before
+
+
+KEYED = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
+
+
+@pytest.fixture
+def zone(account: Account) -> str:
+    """A public zone, whose id this is."""
+    route53 = account.client("route53")
+    made = route53.create_hosted_zone(Name="example.org", CallerReference="choices")
+    return str(made["HostedZone"]["Id"]).rpartition("/")[2]
+
+
+def test_a_front_door_is_a_load_balancer_with_a_certificate_and_a_name_in_dns(
+    fleet: Maker, account: Account, zone: str
+) -> None:
+    door = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org", "timeoutS": 1800}
+    fleet.make(gateway=door, **KEYED)
+    elb = account.client("elbv2")
+    (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
+    assert (balancer["Type"], balancer["Scheme"]) == ("application", "internet-facing")
+    arn = balancer["LoadBalancerArn"]
+    attributes = elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
+    assert {"Key": "idle_timeout.timeout_seconds", "Value": "1800"} in attributes
+    (listener,) = elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]
+    assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)
+    (certificate,) = listener["Certificates"]
+    known = account.client("acm").describe_certificate(CertificateArn=certificate["CertificateArn"])["Certificate"]
+    assert (known["DomainName"], known["Status"]) == ("models.example.org", "ISSUED")
+    records = account.client("route53").list_resource_record_sets(HostedZoneId=zone)["ResourceRecordSets"]
+    (record,) = (one for one in records if one["Type"] == "A")
+    assert record["Name"] == "models.example.org."
+    assert record["AliasTarget"]["DNSName"].rstrip(".") == balancer["DNSName"]
+
+
+def test_pods_are_reached_from_the_load_balancer_alone_and_it_by_named_networks_alone(
+    fleet: Maker, account: Account
+) -> None:
+    fleet.make(gateway={"expose": "internal", "allowCidrs": ["10.0.0.0/8"]})
+    elb = account.client("elbv2")
+    (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
+    assert balancer["Scheme"] == "internal"
+    (group,) = balancer["SecurityGroups"]
+    rules = account.ec2.describe_security_group_rules()["SecurityGroupRules"]
+    own = [rule for rule in rules if rule["GroupId"] == group]
+    (come,) = (rule for rule in own if not rule["IsEgress"])
+    assert (come["CidrIpv4"], come["FromPort"], come["ToPort"]) == ("10.0.0.0/8", 80, 80)
+    (go,) = (rule for rule in own if rule["IsEgress"])
+    (into,) = (rule for rule in rules if rule.get("ReferencedGroupInfo", {}).get("GroupId") == group)
+    assert (into["IsEgress"], into["FromPort"], into["ToPort"]) == (False, 8081, 8081)
+    assert (go["ReferencedGroupInfo"]["GroupId"], go["FromPort"], go["ToPort"]) == (into["GroupId"], 8081, 8081)
+    assert into["GroupId"] != group, "the nodes' group"
+    (targets,) = elb.describe_target_groups()["TargetGroups"]
+    assert (targets["TargetType"], targets["Port"], targets["HealthCheckPath"]) == ("ip", 8081, "/health")
+    attributes = elb.describe_target_group_attributes(TargetGroupArn=targets["TargetGroupArn"])["Attributes"]
+    assert {"Key": "deregistration_delay.timeout_seconds", "Value": "540"} in attributes, "a node's drain on EKS"
+
+
+def test_a_zone_that_the_account_does_not_have_stops_the_run_before_anything_is_made(
+    fleet: Maker, account: Account
+) -> None:
+    door = {"expose": "internet", "hostname": "models.example.net", "zone": "example.net"}
+    with pytest.raises(InputErrors, match=r"gateway\.zone: found 'example\.net', and account \d+ has no public Route 53"):
+        fleet.make(gateway=door, **KEYED)
+    assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []

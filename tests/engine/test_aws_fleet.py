@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,7 @@ def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan:
     groups = account.node_groups(CLUSTER)
     for pool in plan.pools:
         group = groups[pool.name]
-        assert group["labels"] == dict(pool.labels)
+        assert group["labels"] == dict(pool.rungs[0].labels)
         assert group["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}]
     assert groups["a100"]["labels"]["nvidia.com/gpu.count"] == "8"
     assert groups["t4"]["labels"]["nvidia.com/gpu.count"] == "1"
@@ -154,7 +155,8 @@ def test_updates_and_repairs_take_one_node_at_a_time(account: Account) -> None:
         assert group["nodeRepairConfig"]["maxParallelNodesRepairedCount"] == 1, pool
         # A group is one zone and often one node: with a lower share EKS would never repair it.
         assert group["nodeRepairConfig"]["maxUnhealthyNodeThresholdPercentage"] == 100, pool
-        assert group["nodegroupName"].startswith(f"{pool}-"), "with a fixed name a replacement could not be made first"
+        named = re.fullmatch(rf"{pool}(_spot|_block)?-[a-d]-[0-9a-f]{{26}}", group["nodegroupName"])
+        assert named, "with a fixed name a replacement could not be made first"
 
 
 def test_a_node_group_lies_only_in_zones_that_offer_its_type(account: Account) -> None:

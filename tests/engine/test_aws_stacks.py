@@ -51,12 +51,12 @@ def _groups_are_the_plans(account: Account, plan: Plan, cluster: str) -> None:
     assert set(groups) == {"system", *(pool.name for pool in plan.node_groups)}
     for pool in plan.pools:
         group = groups[pool.name]
-        assert group["labels"] == dict(pool.labels), pool.name
+        assert group["labels"] == dict(pool.rungs[0].labels), pool.name
         assert group["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}], pool.name
         assert group["instanceTypes"] == list(pool.instance_types), pool.name
         sizes = {"minSize": pool.floor_nodes, "desiredSize": pool.floor_nodes, "maxSize": pool.max_nodes}
         assert group["scalingConfig"] == sizes, pool.name
-        assert group["capacityType"] == {"spot": "SPOT", "on-demand": "ON_DEMAND"}[pool.purchase], pool.name
+        assert group["capacityType"] == {"spot": "SPOT", "on-demand": "ON_DEMAND"}[pool.purchases], pool.name
 
 
 def _protection_holds_until_it_is_taken_off(fleet: FleetProject, account: Account, cluster: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -84,17 +85,26 @@ class NodesFleet:
         self.plan = make_plan(root, self.stack)
 
     def modelfleet(self, command: str, *, until: str | None = None) -> subprocess.CompletedProcess[str]:
-        """`modelfleet COMMAND` for this stack, as its user runs it; ^C as soon as it says `until`."""
+        """`modelfleet COMMAND` for this stack, as its user runs it; ^C as soon as it says `until`.
+
+        A terminal gives ^C to each process of the command, and `modelfleet` relies on it for Pulumi's engine.
+        """
         words = [Path(sys.prefix) / "bin" / "modelfleet", command, "--stack", self.stack]
         pipe, environment = subprocess.PIPE, self.project.environ
         with subprocess.Popen(
-            words, cwd=self.project.folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
+            words,
+            cwd=self.project.folder,
+            env=environment,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
         ) as run:
             said = ""
             for line in run.stdout or ():
                 said += line
                 if until is not None and until in line:
-                    run.send_signal(signal.SIGINT)
+                    os.killpg(run.pid, signal.SIGINT)
                     until = None
         return subprocess.CompletedProcess(words, run.returncode, said)
 

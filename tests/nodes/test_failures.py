@@ -31,8 +31,6 @@ def other(cluster: Cluster, storage: dict[str, str], tmp_path: Path) -> Iterator
         cluster.api.create(fake_node("absent", {"cpu": "16", "memory": "32Gi"}, labels=labels, taints=taints))
         yield made
     cluster.api.delete("v1", "Node", "absent")
-    # A namespace that still has a pod is looked at again after half the pod's grace: half an hour for the gateway's.
-    wait_until(lambda: not cluster.api.list("v1", "Pod", made.namespace), what="its pods are gone", seconds=180)
     cluster.api.delete("v1", "Namespace", made.namespace)
     wait_until(
         lambda: not cluster.api.get("v1", "Namespace", made.namespace), what="the namespace is gone", seconds=180

@@ -147,7 +147,7 @@ class Live:
                 return None
             return {name: sorted(_replicas(one)) for name, one in running.items()}
 
-        return wait_until(look, what=f"Serve runs {sorted(wanted)}", seconds=300, retry=OSError)
+        return wait_until(look, what=f"Serve runs {sorted(wanted)}", seconds=600, retry=OSError)
 
     def identity(self) -> tuple[str, list[str]]:
         """The RayCluster and its pods."""

@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     os.environ.setdefault("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+    # Seconds until a certificate is issued, whether its record is there or not: the stand-in's plugin looks for that.
+    os.environ.setdefault("MOTO_ACM_VALIDATION_WAIT", "2")
     serve(parsed.port, frozenset(parsed.administrator or (ADMINISTRATOR,)))
     return 0
 

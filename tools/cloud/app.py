@@ -25,7 +25,8 @@ from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
 #: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
-#: account is short of, as pairs of instance type and zone. PUT of the third says what happens to a build's commands.
+#: account is short of: lists of instance type, zone and, for one way to buy, purchase. PUT of the third says what
+#: happens to a build's commands.
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
 MISHAPS = "/modelfleet-cloud/mishaps"
@@ -47,7 +48,7 @@ class Cloud:
 
     def __post_init__(self) -> None:
         self.callers = Callers(self.administrators)
-        self.backends = Backends(self.callers)
+        self.backends = Backends(self.callers, self.rules)
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -75,7 +76,7 @@ class Cloud:
         caller = self._caller(call)
         if (call.service, call.operation) == ("s3", "DeleteObjects"):
             return self._delete_objects(environ, caller, call, start_response)
-        self.judge.require_all(caller, call, self.backends.values(call))
+        self.judge.require_all(caller, call, self.backends.values(call), self.backends.context(call))
         if call.service == "s3":
             require_storage(self.judge, caller, call)
         self.rules.check(call)
@@ -128,7 +129,7 @@ class Cloud:
         if path == MISHAPS:
             self.backends.codebuild.mishaps = json.loads(buffered(environ))
             return as_json({})
-        self.rules.short_of(*((kind, zone) for kind, zone in json.loads(buffered(environ))))
+        self.rules.short_of(*map(tuple, json.loads(buffered(environ))))
         return as_json({})
 
 

@@ -62,10 +62,15 @@ class Judge:
 
     trail: Trail = field(default_factory=Trail)
 
-    def require_all(self, caller: Caller, call: Call, more: Mapping[str, Any] | None = None) -> None:
-        """Raises `Error` unless the caller has every permission that the call needs. `more` are looked-up values."""
+    def require_all(
+        self, caller: Caller, call: Call, more: Mapping[str, Any] | None = None, context: Context | None = None
+    ) -> None:
+        """Raises `Error` unless the caller has every permission that the call needs.
+
+        `more` are looked-up values, `context` looked-up condition keys.
+        """
         for need in needs(call.service, call.operation, {**values_of(call), **(more or {})}):
-            self.require(caller, call, need)
+            self.require(caller, call, need, context)
 
     def require(self, caller: Caller, call: Call, need: Need, context: Context | None = None) -> None:
         """Raises `Error` unless the caller may do one thing; `context` adds condition keys."""

@@ -1,7 +1,8 @@
 """What AWS refuses and moto takes, from `rules.csv`: quotas, order of sizes, fields that EKS sets itself, zones.
 
 A rule looks at a call that its caller may make, before moto gets it. Its words are in the table, with the source.
-Shortage of instances is a fault that a test switches on: `Rules.short_of(("g5.xlarge", "us-west-2a"))`.
+Shortage of instances is a fault that a test switches on: `Rules.short_of(("g5.xlarge", "us-west-2a"))`, and
+`("g5.xlarge", "*", "spot")` for one way to buy.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tools.cloud.wire import Call
 TABLE = Path(__file__).with_name("rules.csv")
 OBJECT_TAGS = 10
 ELASTIC_IPS = 5
-ANY_ZONE = "*"
+ANY = "*"
 #: "The launch template can't include SubnetId, IamInstanceProfile, RequestSpotInstances, HibernationOptions, or
 #: TerminateInstances"; EC2 calls the last one by the name here. A Capacity Block is named in `InstanceMarketOptions`.
 REFUSED_FIELDS = ("IamInstanceProfile", "HibernationOptions", "InstanceInitiatedShutdownBehavior")
@@ -34,14 +35,14 @@ Params = Mapping[str, Any]
 
 @dataclass
 class Rules:
-    """The rules, and what the account is short of: (instance type, zone), with `*` for every zone."""
+    """The rules, and what the account is short of: (instance type, zone, purchase), with `*` for every one."""
 
     elastic_ips: int = ELASTIC_IPS
-    short: set[tuple[str, str]] = field(default_factory=set)
+    short: set[tuple[str, str, str]] = field(default_factory=set)
 
-    def short_of(self, *missing: tuple[str, str]) -> None:
-        """From now on these types are short in these zones, and no others."""
-        self.short = set(missing)
+    def short_of(self, *missing: tuple[str, str] | tuple[str, str, str]) -> None:
+        """From now on these types are short in these zones, however or as they are bought, and no others."""
+        self.short = {(one[0], one[1], one[2] if len(one) > 2 else ANY) for one in missing}
 
     def check(self, call: Call) -> None:
         """Raises `Error` as AWS refuses the call."""
@@ -50,13 +51,14 @@ class Rules:
             check(self, call)
 
     def after(self, call: Call) -> None:
-        """What happens behind an accepted call: instances that a node group asks for and does not get."""
+        """What happens behind an accepted call: a node group's Auto Scaling group, instances that it does not get."""
         if (call.service, call.operation) == ("eks", "CreateNodegroup"):
+            _name_scaling_group(call)
             _fail_without_capacity(self, call)
 
-    def is_short(self, instance_type: str, zone: str) -> bool:
-        """Whether no instance of the type starts in the zone."""
-        return bool({(instance_type, zone), (instance_type, ANY_ZONE)} & self.short)
+    def is_short(self, instance_type: str, zone: str, purchase: str = "on-demand") -> bool:
+        """Whether no instance of the type starts in the zone, bought in this way."""
+        return any((instance_type, z, p) in self.short for z in (zone, ANY) for p in (purchase, ANY))
 
 
 def error(rule: str, **values: object) -> Error:
@@ -95,7 +97,7 @@ def _elastic_ips(rules: Rules, call: Call) -> None:
 def _instance_capacity(rules: Rules, call: Call) -> None:
     """RunInstances in a subnet's zone, or in any where the type is not short everywhere."""
     kind = str(call.params.get("InstanceType") or "")
-    zone = _zones(call.region, [str(call.params["SubnetId"])])[0] if call.params.get("SubnetId") else ANY_ZONE
+    zone = _zones(call.region, [str(call.params["SubnetId"])])[0] if call.params.get("SubnetId") else ANY
     zone = str((call.params.get("Placement") or {}).get("AvailabilityZone") or zone)
     if rules.is_short(kind, zone):
         raise error("instance-capacity", instance_type=kind, zone=zone)
@@ -154,9 +156,12 @@ def _template(_: Rules, call: Call) -> None:
 
 
 def _template_data(call: Call) -> Params:
+    return template_data(call.region, call.params.get("launchTemplate") or {})
+
+
+def template_data(region: str, wanted: Params) -> Params:
     """The data of the launch template version that a node group names; empty without one."""
-    wanted = call.params.get("launchTemplate") or {}
-    backend = ec2_backends[ACCOUNT][call.region]
+    backend = ec2_backends[ACCOUNT][region]
     id = wanted.get("id") or backend.launch_template_name_to_ids.get(str(wanted.get("name")))
     template = backend.launch_templates.get(id) if id else None
     if template is None:
@@ -167,18 +172,42 @@ def _template_data(call: Call) -> Params:
     return data
 
 
+def types_of(region: str, node_group: Any) -> list[str]:
+    """The instance types of a live node group, its own or its launch template's."""
+    data = template_data(region, node_group.launch_template or {})
+    return list(node_group.instance_types or ([data["InstanceType"]] if data.get("InstanceType") else []))
+
+
+def zones_of(region: str, node_group: Any) -> list[str]:
+    """The zones of a live node group's subnets."""
+    return _zones(region, list(node_group.subnets))
+
+
+def bought_as(region: str, node_group: Any) -> str:
+    """How a live node group buys, in the stack file's words: a reservation is on demand to EKS, by its template."""
+    if node_group.capacity_type != "ON_DEMAND":
+        return str(node_group.capacity_type).lower().replace("_", "-")
+    specification = template_data(region, node_group.launch_template or {}).get("CapacityReservationSpecification")
+    return "reservation" if (specification or {}).get("CapacityReservationTarget") else "on-demand"
+
+
+def _name_scaling_group(call: Call) -> None:
+    """EKS puts the node group's name into that of its Auto Scaling group; moto does not. aws/containers-roadmap#1304"""
+    group = _group(call)
+    if group is not None:
+        group.resources["autoScalingGroups"][0]["name"] = f"eks-{group.nodegroup_name}-{group.uuid}"
+
+
 def _fail_without_capacity(rules: Rules, call: Call) -> None:
     """A node group whose types are all short in all its zones starts no node and ends in CREATE_FAILED."""
     group, desired = _group(call), int((call.params.get("scalingConfig") or {}).get("desiredSize", 2))
     if group is None or not desired or not rules.short:
         return
-    data = _template_data(call)
-    types = list(call.params.get("instanceTypes") or ([data["InstanceType"]] if data.get("InstanceType") else []))
-    zones = _zones(call.region, list(call.params["subnets"]))
-    if not types or not zones or not all(rules.is_short(kind, zone) for kind in types for zone in zones):
+    types, zones, purchase = types_of(call.region, group), zones_of(call.region, group), bought_as(call.region, group)
+    if not types or not zones or not all(rules.is_short(kind, zone, purchase) for kind in types for zone in zones):
         return
-    purchase = "Spot" if call.params.get("capacityType") == "SPOT" else "On-Demand"
-    failed = error("node-capacity", purchase=purchase, instance_type=types[0], zone=zones[0])
+    called = "Spot" if purchase == "spot" else "On-Demand"
+    failed = error("node-capacity", purchase=called, instance_type=types[0], zone=zones[0])
     name = group.resources["autoScalingGroups"][0]["name"]
     group.status = "CREATE_FAILED"
     group.health = {"issues": [{"code": failed.code, "message": failed.message, "resourceIds": [name]}]}

@@ -118,7 +118,12 @@ def read_call(environ: Environ, body: bytes, signed: Signed | None) -> Call:
 
 
 #: Where a credential scope does not name botocore's model.
-_MODELS = {"servicequotas": "service-quotas", "monitoring": "cloudwatch", "tagging": "resourcegroupstaggingapi"}
+_MODELS = {
+    "elasticloadbalancing": "elbv2",  # also the scope of the Classic Load Balancers' API, which nothing here uses
+    "monitoring": "cloudwatch",
+    "servicequotas": "service-quotas",
+    "tagging": "resourcegroupstaggingapi",
+}
 _OBJECTS = frozenset({"PutObject", "UploadPart"})
 
 __all__ = ["Call", "Environ", "NotFound", "Signed", "buffered", "read_call", "signed_by", "with_body"]

@@ -6,7 +6,7 @@ stop       end it
 status     list its processes
 node       run a cluster with real nodes until Ctrl-C (root; --nodes 2, --cpus 16)
 packages   print the Debian packages that nodes need and this machine lacks
-crds       pack KubeRay's CRDs again for infra/kubernetes
+crds       pack KubeRay's CRDs again for infra/kubernetes; with --balancer CHECKOUT, those of the load balancer's controller
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--operator", action="store_true", help="start: add the KubeRay operator and its CRDs")
     parser.add_argument("--nodes", type=int, choices=[1, 2, 3], default=1, help="node: how many")
     parser.add_argument("--cpus", type=int, help="node: CPUs that each claims, with 4 GiB of memory for each")
+    parser.add_argument("--balancer", type=Path, help="crds: a checkout of the AWS Load Balancer Controller")
     arguments = parser.parse_args()
     try:
         return _run(arguments)
@@ -51,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if command == "build":
         _build()
     elif command == "crds":
-        print(crds.write())
+        print(crds.write_balancer(arguments.balancer) if arguments.balancer else crds.write())
     elif command == "start":
         _start(arguments.operator)
     elif command == "node":

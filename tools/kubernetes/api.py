@@ -44,10 +44,12 @@ class WritingApi(Api):
         where = (manifest["apiVersion"], manifest["kind"], meta["name"], meta.get("namespace"))
         return self.call("put", *where, body=manifest, _request_timeout=120)
 
-    def delete(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> bool:
-        """Request deletion, with dependants in the background; return False if the object does not exist."""
+    def delete(
+        self, api_version: str, kind: str, name: str, namespace: str | None = None, *, propagation: str = "Background"
+    ) -> bool:
+        """Request deletion; return False if the object does not exist. `Foreground`: it stays until dependants went."""
         try:
-            self.call("delete", api_version, kind, name, namespace, propagation_policy="Background")
+            self.call("delete", api_version, kind, name, namespace, propagation_policy=propagation)
         except ApiError as error:
             if error.code == 404:
                 return False

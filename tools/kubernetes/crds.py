@@ -1,7 +1,8 @@
-"""Packs KubeRay's CustomResourceDefinitions for `infra/kubernetes`, so a stack needs neither Helm nor Go.
+"""Packs the CustomResourceDefinitions of KubeRay and of the AWS Load Balancer Controller for `infra/kubernetes`, so a stack needs neither Helm nor Go.
 
 It leaves out descriptions, the deprecated v1alpha1 and kinds behind feature gates. 4 MB become 27 kB, which makes a
-preview, a run and the API server faster. The schemas are KubeRay's own. KubeRay is Apache-2.0.
+preview, a run and the API server faster. The schemas are their owners' own. KubeRay is Apache-2.0, as is
+the controller, whose two kinds come from a checkout of its tag: its Go module is of no other use here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from modelfleet.infra.kubernetes.versions import KUBERAY
+import yaml
+
+from modelfleet.infra.kubernetes.versions import KUBERAY, LOAD_BALANCER_CONTROLLER
 from tools.kubernetes.control_plane import crd_manifests
 
-TARGET = Path(__file__).parents[2] / "infra" / "kubernetes" / "crds" / f"kuberay-{KUBERAY}.json.gz"
+FOLDER = Path(__file__).parents[2] / "infra" / "kubernetes" / "crds"
+TARGET = FOLDER / f"kuberay-{KUBERAY}.json.gz"
+BALANCER = FOLDER / f"aws-load-balancer-controller-{LOAD_BALANCER_CONTROLLER}.json.gz"
+BALANCER_KINDS = ("elbv2.k8s.aws_ingressclassparams", "elbv2.k8s.aws_targetgroupbindings")
 
 #: Behind a feature gate that is off. Each CRD costs the API server seconds.
 UNUSED = {"RayCronJob"}
@@ -26,9 +32,20 @@ def write(target: Path = TARGET) -> Path:
     return target
 
 
+def write_balancer(checkout: Path, target: Path = BALANCER) -> Path:
+    """Write the controller's file again, from a checkout of kubernetes-sigs/aws-load-balancer-controller."""
+    bases = checkout / "config" / "crd" / "bases"
+    target.write_bytes(_packed([yaml.safe_load((bases / f"{name}.yaml").read_text()) for name in BALANCER_KINDS]))
+    return target
+
+
 def packed() -> bytes:
-    """The file's content."""
-    chosen = [_bare(crd) for crd in crd_manifests() if crd["spec"]["names"]["kind"] not in UNUSED]
+    """The content of KubeRay's file."""
+    return _packed([crd for crd in crd_manifests() if crd["spec"]["names"]["kind"] not in UNUSED])
+
+
+def _packed(crds: list[dict[str, Any]]) -> bytes:
+    chosen = [_bare(crd) for crd in crds]
     text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
     return gzip.compress(text.encode(), 9, mtime=0)
 

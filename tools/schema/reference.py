@@ -94,7 +94,10 @@ def _type(key: dict[str, Any]) -> str:
     if "const" in key:
         return f"`{key['const']}`"
     if allowed is not None:
-        return ", ".join(f"`{value}`" for value in allowed)
+        several = (
+            ", or a list of them" if any(branch.get("items", {}).get("enum") == allowed for branch in branches) else ""
+        )
+        return ", ".join(f"`{value}`" for value in allowed) + several
     kinds = {"mapping" if "$ref" in branch else _TYPES[branch["type"]] for branch in branches}
     return " or ".join(sorted(kinds)) + (f", {unit}" if unit else "")
 

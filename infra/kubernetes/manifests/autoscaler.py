@@ -5,6 +5,7 @@ Its minor version is the cluster's; its AWS rights come with the ServiceAccount 
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from modelfleet.infra.catalog.images import reference
@@ -19,9 +20,11 @@ from modelfleet.infra.kubernetes.manifests.pods import (
 )
 from modelfleet.infra.kubernetes.names import labels, selector
 from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE
+from modelfleet.infra.planning.ladder import NODE_START_S, priorities
 from modelfleet.infra.planning.plan import Plan
 
 USER: Final = 65534
+PRIORITIES: Final = "cluster-autoscaler-priority-expander"
 _READ = ["get", "list", "watch"]
 #: The rules of autoscaler's cluster-autoscaler/cloudprovider/aws/examples/cluster-autoscaler-autodiscover.yaml.
 _RULES: Final[list[tuple[str, list[str], list[str]]]] = [
@@ -47,7 +50,7 @@ _OWN: Final[list[Manifest]] = [
     {
         "apiGroups": [""],
         "resources": ["configmaps"],
-        "resourceNames": ["cluster-autoscaler-status", "cluster-autoscaler-priority-expander"],
+        "resourceNames": ["cluster-autoscaler-status", PRIORITIES],
         "verbs": ["get", "watch", "update", "delete"],
     },
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
@@ -61,15 +64,32 @@ _OWN: Final[list[Manifest]] = [
 
 
 def cluster_autoscaler(plan: Plan, cluster_name: str) -> list[Manifest]:
-    """ServiceAccount, rights in the cluster and in its own namespace, and Deployment."""
+    """ServiceAccount, rights in the cluster and in its own namespace, the order of node groups, and Deployment."""
     rules = [{"apiGroups": [group], "resources": kinds, "verbs": verbs} for group, kinds, verbs in _RULES]
     cluster_wide = {"name": AUTOSCALER, "labels": labels(plan, AUTOSCALER)}
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _metadata(plan)},
         *_rights("ClusterRole", cluster_wide, rules),
         *_rights("Role", _metadata(plan), _OWN),
+        priority_expander(plan),
         _deployment(plan, cluster_name),
     ]
+
+
+def priority_expander(plan: Plan) -> Manifest:
+    """In which order node groups are tried. The autoscaler reads it before each purchase, so a change restarts nothing.
+
+    Name, key and format: kubernetes/autoscaler 1.35.0, cluster-autoscaler/expander/priority/priority.go.
+    """
+    ordered = sorted(priorities(plan.pools).items(), reverse=True)
+    # JSON is YAML, and quotes a pattern so that nothing in it is YAML's. Numbers are not keys in JSON.
+    lines = [f"{priority}: {json.dumps(patterns)}" for priority, patterns in ordered]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {**_metadata(plan), "name": PRIORITIES},
+        "data": {"priorities": "\n".join(lines) + "\n"},
+    }
 
 
 def _rights(kind: str, metadata: Manifest, rules: list[Manifest]) -> list[Manifest]:
@@ -97,7 +117,9 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
             "./cluster-autoscaler",
             "--cloud-provider=aws",
             f"--node-group-auto-discovery=asg:tag={tags}",
-            "--expander=least-waste",
+            # The ladder first (`priority_expander`), then the type that leaves least unused.
+            "--expander=priority,least-waste",
+            f"--max-node-provision-time={NODE_START_S}s",
             "--balance-similar-node-groups",
             # Labels that alone differ between the groups of a pool, and that its AWS part does not know.
             "--balancing-ignore-label=nodegroup-name",

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.autoscaler import cluster_autoscaler
+from modelfleet.infra.gateway.render import DOOR
 from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_config,
     gateway_deployment,
@@ -17,6 +18,8 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_service,
 )
 from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
+from modelfleet.infra.kubernetes.manifests.load_balancer import controller, target_group_binding
+from modelfleet.infra.kubernetes.manifests.load_balancer import custom_resource_definitions as balancer_definitions
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
 from modelfleet.infra.kubernetes.manifests.namespace import (
     disruption_budgets,
@@ -80,8 +83,13 @@ def mirrors(plan: Plan) -> list[Manifest]:
 
 
 def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:
-    """The gateway's configuration, its pods, its Service and, with a host name, its Ingress."""
+    """The gateway's configuration, its pods, its Service and, on a cluster that is not ours, its Ingress."""
     return [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan), *gateway_ingress(plan)]
+
+
+def load_balancer(plan: Plan, cluster_name: str, target_group_arn: Any) -> list[Manifest]:
+    """What registers the gateway's pods with the load balancer; the gateway's pods are ready only with it."""
+    return [*controller(plan, cluster_name), *target_group_binding(plan, target_group_arn, DOOR)]
 
 
 def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list[Manifest]:
@@ -92,6 +100,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *operator(plan),
         *ray(plan),
         *mirrors(plan),
+        *load_balancer(plan, cluster_name, PLACEHOLDER),
         *gateway(plan, keys_id),
     ]
 
@@ -104,6 +113,7 @@ def with_secrets(plan: Plan, *, secrets: Collection[str], cluster_name: str = ""
     with_keys = plan.gateway.auth == "keys" and "apiKeys" in secrets
     return [
         *(custom_resource_definitions() if plan.own_operator else []),
+        *balancer_definitions(plan),
         *everything(plan, keys_id=PLACEHOLDER if with_keys else "", cluster_name=cluster_name),
         *(huggingface(plan, PLACEHOLDER) if "huggingFaceToken" in secrets else []),
         *([gateway_keys(plan, PLACEHOLDER)] if with_keys else []),

@@ -1,4 +1,4 @@
-"""The gateway: the plan's HAProxy configuration as a Deployment, a Service, and an Ingress when it has a host name.
+"""The gateway: the plan's HAProxy configuration as a Deployment, a Service, and what binds both to a front door.
 
 A change of configuration or keys is a rolling update: new pods take new requests, and an old pod ends with its last
 stream (the image's stop signal is SIGUSR1, which tells HAProxy to finish what it has).
@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.gateway import GatewayFiles, Runtime, render
+from modelfleet.infra.gateway.render import DOOR
+from modelfleet.infra.kubernetes.manifests.load_balancer import readiness_gate
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     Manifest,
@@ -30,12 +32,12 @@ BODIES_METRICS_PORT: Final = 8406
 HAPROXY_USER: Final = 99
 CONFIG_PATH, KEYS_PATH, RUN_PATH = "/etc/gateway", "/etc/gateway-keys", "/run/gateway"
 KEY_MAP: Final = "keys.map"
-#: The longest idle time that Application Load Balancers allow, in seconds.
-MOST_ALB_IDLE_S: Final = 4000
 BODIES_MEMORY_MIB: Final = 2048
 #: Seconds between the decision to end a pod and its stop signal, which closes its port. In that time nodes and load
 #: balancers learn of it and send new requests elsewhere. The second process ends later; the first still needs it.
 LEAVE_SECONDS, BODIES_LEAVE_SECONDS = 15, 20
+#: How much longer behind a load balancer of AWS: its controller has to hear of the pod, then its nodes.
+BALANCER_LEAVE_SECONDS = 15
 #: How long a process may take until it listens.
 START_SECONDS = 120
 
@@ -52,6 +54,8 @@ def gateway_files(plan: Plan) -> GatewayFiles:
         threads=2,
         bodies_memory_mib=BODIES_MEMORY_MIB,
         resolve_names=True,
+        door_bind=f":{plan.front_door.port}" if plan.front_door else None,
+        door_idle_s=plan.front_door.idle_s if plan.front_door else 0,
     )
     return render(plan.gateway, runtime, upstream=f"{SERVE_SERVICE}.{plan.namespace}.svc.cluster.local:{SERVE_PORT}")
 
@@ -84,8 +88,11 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
         "affinity": system_placement(plan),
         "topologySpreadConstraints": [spread, {**spread, "topologyKey": "topology.kubernetes.io/zone"}],
         # As long as the longest stream, where the cluster waits for it; an old pod ends earlier, with its last request.
-        "terminationGracePeriodSeconds": plan.grace_s(plan.gateway.settings.timeout_s + BODIES_LEAVE_SECONDS + 30),
-        "containers": [_container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT), _bodies(plan)],
+        "terminationGracePeriodSeconds": plan.grace_s(
+            plan.gateway.settings.timeout_s + BODIES_LEAVE_SECONDS + _longer_leave(plan) + 30
+        ),
+        **readiness_gate(plan),
+        "containers": [_gateway(plan), _bodies(plan)],
         "volumes": [
             {"name": "config", "configMap": {"name": GATEWAY}},
             {"name": "keys", "secret": {"secretName": GATEWAY_KEYS, "optional": plan.gateway.auth == "none"}},
@@ -106,7 +113,9 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
 
 
 def gateway_service(plan: Plan) -> Manifest:
-    """Reachable inside the cluster only; an Ingress opens it to the outside."""
+    """Reachable inside the cluster only. A load balancer asks the pods at their own addresses."""
+    door = plan.front_door
+    for_door = [{"name": DOOR, "port": door.port, "targetPort": DOOR, "appProtocol": "http"}] if door else []
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -114,54 +123,55 @@ def gateway_service(plan: Plan) -> Manifest:
         "spec": {
             "type": "ClusterIP",
             "selector": selector(GATEWAY),
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}],
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}, *for_door],
         },
     }
 
 
 def gateway_ingress(plan: Plan) -> list[Manifest]:
-    """One Ingress when the stack has a host name: TLS, internal, idle timeout above the longest stream."""
-    if plan.gateway.settings.hostname is None:
+    """One Ingress of the stack's class, on a cluster that is not ours."""
+    if plan.front_door is None or plan.front_door.load_balancer:
         return []
-    backend = {"service": {"name": GATEWAY, "port": {"name": "http"}}}
-    tls = (
-        [{"hosts": [plan.gateway.settings.hostname], "secretName": plan.gateway.settings.tls_secret}]
-        if plan.gateway.settings.tls_secret
-        else []
-    )
-    rule = {
-        "host": plan.gateway.settings.hostname,
-        "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
-    }
+    settings, host = plan.gateway.settings, plan.front_door.hostname
+    backend = {"service": {"name": GATEWAY, "port": {"name": DOOR}}}
+    rule = {"host": host, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
+    tls = [{"hosts": [host], "secretName": settings.tls_secret}] if settings.tls_secret else []
     return [
         {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "Ingress",
             "metadata": {**_metadata(plan), "annotations": _ingress_annotations(plan)},
-            "spec": {"rules": [rule], **({"tls": tls} if tls else {})},
+            "spec": {"ingressClassName": settings.ingress_class, "rules": [rule], **({"tls": tls} if tls else {})},
         }
     ]
 
 
 def _ingress_annotations(plan: Plan) -> dict[str, str]:
-    """Annotations for the two controllers that most clusters have; others ignore them."""
+    """What ingress-nginx needs for streams and large bodies, which others ignore, and the stack's own."""
     timeout, body = plan.gateway.settings.timeout_s, plan.gateway.settings.max_body_mib
-    alb = "alb.ingress.kubernetes.io"
     nginx = "nginx.ingress.kubernetes.io"
     return {
-        f"{alb}/scheme": "internal",
-        f"{alb}/target-type": "ip",
-        f"{alb}/listen-ports": '[{"HTTPS": 443}]',
-        f"{alb}/healthcheck-path": "/health",
-        f"{alb}/load-balancer-attributes": f"idle_timeout.timeout_seconds={min(timeout, MOST_ALB_IDLE_S)}",
         f"{nginx}/proxy-read-timeout": str(timeout),
         f"{nginx}/proxy-send-timeout": str(timeout),
         f"{nginx}/proxy-buffering": "off",
         f"{nginx}/proxy-body-size": f"{body}m",
+        **plan.gateway.settings.ingress_annotations,
     }
 
 
-def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
+def _longer_leave(plan: Plan) -> int:
+    return BALANCER_LEAVE_SECONDS if plan.front_door and plan.front_door.load_balancer else 0
+
+
+def _gateway(plan: Plan) -> Manifest:
+    """The first process, which the Service and the front door lead to."""
+    container = _container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT, LEAVE_SECONDS + _longer_leave(plan))
+    if plan.front_door:
+        container["ports"].append({"name": DOOR, "containerPort": plan.front_door.port})
+    return container
+
+
+def _container(plan: Plan, name: str, config: str, metrics: int, leave_s: int) -> Manifest:
     mounts = [("config", CONFIG_PATH, True), ("keys", KEYS_PATH, True), ("run", RUN_PATH, False)]
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5}
     # What hangs has no stream that is worth the pod's own grace.
@@ -177,7 +187,7 @@ def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
         # Ready means that the process answers, not that a model does: otherwise no 503 could say why none does.
         "readinessProbe": {**probe, "failureThreshold": 2},
         "livenessProbe": {**probe, **at_once, "failureThreshold": 6},
-        "lifecycle": _leave(LEAVE_SECONDS),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(leave_s)]}}},
         "resources": resources("500m", "512Mi", limit_memory="1Gi"),
         **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
@@ -187,18 +197,14 @@ def _container(plan: Plan, name: str, config: str, metrics: int) -> Manifest:
 
 def _bodies(plan: Plan) -> Manifest:
     """The second process, for request bodies beyond the first one's buffer; reached through its socket only."""
-    container = _container(plan, "bodies", "bodies.cfg", BODIES_METRICS_PORT)
+    leave_s = BODIES_LEAVE_SECONDS + _longer_leave(plan)
+    container = _container(plan, "bodies", "bodies.cfg", BODIES_METRICS_PORT, leave_s)
     container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = {key: value for key, value in container[probe].items() if key != "httpGet"}
         container[probe] = {"tcpSocket": {"port": "bodies-metrics"}, **asked}
-    container["lifecycle"] = _leave(BODIES_LEAVE_SECONDS)
     container["resources"] = resources("100m", "256Mi", limit_memory=mib(BODIES_MEMORY_MIB + 512))
     return container
-
-
-def _leave(seconds: int) -> Manifest:
-    return {"preStop": {"exec": {"command": ["sleep", str(seconds)]}}}
 
 
 def _metadata(plan: Plan) -> Manifest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
+from modelfleet.infra.kubernetes.manifests.load_balancer import has_balancer
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
@@ -20,6 +21,7 @@ from modelfleet.infra.kubernetes.names import (
     SERVE_PORT,
     labels,
 )
+from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT
 from modelfleet.infra.planning.plan import Plan
 
 #: Instance metadata: a pod has its own role, never the node's.
@@ -34,6 +36,7 @@ RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 SERVE_PODS: Final = {"matchLabels": {"ray.io/serve": "true"}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
 OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
+CONTROLLER_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LOAD_BALANCER_ACCOUNT}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 
 
@@ -52,6 +55,7 @@ def network_policies(plan: Plan) -> list[Manifest]:
     ]
     gateway_ingress = [
         {"ports": [{"port": PORT}]},
+        *_front_door(plan),
         _allow([_in_namespace(MONITORING_NAMESPACE)], METRICS_PORT, BODIES_METRICS_PORT),
     ]
     serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
@@ -65,7 +69,22 @@ def network_policies(plan: Plan) -> list[Manifest]:
     if plan.own_operator:
         to_ray = {"to": [{"podSelector": RAY_PODS}]}
         policies.append(_policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[dns, world, to_ray]))
+    if has_balancer(plan):
+        account = LOAD_BALANCER_ACCOUNT
+        policies.append(_policy(plan, account, CONTROLLER_PODS, ingress=[], egress=[dns, world]))
     return policies
+
+
+def _front_door(plan: Plan) -> list[Manifest]:
+    """The port where clients' addresses are believed: for the load balancer's subnets, where the plan knows them.
+
+    An Ingress controller is any pod of the cluster, and a network that exists has subnets that only AWS knows; there the
+    load balancer's security group is the limit.
+    """
+    if plan.front_door is None:
+        return []
+    blocks = [{"ipBlock": {"cidr": cidr}} for cidr in plan.front_door.addresses]
+    return [{"ports": [{"port": plan.front_door.port}], **({"from": blocks} if blocks else {})}]
 
 
 def _in_namespace(name: str) -> Manifest:

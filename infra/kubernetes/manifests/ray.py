@@ -44,15 +44,16 @@ from modelfleet.infra.kubernetes.names import (
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import DISK, GPU, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.mirrors import MODELS_WAIT_S
+from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB
 from modelfleet.infra.planning.plan import Plan, WorkerGroup
+from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
 CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
 #: How long a worker may finish its requests before it is killed, if the update of its node waits for it; and what of
 #: that time is left to Ray, to stop what does not end by itself.
 GRACE_SECONDS, STOP_SECONDS = 900, 60
-#: Ray's object store carries no tensors here (vLLM's workers share memory on their own).
-OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
+OBJECT_STORE_BYTES: Final = OBJECT_STORE_MIB * MIB
 #: On disk: Ray's session with its logs, which rotate at 512 MB each, and the code of each application.
 HEAD_CPU, HEAD_MEMORY, HEAD_DISK = "2", "8Gi", "4Gi"
 #: Only Kubernetes knows a pod's own address; the network policy says who may connect.
@@ -266,8 +267,7 @@ def _environment(plan: Plan) -> dict[str, str | None]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(plan.ray_cluster.longest_stream_s),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray would start replicas with niceness 15: they would come last beside everything else on their node.
-        "RAY_worker_niceness": "0",
+        **RAY_ENVIRONMENT,
         "VLLM_NO_USAGE_STATS": "1",
         "AWS_REGION": plan.region,
         "MODELFLEET_MODEL_CACHE": f"{WEIGHTS_PATH}/models",

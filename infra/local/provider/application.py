@@ -16,8 +16,9 @@ from modelfleet.infra.local.provider.replica_log import doing
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
 
-#: Limit for the slowest start (weights, compilation, a busy machine), unless the resource has its own.
-READY_TIMEOUT_S = 1800.0
+#: Longest silence of a start (one step of it: weights, compilation, a busy machine); the whole may take hours, as a
+#: large model's first download does. A resource's own limit is one for the whole.
+SILENCE_TIMEOUT_S = 1800.0
 GONE_TIMEOUT_S = 120.0
 POLL_S = 0.5
 #: The dashboard of an overloaded machine may not answer for a while. Ray's own resource watches Ray itself.
@@ -72,7 +73,7 @@ def _deploy(call: Call[Props], inputs: Props, config: dict[str, Any]) -> None:
         if found is not None and found["status"] == "DEPLOY_FAILED":
             _remove(api, name, progress)  # Serve does not try an unchanged configuration again
         api.put(config)
-        _wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds or READY_TIMEOUT_S)
+        _wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds)
     except Unreachable as error:
         raise PartlyMade(name, {}, [f"Ray ended during the deployment of {name}: {error}"]) from error
     except NotReady as error:
@@ -84,7 +85,7 @@ class NotReady(Exception):
     """The application failed, or took too long; the text says why."""
 
 
-def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path, timeout_s: float) -> None:
+def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path, limit_s: float | None) -> None:
     answered = time.monotonic()
     while True:
         try:
@@ -98,9 +99,12 @@ def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path
             raise NotReady(_failure(name, found or {}, logs))
         if found["status"] == "RUNNING":
             return
-        if progress.seconds > timeout_s:
-            raise NotReady(f"{name} was not ready after {timeout_s:.0f} s: {doing(found, logs)}")
-        progress.say(f"{name}: {doing(found, logs)}")
+        does = doing(found, logs)
+        progress.say(f"{name}: {does}")
+        if limit_s and progress.seconds > limit_s:
+            raise NotReady(f"{name} was not ready after {limit_s:.0f} s: {does}")
+        if not limit_s and progress.unchanged_seconds > SILENCE_TIMEOUT_S:
+            raise NotReady(f"{name} did nothing new for {SILENCE_TIMEOUT_S:.0f} s: {does}")
         time.sleep(POLL_S)
 
 

@@ -25,6 +25,7 @@ class Progress:
         self._step = step
         self._began = time.monotonic()
         self._said_at = 0.0
+        self._changed_at = self._began
         self._last = ""
         self._lock = threading.Lock()
 
@@ -33,10 +34,17 @@ class Progress:
         """Seconds since this was made."""
         return time.monotonic() - self._began
 
+    @property
+    def unchanged_seconds(self) -> float:
+        """Seconds since the last line that was new."""
+        return time.monotonic() - self._changed_at
+
     def say(self, line: str) -> None:
         """Shows `line` at once if it is new, else every few seconds."""
         with self._lock:
             now = time.monotonic()
+            if line != self._last:
+                self._changed_at = now
             if line != self._last or now - self._said_at >= SAY_EVERY_S:
                 self._said_at, self._last = now, line
                 self._step(f"{line[:SHOWN]} ({self.seconds:.0f} s)")

@@ -173,14 +173,6 @@ def _generation(doc: Rewriter) -> None:
 
 def _scaling(doc: Rewriter) -> None:
     scaling = doc.mapping("scaling_config")
-    workers = scaling.get("num_workers")
-    if "placement_strategy" not in scaling and isinstance(workers, int) and workers > 1:
-        doc.put(
-            ("scaling_config", "placement_strategy"),
-            "STRICT_PACK",
-            message=f"added placement_strategy: STRICT_PACK, because {workers} workers must share a node",
-            because_of=("scaling_config", "num_workers"),
-        )
     if "pg_timeout_s" in scaling:
         doc.drop(("scaling_config", "pg_timeout_s"), message="RayLLM read it and did nothing with it; leave it out")
 

@@ -127,6 +127,23 @@ def test_the_command_says_what_it_could_not_read_and_goes_on(
     assert len(findings) == 3
 
 
+def test_the_front_doors_zone_is_a_public_one_of_exactly_that_name(tmp_path: Path, credentials: None) -> None:
+    door = {"expose": "internal", "hostname": "models.example.org", "zone": "example.org"}
+    plan, _ = planned(tmp_path, gateway=door)
+    with mock_aws():
+        route53 = boto3.client("route53", "us-west-2")
+        vpc = boto3.client("ec2", "us-west-2").create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+        where = {"VPCRegion": "us-west-2", "VPCId": vpc}
+        private = {"PrivateZone": True}
+        route53.create_hosted_zone(Name="example.org", CallerReference="1", VPC=where, HostedZoneConfig=private)
+        route53.create_hosted_zone(Name="models.example.org", CallerReference="2")
+        before = read_facts_with_boto3(plan)
+        made = route53.create_hosted_zone(Name="example.org", CallerReference="3")["HostedZone"]["Id"]
+        after = read_facts_with_boto3(plan)
+    assert before.zone_id == ""
+    assert after.zone_id == made.rpartition("/")[2]
+
+
 def test_addresses_cluster_log_group_and_image_are_read(tmp_path: Path, credentials: None) -> None:
     image = f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com/serving:1"
     plan, _ = planned(tmp_path, kubernetes={"image": image})

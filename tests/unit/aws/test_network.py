@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, pool_zones
+from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, rung_zones
 from modelfleet.infra.planning.network import subnet_blocks
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.aws.builders import facts, planned
@@ -49,7 +49,7 @@ def test_another_pool_moves_no_zone_of_the_network(tmp_path: Path) -> None:
     before, _ = planned(tmp_path, pools=[POOL])
     after, _ = planned(tmp_path, pools=[POOL, scarce])
     assert network_zones(before, known) == network_zones(after, known) == ("us-west-2a", "us-west-2b")
-    assert pool_zones(after.pools[1], network_zones(after, known), known) == ("us-west-2b",)
+    assert rung_zones(after.pools[1].rungs[0], network_zones(after, known), known) == ("us-west-2b",)
 
 
 def test_the_control_plane_keeps_its_two_zones_when_zones_and_subnets_are_added() -> None:

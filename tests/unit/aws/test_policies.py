@@ -19,6 +19,7 @@ STATEMENTS = {
     "key": policies.use_key("arn:aws:kms:us-west-2:1:key/k", write=True, region="us-west-2"),
     "existing": policies.read_existing(["other/llama", "other/mistral", "whole"], **PARTITION),
     "autoscaler": policies.cluster_autoscaler(cluster_name="c", **PLACE),
+    "targets": policies.target_registration(stack="prod", **PLACE),
 }
 
 
@@ -38,6 +39,19 @@ def test_a_wildcard_resource_appears_only_where_aws_has_no_finer_one(name: str) 
         if "*" in _list(statement["Resource"]):
             assert set(_list(statement["Action"])) <= set(policies.UNSCOPED), statement
     assert all(reason for reason in policies.UNSCOPED.values())
+
+
+def test_the_load_balancers_controller_changes_the_targets_of_its_own_stack_and_nothing_else() -> None:
+    """Its published policy may change every load balancer and security group of the account."""
+    statements = STATEMENTS["targets"]
+    group = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/any/0123456789abcdef"
+    mine, other = ({"aws:ResourceTag/modelfleet.dev/stack": stack} for stack in ("prod", "dev"))
+    for action in ("RegisterTargets", "DeregisterTargets"):
+        assert allowed(statements, f"elasticloadbalancing:{action}", group, mine)
+        assert not allowed(statements, f"elasticloadbalancing:{action}", group, other)
+        assert not allowed(statements, f"elasticloadbalancing:{action}", group, {})
+    for action in ("ec2:AuthorizeSecurityGroupIngress", "elasticloadbalancing:DeleteTargetGroup"):
+        assert not allowed(statements, action, group, mine)
 
 
 def test_reading_is_for_the_named_prefixes() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, AccountFacts, ClusterFact, SubnetFact
+from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, ZONE, AccountFacts, ClusterFact, SubnetFact
 from modelfleet.infra.aws.here import why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
@@ -112,7 +112,7 @@ def test_a_pool_in_a_zone_outside_the_network_is_refused(tmp_path: Path) -> None
 def test_a_capacity_block_must_name_its_one_zone(tmp_path: Path) -> None:
     block = {**A100, "purchase": "capacity-block", "capacityReservationId": "cr-0123456789abcdef0"}
     (said,) = sentences(tmp_path, facts(), pools=[block])
-    assert "that of its reservation; name that one" in said
+    assert "a capacity block is in one zone; name that one" in said
 
 
 def test_the_system_type_must_be_in_every_zone(tmp_path: Path) -> None:
@@ -226,6 +226,18 @@ def test_an_image_that_the_registry_lacks_is_refused(tmp_path: Path) -> None:
     """Pods would wait for it, on GPU nodes that cost money."""
     (said,) = sentences(tmp_path, facts(lacks_image=True), kubernetes={"image": IMAGE})
     assert f"kubernetes.image: found '{IMAGE}', which ECR does not have" in said
+
+
+ZONE_DOOR = {"expose": "internal", "hostname": "models.example.org", "zone": "example.org"}
+
+
+@pytest.mark.parametrize("unread", [{}, {ZONE: "AccessDenied"}], ids=["absent", "not allowed"])
+def test_a_front_door_without_its_zone_is_refused(tmp_path: Path, unread: dict[str, str]) -> None:
+    """The run would make a certificate and wait more than an hour for its proof."""
+    (said,) = sentences(tmp_path, facts(unread=unread), gateway=ZONE_DOOR)
+    assert "modelfleet:gateway.zone: " in said
+    assert ("AccessDenied" in said) if unread else ("create-hosted-zone --name example.org" in said)
+    assert sentences(tmp_path, facts(zone_id="Z1"), gateway=ZONE_DOOR) == []
 
 
 def test_what_could_not_be_read_is_said_and_stops_nothing(tmp_path: Path) -> None:
@@ -351,3 +363,41 @@ def test_live_sizes_that_could_not_be_read_are_a_notice_with_the_rights_that_lac
     (found,) = preflight(plan, facts(live_unread="AccessDenied: no"))
     assert found.severity == Severity.NOTICE
     assert "AccessDenied: no; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup" in found.message
+
+
+RESERVED = {"purchase": ["reservation", "spot", "on-demand"], "capacityReservationId": "cr-0123456789abcdef0"}
+
+
+def test_each_rung_counts_against_its_own_quota_and_a_reservation_against_that_on_demand(tmp_path: Path) -> None:
+    """Any rung may give all nodes; a reservation and instances on demand are never more than the pool together."""
+    gpus = {quota.code: 0.0 for key, quota in default_catalog().quotas.items() if key[0].startswith("g")}
+    ladder = {**L4, **RESERVED, "capacityReservationZone": "us-west-2b"}
+    said = sentences(tmp_path, facts(quotas={**facts().quotas, **gpus}), pools=[ladder])
+    assert sorted(one.split("; ")[0].partition("need ")[2] for one in said) == [
+        "up to 16 vCPUs of 'All G and VT Spot Instance Requests'",
+        "up to 16 vCPUs of 'Running On-Demand G and VT instances'",
+    ]
+
+
+def test_a_reservation_names_its_zone_where_the_pool_has_several(tmp_path: Path) -> None:
+    (said,) = sentences(tmp_path / "a", facts(), pools=[{**L4, **RESERVED}])
+    assert "pools[0].capacityReservationZone: is not set, and the pool is in us-west-2a, us-west-2b" in said
+    assert sentences(tmp_path / "b", facts(), pools=[{**L4, **RESERVED, "capacityReservationZone": "us-west-2b"}]) == []
+    assert sentences(tmp_path / "c", facts(), pools=[{**L4, **RESERVED, "zones": ["us-west-2a"]}]) == []
+
+
+def test_a_reservation_outside_the_network_is_of_no_use(tmp_path: Path) -> None:
+    (said,) = sentences(tmp_path, facts(), pools=[{**L4, **RESERVED, "capacityReservationZone": "us-west-2d"}])
+    assert "pools[0].capacityReservationZone: found us-west-2d; the network's zones are us-west-2a, us-west-2b" in said
+
+
+def test_more_node_groups_than_eks_allows_by_default_are_warned_of(tmp_path: Path) -> None:
+    """Two zones: 2 groups of the system, 1 of the mirror, and 4 for each ladder of two purchases."""
+
+    def warned(count: int) -> list[str]:
+        pools = [{**L4, "name": f"l4-{n}", "purchase": ["spot", "on-demand"]} for n in range(count)]
+        return [one for one in sentences(tmp_path / str(count), facts(), pools=pools) if "node groups" in one]
+
+    assert warned(6) == []
+    (said,) = warned(7)
+    assert "make 31 managed node groups" in said and "EKS allows 30 a cluster" in said

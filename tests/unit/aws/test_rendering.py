@@ -63,7 +63,7 @@ def test_scaling_tags_of_a_pool_without_gpus_name_no_gpu(tmp_path: Path) -> None
 
 def test_on_demand_and_spot_leave_the_market_to_the_node_group(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path)
-    assert purchase_options(plan.pools[0]) == {}
+    assert purchase_options(plan.pools[0].rungs[0]) == {}
 
 
 def test_our_tags_override_those_of_the_stack_file(tmp_path: Path) -> None:

@@ -73,8 +73,7 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
     """Makes what a fleet's pods meet: cluster, bucket with its default key and its policy, roles, associations."""
     site = site_of(plan, builders.facts())
     iam, eks, s3, kms = (cloud.client(service) for service in ("iam", "eks", "s3", "kms"))
-    bucket_plan = plan.bucket
-    name = bucket_plan.name or BUCKET
+    name = plan.bucket.name or BUCKET
     key = kms.create_key(Policy=json.dumps(policies.account_key(partition="aws", account=builders.ACCOUNT)))
     key_arn = key["KeyMetadata"]["Arn"]
     s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
@@ -93,7 +92,7 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
     document = json.dumps(policies.document([MINIMAL_NODE]))
     iam.put_role_policy(RoleName="node", PolicyName="minimal", PolicyDocument=document)
     roles, namespaces = {}, {}
-    for access in pod_access(site, bucket_plan):
+    for access in pod_access(site, plan):
         trust = policies.pod_trust(
             cluster_arn=site.cluster_arn, namespace=access.namespace, service_account=access.service_account
         )

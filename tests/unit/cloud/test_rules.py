@@ -166,3 +166,36 @@ def test_a_node_group_that_gets_no_capacity_fails(cluster: Cluster) -> None:
     assert "InsufficientInstanceCapacity - We currently do not have sufficient g5.xlarge capacity" in issue["message"]
     eks.create_nodegroup(**cluster.group("empty", 0, 0, 2, **types))
     assert eks.describe_nodegroup(clusterName="c", nodegroupName="empty")["nodegroup"]["status"] == "ACTIVE"
+
+
+def test_a_group_is_never_larger_than_its_maximum(cluster: Cluster) -> None:
+    name, scaling = scaled(cluster), cluster.cloud.client("autoscaling")
+    wanted = (400, "ValidationError", "New SetDesiredCapacity value 3 is above max value 2 for the AutoScalingGroup.")
+    assert refused(scaling.set_desired_capacity, AutoScalingGroupName=name, DesiredCapacity=3) == wanted
+    scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=2)
+    (found,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    assert (found["DesiredCapacity"], len(found["Instances"])) == (2, 2)
+
+
+def test_a_group_without_capacity_fails_in_its_activities_and_tries_again(cluster: Cluster) -> None:
+    """cluster-autoscaler looks there, and so gives a rung up long before its node is late."""
+    name, scaling = scaled(cluster, capacityType="SPOT"), cluster.cloud.client("autoscaling")
+    cluster.cloud.cloud.rules.short_of(("g5.xlarge", "*", "spot"))
+    scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=1)
+    newest = scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]
+    assert newest["StatusCode"] == "Failed"
+    assert "Could not launch Spot Instances. InsufficientInstanceCapacity" in newest["StatusMessage"]
+    cluster.cloud.cloud.rules.short_of(("g5.xlarge", "*", "on-demand"))
+    (found,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    assert [one["InstanceType"] for one in found["Instances"]] == ["g5.xlarge"]
+    assert scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]["StatusCode"] == "Successful"
+
+
+def scaled(cluster: Cluster, **more: Any) -> str:
+    """The Auto Scaling group of a new node group of at most two g5.xlarge."""
+    group = cluster.group("l4_spot-a-0123", 0, 0, 2, instanceTypes=["g5.xlarge"], **more)
+    made = cluster.eks.create_nodegroup(**group)["nodegroup"]
+    found = cluster.eks.describe_nodegroup(clusterName="c", nodegroupName=made["nodegroupName"])["nodegroup"]
+    name = str(found["resources"]["autoScalingGroups"][0]["name"])
+    assert name.startswith("eks-l4_spot-a-0123-"), "the autoscaler's priorities know a group by its node group's name"
+    return name

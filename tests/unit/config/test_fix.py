@@ -113,7 +113,6 @@ engine_config:
 # at all
 scaling_config:
   num_workers: 2   # tensor parallel
-  placement_strategy: STRICT_PACK
   resources_per_worker:
     accelerator_type:A10G: 0.001"""
 

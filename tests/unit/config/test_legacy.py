@@ -225,9 +225,3 @@ def test_a_new_name_beats_the_old_one_with_a_warning() -> None:
     text = "deployment_config: {max_concurrent_queries: 7, max_ongoing_requests: 9}\n" + MINIMAL
     assert loaded(text).deployment_config.max_ongoing_requests == 9
     assert "counts" in messages(text, Severity.WARNING)["deployment_config.max_concurrent_queries"]
-
-
-def test_workers_without_a_strategy_share_a_node() -> None:
-    text = MINIMAL.replace("num_workers: 1", "num_workers: 2")
-    assert loaded(text).scaling_config.placement_strategy == "STRICT_PACK"
-    assert "STRICT_PACK" in messages(text, Severity.NOTICE)["scaling_config.num_workers"]

@@ -39,6 +39,13 @@ def tokenizer(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer"
 
 
+def test_a_request_without_messages_is_refused_as_the_server_refuses_it(messages: Path) -> None:
+    for empty in ("[]", '{"messages": []}'):
+        messages.write_text(empty)
+        with pytest.raises(InputErrors, match="has no messages"):
+            run_render(LLAMA, messages, tokens=False)
+
+
 def test_the_prompt_of_a_prompt_format_needs_no_tokenizer(messages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_render(LLAMA, messages, tokens=False) == 0
     assert capsys.readouterr().out == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi {you} [/INST]\n"

@@ -44,6 +44,10 @@ scaling_config:
 """
 
 
+#: Asks for Ray's executor, with a bundle for each worker.
+RAY = ("    max_num_seqs: 64\n", "    max_num_seqs: 64\n    distributed_executor_backend: ray\n")
+
+
 def findings_of(text: str) -> list[Finding]:
     return model_of(parse_document(text.encode(), "m.yaml"))[1]
 
@@ -114,9 +118,12 @@ BAD = {
     ),
     "id_with_dashes": ("org/name", "org/na--me", "model_id", "without `--`"),
     "id_with_space": ("org/name", "org/na me", "model_id", "allowed is"),
-    "pack_with_workers": (
-        "num_workers: 1\n  num_gpus_per_worker: 1\n  num_cpus_per_worker: 4\n  placement_strategy: STRICT_PACK",
-        "num_workers: 2\n  placement_strategy: PACK",
+    "pack_with_ray_workers": (
+        GOOD[GOOD.index("    max_num_seqs") :],
+        GOOD[GOOD.index("    max_num_seqs") :]
+        .replace(*RAY)
+        .replace("num_workers: 1", "num_workers: 2")
+        .replace("STRICT_PACK", "PACK"),
         "placement_strategy",
         "write STRICT_PACK",
     ),
@@ -286,12 +293,44 @@ def test_runtime_environments_are_checked(runtime_env: str, key: str, message: s
     assert "hf_abc" not in finding.sentence(), "a message must not repeat a secret"
 
 
-def test_a_replica_that_may_land_on_another_node_is_a_warning() -> None:
+def test_a_replica_that_may_land_on_another_node_than_its_ray_worker_is_a_warning() -> None:
     """Tensor-parallel workers spread over nodes were a common fault (ray PR#56980)."""
     text = changed("STRICT_PACK", "PACK").replace(
         "  ray_actor_options:\n    resources:\n      accelerator_type:L4: 0.001\n", ""
     )
-    assert only(text).severity is Severity.WARNING
+    assert findings_of(text) == [], "one bundle is on one node"
+    assert only(text.replace(*RAY)).severity is Severity.WARNING
+
+
+@pytest.mark.parametrize("strategy", ["SPREAD", "STRICT_SPREAD"])
+def test_a_strategy_without_effect_is_a_notice(strategy: str) -> None:
+    finding = only(changed("STRICT_PACK", strategy).replace("num_workers: 1", "num_workers: 2"))
+    assert (finding.path, finding.severity) == ("scaling_config.placement_strategy", Severity.NOTICE)
+    assert finding.message.startswith(f"{strategy} has no effect: a replica and its workers are one bundle")
+
+
+def test_several_workers_need_no_strategy() -> None:
+    text = changed("num_workers: 1", "num_workers: 4").replace("  placement_strategy: STRICT_PACK\n", "")
+    assert findings_of(text) == []
+
+
+@pytest.mark.parametrize(
+    ("executor", "scaling", "message"),
+    [
+        ("external_launcher", "num_workers: 1", "allowed are mp, ray, uni"),
+        ("uni", "num_workers: 2", "uni is one process"),
+        ("ray", "num_gpus_per_worker: 0", "CPU build does not support Ray"),
+    ],
+)
+def test_an_executor_that_a_replica_cannot_have_is_refused(executor: str, scaling: str, message: str) -> None:
+    text = changed(*RAY).replace("backend: ray", f"backend: {executor}")
+    key = scaling.partition(":")[0]
+    text = text.replace(f"{key}: 1", scaling)
+    if key == "num_gpus_per_worker":
+        text = text.replace("accelerator_type:L4", "accelerator_type:CPU")
+    finding = only(text)
+    assert finding.path == "engine_config.engine_kwargs.distributed_executor_backend"
+    assert message in finding.message and finding.severity is Severity.ERROR
 
 
 def test_fixed_and_autoscaled_replicas_exclude_each_other() -> None:

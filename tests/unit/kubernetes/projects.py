@@ -21,7 +21,13 @@ def existing(root: Path) -> Plan:
     """An existing cluster, with a host name, limits per key, Redis and `rollout: replace`."""
     models = [model("org/chat", "L4"), model("org/straight", "L4", hf_model_id="/models/straight")]
     kubernetes = {"rollout": "replace", "redisAddress": "redis.data:6379", "image": "registry.example/serving:1"}
-    gateway = {"hostname": "llm.example.com", "tlsSecret": "llm-tls", "requestsPerMinute": 60, "timeoutS": 1800}
+    door = {
+        "expose": "internal",
+        "ingressClass": "nginx",
+        "hostname": "llm.example.com",
+        "tlsSecret": "llm-tls",
+    }
+    gateway = {**door, "requestsPerMinute": 60, "timeoutS": 1800}
     return planned(root, models, stack="dev", pools=[L4], kubernetes=kubernetes, gateway=gateway)
 
 

@@ -151,16 +151,15 @@ def test_two_pods_are_spread_over_nodes_and_one_always_takes_requests(tmp_path: 
 
 @pytest.mark.parametrize("timeout_s", [600, 3600, 7200])
 def test_no_timeout_ends_a_quiet_stream_before_the_longest_request(tmp_path: Path, timeout_s: int) -> None:
-    plan = planned(tmp_path, five_models(), gateway={"timeoutS": timeout_s, "hostname": "llm.example.org"})
+    door = {"expose": "internal", "ingressClass": "nginx", "hostname": "llm.example.org", "tlsSecret": "llm-tls"}
+    plan = planned(tmp_path, five_models(), gateway={"timeoutS": timeout_s, **door})
     config = gateway_config(plan)["data"]["haproxy.cfg"]
     for side in ("client", "server"):
         assert f"timeout {side} {timeout_s}s" in config
     (ingress,) = gateway_ingress(plan)
     annotations = ingress["metadata"]["annotations"]
     assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == str(timeout_s)
-    attributes = annotations["alb.ingress.kubernetes.io/load-balancer-attributes"]
-    # An Application Load Balancer takes at most 4000 s; streams of tokens are never quiet that long.
-    assert attributes == f"idle_timeout.timeout_seconds={min(timeout_s, 4000)}"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
 
 
 def test_every_file_that_the_configuration_names_is_mounted(tmp_path: Path) -> None:

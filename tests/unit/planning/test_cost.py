@@ -50,7 +50,7 @@ def test_a_budget_that_cannot_be_checked_names_only_the_prices_that_are_missing(
     block = pool("block", "A100-40G", purchase="capacity-block", capacityReservationId="cr-0123456789abcdef0")
     plan = planned([model()], stack(XLARGE, block, budget={"maxUsdPerHour": 5}))
     assert _about_the_budget(plan) == (
-        "cannot be checked: pool block is a Capacity Block, which has no hourly price; remove the budget"
+        "cannot be checked: pool block has a Capacity Block, which has no hourly price; remove the budget"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from modelfleet.cli import endpoint
-from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer
+from modelfleet.cli import endpoint, up
+from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer, why_no_way_to
 from modelfleet.infra.planning.gateway_paths import BY_MODEL
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.serving.config.errors import SetupError
@@ -163,3 +164,43 @@ def test_openais_client_is_shown_for_the_kinds_that_it_supports() -> None:
     assert 'client.embeddings.create(model="org/model", input="What is the capital of France?")' in str(
         shown["embedding"]
     )
+
+
+def test_an_address_that_nobody_answers_at_has_a_reason_and_one_that_answers_has_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert why_no_way_to(f"http://127.0.0.1:{port}", seconds=0) == ""
+    assert "refused" in why_no_way_to(f"http://127.0.0.1:{port}", seconds=0).lower()
+    assert why_no_way_to("https://nowhere.invalid", seconds=0)
+
+
+def through_the_door(
+    replicas: tuple[int, int], why: str, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, list[str]]]:
+    """Whom `up` asks after it made a stack on EKS with a front door: addresses with their models."""
+    made = stack(pool(), gateway={"expose": "internal"}, auth="none")
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(up.pulumi_run, "outputs", lambda root, name: {"base_url": "http://door.example/v1"})
+    monkeypatch.setattr(up, "why_no_way_to", lambda base, *, seconds: why)
+    monkeypatch.setattr(
+        up, "_first_answers", lambda root, plan, base, models: asked.append((base, [one.model_id for one in models]))
+    )
+    up._show_endpoint(Path(), planned([model("org/model", "L4", replicas=replicas)], made))
+    return asked
+
+
+def test_up_on_eks_ends_with_a_first_answer_through_the_front_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert through_the_door((1, 1), "", monkeypatch) == [("http://door.example", ["org/model"])]
+
+
+def test_up_does_not_wake_a_model_that_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first request buys a GPU node."""
+    assert through_the_door((0, 1), "", monkeypatch) == []
+
+
+def test_up_says_when_the_front_door_cannot_be_reached_from_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert through_the_door((1, 1), "timed out", monkeypatch) == []
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot be reached from here, timed out; ask from a network in gateway.allowCidrs" in said

@@ -43,7 +43,7 @@ def test_on_cpus_vllm_gets_the_cache_that_ray_reserves_beside_weights_and_proces
 
 def test_each_worker_without_a_gpu_has_a_process_and_a_cache() -> None:
     one = completed(model(SMALL, "CPU", workers=3))
-    assert placement_bundles(one.config)[0]["memory"] == WEIGHTS + 3 * GIB + 2 * GIB + 2 * GIB
+    assert placement_bundles(one.config)[0]["memory"] == WEIGHTS + 3 * GIB + 2 * GIB + 3 * GIB
 
 
 def test_the_cache_holds_at_least_one_sequence_of_the_longest_length() -> None:
@@ -68,11 +68,19 @@ def test_a_cache_that_the_file_gives_is_the_one_that_counts(engine: dict[str, An
 
 def test_with_gpus_what_is_moved_off_them_is_reserved_on_the_host() -> None:
     plain = completed(model(LLAMA_7B, "A100-40G", workers=2))
-    assert placement_bundles(plain.config)[0]["memory"] == 3 * GIB
+    assert placement_bundles(plain.config)[0]["memory"] == 4 * GIB
     assert "kv_cache_memory_bytes" not in arguments(plain)
     offloading = {"kv_offloading_size": 64, "cpu_offload_gb": 10}
     moved = completed(model(LLAMA_7B, "A100-40G", workers=2, engine_kwargs=offloading))
-    assert placement_bundles(moved.config)[0]["memory"] == 3 * GIB + (64 + 2 * 10) * GIB
+    assert placement_bundles(moved.config)[0]["memory"] == 4 * GIB + (64 + 2 * 10) * GIB
+
+
+def test_a_single_worker_is_the_engines_process_unless_ray_has_it() -> None:
+    """Replica, engine and two workers took 3.8 GB resident, and 3.2 were reserved."""
+    ray = {"engine_kwargs": {"distributed_executor_backend": "ray"}}
+    for engine, reserved in (({}, 2 * GIB), (ray, 3 * GIB)):
+        one = completed(model(LLAMA_7B, "A100-40G", **engine))
+        assert placement_bundles(one.config)[0]["memory"] == reserved
 
 
 def test_on_this_machine_nothing_is_reserved_but_the_cache_has_its_size() -> None:

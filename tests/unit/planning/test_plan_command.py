@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from modelfleet.cli.plan import run_plan
+from modelfleet.cli.plan_json import plan_json
 from modelfleet.cli.plan_table import plan_table
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import InputErrors
@@ -93,6 +94,23 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(project: Path, w
     assert "12.6 of 21.9 GiB" in row and "1–2" in row and row.endswith("1.61")
     assert sum(line.endswith("USD/h max") for line in lines) == 3
     assert left_out in "\n".join(lines) if left_out else "left out" not in "\n".join(lines)
+
+
+def test_a_ladder_is_shown_rung_by_rung_with_fit_and_price(project: Path) -> None:
+    path = project / "stacks" / "Pulumi.dev.yaml"
+    text = path.read_text()
+    keys = "instanceTypes: [g6.xlarge, g6.2xlarge], purchase: [spot, on-demand]"
+    path.write_text(text.replace("maxNodes: 4}", f"maxNodes: 4, {keys}}}"))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_table(make_plan(project, "dev")))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
+    start = lines.index("Capacity ladders: the next rung is tried where EC2 has no machines")
+    assert lines[start + 1] == "pool rung purchase types, in order zones fits USD/h node USD/h max"
+    assert lines[start + 3 : start + 5] == [
+        "l4 1 spot g6.xlarge, g6.2xlarge all 1 × meta-llama/Llama-2-7b-chat-hf 0.98 1.96",
+        "l4 2 on-demand g6.xlarge, g6.2xlarge all 1 × meta-llama/Llama-2-7b-chat-hf 0.98 1.96",
+    ]
+    assert plan_json(make_plan(project, "dev"))["pools"][0]["rungs"][0]["purchase"] == "spot"
 
 
 def test_json_has_the_rows_and_the_input_of_the_renderers(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

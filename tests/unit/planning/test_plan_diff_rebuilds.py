@@ -35,6 +35,7 @@ CHANGES: dict[str, Any] = {
     "pools.maxNodes": 9,
     "pools.zones": ["us-east-1a"],
     "pools.capacityReservationId": "cr-0123456789abcdef0",
+    "pools.capacityReservationZone": "us-east-1a",
     "accountId": "999988887777",
     "network.cidr": "10.4.0.0/16",
     "network.zones": 2,
@@ -42,6 +43,7 @@ CHANGES: dict[str, Any] = {
     "network.interfaceEndpoints": True,
     "network.vpcId": "vpc-0123456789abcdef0",
     "network.privateSubnetIds": ["subnet-1", "subnet-2"],
+    "network.publicSubnetIds": ["subnet-3", "subnet-4"],
     "cluster.version": "1.36",
     "cluster.publicAccessCidrs": ["198.51.100.0/24"],
     "cluster.privateAccessCidrs": ["10.8.0.0/16"],
@@ -74,7 +76,13 @@ CHANGES: dict[str, Any] = {
     "gateway.maxBodyMib": 32,
     "gateway.timeoutS": 7200,
     "gateway.replicas": 3,
+    "gateway.expose": "internal",
     "gateway.hostname": "models.example.org",
+    "gateway.certificate": "arn:aws:acm:us-east-1:123456789012:certificate/one",
+    "gateway.zone": "example.org",
+    "gateway.allowCidrs": ["10.0.0.0/8"],
+    "gateway.ingressClass": "nginx",
+    "gateway.ingressAnnotations": {"example.org/note": "one"},
     "gateway.tlsSecret": "tls",
     "local.gatewayPort": 9000,
     "local.servePort": 9001,
@@ -89,14 +97,33 @@ CHANGES: dict[str, Any] = {
     "tags": {"team": "ml"},
     "imageRegistry": "mirror.example/all",
 }
+#: A front door of a cluster that is not ours.
+INGRESS = {"gateway.expose": "internal", "gateway.ingressClass": "nginx", "gateway.tlsSecret": "tls-before"}
 #: Other keys that must be set to keep the file valid.
 BESIDE: dict[str, dict[str, Any]] = {
     "pools.accelerator": {"pools.instanceTypes": ["g4dn.xlarge"]},
     "pools.capacityReservationId": {"pools.purchase": "capacity-block"},
+    "pools.capacityReservationZone": {
+        "pools.purchase": ["reservation", "spot", "on-demand"],
+        "pools.capacityReservationId": "cr-0123456789abcdef0",
+    },
     "network.vpcId": {"network.privateSubnetIds": ["subnet-1", "subnet-2"]},
     "network.privateSubnetIds": {"network.vpcId": "vpc-0123456789abcdef0"},
-    "gateway.tlsSecret": {"gateway.hostname": "models.example.org"},
+    "gateway.expose": {
+        "gateway.ingressClass": "nginx",
+        "gateway.hostname": "models.example.org",
+        "gateway.tlsSecret": "t",
+    },
+    "gateway.hostname": INGRESS,
+    "gateway.certificate": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
+    "gateway.zone": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
+    "gateway.allowCidrs": {"gateway.expose": "internal"},
+    "gateway.ingressClass": {**INGRESS, "gateway.hostname": "models.example.org"},
+    "gateway.ingressAnnotations": {**INGRESS, "gateway.hostname": "models.example.org"},
+    "gateway.tlsSecret": {**INGRESS, "gateway.hostname": "models.example.org"},
 }
+#: Keys of a front door that only target eks makes, or that differ there.
+ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs")
 REBUILDS = {
     "target": "worker groups l4, a100; pools appended at the end change none",
     "pools.name": "worker groups l4; pools appended at the end change none",
@@ -147,7 +174,8 @@ def test_every_key_of_the_stack_file_is_tried() -> None:
 @pytest.mark.parametrize("key", CHANGES)
 def test_the_diff_warns_exactly_when_kuberay_builds_another_cluster(key: str) -> None:
     """It was once silent about `redisAddress` and a longer `timeoutS`, while the stack paid for twice its GPUs."""
-    before, after = plan_with({}, {}), plan_with({key: CHANGES[key], **BESIDE.get(key, {})}, {})
+    base = {"target": "eks"} if key in ON_EKS else {}
+    before, after = plan_with({}, base), plan_with({**BESIDE.get(key, {}), key: CHANGES[key]}, base)
     assert before.config != after.config, "the change must reach the plan"
     warnings = rebuild_warnings(before, after)
     assert (cluster_parts(before) != cluster_parts(after)) is (key in REBUILDS)

@@ -26,7 +26,7 @@ def test_the_cheapest_type_that_fits_the_replica_is_taken() -> None:
     assert plan.pools[0].usd_per_node_hour == 1.3232
 
 
-def test_the_replicas_own_bundle_is_counted() -> None:
+def test_what_the_replica_itself_asks_is_counted() -> None:
     """RayLLM's 1 + 8 CPUs never fit an eight-core node, so replicas waited forever (rayllm.md, section 3)."""
     sentence = refusals([model(cpus=7)], stack(pool(instanceTypes=["g6.2xlarge"])))[0]
     assert sentence.startswith("models/org--model.yaml:")
@@ -113,17 +113,38 @@ def test_a_resource_that_no_node_offers_is_refused_instead_of_waiting_forever() 
     assert "scaling_config.resources_per_worker: asks for my_disk, which no node offers; nodes offer CPU" in sentence
 
 
-def test_pack_may_span_nodes_and_strict_pack_may_not() -> None:
+RAY = {"distributed_executor_backend": "ray"}
+
+
+@pytest.mark.parametrize("strategy", ["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"])
+def test_a_replica_is_on_one_node_whatever_its_strategy(strategy: str) -> None:
+    """Its weights are fetched on the replica's node only: a worker elsewhere took their folder for a Hub id."""
+    one = model(workers=2, strategy=strategy)
+    assert "one replica asks for 3 CPU, 2 GPU" in refusals([one], stack(pool(instanceTypes=["g6.xlarge"])))[0]
+    plan = planned([one], stack(pool(instanceTypes=["g6.12xlarge"])))
+    assert (plan.models[0].replicas_per_node, plan.pools[0].min_nodes, len(plan.models[0].bundles)) == (2, 1, 1)
+
+
+def test_pack_may_span_nodes_with_rays_executor_and_strict_pack_may_not() -> None:
     two_nodes = pool(instanceTypes=["g6.xlarge"])
-    plan = planned([model(workers=2, strategy="PACK")], stack(two_nodes))
+    plan = planned([model(workers=2, strategy="PACK", engine_kwargs=RAY)], stack(two_nodes))
     assert (plan.models[0].replicas_per_node, plan.pools[0].min_nodes) == (0, 2)
-    assert "one replica asks for 3 CPU, 2 GPU" in refusals([model(workers=2)], stack(two_nodes))[0]
+    assert "one replica asks for 3 CPU, 2 GPU" in refusals([model(workers=2, engine_kwargs=RAY)], stack(two_nodes))[0]
 
 
-def test_strict_spread_takes_a_node_per_bundle() -> None:
+def test_strict_spread_takes_a_node_per_bundle_of_rays_executor() -> None:
     """Three bundles (the replica and two workers) on nodes that could each fit all three."""
-    plan = planned([model(workers=2, strategy="STRICT_SPREAD")], stack(pool(instanceTypes=["g6.12xlarge"])))
+    spread = model(workers=2, strategy="STRICT_SPREAD", engine_kwargs=RAY)
+    plan = planned([spread], stack(pool(instanceTypes=["g6.12xlarge"])))
     assert plan.pools[0].min_nodes == 3
+
+
+def test_a_cache_that_shared_memory_cannot_hold_is_refused() -> None:
+    """vLLM keeps it in /dev/shm, of which a pod has a quarter of its memory, and ends when it does not fit."""
+    node = stack(pool(instanceTypes=["g6.12xlarge"]))
+    sentence = refusals([model(engine_kwargs={"kv_offloading_size": 64})], node)[0]
+    assert "kv_offloading_size: found 64; it lies in /dev/shm, where g6.12xlarge has 15.5 GiB for it" in sentence
+    planned([model(engine_kwargs={"kv_offloading_size": 15})], node)
 
 
 def test_memory_of_the_replica_counts() -> None:

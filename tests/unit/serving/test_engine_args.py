@@ -70,9 +70,21 @@ def test_an_unknown_generate_kwarg_is_refused_with_what_is_allowed() -> None:
         arguments({"generation": {"generate_kwargs": {"temprature": 1}}})
 
 
-def test_even_one_gpu_worker_is_a_ray_actor_because_the_replica_has_no_gpu() -> None:
-    """Otherwise vLLM would start its engine in the replica and find no GPU (ray#51242)."""
-    assert arguments()["distributed_executor_backend"] == "ray"
+def test_one_gpu_runs_in_the_engines_process_and_several_are_its_children() -> None:
+    """In a placement group vLLM would take Ray for several workers, each in a process with imports of its own."""
+    assert "distributed_executor_backend" not in arguments(), "vLLM's own choice for one worker is uni"
+    assert arguments(num_workers=4)["distributed_executor_backend"] == "mp"
+
+
+def test_the_file_can_ask_for_rays_executor() -> None:
+    ray = {"engine_kwargs": {"distributed_executor_backend": "ray"}}
+    assert arguments(ray)["distributed_executor_backend"] == "ray"
+    assert arguments(ray, num_workers=4)["distributed_executor_backend"] == "ray"
+
+
+def test_no_progress_bar_is_drawn_into_a_log_unless_the_file_wants_one() -> None:
+    assert arguments()["use_tqdm_on_load"] is False
+    assert arguments({"engine_kwargs": {"use_tqdm_on_load": True}})["use_tqdm_on_load"] is True
 
 
 def test_cpu_workers_are_child_processes_and_run_eagerly() -> None:
@@ -83,8 +95,21 @@ def test_cpu_workers_are_child_processes_and_run_eagerly() -> None:
     assert two["distributed_executor_backend"] == "mp"
 
 
-def test_a_replica_with_gpus_has_its_own_bundle_before_its_workers() -> None:
-    one = model(actor={"resources": GPU}, num_workers=2, num_cpus_per_worker=8)
+def test_a_replica_is_one_bundle_with_all_that_it_and_its_workers_ask() -> None:
+    one = model(actor={"resources": GPU, "memory": 4096}, num_workers=2, num_cpus_per_worker=8)
+    assert placement_bundles(one) == [{"CPU": 17.0, "GPU": 2.0, "memory": 4096.0, "accelerator_type:L4": 0.003}]
+
+
+def test_a_replica_with_gpus_takes_its_bundle_but_for_the_workers_cpus() -> None:
+    """Ray would set OMP_NUM_THREADS to the sum, and vLLM then keeps as many threads spinning while it serves."""
+    options = actor_options(model(actor={"num_cpus": 2}, num_workers=4, num_cpus_per_worker=8))
+    del options["runtime_env"]
+    assert options == {"num_cpus": 2.0, "num_gpus": 4.0, "resources": {"accelerator_type:L4": 0.004}}
+
+
+def test_with_rays_executor_a_replica_has_its_own_bundle_before_its_workers() -> None:
+    ray = {"engine_kwargs": {"distributed_executor_backend": "ray"}}
+    one = model(ray, actor={"resources": GPU}, num_workers=2, num_cpus_per_worker=8)
     worker = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 0.001}
     assert placement_bundles(one) == [{"CPU": 1.0, "accelerator_type:L4": 0.001}, worker, worker]
     options = actor_options(one)

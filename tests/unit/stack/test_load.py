@@ -52,7 +52,7 @@ def test_a_small_stack_has_all_defaults(tmp_path: Path) -> None:
         ),
         (
             "  modelfleet:pools:\n    - {name: Big_GPUs, accelerator: L4, maxNodes: 2}\n",
-            "6: modelfleet:pools[0].name: found 'Big_GPUs'; allowed is 1 to 30 lower-case letters, digits and `-`",
+            "6: modelfleet:pools[0].name: found 'Big_GPUs'; allowed is 1 to 28 lower-case letters, digits and `-`",
         ),
         (
             "  modelfleet:pools:\n    - {name: l4, accelerator: L4, minNodes: 3, maxNodes: 2}\n",

@@ -137,13 +137,16 @@ def update(call: Call[Kubernetes], id: str, state: Props, inputs: Props) -> Prop
 
 
 def delete(call: Call[Kubernetes], id: str, state: Props) -> None:
-    """Delete and wait until it is gone, finalizers and all."""
+    """Delete and wait until it is gone, dependants, finalizers and all.
+
+    In the foreground, as the plugin does: pulumi-kubernetes `provider/pkg/metadata`, `DeletionPropagation`.
+    """
     manifest = manifest_of(call.token, state)
     api, meta = call.session.api, manifest["metadata"]
     live = api.get(manifest["apiVersion"], manifest["kind"], meta["name"], meta.get("namespace"))
     if live is None:
         return
-    api.delete(live["apiVersion"], live["kind"], meta["name"], meta.get("namespace"))
+    api.delete(live["apiVersion"], live["kind"], meta["name"], meta.get("namespace"), propagation="Foreground")
     try:
         wait_until_gone(api, live, call.timeout_seconds, call.step)
     except TimeoutError as error:

@@ -1,0 +1,105 @@
+"""A pool's capacity ladder: its rungs, and the order in which cluster-autoscaler tries their node groups. Pure.
+
+A rung is one purchase of the stack file's `purchase`. Its types share a node group, because EC2 tries them itself: on
+demand in their order (`prioritized`), of spot the most available at a low price (`price-capacity-optimized`). A group
+per type would only be slower, and EKS allows 30 groups a cluster.
+https://docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html
+
+A rung is given up for a while when EC2 refuses it or its node does not come (kubernetes/autoscaler 1.35.0:
+cloudprovider/aws/auto_scaling_groups.go `isNodeGroupAvailable`; `--max-node-provision-time`). Then the pods that still
+wait get the next one. After 5 to 30 minutes the first is tried again, by pods that wait then
+(`--initial-node-group-backoff-duration`, `--max-node-group-backoff-duration`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.names import PURCHASE_LABEL
+from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
+from modelfleet.infra.planning.plan import PoolPlan, Rung
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.infra.stack.schema import RESERVED, Pool, Purchase
+from modelfleet.serving.config.errors import Finding, Severity
+
+#: Ends a rung's name after the pool's. A pool's name has no `_`, so no two groups share a name. With a zone, at most 9
+#: characters: EKS allows 63, 26 are Terraform's suffix, 28 the pool's. On demand has none. ODCR is what AWS's documents
+#: call an On-Demand Capacity Reservation.
+SUFFIXES: Final[Mapping[Purchase, str]] = {
+    "reservation": "_odcr",
+    "capacity-block": "_block",
+    "spot": "_spot",
+    "on-demand": "",
+}
+#: How long a node may take from its order until it is Ready with its GPUs: the autoscaler's own default.
+NODE_START_S: Final = 900
+#: The autoscaler's priority of a pool's first rung, one less for each further one, and of the stack's own groups.
+FIRST_PRIORITY, OTHERS_PRIORITY = 100, 1
+
+
+def group_name(pool: str, purchase: Purchase) -> str:
+    """What the names of a rung's node groups begin with. It does not tell the order, so a new order replaces none."""
+    return f"{pool}{SUFFIXES[purchase]}"
+
+
+def rungs(stack: LoadedStack, choice: PoolChoice, labels: Mapping[str, str], catalog: Catalog) -> tuple[Rung, ...]:
+    """The pool's rungs, in the stack file's order."""
+    return tuple(_rung(stack, choice, labels, catalog, purchase) for purchase in choice.pool.purchases)
+
+
+def _rung(
+    stack: LoadedStack, choice: PoolChoice, labels: Mapping[str, str], catalog: Catalog, purchase: Purchase
+) -> Rung:
+    pool, types = choice.pool, choice.candidate.instance_types
+    # A reservation is of one type: the preferred one.
+    own = types[:1] if purchase in RESERVED else types
+    return Rung(
+        group=group_name(pool.name, purchase),
+        purchase=purchase,
+        instance_types=own,
+        zones=_zones(pool, purchase),
+        capacity_reservation_id=pool.capacity_reservation_id if purchase in RESERVED else None,
+        # With several rungs Ray's worker group alone holds minNodes: its pods ask for the nodes, and any rung may give
+        # them. A group's own minimum would insist on that rung, and buy there again once EC2 has machines.
+        floor_nodes=pool.min_nodes if len(pool.purchases) == 1 else 0,
+        labels={**labels, PURCHASE_LABEL: purchase},
+        usd_per_node_hour=None if purchase == "capacity-block" else usd_per_hour(catalog, own, stack.region),
+    )
+
+
+def ladder_findings(stack: LoadedStack) -> list[Finding]:
+    """Warns of several purchases where the stack makes no nodes, so that nobody tries the next one."""
+    if stack.config.target.makes_cluster:
+        return []
+    return [
+        stack.finding(
+            ("pools", index, "purchase"),
+            f"found {', '.join(pool.purchases)}, but target {stack.config.target} makes no nodes; whoever makes those "
+            f"of {pool.name} has to try one after another",
+            Severity.WARNING,
+        )
+        for index, pool in enumerate(stack.config.pools)
+        if len(pool.purchases) > 1
+    ]
+
+
+def _zones(pool: Pool, purchase: Purchase) -> tuple[str, ...] | None:
+    if purchase in RESERVED and pool.capacity_reservation_zone:
+        return (pool.capacity_reservation_zone,)
+    return tuple(pool.zones) if pool.zones else None
+
+
+def priorities(pools: Sequence[PoolPlan]) -> dict[int, list[str]]:
+    """cluster-autoscaler's priorities, each with patterns of the names of Auto Scaling groups; the highest is first.
+
+    EKS calls the group of node group NAME `eks-NAME-UUID` (aws/containers-roadmap#1304). NAME is the rung's, the zone's
+    letter and Terraform's suffix of 26 digits, so that pool `l4` does not match `l4-b`. A group without a priority is
+    never used while one with a priority is possible, so all others have the last one.
+    """
+    found: dict[int, list[str]] = {}
+    for pool in pools:
+        for position, rung in enumerate(pool.rungs):
+            found.setdefault(FIRST_PRIORITY - position, []).append(rf"^eks-{rung.group}-[a-z]-[0-9a-f]{{26}}-")
+    return {**found, OTHERS_PRIORITY: [".*"]}

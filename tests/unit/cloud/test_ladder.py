@@ -1,0 +1,125 @@
+"""A pool's rungs on a cloud that is short of machines: the next rung gives the node, and the first one comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import Rung
+from tests.unit.aws import builders
+from tests.unit.cloud.autoscaler import Autoscaler, PriorityExpander
+from tests.unit.cloud.conftest import BUCKET, Fleet, made, subnets_in
+from tools.cloud.server import Listening
+
+ZONES = ("us-west-2a", "us-west-2b")
+LADDER = {
+    "name": "l4",
+    "accelerator": "L4",
+    "maxNodes": 4,
+    "instanceTypes": ["g6.xlarge", "g6.2xlarge"],
+    "purchase": ["reservation", "spot", "on-demand"],
+    "capacityReservationId": "cr-0123456789abcdef0",
+    "capacityReservationZone": "us-west-2b",
+}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    planned, _ = builders.planned(tmp_path, mirror={"bucket": BUCKET}, pools=[LADDER])
+    return planned
+
+
+@pytest.fixture
+def fleet(account: Listening, plan: Plan) -> Fleet:
+    return made(account, plan)
+
+
+@pytest.fixture
+def groups(fleet: Fleet, plan: Plan) -> dict[str, str]:
+    """The Auto Scaling groups of the pool's node groups by `RUNG-ZONE`, as `infra/aws` has the groups made."""
+    subnets = dict(zip(ZONES, subnets_in(fleet.cloud, *ZONES), strict=True))
+    places = [(rung, zone) for rung in plan.pools[0].rungs for zone in rung.zones or ZONES]
+    return {
+        f"{rung.group}-{zone[-1]}": _group(fleet, rung, zone[-1], subnets[zone], number)
+        for number, (rung, zone) in enumerate(places)
+    }
+
+
+def _group(fleet: Fleet, rung: Rung, letter: str, subnet: str, number: int) -> str:
+    eks, ec2 = fleet.cloud.client("eks"), fleet.cloud.client("ec2")
+    name = f"{rung.group}-{letter}-20261129120000000000{number:06x}"
+    data: dict[str, Any] = {"MetadataOptions": {"HttpTokens": "required"}}
+    if rung.capacity_reservation_id:
+        target = {"CapacityReservationId": rung.capacity_reservation_id}
+        data["CapacityReservationSpecification"] = {"CapacityReservationTarget": target}
+    template = ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)["LaunchTemplate"]
+    eks.create_nodegroup(
+        clusterName=fleet.cluster,
+        nodegroupName=name,
+        subnets=[subnet],
+        nodeRole=f"arn:aws:iam::{builders.ACCOUNT}:role/node",
+        scalingConfig={"minSize": 0, "desiredSize": 0, "maxSize": 4},
+        instanceTypes=list(rung.instance_types),
+        capacityType="SPOT" if rung.purchase == "spot" else "ON_DEMAND",
+        launchTemplate={"id": template["LaunchTemplateId"], "version": "1"},
+    )
+    found = eks.describe_nodegroup(clusterName=fleet.cluster, nodegroupName=name)["nodegroup"]
+    return str(found["resources"]["autoScalingGroups"][0]["name"])
+
+
+@pytest.fixture
+def autoscaler(fleet: Fleet, plan: Plan, groups: dict[str, str]) -> Iterator[Autoscaler]:
+    scaling = fleet.cloud.client("autoscaling", fleet.credentials("cluster-autoscaler"))
+    yield Autoscaler(PriorityExpander(priority_expander(plan)), scaling, groups.values())
+
+
+def named(groups: dict[str, str], *found: str | None) -> list[str]:
+    """`RUNG-ZONE` of Auto Scaling groups."""
+    names = {group: name for name, group in groups.items()}
+    return [names[one] for one in found if one is not None]
+
+
+def test_where_two_rungs_are_short_the_third_gives_the_node(
+    fleet: Fleet, groups: dict[str, str], autoscaler: Autoscaler
+) -> None:
+    """One purchase was one bet, and the model waited. The order is the stack file's, in every zone of a rung first."""
+    rules = fleet.cloud.cloud.rules
+    assert named(groups, autoscaler.scale_up()[1]) == ["l4_odcr-b"], "what is paid for anyway comes first"
+
+    types = LADDER["instanceTypes"]
+    rules.short_of(("g6.xlarge", "*", "reservation"), *((kind, "*", "spot") for kind in types))
+    failed, gave = autoscaler.scale_up()
+    assert named(groups, *failed) == ["l4_odcr-b", "l4_spot-a", "l4_spot-b"]
+    assert named(groups, gave) == ["l4-a"]
+
+    rules.short_of(("g6.xlarge", "*", "reservation"), *((kind, "us-west-2a") for kind in types))
+    assert named(groups, autoscaler.scale_up()[1]) == ["l4-b"], "a zone without machines does not end the ladder"
+
+    rules.short_of()
+    autoscaler.backed_off.clear()  # after 5 to 30 minutes
+    assert named(groups, autoscaler.scale_up()[1]) == ["l4_odcr-b"], "the first rung is tried again"
+
+
+def test_a_rung_is_short_only_when_all_its_types_are(
+    fleet: Fleet, groups: dict[str, str], autoscaler: Autoscaler
+) -> None:
+    fleet.cloud.cloud.rules.short_of(("g6.xlarge", "*"))
+    failed, gave = autoscaler.scale_up()
+    assert named(groups, *failed) == ["l4_odcr-b"], "a reservation is of the first type alone"
+    assert named(groups, gave) == ["l4_spot-a"]
+
+
+def test_the_autoscaler_needs_no_more_than_its_policy_for_a_ladder(
+    fleet: Fleet, groups: dict[str, str], autoscaler: Autoscaler
+) -> None:
+    autoscaler.scale_up()
+    assert fleet.used("cluster-autoscaler") == {
+        "autoscaling:DescribeAutoScalingGroups",
+        "autoscaling:DescribeScalingActivities",
+        "autoscaling:SetDesiredCapacity",
+    }
