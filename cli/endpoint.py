@@ -82,7 +82,7 @@ def wait_for_first_answer(base_url: str, model: ModelPlan, api_key: str | None) 
 
 
 def why_no_way_to(base_url: str, *, seconds: float) -> str:
-    """Why nothing answers at an address, after `seconds`; empty once it does. A name that is new is not known at once."""
+    """Why nothing answers at an address, after `seconds`; empty once it does. A new name is not known at once."""
     place = urlsplit(base_url)
     port = place.port or {"http": 80, "https": 443}[place.scheme]
     until = time.monotonic() + seconds

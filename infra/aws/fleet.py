@@ -123,7 +123,7 @@ class AwsFleet(pulumi.ComponentResource):
         self, cluster: Cluster, network: Network | None, private: Mapping[str, Sequence[pulumi.Input[str]]]
     ) -> FrontDoor | None:
         """In public subnets for the internet, else in a private one of each zone."""
-        plan, config, door = self._plan, self._plan.config, self._plan.front_door
+        config, door = self._plan.config, self._plan.front_door
         if door is None:
             return None
         public = network.public_subnet_ids if network else config.network.public_subnet_ids

@@ -1,7 +1,8 @@
 """The front door of a stack on EKS: an Application Load Balancer, its certificate and its name in DNS.
 
-The program makes it, not a controller in the cluster: a preview shows it, and `destroy` leaves none behind. The AWS Load
-Balancer Controller registers the gateway's pods with its target group (`infra/kubernetes/manifests/load_balancer.py`).
+The program makes it, not a controller in the cluster: a preview shows it, and `destroy` leaves none behind. The AWS
+Load Balancer Controller registers the gateway's pods with its target group, see
+`infra/kubernetes/manifests/load_balancer.py`.
 """
 
 from __future__ import annotations
@@ -89,14 +90,16 @@ class FrontDoor(pulumi.ComponentResource):
                 opts=self._child,
             )
         port = self._door.port
-        to_pods = {"description": "Gateway", "ip_protocol": "tcp", "from_port": port, "to_port": port}
         aws.vpc.SecurityGroupEgressRule(
             self._name,
             security_group_id=group.id,
             referenced_security_group_id=cluster_group_id,
             tags=self._site.tagged(self._name),
+            description="Gateway",
+            ip_protocol="tcp",
+            from_port=port,
+            to_port=port,
             opts=self._child,
-            **to_pods,
         )
         # Nodes, and with them pods, have the cluster's own group.
         aws.vpc.SecurityGroupIngressRule(
@@ -104,8 +107,11 @@ class FrontDoor(pulumi.ComponentResource):
             security_group_id=cluster_group_id,
             referenced_security_group_id=group.id,
             tags=self._site.tagged(self._name),
+            description="Gateway",
+            ip_protocol="tcp",
+            from_port=port,
+            to_port=port,
             opts=self._child,
-            **to_pods,
         )
         return group
 
@@ -188,16 +194,16 @@ class FrontDoor(pulumi.ComponentResource):
         certificate: pulumi.Input[str] | None,
     ) -> aws.lb.Listener:
         """One port. With TLS none answers in plain text: a redirect would come after the key was sent."""
-        tls = {"certificate_arn": certificate, "ssl_policy": TLS_POLICY} if certificate is not None else {}
         return aws.lb.Listener(
             self._name,
             load_balancer_arn=balancer.arn,
             port=self._listens,
             protocol="HTTPS" if self._door.tls else "HTTP",
+            certificate_arn=certificate,
+            ssl_policy=None if certificate is None else TLS_POLICY,
             default_actions=[{"type": "forward", "target_group_arn": targets.arn}],
             tags=self._site.tagged(self._name),
             opts=self._child,
-            **tls,
         )
 
     def _create_record(self, balancer: aws.lb.LoadBalancer, zone_id: str) -> None:

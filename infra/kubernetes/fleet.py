@@ -48,7 +48,7 @@ def connection(
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, load balancer, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` is the
     serving image by its digest, where the plan knows only its tag. With a load balancer, `target_group_arn` is where

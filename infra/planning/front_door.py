@@ -145,7 +145,9 @@ def _aws_findings(stack: LoadedStack) -> Iterator[Finding]:
     gateway, network = stack.config.gateway, stack.config.network
     for key, name in ONLY_INGRESS.items():
         if getattr(gateway, name):
-            yield _found(stack, key, "is for an existing cluster's Ingress; target eks makes a load balancer; remove it")
+            yield _found(
+                stack, key, "is for an existing cluster's Ingress; target eks makes a load balancer; remove it"
+            )
     if gateway.certificate and stack.region and gateway.certificate.split(":")[3] != stack.region:
         message = f"is in {gateway.certificate.split(':')[3]}, but a load balancer uses certificates of its own region "
         yield _found(stack, "certificate", f"{message}{stack.region}; request one there, or name zone instead")
@@ -165,7 +167,9 @@ def _ingress_findings(stack: LoadedStack) -> Iterator[Finding]:
             message = "is for the load balancer that target eks makes; the Ingress's controller decides here; remove it"
             yield _found(stack, key, f"{message}, or say it in ingressAnnotations")
     if not gateway.ingress_class:
-        message = "is missing, and without it no controller need heed the Ingress; `kubectl get ingressclass` lists them"
+        message = (
+            "is missing, and without it no controller need heed the Ingress; `kubectl get ingressclass` lists them"
+        )
         yield _found(stack, "ingressClass", message)
     if not gateway.hostname:
         yield _found(stack, "hostname", "is missing; an Ingress leads to the gateway by the name that clients use")

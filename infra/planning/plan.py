@@ -301,9 +301,9 @@ class GatewayPlan:
 class FrontDoor:
     """What leads clients outside the cluster to the gateway: a load balancer of AWS, else an Ingress.
 
-    `port` is the gateway's own port for it. `idle_s`: seconds for which a connection may be silent; `drain_s`: how long a
-    pod that ends may take for its streams. `allow_cidrs` are the clients' networks, `addresses` those
-    of the load balancer itself, where they are known before it exists.
+    `port` is the gateway's own port for it. `idle_s`: seconds for which a connection may be silent; `drain_s`: how long
+    a pod that ends may take for its streams. `allow_cidrs` are the clients' networks, `addresses` those of the load
+    balancer itself, where they are known before it exists.
     """
 
     internet: bool

@@ -343,7 +343,8 @@ class Gateway(StackSection):
     )
     allow_cidrs: list[str] = Field(
         default_factory=list,
-        description="Networks that reach the load balancer, on target eks; default: private ones for internal, all for internet.",
+        description="Networks that reach the load balancer, on target eks; default for internal all private ones, for "
+        "internet all.",
     )
     ingress_class: str | None = Field(
         None, description="IngressClass of the cluster's own controller, on target kubernetes with expose."

@@ -304,7 +304,7 @@ def test_a_refused_plan_makes_nothing_and_says_everything(fleet: Maker, account:
     assert account.everything() == before
 
 
-KEYED = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
+KEYED: dict[str, Any] = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
 
 
 @pytest.fixture
@@ -364,6 +364,8 @@ def test_a_zone_that_the_account_does_not_have_stops_the_run_before_anything_is_
     fleet: Maker, account: Account
 ) -> None:
     door = {"expose": "internet", "hostname": "models.example.net", "zone": "example.net"}
-    with pytest.raises(InputErrors, match=r"gateway\.zone: found 'example\.net', and account \d+ has no public Route 53"):
+    with pytest.raises(
+        InputErrors, match=r"gateway\.zone: found 'example\.net', and account \d+ has no public Route 53"
+    ):
         fleet.make(gateway=door, **KEYED)
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []

@@ -145,7 +145,9 @@ def test_the_policy_pack_of_the_package_stops_a_stack_above_its_limits(
     stack = yaml.safe_load((fleet.folder / "stacks" / "Pulumi.trial.yaml").read_text())
     stack["config"] |= {
         "modelfleet:accountId": "123456789012",
-        "modelfleet:kubernetes": {"image": "registry.example.com/modelfleet-serving:0.1.0"},  # ECR would be asked for it
+        "modelfleet:kubernetes": {
+            "image": "registry.example.com/modelfleet-serving:0.1.0"
+        },  # ECR would be asked for it
         "aws:skipCredentialsValidation": True,
     }
     (fleet.folder / "stacks" / "Pulumi.prod.yaml").write_text(yaml.safe_dump(stack))

@@ -6,7 +6,7 @@ stop       end it
 status     list its processes
 node       run a cluster with real nodes until Ctrl-C (root; --nodes 2, --cpus 16)
 packages   print the Debian packages that nodes need and this machine lacks
-crds       pack KubeRay's CRDs again for infra/kubernetes; with --balancer CHECKOUT, those of the load balancer's controller
+crds       pack KubeRay's CRDs again for infra/kubernetes, or with --balancer those of the AWS Load Balancer Controller
 """
 
 from __future__ import annotations

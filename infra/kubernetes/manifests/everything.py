@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Final
 
-from modelfleet.infra.kubernetes.manifests.autoscaler import cluster_autoscaler
 from modelfleet.infra.gateway.render import DOOR
+from modelfleet.infra.kubernetes.manifests.autoscaler import cluster_autoscaler
 from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_config,
     gateway_deployment,

@@ -45,8 +45,8 @@ _RULES: Final[list[tuple[str, list[str], list[str]]]] = [
     ("elbv2.k8s.aws", ["targetgroupbindings/status"], ["patch", "update"]),
     ("networking.k8s.io", ["ingresses"], _READ),
 ]
-#: Belongs to the cluster, not to a namespace. The Ingress part of the controller cannot be switched off, so it looks for
-#: IngressClasses (main.go); there is none.
+#: Belongs to the cluster, not to a namespace. The Ingress part of the controller cannot be switched off (main.go), so
+#: it looks for IngressClasses; there is none.
 _CLUSTER_RULES: Final[list[tuple[str, list[str], list[str]]]] = [
     ("", ["namespaces", "nodes"], _READ),
     ("elbv2.k8s.aws", ["ingressclassparams"], _READ),

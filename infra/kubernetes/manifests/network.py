@@ -78,8 +78,8 @@ def network_policies(plan: Plan) -> list[Manifest]:
 def _front_door(plan: Plan) -> list[Manifest]:
     """The port where clients' addresses are believed: for the load balancer's subnets, where the plan knows them.
 
-    An Ingress controller is any pod of the cluster, and a network that exists has subnets that only AWS knows; there the
-    load balancer's security group is the limit.
+    An Ingress controller is any pod of the cluster, and a network that exists has subnets that only AWS knows; there
+    the load balancer's security group is the limit.
     """
     if plan.front_door is None:
         return []

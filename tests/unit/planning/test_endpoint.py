@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modelfleet.cli import endpoint, up
+from modelfleet.cli import endpoint, pulumi_run, up
 from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer, why_no_way_to
 from modelfleet.infra.planning.gateway_paths import BY_MODEL
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
@@ -180,7 +180,7 @@ def through_the_door(
     """Whom `up` asks after it made a stack on EKS with a front door: addresses with their models."""
     made = stack(pool(), gateway={"expose": "internal"}, auth="none")
     asked: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(up.pulumi_run, "outputs", lambda root, name: {"base_url": "http://door.example/v1"})
+    monkeypatch.setattr(pulumi_run, "outputs", lambda root, name: {"base_url": "http://door.example/v1"})
     monkeypatch.setattr(up, "why_no_way_to", lambda base, *, seconds: why)
     monkeypatch.setattr(
         up, "_first_answers", lambda root, plan, base, models: asked.append((base, [one.model_id for one in models]))

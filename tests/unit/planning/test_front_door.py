@@ -17,7 +17,10 @@ ELSEWHERE = "arn:aws:acm:eu-west-1:123456789012:certificate/one"
 
 def plan_of(gateway: dict[str, Any], *, target: str = "eks", **more: Any) -> Plan:
     settings = {"region": "us-east-1", "secrets": ("apiKeys",), "auth": "keys", **more}
-    return planned([model("org/small", "L4")], stack(pool("l4", instanceTypes=["g6.xlarge"]), target=target, gateway=gateway, **settings))
+    return planned(
+        [model("org/small", "L4")],
+        stack(pool("l4", instanceTypes=["g6.xlarge"]), target=target, gateway=gateway, **settings),
+    )
 
 
 def test_without_expose_nobody_outside_the_cluster_reaches_the_gateway() -> None:
@@ -96,7 +99,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"network": {"vpcId": "vpc-0123456789abcdef0", "privateSubnetIds": ["subnet-1", "subnet-2"]}},
         "network.publicSubnetIds: are missing",
     ),
-    "on this machine": ({"expose": "internal"}, {"target": "local"}, "gateway.expose: found 'internal', but target local"),
+    "on this machine": (
+        {"expose": "internal"},
+        {"target": "local"},
+        "gateway.expose: found 'internal', but target local",
+    ),
     "an Ingress of no class": (
         {**INGRESS, "ingressClass": None},
         {"target": "kubernetes"},

@@ -40,7 +40,7 @@ def test_the_budget_counts_the_dearest_rung_that_may_run() -> None:
 
 
 def test_a_ladder_with_a_capacity_block_has_no_known_price() -> None:
-    block = {"purchase": ["capacity-block", "on-demand"], **RESERVATION}
+    block: dict[str, Any] = {"purchase": ["capacity-block", "on-demand"], **RESERVATION}
     (made,) = planned([model()], stack(pool(instanceTypes=TYPES, **block))).pools
     assert [rung.usd_per_node_hour for rung in made.rungs] == [None, pytest.approx(0.9776)]
     assert made.usd_per_node_hour is None and made.cost.max_usd_per_hour is None

@@ -37,9 +37,9 @@ def _in_range(inputs: Props) -> list[tuple[str, str]]:
         value = inputs.get(name)
         if value is not None and value != UNKNOWN and not least <= int(value) <= most:
             found.append((name, f"must be from {least} to {most}, found {value}"))
-    name = inputs.get("name")
-    if name and name != UNKNOWN and len(name) > _LONGEST_NAME:
-        found.append(("name", f"must have at most {_LONGEST_NAME} characters, found '{name}'"))
+    own = inputs.get("name")
+    if own and own != UNKNOWN and len(own) > _LONGEST_NAME:
+        found.append(("name", f"must have at most {_LONGEST_NAME} characters, found '{own}'"))
     return found
 
 
@@ -73,7 +73,9 @@ def _refuse_bad_subnets(call: Call[Aws], inputs: Props) -> None:
     ec2 = client(call, "ec2", inputs)
     subnets = ec2.describe_subnets(SubnetIds=inputs["subnets"])["Subnets"]
     if len({subnet["AvailabilityZone"] for subnet in subnets}) < 2:
-        raise Refused("CreateLoadBalancer: ValidationError: At least two subnets in two Availability Zones are required")
+        raise Refused(
+            "CreateLoadBalancer: ValidationError: At least two subnets in two Availability Zones are required"
+        )
     vpc = [{"Name": "attachment.vpc-id", "Values": [subnets[0]["VpcId"]]}]
     if not inputs.get("internal") and not ec2.describe_internet_gateways(Filters=vpc)["InternetGateways"]:
         raise Refused(f"CreateLoadBalancer: InvalidSubnet: VPC {subnets[0]['VpcId']} has no internet gateway")
@@ -254,7 +256,10 @@ def _refuse_unissued(call: Call[Aws], inputs: Props) -> None:
     arn = inputs.get("certificateArn")
     if inputs.get("protocol") == "HTTPS" and not arn:
         raise Refused("CreateListener: CertificateNotFound: HTTPS listeners need a certificate")
-    if arn and client(call, "acm", inputs).describe_certificate(CertificateArn=arn)["Certificate"]["Status"] != "ISSUED":
+    if (
+        arn
+        and client(call, "acm", inputs).describe_certificate(CertificateArn=arn)["Certificate"]["Status"] != "ISSUED"
+    ):
         raise Refused(f"CreateListener: UnsupportedCertificate: The certificate '{arn}' must be issued")
 
 
@@ -293,9 +298,7 @@ LISTENER = ResourceDef(
     create=_create_listener,
     read=_read_listener,
     update=_update_listener,
-    delete=lambda call, id, state: unless_absent(
-        lambda: client(call, "elbv2", state).delete_listener(ListenerArn=id)
-    ),
+    delete=lambda call, id, state: unless_absent(lambda: client(call, "elbv2", state).delete_listener(ListenerArn=id)),
 )
 
 RESOURCES = (BALANCER, TARGETS, LISTENER)

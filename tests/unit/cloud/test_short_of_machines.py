@@ -17,11 +17,12 @@ from tests.unit.cloud.conftest import BUCKET, Fleet, made, subnets_in
 from tools.cloud.server import Listening
 
 ZONES = ("us-west-2a", "us-west-2b")
+TYPES = ["g6.xlarge", "g6.2xlarge"]
 LADDER = {
     "name": "l4",
     "accelerator": "L4",
     "maxNodes": 4,
-    "instanceTypes": ["g6.xlarge", "g6.2xlarge"],
+    "instanceTypes": TYPES,
     "purchase": ["reservation", "spot", "on-demand"],
     "capacityReservationId": "cr-0123456789abcdef0",
     "capacityReservationZone": "us-west-2b",
@@ -91,13 +92,12 @@ def test_where_two_rungs_are_short_the_third_gives_the_node(
     rules = fleet.cloud.cloud.rules
     assert named(groups, autoscaler.scale_up()[1]) == ["l4_odcr-b"], "what is paid for anyway comes first"
 
-    types = LADDER["instanceTypes"]
-    rules.short_of(("g6.xlarge", "*", "reservation"), *((kind, "*", "spot") for kind in types))
+    rules.short_of(("g6.xlarge", "*", "reservation"), *((kind, "*", "spot") for kind in TYPES))
     failed, gave = autoscaler.scale_up()
     assert named(groups, *failed) == ["l4_odcr-b", "l4_spot-a", "l4_spot-b"]
     assert named(groups, gave) == ["l4-a"]
 
-    rules.short_of(("g6.xlarge", "*", "reservation"), *((kind, "us-west-2a") for kind in types))
+    rules.short_of(("g6.xlarge", "*", "reservation"), *((kind, "us-west-2a") for kind in TYPES))
     assert named(groups, autoscaler.scale_up()[1]) == ["l4-b"], "a zone without machines does not end the ladder"
 
     rules.short_of()

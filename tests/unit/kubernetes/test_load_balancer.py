@@ -25,7 +25,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 def plan_of(root: Path, gateway: dict[str, Any]) -> Plan:
-    keys = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
+    keys: dict[str, Any] = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:AAAA:AAAA"}}}
     return planned(root, [model("org/chat", "L4")], target="eks", gateway=gateway, network=NETWORK, **keys)
 
 
