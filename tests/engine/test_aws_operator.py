@@ -45,7 +45,6 @@ BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE
 UNUSED = {
     "ecr:PutImageScanningConfiguration": "a later version that scans otherwise",
     "ecr:PutImageTagMutability": "a later version that lets tags move",
-    "ec2:AuthorizeSecurityGroupEgress": "a security group that gets rules to the outside",
     "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
     "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
