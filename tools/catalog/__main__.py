@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.catalog.catalog import EVERY_REGION, FOLDER
-from modelfleet.infra.reading.prices import API_REGION, NAT_GATEWAY, price_list
+from modelfleet.infra.reading.prices import API_REGION, SERVICES, price_list
 from modelfleet.serving.config.accelerators import CPU, accelerators, known_gpus
 from modelfleet.serving.config.catalogs import csv_rows
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], client: Client, folder: Path = FOLDER) -> Non
     regions = list(dict.fromkeys([*(row["region"] for row in kept if row["region"] != EVERY_REGION), *arguments]))
     types = {row["instance_type"]: row for region in regions for row in instance_rows(described(client("ec2", region)))}
     instances = sorted(types.values(), key=_order)
-    names = [NAT_GATEWAY, *(row["instance_type"] for row in instances)]
+    names = [*SERVICES, *(row["instance_type"] for row in instances)]
     found = {region: price_list(client("pricing", API_REGION), region, names) for region in regions}
     prices = [row for row in kept if row["region"] == EVERY_REGION or row["name"] not in names]
     prices += [

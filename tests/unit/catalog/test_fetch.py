@@ -13,6 +13,7 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from modelfleet.infra.catalog.catalog import FOLDER
+from modelfleet.infra.planning.front_door import LOAD_BALANCER
 from modelfleet.infra.reading.prices import NAT_GATEWAY
 from modelfleet.serving.config.catalogs import csv_rows
 from tools.catalog.__main__ import main
@@ -29,11 +30,14 @@ def product(usd: float) -> str:
 def asked(region: str, name: str) -> dict[str, Any]:
     """The query for one price, in the form of AWS's documentation."""
     machine = {"instanceType": name, "operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA"}
-    wanted = {**machine, "capacitystatus": "Used"}
+    wanted, service = {**machine, "capacitystatus": "Used"}, "AmazonEC2"
     if name == NAT_GATEWAY:
         wanted = {"productFamily": "NAT Gateway", "operation": "NatGateway"}
+    if name == LOAD_BALANCER:
+        service = "AWSELB"
+        wanted = {"productFamily": "Load Balancer-Application", "operation": "LoadBalancing:Application"}
     filters = [{"Type": "TERM_MATCH", "Field": k, "Value": v} for k, v in {**wanted, "regionCode": region}.items()]
-    return {"ServiceCode": "AmazonEC2", "FormatVersion": "aws_v1", "Filters": filters}
+    return {"ServiceCode": service, "FormatVersion": "aws_v1", "Filters": filters}
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pricing = boto3.client("pricing", region_name="us-east-1")
     with mock_aws(), Stubber(pricing) as stub:
         for region, usd in REGIONS.items():
-            for name in (NAT_GATEWAY, *NAMES):
+            for name in (NAT_GATEWAY, LOAD_BALANCER, *NAMES):
                 sold = not (region == "eu-west-1" and name == "p4de.24xlarge")
                 answer = [product(usd), product(0.0)] if sold else []
                 stub.add_response("get_products", {"PriceList": answer}, asked(region, name))
@@ -70,6 +74,7 @@ def test_prices_come_from_every_region_and_the_rest_stays(fetched: Path) -> None
     assert float(rows["us-east-1", "g6.xlarge"]["usd_per_hour"]) == 1.25, "the old price of 0.8048 must be gone"
     assert float(rows["eu-west-1", "g6.xlarge"]["usd_per_hour"]) == 2.5
     assert rows["eu-west-1", NAT_GATEWAY]["source"] == "AWS Price List API"
+    assert rows["eu-west-1", LOAD_BALANCER]["source"] == "AWS Price List API"
     assert ("eu-west-1", "p4de.24xlarge") not in rows, "not sold there: unknown, and never 0"
     assert rows["*", "eks-cluster"]["usd_per_hour"] == "0.10", "the command does not query it, so it stays"
-    assert len(rows) == len(list(csv_rows(fetched / "prices.csv"))) == 2 * (len(NAMES) + 1) - 1 + 1
+    assert len(rows) == len(list(csv_rows(fetched / "prices.csv"))) == 2 * (len(NAMES) + 2) - 1 + 1
