@@ -15,8 +15,8 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 .DEFAULT_GOAL := help
 # Two of these at once would write to the same environment.
 .NOTPARALLEL:
-.PHONY: help setup setup-operator tools up down status check audit licences fix test test-fast test-gateway test-engine \
-    test-serving test-cluster test-nodes schema bench soak rendered release lock clean
+.PHONY: help setup setup-operator tools up down status check audit licences image fix test test-fast test-gateway \
+    test-engine test-serving test-cluster test-nodes schema bench soak rendered release lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,15 @@ audit: .venv/.ready  ## After raising versions: run heavy scanners over the mani
 
 licences: .venv/.ready  ## Print the licence of each installed package
 	@$(BIN)/pip-licenses --python $(BIN)/python --order license
+
+# The first of these on PATH.
+ENGINE = $(notdir $(firstword $(foreach one,docker podman,$(shell command -v $(one)))))
+BASE = $(shell awk -F, '$$1 == "vllm" { print $$2 ":" $$3 ($$4 ? "@" $$4 : "") }' infra/catalog/images.csv)
+IMAGE ?= modelfleet-serving:dev
+
+image:  ## Build the serving image with Docker or Podman (IMAGE=name:tag)
+	@test -n "$(ENGINE)" || { echo "neither docker nor podman is on PATH; install one of them"; exit 2; }
+	@$(ENGINE) build --file serving/Dockerfile --build-arg VLLM_IMAGE=$(BASE) --tag $(IMAGE) .
 
 fix: .venv/.ready  ## Format, and fix what can be fixed
 	@$(BIN)/ruff format .

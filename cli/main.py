@@ -150,6 +150,17 @@ def manifests(
 
 
 @app.command()
+def images(stack: Stack = "local", json: Json = False) -> None:
+    """List the images that a stack's pods run, to copy them where nodes may pull from.
+
+    Example: `modelfleet images --stack prod --json`
+    """
+    from modelfleet.cli.images import run_images
+
+    raise typer.Exit(run_images(stack, as_json=json))
+
+
+@app.command()
 def up(stack: Stack = "local") -> None:
     """Bring a stack up and print its endpoint; a second run changes only what differs.
 

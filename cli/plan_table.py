@@ -13,7 +13,7 @@ from rich.text import Text
 
 from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ModelPlan, PoolPlan, Rung
+from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ImagePlan, ModelPlan, PoolPlan, Rung
 from modelfleet.infra.planning.speed import Range
 
 UNKNOWN = "?"
@@ -36,6 +36,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_total(plan))
         if plan.copies.models:
             parts.append(Text(copies_text(plan.copies)))
+        if plan.image:
+            parts.append(Text(image_text(plan.image)))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
 
@@ -191,6 +193,11 @@ def copies_text(copies: CopyPlan) -> str:
     if copies.bytes is None or copies.seconds is None:
         return f"Copying weights: a size that is not known{where}"
     return f"Copying weights: {copies.bytes / 1e9:,.0f} GB, about {copies.seconds / 60:.0f} min{where}"
+
+
+def image_text(image: ImagePlan) -> str:
+    """What the first run does once: `Building the image: about 25 min in CodeBuild, 0.50 USD on top`."""
+    return f"Building the image, once: about {image.minutes} min in CodeBuild, {usd(image.usd)} USD on top"
 
 
 def _place(plan: Plan) -> str:

@@ -15,7 +15,7 @@ Outputs = Mapping[str, Any]
 #: The names of what `build` returns, by target.
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "local": ("base_url",),
-    "eks": ("base_url", "kubeconfig", "endpoint", "bucket", "pools", "min_usd_per_hour"),
+    "eks": ("base_url", "kubeconfig", "endpoint", "bucket", "image", "pools", "min_usd_per_hour"),
     "kubernetes": ("base_url",),
 }
 
@@ -57,7 +57,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.aws.site import cluster_name
     from modelfleet.infra.kubernetes.fleet import HeadStorage, KubernetesFleet
 
-    cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), opts=_below(given))
+    cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), image_source=_image(root, plan), opts=_below(given))
     fleet = KubernetesFleet(
         plan.stack,
         plan,
@@ -68,6 +68,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
         head_storage=HeadStorage(store.address, store.password) if (store := cloud.head_storage) else None,
+        image=cloud.image,
         ready=cloud.ready,
         opts=_below(given),
     )
@@ -76,6 +77,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         "kubeconfig": cloud.kubeconfig,
         "endpoint": cloud.endpoint,
         "bucket": cloud.bucket,
+        "image": cloud.image or plan.ray_cluster.image,
         "pools": cloud.pools,
         "min_usd_per_hour": plan.cost.min_usd_per_hour,
     }
@@ -110,10 +112,20 @@ def _code(root: Path, plan: Plan) -> pulumi.Asset:
     """The serving package as a file, for the object in the bucket."""
     from modelfleet.infra.reading.code import build_code_zip
 
-    archive = root / ".modelfleet" / plan.code.key
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    archive.write_bytes(build_code_zip())
-    return pulumi.FileAsset(str(archive))
+    return _file(root / ".modelfleet" / plan.code.key, build_code_zip())
+
+
+def _image(root: Path, plan: Plan) -> pulumi.Asset | None:
+    """What the image is made from, as a file; None where the stack makes none."""
+    from modelfleet.infra.reading.image import build_image_zip
+
+    return _file(root / ".modelfleet" / plan.image.source.key, build_image_zip()) if plan.image else None
+
+
+def _file(path: Path, content: bytes) -> pulumi.Asset:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return pulumi.FileAsset(str(path))
 
 
 def _output(value: pulumi.Input[Any] | None) -> pulumi.Output[Any] | None:

@@ -10,9 +10,10 @@ from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
-from modelfleet.infra.aws.site import Site, site_of
+from modelfleet.infra.aws.registry import ecr_image
+from modelfleet.infra.aws.site import Site, image_log_group, image_project, site_of
 from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, LOAD_BALANCER_ACCOUNT, READERS, WRITER
-from modelfleet.infra.planning.plan import Plan
+from modelfleet.infra.planning.plan import ImagePlan, Plan
 
 #: Used when the stack file names no account (`modelfleet:accountId`).
 NO_ACCOUNT = "000000000000"
@@ -53,6 +54,25 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     ]
 
 
+def image_documents(site: Site, plan: ImagePlan, bucket: str) -> dict[str, Document]:
+    """Who may use the role of a build, and what the build may do, without the use of the bucket's key."""
+    here = f"{site.region}:{site.account}"
+    project = f"arn:{site.partition}:codebuild:{here}:project/{image_project(site.cluster_name)}"
+    base = ecr_image(plan.base)
+    own = base is not None and (base.account, base.region) == (site.account, site.region)
+    statements = policies.build_image(
+        bucket_arn=f"arn:{site.partition}:s3:::{bucket}",
+        key=plan.source.key,
+        repository_arn=f"arn:{site.partition}:ecr:{here}:repository/{plan.repository}",
+        log_group_arn=f"arn:{site.partition}:logs:{here}:log-group:{image_log_group(site.cluster_name)}",
+        base_arn=f"arn:{site.partition}:ecr:{here}:repository/{base.repository}" if base and own else None,
+    )
+    return {
+        "trust": policies.build_trust(project_arn=project, account=site.account),
+        "access": policies.document(statements),
+    }
+
+
 def site_without_account(plan: Plan) -> Site:
     """The site as far as the files describe it, without querying AWS. The account is the stack file's, or zeros."""
     region = plan.region or ""
@@ -72,6 +92,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     may = operator(
         site,
         bucket=plan.bucket,
+        image=plan.image,
         names=plan.stack,
         endpoints=plan.config.network.interface_endpoints,
         store=plan.head_storage is not None,
@@ -94,6 +115,13 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         if plan.bucket.create and access.key:
             use = policies.use_key(key_arn, write=access.key == "write", region=site.region)
             found[f"{name}-uses-key"] = policies.document(use)
+    if plan.image:
+        own = image_documents(site, plan.image, plan.bucket.name or "")
+        found |= {f"image-build-{short}": document for short, document in own.items()}
+        if plan.bucket.create:
+            found["image-build-uses-key"] = policies.document(
+                policies.use_key(key_arn, write=False, region=site.region)
+            )
     if plan.bucket.create:
         found["bucket-key"] = policies.account_key(**where)
         found["bucket"] = policies.tls_only(plan.bucket.name or "", partition=site.partition)

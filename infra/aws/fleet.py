@@ -16,12 +16,13 @@ from modelfleet.infra.aws.facts_program import read_facts
 from modelfleet.infra.aws.front_door import FrontDoor
 from modelfleet.infra.aws.head_storage import HeadStorage
 from modelfleet.infra.aws.identity import PodRole, as_documents
+from modelfleet.infra.aws.image import ServingImage
 from modelfleet.infra.aws.mirror import Mirror
 from modelfleet.infra.aws.network import Network
 from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings, SystemPool
 from modelfleet.infra.aws.preflight import preflight
 from modelfleet.infra.aws.site import Site, site_of
-from modelfleet.infra.aws.storage import make_storage
+from modelfleet.infra.aws.storage import Storage, make_storage
 from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, rung_zones
 from modelfleet.infra.names import AUTOSCALER
 from modelfleet.infra.planning.plan import Plan
@@ -41,6 +42,8 @@ class AwsFleet(pulumi.ComponentResource):
     bucket: pulumi.Output[str]
     #: None where the plan has none.
     head_storage: HeadStorage | None
+    #: The serving image by its digest; None where the stack file names one.
+    image: pulumi.Output[str] | None
     #: Names of the node groups, by `RUNG-ZONE`: `l4-us-east-1a`, `l4_spot-us-east-1a`.
     pools: Mapping[str, pulumi.Output[str]]
     front_door: FrontDoor | None
@@ -52,6 +55,7 @@ class AwsFleet(pulumi.ComponentResource):
         plan: Plan,
         *,
         code: pulumi.Asset | None = None,
+        image_source: pulumi.Asset | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         facts = read_facts(plan, parent=opts.parent if opts else None)
@@ -64,20 +68,23 @@ class AwsFleet(pulumi.ComponentResource):
         self._child = pulumi.ResourceOptions(parent=self)
         for finding in findings:
             pulumi.log.warn(finding.sentence(), self)
+        storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
+        image = self._create_image(storage, image_source)
+        built = [image.build] if image else []
         network = self._create_network()
         subnets = _subnets_by_zone(network, self._facts)
         ways = network.ready if network else ()
         cluster = self._create_cluster(subnets)
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
-        system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready])
+        system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready, *built])
         self.front_door = self._create_front_door(cluster, network, subnets)
         services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
         self.head_storage = self._create_head_storage(cluster, subnets)
-        storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
+        self.image = image.reference if image else None
         self.pools = {
             f"{rung.group}-{zone}": group.node_group_name
             for pool in plan.pools
@@ -88,8 +95,26 @@ class AwsFleet(pulumi.ComponentResource):
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
         nodes = system.groups.values()
         stores = [*storage.ready, *(self.head_storage.ready if self.head_storage else ())]
-        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *stores]
+        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *stores, *built]
         self._register()
+
+    def _create_image(self, storage: Storage, source: pulumi.Asset | None) -> ServingImage | None:
+        """Beside network and cluster, which take as long; every node waits for it."""
+        if self._plan.image is None:
+            return None
+        if source is None:
+            raise ValueError("the plan makes the image, and nothing to make it from is given")
+        return ServingImage(
+            f"{self._name}-image",
+            self._site,
+            self._plan.image,
+            bucket=storage.bucket,
+            bucket_name=self._plan.bucket.name or "",
+            source=source,
+            key=storage.mirror.key if storage.mirror else None,
+            after=storage.mirror.ready if storage.mirror else (),
+            opts=self._child,
+        )
 
     def _create_network(self) -> Network | None:
         """A new network; None where the stack names an existing one."""
@@ -168,7 +193,7 @@ class AwsFleet(pulumi.ComponentResource):
         subnets: Mapping[str, Sequence[pulumi.Input[str]]],
         first: Sequence[pulumi.Resource],
     ) -> tuple[SystemPool, NodeGroups]:
-        """Node groups wait for `first`: the network and the add-ons without which a node never becomes Ready."""
+        """Node groups wait for `first`: network, image, and the add-ons without which a node never becomes Ready."""
         plan, facts = self._plan, self._facts
         if plan.system is None:
             raise ValueError(f"target {plan.target.name} has no system pool")
@@ -218,6 +243,7 @@ class AwsFleet(pulumi.ComponentResource):
                 "endpoint": self.endpoint,
                 "cluster_name": self.cluster_name,
                 "bucket": self.bucket,
+                "image": self.image or self._plan.ray_cluster.image,
                 "pools": dict(self.pools),
                 "usd_per_hour": {"min": cost.min_usd_per_hour, "max": cost.max_usd_per_hour},
             }

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from modelfleet.infra.aws.names import store_id
 from modelfleet.infra.aws.policies import Statement
-from modelfleet.infra.aws.site import Site
-from modelfleet.infra.planning.plan import BucketPlan
+from modelfleet.infra.aws.site import Site, image_log_group, image_project
+from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
 
 #: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
 READS = (
@@ -176,6 +176,28 @@ STORE_CHANGES = (
     "ModifyReplicationGroup",
     "RemoveTagsFromResource",
 )
+#: Of the repository and the project of a stack that makes its image.
+REPOSITORY_CHANGES = (
+    "CreateRepository",
+    "DeleteLifecyclePolicy",
+    "DeleteRepository",
+    "GetLifecyclePolicy",
+    "ListTagsForResource",
+    "PutImageScanningConfiguration",
+    "PutImageTagMutability",
+    "PutLifecyclePolicy",
+    "TagResource",
+    "UntagResource",
+)
+PROJECT_CHANGES = (
+    "BatchGetBuilds",
+    "BatchGetProjects",
+    "CreateProject",
+    "DeleteProject",
+    "ListBuildsForProject",
+    "StartBuild",
+    "UpdateProject",
+)
 #: What a stack with a front door needs beside.
 BALANCER_CHANGES = (
     "AddTags",
@@ -221,13 +243,20 @@ OBJECT_CHANGES = (
 
 
 def operator(
-    site: Site, *, bucket: BucketPlan, names: str, endpoints: bool, store: bool = False, front_door: bool = False
+    site: Site,
+    *,
+    bucket: BucketPlan,
+    image: ImagePlan | None,
+    names: str,
+    endpoints: bool,
+    store: bool = False,
+    front_door: bool = False,
 ) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
 
-    A bucket that the stack only uses is read and gets the code.
+    A bucket that the stack only uses is read and gets the code, and the image's source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
     permissions boundary where that matters.
     """
@@ -254,7 +283,22 @@ def operator(
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *([_store(site)] if store else []),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
+        *(_image(site, image) if image else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
+    ]
+
+
+def _image(site: Site, image: ImagePlan) -> list[Statement]:
+    """The tail of the log is read while a build runs."""
+    here = f"{site.region}:{site.account}"
+    logs = f"arn:{site.partition}:logs:{here}:log-group:{image_log_group(site.cluster_name)}"
+    return [
+        _allow(f"arn:{site.partition}:ecr:{here}:repository/{image.repository}", _of("ecr", REPOSITORY_CHANGES)),
+        _allow(
+            f"arn:{site.partition}:codebuild:{here}:project/{image_project(site.cluster_name)}",
+            _of("codebuild", PROJECT_CHANGES),
+        ),
+        _allow([logs, f"{logs}:*"], [*_of("logs", LOG_CHANGES), "logs:GetLogEvents"]),
     ]
 
 
@@ -286,7 +330,7 @@ def _bucket(arn: str, *, makes: bool) -> list[Statement]:
     if not makes:
         return [
             _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
-            _allow(f"{arn}/code/*", [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+            _allow([f"{arn}/code/*", f"{arn}/image/*"], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
         ]
     return [
         _allow(arn, [*_of("s3", BUCKET_CHANGES), "s3:Get*", "s3:List*"]),

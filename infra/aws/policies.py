@@ -48,6 +48,24 @@ LOOKS_OF_AUTOSCALER: Mapping[str, str] = {
     "ec2:DescribeLaunchTemplateVersions": "a list action; AWS defines no resource type for it",
     "ec2:GetInstanceTypesFromInstanceRequirements": "a list action; AWS defines no resource type for it",
 }
+#: The same of a build that pushes an image.
+TOKEN_OF_REGISTRY: Mapping[str, str] = {
+    "ecr:GetAuthorizationToken": "a token for the whole registry; AWS defines no resource type for it",
+}
+#: What `docker pull` asks of a repository, and of one that is a pull-through cache.
+#: https://docs.aws.amazon.com/AmazonECR/latest/userguide/pull-through-cache-iam.html
+PULL = ("ecr:BatchGetImage", "ecr:BatchImportUpstreamImage", "ecr:GetDownloadUrlForLayer")
+#: What `docker push` asks of a repository, and what it asks of layers that are there already.
+#: https://docs.aws.amazon.com/AmazonECR/latest/userguide/image-push-iam.html
+PUSH = (
+    "ecr:BatchCheckLayerAvailability",
+    "ecr:BatchGetImage",
+    "ecr:CompleteLayerUpload",
+    "ecr:GetDownloadUrlForLayer",
+    "ecr:InitiateLayerUpload",
+    "ecr:PutImage",
+    "ecr:UploadLayerPart",
+)
 
 #: The same of the load balancer's controller.
 LOOKS_OF_LOAD_BALANCING: Mapping[str, str] = {
@@ -56,7 +74,7 @@ LOOKS_OF_LOAD_BALANCING: Mapping[str, str] = {
     "elasticloadbalancing:DescribeTargetHealth": "the controller's own iam_policy.json has no finer resource",
 }
 #: Actions that have the resource `*`, with the reason.
-UNSCOPED: Mapping[str, str] = {**LOOKS_OF_AUTOSCALER, **LOOKS_OF_LOAD_BALANCING}
+UNSCOPED: Mapping[str, str] = {**LOOKS_OF_AUTOSCALER, **LOOKS_OF_LOAD_BALANCING, **TOKEN_OF_REGISTRY}
 
 
 def document(statements: Iterable[Statement]) -> Document:
@@ -172,6 +190,38 @@ def cluster_autoscaler(*, cluster_name: str, partition: str, region: str, accoun
             "Action": ["eks:DescribeNodegroup"],
             "Resource": f"arn:{partition}:eks:{region}:{account}:nodegroup/{cluster_name}/*/*",
         },
+    ]
+
+
+def build_trust(*, project_arn: str, account: str) -> Document:
+    """Trust of CodeBuild for one project: no other project, of whatever account, can make it use the role.
+
+    https://docs.aws.amazon.com/codebuild/latest/userguide/cross-service-confused-deputy-prevention.html
+    """
+    trust = service_trust("codebuild.amazonaws.com")
+    condition = {"StringEquals": {"aws:SourceAccount": account, "aws:SourceArn": project_arn}}
+    return document([{**trust["Statement"][0], "Condition": condition}])
+
+
+def build_image(
+    *, bucket_arn: str, key: str, repository_arn: str, log_group_arn: str, base_arn: str | None = None
+) -> list[Statement]:
+    """What a build does: read its source, write its log, push to one repository, pull a base that is in ECR too.
+
+    CodeBuild looks at the bucket, and asks for the version of an object in a versioned one.
+    https://docs.aws.amazon.com/codebuild/latest/userguide/setting-up-service-role.html
+    """
+    return [
+        {"Effect": "Allow", "Action": ["s3:GetObject", "s3:GetObjectVersion"], "Resource": f"{bucket_arn}/{key}"},
+        {"Effect": "Allow", "Action": ["s3:GetBucketAcl", "s3:GetBucketLocation"], "Resource": bucket_arn},
+        {
+            "Effect": "Allow",
+            "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
+            "Resource": [log_group_arn, f"{log_group_arn}:*"],
+        },
+        {"Effect": "Allow", "Action": [*PUSH], "Resource": repository_arn},
+        {"Effect": "Allow", "Action": sorted(TOKEN_OF_REGISTRY), "Resource": "*"},
+        *([{"Effect": "Allow", "Action": [*PULL], "Resource": base_arn}] if base_arn else []),
     ]
 
 

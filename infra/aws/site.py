@@ -77,6 +77,16 @@ def _log_group(cluster: str) -> str:
     return f"/aws/eks/{cluster}/cluster"
 
 
+def image_project(cluster: str) -> str:
+    """The name of the CodeBuild project that makes the serving image."""
+    return f"{cluster}-image"
+
+
+def image_log_group(cluster: str) -> str:
+    """The log group of that project, by the name that CodeBuild would give it."""
+    return f"/aws/codebuild/{image_project(cluster)}"
+
+
 def stack_tags(plan: Plan) -> dict[str, str]:
     """Tags of every resource: the stack file's and ours. Ours win."""
     return {**plan.config.tags, **own_tags(plan.stack)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import mirrors
-from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
+from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource, with_image
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -16,7 +16,14 @@ class Mirrors(pulumi.ComponentResource):
     not copy a terabyte again.
     """
 
-    def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        image: pulumi.Input[str] | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("modelfleet:kubernetes:Mirrors", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         where, *jobs = mirrors(plan)
@@ -24,5 +31,5 @@ class Mirrors(pulumi.ComponentResource):
         for job in jobs:
             job["metadata"]["annotations"] = dict(SKIP_AWAIT)  # only a model's own replicas wait for its mirror
             once = pulumi.ResourceOptions(parent=self, depends_on=[code], ignore_changes=["spec"])
-            resource(job["metadata"]["name"], job, once)
+            resource(job["metadata"]["name"], with_image(job, plan.ray_cluster.image, image), once)
         self.register_outputs({})

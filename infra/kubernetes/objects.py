@@ -63,3 +63,14 @@ def each(prefix: str, manifests: list[Manifest], opts: pulumi.ResourceOptions) -
         resource(f"{prefix}-{manifest['kind'].lower()}-{manifest['metadata']['name']}", manifest, opts)
         for manifest in manifests
     ]
+
+
+def with_image(manifest: Manifest, name: str, image: pulumi.Input[str] | None) -> Manifest:
+    """The manifest with `image`, which may be an output, where a container's image is `name`; None changes nothing."""
+
+    def swapped(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: image if (key, one) == ("image", name) else swapped(one) for key, one in part.items()}
+        return [swapped(one) for one in part] if isinstance(part, list) else part
+
+    return manifest if image is None else swapped(manifest)

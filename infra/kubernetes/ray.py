@@ -6,7 +6,7 @@ import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import ray
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
-from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource
+from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource, with_image
 from modelfleet.infra.planning.plan import Plan
 
 #: Seconds until the first models answer, beside the copies of their weights: nodes are bought, images pulled, weights
@@ -49,6 +49,7 @@ class RayFleet(pulumi.ComponentResource):
         plan: Plan,
         *,
         store_address: pulumi.Input[str] = STORE_ADDRESS,
+        image: pulumi.Input[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
@@ -61,7 +62,7 @@ class RayFleet(pulumi.ComponentResource):
         replace = plan.ray_cluster.rollout == "replace"
         self.service = resource(
             f"{name}-service",
-            manifest,
+            with_image(manifest, plan.ray_cluster.image, image),
             pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[files, service],

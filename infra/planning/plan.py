@@ -362,6 +362,34 @@ class CodeArtifact:
 
 
 @dataclass(frozen=True)
+class ImageSource:
+    """What the serving image is made from, as an immutable zip named by its content."""
+
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Object key in the stack's bucket."""
+        return f"image/serving-{self.sha256}.zip"
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """The serving image, made in the stack's own account, once for each content.
+
+    `base` is the image that it begins with, `minutes` about how long a build takes. `usd` is what it costs once; None
+    when the price is unknown.
+    """
+
+    source: ImageSource
+    base: str
+    repository: str
+    tag: str
+    minutes: int
+    usd: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a stack will be."""
 
@@ -390,6 +418,8 @@ class Plan:
     system: SystemPlan | None = None
     #: None where the stack makes no store for the head's state.
     head_storage: HeadStoragePlan | None = None
+    #: None where the stack file names an image, or the stack has no account to make one in.
+    image: ImagePlan | None = None
     #: None where nobody outside the cluster reaches the gateway.
     front_door: FrontDoor | None = None
 

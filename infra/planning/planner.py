@@ -34,6 +34,7 @@ from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
+from modelfleet.infra.planning.image import image_findings, image_name, image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
@@ -43,6 +44,7 @@ from modelfleet.infra.planning.plan import (
     CodeArtifact,
     CostRange,
     GpuMemory,
+    ImageSource,
     ModelPlan,
     Plan,
     PoolPlan,
@@ -66,7 +68,6 @@ from modelfleet.serving.config.errors import Finding, InputErrors, Severity, err
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.versions import PINNED
 
-DEFAULT_IMAGE = f"modelfleet-serving:ray{PINNED['ray']}"
 IDLE_TIMEOUT_S = 300
 #: A floor: a change of `gateway.timeoutS` below it changes only the gateway, not the Ray cluster.
 LEAST_LONGEST_STREAM_S = 3600
@@ -80,11 +81,13 @@ def plan(
     code: CodeArtifact,
     catalog: Catalog | None = None,
     facts: Mapping[str, ModelFacts | None] | None = None,
+    image: ImageSource | None = None,
     deploying: bool = True,
 ) -> Plan:
     """The plan of a stack. Pure: it reads no files and makes nothing.
 
-    `facts` says by `model_id` what is known about each model; the default is what the catalog knows. Without
+    `facts` says by `model_id` what is known about each model; the default is what the catalog knows. `image` is what
+    the serving image is made from where the stack file names none; without it none is made. Without
     `deploying` the plan is only shown, so a secret that is not set yet is just a warning. Raises `InputErrors` with
     every finding, each at the line of the model or stack file that has to change.
     """
@@ -100,10 +103,12 @@ def plan(
     choices, findings = settle(stack, demands, catalog)
     findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
+    made = image_plan(stack, image, catalog)
     findings += [
         *found,
         *name_findings(models),
         *_stack_findings(stack, deploying=deploying),
+        *image_findings(stack, made),
         *fit_findings(models, facts, catalog),
         *bad_combinations(models, facts),
         *licence_findings(stack, models, catalog),
@@ -154,7 +159,7 @@ def plan(
         source=stack,
         pools=pools,
         models=tuple(sorted(planned, key=lambda model: model.model_id)),
-        ray_cluster=_ray_cluster(stack, pools),
+        ray_cluster=_ray_cluster(stack, pools, image_name(stack, made)),
         gateway=gateway_plan(stack, models),
         bucket=bucket,
         copies=copies,
@@ -165,6 +170,7 @@ def plan(
         fixed=fixed,
         system=system,
         head_storage=head_storage,
+        image=made,
         front_door=front_door(stack),
     )
 
@@ -173,7 +179,6 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     """Findings about the stack file that do not depend on the models."""
     return [
         *_auth(stack, deploying=deploying),
-        *_image(stack),
         *_operator(stack),
         *_namespace(stack),
         *_region(stack),
@@ -184,17 +189,6 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
-
-
-def _image(stack: LoadedStack) -> list[Finding]:
-    """Warns of the default image: no registry has it, and pods would wait for it on nodes that cost money."""
-    if stack.config.target.on_this_machine or stack.config.kubernetes.image:
-        return []
-    message = (
-        f"is not set, and no registry has {DEFAULT_IMAGE}; build serving/Dockerfile, push it to a registry that the "
-        "nodes can reach, and name it here"
-    )
-    return [stack.finding(("kubernetes", "image"), message, Severity.WARNING)]
 
 
 def _operator(stack: LoadedStack) -> list[Finding]:
@@ -299,7 +293,7 @@ def _model_plan(
     )
 
 
-def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPlan:
+def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan], image: str) -> RayClusterPlan:
     """Made from pools, image and rollout only; it must not depend on models."""
     kubernetes = stack.config.kubernetes
     groups = tuple(
@@ -318,7 +312,7 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan]) -> RayClusterPla
         for pool in pools
     )
     return RayClusterPlan(
-        image=kubernetes.image or DEFAULT_IMAGE,
+        image=image,
         ray_version=PINNED["ray"],
         worker_groups=groups,
         rollout=kubernetes.rollout,

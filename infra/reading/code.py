@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from modelfleet import serving
@@ -19,8 +20,11 @@ BESIDE = ("README.txt", b"modelfleet's serving package. Without this file Ray wo
 #: change to it must restart no model.
 ROOT = ("modelfleet/__init__.py", b"")
 SERVING = Path(serving.__file__).parent
-#: Only checks and plans read it. Left out, so that a new accelerator or a corrected number restarts no model.
-LEFT_OUT = "modelfleet/serving/config/data/accelerators.csv"
+#: Only checks and plans read the table, and only a build of the image reads the other two. Left out, so that a new
+#: accelerator or a corrected number restarts no model.
+LEFT_OUT = frozenset(
+    f"modelfleet/serving/{name}" for name in ("Dockerfile", "buildspec.yml", "config/data/accelerators.csv")
+)
 
 
 def code_artifact() -> CodeArtifact:
@@ -37,11 +41,16 @@ def build_code_zip(serving: Path = SERVING) -> bytes:
         (name, path.read_bytes())
         for path in sorted(serving.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
-        if (name := f"modelfleet/serving/{path.relative_to(serving).as_posix()}") != LEFT_OUT
+        if (name := f"modelfleet/serving/{path.relative_to(serving).as_posix()}") not in LEFT_OUT
     ]
+    return zipped([BESIDE, ROOT, *files])
+
+
+def zipped(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """A zip of (name, content), not compressed: another version of zlib must not give other bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in [BESIDE, ROOT, *files]:
+        for name, content in files:
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)

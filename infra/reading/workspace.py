@@ -12,6 +12,7 @@ from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.code import code_artifact
+from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.stack import LoadedStack, Sections, load_stack, stack_of
@@ -98,7 +99,15 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
     errors += unrunnable
     catalog = with_known_prices(default_catalog(), stack, root, network=network)
     try:
-        made = plan(models, stack, code=workspace.code, catalog=catalog, facts=facts, deploying=deploying)
+        made = plan(
+            models,
+            stack,
+            code=workspace.code,
+            catalog=catalog,
+            facts=facts,
+            image=image_source() if stack.config.target.makes_cluster else None,
+            deploying=deploying,
+        )
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
     if errors:

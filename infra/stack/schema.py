@@ -260,7 +260,9 @@ class Kubernetes(StackSection):
         "Never change it once it is live.",
     )
     image: str | None = Field(
-        None, description="Image of head and workers; default the pinned one built from serving/Dockerfile."
+        None,
+        description="Image of head, workers and mirror Jobs. Without it target eks makes one; elsewhere build "
+        "serving/Dockerfile and name it.",
     )
     operator_namespace: Namespace | None = Field(
         None,
@@ -447,6 +449,13 @@ class StackConfig(StackSection):
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags on every AWS resource.")
+    image_registry: (
+        Annotated[str, Matching(r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*$", "a registry, without https:// and last /")]
+        | None
+    ) = Field(
+        None,
+        description="Registry with copies of others' images, each below the name of its maker's registry.",
+    )
 
     @property
     def target(self) -> Target:

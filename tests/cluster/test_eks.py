@@ -20,7 +20,7 @@ import yaml
 
 from tests.cluster.test_pulumi import Fleet
 from tests.engine.aws_account import Account
-from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
+from tests.engine.aws_fleet import ACCOUNT, REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
 from tools.kubernetes.control_plane import ControlPlane
@@ -143,12 +143,26 @@ def test_a_stack_comes_up_keeps_its_secrets_and_goes_from_the_top_down(fleet: Ek
         }
     )
     outputs = fleet.project.outputs()
-    assert outputs.keys() >= {"base_url", "kubeconfig", "endpoint", "bucket", "pools"}
+    assert outputs.keys() >= {"base_url", "kubeconfig", "endpoint", "bucket", "image", "pools"}
+    _pods_run_what_was_built(fleet, outputs["image"], emulator)
     assert outputs["pools"] and all(key.startswith("l4-us-west-2") for key in outputs["pools"])
     down = fleet.project.destroy()
     _is_deleted_last(down)
     assert api.get("v1", "Namespace", where) is None
     assert Account(emulator, REGION).everything() == []
+
+
+def _pods_run_what_was_built(fleet: EksFleet, image: str, emulator: Emulator) -> None:
+    repository = f"modelfleet-{fleet.name}/serving"
+    (built,) = emulator.client("ecr").describe_images(repositoryName=repository)["imageDetails"]
+    assert image == f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{repository}@{built['imageDigest']}"
+    service = fleet.cluster.api.get("ray.io/v1", "RayService", "fleet", fleet.plan.namespace)
+    assert service is not None
+    config = service["spec"]["rayClusterConfig"]
+    templates = [config["headGroupSpec"]["template"], *(group["template"] for group in config["workerGroupSpecs"])]
+    job = fleet.cluster.api.list("batch/v1", "Job", fleet.plan.namespace)[0]
+    specs = [*(template["spec"] for template in templates), job["spec"]["template"]["spec"]]
+    assert {one["image"] for spec in specs for one in spec["containers"]} == {image}
 
 
 @contextmanager

@@ -189,6 +189,7 @@ class Account:
             *(one["ReplicationGroupId"] for one in self.stores()),
             *(g["CacheSubnetGroupName"] for g in self.cache.describe_cache_subnet_groups()["CacheSubnetGroups"]),
             *(self._emulator.buckets() - {TABLE}),
+            *(r["repositoryName"] for r in self.client("ecr").describe_repositories()["repositories"]),
             *self.table_keys(),
         ]
 

@@ -13,11 +13,14 @@ import yaml
 
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.workspace import read_workspace
 from tests.engine.conftest import Emulator
-from tests.engine.engine import Project
+from tests.engine.engine import PULUMI, Project
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+#: Where the plugin `modelfleet` is.
+PLUGINS = PULUMI.parent
 REGION = "us-west-2"
 ACCOUNT = "123456789012"
 #: The least that moto takes for an image.
@@ -35,6 +38,7 @@ import pulumi
 from modelfleet.infra.aws import AwsFleet
 from modelfleet.infra.planning import plan
 from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.image import build_image_zip, image_source
 from modelfleet.infra.reading.workspace import read_workspace
 from modelfleet.serving.config.errors import ModelfleetError
 
@@ -43,8 +47,17 @@ workspace = read_workspace(root, os.environ["FLEET_STACK"])
 code = CodeArtifact("c0de" * 16)  # a fixed one: the serving package may change between two runs of a test
 archive = root / "serving.zip"
 archive.write_bytes(b"the serving package")
+image, source = None, None
+if os.environ.get("FLEET_IMAGE"):
+    image, source = image_source(), root / "image.zip"
+    source.write_bytes(build_image_zip())
 try:
-    fleet = AwsFleet("aws", plan(workspace.models, workspace.stack, code=code), code=pulumi.FileAsset(str(archive)))
+    fleet = AwsFleet(
+        "aws",
+        plan(workspace.models, workspace.stack, code=code, image=image),
+        code=pulumi.FileAsset(str(archive)),
+        image_source=source and pulumi.FileAsset(str(source)),
+    )
 except ModelfleetError as error:
     pulumi.log.error(str(error))
     sys.exit(32)  # as infra/program.py
@@ -54,6 +67,7 @@ pulumi.export("bucket", fleet.bucket)
 pulumi.export("pools", fleet.pools)
 if store := fleet.head_storage:
     pulumi.export("store", {"address": store.address, "password": store.password})
+pulumi.export("image", fleet.image)
 """
 
 
@@ -111,14 +125,27 @@ POOLS = [
 
 
 class FleetProject(Project):
-    """A project whose program is the AWS half, with stack and model files that a test writes."""
+    """A project whose program is the AWS half, with stack and model files that a test writes.
 
-    def __init__(self, folder: Path, emulator: Emulator, *, root: Path | None = None, stack: str = "test") -> None:
+    With `builds_image` a stack that names no image makes one; that takes a minute of each first `up`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        emulator: Emulator,
+        *,
+        root: Path | None = None,
+        stack: str = "test",
+        builds_image: bool = False,
+    ) -> None:
         self.root = root or folder / "root"
+        self.builds_image = builds_image
         super().__init__(
             folder,
             name="modelfleet",
             stack=stack,
+            pulumi_yaml={"plugins": {"providers": [{"name": "modelfleet", "path": str(PLUGINS)}]}},
             config={"aws:region": REGION, "aws:skipCredentialsValidation": True},
             environ={
                 "AWS_ENDPOINT_URL": emulator.url,
@@ -128,6 +155,7 @@ class FleetProject(Project):
                 "PATH": with_aws_command(folder),
                 "FLEET_ROOT": str(self.root),
                 "FLEET_STACK": stack,
+                "FLEET_IMAGE": "yes" if builds_image else "",
             },
         )
         self.emulator = emulator
@@ -152,7 +180,8 @@ class FleetProject(Project):
     def plan(self) -> Plan:
         """The program's plan, made with the same functions."""
         workspace = read_workspace(self.root, self.stack)
-        return plan(workspace.models, workspace.stack, code=CodeArtifact("c0de" * 16))
+        image = image_source() if self.builds_image else None
+        return plan(workspace.models, workspace.stack, code=CodeArtifact("c0de" * 16), image=image)
 
     def copy_stack_file(self, name: str) -> None:
         """The repository's stack file and all its models, for the emulator's account and without API keys."""

@@ -44,6 +44,8 @@ KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
 BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE}", f"arn:aws:s3:::{TABLE}/*"]}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
+    "ecr:PutImageScanningConfiguration": "a later version that scans otherwise",
+    "ecr:PutImageTagMutability": "a later version that lets tags move",
     "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
     "eks:UpdateAccessEntry": "a later version that gives its access entries Kubernetes groups",
@@ -113,7 +115,7 @@ def someone(emulator: Emulator) -> Operator:
 
 @pytest.fixture
 def project(tmp_path: Path, emulator: Emulator, someone: Operator) -> Iterator[FleetProject]:
-    made = FleetProject(tmp_path, emulator)
+    made = FleetProject(tmp_path, emulator, builds_image=True)
     made.environ |= someone.environ
     someone.emulator.client("route53", REGION).create_hosted_zone(Name="example.org", CallerReference="test")
     made.files(stack(), MODELS)
@@ -144,6 +146,7 @@ def documents(plan: Plan) -> list[Document]:
     statements = operator(
         site(plan),
         bucket=plan.bucket,
+        image=plan.image,
         names=NAMES,
         endpoints=True,
         store=True,

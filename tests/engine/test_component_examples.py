@@ -112,7 +112,8 @@ def test_on_eks_with_a_bucket_of_the_program_no_other_is_made(project: ExamplePr
     made, outputs = would_make(run), shown_outputs(run)
     assert (outputs["base_url"], outputs["bucket"]) == (BASE_URL, "company-llm-code")
     assert [one["bucket"] for one in made["aws:s3/bucket:Bucket"]] == ["company-llm-code"]
-    assert [one["bucket"] for one in made["aws:s3/bucketObjectv2:BucketObjectv2"]] == ["company-llm-code"]
+    objects = made["aws:s3/bucketObjectv2:BucketObjectv2"]
+    assert [one["bucket"] for one in objects] == ["company-llm-code"] * 2, "the code, and what the image is made from"
     assert "kubernetes:batch/v1:Job" not in made, "weights load from where the model file says"
 
 

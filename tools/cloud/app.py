@@ -26,11 +26,13 @@ from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
 #: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
-#: account is short of: lists of instance type, zone and, for one way to buy, purchase.
+#: account is short of: lists of instance type, zone and, for one way to buy, purchase. PUT of the last says what
+#: happens to a build's commands.
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
 #: PUT of this names calls that take longer, as seconds by `service:Operation` or `*`: {"eks:CreateNodegroup": 30}.
 SLOW = "/modelfleet-cloud/slow"
+MISHAPS = "/modelfleet-cloud/mishaps"
 #: What a body's sums say is of the body that was sent.
 _SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
 
@@ -55,7 +57,7 @@ class Cloud:
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
         """Answers one request."""
         path = environ.get("PATH_INFO", "")
-        if path in (TRAIL, SHORTAGE, SLOW):
+        if path in (TRAIL, SHORTAGE, SLOW, MISHAPS):
             return _sent(self._control(path, environ), start_response)
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
@@ -82,7 +84,7 @@ class Cloud:
         if call.service == "s3":
             require_storage(self.judge, caller, call)
         self.rules.check(call)
-        own = _administrator(caller, call) or self.backends.answer(call)
+        own = _administrator(caller, call) or self.backends.answer(call, f"http://{environ['HTTP_HOST']}")
         if own is not None:
             return _sent(own, start_response)
         answer = self._of_moto(environ)
@@ -131,6 +133,9 @@ class Cloud:
             return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
         if path == SLOW:
             self.rules.slow = {str(name): float(seconds) for name, seconds in json.loads(buffered(environ)).items()}
+            return as_json({})
+        if path == MISHAPS:
+            self.backends.codebuild.mishaps = json.loads(buffered(environ))
             return as_json({})
         self.rules.short_of(*map(tuple, json.loads(buffered(environ))))
         return as_json({})

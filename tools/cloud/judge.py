@@ -184,8 +184,13 @@ def _names(statement: Statement, names: frozenset[str], *, anybody: bool = True)
     return bool(listed & names) or (anybody and "*" in listed)
 
 
-def trusts_service(role_arn: str, service: str, action: str, tags: Mapping[str, str]) -> bool:
-    """Whether a role's trust lets an AWS service do `sts:AssumeRole` or `sts:TagSession` with these session tags."""
+def trusts_service(
+    role_arn: str, service: str, action: str, tags: Mapping[str, str], more: Mapping[str, str] | None = None
+) -> bool:
+    """Whether a role's trust lets an AWS service do `sts:AssumeRole` or `sts:TagSession` with these session tags.
+
+    `more` are other condition keys of the request, such as on whose behalf the service asks.
+    """
     theirs = [
         statement
         for statement in trust_of(role_arn)
@@ -194,6 +199,7 @@ def trusts_service(role_arn: str, service: str, action: str, tags: Mapping[str, 
     ]
     context: dict[str, str | Sequence[str]] = {f"aws:RequestTag/{name}": text for name, text in tags.items()}
     context["aws:TagKeys"] = sorted(tags)
+    context |= more or {}
     return decide(theirs, action, role_arn, context) is Decision.ALLOWED
 
 

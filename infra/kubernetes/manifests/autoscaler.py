@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     Manifest,
@@ -18,7 +19,6 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
 )
 from modelfleet.infra.kubernetes.names import labels, selector
-from modelfleet.infra.kubernetes.versions import AUTOSCALER_IMAGE
 from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE
 from modelfleet.infra.planning.ladder import NODE_START_S, priorities
 from modelfleet.infra.planning.plan import Plan
@@ -112,7 +112,7 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
     tags = f"k8s.io/cluster-autoscaler/enabled,k8s.io/cluster-autoscaler/{cluster_name}"
     container = {
         "name": AUTOSCALER,
-        "image": AUTOSCALER_IMAGE.format(minor=plan.config.cluster.version),
+        "image": _image(plan),
         "command": [
             "./cluster-autoscaler",
             "--cloud-provider=aws",
@@ -161,3 +161,9 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
 
 def _metadata(plan: Plan) -> Manifest:
     return {"name": AUTOSCALER, "namespace": AUTOSCALER_NAMESPACE, "labels": labels(plan, AUTOSCALER)}
+
+
+def _image(plan: Plan) -> str:
+    """It follows the cluster's minor version, each at its first release."""
+    tag = f"v{plan.config.cluster.version}.0"
+    return reference("cluster-autoscaler", registry=plan.config.image_registry, tag=tag)

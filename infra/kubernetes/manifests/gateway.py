@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.gateway import GatewayFiles, Runtime, render
 from modelfleet.infra.gateway.render import DOOR
 from modelfleet.infra.kubernetes.manifests.load_balancer import readiness_gate
@@ -22,7 +23,6 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
 )
 from modelfleet.infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
-from modelfleet.infra.kubernetes.versions import HAPROXY_IMAGE
 from modelfleet.infra.planning.plan import Plan
 
 PORT: Final = 8080
@@ -165,20 +165,20 @@ def _longer_leave(plan: Plan) -> int:
 
 def _gateway(plan: Plan) -> Manifest:
     """The first process, which the Service and the front door lead to."""
-    container = _container(GATEWAY, "haproxy.cfg", METRICS_PORT, LEAVE_SECONDS + _longer_leave(plan))
+    container = _container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT, LEAVE_SECONDS + _longer_leave(plan))
     if plan.front_door:
         container["ports"].append({"name": DOOR, "containerPort": plan.front_door.port})
     return container
 
 
-def _container(name: str, config: str, metrics: int, leave_s: int) -> Manifest:
+def _container(plan: Plan, name: str, config: str, metrics: int, leave_s: int) -> Manifest:
     mounts = [("config", CONFIG_PATH, True), ("keys", KEYS_PATH, True), ("run", RUN_PATH, False)]
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 5}
     # What hangs has no stream that is worth the pod's own grace.
     at_once = {"terminationGracePeriodSeconds": BODIES_LEAVE_SECONDS + 10}
     return {
         "name": name,
-        "image": HAPROXY_IMAGE,
+        "image": reference("haproxy", registry=plan.config.image_registry),
         "imagePullPolicy": "IfNotPresent",
         "command": ["haproxy", "-W", "-db", "-f", f"{CONFIG_PATH}/{config}"],
         "ports": [{"name": "http", "containerPort": PORT}, {"name": "metrics", "containerPort": metrics}],
@@ -198,7 +198,7 @@ def _container(name: str, config: str, metrics: int, leave_s: int) -> Manifest:
 def _bodies(plan: Plan) -> Manifest:
     """The second process, for request bodies beyond the first one's buffer; reached through its socket only."""
     leave_s = BODIES_LEAVE_SECONDS + _longer_leave(plan)
-    container = _container("bodies", "bodies.cfg", BODIES_METRICS_PORT, leave_s)
+    container = _container(plan, "bodies", "bodies.cfg", BODIES_METRICS_PORT, leave_s)
     container["ports"] = [{"name": "bodies-metrics", "containerPort": BODIES_METRICS_PORT}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = {key: value for key, value in container[probe].items() if key != "httpGet"}

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.kubernetes.manifests.pods import Manifest, resources
 from modelfleet.infra.kubernetes.names import labels, selector
-from modelfleet.infra.kubernetes.versions import DCGM_EXPORTER_IMAGE, DEVICE_PLUGIN_IMAGE
 from modelfleet.infra.names import GPU, GPU_PRESENT_LABEL, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan
 
@@ -22,7 +22,7 @@ def device_plugin(plan: Plan) -> Manifest:
     """A DaemonSet that offers GPUs to the kubelet of each node that is labelled as a GPU node."""
     container = {
         "name": DEVICE_PLUGIN,
-        "image": DEVICE_PLUGIN_IMAGE,
+        "image": reference(DEVICE_PLUGIN, registry=plan.config.image_registry),
         # PASS_DEVICE_SPECS puts a container's GPUs into its cgroup. Without it the container loses them when systemd
         # reloads its units ("Failed to initialize NVML: Unknown Error", NVIDIA/nvidia-docker#1671).
         "env": [{"name": "FAIL_ON_INIT_ERROR", "value": "false"}, {"name": "PASS_DEVICE_SPECS", "value": "true"}],
@@ -40,7 +40,7 @@ def dcgm_exporter(plan: Plan) -> Manifest:
     """GPU metrics for Prometheus."""
     container = {
         "name": DCGM_EXPORTER,
-        "image": DCGM_EXPORTER_IMAGE,
+        "image": reference(DCGM_EXPORTER, registry=plan.config.image_registry),
         "env": [
             {"name": "DCGM_EXPORTER_LISTEN", "value": ":9400"},
             {"name": "DCGM_EXPORTER_KUBERNETES", "value": "true"},

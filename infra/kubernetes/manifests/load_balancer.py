@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     Manifest,
@@ -24,9 +25,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
 )
 from modelfleet.infra.kubernetes.names import GATEWAY, labels, selector
 from modelfleet.infra.kubernetes.versions import (
-    HAPROXY_IMAGE,
     LOAD_BALANCER_CONTROLLER,
-    LOAD_BALANCER_CONTROLLER_IMAGE,
 )
 from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan
@@ -140,7 +139,7 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
     mount = {"name": "certificates", "mountPath": CERTIFICATES}
     container = {
         "name": LOAD_BALANCER_ACCOUNT,
-        "image": LOAD_BALANCER_CONTROLLER_IMAGE,
+        "image": reference("load-balancer-controller", registry=plan.config.image_registry),
         "imagePullPolicy": "IfNotPresent",
         "args": [
             f"--cluster-name={cluster_name}",
@@ -168,7 +167,7 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
         **in_front(plan),
         "securityContext": pod_security(USER),
         "affinity": system_placement(plan),
-        "initContainers": [_certificate(mount)],
+        "initContainers": [_certificate(plan, mount)],
         "containers": [container],
         "volumes": [{"name": "certificates", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
         "terminationGracePeriodSeconds": 10,
@@ -186,7 +185,7 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
     }
 
 
-def _certificate(mount: Manifest) -> Manifest:
+def _certificate(plan: Plan, mount: Manifest) -> Manifest:
     """The controller ends without a certificate for its webhooks' port, which nothing calls: one for this pod alone.
 
     The gateway's image has openssl, with Debian's ca-certificates (docker-library/haproxy 2.8/Dockerfile).
@@ -195,7 +194,7 @@ def _certificate(mount: Manifest) -> Manifest:
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     return {
         "name": "certificate",
-        "image": HAPROXY_IMAGE,
+        "image": reference("haproxy", registry=plan.config.image_registry),
         "imagePullPolicy": "IfNotPresent",
         "command": ["openssl", "req", "-x509", *kind, "-days", "3650", "-subj", "/CN=nobody-calls-this", *files],
         "resources": resources("10m", "64Mi"),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from modelfleet.infra.catalog.images import reference
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     Manifest,
@@ -18,7 +19,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
 )
 from modelfleet.infra.kubernetes.names import OPERATOR, labels, selector
-from modelfleet.infra.kubernetes.versions import KUBERAY, KUBERAY_IMAGE
+from modelfleet.infra.kubernetes.versions import KUBERAY
 from modelfleet.infra.planning.plan import Plan
 
 CRDS_FILE = Path(__file__).parent.parent / "crds" / f"kuberay-{KUBERAY}.json.gz"
@@ -96,7 +97,7 @@ def operator_deployment(plan: Plan) -> Manifest:
         gates.append("RayServiceIncrementalUpgrade=true")
     container = {
         "name": OPERATOR,
-        "image": KUBERAY_IMAGE,
+        "image": reference("kuberay-operator", registry=plan.config.image_registry),
         "imagePullPolicy": "IfNotPresent",
         "command": ["/manager"],
         "args": [f"--watch-namespace={plan.namespace}", f"--feature-gates={','.join(gates)}", "--enable-metrics"],

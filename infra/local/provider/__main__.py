@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelfleet.infra.image_build import IMAGE_BUILD
 from modelfleet.infra.local.provider.application import APPLICATION
 from modelfleet.infra.local.provider.gateway import GATEWAY
 from modelfleet.infra.local.provider.objects import CODE, WEIGHTS, end_fetching
@@ -9,11 +10,11 @@ from modelfleet.infra.local.provider.ray import RAY
 from modelfleet.infra.provider import Plugin, Props, main
 from modelfleet.serving.config.errors import SetupError
 
-RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION, GATEWAY)
+RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION, GATEWAY, IMAGE_BUILD)
 
 
 class LocalPlugin(Plugin[Props]):
-    """The local target's resources."""
+    """The local target's resources, and the build of an image in AWS."""
 
     name = "modelfleet"
     version = "0.1.0"

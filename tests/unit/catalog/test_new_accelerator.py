@@ -94,7 +94,7 @@ print(json.dumps({
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the product's packages with the new rows, and a project on the new accelerator."""
     root = tmp_path_factory.mktemp("copy")
-    for package in ("cli", "doctor", "infra", "serving"):
+    for package in ("cli", "doctor", "infra", "requirements", "serving"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "modelfleet", root / "modelfleet", symlinks=True)
     for name, row in ROWS.items():

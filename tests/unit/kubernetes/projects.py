@@ -13,7 +13,8 @@ L4 = {"name": "l4", "accelerator": "L4", "maxNodes": 3, "instanceTypes": ["g6.2x
 
 def eks(root: Path) -> Plan:
     """All five accelerators on a new EKS cluster."""
-    return planned(root, five_models(), stack="prod", target="eks")
+    named = {"image": "modelfleet-serving:ray2.60.0"}  # the name of one that is made has the hash of its source
+    return planned(root, five_models(), stack="prod", target="eks", kubernetes=named)
 
 
 def existing(root: Path) -> Plan:

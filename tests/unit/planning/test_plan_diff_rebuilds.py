@@ -99,6 +99,7 @@ CHANGES: dict[str, Any] = {
     "local.gpus": 2,
     "auth": "keys",
     "tags": {"team": "ml"},
+    "imageRegistry": "mirror.example/all",
 }
 #: A front door of a cluster that is not ours.
 INGRESS = {"gateway.expose": "internal", "gateway.ingressClass": "nginx", "gateway.tlsSecret": "tls-before"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfleet.infra.kubernetes.versions import HAPROXY, KUBERAY
+from modelfleet.infra.kubernetes.versions import HAPROXY, KUBERAY, LOAD_BALANCER_CONTROLLER
 from modelfleet.serving import replica, weights
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.versions import PINNED, check_versions
@@ -46,6 +46,12 @@ REPEATED = {
     "serving/config/data/ray_serve_options.json": {"ray": r'^ "version": "([^"]+)"'},
     "serving/config/data/vllm_engine_arguments.json": {"vllm": r'^ "version": "([^"]+)"'},
     "serving/config/data/vllm_architectures.json": {"vllm": r'^ "version": "([^"]+)"'},
+    "infra/catalog/images.csv": {
+        "vllm": r"vllm-openai,v([0-9.]+),",
+        "kuberay": r"kuberay/operator,v([0-9.]+),",
+        "haproxy": r"library/haproxy,([0-9.]+),",
+        "load-balancer": r"load-balancer-controller,v([0-9.]+),",
+    },
     "infra/catalog/quantization.csv": {"vllm": r"^# What vLLM (\S+) requires"},
     "tools/kubernetes/modules/kuberay/go.mod": {"kuberay": r"ray-operator v([0-9.]+)"},
 }
@@ -55,7 +61,7 @@ REPEATED = {
     ("file", "program"), [(file, program) for file, found in REPEATED.items() for program in found]
 )
 def test_a_version_that_another_file_repeats_matches_the_python_one(file: str, program: str) -> None:
-    wanted = {**PINNED, "kuberay": KUBERAY, "haproxy": HAPROXY}[program]
+    wanted = {**PINNED, "kuberay": KUBERAY, "haproxy": HAPROXY, "load-balancer": LOAD_BALANCER_CONTROLLER}[program]
     found = re.findall(REPEATED[file][program], (ROOT / file).read_text(), re.MULTILINE)
     named = {"".join(one) if isinstance(one, tuple) else one for one in found}
     assert named == {wanted}, f"raise {program} in {file} as well"

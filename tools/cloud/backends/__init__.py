@@ -1,4 +1,4 @@
-"""What moto has no API for, answered by us over the same HTTP: of EKS, Auto Scaling, ElastiCache, Pod Identity."""
+"""What moto lacks, answered by us over the same HTTP: of EKS, Auto Scaling, ElastiCache, Pod Identity, CodeBuild."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from tools.cloud import groups
 from tools.cloud.answers import Answer
 from tools.cloud.backends import ec2, elasticache
+from tools.cloud.backends.codebuild import CodeBuild
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
 from tools.cloud.backends.scaling import Scaling
@@ -23,9 +24,15 @@ class Backends:
         self.eks = Eks()
         self.scaling = Scaling(rules)
         self.pod_identity = PodIdentity(self.eks, callers)
+        self.codebuild = CodeBuild(callers)
 
-    def answer(self, call: Call) -> Answer | None:
-        """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses."""
+    def answer(self, call: Call, url: str) -> Answer | None:
+        """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses.
+
+        `url` is where this cloud listens.
+        """
+        if call.service == "codebuild":
+            return self.codebuild.answer(call, url)
         if call.service == "eks":
             return self.eks.answer(call)
         if call.service == "eks-auth":
@@ -38,6 +45,8 @@ class Backends:
 
     def values(self, call: Call) -> Mapping[str, Any]:
         """What the ARNs of a call's resources need beyond its parameters; `resourceTags` are tags by ARN."""
+        if call.service == "codebuild":
+            return self.codebuild.values(call)
         if call.service == "eks":
             return self.eks.values(call)
         if call.service == "ec2":
@@ -52,4 +61,5 @@ class Backends:
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""
         self.eks.forget()
+        self.codebuild.forget()
         self.scaling.forget()

@@ -14,7 +14,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from modelfleet.infra.kubernetes.versions import HAPROXY, HAPROXY_IMAGE, KUBERAY_IMAGE, OBJECT_STORE_IMAGE
+from modelfleet.infra.catalog.images import reference
+from modelfleet.infra.kubernetes.versions import HAPROXY, OBJECT_STORE_IMAGE
 from modelfleet.serving.config.errors import SetupError
 from tools.cache import once
 from tools.kubernetes.node import images
@@ -42,8 +43,8 @@ def fleet() -> list[Recipe]:
     return [
         images.debian(),
         *serving(),
-        images.program(KUBERAY_IMAGE, "kuberay-operator", "manager"),
-        haproxy(HAPROXY_IMAGE),
+        images.program(reference("kuberay-operator"), "kuberay-operator", "manager"),
+        haproxy(reference("haproxy")),
         object_store(),
     ]
 

@@ -1,0 +1,77 @@
+"""The serving image of a stack that names none: made in the stack's own account, once for each content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.catalog.images import reference
+from modelfleet.infra.planning.plan import ImagePlan, ImageSource
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.versions import PINNED
+
+#: From the start to the last pushed layer. Not measured: vLLM's image of some 12 GB is pulled, unpacked to some 30 GB,
+#: and pushed with what is installed on it.
+BUILD_MINUTES: Final = 25
+#: 8 vCPUs, 16 GiB and room for an image of 30 GB beside its layers; a small machine has 64 GB of disk.
+#: https://docs.aws.amazon.com/codebuild/latest/userguide/build-env-ref-compute-types.html
+COMPUTE_TYPE: Final = "BUILD_GENERAL1_LARGE"
+#: The row of `prices.csv`, in USD per hour.
+PRICE: Final = "codebuild-general1-large"
+#: How much of the content's hash is in the tag.
+TAG_DIGITS: Final = 12
+
+
+def image_plan(stack: LoadedStack, source: ImageSource | None, catalog: Catalog) -> ImagePlan | None:
+    """The image that the stack makes; None where the file names one, or where there is no account to make it in."""
+    if source is None or stack.config.kubernetes.image or not stack.config.target.makes_cluster:
+        return None
+    base = reference("vllm", registry=stack.config.image_registry)
+    content = hashlib.sha256(f"{source.sha256} {base}".encode()).hexdigest()
+    per_hour = catalog.usd_per_hour(PRICE, region=stack.region or "")
+    return ImagePlan(
+        source=source,
+        base=base,
+        repository=f"{_as_repository(f'modelfleet-{stack.name}')}/serving",
+        tag=f"ray{PINNED['ray']}-{content[:TAG_DIGITS]}",
+        minutes=BUILD_MINUTES,
+        usd=None if per_hour is None else per_hour * BUILD_MINUTES / 60,
+    )
+
+
+def image_name(stack: LoadedStack, made: ImagePlan | None) -> str:
+    """The name that pods have before the build says the digest."""
+    if made is None:
+        return stack.config.kubernetes.image or f"modelfleet-serving:ray{PINNED['ray']}"
+    name, region = f"{made.repository}:{made.tag}", stack.region
+    if stack.config.account_id is None or region is None:
+        return name
+    return f"{registry(stack.config.account_id, region)}/{name}"
+
+
+def registry(account: str, region: str) -> str:
+    """An account's own registry. https://docs.aws.amazon.com/AmazonECR/latest/userguide/Registries.html"""
+    suffix = ".cn" if region.startswith("cn-") else ""
+    return f"{account}.dkr.ecr.{region}.amazonaws.com{suffix}"
+
+
+def image_findings(stack: LoadedStack, made: ImagePlan | None) -> list[Finding]:
+    """Warns where nothing makes the image: no registry has it, and pods would wait for it on nodes that cost money."""
+    if stack.config.target.on_this_machine or stack.config.kubernetes.image or made:
+        return []
+    message = (
+        f"is not set, and no registry has {image_name(stack, None)}; build serving/Dockerfile, push it to a registry "
+        "that the nodes can reach, and name it here"
+    )
+    return [stack.finding(("kubernetes", "image"), message, Severity.WARNING)]
+
+
+def _as_repository(name: str) -> str:
+    """The part of a repository's name, in which ECR wants single separators between small letters and digits.
+
+    https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_CreateRepository.html
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
