@@ -43,7 +43,6 @@ KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
 BOOKS = {"Effect": "Allow", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{TABLE}", f"arn:aws:s3:::{TABLE}/*"]}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
-    "ec2:AuthorizeSecurityGroupEgress": "a security group that gets rules to the outside",
     "ec2:DisassociateAddress": "an address whose state names the association with its NAT gateway",
     "ec2:ReplaceRoute": "a zone that gets another NAT gateway",
     "ec2:RunInstances": "EKS asks for it when a node group has a launch template",
