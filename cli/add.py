@@ -26,7 +26,8 @@ from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.new_model import NewModel, file_text
 from modelfleet.infra.planning.offers import Goal, Offer, Wish, checkpoints_of, offers, without_repeats
 from modelfleet.infra.planning.recipe_findings import recipe_findings
-from modelfleet.infra.reading.models import read_facts
+from modelfleet.infra.planning.trust import from_hub
+from modelfleet.infra.reading.models import Reader, read_facts
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace
@@ -193,6 +194,12 @@ def _tried(
     loaded, findings = model_of(document)
     if loaded is None or errors_in(findings):
         raise InputErrors(errors_in(findings))
+    if _runs_code_of_the_hub(loaded):
+        weights = loaded.config.engine_config.weights_id
+        new = replace(new, revision=Reader(root, network=asked.network).commit(weights, "main"))
+        text = file_text(new, recipe)
+        document = parse_document(text.encode(), _shown(path, root))
+        loaded = model_of(document)[0] or loaded
     held = memory_of(loaded.config, new.offer.checkpoint.facts)
     if held is not None and held != new.offer.memory:  # the recipe's batch or cache type changes it
         new = replace(new, offer=replace(new.offer, memory=held))
@@ -215,6 +222,11 @@ def _tried(
     if before is not None and after is not None:
         findings += sorted(set(after.notices) - set(before.notices) - set(findings))
     return Change(texts, new.offer, others, tuple(findings), new.wish.region, before, after)
+
+
+def _runs_code_of_the_hub(model: LoadedModel) -> bool:
+    engine = model.config.engine_config
+    return bool(engine.engine_kwargs.get("trust_remote_code")) and from_hub(engine.weights_id)
 
 
 def _stack(text: str, old: LoadedStack) -> LoadedStack:

@@ -34,10 +34,13 @@ class Checked:
         return sum(finding.severity is severity for finding in self.findings)
 
 
-def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool, recipes: bool = False) -> int:
+def run_check(
+    paths: list[Path], *, stack: str | None, as_json: bool, fix: bool, recipes: bool = False, pin: bool = False
+) -> int:
     """Check model and stack files, print what was found, and return the exit code.
 
-    `fix` rewrites old names; with `recipes` it also adds what a model's recipe has and its file lacks.
+    `fix` rewrites old names; with `recipes` it also adds what a model's recipe has and its file lacks, with `pin` the
+    commit of weights that a file names by a branch.
     """
     refresh_schemas(Path.cwd())
     checked = Checked()
@@ -45,7 +48,7 @@ def run_check(paths: list[Path], *, stack: str | None, as_json: bool, fix: bool,
     files, missing = files_of(chosen)
     checked.findings += missing
     for path in files:
-        _check_file(path, checked, fix=fix, recipes=recipes)
+        _check_file(path, checked, fix=fix, recipes=recipes, pin=pin)
     if stack is not None:
         _check_stack(stack, checked)
     checked.findings = sorted(set(checked.findings))
@@ -72,13 +75,13 @@ def files_of(patterns: Iterable[str]) -> tuple[list[Path], list[Finding]]:
     return list(files), findings
 
 
-def _check_file(path: Path, checked: Checked, *, fix: bool, recipes: bool) -> None:
+def _check_file(path: Path, checked: Checked, *, fix: bool, recipes: bool, pin: bool) -> None:
     checked.files += 1
     if match := STACK_FILE.fullmatch(path.name):
         _check_stack_file(path, match["stack"], checked)
         return
     if fix:
-        _fix(path, checked, recipes=recipes)
+        _fix(path, checked, recipes=recipes, pin=pin)
     model, findings = load_model(path)
     advice, lacking = _recipe(path, model)
     checked.lacking |= lacking
@@ -93,12 +96,13 @@ def _fit(model: LoadedModel) -> list[Finding]:
     """Does it fit its GPU, and may it be used? By what this machine knows: a folder, kept answers, the catalog."""
     from modelfleet.infra.catalog import default_catalog
     from modelfleet.infra.planning.fit_findings import fit_findings
+    from modelfleet.infra.planning.trust import trust_notices
     from modelfleet.infra.planning.use_findings import use_findings
     from modelfleet.infra.reading.models import has_token, read_facts
 
     facts, unrunnable = read_facts([model], Path.cwd())
     use = use_findings(model, facts.get(model.config.model_id), default_catalog(), has_token=has_token)
-    return [*use, *(unrunnable or fit_findings([model], facts))]
+    return [*use, *trust_notices(model), *(unrunnable or fit_findings([model], facts))]
 
 
 def _recipe(path: Path, model: LoadedModel | None) -> tuple[list[Finding], bool]:
@@ -108,13 +112,15 @@ def _recipe(path: Path, model: LoadedModel | None) -> tuple[list[Finding], bool]
     return findings_of(path, model)
 
 
-def _fix(path: Path, checked: Checked, *, recipes: bool) -> None:
+def _fix(path: Path, checked: Checked, *, recipes: bool, pin: bool) -> None:
+    from modelfleet.cli.check_pin import pin_revision
     from modelfleet.cli.check_recipes import add_lacking
     from modelfleet.serving.config.rayllm.fix import fix_file
 
     try:
         notices = [replace(notice, message=f"rewritten: {notice.message}") for notice in fix_file(path)]
         notices += add_lacking(path) if recipes else []
+        notices += pin_revision(path) if pin else []
     except InputErrors as error:
         checked.findings += error.findings
         return

@@ -84,6 +84,9 @@ def check(
     recipes: Annotated[
         bool, typer.Option("--recipes", help="With --fix: also add what the model's recipe has and the file lacks.")
     ] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="With --fix: also write the commit that the Hub has now as the revision.")
+    ] = False,
 ) -> None:
     """Find every mistake in model and stack files, with its line and the fix.
 
@@ -95,7 +98,9 @@ def check(
         raise typer.BadParameter(
             "goes with --fix; without it, check says what the recipes have", param_hint="--recipes"
         )
-    raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix, recipes=recipes))
+    if pin and not fix:
+        raise typer.BadParameter("goes with --fix, for it changes model files", param_hint="--pin")
+    raise typer.Exit(run_check(paths or [], stack=stack, as_json=json, fix=fix, recipes=recipes, pin=pin))
 
 
 @app.command()
@@ -265,6 +270,11 @@ def models_show(
     output_tokens: Annotated[int, typer.Option("--output", min=1, help="Tokens of an answer, on average.")] = 256,
     concurrency: Annotated[int, typer.Option(min=1, help="Clients that ask at the same time.")] = 1,
     engine: Annotated[str, typer.Option(help="Estimate another server: sglang, tensorrt-llm.")] = "vllm",
+    draft: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD[=MODEL]", help="Count what drafts too: mtp, eagle3=FOLDER, draft_model=ID."),
+    ] = None,
+    draft_tokens: Annotated[int | None, typer.Option(min=1, help="num_speculative_tokens; default: MTP's.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -277,8 +287,9 @@ def models_show(
 
     load = AskedLoad(input_tokens, output_tokens, concurrency, engine)
     asked = Asked(
-        accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline, quantization, load
-    )
+        accelerator, gpus, length, batched_tokens, utilization, kv_dtype, kv_gib, not offline, quantization, load,
+        draft, draft_tokens,
+    )  # fmt: skip
     raise typer.Exit(run_show(model, asked, as_json=as_json))
 
 

@@ -12,6 +12,7 @@ from modelfleet.cli import output
 from modelfleet.cli.models_bar import memory_bar
 from modelfleet.cli.models_speed import AskedLoad, quantization_notice, quantized, speed_line, speed_row, speed_source
 from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
+from modelfleet.infra.planning.drafting import NOTHING, Drafting, drafting
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memory, memory_in
 from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
 from modelfleet.infra.planning.memory.engine import EngineArguments
@@ -20,7 +21,7 @@ from modelfleet.infra.planning.memory.traits import compared
 from modelfleet.infra.planning.node_prices import replica_price
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.use_findings import use_notices
-from modelfleet.infra.reading.named_model import NamedModel, named_model
+from modelfleet.infra.reading.named_model import NamedModel, named_draft, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.validation import near
@@ -43,6 +44,11 @@ class Asked:
     network: bool = True
     quantization: str | None = None
     load: AskedLoad = dataclasses.field(default_factory=AskedLoad)
+    draft: str | None = None
+    """METHOD, or METHOD=MODEL for a draft with a checkpoint of its own."""
+    draft_tokens: int | None = None
+    drafting: Drafting = NOTHING
+    """What `draft` names, once it is read."""
 
 
 def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
@@ -51,6 +57,7 @@ def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
     accelerator = _accelerator(asked.accelerator, catalog)
     found = named_model(name, catalog, network=asked.network)
     model = quantized(found, asked.quantization)
+    asked = dataclasses.replace(asked, drafting=_drafting(model, asked, catalog))
     shown = answer(model, asked, accelerator, catalog)
     shown["notices"] += quantization_notice(found, model, asked.quantization)
     if as_json:
@@ -58,6 +65,19 @@ def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
     else:
         _print(model, shown, asked, accelerator, catalog)
     return 1 if shown["refusals"] else 0
+
+
+def _drafting(model: NamedModel, asked: Asked, catalog: Catalog) -> Drafting:
+    """What --draft names. Raises `SetupError` where it cannot be counted."""
+    if asked.draft is None:
+        return NOTHING
+    method, _, name = asked.draft.partition("=")
+    own = named_draft(name, catalog, network=asked.network) if name else None
+    section = {"method": method, "model": name, "num_speculative_tokens": asked.draft_tokens}
+    found = drafting(section, model.facts.checkpoint, own, name)
+    if found.unknown:
+        raise SetupError(f"--draft: found {asked.draft!r}, which cannot be counted: {found.unknown}")
+    return dataclasses.replace(found, tokens=found.tokens or 1)
 
 
 def _accelerator(name: str | None, catalog: Catalog) -> Accelerator | None:
@@ -75,8 +95,9 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, cat
     length = _length(asked, facts.checkpoint.longest)
     capability = accelerator.compute_capability if accelerator else CAPABILITY
     batch = asked.batched_tokens or (accelerator.batched_tokens if accelerator else BATCHED_TOKENS)
-    engine = EngineArguments(length, batch, asked.gpus, asked.kv_dtype, capability)
-    memory, room, on_card, setting = ModelMemory(facts.checkpoint, engine), asked.kv_gib, None, None
+    engine = EngineArguments(length, batch, asked.gpus, asked.kv_dtype, capability, drafts=asked.drafting.tokens)
+    memory = ModelMemory(facts.checkpoint, engine, asked.drafting.draft)
+    room, on_card, setting = asked.kv_gib, None, None
     if accelerator is not None:
         setting = _setting(asked, accelerator, length, batch, facts.quantization)
         on_card = gpu_memory(facts, setting)
@@ -93,7 +114,7 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, cat
         "memory": dataclasses.asdict(on_card) if on_card else None,
         **speed,
         "refusals": _refusals(model, engine, capability) + _no_room(on_card, accelerator, length),
-        "notices": _notices(model),
+        "notices": _notices(model) + ([NO_DRAFT_SPEED] if asked.draft else []),
         "sources": _sources(model, asked, accelerator) | speed_source(speed, accelerator),
     }
 
@@ -116,6 +137,8 @@ def _setting(asked: Asked, accelerator: Accelerator, length: int, batch: int, qu
         kv_dtype=asked.kv_dtype,
         quantization=quantization,
         eager=False,
+        drafts=asked.drafting.tokens,
+        draft=asked.drafting.draft,
     )
 
 
@@ -129,6 +152,10 @@ def _refusals(model: NamedModel, engine: EngineArguments, capability: tuple[int,
     if engine.length > checkpoint.longest:
         found.append(f"{engine.length} tokens: the checkpoint has {checkpoint.longest} positions")
     return found
+
+
+#: Of a draft only memory is known.
+NO_DRAFT_SPEED = "what drafts gain or cost in speed is not in the estimate"
 
 
 def _notices(model: NamedModel) -> list[str]:
@@ -173,6 +200,7 @@ def _sources(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -
         "weights_gib": model.weights_source,
         "params_b": model.weights_source,
         "host_gib": model.weights_source,
+        "draft_gib": "the draft's config.json, counted as vLLM 0.32.0 creates it" if asked.draft else "no --draft",
         "encoder_gib": "safetensors headers" if model.facts.header_bytes else "estimate from the config's vision part",
         **dict.fromkeys(CACHE_KEYS, caches),
         "max_model_len": "asked: --length" if asked.length else f"at most {LENGTH:,}, or the load's requests",
@@ -214,6 +242,7 @@ def _numbers(shown: dict[str, Any]) -> Table:
     host = f"{shown['host_gib']:g} GiB of it in the node's memory" if shown["host_gib"] else ""
     for name, value, note in (
         ("weights", f"{shown['weights_gib']:,.2f} GiB", host),
+        ("drafts", f"{shown['draft_gib']:,.2f} GiB" if shown["draft_gib"] else "0 B", "beside the weights"),
         ("per token", f"{shown['growing_bytes_per_token']:,.0f} B", caches),
         ("states per sequence", f"{shown['state_bytes_per_sequence']:,} B", "recurrent layers, one copy"),
         ("windows per sequence", f"{shown['window_bytes_per_sequence']:,} B", "windows, chunks and rings"),

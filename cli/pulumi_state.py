@@ -95,7 +95,7 @@ def prepare(cli: Path, arguments: Sequence[str], environment: dict[str, str], ro
     if named and (engine or _keeps(arguments)):
         _refuse_a_state_that_nobody_finds(root, named)
     state = state_folder(root)
-    state.mkdir(parents=True, exist_ok=True)
+    _private(state)
     backend = f"file://{state}"
     environment["PULUMI_BACKEND_URL"] = backend
     if not (environment.get("PULUMI_CONFIG_PASSPHRASE_FILE") or "PULUMI_CONFIG_PASSPHRASE" in environment):
@@ -171,12 +171,18 @@ def _project(root: Path) -> str:
     return found.group(1) if found else root.name
 
 
+def _private(folder: Path) -> None:
+    """Makes a folder for this user alone: Pulumi opens its files to all, and they say what runs where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
 def _with_salt(cli: Path, stack: str, source: Path, environment: dict[str, str], root: Path) -> Path:
     """A copy of the stack's file with the salt of its state."""
     project, salts = _project(root), root / ".modelfleet" / "pulumi"
     made = _checkpoint(root, stack)
     kept = salts / f"Pulumi.{stack}.yaml"
-    salts.mkdir(parents=True, exist_ok=True)
+    _private(salts)
     if not made.is_file():
         kept.unlink(missing_ok=True)
         (salts / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")

@@ -42,7 +42,8 @@ def rows(plan: Plan) -> list[dict[str, Any]]:
         raise SetupError(f"stack {plan.stack} has target {plan.target}; for its status run `kubectl get rayservice -A`")
     local = plan.config.local
     try:
-        api = ServeApi(f"http://127.0.0.1:{local.dashboard_port}", local.serve_port, Path())
+        folder = Path.cwd() / ".modelfleet" / "local" / plan.stack
+        api = ServeApi(f"http://127.0.0.1:{local.dashboard_port}", local.serve_port, folder)
         applications = api.details(TIMEOUT_S).get("applications", {})
     except Unreachable:
         applications = {}

@@ -17,6 +17,14 @@ SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "use_t
 """Arguments of every model: no docs pages, one access log, the gateway's (Serve adds request ids), and no progress bar:
 in a file it is one endless line."""
 
+NO_MEDIA = "set-allowed-media-domains-in-the-model-file.invalid"
+"""A host that never exists (RFC 6761), which clients read in vLLM's refusal.
+
+A request may name the address of an image, a video or a sound. Without a list of hosts vLLM gets it from anywhere,
+Ray's dashboard and the cluster's own services included; an empty list counts as none (vLLM 0.32
+`multimodal/media/connector.py`).
+"""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
 
@@ -36,6 +44,7 @@ def engine_arguments(model: ModelConfig, path: str, adapters: Mapping[str, Path]
         "enable_log_requests": False,
         **SHUT,
         **engine.engine_kwargs,
+        "allowed_media_domains": engine.engine_kwargs.get("allowed_media_domains") or [NO_MEDIA],
         "model": path,
         "served_model_name": [engine.model_id],
         "max_model_len": engine.max_total_tokens,

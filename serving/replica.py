@@ -43,6 +43,8 @@ DEFAULT_ENVIRONMENT = {
     "VLLM_MAX_STOP_STRINGS": "8",
     "VLLM_MAX_N_SEQUENCES": "128",
     "VLLM_NO_USAGE_STATS": "1",
+    # A host that a model file allows could otherwise send the replica to one that it does not.
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
 }
 """Environment of vLLM, unless the node or the model file's `runtime_env` says otherwise."""
 

@@ -1,4 +1,4 @@
-"""Draws docs/screen-*.svg: what two commands print on a terminal.
+"""Draws docs/screen-*.svg: what three commands print on a terminal.
 
 python -m tools.screens
 """
@@ -24,6 +24,7 @@ ROOT: Final = Path(__file__).parents[1]
 COLUMNS: Final = 112
 SCREENS: Final = {
     "add": ["add", "Qwen/Qwen3-14B", "--stack", "dev", "--offline", "--dry-run"],
+    "models": ["models", "--search", "qwen3.5"],
     "models-show": [
         "models",
         "show",

@@ -29,8 +29,10 @@ def _on_this_machine(subject: Subject) -> dict[Layer, Reader]:
     from modelfleet.doctor.dashboard import Dashboard
     from modelfleet.doctor.readers import gateway, logs, ray, serve
     from modelfleet.infra.local.provider.ray import logs_folder
+    from modelfleet.infra.local.token import headers
 
-    dashboard = Dashboard(f"http://127.0.0.1:{subject.stack.config.local.dashboard_port}")
+    port = subject.stack.config.local.dashboard_port
+    dashboard = Dashboard(f"http://127.0.0.1:{port}", headers(subject.folder))
     return {
         Layer.RAY: partial(ray.read, subject, dashboard),
         Layer.SERVE: partial(serve.read, subject, dashboard),

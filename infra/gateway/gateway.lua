@@ -1,6 +1,6 @@
 -- Reads the model's name from a request body where HAProxy's json_query found none: escaped text ("org\/name"),
 -- nesting deeper than mjson's 20 levels, multipart forms. Also finds out what is wrong with a body that names no model.
--- Sets txn.model, or txn.fault to one of: json, type, missing.
+-- Sets txn.model, or txn.fault to one of: json, type, missing, number.
 
 local MAX_NAME = 512
 
@@ -114,9 +114,8 @@ end
 core.register_action('read_model', { 'http-req' }, function(txn)
   local body = txn.f:req_body() or ''
   local content_type = txn.f:req_fhdr('content-type') or ''
-  local form = content_type:lower():find('^%s*multipart/')
   local model, fault
-  if form then model, fault = model_of_form(body, content_type) else model, fault = model_of_json(body) end
+  if txn:get_var('txn.form') then model, fault = model_of_form(body, content_type) else model, fault = model_of_json(body) end
   if model and #model > MAX_NAME then model = model:sub(1, MAX_NAME) end
   if model and not utf8.len(model) then model, fault = nil, 'json' end
   if model then txn:set_var('txn.model', model) else txn:set_var('txn.fault', fault) end
@@ -128,9 +127,15 @@ local BYTES_PER_TOKEN = 4
 -- A client's number counts as at most this, so that none can overflow a counter.
 local MOST = 1000000
 
+-- The number that the engine reads from a JSON value, of any length: pydantic also takes text ("4", "\u0034", "0_4")
+-- and true. Nil and false for null; nil and true for what is no number.
 local function number(text)
-  local found = tonumber((text:gsub('"', '')))
-  return found and found == found and math.floor(math.max(0, math.min(found, MOST))) or nil
+  if text == 'null' then return nil, false end
+  if text == 'true' or text == 'false' then return text == 'true' and 1 or 0, false end
+  if text:byte(1) == 34 then text = decoded(text:sub(2, -2)):gsub('_', '') end
+  local found = tonumber(text)
+  if not found or found ~= found then return nil, true end
+  return math.floor(math.max(0, math.min(found, MOST))), false
 end
 
 -- How many prompts an array holds: its strings or arrays. An array of token ids is one prompt.
@@ -147,19 +152,27 @@ end
 
 -- What a request may cost, in tokens: a quarter of its body's bytes, and the longest answer to each prompt, `n` times.
 -- txn.answer is the answer's length where the body sets none; without it nothing is generated (embeddings).
+-- What would be counted otherwise than the engine reads it is a fault: a number that is none, and a whole body that is
+-- no JSON object in UTF-8. txn.partial and txn.chunked: the rest of the body may still come.
 core.register_action('count_tokens', { 'http-req' }, function(txn)
   local body = txn.f:req_body() or ''
   local charge = #body // BYTES_PER_TOKEN
   local default = txn:get_var('txn.answer')
   if default then
-    local length, answers, asked = nil, 1, 1
+    local length, answers, asked, fault = nil, 1, 1, nil
     -- If a key appears twice, the larger value counts, whichever the engine uses.
-    each_key(body, function(key, first, last)
-      local value = number(body:sub(first, math.min(last, first + 40)))
-      if ANSWER_LENGTH[key] then length = math.max(length or 0, value or default) end
-      if ANSWERS[key] then answers = math.max(answers, value or 1) end
+    local ended = each_key(body, function(key, first, last)
+      if ANSWER_LENGTH[key] or ANSWERS[key] then
+        local value, wrong = number(body:sub(first, last))
+        if wrong then fault = 'number' end
+        if ANSWER_LENGTH[key] then length = math.max(length or 0, value or default) end
+        if ANSWERS[key] then answers = math.max(answers, value or 1) end
+      end
       if key == 'prompt' and body:byte(first) == 91 then asked = math.max(asked, prompts(body:sub(first, last))) end
     end)
+    local whole = not txn:get_var('txn.partial') and not txn:get_var('txn.chunked')
+    if ended == 'json' and whole then fault = 'json' end
+    if fault then txn:set_var('txn.fault', fault) end
     charge = charge + math.min((length or default) * answers * asked, MOST)
   end
   txn:set_var('txn.charge', math.min(charge, MOST))

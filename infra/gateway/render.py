@@ -32,7 +32,7 @@ LONGER_THAN_DOOR_S = 60
 
 LOG = (
     '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","request_id":"%[var(txn.request_id),json(utf8s)]",'
-    '"client":"%[src]","key":"%[var(txn.key)]","method":"%HM","path":"%[var(txn.path),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
+    '"client":"%[src]","key":"%[var(txn.key)]","method":"%HM","path":"%[var(txn.path),bytes(0,200),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
     '"status":%ST,"bytes":%B,"request_bytes":%U,"first_byte_ms":%Tr,"total_ms":%Ta,"queue_ms":%Tw,"backend":"%b","end":"%ts"}'
 )
 
@@ -75,7 +75,8 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         f"log-format '{LOG}'",
         "http-after-response set-header x-request-id %[var(txn.request_id)] if { var(txn.request_id) -m found }",
         "http-after-response del-header server",
-        "http-response set-var(txn.model) res.fhdr(x-modelfleet-model) if { res.fhdr(x-modelfleet-model) -m found }",
+        # The second process says which model it found; from a replica the header would be a forgery.
+        "http-response set-var(txn.model) res.fhdr(x-modelfleet-model) if { be_name bodies }",
         "http-response del-header x-modelfleet- -m beg",
         *serve_errors(),
         *rules.identity(),
@@ -159,7 +160,8 @@ def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
 
 def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str) -> str:
     lines = [
-        f"log {runtime.log} format raw local0 info",
+        # By default a line ends after 1,023 bytes, in the middle of its JSON.
+        f"log {runtime.log} len 65535 format raw local0 info",
         f"maxconn {most}",
         # Two processes on one port would silently share its connections; a reload hands the sockets over instead.
         "noreuseport",

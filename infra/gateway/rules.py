@@ -11,7 +11,7 @@ from modelfleet.infra.gateway.answers import (
     returns,
 )
 from modelfleet.infra.gateway.maps import names_of
-from modelfleet.infra.planning.gateway_paths import BY_MODEL, DIRECT_GET, GENERATES, HEALTH, MODELS, READY
+from modelfleet.infra.planning.gateway_paths import BY_MODEL, DIRECT_GET, FORMS, GENERATES, HEALTH, MODELS, READY
 from modelfleet.infra.planning.plan import GatewayPlan
 
 #: Form of a client's own request id that the gateway accepts.
@@ -20,6 +20,10 @@ REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 ECHOED_NAME = 200
 #: Headers by which a request tells Ray Serve how to treat it (`ray/serve/_private/constants.py`); not for clients.
 SERVE_CONTROL_HEADERS = ("x-request-disconnect-disabled", "x-request-timeout-seconds")
+
+
+#: On answers to who has shown no key: with it they cannot keep the gateway's connections, of which there are few.
+CLOSE = {"Connection": "close"}
 
 
 def identity() -> list[str]:
@@ -32,6 +36,9 @@ def identity() -> list[str]:
         "http-request set-header x-request-id %[var(txn.request_id)]",
         "http-request del-header x-modelfleet- -m beg",
         *(f"http-request del-header {header}" for header in SERVE_CONTROL_HEADERS),
+        # The gateway reads the last one and the engine the first.
+        refuses(400, "Content-Type was given more than once.", "Bad Request")
+        + " if { req.fhdr_cnt(content-type) gt 1 }",
     ]
 
 
@@ -41,11 +48,11 @@ def probes(gateway: GatewayPlan) -> list[str]:
         f'{{"id":"{route.model_id}","ready":%[nbsrv(ready.{route.slug}),bool,iif(true,false)]}}'
         for route in gateway.routes
     )
-    ready = returns(200, f'{{"ready":true,"models":[{states}]}}', dynamic=True)
-    not_ready = returns(503, f'{{"ready":false,"models":[{states}]}}', dynamic=True)
+    ready = returns(200, f'{{"ready":true,"models":[{states}]}}', headers=CLOSE, dynamic=True)
+    not_ready = returns(503, f'{{"ready":false,"models":[{states}]}}', headers=CLOSE, dynamic=True)
     return [
         "acl reads method GET HEAD",
-        returns(200, '{"status":"ok"}') + f" if {{ path {HEALTH} }} reads",
+        returns(200, '{"status":"ok"}', headers=CLOSE) + f" if {{ path {HEALTH} }} reads",
         # In its first second a process has checked no model yet, and HAProxy considers an unchecked server up.
         "acl down date,sub(proc.started) lt 2",
         *(f"acl down nbsrv(ready.{route.slug}) lt 1" for route in gateway.routes),
@@ -62,7 +69,7 @@ def keys(gateway: GatewayPlan, key_map: str) -> list[str]:
     lookup = f"sha2(256),hex,lower,map_str({key_map})"
     refusal = refuses(
         401, "No valid API key was given. Send it as `Authorization: Bearer <key>`.", "AuthenticationError",
-        headers={"WWW-Authenticate": "Bearer"},
+        headers={"WWW-Authenticate": "Bearer", **CLOSE},
     )  # fmt: skip
     return [
         refuses(400, "Authorization was given more than once.", "Bad Request")
@@ -159,6 +166,9 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
         "http-request lua.count_tokens if posts !form",
+        refuses(400, "`max_tokens`, `n` and their like are numbers.", "Bad Request", param="body")
+        + " if { var(txn.fault) -m str number }",
+        not_json(),
         "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
     ]
 
@@ -170,23 +180,33 @@ def size(gateway: GatewayPlan) -> list[str]:
     return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_size gt {limit} }}"]
 
 
-def partly_read(gateway: GatewayPlan, *, buffer: int, last: bool) -> list[str]:
-    """Sends a body that is larger than the buffer to the second process, which refuses what exceeds the stack's limit.
+def not_json() -> str:
+    """400 for a body that was read and is no JSON object."""
+    return refuses(400, "The request body is not valid JSON.", "Bad Request", param="body") + (
+        " if { var(txn.fault) -m str json }"
+    )
 
-    A chunked body has no length to compare with: from half a buffer on it counts as partly read.
-    """
+
+def partly_read(gateway: GatewayPlan, *, last: bool) -> list[str]:
+    """Sends a body larger than the buffer to the second process, which refuses what exceeds the stack's limit."""
     if last:
         limit = gateway.settings.max_body_mib << 20
         message = f"The request body is too large; allowed are {gateway.settings.max_body_mib} MiB."
         return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_len gt {limit} }}"]
+    return [
+        "http-request allow if direct { var(txn.chunked) -m found }",
+        "http-request allow if by_model !routed { var(txn.partial) -m found }",
+        "http-request allow if by_model !routed { var(txn.chunked) -m found }",
+    ]
+
+
+def _partly(buffer: int) -> list[str]:
+    """Notes that a body is partly read. A chunked one has no length to compare with: half a buffer is enough."""
     chunked = f"{{ req.fhdr(transfer-encoding) -m found }} {{ req.body_len gt {buffer // 2} }}"
     return [
         "http-request set-var(txn.body_len) req.body_len",
         "http-request set-var(txn.partial) bool(true) if { req.body_size,sub(txn.body_len) gt 0 }",
         f"http-request set-var(txn.chunked) bool(true) if {chunked}",
-        "http-request allow if direct { var(txn.chunked) -m found }",
-        "http-request allow if by_model !routed { var(txn.partial) -m found }",
-        "http-request allow if by_model !routed { var(txn.chunked) -m found }",
     ]
 
 
@@ -207,17 +227,21 @@ def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_
     )
     return [
         f"http-request wait-for-body time {wait_s}s if posts",
-        "acl form req.fhdr(content-type) -m beg -i multipart/",
+        *([] if last else _partly(buffer)),
+        # Only speech comes as a form. Elsewhere the engine reads JSON, whatever the type says.
+        *(f"acl speech path -m str {path}" for path in FORMS),
+        *(f"acl speech var(txn.rest) -m str {path}" for path in FORMS),
+        "http-request set-var(txn.form) bool(true) if speech { req.fhdr(content-type) -m beg -i multipart/ }",
+        "acl form var(txn.form) -m found",
         "acl routed var(txn.slug) -m found",
         "acl named var(txn.model) -m found",
         "http-request set-var(txn.model) req.body,json_query('$.model') if by_model !form",
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model named",
         *([] if last else tokens(gateway, folder)),
-        *partly_read(gateway, buffer=buffer, last=last),
+        *partly_read(gateway, last=last),
         "http-request lua.read_model if by_model !routed",
         "acl missing var(txn.fault) -m str missing",
-        refuses(400, "The request body is not valid JSON.", "Bad Request", param="body")
-        + " if { var(txn.fault) -m str json }",
+        not_json(),
         refuses(400, "`model` is not a string.", "Bad Request", param="body.model")
         + " if { var(txn.fault) -m str type }",
         *missing,

@@ -53,6 +53,11 @@ def front_priority(plan: Plan) -> str | None:
     return f"{plan.namespace}-front" if plan.config.kubernetes.create_namespace else None
 
 
+def head_policy(plan: Plan) -> str | None:
+    """The admission policy over the head's account, `<namespace>-head`; None as for `front_priority`."""
+    return f"{plan.namespace}-head" if plan.config.kubernetes.create_namespace else None
+
+
 def selector(component: str) -> dict[str, str]:
     """Labels that select a component's pods. Never change them: a Deployment's selector is immutable."""
     return {"app.kubernetes.io/name": component, "app.kubernetes.io/part-of": "modelfleet"}

@@ -22,6 +22,8 @@ NEEDED: Final = (
     ("", "namespaces", False),
     ("apiextensions.k8s.io", "customresourcedefinitions", False),
     ("scheduling.k8s.io", "priorityclasses", False),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", False),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", False),
     ("", "configmaps", True),
     ("", "secrets", True),
     ("", "services", True),
@@ -40,7 +42,9 @@ ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
 FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
 #: Resources of the cluster that only a stack with a namespace of its own makes.
-FOR_NAMESPACE: Final = ("namespaces", "priorityclasses")
+FOR_NAMESPACE: Final = (
+    *("namespaces", "priorityclasses", "validatingadmissionpolicies", "validatingadmissionpolicybindings"),
+)
 
 
 def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
@@ -137,21 +141,30 @@ def _old_definition(api: Api) -> list[str]:
     crd = api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
     if crd is None:
         return [f"the cluster has no RayService definition; {way_out}"]
-    if "resources" in _group_properties(crd):
+    cluster = _cluster_properties(crd)
+    lacking = [] if "resources" in _group_properties(cluster) else ["its worker groups have no `resources`"]
+    # The API server drops a field that it does not know, and Ray would answer everybody.
+    lacking += [] if "authOptions" in cluster else ["it has no `authOptions`, which make Ray ask for a token"]
+    if not lacking:
         return []
-    return [f"the cluster's RayService definition is too old: its worker groups have no `resources`; {way_out}"]
+    return [f"the cluster's RayService definition is too old: {' and '.join(lacking)}; {way_out}"]
 
 
-def _group_properties(crd: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a worker group in the served `v1`; empty if the definition has another form."""
+def _cluster_properties(crd: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `rayClusterConfig` in the served `v1`; empty if the definition has another form."""
     for version in crd["spec"]["versions"]:
         if version["name"] == "v1":
             at = version["schema"]["openAPIV3Schema"]
-            for key in ("spec", "rayClusterConfig", "workerGroupSpecs"):
+            for key in ("spec", "rayClusterConfig"):
                 at = at.get("properties", {}).get(key, {})
-            found: dict[str, Any] = at.get("items", {}).get("properties", {})
+            found: dict[str, Any] = at.get("properties", {})
             return found
     return {}
+
+
+def _group_properties(cluster: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.get("workerGroupSpecs", {}).get("items", {}).get("properties", {})
+    return found
 
 
 def _lacks(pool: PoolPlan, nodes: list[dict[str, Any]]) -> str | None:

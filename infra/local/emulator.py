@@ -1,4 +1,4 @@
-"""The S3 emulator of the local stack: `moto_server` on loopback, in its own process.
+"""The S3 emulator of the local stack: moto on loopback, in its own process (`s3_server.py`).
 
     running = start(8002, folder)    # finds the one that runs, or starts one and waits until it answers
     stop(8002, folder)               # only what `start` started
@@ -96,8 +96,7 @@ def stop(port: int, folder: Path) -> bool:
 
 def _start(port: int, folder: Path) -> Running:
     log = _log(port, folder)
-    # It serves each connection in its own thread (Werkzeug, threaded), so ranged reads run in parallel.
-    command = [sys.executable, "-P", "-m", "moto.server", "-H", LOOPBACK, "-p", str(port)]
+    command = [sys.executable, "-P", "-m", "modelfleet.infra.local.s3_server", str(port)]
     process = spawn(command, mark=f"s3-{port}", log=log, cwd=Path("/"), env=_environment())
     try:
         _wait_until_it_answers(process, port, log)

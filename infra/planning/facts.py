@@ -6,13 +6,16 @@ for images, or a quantization that stands in another file.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
+from modelfleet.infra.planning.memory.drafts import as_vllm_reads, stored_heads
 from modelfleet.infra.planning.memory.encoders import encoder_elements
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.layers import layout_of
@@ -32,12 +35,16 @@ LIGHTER = 0.9
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A checkpoint and where it was read. `header_bytes` and `header_elements` come from safetensors headers."""
+    """A checkpoint and where it was read. `header_bytes` and `header_elements` come from safetensors headers.
+
+    `draft` is the config of the checkpoint that drafts for it, where a model file names one and it is known.
+    """
 
     checkpoint: Checkpoint
     source: str
     header_bytes: int | None = None
     header_elements: int | None = None
+    draft: Checkpoint | None = None
 
     @property
     def architecture(self) -> str:
@@ -98,7 +105,7 @@ class ModelFacts:
         counted = encoder_elements(self.checkpoint) * HALF
         if not counted or self.header_bytes is None:
             return counted
-        return max(0.0, self.header_bytes - self.counted_bytes)
+        return max(0.0, self.header_bytes - self.counted_bytes - stored_heads(self.checkpoint))
 
     @property
     def header_ratio(self) -> float:
@@ -135,12 +142,22 @@ def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, 
     for model in models:
         row = catalog.model(model.engine_config.weights_id)
         known = row is not None and row.config is not None
-        found[model.model_id] = (
+        facts = (
             facts_from_config(row.config, f"catalog: {row.shape_source}", catalog)
             if known and row and row.config
             else None
         )
+        source = draft_source(model)
+        draft = catalog.model(source[0]) if source else None
+        found[model.model_id] = with_draft(facts, draft.config if draft else None, catalog)
     return found
+
+
+def with_draft(facts: ModelFacts | None, config: Mapping[str, Any] | None, catalog: Catalog) -> ModelFacts | None:
+    """The facts with the config.json of what drafts for the model."""
+    if facts is None or config is None:
+        return facts
+    return dataclasses.replace(facts, draft=Checkpoint(as_vllm_reads(config), catalog.architecture_defaults))
 
 
 def _elements(tensor: Mapping[str, Any]) -> int:

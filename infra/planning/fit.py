@@ -14,10 +14,12 @@ from functools import lru_cache
 
 from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
 from modelfleet.infra.planning.batch import batch_of
+from modelfleet.infra.planning.drafting import drafting_of
 from modelfleet.infra.planning.facts import DTYPE_BYTES, ModelFacts
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.caches import GROWING, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
+from modelfleet.infra.planning.memory.drafts import Draft
 from modelfleet.infra.planning.memory.engine import CONCURRENT_BATCHES, EngineArguments
 from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
 from modelfleet.infra.planning.nodes import MIB
@@ -62,6 +64,9 @@ class Setting:
     eager: bool
     prefix_caching: bool = True
     drafts: int = 0
+    """Tokens drafted a step."""
+    draft: Draft | None = None
+    """What drafts them, where it takes memory and can be counted."""
 
     @property
     def engine(self) -> EngineArguments:
@@ -83,7 +88,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
     kwargs = model.engine_config.engine_kwargs
     quantization = facts.quantization or kwargs.get("quantization")
     batch = batch_of(model, accelerator)
-    drafts = kwargs.get("speculative_config")
+    drafting = drafting_of(model, facts.checkpoint, facts.draft)
     return Setting(
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
@@ -96,17 +101,14 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         quantization=str(quantization) if quantization else None,
         eager=bool(kwargs.get("enforce_eager", False)),
         prefix_caching=kwargs.get("enable_prefix_caching") is not False,
-        drafts=_count(drafts.get("num_speculative_tokens"), 0) if isinstance(drafts, dict) else 0,
+        drafts=drafting.tokens,
+        draft=drafting.draft,
     )
 
 
 def _value_bytes(dtype: object) -> float:
     """Bytes of an unquantized weight in memory: vLLM loads float32 checkpoints in half precision."""
     return 2.0 if dtype in (None, "auto") else DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2.0)
-
-
-def _count(value: object, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
 
 
 def _fraction(value: object, default: float) -> float:
@@ -122,8 +124,8 @@ def _loaded(checkpoint: Checkpoint, method: str) -> Checkpoint:
 
 
 @lru_cache(maxsize=2048)
-def _memory(checkpoint: Checkpoint, engine: EngineArguments) -> ModelMemory:
-    return ModelMemory(checkpoint, engine)
+def _memory(checkpoint: Checkpoint, engine: EngineArguments, draft: Draft | None = None) -> ModelMemory:
+    return ModelMemory(checkpoint, engine, draft)
 
 
 @lru_cache(maxsize=512)
@@ -138,15 +140,32 @@ def memory_in(facts: ModelFacts, setting: Setting) -> ModelMemory:
     checkpoint = facts.checkpoint
     if setting.quantization in SECTIONS and facts.quantization is None:
         checkpoint = _loaded(checkpoint, setting.quantization or "")
-    return _memory(checkpoint, setting.engine)
+    return _memory(checkpoint, setting.engine, setting.draft)
+
+
+@lru_cache(maxsize=512)
+def _draft_bytes(checkpoint: Checkpoint, draft: Draft, ranks: int, capability: tuple[int, int]) -> float:
+    """Bytes of a draft's weights on one GPU."""
+    return _memory(checkpoint, EngineArguments(1, ranks=ranks, capability=capability), draft).draft_bytes
+
+
+def draft_bytes(facts: ModelFacts, setting: Setting) -> float:
+    """Bytes of the weights of what drafts, on one GPU: it has the model's dtype where it is not quantized."""
+    if (draft := setting.draft) is None:
+        return 0.0
+    checkpoint = memory_in(facts, setting).checkpoint
+    held = _draft_bytes(checkpoint, draft, setting.workers, setting.accelerator.compute_capability)
+    quantized = (draft.checkpoint or checkpoint).quantization
+    return held if quantized else held * setting.value_bytes / 2
 
 
 def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
-    """Bytes of the weights on one GPU, towers for images and sound included."""
+    """Bytes of the weights on one GPU, with towers for images and sound and with what drafts."""
     memory = memory_in(facts, setting)
     held, host = _weight_bytes(memory.checkpoint, setting.workers, setting.accelerator.compute_capability)
     plain = setting.value_bytes / 2 if facts.quantization is None and setting.quantization is None else 1.0
-    return (held - host) * plain * facts.header_ratio + facts.encoder_bytes / setting.workers
+    decoder = (held - host) * plain * facts.header_ratio
+    return decoder + facts.encoder_bytes / setting.workers + draft_bytes(facts, setting)
 
 
 def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default_catalog
+from modelfleet.infra.planning.drafting import drafting_of, section_of
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
@@ -16,8 +17,6 @@ from modelfleet.serving.config.errors import Finding, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
-#: Methods that draft from the text alone (vLLM 0.32 `vllm/config/speculative.py`, `SpeculativeMethod`).
-WITHOUT_WEIGHTS = ("ngram", "ngram_gpu", "suffix")
 LENGTH: KeyPath = ("engine_config", "max_total_tokens")
 WORKERS: KeyPath = ("scaling_config", "num_workers")
 #: Architectures that vLLM 0.32 refuses in float16: vllm/config/model.py.
@@ -53,7 +52,7 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
         return found
     setting = setting_of(model.config, facts, accelerator)
     found += [*_dtype(model, facts, accelerator, catalog), *_kernels(model, facts, setting, catalog)]
-    return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog), *_drafts(model)]
+    return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog), *_drafts(model, facts)]
 
 
 def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
@@ -122,16 +121,20 @@ def _kernels(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: C
     ]
 
 
-def _drafts(model: LoadedModel) -> list[Finding]:
-    """A draft head or model has weights and a cache of its own, which the plan does not count: vLLM was never asked."""
-    drafts = model.config.engine_config.engine_kwargs.get("speculative_config")
-    if not isinstance(drafts, dict) or drafts.get("method") in WITHOUT_WEIGHTS:
+def _drafts(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
+    """A draft that cannot be counted may take the room by which the plan fits; its gain in speed is never estimated."""
+    if section_of(model.config) is None:
         return []
+    drafting = drafting_of(model.config, facts.checkpoint, facts.draft)
+    path = (*KWARGS, "speculative_config")
+    speed = "what drafts gain or cost in speed is not in the estimate"
+    if not drafting.unknown:
+        return [model.document.finding(path, speed, Severity.NOTICE)]
     message = (
-        "drafts have weights and a cache of their own, which the plan does not count, nor what they gain in speed; "
-        "leave them room"
+        "drafts have weights and a cache of their own, which the plan does not count: "
+        f"{drafting.unknown}; leave them room; {speed}"
     )
-    return [model.document.finding((*KWARGS, "speculative_config"), message, Severity.WARNING)]
+    return [model.document.finding(path, message, Severity.WARNING)]
 
 
 def _too_old(row: Quantization, accelerator: Accelerator, catalog: Catalog) -> str:

@@ -21,6 +21,8 @@ BY_MODEL: Final = (
     "/pooling",
     "/classify",
 )
+#: Those of them that take a form beside JSON (vLLM 0.32 `vllm/entrypoints/speech_to_text`).
+FORMS: Final = ("/v1/audio/transcriptions", "/v1/audio/translations")
 #: Those of them whose answer is generated.
 GENERATES: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 #: Read-only paths of one model, below `/<slug>`.

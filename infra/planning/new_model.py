@@ -29,6 +29,8 @@ class NewModel:
     max_replicas: int
     #: The accelerator was named, not chosen.
     card_was_asked: bool = False
+    #: The commit of its weights, where the replica runs code that comes with them.
+    revision: str | None = None
 
 
 def file_text(new: NewModel, recipe: Recipe | None) -> str:
@@ -40,6 +42,8 @@ def file_text(new: NewModel, recipe: Recipe | None) -> str:
         engine.append(f"  hf_model_id: {chosen}   # {offer.checkpoint.why}")
     elif (smaller := smaller_here(recipe, chosen, offer.accelerator)) is not None:
         engine.append(f"  hf_model_id: {chosen}   # {smaller} is smaller and answers a little differently")
+    if new.revision is not None:
+        engine.append(f"  revision: {new.revision}   # replicas run this commit's code; read it")
     engine.append(f"  max_total_tokens: {offer.length}")
     if offer.accelerator.name == CPU:
         engine.append("  # CPUs without bfloat16 instructions are faster with dtype: float32, in twice the memory")

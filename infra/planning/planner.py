@@ -57,6 +57,7 @@ from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.tags import tag_findings
+from modelfleet.infra.planning.trust import trust_findings
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -106,6 +107,7 @@ def plan(
         *bad_combinations(models, facts),
         *licence_findings(stack, models, catalog),
         *token_findings(stack, models, catalog),
+        *trust_findings(stack, models),
     ]
     pools = tuple(_pool_plan(stack, choice, catalog) for choice in choices)
     system, found = system_plan(stack, catalog)

@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.planning.applications import bucket_plan, mirror_plan
-from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
+from modelfleet.infra.planning.drafting import draft_source
+from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config, with_draft
 from modelfleet.infra.planning.memory.checkpoint import UnknownShapeError
 from modelfleet.infra.reading.safetensors import file_header
 from modelfleet.infra.stack import LoadedStack
@@ -55,7 +56,20 @@ class Reader:
     def read(self, models: Sequence[LoadedModel]) -> dict[str, ModelFacts | None]:
         """Facts by `model_id`; None where nothing is known. Checkpoints that vLLM cannot run become `findings`."""
         known = catalog_facts([model.config for model in models], self.catalog)
-        return {model.config.model_id: self._read(model) or known[model.config.model_id] for model in models}
+        return {model.config.model_id: self._with_draft(model, known[model.config.model_id]) for model in models}
+
+    def _with_draft(self, model: LoadedModel, known: ModelFacts | None) -> ModelFacts | None:
+        """The model's facts, with those of the checkpoint that drafts for it; `known` is what the catalog has."""
+        found, source = self._read(model) or known, draft_source(model.config)
+        return with_draft(found, self._draft(*source), self.catalog) if source else found
+
+    def _draft(self, source: str, revision: str) -> Mapping[str, Any] | None:
+        """The config.json of a draft: of a folder, of an earlier answer, of the Hub, of the catalog."""
+        found = folder_facts(Path(source)) or self._kept_answer(source, revision)
+        if found is None and self.network and (answer := self.hub(source, revision)) is not None:
+            found = self._keep(self._keep_path(source, revision), answer)
+        row = self.catalog.model(source)
+        return found[0] if found else row.config if row else None
 
     def _read(self, model: LoadedModel) -> ModelFacts | None:
         places: list[Callable[[ModelConfig], Found | None]] = [self._local, self._kept]
@@ -86,21 +100,25 @@ class Reader:
         return folder_facts(Path(self._source(model).removeprefix("file://")))
 
     def _kept(self, model: ModelConfig) -> Found | None:
-        path = self._keep_path(model)
+        return self._kept_answer(self._source(model), model.engine_config.revision or "main")
+
+    def _kept_answer(self, source: str, revision: str) -> Found | None:
+        path = self._keep_path(source, revision)
         if not path.is_file():
             return None
-        moving = not COMMIT.fullmatch(model.engine_config.revision or "")
+        moving = not COMMIT.fullmatch(revision)
         if moving and time.time() - path.stat().st_mtime > KEPT_S:
             return None
         kept = _parsed(path.read_bytes())
         return None if kept is None else (kept["config"], kept["headers"], kept["source"])
 
-    def _keep_path(self, model: ModelConfig) -> Path:
-        name = f"{self._source(model)}@{model.engine_config.revision or 'main'}"
-        return self.root / ".modelfleet" / "facts" / f"{quote(name, safe='')}.json"
+    def _keep_path(self, source: str, revision: str) -> Path:
+        return self.root / ".modelfleet" / "facts" / f"{quote(f'{source}@{revision}', safe='')}.json"
 
-    def _keep(self, model: ModelConfig, found: Found) -> Found:
-        path = self._keep_path(model)
+    def _keep_for(self, model: ModelConfig, found: Found) -> Found:
+        return self._keep(self._keep_path(self._source(model), model.engine_config.revision or "main"), found)
+
+    def _keep(self, path: Path, found: Found) -> Found:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"config": found[0], "headers": found[1], "source": found[2]}), encoding="utf-8")
         return found
@@ -114,7 +132,7 @@ class Reader:
 
         signed = "--no-sign-request" not in mirror.s3_sync_args
         found = read_prefix(mirror.bucket_uri, signed=signed, timeout_s=TIMEOUT_S)
-        return None if found is None else self._keep(model, (*found, mirror.bucket_uri))
+        return None if found is None else self._keep_for(model, (*found, mirror.bucket_uri))
 
     def _stack_mirror(self, model: ModelConfig) -> Found | None:
         """The stack's own copy, once a run has filled it. A local stack's copy is in an emulator, filled from here."""
@@ -131,12 +149,12 @@ class Reader:
         except BucketUnreachable:
             self.bucket_reachable = False
             return None
-        return None if found is None else self._keep(model, (*found, f"s3://{bucket}/{mirror.prefix}"))
+        return None if found is None else self._keep_for(model, (*found, f"s3://{bucket}/{mirror.prefix}"))
 
     def _hub(self, model: ModelConfig) -> Found | None:
         """The Hub's answer about a model file's checkpoint, kept for the next time."""
         found = self.hub(self._source(model), model.engine_config.revision or "main")
-        return None if found is None else self._keep(model, found)
+        return None if found is None else self._keep_for(model, found)
 
     def hub(self, source: str, revision: str = "main") -> Found | None:
         """The Hub's `config.json`, and the parameter counts that it read from the safetensors headers."""
@@ -154,6 +172,16 @@ class Reader:
         counts = (info.get("safetensors") or {}).get("parameters") or {}
         headers = [{dtype: {"dtype": dtype, "shape": [count]} for dtype, count in counts.items()}] if counts else []
         return config, headers, f"{base}/{source}"
+
+    def commit(self, source: str, revision: str) -> str | None:
+        """The commit that a branch or tag of the Hub names now; None where the Hub does not say."""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE or not self.network:
+            return None
+        answer = self._get(f"{constants.ENDPOINT}/api/models/{quote(source)}/revision/{quote(revision, safe='')}") or {}
+        sha = str(answer.get("sha", ""))
+        return sha if COMMIT.fullmatch(sha) else None
 
     def _get(self, url: str) -> Mapping[str, Any] | None:
         """Sends the token of `hf auth login` or of the environment.

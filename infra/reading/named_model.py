@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelfleet.infra.catalog import Catalog, CatalogModel
 from modelfleet.infra.planning.facts import ModelFacts, facts_from_config
-from modelfleet.infra.planning.memory.checkpoint import UnknownShapeError
+from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
+from modelfleet.infra.planning.memory.drafts import as_vllm_reads
 from modelfleet.infra.reading.models import Reader, folder_facts
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.validation import near
@@ -39,6 +41,18 @@ def named_model(name: str, catalog: Catalog, *, network: bool = True) -> NamedMo
     except UnknownShapeError as problem:
         raise SetupError(f"{name}: {problem}") from problem
     raise SetupError(_unknown(name, row, catalog))
+
+
+def named_draft(name: str, catalog: Catalog, *, network: bool = True) -> Checkpoint:
+    """The config of a draft of that name, found as a model's is. Raises `SetupError` when nobody knows it."""
+    row = catalog.model(name)
+    found = _local(Path(name)) if Path(name).exists() else None
+    config: Mapping[str, object] | None = found[0] if found else row.config if row else None
+    if config is None and network and (answer := Reader(Path.cwd(), network=True, catalog=catalog).hub(name)):
+        config = answer[0]
+    if config is None:
+        raise SetupError(_unknown(name, row, catalog))
+    return Checkpoint(as_vllm_reads(config), catalog.architecture_defaults)
 
 
 def _local(path: Path) -> tuple[dict[str, object], list[dict[str, object]], str] | None:

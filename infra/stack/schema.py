@@ -303,6 +303,16 @@ class Licence(StackSection):
     )
 
 
+class Trust(StackSection):
+    """What the stack lets models do beyond serving."""
+
+    foreign_code: list[Annotated[str, Matching(r"^[^*?\s]+$", "a model_id, without `*`")]] = Field(
+        default_factory=list,
+        description="Models, by `model_id`, whose files may make replicas run code of others, such as "
+        "`trust_remote_code` or packages in `runtime_env`; every other model that asks for it is refused.",
+    )
+
+
 class Gateway(StackSection):
     """The HAProxy in front."""
 
@@ -401,6 +411,7 @@ class StackConfig(StackSection):
     mirror: Mirror = Field(default_factory=Mirror, description="The weights' bucket.")
     budget: Budget = Field(default_factory=Budget, description="Ceiling on spend.")
     licence: Licence = Field(default_factory=Licence, description="Licences that the stack does not serve.")
+    trust: Trust = Field(default_factory=Trust, description="What models may do beyond serving.")
     gateway: Gateway = Field(default_factory=Gateway, description="The HAProxy in front.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")

@@ -139,6 +139,8 @@ def take_away(stack: Stack) -> None:
         stack.cluster.kill("kuberay-operator")
     api.delete("v1", "Namespace", where)
     api.delete("scheduling.k8s.io/v1", "PriorityClass", f"{where}-front")
+    for kind in ("ValidatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy"):
+        api.delete("admissionregistration.k8s.io/v1", kind, f"{where}-head")
     for node in api.list("v1", "Node", selector=f"modelfleet.dev/stack={stack.plan.stack}"):
         api.delete("v1", "Node", node["metadata"]["name"])
 

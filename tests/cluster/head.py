@@ -7,6 +7,7 @@ about Ray; `tests/nodes` runs the real one in a pod.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -22,6 +23,8 @@ from modelfleet.infra.kubernetes.api import Api
 from tests.cluster.conftest import wait_for
 
 DASHBOARD, SERVE = 8265, 8000
+#: What Ray's dashboard answers without a token (`dashboard/http_server_head.py`, Ray 2.60).
+PUBLIC = ("/api/healthz", "/api/gcs_healthz", "/api/local_raylet_healthz", "/-/healthz")
 
 
 def head_address(api: Api, namespace: str) -> str:
@@ -33,6 +36,22 @@ def head_address(api: Api, namespace: str) -> str:
         return str(alive[0]["status"].get("podIP", "")) if alive else ""
 
     return str(wait_for("the head pod's address", look, seconds=300))
+
+
+def head_token(api: Api, namespace: str) -> str:
+    """The token that the operator made for the (newest) head's Ray: that of the Secret which the head's pod names."""
+
+    def look() -> str:
+        pods = api.list("v1", "Pod", namespace, "ray.io/node-type=head")
+        alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        (container,) = (one for one in alive[0]["spec"]["containers"] if one["name"] == "ray-head")
+        env = {one["name"]: one for one in container["env"]}
+        assert env["RAY_AUTH_MODE"]["value"] == "token", "Ray in this pod asks for no token"
+        key = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        secret = api.get("v1", "Secret", key["name"], namespace)
+        return base64.b64decode(secret["data"][key["key"]]).decode() if secret else ""
+
+    return str(wait_for("the token of Ray", look, seconds=60))
 
 
 @contextmanager
@@ -48,9 +67,13 @@ def on_loopback(address: str) -> Iterator[str]:
 
 
 class FakeRay:
-    """Answers like a head whose applications all run: `config` is what the operator last sent, `puts` how often."""
+    """Answers like a head whose applications all run: `config` is what the operator last sent, `puts` how often.
 
-    def __init__(self, address: str) -> None:
+    As Ray does with `RAY_AUTH_MODE=token`, its dashboard answers 401 without a token and 403 to a wrong one.
+    """
+
+    def __init__(self, address: str, token: str) -> None:
+        self.token = token
         self.config: dict[str, Any] = {"applications": []}
         self.puts = 0
         handler = type("Handler", (_Handler,), {"ray": self})
@@ -74,18 +97,32 @@ class FakeRay:
 
 class _Handler(BaseHTTPRequestHandler):
     ray: FakeRay
+    server: ThreadingHTTPServer
 
     def do_GET(self) -> None:
+        if not self._may():
+            return
         self._answer(self.ray.details() if self.path.startswith("/api/serve") else {})
 
     def do_PUT(self) -> None:
+        if not self._may():
+            return
         self.ray.config = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.ray.puts += 1
         self._answer({})
 
-    def _answer(self, content: Any) -> None:
+    def _may(self) -> bool:
+        """Whether the request has the token (`get_token_auth_middleware`, Ray 2.60), for all but Serve's own port."""
+        if self.server.server_port == SERVE or self.path in PUBLIC:
+            return True
+        sent = self.headers.get("Authorization") or self.headers.get("X-Ray-Authorization") or ""
+        if sent != f"Bearer {self.ray.token}":
+            self._answer("Forbidden: Invalid authentication token" if sent else "Unauthorized", 403 if sent else 401)
+        return sent == f"Bearer {self.ray.token}"
+
+    def _answer(self, content: Any, code: int = 200) -> None:
         data = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(code)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -12,7 +12,7 @@ import pytest
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import MANAGER, Stack, wait_for
 from tests.cluster.fleet import model, planned
-from tests.cluster.head import FakeRay, head_address, on_loopback
+from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -27,7 +27,8 @@ HOSTILE = "on: [yes, 1e3, 0x10, ~]\n\t\u2028\x85 {instruction} '\"\\ 😀 %s $X 
 @pytest.fixture
 def live(stack_of: Callable[..., Stack]) -> Iterator[tuple[Stack, FakeRay]]:
     stack = stack_of([model("org/first", "L4")], pools=POOLS, most_nodes=2)
-    with on_loopback(head_address(stack.api, stack.namespace)) as address, FakeRay(address) as ray:
+    where = stack.api, stack.namespace
+    with on_loopback(head_address(*where)) as address, FakeRay(address, head_token(*where)) as ray:
         stack.scale({"l4": 1})
         wait_for("Ready", lambda: _ready(stack), seconds=120)
         wait_for("a worker", stack.workers)

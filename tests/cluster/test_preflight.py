@@ -147,7 +147,7 @@ def test_an_operator_that_watches_all_namespaces_is_named(
 
 @contextmanager
 def old_definition(cluster: ControlPlane) -> Iterator[None]:
-    """The RayService definition of a KubeRay without `resources` in worker groups."""
+    """The RayService definition of a KubeRay without `resources` in worker groups and without `authOptions`."""
 
     def live() -> dict[str, Any]:
         found = cluster.api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "rayservices.ray.io")
@@ -161,9 +161,8 @@ def old_definition(cluster: ControlPlane) -> Iterator[None]:
     new = live()
     old = copy.deepcopy(new)
     at = next(v for v in old["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
-    for key in ("spec", "rayClusterConfig", "workerGroupSpecs"):
-        at = at["properties"][key]
-    del at["items"]["properties"]["resources"]
+    fields = at["properties"]["spec"]["properties"]["rayClusterConfig"]["properties"]
+    del fields["workerGroupSpecs"]["items"]["properties"]["resources"], fields["authOptions"]
     put(old)
     try:
         yield
@@ -185,6 +184,8 @@ def test_an_operator_that_the_cluster_has_must_be_there_and_watch_the_stack(
     with operator_in(cluster, "default"):
         check_cluster(plan)
         with old_definition(cluster):
-            assert "definition is too old: its worker groups have no `resources`; install KubeRay" in message(plan)
+            said = message(plan)
+            assert "definition is too old: its worker groups have no `resources` and it has no `authOptions`" in said
+            assert "install KubeRay" in said
         check_cluster(plan)
     cluster.api.delete("v1", "Node", node["metadata"]["name"])

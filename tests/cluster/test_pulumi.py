@@ -17,7 +17,7 @@ from modelfleet.infra.planning import Plan
 from tests.cluster.conftest import wait_for
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import model, planned
-from tests.cluster.head import FakeRay, head_address, on_loopback
+from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
 from tests.engine.engine import Background, Project, Run
 from tools.kubernetes.control_plane import ControlPlane
 
@@ -94,7 +94,7 @@ class Fleet:
         try:
             self.start_operator(running)
             address = self._after.enter_context(on_loopback(head_address(api, self.plan.namespace)))
-            self.ray = self._after.enter_context(FakeRay(address))
+            self.ray = self._after.enter_context(FakeRay(address, head_token(api, self.plan.namespace)))
         except BaseException:
             run = running.interrupt()
             print(run.text)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from modelfleet.infra.kubernetes.api import Unreachable
+from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.names import HEAD_ACCOUNT
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.fleet import model
-from tests.cluster.head import FakeRay, head_address, on_loopback
+from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +22,8 @@ POOLS = [{"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g
 @pytest.fixture
 def stack(stack_of: Callable[..., Stack]) -> Iterator[Stack]:
     made = stack_of([model("org/one", "L4")], pools=POOLS)
-    with on_loopback(head_address(made.api, made.namespace)) as address, FakeRay(address):
+    where = made.api, made.namespace
+    with on_loopback(head_address(*where)) as address, FakeRay(address, head_token(*where)):
         made.scale({"l4": 1})
         wait_for("Ready", lambda: ready(made), seconds=120)
         wait_for("the worker", lambda: running(made, "worker"))
@@ -40,6 +43,57 @@ def running(stack: Stack, kind: str) -> list[dict[str, Any]]:
 
 def uids(pods: list[dict[str, Any]]) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods}
+
+
+def test_every_part_of_ray_has_the_token_and_the_operator_shows_it(stack: Stack) -> None:
+    """The stack is ready only because the operator's requests had the token: `FakeRay` answers 401 without."""
+    for pod in running(stack, "worker") + running(stack, "head"):
+        for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]:
+            env = {one["name"]: one for one in container.get("env", [])}
+            assert env["RAY_AUTH_MODE"]["value"] == "token", container["name"]
+            named = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"]
+            assert named == stack.ray_cluster()["metadata"]["name"], "the token is of this Ray cluster alone"
+            assert "value" not in env["RAY_AUTH_TOKEN"], "whoever may list pods would read it"
+
+
+GROUP = "/spec/workerGroupSpecs/0"
+FROM_SECRET = [{"secretRef": {"name": "huggingface"}}]
+#: What whoever has the head's token would like to change, and could with the rights that KubeRay gives it.
+ESCALATIONS: dict[str, dict[str, Any]] = {
+    "workers with the mirror's account": {"path": f"{GROUP}/template/spec/serviceAccountName", "value": "mirror"},
+    "workers with another image": {"path": f"{GROUP}/template/spec/containers/0/image", "value": "evil/image"},
+    "more workers than the plan pays for": {"path": f"{GROUP}/maxReplicas", "value": 1000},
+    "another head": {"path": "/spec/headGroupSpec/template/spec/serviceAccountName", "value": "mirror"},
+    "a Secret in the autoscaler": {"path": "/spec/autoscalerOptions/envFrom", "value": FROM_SECRET},
+    "Ray without a token": {"path": "/spec/authOptions/mode", "value": "disabled"},
+    "a new field": {"path": "/spec/headServiceAnnotations", "value": {"a": "b"}},
+}
+
+
+def test_the_heads_token_scales_and_does_nothing_else(stack: Stack) -> None:
+    """It could make pods with the account that writes all weights, and read the Hub's token: see `BuildRole`."""
+    name, where = stack.ray_cluster()["metadata"]["name"], stack.namespace
+    with closing(Api.from_kubeconfig(stack.cluster.kubeconfig_for(where, HEAD_ACCOUNT))) as head:
+        for what, change in ESCALATIONS.items():
+            with pytest.raises(ApiError, match="only how many workers") as refused:
+                head.patch_parts("ray.io/v1", "RayCluster", name, where, [{"op": "add", **change}])
+            assert refused.value.code == 422, what
+        groups = stack.ray_cluster()["spec"]["workerGroupSpecs"]
+        another = {**groups[0], "groupName": "another"}
+        with pytest.raises(ApiError, match="only how many workers"):
+            add = {"op": "add", "path": "/spec/workerGroupSpecs/-", "value": another}
+            head.patch_parts("ray.io/v1", "RayCluster", name, where, [add])
+        (pod,) = running(stack, "head")
+        image = {"op": "replace", "path": "/spec/containers/0/image", "value": "evil/image"}
+        with pytest.raises(ApiError, match="changes no pods"):
+            head.patch_parts("v1", "Pod", pod["metadata"]["name"], where, [image])
+        # What Ray's autoscaler sends.
+        counts = [
+            {"op": "replace", "path": f"{GROUP}/replicas", "value": 2},
+            {"op": "replace", "path": f"{GROUP}/scaleStrategy", "value": {"workersToDelete": []}},
+        ]
+        head.patch_parts("ray.io/v1", "RayCluster", name, where, counts)
+    wait_for("the second worker", lambda: len(running(stack, "worker")) == 2, seconds=60)
 
 
 def test_a_killed_operator_finds_everything_as_it_left_it(stack: Stack) -> None:

@@ -58,7 +58,7 @@ ray = LocalResource("Ray", "ray", {{
     "rayMetricsPort": ports["metrics"],
     "cpus": 4,
     "resources": {{"accelerator_type:CPU": 1}},
-    "environment": {{"PYTHONPATH": {code!r}, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}},
+    "environment": {{"PYTHONPATH": {path!r}, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}},
 }})
 for name, args in config.require_object("applications").items():
     LocalResource("Application", name, {{
@@ -90,7 +90,7 @@ class LocalStack(Project):
         self.timeout_seconds = 900.0  # Ray, on a machine that runs other tests too
         (folder / "code").mkdir()
         (folder / "code" / "echo.py").write_text(APPLICATION)
-        values = {"root": str(ROOT), "folder": str(self.run_folder), "code": str(folder / "code")}
+        values = {"root": str(ROOT), "folder": str(self.run_folder), "path": f"{folder / 'code'}:{ROOT}"}
         self.program(PROGRAM.format(**values), prelude="")
 
     def up(self, *more: str, check: bool = True) -> Run:

@@ -207,7 +207,11 @@ class Fleet:
         return Load(f"http://127.0.0.1:{self.ports['gatewayPort']}/v1")
 
     def applications(self) -> dict[str, Any]:
-        api = ServeApi(f"http://127.0.0.1:{self.ports['dashboardPort']}", self.ports["servePort"], self.folder)
+        api = ServeApi(
+            f"http://127.0.0.1:{self.ports['dashboardPort']}",
+            self.ports["servePort"],
+            self.folder / ".modelfleet" / "local" / "test",
+        )
         try:
             return dict(api.details(5).get("applications", {}))
         except Unreachable:

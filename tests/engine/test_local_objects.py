@@ -100,6 +100,17 @@ def test_a_lost_file_is_noticed(local: Project, emulator: Emulator) -> None:
     assert key in _objects(emulator)
 
 
+def test_code_that_somebody_replaced_is_written_again(local: Project, emulator: Emulator) -> None:
+    """Its size was all that was compared, and Ray runs whatever is there."""
+    local.up()
+    (key,) = (one["Key"] for one in emulator.client().list_objects_v2(Bucket="mirror", Prefix="code/")["Contents"])
+    right = emulator.client().get_object(Bucket="mirror", Key=key)["Body"].read()
+    emulator.client().put_object(Bucket="mirror", Key=key, Body=bytes(len(right)))
+    run = local.up()
+    assert "not the one that was put there" in run.text
+    assert emulator.client().get_object(Bucket="mirror", Key=key)["Body"].read() == right
+
+
 def test_an_emulator_that_forgot_everything_is_filled_again(local: Project, emulator: Emulator) -> None:
     local.up()
     emulator.restart()

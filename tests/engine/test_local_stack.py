@@ -6,20 +6,29 @@ to where a test begins, whatever the test before left. In the order of the file 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from itertools import count
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import psutil
 import pytest
 
 from modelfleet.cli.pulumi_lock import clear_dead_locks
+from modelfleet.infra.local.provider.ray import LOOPBACK_ONLY
 from modelfleet.infra.local.runtime import short_folder
+from modelfleet.infra.local.token import environment, headers, token_file
 from tests.engine.local_stack import LocalStack, listening_addresses
 from tests.waiting import wait_until
 
@@ -111,6 +120,75 @@ def test_ray_listens_on_loopback_only(running: LocalStack) -> None:
     # Serve's replicas listen everywhere unless the application prevents it; ours does, see test_local_fleet.py.
     ours = {address: title for address, title in addresses.items() if not title.startswith("ray::ServeReplica")}
     assert [address for address in ours if not address.startswith("127.0.0.1:")] == []
+
+
+def test_ray_answers_nobody_without_the_token(running: LocalStack) -> None:
+    """Any user of the machine submitted a job, which is code that runs as the stack's owner."""
+    job = {"entrypoint": "id", "submission_id": "not-mine"}
+    dashboard = f"http://127.0.0.1:{running.ports['dashboard']}"
+    held = headers(running.run_folder)
+    assert held, "there is no token"
+    wrong = {"Authorization": "Bearer 0000"}
+    assert _status(f"{dashboard}/api/jobs/", job) == 401
+    assert _status(f"{dashboard}/api/jobs/", job, wrong) == 403
+    assert _status(f"{dashboard}/api/serve/applications/") == 401
+    assert _status(f"{dashboard}/nodes?view=summary") == 401
+    assert _status(f"{dashboard}/api/serve/applications/", sent=held) == 200
+    nobody = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | LOOPBACK_ONLY
+    address = f"127.0.0.1:{running.ports['gcs']}"
+    refused = _ray("status", "--address", address, env={**nobody, "RAY_AUTH_MODE": "disabled"})
+    assert refused.returncode != 0 and "Unauthenticated" in refused.stdout + refused.stderr, refused
+    answered = _ray("status", "--address", address, env={**nobody, **environment(running.run_folder)})
+    assert answered.returncode == 0 and "Active" in answered.stdout, answered
+
+
+def test_another_user_of_the_machine_gets_nothing_from_serve(running: LocalStack) -> None:
+    """Serve's port has no keys and no limits, and a loopback port is open to every user."""
+    url = f"http://127.0.0.1:{running.ports['serve']}/first"
+    assert running.ask("first")["pid"], "its own user is served"
+    ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=60).status)"
+    spoof = (
+        f"import urllib.request as r; q = r.Request({url!r}, headers={{'x-forwarded-for': '127.0.0.1'}}); "
+        "print(r.urlopen(q, timeout=60).status)"
+    )
+    for program in (ask, spoof):
+        done = as_nobody(program)
+        assert done.returncode != 0 and "403" in done.stderr, done
+
+
+def as_nobody(program: str) -> subprocess.CompletedProcess[str]:
+    """A Python program that another user runs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd="/")
+
+
+def test_no_other_user_reads_the_token(running: LocalStack) -> None:
+    file = token_file(running.run_folder)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    leader = running.ray()
+    assert leader is not None
+    secret, process = file.read_text(), leader.find()
+    assert process is not None
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert secret not in " ".join(one.cmdline()), "everybody may list the arguments of processes"
+
+
+def _status(url: str, body: object = None, sent: Mapping[str, str] = MappingProxyType({})) -> int:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json", **sent})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def _ray(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ray")), *arguments]
+    return subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_no_other_user_reaches_rays_sockets(running: LocalStack) -> None:
@@ -223,7 +301,7 @@ def _serve_applications(stack: LocalStack) -> dict[str, dict[str, Any]]:
     from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
 
     try:
-        api = ServeApi(f"http://127.0.0.1:{stack.ports['dashboard']}", stack.ports["serve"], stack.run_folder / "x")
+        api = ServeApi(f"http://127.0.0.1:{stack.ports['dashboard']}", stack.ports["serve"], stack.run_folder)
         return dict(api.details().get("applications", {}))
     except Unreachable:
         return {}

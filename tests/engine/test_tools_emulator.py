@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,43 @@ def _listeners(pid: int) -> set[str]:
     """The addresses on which a process listens for TCP."""
     connections = psutil.Process(pid).net_connections(kind="tcp")
     return {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
+
+
+def test_no_website_reaches_the_emulator(tmp_path: Path) -> None:
+    """A form needs no permission to be sent: any page put code into the bucket, which replicas then ran."""
+    port = free_port()
+    emulator.start(port, tmp_path)
+    try:
+        url, host = emulator.endpoint(port), f"127.0.0.1:{port}"
+        assert _asked(f"{url}/moto-api/", {}) == 200
+        for header in ("Origin", "Referer", "Sec-Fetch-Site"):
+            assert _asked(f"{url}/moto-api/reset", {header: "https://evil.example"}, "POST") == 403
+            assert _asked(f"{url}/bucket/code/evil.zip", {header: "null"}, "PUT") == 403
+        assert _asked(f"{url}/", {"Host": f"evil.example:{port}"}) == 403, "a name that its DNS points here"
+        assert _asked(f"{url}/", {"Host": host}) == 200
+    finally:
+        emulator.stop(port, tmp_path)
+
+
+def test_no_other_user_reaches_the_emulator(tmp_path: Path) -> None:
+    """moto takes any credentials: another user of the machine could replace the code that replicas run."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    port = free_port()
+    emulator.start(port, tmp_path)
+    program = f"import urllib.request as r; r.urlopen('{emulator.endpoint(port)}/', timeout=60)"
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    try:
+        done = subprocess.run([*become, "/usr/bin/python3", "-c", program], capture_output=True, text=True, cwd="/")
+        assert done.returncode != 0 and "403" in done.stderr, done
+    finally:
+        emulator.stop(port, tmp_path)
+
+
+def _asked(url: str, headers: dict[str, str], method: str = "GET") -> int:
+    request = urllib.request.Request(url, data=b"x" if method != "GET" else None, headers=headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code

@@ -38,6 +38,8 @@ class Backend:
     hold_s: float = 0.0
     #: Status and text with which every request is refused, as Serve itself does.
     refuses: tuple[int, str] | None = None
+    #: Headers of every answer.
+    says: dict[str, str] = field(default_factory=dict)
     server: ThreadingHTTPServer | None = None
 
     def start(self) -> Backend:
@@ -121,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
+        for name, value in self.state.says.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

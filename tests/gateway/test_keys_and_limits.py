@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,12 @@ CHARGES: dict[str, tuple[dict[str, object] | bytes, str, int]] = {
     "twice the same key": (b'{"model":"small","max_tokens":1,"max_tokens":90}', CHAT, 90),
     "an escaped key": (b'{"model":"small","max\\u005ftokens":90}', CHAT, 90),
     "text for a number": (b'{"model":"small","max_tokens":"90"}', CHAT, 90),
+    "a number of more than 40 characters": (b'{"model":"small","max_tokens":0.' + b"0" * 46 + b"64e48}", CHAT, 64),
+    "escaped digits": (b'{"model":"small","max_tokens":10,"n":"\\u0034"}', CHAT, 40),
+    "digits with an underscore": (b'{"model":"small","max_tokens":10,"n":"0_4"}', CHAT, 40),
+    "true for one": (b'{"model":"small","max_tokens":10,"n":true}', CHAT, 10),
+    "null for the default": (b'{"model":"small","max_tokens":null,"n":null}', CHAT, 100),
+    "another type": (b'{"model":"small","max_tokens":90}', CHAT, 90),
     "below zero": (b'{"model":"small","max_tokens":-5000}', CHAT, 0),
     "a model that is still to be found": (b'{"mod\\u0065l":"small"}', CHAT, 500),
 }
@@ -129,6 +137,84 @@ def test_tokens_are_charged_when_a_request_comes(
     answer = counting.post(path, data=data, headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
     assert charged(counting) - before == len(data) // 4 + answers
+
+
+UNCOUNTABLE = {
+    "text that is no number": b'{"model":"small","n":"four"}',
+    "a list for a number": b'{"model":"small","n":[4]}',
+    "NaN": b'{"model":"small","max_tokens":NaN}',
+    "infinity": b'{"model":"small","max_tokens":Infinity}',
+    "UTF-16": '{"model":"small","n":4}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"model":"small","n":4}',
+    "no object": b'[{"model":"small"}]',
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("body", UNCOUNTABLE.values(), ids=UNCOUNTABLE)
+def test_what_the_engine_may_read_and_the_gateway_cannot_count_is_400(counting: Gateway, body: bytes) -> None:
+    """4,096 tokens in 55 s were charged as 100."""
+    before = len(counting.backend.seen)
+    answer = counting.post("/small/v1/chat/completions", data=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["message"], answer.text
+    assert len(counting.backend.seen) == before
+
+
+@pytest.mark.parametrize("path", [CHAT, "/small/v1/chat/completions"])
+def test_a_form_is_charged_as_json_where_the_engine_reads_json(counting: Gateway, path: str) -> None:
+    data = b'{"model":"small","max_tokens":90}'
+    before = charged(counting)
+    answer = counting.post(path, data=data, headers={"content-type": "multipart/x"})
+    assert answer.status_code == 200 and charged(counting) - before == len(data) // 4 + 90
+
+
+def test_two_content_types_are_refused(counting: Gateway) -> None:
+    """The gateway took the last one, for a form without tokens, and the engine the first."""
+    data = '{"model":"small","max_tokens":4096}'
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: {len(data)}\r\n"
+    types = "content-type: application/json\r\ncontent-type: multipart/x\r\nconnection: close\r\n\r\n"
+    before = charged(counting)
+    answer = counting.raw((head + types + data).encode())
+    assert b" 400 " in answer.splitlines()[0] and b"Content-Type was given more than once" in answer
+    assert charged(counting) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "keeps"),
+    [("/health", "", False), ("/ready", "", False), (f"{CHAT}", "", False), ("/v1/models", "sk-no", False),
+     ("/v1/models", ALICE, True)],
+)  # fmt: skip
+def test_only_who_has_a_key_keeps_a_connection(shared: Gateway, path: str, key: str, keeps: bool) -> None:
+    """44 idle connections of strangers made a request with a key wait for 74 seconds, at 40 connections in all."""
+    host, port = shared.runtime.bind.split(":")
+    with socket.create_connection((host, int(port)), timeout=3) as connection:
+        sent = f"authorization: Bearer {key}\r\n" if key else ""
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{sent}\r\n".encode())
+        answer = b""
+        with suppress(TimeoutError):
+            while part := connection.recv(65536):
+                answer += part
+            assert not keeps, answer
+            return
+    assert keeps, f"the connection stays open after {answer[:200]!r}"
+
+
+@pytest.mark.parametrize("length", [700, 900, 4000])
+def test_a_strangers_long_path_is_logged_as_json_with_its_status(shared: Gateway, length: int) -> None:
+    """Lines ended after 1,023 bytes, so a stranger could hide the status of a request."""
+    name = f"long-{length}"
+    answer = requests.get(f"{shared.url}/{'é' * length}", headers={"x-request-id": name}, timeout=20)
+    assert answer.status_code == 401
+    entry = shared.logged(name)
+    assert entry["status"] == 401 and len(entry["path"]) <= 200 and entry["path"].startswith("/%C3%A9")
+
+
+def test_a_replica_cannot_say_which_model_the_log_names(make_gateway: Make) -> None:
+    gateway = make_gateway()
+    gateway.backend.says = {"x-modelfleet-model": "org/forged"}
+    answer = gateway.post(CHAT, ASK, headers={"x-request-id": "forged"})
+    assert answer.status_code == 200 and "x-modelfleet-model" not in answer.headers
+    assert gateway.logged("forged")["model"] == "small"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ workers may run on any node, for those of a pool belong to the fleet of the othe
 
 from __future__ import annotations
 
+import base64
 import copy
 import http.client
 import json
@@ -113,9 +114,16 @@ class Live:
 
     def applications(self) -> dict[str, Any]:
         """What Ray Serve reports about its applications, by name."""
-        with OPENER.open(f"{self.dashboard}/api/serve/applications/", timeout=60) as answer:
+        request = urllib.request.Request(f"{self.dashboard}/api/serve/applications/", headers=self._held())
+        with OPENER.open(request, timeout=60) as answer:
             found: dict[str, Any] = json.load(answer)["applications"]
         return found
+
+    def _held(self) -> dict[str, str]:
+        """The token that KubeRay made for the one RayCluster, as its Ray wants it."""
+        secret = self.api.get("v1", "Secret", self.ray_cluster()["metadata"]["name"], NAMESPACE)
+        assert secret is not None, "KubeRay made no token"
+        return {"Authorization": f"Bearer {base64.b64decode(secret['data']['auth_token']).decode()}"}
 
     def ray_cluster(self) -> dict[str, Any]:
         """The one RayCluster."""

@@ -263,3 +263,21 @@ def test_a_price_that_the_region_does_not_have_is_marked(project: Path, capsys: 
     printed = " ".join(capsys.readouterr().out.split())
     assert "on demand in eu-west-1 (~ in us-east-1: not known there)" in printed and "~0.80" in printed
     assert "0.80 USD/h in us-east-1; the price in eu-west-1 is not known." in printed
+
+
+def test_code_of_a_checkpoint_is_added_at_its_commit_to_a_stack_that_trusts_it(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file would be refused without the commit, and `check --fix --pin` needs a file."""
+    name, commit = "Alibaba-NLP/gte-Qwen2-7B-instruct", "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("modelfleet.infra.reading.models.Reader.commit", lambda *_: commit)
+    asked = Asked(stack="dev", network=False, yes=True)
+    stack = project / "stacks" / "Pulumi.dev.yaml"
+    stack.write_text(STACK.replace("20}", "500}"))
+    with pytest.raises(InputErrors) as refused:
+        run_add(name, asked, as_json=True)
+    assert any(f"add {name} to modelfleet:trust.foreignCode" in one.message for one in refused.value.findings)
+    stack.write_text(STACK.replace("20}", "500}") + f"  modelfleet:trust: {{foreignCode: [{name}]}}\n")
+    found = added(capsys, name, asked)
+    (text,) = (text for file, text in found["files"].items() if file.startswith("models/"))
+    assert f"  revision: {commit}   # replicas run this commit's code; read it\n" in text

@@ -213,3 +213,22 @@ def test_requests_beyond_max_model_len_have_no_speed(capsys: pytest.CaptureFixtu
     assert shown(capsys, "Qwen/Qwen3-8B", asked)["basis"].endswith("1,500 tokens is longer than max_model_len 1,024")
     run_show("Qwen/Qwen3-8B", asked)
     assert "no estimate of speed: a request of 1,500 tokens" in capsys.readouterr().out
+
+
+def test_what_drafts_is_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A head that the memory bar leaves out would make a model look as if it fits."""
+    plain = shown(capsys, "Qwen/Qwen3.5-9B", Asked("L40S", network=False))
+    drafted = shown(capsys, "Qwen/Qwen3.5-9B", Asked("L40S", network=False, draft="mtp"))
+    assert (plain["draft_gib"], drafted["draft_gib"]) == (0.0, 0.453), "486,581,248 bytes, by vLLM's own class"
+    assert drafted["layers_with_cache"] == plain["layers_with_cache"] + 1
+    assert drafted["memory"]["weights_mib"] - plain["memory"]["weights_mib"] == pytest.approx(464.04, abs=0.01)
+    assert "speed" in drafted["notices"][-1]
+
+
+@pytest.mark.parametrize(
+    ("draft", "why"),
+    [("mtp", "names no multi-token layers"), ("eagle3=org/head", "the catalog does not know it"), ("dflash", "draft")],
+)
+def test_a_draft_that_cannot_be_counted_is_not_left_out(draft: str, why: str) -> None:
+    with pytest.raises(SetupError, match=why):
+        run_show("meta-llama/Llama-3.1-8B-Instruct", Asked(network=False, draft=draft))

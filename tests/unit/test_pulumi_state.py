@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,11 @@ def test_a_backend_that_the_user_chose_is_never_refused(root: Path) -> None:
 
 def test_the_targets_in_the_cloud_are_those_that_make_a_cluster() -> None:
     assert {name for name, target in TARGETS.items() if target.makes_cluster} == IN_THE_CLOUD
+
+
+def test_the_state_is_for_its_owner_alone(root: Path) -> None:
+    """Pulumi writes its files so that every user of the machine may read them."""
+    state = root / ".modelfleet" / "state"
+    state.mkdir(parents=True, mode=0o755)
+    prepare(CLI, ["about"], environment(root), root, engine=False)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700

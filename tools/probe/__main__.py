@@ -18,6 +18,7 @@ from typing import Any
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
+from modelfleet.infra.planning.memory.drafts import Draft, draft_size, method_of
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.serving.versions import PINNED
 
@@ -56,6 +57,24 @@ def differences(mine: dict[str, Any], truth: dict[str, Any]) -> dict[str, tuple[
     return found
 
 
+def draft_target(truth: dict[str, Any], configs: dict[str, Any]) -> Checkpoint:
+    """The model that a row of draft-truth.jsonl drafts for: without a quantization section, as vLLM was asked."""
+    content = truth.get("target") or {**configs[truth["config"]], **truth.get("changed", {})}
+    plain = {key: value for key, value in content.items() if key != "quantization_config"}
+    return Checkpoint(plain, default_catalog().architecture_defaults)
+
+
+def our_draft(truth: dict[str, Any], configs: dict[str, Any]) -> dict[str, Any]:
+    """What a draft adds on one GPU, by our arithmetic."""
+    own = Checkpoint(truth["draft"], default_catalog().architecture_defaults) if "draft" in truth else None
+    draft = Draft(method_of(truth["speculative_config"], own), own)
+    target, engine = draft_target(truth, configs), EngineArguments(BATCHED_TOKENS, ranks=truth["tp"])
+    size, alone = draft_size(draft, target, engine), ModelMemory(target, engine).layout.caches
+    more = ModelMemory(target, engine, draft).layout.caches[len(alone) :]
+    per_token = sum(cache.per_token for cache in more)
+    return {"elements": size.elements, "bytes": size.bytes, "caches": len(more), "kv_bytes_per_token": per_token}
+
+
 def main() -> None:
     """Compares, prints and ends with 1 when something differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +95,18 @@ def main() -> None:
         if found or options.all:
             _print(truth, mine, found)
     print(f"{len(asked) - wrong} of {len(asked)} rows equal vLLM {PINNED['vllm']}'s")
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if wrong + _drafts(options.only) else 0)
+
+
+def _drafts(only: str) -> int:
+    """Prints the drafts that differ; returns their number."""
+    configs = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}
+    asked = [row for row in rows(FIXTURES / "draft-truth.jsonl") if re.search(only, row["name"])]
+    wrong = [(row, mine) for row in asked if (mine := our_draft(row, configs)) != {key: row[key] for key in mine}]
+    for row, mine in wrong:
+        print(f"≠ {row['name']} tp {row['tp']}  " + "  ".join(f"{key} {mine[key]}/{row[key]}" for key in mine))
+    print(f"{len(asked) - len(wrong)} of {len(asked)} drafts equal vLLM {PINNED['vllm']}'s")
+    return len(wrong)
 
 
 def _print(truth: dict[str, Any], mine: dict[str, Any], found: dict[str, tuple[Any, Any]]) -> None:

@@ -18,6 +18,7 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_service,
 )
 from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
+from modelfleet.infra.kubernetes.manifests.guard import head_guard
 from modelfleet.infra.kubernetes.manifests.load_balancer import controller, target_group_binding
 from modelfleet.infra.kubernetes.manifests.load_balancer import custom_resource_definitions as balancer_definitions
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
@@ -67,6 +68,7 @@ def base(plan: Plan) -> list[Manifest]:
         *priority_class(plan),
         quota(plan),
         *service_accounts(plan),
+        *head_guard(plan),
         *network_policies(plan),
         *disruption_budgets(plan),
     ]

@@ -60,6 +60,12 @@ HEAD_CPU, HEAD_MEMORY, HEAD_DISK = "2", "8Gi", "4Gi"
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104
 HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
 
+#: KubeRay makes a Secret with a random token for each RayCluster, named like it, and puts it into every container of
+#: Ray and into its own requests (KubeRay 1.6.2 `reconcileAuthSecret`, `SetContainerTokenAuthEnvVars`,
+#: `GetRayDashboardClientFunc`). Ray then asks for it at the dashboard, the agents and every gRPC port. Probes need none
+#: (Ray 2.60 `public_exact_paths` in `dashboard/http_server_head.py`, `PUBLIC_EXACT_PATHS` in `http_server_agent.py`).
+AUTH: Final = {"mode": "token"}
+
 #: What `rollout` means to KubeRay. Pulumi does `replace`: it deletes the RayService first.
 UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None", "incremental": "NewClusterWithIncrementalUpgrade"}
 #: Steps of an incremental upgrade, which needs the Gateway API in the cluster and KubeRay's feature gate.
@@ -135,6 +141,7 @@ def ray_cluster(plan: Plan) -> Manifest:
     cluster = plan.ray_cluster
     config: Manifest = {
         "rayVersion": cluster.ray_version,
+        "authOptions": AUTH,
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
             "version": "v2",

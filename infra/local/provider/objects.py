@@ -107,14 +107,17 @@ def create_code(call: Call[Props], inputs: Props) -> Made:
 
 
 def read_code(call: Call[Props], id: str, state: Props) -> Props | None:
-    """Returns None when the object is missing or has another size."""
+    """Returns None when the object is missing or is not the code that was planned: Ray runs whatever is there."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        found = client(state).head_object(Bucket=state["bucket"], Key=state["key"])
+        found = client(state).get_object(Bucket=state["bucket"], Key=state["key"])["Body"].read()
     except (BotoCoreError, ClientError):
         return None
-    return state if found["ContentLength"] == state["bytes"] else None
+    if hashlib.sha256(found).hexdigest() == state["sha256"]:
+        return state
+    call.note("the serving code in the bucket is not the one that was put there; it will be written again")
+    return None
 
 
 def delete_code(call: Call[Props], id: str, state: Props) -> None:

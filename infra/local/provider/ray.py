@@ -22,7 +22,10 @@ from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
 from modelfleet.infra.local.runtime import short_folder
+from modelfleet.infra.local.token import environment as token_environment
+from modelfleet.infra.local.token import make_token, token_file
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.serving import own_user
 
 RAY_HEAD = Path(__file__).parents[1] / "ray_head.py"
 PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
@@ -38,6 +41,11 @@ POLL_TIMEOUT_S = 4.0
 #: The dashboard is slow on a busy machine, and restarting Ray would stop every model, so a live Ray gets this long.
 PATIENCE_S = 60.0
 OBJECT_STORE_BYTES = 256 * 1024**2
+#: An upgrade restarts no Ray, so this is only said.
+OPEN = (
+    "Ray was started by an earlier version and asks nobody for a token: every user of this machine can run code as "
+    "you. `modelfleet down` and `modelfleet up` start one that asks"
+)
 #: Ray turns 127.0.0.1 into the machine's outer address and listens on all addresses, unless it must not form clusters
 #: (`ray._private.ray_constants.ENABLE_RAY_CLUSTER`; the default on macOS).
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -71,6 +79,7 @@ def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
     run_folder(inputs["folder"], "ray")
     temp, log = temp_folder(inputs["folder"]), Path(inputs["folder"]) / "ray.log"
     temp.mkdir(exist_ok=True)
+    make_token(inputs["folder"])
     progress = Progress(call.step)
     for attempt in range(1, ATTEMPTS + 1):
         log.unlink(missing_ok=True)
@@ -79,7 +88,7 @@ def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
             mark=mine,
             log=log,
             cwd=temp,
-            env=_environment(inputs["environment"]),
+            env=_environment({**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}),
         )
         last = json.dumps({"pid": process.pid, "started": process.started})
         (Path(inputs["folder"]) / LAST_START).write_text(last, encoding="utf-8")
@@ -128,6 +137,8 @@ def read(call: Call[Props], id: str, state: Props) -> Props | None:
     while True:
         try:
             serve_api(state).details(ANSWER_TIMEOUT_S)
+            if not token_file(state["folder"]).exists():
+                call.note(OPEN)
             return state
         except Unreachable as error:
             if progress.seconds > PATIENCE_S:
@@ -151,7 +162,7 @@ def dashboard_url(inputs: Props) -> str:
 
 def serve_api(inputs: Props) -> ServeApi:
     """Serve on this Ray."""
-    return ServeApi(dashboard_url(inputs), inputs["servePort"], Path(inputs["folder"]) / "applications.lock")
+    return ServeApi(dashboard_url(inputs), inputs["servePort"], Path(inputs["folder"]))
 
 
 def temp_folder(folder: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from modelfleet.infra.local.token import headers
 from modelfleet.infra.provider import Refused
 
 TIMEOUT_S = 30.0
@@ -27,11 +28,11 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class ServeApi:
-    """Serve on one Ray. `lock` is a file that all processes which write to this Ray share."""
+    """Serve on one Ray. `folder` is the stack's: it has Ray's token, and the lock that all writers share."""
 
     dashboard_url: str
     serve_port: int
-    lock: Path
+    folder: Path
 
     def details(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         """Everything that Serve reports; raises `Unreachable`."""
@@ -52,7 +53,7 @@ class ServeApi:
         self._write(name, [])
 
     def _write(self, name: str, instead: list[dict[str, Any]]) -> None:
-        with FileLock(self.lock, timeout=LOCK_TIMEOUT_S):
+        with FileLock(self.folder / "applications.lock", timeout=LOCK_TIMEOUT_S):
             others = [
                 found["deployed_app_config"]
                 for other, found in self.details().get("applications", {}).items()
@@ -67,8 +68,8 @@ class ServeApi:
 
     def _request(self, method: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
         url = f"{self.dashboard_url}/api/serve/applications/"
-        headers = {"content-type": "application/json"}
-        request = urllib.request.Request(url, body, headers, method=method)  # noqa: S310 - our own loopback address
+        sent = {"content-type": "application/json", **headers(self.folder)}
+        request = urllib.request.Request(url, body, sent, method=method)  # noqa: S310 - our own loopback address
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=timeout_s) as answer:
@@ -76,7 +77,8 @@ class ServeApi:
                 return text
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace").strip()
-            if error.code in (500, 503):
+            # 401 and 403: another Ray's port, or a token file that was lost. A new Ray has a new one.
+            if error.code in (401, 403, 500, 503):
                 raise Unreachable(f"Ray Serve returned {error.code}: {detail[-500:]}") from error
             raise Refused(f"Ray Serve refused the application: {detail[-1500:]}") from error
         except (OSError, ValueError) as error:

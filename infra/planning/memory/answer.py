@@ -7,6 +7,7 @@ from functools import cached_property
 
 from modelfleet.infra.planning.memory.caches import GROWING, Demand, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
+from modelfleet.infra.planning.memory.drafts import Draft, draft_caches, draft_size
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.groups import Pool, pool_of
 from modelfleet.infra.planning.memory.layers import Layout, layout_of
@@ -36,6 +37,8 @@ class Row:
     kv_tokens: int
     tp: int
     host_gib: float
+    draft_gib: float
+    """Weights of what drafts, beside `weights_gib`; its caches are in the other figures."""
 
     def as_json(self) -> dict[str, object]:
         """The row as it is printed."""
@@ -44,15 +47,18 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """A model's caches, their pool and its weights, computed once and asked many times."""
+    """A model's caches, their pool and its weights, computed once and asked many times; with what drafts for it."""
 
     checkpoint: Checkpoint
     engine: EngineArguments
+    draft: Draft | None = None
 
     @cached_property
     def layout(self) -> Layout:
         """The caches of all layers."""
-        return layout_of(self.checkpoint, self.engine)
+        if (draft := self.draft) is None:
+            return layout_of(self.checkpoint, self.engine)
+        return layout_of(self.checkpoint, self.engine, lambda reading: draft_caches(draft, reading))
 
     @cached_property
     def pool(self) -> Pool:
@@ -63,6 +69,11 @@ class ModelMemory:
     def weights(self) -> Weights:
         """The weights on one GPU."""
         return weights_of(self.checkpoint, self.engine)
+
+    @cached_property
+    def draft_bytes(self) -> float:
+        """Bytes of the draft's weights on one GPU, without what it shares with the model."""
+        return draft_size(self.draft, self.checkpoint, self.engine).bytes if self.draft else 0.0
 
     @property
     def demand(self) -> Demand:
@@ -106,4 +117,5 @@ class ModelMemory:
             kv_tokens=self.pool.tokens(int(kv_gib * GIB), self.demand),
             tp=self.engine.ranks,
             host_gib=round(weights.host_bytes / GIB, 3),
+            draft_gib=round(self.draft_bytes / GIB, 3),
         )

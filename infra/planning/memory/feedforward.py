@@ -38,7 +38,7 @@ def is_sparse(checkpoint: Checkpoint, layer: int) -> bool:
     if checkpoint.given("first_k_dense_replace") or checkpoint.model_type == "kimi_linear":
         return layer >= checkpoint.count("first_k_dense_replace", default=0) and layer % int(every or 1) == 0
     if isinstance(kinds := checkpoint.get("mlp_layer_types"), list):
-        return "dense" not in str(kinds[layer])
+        return "dense" not in str(kinds[min(layer, len(kinds) - 1)])  # a multi-token layer is like the last
     if (dense := checkpoint.get("num_dense_layers", "first_k_dense_replace")) is not None:
         return layer >= int(dense)
     if layer in (checkpoint.get("mlp_only_layers") or []):

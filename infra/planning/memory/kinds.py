@@ -139,6 +139,8 @@ def index_leader(checkpoint: Checkpoint, layer: int) -> bool:
     """Whether a layer has an indexer of its own (deepseek_v2.py: `_skip_topk`)."""
     if checkpoint.get("index_topk") is None:
         return False
+    if layer >= checkpoint.layers:  # a multi-token layer computes its own
+        return True
     kinds = checkpoint.get("indexer_types")
     if kinds is not None:
         return bool(kinds[layer] == "full")

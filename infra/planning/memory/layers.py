@@ -8,7 +8,7 @@ a new model of a known kind needs no line here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelfleet.infra.planning.memory import states
@@ -69,7 +69,11 @@ class Reading:
         return max(1, total // self.engine.ranks)
 
 
-def layout_of(checkpoint: Checkpoint, engine: EngineArguments) -> Layout:
+#: The caches of what drafts for a model: they lie in the model's own pool.
+DraftCaches = Callable[[Reading], Sequence[Cache]]
+
+
+def layout_of(checkpoint: Checkpoint, engine: EngineArguments, draft: DraftCaches = lambda _: ()) -> Layout:
     """The caches of a model under these arguments. Raises `UnknownShapeError`."""
     traits_of(checkpoint)  # refuses families whose layers are not known
     if checkpoint.model_type in STATES_ONLY:
@@ -78,7 +82,9 @@ def layout_of(checkpoint: Checkpoint, engine: EngineArguments) -> Layout:
     if encoder_only(checkpoint):
         return Layout((), base_block(checkpoint, dtype, engine.capability), False, 0, "none", dtype)
     block = base_block(checkpoint, dtype, engine.capability)
-    found, sharing = _caches(Reading(checkpoint, engine, dtype, block))
+    reading = Reading(checkpoint, engine, dtype, block)
+    found, sharing = caches_of(reading)
+    found += draft(reading)
     layered = [cache for cache in found if cache.kind is Kind.STATE]
     if layered:
         found, block = _aligned(found, checkpoint, block)
@@ -122,7 +128,7 @@ def _aligned(caches: Sequence[Cache], checkpoint: Checkpoint, block: int) -> tup
     return found, new
 
 
-def _caches(reading: Reading) -> tuple[list[Cache], int]:
+def caches_of(reading: Reading) -> tuple[list[Cache], int]:
     """The caches of all layers, and how many layers share another's."""
     checkpoint = reading.checkpoint
     if checkpoint.get("compress_ratios") is not None:
@@ -135,7 +141,7 @@ def _caches(reading: Reading) -> tuple[list[Cache], int]:
         return _puzzle(reading), 0
     own = _own_layers(checkpoint)
     kinds = layer_kinds(checkpoint)
-    found = [cache for layer, name in enumerate(kinds[:own]) for cache in _plain(reading, layer, name)]
+    found = [cache for layer, name in enumerate(kinds[:own]) for cache in plain_caches(reading, layer, name)]
     if checkpoint.get("ple_layer_ids"):
         at = int(checkpoint.get("ple_layer_ids")[0])
         found.insert(min(at, len(found)), _state_cache(reading, states.ngram_convolution, "ngram"))
@@ -148,7 +154,7 @@ def _own_layers(checkpoint: Checkpoint) -> int:
     return total - checkpoint.count("num_kv_shared_layers", default=0)
 
 
-def _plain(reading: Reading, layer: int, kind: str) -> Iterator[Cache]:
+def plain_caches(reading: Reading, layer: int, kind: str) -> Iterator[Cache]:
     """The caches of one layer with ordinary keys and values, or with a state."""
     if kind == "none":
         return
@@ -212,21 +218,26 @@ def _indexers(reading: Reading, layer: int) -> Iterator[Cache]:
 
 
 def _latent(reading: Reading) -> list[Cache]:
-    """Multi-head latent attention: one vector a token, whole on each GPU; with DSA's index caches, with states."""
-    checkpoint, dtype = reading.checkpoint, reading.dtype
-    width = checkpoint.count("kv_lora_rank") + checkpoint.count("qk_rope_head_dim", default=0)
-    cell = PACKED_LATENT.get(dtype) or round(width * reading.value)
+    """Multi-head latent attention, with states in between."""
+    checkpoint = reading.checkpoint
     found: list[Cache] = []
     for layer, kind in enumerate(latent_kinds(checkpoint)):
         if kind == "state":
             found.append(_state_cache(reading, state_rule(checkpoint)))
-            continue
-        leads = index_leader(checkpoint, layer)
-        sparse = checkpoint.get("index_topk") is not None
-        found.append(Cache(Kind.LATENT, reading.block, cell, role="leader" if leads else "", kernel=int(sparse)))
-        if leads:
-            found += _latent_index(reading)
+        else:
+            found += latent_caches(reading, layer)
     return found
+
+
+def latent_caches(reading: Reading, layer: int) -> list[Cache]:
+    """One vector a token, whole on each GPU, and DSA's index caches."""
+    checkpoint, dtype = reading.checkpoint, reading.dtype
+    width = checkpoint.count("kv_lora_rank") + checkpoint.count("qk_rope_head_dim", default=0)
+    cell = PACKED_LATENT.get(dtype) or round(width * reading.value)
+    leads = index_leader(checkpoint, layer)
+    sparse = checkpoint.get("index_topk") is not None
+    latent = Cache(Kind.LATENT, reading.block, cell, role="leader" if leads else "", kernel=int(sparse))
+    return [latent, *_latent_index(reading)] if leads else [latent]
 
 
 def _latent_index(reading: Reading) -> list[Cache]:

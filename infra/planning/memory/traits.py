@@ -67,6 +67,7 @@ _FAMILIES: dict[str, Traits] = {
     "glm_moe_dsa": Traits(correction=True),
     "glm5_next": Traits(correction=True),
     "deepseek_v3": Traits(correction=True),
+    "deepseek_v32": Traits(correction=True),
     "kimi_k2": Traits(correction=True),
     "kimi_linear": Traits(correction=True),
     "axk1": Traits(norms=3, correction=True),
@@ -135,7 +136,7 @@ _FAMILIES: dict[str, Traits] = {
 _ORDINARY = {
     "llama", "mistral", "ministral3", "mixtral", "phi3", "phimoe", "granite", "granitemoe", "granitemoehybrid", "cwm",
     "granitemoeshared", "smollm3", "ernie4_5", "solar_open", "mistral4", "youtu", "minicpm3", "falcon_h1", "glm",
-    "deepseek_v2", "deepseek_v32", "deepseek_v4", "olmo", "gemma", "hyperclovax", "llama4", "nemotron-nas", "inkling",
+    "deepseek_v2", "deepseek_v4", "olmo", "gemma", "hyperclovax", "llama4", "nemotron-nas", "inkling",
     "zaya", "vaultgemma",
 }  # fmt: skip
 #: Families whose layers this arithmetic does not know: planning them would be a guess.

@@ -92,6 +92,23 @@ def add_to_file(path: Path, additions: Mapping[KeyPath, Any]) -> None:
     _write(path, text_with(text, str(path), additions), document)
 
 
+def replace_in_file(path: Path, key: KeyPath, value: Any) -> None:
+    """Give an entry of the file at `path` another value; raises `InputErrors` like `fix_file`."""
+    document = read_document(path)
+    text = path.read_bytes().decode("utf-8")
+    bom, body = text.startswith(_BOM), text.removeprefix(_BOM)
+    edit = Edit(key, ((key, value),))
+    try:
+        with yaml_errors(str(path), body):
+            body = _edited(body, edit)
+            replaced = parse_document(body.encode(), str(path)).data == _expected(document, [edit])
+    except (InputErrors, LookupError, ValueError):
+        replaced = False
+    if not replaced:
+        raise InputErrors([document.finding(key, f"the text cannot be changed safely; write {value!r} by hand")])
+    _write(path, (_BOM if bom else "") + body, document)
+
+
 def text_with(text: str, file: str, additions: Mapping[KeyPath, Any]) -> str:
     """The text with entries that it does not have; raises `InputErrors` when they cannot be added to the text."""
     bom = text.startswith(_BOM)

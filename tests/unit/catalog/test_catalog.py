@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,13 @@ def test_every_table_names_its_source() -> None:
 def test_every_model_row_has_its_source_and_date() -> None:
     assert all(row.source and row.date for row in CATALOG.models.values())
     assert all(row.shape_source for row in CATALOG.models.values() if row.config is not None)
+
+
+def test_a_shape_from_memory_says_what_it_was_compared_with() -> None:
+    """A wrong width buys the wrong node: who reads the row must see how far it can be trusted."""
+    written = {row.shape_source for row in CATALOG.models.values() if "memory" in row.shape_source}
+    assert written
+    assert [text for text in written if not re.search(r"compared|no copy of it was found|equal vLLM", text)] == []
 
 
 def test_the_catalog_knows_what_people_serve() -> None:

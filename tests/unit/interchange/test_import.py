@@ -111,6 +111,12 @@ def test_options_have_the_values_that_vllm_reads(option: str, name: str, value: 
     assert engine(f"{SERVE} {option}")["engine_kwargs"] == {name: value, "generation_config": "auto"}
 
 
+def test_how_vllm_ran_its_workers_is_not_taken_over() -> None:
+    """`ray` would bring back a bundle per worker, which the command's author did not ask for."""
+    kwargs = engine(f"{SERVE} --distributed-executor-backend ray")["engine_kwargs"]
+    assert "distributed_executor_backend" not in kwargs
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [

@@ -46,6 +46,11 @@ def test_no_change_of_models_changes_the_ray_cluster(tmp_path: Path) -> None:
     assert len(seen) == 1
 
 
+def test_ray_asks_for_a_token(tmp_path: Path) -> None:
+    """Any pod that reached a head submitted jobs to it: code with its rights."""
+    assert ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS))["authOptions"] == {"mode": "token"}
+
+
 def test_an_appended_pool_keeps_the_groups_before_it(tmp_path: Path) -> None:
     before = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS[:1]))["workerGroupSpecs"]
     after = ray_cluster(planned(tmp_path, [model("org/one", "L4")], pools=POOLS))["workerGroupSpecs"]
@@ -111,10 +116,10 @@ def test_head_and_gateway_come_before_workers_and_mirror_jobs(tmp_path: Path, ta
     assert with_class == {"ray-head", "gateway", "kuberay-operator"}
 
 
-def test_who_may_use_a_namespace_only_is_asked_for_no_priority_class(tmp_path: Path) -> None:
+def test_who_may_use_a_namespace_only_is_asked_for_nothing_of_the_cluster(tmp_path: Path) -> None:
     plan = planned(tmp_path, five_models(), kubernetes={"namespace": "team-llm", "createNamespace": False})
     manifests = everything(plan)
-    assert not [m for m in manifests if m["kind"] == "PriorityClass"]
+    assert not [m for m in manifests if m["kind"] == "PriorityClass" or m["kind"].startswith("Validating")]
     assert not [pod for m in manifests for pod in pods(m) if "priorityClassName" in pod]
 
 

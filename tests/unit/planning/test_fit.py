@@ -148,19 +148,6 @@ def test_a_bfloat16_checkpoint_on_a_t4_is_a_warning() -> None:
     assert "write `dtype: half`" in sentences(model("Qwen/Qwen2.5-3B-Instruct", "T4"), Severity.WARNING)[0]
 
 
-@pytest.mark.parametrize(("method", "warned"), [("mtp", True), ("eagle3", True), ("ngram", False), ("suffix", False)])
-def test_drafts_with_weights_of_their_own_are_warned_of(method: str, warned: bool) -> None:
-    """A plan that fits by less than a draft head takes would buy a node on which vLLM does not start."""
-    drafting = model(
-        LLAMA_7B,
-        "A100-40G",
-        max_total_tokens=4096,
-        engine_kwargs={"speculative_config": {"method": method, "num_speculative_tokens": 2}},
-    )
-    found = sentences(drafting, Severity.WARNING)
-    assert any("drafts have weights and a cache of their own" in text for text in found) is warned
-
-
 def test_a_longer_length_can_be_forced() -> None:
     forced = model(
         LLAMA_7B, "A100-40G", max_total_tokens=8192, runtime_env={"env_vars": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}}

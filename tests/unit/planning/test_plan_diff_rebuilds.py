@@ -70,6 +70,7 @@ CHANGES: dict[str, Any] = {
     "budget.maxUsdPerHour": 1000,
     "licence.forbid": ["non-commercial"],
     "licence.forbidUnknown": True,
+    "trust.foreignCode": ["org/model"],
     "gateway.requestsPerMinute": 60,
     "gateway.concurrentRequests": 8,
     "gateway.tokensPerMinute": 9000,

@@ -15,8 +15,9 @@ from modelfleet.serving.config.serve_options import (
     deployment_options,
     placement_bundles,
 )
-from modelfleet.serving.engine_args import engine_arguments, lora_rank
+from modelfleet.serving.engine_args import NO_MEDIA, engine_arguments, lora_rank
 from modelfleet.serving.errors import EngineError
+from modelfleet.serving.replica import DEFAULT_ENVIRONMENT
 from modelfleet.serving.sampling import body_defaults, compile_stops
 
 GPU = {"accelerator_type:L4": 0.001}
@@ -47,6 +48,15 @@ def test_the_file_decides_name_length_and_parallelism() -> None:
         "max_num_seqs": 64,
     }
     assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("said", [{}, {"allowed_media_domains": []}, {"allowed_media_domains": None}], ids=str)
+def test_no_media_is_fetched_unless_the_file_names_hosts(said: dict[str, Any]) -> None:
+    """A request with an image's address made the replica read from Ray's dashboard and the cluster's services."""
+    assert arguments({"engine_kwargs": said})["allowed_media_domains"] == [NO_MEDIA]
+    named = {"allowed_media_domains": ["images.example.org"]}
+    assert arguments({"engine_kwargs": named})["allowed_media_domains"] == ["images.example.org"]
+    assert DEFAULT_ENVIRONMENT["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
 def test_sampling_defaults_are_rayllms_unless_the_file_says_otherwise() -> None:

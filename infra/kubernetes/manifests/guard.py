@@ -1,0 +1,92 @@
+"""What the head's Kubernetes token cannot do: an admission policy over the rights that KubeRay gives it.
+
+Ray's autoscaler runs in the head's pod and patches the RayCluster. KubeRay's role for it allows any patch of
+RayClusters and pods (`BuildRole`, KubeRay 1.6.2 `controllers/ray/common/rbac.go`), and rights cannot be finer. Every
+replica can run code in the head, so whoever takes one over could give a worker group, a mirror Job's pod or the
+autoscaler's own container another account, image or Secret: the mirror's, which writes all weights, or the Hub's token.
+The policy leaves what the autoscaler does: replicas and which workers go (`worker_replica_patch`,
+`worker_delete_patch`, Ray 2.60 `autoscaler/_private/kuberay/node_provider.py`).
+
+https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/, stable since Kubernetes 1.30.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.names import HEAD_ACCOUNT, head_policy, labels
+from modelfleet.infra.planning.plan import Plan
+
+API: Final = "admissionregistration.k8s.io/v1"
+#: What the autoscaler may change of a RayCluster: in its spec, and in each worker group. `idleSuspend` only stops.
+FREE: Final = ["workerGroupSpecs", "idleSuspend"]
+FREE_IN_GROUP: Final = ["replicas", "scaleStrategy"]
+
+
+def head_guard(plan: Plan) -> list[Manifest]:
+    """The policy and its binding; none for who may make only what is in a namespace: they belong to the cluster."""
+    name = head_policy(plan)
+    if name is None:
+        return []
+    return [
+        {
+            "apiVersion": API,
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": name, "labels": labels(plan, "guard")},
+            "spec": _policy(plan),
+        },
+        {
+            "apiVersion": API,
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name, "labels": labels(plan, "guard")},
+            "spec": {"policyName": name, "validationActions": ["Deny"]},
+        },
+    ]
+
+
+def _policy(plan: Plan) -> Manifest:
+    account = f"system:serviceaccount:{plan.namespace}:{HEAD_ACCOUNT}"
+    return {
+        "failurePolicy": "Fail",
+        "matchConstraints": {
+            "resourceRules": [
+                _rule("ray.io", "v1", "rayclusters"),
+                _rule("", "v1", "pods"),
+            ]
+        },
+        "matchConditions": [{"name": "the-head", "expression": f"request.userInfo.username == '{account}'"}],
+        "validations": [
+            {
+                "expression": "request.resource.resource == 'rayclusters'",
+                "message": "the head's autoscaler changes no pods",
+            },
+            {
+                "expression": " || ".join(["request.resource.resource != 'rayclusters'", f"({_only_counts()})"]),
+                "message": "the head's autoscaler changes only how many workers there are",
+            },
+        ],
+    }
+
+
+def _rule(group: str, version: str, resource: str) -> dict[str, Any]:
+    return {"apiGroups": [group], "apiVersions": [version], "resources": [resource], "operations": ["UPDATE"]}
+
+
+def _only_counts() -> str:
+    """CEL: the old and the new spec differ in nothing but `FREE`, and their groups in nothing but `FREE_IN_GROUP`."""
+    groups = "object.spec.workerGroupSpecs", "oldObject.spec.workerGroupSpecs"
+    group = " && ".join([_same("new", "old", FREE_IN_GROUP), "new.groupName == old.groupName"])
+    return " && ".join(
+        [
+            _same("object.spec", "oldObject.spec", FREE),
+            f"{groups[0]}.size() == {groups[1]}.size()",
+            f"{groups[0]}.all(new, {groups[1]}.exists(old, {group}))",
+        ]
+    )
+
+
+def _same(new: str, old: str, free: list[str]) -> str:
+    keys = "[" + ", ".join(f"'{key}'" for key in free) + "]"
+    kept = f"{new}.all(key, key in {keys} || (key in {old} && {new}[key] == {old}[key]))"
+    return f"{kept} && {old}.all(key, key in {keys} || key in {new})"
