@@ -55,7 +55,7 @@ class Fleet:
 
     def __init__(self, pods: Pods, folder: Path) -> None:
         self.pods, self.folder = pods, folder
-        self._ray = [str(bare_python(folder / "python")), ray_head.__file__, "start", "--block"]
+        self._ray = [str(bare_python(folder / "python")), "-P", ray_head.__file__, "start", "--block"]
         plan = planned(
             folder / "project", [model_file("org/m", "CPU")], pools=[CPU_POOL], kubernetes={"redisAddress": STORE}
         )
