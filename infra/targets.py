@@ -55,7 +55,7 @@ def _local(root: Path, plan: Plan, given: Given) -> Outputs:
 def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.aws import AwsFleet
     from modelfleet.infra.aws.site import cluster_name
-    from modelfleet.infra.kubernetes.fleet import KubernetesFleet
+    from modelfleet.infra.kubernetes.fleet import HeadStorage, KubernetesFleet
 
     cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), image_source=_image(root, plan), opts=_below(given))
     fleet = KubernetesFleet(
@@ -68,6 +68,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
         image=cloud.image,
+        head_storage=HeadStorage(store.address, store.password) if (store := cloud.head_storage) else None,
         ready=cloud.ready,
         opts=_below(given),
     )

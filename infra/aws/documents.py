@@ -89,13 +89,17 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     The bucket's key has no ARN until it is made; here its ARN ends in `BUCKET-KEY-ID`.
     """
     where = {"partition": site.partition, "account": site.account}
+    may = operator(
+        site,
+        bucket=plan.bucket,
+        image=plan.image,
+        names=plan.stack,
+        endpoints=plan.config.network.interface_endpoints,
+        store=plan.head_storage is not None,
+        front_door=plan.front_door is not None,
+    )
     found = {
-        **policies.numbered(
-            "operator",
-            operator(
-                site, bucket=plan.bucket, image=plan.image, names=plan.stack, front_door=plan.front_door is not None
-            ),
-        ),
+        **policies.numbered("operator", may),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),

@@ -17,6 +17,7 @@ VPC_DNS = ("enableDnsSupport", "enableDnsHostnames")
 
 #: What a run can do without, as it stands in messages: a refusal of AWS to tell it stops nothing.
 ADDRESSES, CLUSTER, LOG_GROUP, IMAGE = "the use of Elastic IP addresses", "the cluster", "the log group", "the image"
+LIVE_SIZES = "the node groups' live sizes"
 #: What a run cannot do without: the front door's records go there.
 ZONE = "the Route 53 zone"
 #: Actions that the preflight uses.
@@ -52,19 +53,28 @@ class ClusterFact:
 
 
 @dataclass(frozen=True)
+class SystemNodes:
+    """A live node group of the system pool: Kubernetes' minor version, the AMI's release, the instance types."""
+
+    version: str
+    release: str
+    instance_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AccountFacts:
     """One account in one region, and this machine.
 
     `quotas` maps a Service Quotas code to its value (vCPUs, addresses). `unread` maps what could not be read, a code or
-    one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, to the reason.
+    one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, `LIVE_SIZES`, to the reason.
     `offerings` maps an instance type to the zones that offer it, to none if the region lacks the type.
     `vpc_without` names the DNS attributes that are switched off in the stack's existing VPC.
     `other_addresses` counts Elastic IP addresses that are not this stack's.
     `has_log_group`: the cluster's log group exists, whoever made it.
     `zone_id` is the Route 53 zone's of `gateway.zone`; empty without one.
     `lacks_image`: the stack's image should be in ECR and is not.
-    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `live_unread` says
-    why it could not be read.
+    `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `system_nodes` are
+    those of the system pool.
     """
 
     account: str
@@ -84,7 +94,7 @@ class AccountFacts:
     lacks_image: bool = False
     has_aws_command: bool = True
     live_nodes: Mapping[str, int] = field(default_factory=dict)
-    live_unread: str = ""
+    system_nodes: tuple[SystemNodes, ...] = ()
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -12,6 +12,7 @@ from modelfleet.infra.aws.facts import (
     ADDRESSES,
     CLUSTER,
     IMAGE,
+    LIVE_SIZES,
     LOG_GROUP,
     NO_CONTROL_PLANE_ZONE_IDS,
     VPC_DNS,
@@ -19,6 +20,7 @@ from modelfleet.infra.aws.facts import (
     AccountFacts,
     ClusterFact,
     SubnetFact,
+    SystemNodes,
     not_queried,
     why,
     zones_by_type,
@@ -27,7 +29,7 @@ from modelfleet.infra.aws.here import has_aws_command, why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import cluster_name, log_group
-from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan
 
 #: What the provider says of an image, a tag or a repository that does not exist
@@ -64,7 +66,16 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
             unread[what] = why(error)
             return otherwise
 
-    live, live_unread = _live_nodes(cluster_name(plan), opts)
+    def of_cluster(what: str, read: Callable[[str], T], otherwise: T) -> T:
+        """What there is to read of the stack's cluster, where it exists."""
+        if clusters is None:
+            unread[what] = unread[CLUSTER]
+        name = cluster_name(plan)
+        return or_unread(what, lambda: read(name), otherwise) if name in (clusters or ()) else otherwise
+
+    clusters = or_unread(CLUSTER, lambda: aws.eks.get_clusters(opts=opts).names, None)
+    nothing: tuple[dict[str, int], tuple[SystemNodes, ...]] = ({}, ())
+    live, system = of_cluster(LIVE_SIZES, lambda name: _live_nodes(name, opts), nothing)
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -77,13 +88,13 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         subnets=subnets,
         vpc_without=_vpc_without(plan, subnets, opts),
         other_addresses=or_unread(ADDRESSES, lambda: _other_addresses(plan, opts), 0),
-        cluster=or_unread(CLUSTER, lambda: _cluster(plan, opts), None),
+        cluster=of_cluster(CLUSTER, lambda name: _cluster(name, opts), None),
         has_log_group=or_unread(LOG_GROUP, lambda: _has_log_group(plan, opts), otherwise=False),
         zone_id=or_unread(ZONE, lambda: _zone_id(plan, opts), ""),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
         has_aws_command=has_aws_command(),
         live_nodes=live,
-        live_unread=live_unread,
+        system_nodes=system,
     )
 
 
@@ -93,10 +104,7 @@ def _other_addresses(plan: Plan, opts: pulumi.InvokeOptions) -> int:
     return len({*everybodys} - {*own})
 
 
-def _cluster(plan: Plan, opts: pulumi.InvokeOptions) -> ClusterFact | None:
-    name = cluster_name(plan)
-    if name not in aws.eks.get_clusters(opts=opts).names:
-        return None
+def _cluster(name: str, opts: pulumi.InvokeOptions) -> ClusterFact | None:
     return ClusterFact(why_unreachable(aws.eks.get_cluster(name=name, opts=opts).endpoint))
 
 
@@ -194,16 +202,17 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
 
 
-def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], str]:
-    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger."""
+def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], tuple[SystemNodes, ...]]:
+    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger.
+
+    Then those of the system pool.
+    """
     sizes: dict[str, int] = {}
-    try:
-        if cluster not in aws.eks.get_clusters(opts=opts).names:
-            return sizes, ""
-        for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
-            found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
-            name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
-            sizes[name] = max(size, sizes.get(name, 0))
-    except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
-        return {}, str(error)
-    return sizes, ""
+    system: list[SystemNodes] = []
+    for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
+        found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
+        name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
+        sizes[name] = max(size, sizes.get(name, 0))
+        if found.tags.get(POOL_LABEL) == SYSTEM_POOL:
+            system.append(SystemNodes(found.version, found.release_version, tuple(found.instance_types)))
+    return sizes, tuple(system)

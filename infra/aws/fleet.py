@@ -14,6 +14,7 @@ from modelfleet.infra.aws.documents import PodAccess, pod_access
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.aws.facts_program import read_facts
 from modelfleet.infra.aws.front_door import FrontDoor
+from modelfleet.infra.aws.head_storage import HeadStorage
 from modelfleet.infra.aws.identity import PodRole, as_documents
 from modelfleet.infra.aws.image import ServingImage
 from modelfleet.infra.aws.mirror import Mirror
@@ -41,6 +42,8 @@ class AwsFleet(pulumi.ComponentResource):
     bucket: pulumi.Output[str]
     #: The serving image by its digest; None where the stack file names one.
     image: pulumi.Output[str] | None
+    #: None where the plan has none.
+    head_storage: HeadStorage | None
     #: Names of the node groups, by `RUNG-ZONE`: `l4-us-east-1a`, `l4_spot-us-east-1a`.
     pools: Mapping[str, pulumi.Output[str]]
     front_door: FrontDoor | None
@@ -76,6 +79,7 @@ class AwsFleet(pulumi.ComponentResource):
         system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready, *built])
         self.front_door = self._create_front_door(cluster, network, subnets)
         services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
+        self.head_storage = self._create_head_storage(cluster, subnets)
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
@@ -90,7 +94,8 @@ class AwsFleet(pulumi.ComponentResource):
         associations = [role.association for role in roles]
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
         nodes = system.groups.values()
-        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *storage.ready, *built]
+        stores = [*storage.ready, *(self.head_storage.ready if self.head_storage else ())]
+        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *stores, *built]
         self._register()
 
     def _create_image(self, storage: Storage, source: pulumi.Asset | None) -> ServingImage | None:
@@ -149,6 +154,21 @@ class AwsFleet(pulumi.ComponentResource):
             subnet_ids=control_plane_subnets(subnets),
             administrators=config.admin_role_arns or [self._facts.caller_role_arn],
             has_log_group=self._facts.has_log_group,
+            opts=self._child,
+        )
+
+    def _create_head_storage(
+        self, cluster: Cluster, subnets: Mapping[str, Sequence[pulumi.Input[str]]]
+    ) -> HeadStorage | None:
+        if self._plan.head_storage is None:
+            return None
+        return HeadStorage(
+            f"{self._name}-head-storage",
+            self._site,
+            self._plan.head_storage,
+            vpc_id=cluster.cluster.vpc_config.vpc_id.apply(str),
+            subnet_ids=[subnet for own in subnets.values() for subnet in own],
+            nodes_group_id=cluster.security_group_id,
             opts=self._child,
         )
 

@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/reference_pol
 
 from __future__ import annotations
 
+from modelfleet.infra.aws.names import store_id
 from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
@@ -20,6 +21,8 @@ READS = (
     "ecr:DescribeRepositories",
     "eks:Describe*",
     "eks:List*",
+    "elasticache:Describe*",
+    "elasticache:ListTagsForResource",
     "iam:GetPolicy",
     "iam:GetPolicyVersion",
     "iam:GetRole",
@@ -182,6 +185,19 @@ PROJECT_CHANGES = (
     "StartBuild",
     "UpdateProject",
 )
+#: Of the store of the Ray head's state.
+STORE_CHANGES = (
+    "AddTagsToResource",
+    "CreateCacheSubnetGroup",
+    "CreateReplicationGroup",
+    "DecreaseReplicaCount",
+    "DeleteCacheSubnetGroup",
+    "DeleteReplicationGroup",
+    "IncreaseReplicaCount",
+    "ModifyCacheSubnetGroup",
+    "ModifyReplicationGroup",
+    "RemoveTagsFromResource",
+)
 #: What a stack with a front door needs beside.
 BALANCER_CHANGES = (
     "AddTags",
@@ -227,9 +243,18 @@ OBJECT_CHANGES = (
 
 
 def operator(
-    site: Site, *, bucket: BucketPlan, image: ImagePlan | None, names: str, front_door: bool = False
+    site: Site,
+    *,
+    bucket: BucketPlan,
+    image: ImagePlan | None,
+    names: str,
+    endpoints: bool,
+    store: bool = False,
+    front_door: bool = False,
 ) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
+
+    With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
 
     A bucket that the stack only uses is read and gets the code, and the image's source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
@@ -241,9 +266,13 @@ def operator(
     kinds = ("nodegroup", "addon", "access-entry", "podidentityassociation")
     autoscaling = f"arn:{partition}:autoscaling:{region}:{account}:autoScalingGroup:*:autoScalingGroupName/eks-*"
     services = f"arn:{partition}:iam::{account}:role/aws-service-role/*"
+    # An interface endpoint's private DNS name is a zone of AWS's own, so its id is not known: CreateVpcEndpoint depends
+    # on this action. https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html
+    zones = [f"arn:{partition}:route53:::hostedzone/*", f"arn:{partition}:ec2:{region}:{account}:vpc/*"]
     return [
         _allow("*", READS),
         _allow("*", _of("ec2", EC2_CHANGES)) | here,
+        *([_allow(zones, ["route53:AssociateVPCWithHostedZone"])] if endpoints else ()),
         _allow("*", _of("kms", KEY_CHANGES)) | here,
         _allow([site.cluster_arn, *(f"{eks}{kind}/{site.cluster_name}/*" for kind in kinds)], _of("eks", EKS_CHANGES)),
         _allow(f"arn:{partition}:iam::{account}:role/{names}-*", _of("iam", ROLE_CHANGES)),
@@ -252,6 +281,7 @@ def operator(
         _allow(services, ["iam:CreateServiceLinkedRole"]),
         _allow(f"arn:{partition}:logs:{region}:{account}:log-group:{site.log_group}*", _of("logs", LOG_CHANGES)),
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
+        *([_store(site)] if store else []),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
         *(_image(site, image) if image else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
@@ -283,6 +313,17 @@ def _front_door(place: str, partition: str) -> list[Statement]:
         _allow(certificates, _of("acm", CERTIFICATE_CHANGES)),
         _allow(f"arn:{partition}:route53:::hostedzone/*", ["route53:ChangeResourceRecordSets"]),
     ]
+
+
+def _store(site: Site) -> dict[str, object]:
+    """Creating a replication group is judged by the ARNs of its subnet group, parameter group and nodes too.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonelasticache.html
+    """
+    here = f"arn:{site.partition}:elasticache:{site.region}:{site.account}"
+    own = [f"{here}:{kind}:{store_id(site.stack)}" for kind in ("subnetgroup", "replicationgroup")]
+    nodes = f"{here}:cluster:{store_id(site.stack)}-*"
+    return _allow([*own, nodes, f"{here}:parametergroup:default.*"], _of("elasticache", STORE_CHANGES))
 
 
 def _bucket(arn: str, *, makes: bool) -> list[Statement]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LOG_GROUP, ZONE, AccountFacts
+from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LIVE_SIZES, LOG_GROUP, ZONE, AccountFacts
 from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.aws.zones import network_zones, rung_zones
 from modelfleet.infra.catalog import Catalog, Quota, default_catalog
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.plan import Plan, PoolPlan, Rung
+from modelfleet.infra.planning.rollout import second_cluster
 from modelfleet.infra.stack.schema import RESERVED
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -54,6 +55,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_unread(facts, place),
         *_surge_room(plan, facts, place),
         *_live_sizes(facts, place),
+        *_system_roll(plan, facts, place),
     ]
 
 
@@ -338,13 +340,48 @@ def _surge_room(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findi
 
 
 def _live_sizes(facts: AccountFacts, place: Place) -> Iterator[Finding]:
-    if facts.live_unread:
+    if LIVE_SIZES in facts.unread:
         message = (
-            f"the node groups' live sizes could not be read, so EKS may refuse a changed minNodes or maxNodes: "
-            f"{facts.live_unread}; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup"
+            f"{LIVE_SIZES} could not be read, so EKS may refuse a changed minNodes or maxNodes: "
+            f"{facts.unread[LIVE_SIZES]}; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup"
         )
         yield place(("pools",), message, Severity.NOTICE)
 
 
 def _listed(zones: frozenset[str]) -> str:
     return ", ".join(sorted(zones)) or "no zone of the region"
+
+
+def _system_roll(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """System nodes that the run replaces take the Ray head with them."""
+    if (change := _system_change(plan, facts)) is None:
+        return
+    key, was, will = change
+    minutes = second_cluster(plan).minutes
+    gone = (
+        "every replica ends with it, and no model answers for about "
+        f"{minutes} min, until the models are loaded again; set kubernetes.headStorage: valkey in a run before this one"
+    )
+    kept = "replicas, new requests and open streams go on; models do not scale until the head is back"
+    yield place(
+        ("cluster", key),
+        f"changes from {was} to {will}, so the system nodes are replaced and the Ray head moves to another: "
+        f"{kept if plan.head_survives else gone}",
+        Severity.NOTICE if plan.head_survives else Severity.WARNING,
+    )
+
+
+def _system_change(plan: Plan, facts: AccountFacts) -> tuple[str, str, str] | None:
+    """The key that replaces live system nodes, what they have and what they will have; None if nothing does.
+
+    https://docs.aws.amazon.com/eks/latest/userguide/managed-node-update-behavior.html
+    """
+    cluster = plan.config.cluster
+    for live in facts.system_nodes:
+        if (cluster.system_instance_type,) != live.instance_types:
+            return "systemInstanceType", ", ".join(live.instance_types), cluster.system_instance_type
+        if cluster.version != live.version:
+            return "version", live.version, cluster.version
+        if cluster.node_release and cluster.node_release != live.release:
+            return "nodeRelease", live.release, cluster.node_release
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -10,6 +11,7 @@ import pulumi_kubernetes as k8s
 from modelfleet.infra.kubernetes.cluster_add_ons import ClusterAddOns
 from modelfleet.infra.kubernetes.gateway import Gateway, LoadBalancer
 from modelfleet.infra.kubernetes.group_limits import follow_limits
+from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.mirrors import Mirrors
 from modelfleet.infra.kubernetes.namespace import Namespace
 from modelfleet.infra.kubernetes.operator import Operator
@@ -47,12 +49,21 @@ def connection(
     )
 
 
+@dataclass(frozen=True)
+class HeadStorage:
+    """The store that the stack made for the Ray head's state: `rediss://host:port`, and the password."""
+
+    address: pulumi.Output[str]
+    password: pulumi.Output[str]
+
+
 class KubernetesFleet(pulumi.ComponentResource):
     """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` is the
     serving image by its digest, where the plan knows only its tag. With a load balancer, `target_group_arn` is where
     the gateway's pods are registered and `balancer` its name in DNS.
+    `head_storage` is what the plan's `head_storage` became.
     `destroy` runs in reverse order: the RayService's pods end while the operator still runs.
     """
 
@@ -70,6 +81,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
         image: pulumi.Input[str] | None = None,
+        head_storage: HeadStorage | None = None,
         ready: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -91,10 +103,17 @@ class KubernetesFleet(pulumi.ComponentResource):
             plan,
             huggingface_token=huggingface_token,
             api_keys=api_keys,
+            head_storage_password=head_storage.password if head_storage else None,
             opts=self._child(*namespace.own),
         )
         Mirrors(f"{name}-mirrors", plan, image=image, opts=self._child(*namespace.ready, *secrets.ready))
-        RayFleet(f"{name}-ray", plan, image=image, opts=self._child(*namespace.ready, *operator.ready, *secrets.ready))
+        RayFleet(
+            f"{name}-ray",
+            plan,
+            image=image,
+            store_address=head_storage.address if head_storage else STORE_ADDRESS,
+            opts=self._child(*namespace.ready, *operator.ready, *secrets.ready),
+        )
         if target_group_arn is not None:
             LoadBalancer(
                 f"{name}-balancer",

@@ -23,6 +23,9 @@ HUGGINGFACE: Final = "huggingface"
 REPLICA_HUGGINGFACE: Final = "replica-huggingface"
 #: Made by the user if pods have no role of their own: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …
 OBJECT_STORAGE: Final = "object-storage"
+#: The password of the store that the stack makes for the head's state, and of a user's own, which the user makes.
+HEAD_STORAGE: Final = "head-storage"
+OWN_STORE: Final = "redis"
 SCRIPTS: Final = "ray-scripts"
 SERVING_CODE: Final = "serving-code"
 
@@ -33,6 +36,8 @@ MIRROR_ACCOUNT: Final = WRITER
 SERVE_PORT: Final = 8000
 DASHBOARD_PORT: Final = 8265
 RAY_METRICS_PORT: Final = 8080
+#: Of the store that the stack makes for the head's state.
+STORE_PORT: Final = 6379
 
 
 def labels(plan: Plan, component: str) -> dict[str, str]:

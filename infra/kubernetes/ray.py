@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import ray
+from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource, with_image
 from modelfleet.infra.planning.plan import Plan
 
@@ -24,6 +25,7 @@ ANNOTATIONS = {
 #: (replicas, tolerations, a group appended at the end) is not among them.
 REPLACES = [
     "spec.rayClusterConfig.rayVersion",
+    "spec.rayClusterConfig.gcsFaultToleranceOptions",
     "spec.rayClusterConfig.headGroupSpec.template.spec.containers",
     "spec.rayClusterConfig.workerGroupSpecs[*].groupName",
     "spec.rayClusterConfig.workerGroupSpecs[*].resources",
@@ -47,10 +49,11 @@ class RayFleet(pulumi.ComponentResource):
         plan: Plan,
         *,
         image: pulumi.Input[str] | None = None,
+        store_address: pulumi.Input[str] = STORE_ADDRESS,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
-        programs, front, manifest = ray(plan)
+        programs, front, manifest = ray(plan, store_address)
         files = resource(f"{name}-scripts", programs, pulumi.ResourceOptions(parent=self))
         front["metadata"]["annotations"] = dict(SKIP_AWAIT)  # nothing is behind it before the RayService is there
         # KubeRay writes its specification from then on.

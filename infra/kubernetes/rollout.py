@@ -75,6 +75,7 @@ def _shared(plan: Plan) -> dict[str, str | int | None]:
     """What all pods of the cluster take from the stack file, by its keys."""
     return {
         "kubernetes.image": plan.ray_cluster.image,
+        "kubernetes.headStorage": plan.head_storage is not None,
         "kubernetes.redisAddress": plan.ray_cluster.redis_address,
         # Both are in the name of the head's PriorityClass. Whoever changes them moves the stack anyway.
         "kubernetes.namespace": plan.namespace,

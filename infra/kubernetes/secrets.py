@@ -14,7 +14,7 @@ from modelfleet.infra.planning.plan import Plan
 
 
 class Secrets(pulumi.ComponentResource):
-    """Children: those of the Secrets `huggingface`, `replica-huggingface` and `gateway-keys` that the stack needs.
+    """Children: of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, `head-storage` those it needs.
 
     `keys_id` changes with the keys but reveals nothing about them; a change rolls the gateway's pods.
     """
@@ -28,6 +28,7 @@ class Secrets(pulumi.ComponentResource):
         *,
         huggingface_token: pulumi.Output[str] | None,
         api_keys: pulumi.Output[Mapping[str, str]] | None,
+        head_storage_password: pulumi.Output[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:kubernetes:Secrets", name, None, opts)
@@ -35,6 +36,9 @@ class Secrets(pulumi.ComponentResource):
         self.ready: list[pulumi.Resource] = []
         if huggingface_token is not None:
             self.ready += each(name, secrets.huggingface(plan, pulumi.Output.secret(huggingface_token)), child)
+        if head_storage_password is not None:
+            password: pulumi.Output[str] = pulumi.Output.secret(head_storage_password)
+            self.ready.append(resource(f"{name}-head-storage", secrets.head_storage(plan, password), child))
         self.keys_id = pulumi.Output.from_input("")
         if api_keys is not None:
             key_map: pulumi.Output[str] = pulumi.Output.secret(api_keys.apply(render_key_map))

@@ -78,17 +78,32 @@ def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[lis
     if config.target.on_this_machine:
         return [Candidate(pool.accelerator, (), local_node(pool, config), 0, None, 0.0)], []
     if pool.node is not None:
-        node = sized_node(pool.node.cpus, pool.node.memory_gib, pool.node.gpus, catalog)
-        return [Candidate(pool.accelerator, (), node, pool.node.cpus, None, 0.0)], []
+        node = sized_node(pool.node, catalog, pool.reserve)
+        return _with_room(index, stack, [Candidate(pool.accelerator, (), node, pool.node.cpus, None, 0.0)])
     if pool.instance_types != "auto":
-        return _named(index, pool.instance_types, stack, catalog)
+        found, findings = _named(index, pool.instance_types, stack, catalog)
+        return ([], findings) if findings else _with_room(index, stack, found)
     if not config.target.chooses_nodes:
         message = (
             f"pool {pool.name} does not describe its nodes, and the plan does not choose those of an existing cluster; "
             "give instanceTypes, or `node: {cpus, memoryGib, gpus}` with the allocatable of `kubectl describe node`"
         )
         return [], [stack.finding(("pools", index), message)]
-    return [_candidate([one], pool, stack, catalog) for one in catalog.instance_types_with(pool.accelerator)], []
+    able = [_candidate([one], pool, stack, catalog) for one in catalog.instance_types_with(pool.accelerator)]
+    return _with_room(index, stack, able)
+
+
+def _with_room(index: int, stack: LoadedStack, found: Sequence[Candidate]) -> tuple[list[Candidate], list[Finding]]:
+    """The nodes on which the pool's `reserve` leaves a CPU and memory for a worker; a finding if there is none."""
+    reserve = stack.config.pools[index].reserve
+    able = [one for one in found if one.node.cpu_millis >= 1000 and one.node.memory_mib > 0]
+    if able or not found or reserve is None:
+        return list(able or found), []
+    message = (
+        f"found cpuMillis {reserve.cpu_millis} and memoryMib {reserve.memory_mib}, which leave a worker less than one "
+        f"CPU or no memory on {found[-1].name}; reserve less, or name larger nodes"
+    )
+    return [], [stack.finding(("pools", index, "reserve"), message)]
 
 
 def _named(
@@ -116,7 +131,7 @@ def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, ca
     names = tuple(one.name for one in types)
     price = usd_per_hour(catalog, names, stack.region) if "capacity-block" not in pool.purchases else None
     rank = usd_per_hour(catalog, names, stack.region) or usd_per_hour(catalog, names, REFERENCE_REGION) or 0.0
-    node = node_shape(types, catalog, made_here=stack.config.target.makes_cluster)
+    node = node_shape(types, catalog, made_here=stack.config.target.makes_cluster, reserve=pool.reserve)
     return Candidate(pool.accelerator, names, node, max(t.vcpus for t in types), price, rank)
 
 

@@ -11,7 +11,7 @@ from modelfleet.infra.planning.demand import Demand
 from modelfleet.infra.planning.front_door import LOAD_BALANCER
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
-from modelfleet.infra.planning.plan import CostRange, FixedCost, PoolPlan, SystemPlan
+from modelfleet.infra.planning.plan import CostRange, FixedCost, HeadStoragePlan, PoolPlan, SystemPlan
 from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -71,8 +71,10 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
     return [None if usd is None else usd * weight / whole if whole else 0.0 for weight in weights]
 
 
-def fixed_costs(stack: LoadedStack, system: SystemPlan | None, catalog: Catalog) -> tuple[FixedCost, ...]:
-    """Costs of an EKS stack on top of its pools: control plane, system nodes, NAT gateways, load balancer.
+def fixed_costs(
+    stack: LoadedStack, system: SystemPlan | None, head_storage: HeadStoragePlan | None, catalog: Catalog
+) -> tuple[FixedCost, ...]:
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, NAT, load balancer.
 
     Without the system node more that a rollout takes for its minutes.
     """
@@ -87,6 +89,11 @@ def fixed_costs(stack: LoadedStack, system: SystemPlan | None, catalog: Catalog)
         FixedCost("NAT gateways (without traffic)", gateways, catalog.usd_per_hour("nat-gateway", region=region)),
         FixedCost("load balancer (without traffic)", doors, catalog.usd_per_hour(LOAD_BALANCER, region=region)),
     ]
+    if head_storage is not None:
+        name, nodes = head_storage.node_type, head_storage.nodes
+        parts.insert(
+            2, FixedCost(f"Valkey for the Ray head ({name})", nodes, catalog.usd_per_hour(name, region=region))
+        )
     return tuple(part for part in parts if part.count)
 
 

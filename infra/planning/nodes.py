@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from modelfleet.infra.catalog import Catalog, InstanceType
 from modelfleet.infra.planning.plan import NodeShape
+from modelfleet.infra.stack import NodeSize, Reserve
 from modelfleet.serving.config.accelerators import CPU, resource_name
 
 MIB = 1024**2
@@ -39,12 +40,14 @@ def allocatable_memory_mib(memory_mib: int, max_pods: int) -> int:
     return int(memory_mib * (1 - VM_OVERHEAD)) - (11 * max_pods + 255) - EVICTION_MIB
 
 
-def node_shape(types: Sequence[InstanceType], catalog: Catalog, *, made_here: bool) -> NodeShape:
+def node_shape(
+    types: Sequence[InstanceType], catalog: Catalog, *, made_here: bool, reserve: Reserve | None = None
+) -> NodeShape:
     """What a node of any of `types` offers: the least of each resource, minus daemon sets.
 
-    `made_here`: the stack makes the node, and so its disk.
+    `made_here`: the stack makes the node, and so its disk. `reserve` is for daemon sets that are not the stack's.
     """
-    cpu, memory = catalog.daemon_requests(gpu=types[0].gpus > 0)
+    cpu, memory = _not_for_workers(catalog, reserve, gpu=types[0].gpus > 0)
     offered = min(allocatable_memory_mib(one.memory_mib, one.max_pods) for one in types) - memory
     nvme_gb = min(one.nvme_gb for one in types)
     root_gib = ROOT_GIB_WITH_NVME if nvme_gb else ROOT_GIB_WITHOUT_NVME
@@ -63,11 +66,17 @@ def pods_disk_gb(root_gib: int) -> int:
     return int(int(root_gib * GB_PER_GIB) * DISK_SHARE)
 
 
-def sized_node(cpus: int, memory_gib: int, gpus: int, catalog: Catalog) -> NodeShape:
+def sized_node(size: NodeSize, catalog: Catalog, reserve: Reserve | None = None) -> NodeShape:
     """A node of an existing cluster: the allocatable that the stack file gives, minus daemon sets."""
-    cpu, memory = catalog.daemon_requests(gpu=gpus > 0)
-    offered = memory_gib * 1024 - memory
-    return NodeShape(cpus * 1000 - cpu, offered, gpus, min(offered // 4, MAX_SHM_MIB))
+    cpu, memory = _not_for_workers(catalog, reserve, gpu=size.gpus > 0)
+    offered = size.memory_gib * 1024 - memory
+    return NodeShape(size.cpus * 1000 - cpu, offered, size.gpus, min(offered // 4, MAX_SHM_MIB))
+
+
+def _not_for_workers(catalog: Catalog, reserve: Reserve | None, *, gpu: bool) -> tuple[int, int]:
+    """Millicores and MiB of a node for daemon sets: the stack's own, and what the stack file reserves for others."""
+    cpu, memory = catalog.daemon_requests(gpu=gpu)
+    return (cpu + reserve.cpu_millis, memory + reserve.memory_mib) if reserve else (cpu, memory)
 
 
 def ray_resources(accelerator: str, node: NodeShape) -> dict[str, float]:

@@ -143,6 +143,14 @@ class SystemPlan:
 
 
 @dataclass(frozen=True)
+class HeadStoragePlan:
+    """The Valkey that the stack makes for the Ray head's state: so many nodes, each in another zone."""
+
+    node_type: str
+    nodes: int
+
+
+@dataclass(frozen=True)
 class MirrorPlan:
     """Where a model's weights come from and where the stack keeps its copy.
 
@@ -265,6 +273,7 @@ class RayClusterPlan:
     ray_version: str
     worker_groups: tuple[WorkerGroup, ...]
     rollout: Literal["surge", "replace", "incremental"]
+    #: An existing store of the head's state; None where there is none or the stack makes it (`Plan.head_storage`).
     redis_address: str | None
     idle_timeout_s: int
     #: How long Serve's proxies keep open streams after a change of routes or replicas.
@@ -409,6 +418,8 @@ class Plan:
     system: SystemPlan | None = None
     #: None where the stack file names an image, or the stack has no account to make one in.
     image: ImagePlan | None = None
+    #: None where the stack makes no store for the head's state.
+    head_storage: HeadStoragePlan | None = None
     #: None where nobody outside the cluster reaches the gateway.
     front_door: FrontDoor | None = None
 
@@ -416,6 +427,11 @@ class Plan:
     def node_groups(self) -> tuple[PoolPlan, ...]:
         """Every group of nodes that the stack makes in AWS beside the system pool."""
         return (*self.pools, *((self.copies.pool,) if self.copies.pool else ()))
+
+    @property
+    def head_survives(self) -> bool:
+        """Whether a Ray head that dies comes back to the replicas that it had."""
+        return self.head_storage is not None or self.ray_cluster.redis_address is not None
 
     @property
     def own_operator(self) -> bool:

@@ -32,6 +32,7 @@ from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
+from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
@@ -117,7 +118,8 @@ def plan(
     pools = tuple(_pool_plan(stack, choice, catalog) for choice in choices)
     system, found = system_plan(stack, catalog)
     findings += found
-    fixed = fixed_costs(stack, system, catalog)
+    head_storage = head_storage_plan(stack)
+    fixed = fixed_costs(stack, system, head_storage, catalog)
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
     findings += budget_findings(stack, cost, pools, fixed, catalog)
     if errors := errors_in(findings):
@@ -168,6 +170,7 @@ def plan(
         fixed=fixed,
         system=system,
         image=made,
+        head_storage=head_storage,
         front_door=front_door(stack),
     )
 
@@ -181,6 +184,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_region(stack),
         *tag_findings(stack),
         *copy_findings(stack),
+        *head_storage_findings(stack),
         *ladder_findings(stack),
         *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),

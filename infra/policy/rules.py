@@ -22,6 +22,7 @@ TAGGED = (
     "aws:ec2/vpc:Vpc",
     "aws:eks/cluster:Cluster",
     NODE_GROUP,
+    "aws:elasticache/replicationGroup:ReplicationGroup",
     "aws:iam/role:Role",
     "aws:kms/key:Key",
     "aws:lb/loadBalancer:LoadBalancer",

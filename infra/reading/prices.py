@@ -11,6 +11,7 @@ from typing import Any
 
 from modelfleet.infra.catalog import Catalog, Price
 from modelfleet.infra.planning.front_door import LOAD_BALANCER
+from modelfleet.infra.planning.head_storage import NODE_TYPE, head_storage_plan
 from modelfleet.infra.stack import LoadedStack
 
 #: The Price List Query API has few endpoints; this one covers every commercial region.
@@ -22,6 +23,10 @@ NAT_GATEWAY = "nat-gateway"
 SERVICES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     NAT_GATEWAY: ("AmazonEC2", {"productFamily": "NAT Gateway", "operation": "NatGateway"}),
     LOAD_BALANCER: ("AWSELB", {"productFamily": "Load Balancer-Application", "operation": "LoadBalancing:Application"}),
+    NODE_TYPE: (
+        "AmazonElastiCache",
+        {"instanceType": NODE_TYPE, "cacheEngine": "Valkey", "locationType": "AWS Region"},
+    ),
 }
 SOURCE = "AWS Price List API"
 
@@ -54,6 +59,8 @@ def with_known_prices(
 def _wanted(stack: LoadedStack, catalog: Catalog) -> set[str]:
     """Every instance type that the stack may use, its NAT gateways and its load balancer."""
     names = {stack.config.cluster.system_instance_type, NAT_GATEWAY} if stack.config.target.makes_cluster else set()
+    if storage := head_storage_plan(stack):
+        names.add(storage.node_type)
     if stack.config.target.makes_cluster and stack.config.gateway.expose != "none":
         names.add(LOAD_BALANCER)
     for pool in stack.config.pools:

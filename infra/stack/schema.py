@@ -46,6 +46,11 @@ Namespace = Annotated[
     Matching(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "1 to 63 lower-case letters, digits and `-`"),
 ]
 
+RedisAddress = Annotated[
+    str,
+    Matching(r"^(rediss?://)?[A-Za-z0-9.-]+:\d{1,5}$", "host:port, redis://host:port or rediss://host:port"),
+]
+
 
 def _key(name: str) -> str:
     """The key in the file. No field has an `alias`: type checkers would disagree about the name of its argument."""
@@ -75,6 +80,13 @@ class NodeSize(StackSection):
     gpus: NonNegativeInt = Field(0, description="Allocatable nvidia.com/gpu.")
 
 
+class Reserve(StackSection):
+    """What each node of a pool keeps for pods that are not the stack's."""
+
+    cpu_millis: NonNegativeInt = Field(0, description="CPU in millicores, as the sum of your daemon sets' requests.")
+    memory_mib: NonNegativeInt = Field(0, description="Memory in MiB, as the sum of your daemon sets' requests.")
+
+
 class Pool(StackSection):
     """One ordered entry of `pools`: one EKS node group per purchase and zone, one Ray worker group."""
 
@@ -89,6 +101,9 @@ class Pool(StackSection):
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
+    )
+    reserve: Reserve | None = Field(
+        None, description="What each node keeps for daemon sets of your own; a Ray worker takes the rest of the node."
     )
     min_nodes: NonNegativeInt = Field(0, description="Fewest nodes, even when nothing needs them.")
     max_nodes: PositiveInt = Field(
@@ -257,9 +272,25 @@ class Kubernetes(StackSection):
         "surge",
         description="How a new image rolls out: a second cluster first, the old one removed first, or step by step.",
     )
-    redis_address: str | None = Field(
-        None, description="External Redis for fault tolerance of the Ray head, host:port."
+    head_storage: Literal["valkey", "none"] | None = Field(
+        None,
+        description="Where the Ray head keeps its state, so that a head that dies keeps replicas and open streams; "
+        "`valkey` makes an ElastiCache for it (target eks). Default `valkey` with deletionProtection, else `none`.",
     )
+    redis_address: RedisAddress | None = Field(
+        None,
+        description="A Valkey or Redis of your own for the Ray head's state: host:port, with TLS rediss://host:port.",
+    )
+
+    @model_validator(mode="after")
+    def one_place_for_the_heads_state(self) -> Self:
+        """A store is made, or an existing one is named, or there is none."""
+        if self.head_storage is not None and self.redis_address is not None:
+            raise KeyFault(
+                "headStorage",
+                f"found '{self.head_storage}' beside redisAddress, which names a store that exists; remove one of them",
+            )
+        return self
 
     def namespace_of(self, stack: str) -> str:
         """The namespace of everything in the stack."""

@@ -102,12 +102,6 @@ def fill_from(
     return manifest
 
 
-def hash_folder(folder: Path, chunk_bytes: int) -> list[ManifestFile]:
-    """The manifest's entries for the model in `folder`."""
-    origin = Folder(folder)
-    return _in_parallel(lambda file: _hashed(origin, file, chunk_bytes), origin.files())
-
-
 def _current(bucket: S3Store, location: Location) -> Manifest | None:
     """The current manifest, or None; a damaged one counts as none, because it will be replaced."""
     try:
@@ -126,12 +120,13 @@ def _with_hashes(origin: Origin, files: Sequence[OriginFile], chunk_bytes: int, 
     """The files, each with its SHA-256."""
     unknown = [file for file in files if file.sha256 is None]
     report(f"hashing {len(unknown)} of {len(files)} files of {origin}")
-    entries = _in_parallel(lambda file: _hashed(origin, file, chunk_bytes), unknown)
+    entries = _in_parallel(lambda file: entry_of(origin, file, chunk_bytes), unknown)
     hashed = [OriginFile(entry.path, entry.size, entry.sha256) for entry in entries]
     return [*(file for file in files if file.sha256 is not None), *hashed]
 
 
-def _hashed(origin: Origin, file: OriginFile, chunk_bytes: int) -> ManifestFile:
+def entry_of(origin: Origin, file: OriginFile, chunk_bytes: int) -> ManifestFile:
+    """The manifest's entry of a file, which is read whole."""
     hashes = _Hashes()
     for body in _bodies(origin.stream(file.path, 0, file.size), chunk_bytes):
         hashes.add(body)

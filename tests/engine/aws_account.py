@@ -16,6 +16,7 @@ class Account:
     def __init__(self, emulator: Emulator, region: str) -> None:
         self._emulator, self.region = emulator, region
         self.ec2 = self.client("ec2")
+        self.cache = self.client("elasticache")
         self.eks = self.client("eks")
         self.iam = self.client("iam")
         self.kms = self.client("kms")
@@ -64,10 +65,55 @@ class Account:
         return dict(answer["LaunchTemplateVersions"][0]["LaunchTemplateData"])
 
     def scaling_tags(self, group: dict[str, Any]) -> dict[str, str]:
-        """Tags of a node group's Auto Scaling group."""
+        """Tags of a node group's Auto Scaling group that describe its nodes to cluster-autoscaler."""
         name = group["resources"]["autoScalingGroups"][0]["name"]
-        entries = [self.table(key)["tag"] for key in self.table_keys(f"autoscaling/tags/{name}/")]
-        return {tag["key"]: tag["value"] for tag in entries}
+        return {tag["Key"]: tag["Value"] for tag in self.node_template_tags() if tag["ResourceId"] == name}
+
+    def node_template_tags(self) -> list[dict[str, Any]]:
+        """Tags of all Auto Scaling groups but those that EKS sets."""
+        found = self.client("autoscaling").describe_tags()["Tags"]
+        return [tag for tag in found if tag["Key"].startswith("k8s.io/cluster-autoscaler/node-template/")]
+
+    def addons(self, cluster: str) -> dict[str, dict[str, Any]]:
+        """A cluster's add-ons by name, with the roles of their service accounts."""
+        found = {}
+        for name in self.eks.list_addons(clusterName=cluster)["addons"]:
+            addon = self.eks.describe_addon(clusterName=cluster, addonName=name)["addon"]
+            ids = [arn.rpartition("/")[2] for arn in addon["podIdentityAssociations"]]
+            roles = [
+                self.eks.describe_pod_identity_association(clusterName=cluster, associationId=id)["association"]
+                for id in ids
+            ]
+            found[name] = {**addon, "podIdentityAssociations": roles}
+        return found
+
+    def entries(self, cluster: str) -> dict[str, list[dict[str, Any]]]:
+        """The access policies of a cluster's access entries, by principal."""
+        return {
+            principal: self.eks.list_associated_access_policies(clusterName=cluster, principalArn=principal)[
+                "associatedAccessPolicies"
+            ]
+            for principal in self.eks.list_access_entries(clusterName=cluster)["accessEntries"]
+        }
+
+    def parts(self, cluster: str) -> list[str]:
+        """What ends with a cluster: add-ons, access entries and their policies, Pod Identity associations."""
+        entries = self.entries(cluster)
+        identities = self.eks.list_pod_identity_associations(clusterName=cluster)["associations"]
+        return sorted(
+            [
+                *self.addons(cluster),
+                *entries,
+                *(f"{principal} {one['policyArn']}" for principal, own in entries.items() for one in own),
+                *(f"{one['namespace']}/{one['serviceAccount']}" for one in identities),
+            ]
+        )
+
+    # --- ElastiCache ---------------------------------------------------------------------------------------
+
+    def stores(self) -> list[dict[str, Any]]:
+        """The replication groups."""
+        return list(self.cache.describe_replication_groups()["ReplicationGroups"])
 
     # --- the stand-in's table ------------------------------------------------------------------------------
 
@@ -85,7 +131,12 @@ class Account:
 
     def role(self, service_account: str, namespace: str, cluster: str) -> dict[str, Any]:
         """The role that Pod Identity gives a service account."""
-        arn = self.table(f"eks/pod-identity/{cluster}/{namespace}/{service_account}")["roleArn"]
+        where = {"clusterName": cluster, "namespace": namespace, "serviceAccount": service_account}
+        (found,) = self.eks.list_pod_identity_associations(**where)["associations"]
+        association = self.eks.describe_pod_identity_association(
+            clusterName=cluster, associationId=found["associationId"]
+        )["association"]
+        arn = association["roleArn"]
         return dict(self.iam.get_role(RoleName=arn.rpartition("/")[2])["Role"])
 
     def statements(self, role: str) -> list[dict[str, Any]]:
@@ -115,7 +166,12 @@ class Account:
             *(g["GroupId"] for g in self.ec2.describe_security_groups()["SecurityGroups"] if g["VpcId"] in own),
             *(t["LaunchTemplateId"] for t in self.ec2.describe_launch_templates()["LaunchTemplates"]),
             *(t["RouteTableId"] for t in self.ec2.describe_route_tables()["RouteTables"] if t["VpcId"] in own),
-            *self.eks.list_clusters()["clusters"],
+            *(clusters := self.eks.list_clusters()["clusters"]),
+            *(part for cluster in clusters for part in self.parts(cluster)),
+            *(
+                g["AutoScalingGroupName"]
+                for g in self.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+            ),
             *(role["RoleName"] for role in self.iam.list_roles()["Roles"]),
             *(policy["PolicyName"] for policy in self.iam.list_policies(Scope="Local")["Policies"]),
             *self.keys(),
@@ -130,6 +186,8 @@ class Account:
                 for g in self.client("logs").describe_log_groups()["logGroups"]
                 if "retentionInDays" in g
             ),
+            *(one["ReplicationGroupId"] for one in self.stores()),
+            *(g["CacheSubnetGroupName"] for g in self.cache.describe_cache_subnet_groups()["CacheSubnetGroups"]),
             *(self._emulator.buckets() - {TABLE}),
             *(r["repositoryName"] for r in self.client("ecr").describe_repositories()["repositories"]),
             *self.table_keys(),

@@ -66,6 +66,8 @@ pulumi.export("endpoint", fleet.endpoint)
 pulumi.export("bucket", fleet.bucket)
 pulumi.export("pools", fleet.pools)
 pulumi.export("image", fleet.image)
+if store := fleet.head_storage:
+    pulumi.export("store", {"address": store.address, "password": store.password})
 """
 
 

@@ -227,9 +227,8 @@ def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_take
             "nodeRelease": "1.35.0-20261101",
         }
     )
-    entries = [account.table(key)["principalArn"] for key in account.table_keys(f"eks/access/{CLUSTER}/")]
-    assert set(entries) == {admins, caller}
-    assert account.table(f"eks/addons/{CLUSTER}/coredns")["addonVersion"] == "v1.0.0-eksbuild.7"
+    assert set(account.entries(CLUSTER)) == {admins, caller}
+    assert account.addons(CLUSTER)["coredns"]["addonVersion"] == "v1.0.0-eksbuild.7"
     assert account.node_groups(CLUSTER)["l4"]["releaseVersion"] == "1.35.0-20261101"
 
 

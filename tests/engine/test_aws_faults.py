@@ -59,6 +59,7 @@ def _summary(account: Account) -> dict[str, Any]:
         "updates": {pool: (group["updateConfig"], group["nodeRepairConfig"]) for pool, group in groups.items()},
         "tags": {pool: account.scaling_tags(group) for pool, group in groups.items()},
         "cluster": {key: account.cluster(CLUSTER)[key] for key in ("accessConfig", "logging", "version")},
+        "parts": account.parts(CLUSTER),
         "table": sorted(key.split("/")[1] for key in account.table_keys()),
     }
 

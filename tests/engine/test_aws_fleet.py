@@ -22,8 +22,8 @@ from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import ACCOUNT, FIVE, POOLS, REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
+from tools.cloud.backends.addons import default_version
 from tools.cloud.evaluator import allowed
-from tools.standin.aws.resources.eks_parts import addon_version
 
 CLUSTER = "modelfleet-test"
 NAMESPACE = "modelfleet-test"
@@ -224,8 +224,7 @@ def test_scaling_from_zero_knows_gpus_disk_and_taints(account: Account) -> None:
     assert account.scaling_tags(groups["system"]) == {f"{template}/resources/ephemeral-storage": "42G"}, (
         "a second Ray head requests disk, and would fit no node that does not exist yet"
     )
-    tags_as_put = [account.table(key)["tag"] for key in account.table_keys("autoscaling/tags/")]
-    assert not any(tag["propagateAtLaunch"] for tag in tags_as_put), (
+    assert not any(tag["PropagateAtLaunch"] for tag in account.node_template_tags()), (
         "they describe a node and are not for the node itself"
     )
 
@@ -289,15 +288,14 @@ def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_ad
     assert (group["retentionInDays"], group["kmsKeyId"].rpartition("/")[2]) == (90, key)
     (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a.get("TargetKeyId") == key]
     assert alias["AliasName"] == f"alias/{CLUSTER}"
-    assert account.table_keys(f"eks/access/{CLUSTER}/"), "nobody could enter the cluster"
-    (association,) = [account.table(k) for k in account.table_keys(f"eks/associations/{CLUSTER}/")]
+    (entry,) = account.entries(CLUSTER).values()  # without one nobody could enter the cluster
+    (association,) = entry
     assert association["policyArn"].endswith("cluster-access-policy/AmazonEKSClusterAdminPolicy")
     assert association["accessScope"]["type"] == "cluster"
 
 
 def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Account) -> None:
-    keys = account.table_keys(f"eks/addons/{CLUSTER}/")
-    addons = {key.rpartition("/")[2]: account.table(key) for key in keys}
+    addons = account.addons(CLUSTER)
     assert set(addons) == {
         "coredns",
         "eks-node-monitoring-agent",
@@ -308,7 +306,7 @@ def test_the_add_ons_have_versions_and_the_cni_a_role_of_its_own(account: Accoun
     }
     versions = {name: addon["addonVersion"] for name, addon in addons.items()}
     minor = account.cluster(CLUSTER)["version"]
-    assert versions == {name: addon_version(name, minor) for name in addons}, "the newest changes with each release"
+    assert versions == {name: default_version(name, minor) for name in addons}, "the newest changes with each release"
     (identity,) = addons["vpc-cni"]["podIdentityAssociations"]
     assert identity["serviceAccount"] == "aws-node"
     role = identity["roleArn"].rpartition("/")[2]

@@ -12,11 +12,13 @@ import argparse
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from typing import Any
 import boto3
 import yaml
 
-from modelfleet.infra.local import emulator
 from modelfleet.infra.local.ports import free_port
 from tools.standin.aws.table import BUCKET as TABLE
 
@@ -98,17 +99,38 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(folder: Path, pools: int, models: int) -> list[Result]:
     """Measures preview and up of the fleet, then of the trivial program with as many resources."""
     write_files(folder / "root", pools, models)
-    port = free_port()
-    emulator.start(port, folder / "emulator")
-    raise_quota(port)
-    try:
+    with _cloud() as port:
+        raise_quota(port)
         fleet = Trial(folder / "fleet", FLEET, {"BENCH_ROOT": str(folder / "root")}, port)
         results = [fleet.run("preview"), fleet.run("up"), fleet.run("up", "up again")]
         trivial = Trial(folder / "trivial", TRIVIAL, {"BENCH_COUNT": str(results[1].resources)}, port)
         results += [trivial.run("preview", "trivial preview"), trivial.run("up", "trivial up")]
-    finally:
-        emulator.stop(port, folder / "emulator")
     return results
+
+
+@contextmanager
+def _cloud() -> Iterator[int]:
+    """The emulated AWS that judges every call, in a process of its own, on this port."""
+    port = free_port()
+    command = [sys.executable, "-m", "tools.cloud", f"--port={port}", "--administrator=test"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not _answers(port):
+            if running.poll() is not None:
+                raise SystemExit(f"the emulated AWS ended while starting: {' '.join(command)}")
+            time.sleep(0.2)
+        yield port
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def raise_quota(port: int) -> None:

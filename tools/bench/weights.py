@@ -34,9 +34,10 @@ from modelfleet.serving.mirror.download import ranges
 from modelfleet.serving.mirror.gcs_azure import ObstoreStore
 from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST
 from modelfleet.serving.mirror.node import fetch_manifest
+from modelfleet.serving.mirror.origin import Folder
 from modelfleet.serving.mirror.read import read_manifest
 from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, S3Store, parse_uri
-from modelfleet.serving.mirror.upload import hash_folder
+from modelfleet.serving.mirror.upload import entry_of
 from tools.bench import models
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
@@ -99,9 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _mirror(source: Path, target: Path) -> None:
     """Write what `fill` makes where the server reads it: rclone's S3 does not take multipart uploads in parallel."""
-    manifest = Manifest(
-        model_id="bench/random", source="random", source_revision=None, files=hash_folder(source, CHUNK_BYTES)
-    )
+    origin = Folder(source)
+    files = [entry_of(origin, file, CHUNK_BYTES) for file in origin.files()]
+    manifest = Manifest(model_id="bench/random", source="random", source_revision=None, files=files)
     shutil.copytree(source, target / manifest.version)
     (target / MANIFEST).write_bytes(manifest.to_json())
 

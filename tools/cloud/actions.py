@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +46,20 @@ def needs(service: str, operation: str, values: Mapping[str, Any]) -> list[Need]
         raise NoRow(f"tools/cloud/{TABLE.name} has no row for {service} {operation}; add one with its source")
     values = {**values, "operation": operation}
     return [
-        Need(row.action.format(operation=operation), _resource(row.resource, values))
+        Need(row.action.format(operation=operation), resource)
         for row in found
         if row.action and (not row.when or values.get(row.when))
+        for resource in _resources(row.resource, values)
     ]
 
 
-def _resource(template: str, values: Mapping[str, Any]) -> str:
-    """The ARN; `*` if the request lacks one of its parameters (a list of all)."""
+def _resources(template: str, values: Mapping[str, Any]) -> list[str]:
+    """The ARNs: one for each value of a parameter that has several. `*` if the request lacks one of its parameters."""
     names = _BRACES.findall(template)
-    if any(values.get(name) in (None, "") for name in names):
-        return "*"
-    return template.format(**{name: values[name] for name in names})
+    if any(values.get(name) in (None, "", []) for name in names):
+        return ["*"]
+    several = [values[name] if isinstance(values[name], list) else [values[name]] for name in names]
+    return [template.format(**dict(zip(names, chosen, strict=True))) for chosen in product(*several)]
 
 
 @cache

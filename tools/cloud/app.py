@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from moto.s3.models import FakeBucket
 from tools.cloud.actions import NoRow
 from tools.cloud.answers import Answer, Error, as_json, as_xml, error_answer, nobody
 from tools.cloud.backends import Backends
-from tools.cloud.callers import ANYBODY, Caller, Callers, Unknown
+from tools.cloud.callers import ACCOUNT, ADMINISTRATOR, ANYBODY, Caller, Callers, Unknown
 from tools.cloud.judge import Judge
 from tools.cloud.rules import Rules
 from tools.cloud.storage import judged_deletion, require_storage
@@ -30,6 +31,8 @@ from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signe
 TRAIL = "/modelfleet-cloud/trail"
 SHORTAGE = "/modelfleet-cloud/shortage"
 MISHAPS = "/modelfleet-cloud/mishaps"
+#: PUT of this names calls that take longer, as seconds by `service:Operation` or `*`: {"eks:CreateNodegroup": 30}.
+SLOW = "/modelfleet-cloud/slow"
 #: What a body's sums say is of the body that was sent.
 _SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
 
@@ -54,7 +57,7 @@ class Cloud:
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
         """Answers one request."""
         path = environ.get("PATH_INFO", "")
-        if path in (TRAIL, SHORTAGE, MISHAPS):
+        if path in (TRAIL, SHORTAGE, MISHAPS, SLOW):
             return _sent(self._control(path, environ), start_response)
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
@@ -76,15 +79,18 @@ class Cloud:
         caller = self._caller(call)
         if (call.service, call.operation) == ("s3", "DeleteObjects"):
             return self._delete_objects(environ, caller, call, start_response)
-        self.judge.require_all(caller, call, self.backends.values(call), self.backends.context(call))
+        time.sleep(self.rules.delay(call))
+        self.judge.require_all(caller, call, self.backends.values(call))
         if call.service == "s3":
             require_storage(self.judge, caller, call)
         self.rules.check(call)
-        own = self.backends.answer(call, f"http://{environ['HTTP_HOST']}")
+        url = f"http://{environ['HTTP_HOST']}"
+        own = _administrator(caller, call) or self.backends.answer(call, url)
         if own is not None:
             return _sent(own, start_response)
         answer = self._of_moto(environ)
         if answer.status == HTTPStatus.OK:
+            self.backends.after(call)
             self.rules.after(call)
             self._keep_tags(call, answer)
         return _sent(answer, start_response)
@@ -129,8 +135,21 @@ class Cloud:
         if path == MISHAPS:
             self.backends.codebuild.mishaps = json.loads(buffered(environ))
             return as_json({})
+        if path == SLOW:
+            self.rules.slow = {str(name): float(seconds) for name, seconds in json.loads(buffered(environ)).items()}
+            return as_json({})
         self.rules.short_of(*map(tuple, json.loads(buffered(environ))))
         return as_json({})
+
+
+def _administrator(caller: Caller, call: Call) -> Answer | None:
+    """Who the administrator is; moto gives a key that it does not know an ARN that no IAM user has."""
+    if caller.arn != ADMINISTRATOR or (call.service, call.operation) != ("sts", "GetCallerIdentity"):
+        return None
+    found = f"<Arn>{ADMINISTRATOR}</Arn><UserId>AIDAADMINISTRATOR000</UserId><Account>{ACCOUNT}</Account>"
+    text = f"<GetCallerIdentityResult>{found}</GetCallerIdentityResult>"
+    where = 'xmlns="https://sts.amazonaws.com/doc/2011-06-15/"'
+    return as_xml(f"<GetCallerIdentityResponse {where}>{text}</GetCallerIdentityResponse>")
 
 
 def _sent(answer: Answer, start_response: Start) -> Iterable[bytes]:

@@ -62,15 +62,12 @@ class Judge:
 
     trail: Trail = field(default_factory=Trail)
 
-    def require_all(
-        self, caller: Caller, call: Call, more: Mapping[str, Any] | None = None, context: Context | None = None
-    ) -> None:
-        """Raises `Error` unless the caller has every permission that the call needs.
-
-        `more` are looked-up values, `context` looked-up condition keys.
-        """
-        for need in needs(call.service, call.operation, {**values_of(call), **(more or {})}):
-            self.require(caller, call, need, context)
+    def require_all(self, caller: Caller, call: Call, more: Mapping[str, Any] | None = None) -> None:
+        """Raises `Error` unless the caller has every permission that the call needs. `more` are looked-up values."""
+        values = {**values_of(call), **(more or {})}
+        for need in needs(call.service, call.operation, values):
+            tags = values.get("resourceTags", {}).get(need.resource, {})
+            self.require(caller, call, need, _resource_tags(need, tags))
 
     def require(self, caller: Caller, call: Call, need: Need, context: Context | None = None) -> None:
         """Raises `Error` unless the caller may do one thing; `context` adds condition keys."""
@@ -120,6 +117,12 @@ def context_of(caller: Caller, call: Call, need: Need) -> dict[str, str | Sequen
             if call.params.get(parameter) is not None:
                 keys[f"s3:{key}"] = str(call.params[parameter])
     return keys
+
+
+def _resource_tags(need: Need, tags: Mapping[str, str]) -> Context:
+    """The condition keys of a resource's tags: the global ones, and those of EC2 and Auto Scaling."""
+    service = need.action.partition(":")[0]
+    return {f"{prefix}:ResourceTag/{name}": text for name, text in tags.items() for prefix in ("aws", service)}
 
 
 def _tags(params: Mapping[str, Any]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from moto.eks.models import eks_backends
 
 from tools.cloud.answers import Error
 from tools.cloud.callers import ACCOUNT
+from tools.cloud.groups import backend_of, named
 from tools.cloud.wire import Call
 
 TABLE = Path(__file__).with_name("rules.csv")
@@ -39,6 +40,12 @@ class Rules:
 
     elastic_ips: int = ELASTIC_IPS
     short: set[tuple[str, str, str]] = field(default_factory=set)
+    #: Seconds that a call takes longer, by `service:Operation`, with `*` for every call.
+    slow: dict[str, float] = field(default_factory=dict)
+
+    def delay(self, call: Call) -> float:
+        """Seconds that the call takes longer."""
+        return self.slow.get(f"{call.service}:{call.operation}", self.slow.get("*", 0.0))
 
     def short_of(self, *missing: tuple[str, str] | tuple[str, str, str]) -> None:
         """From now on these types are short in these zones, however or as they are bought, and no others."""
@@ -51,9 +58,8 @@ class Rules:
             check(self, call)
 
     def after(self, call: Call) -> None:
-        """What happens behind an accepted call: a node group's Auto Scaling group, instances that it does not get."""
+        """What happens behind an accepted call: instances that a node group asks for and does not get."""
         if (call.service, call.operation) == ("eks", "CreateNodegroup"):
-            _name_scaling_group(call)
             _fail_without_capacity(self, call)
 
     def is_short(self, instance_type: str, zone: str, purchase: str = "on-demand") -> bool:
@@ -191,13 +197,6 @@ def bought_as(region: str, node_group: Any) -> str:
     return "reservation" if (specification or {}).get("CapacityReservationTarget") else "on-demand"
 
 
-def _name_scaling_group(call: Call) -> None:
-    """EKS puts the node group's name into that of its Auto Scaling group; moto does not. aws/containers-roadmap#1304"""
-    group = _group(call)
-    if group is not None:
-        group.resources["autoScalingGroups"][0]["name"] = f"eks-{group.nodegroup_name}-{group.uuid}"
-
-
 def _fail_without_capacity(rules: Rules, call: Call) -> None:
     """A node group whose types are all short in all its zones starts no node and ends in CREATE_FAILED."""
     group, desired = _group(call), int((call.params.get("scalingConfig") or {}).get("desiredSize", 2))
@@ -211,6 +210,16 @@ def _fail_without_capacity(rules: Rules, call: Call) -> None:
     name = group.resources["autoScalingGroups"][0]["name"]
     group.status = "CREATE_FAILED"
     group.health = {"issues": [{"code": failed.code, "message": failed.message, "resourceIds": [name]}]}
+
+
+# --- Auto Scaling groups ---------------------------------------------------------------------------------
+
+
+def _group_is_there(_: Rules, call: Call) -> None:
+    known = backend_of(call.region).autoscaling_groups
+    for name in named(call):
+        if name not in known:
+            raise error("group-absent", group=name)
 
 
 # --- clusters --------------------------------------------------------------------------------------------
@@ -239,6 +248,9 @@ _CHECKS: Mapping[str, Sequence[Callable[[Rules, Call], None]]] = {
     "s3:CreateMultipartUpload": (_object_tags,),
     "ec2:AllocateAddress": (_elastic_ips,),
     "ec2:RunInstances": (_instance_capacity,),
+    "autoscaling:CreateOrUpdateTags": (_group_is_there,),
+    "autoscaling:DeleteTags": (_group_is_there,),
+    "autoscaling:SetDesiredCapacity": (_group_is_there,),
     "eks:CreateCluster": (_two_zones,),
     "eks:UpdateClusterConfig": (_same_zones,),
     "eks:CreateNodegroup": (_sizes_of_new, _template),

@@ -38,9 +38,9 @@ from modelfleet.infra.kubernetes.manifests.operator import (
     operator_role,
 )
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.manifests.ray import ray_service, serve_service
+from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS, ray_service, serve_service
 from modelfleet.infra.kubernetes.manifests.scripts import scripts, serving_code
-from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
+from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, head_storage, huggingface
 from modelfleet.infra.planning.plan import Plan
 
 #: Replaces a secret's value or a hash of it.
@@ -74,9 +74,9 @@ def base(plan: Plan) -> list[Manifest]:
     ]
 
 
-def ray(plan: Plan) -> list[Manifest]:
+def ray(plan: Plan, store_address: Any = STORE_ADDRESS) -> list[Manifest]:
     """The scripts that pods mount, the Service in front of Serve, and the RayService."""
-    return [scripts(plan), serve_service(plan), ray_service(plan)]
+    return [scripts(plan), serve_service(plan), ray_service(plan, store_address)]
 
 
 def mirrors(plan: Plan) -> list[Manifest]:
@@ -119,4 +119,5 @@ def with_secrets(plan: Plan, *, secrets: Collection[str], cluster_name: str = ""
         *everything(plan, keys_id=PLACEHOLDER if with_keys else "", cluster_name=cluster_name),
         *(huggingface(plan, PLACEHOLDER) if "huggingFaceToken" in secrets else []),
         *([gateway_keys(plan, PLACEHOLDER)] if with_keys else []),
+        *([head_storage(plan, PLACEHOLDER)] if plan.head_storage else []),
     ]

@@ -31,12 +31,15 @@ from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     HEAD_ACCOUNT,
+    HEAD_STORAGE,
+    OWN_STORE,
     RAY_METRICS_PORT,
     RAY_SERVICE,
     REPLICA_HUGGINGFACE,
     SCRIPTS,
     SERVE_PORT,
     SERVE_SERVICE,
+    STORE_PORT,
     WORKER_ACCOUNT,
     digest,
     labels,
@@ -71,23 +74,30 @@ UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None", "incremental":
 #: Steps of an incremental upgrade, which needs the Gateway API in the cluster and KubeRay's feature gate.
 INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 60}
 
-#: Made by the user if their Redis needs one: Secret `redis`, key `password`.
-REDIS_PASSWORD: Final = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password", "optional": True}}}
+#: Stands in manifests for the address of the store that the stack makes, which is known only when it is made.
+STORE_ADDRESS: Final = f"rediss://HEAD-STORAGE:{STORE_PORT}"
+#: Where the image has the certificates of public authorities (Debian's and Ubuntu's ca-certificates); Amazon's are
+#: among them, and ElastiCache's certificates are Amazon's.
+CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
+#: How long a worker waits for a head that is gone, in seconds. KubeRay would set 600
+#: (1.6.2 `DefaultWorkerRayGcsReconnectTimeoutS`), and a head on a new node may need as long: the node starts, and pulls
+#: an image of 10 GB or more.
+RECONNECT_SECONDS: Final = 1800
 
 #: In the background, and not on the hook's own output, or the kubelet would wait for its end.
 _FOLLOW: Final = f"python3 {SCRIPTS_PATH}/follow_logs.py </dev/null >/proc/1/fd/1 2>/proc/1/fd/2 &"
 FOLLOW_LOGS: Final = {"postStart": {"exec": {"command": ["sh", "-c", _FOLLOW]}}}
 
 
-def ray_service(plan: Plan) -> Manifest:
-    """The RayService of the stack."""
+def ray_service(plan: Plan, store_address: Any = STORE_ADDRESS) -> Manifest:
+    """The RayService of the stack; `store_address` is that of the store that the stack makes, maybe an output."""
     spec: Manifest = {
         "serveConfigV2": serve_config_text(plan.serve_config),
         "upgradeStrategy": _upgrade(plan),
         # KubeRay deletes the old cluster once its last stream must have ended. It does not see whether any is open; the
         # preview says what the wait costs (rollout.py).
         "rayClusterDeletionDelaySeconds": plan.gateway.settings.timeout_s,
-        "rayClusterConfig": ray_cluster(plan),
+        "rayClusterConfig": ray_cluster(plan, store_address),
     }
     return {
         "apiVersion": "ray.io/v1",
@@ -136,7 +146,7 @@ def serve_config_text(config: dict[str, Any]) -> str:
     return json_for_yaml(config, indent=1)
 
 
-def ray_cluster(plan: Plan) -> Manifest:
+def ray_cluster(plan: Plan, store_address: Any = STORE_ADDRESS) -> Manifest:
     """`rayClusterConfig`."""
     cluster = plan.ray_cluster
     config: Manifest = {
@@ -154,9 +164,32 @@ def ray_cluster(plan: Plan) -> Manifest:
         "headGroupSpec": _head(plan),
         "workerGroupSpecs": [_worker_group(plan, group) for group in cluster.worker_groups],
     }
-    if cluster.redis_address is not None:
-        config["gcsFaultToleranceOptions"] = {"redisAddress": cluster.redis_address, "redisPassword": REDIS_PASSWORD}
+    if plan.head_survives:
+        config["gcsFaultToleranceOptions"] = _head_storage(plan, store_address)
     return config
+
+
+def _head_storage(plan: Plan, store_address: Any) -> Manifest:
+    """Where the head keeps its state.
+
+    Without `externalStorageNamespace`: KubeRay then takes the RayCluster's uid, so that the two clusters of a rollout
+    do not share their state. When a RayCluster is deleted, KubeRay holds it with a finalizer until a Job has emptied
+    its part of the store, for 5 minutes at most. The Job is the head's pod with another command (1.6.2
+    controllers/ray/raycluster_controller.go).
+    """
+    made = plan.head_storage is not None
+    # An own Redis may need no password; then nobody makes the Secret.
+    secret = {"name": HEAD_STORAGE if made else OWN_STORE, "key": "password", **({} if made else {"optional": True})}
+    return {
+        "redisAddress": store_address if made else plan.ray_cluster.redis_address,
+        "redisPassword": {"valueFrom": {"secretKeyRef": secret}},
+    }
+
+
+def _store_certificates(plan: Plan) -> dict[str, str | None]:
+    """Ray verifies a store's certificate only by authorities that it is told (`REDIS_CA_CERT` of its configuration)."""
+    address = STORE_ADDRESS if plan.head_storage else plan.ray_cluster.redis_address
+    return {"RAY_REDIS_CA_CERT": CERTIFICATES if address and address.startswith("rediss://") else None}
 
 
 def _upgrade(plan: Plan) -> Manifest:
@@ -174,6 +207,7 @@ def _head(plan: Plan) -> Manifest:
     }
     container = {
         **_container(plan, "ray-head"),
+        "env": environment({**_environment(plan), **_store_certificates(plan)}),
         "resources": resources(HEAD_CPU, HEAD_MEMORY, disk=HEAD_DISK),
         "lifecycle": FOLLOW_LOGS,
         "ports": [
@@ -198,10 +232,13 @@ def _head(plan: Plan) -> Manifest:
 def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     grace = plan.grace_s(GRACE_SECONDS)
     # Only where it is not the hook's own: a variable more would rebuild every live cluster.
-    drain = str(grace - STOP_SECONDS) if grace < GRACE_SECONDS else None
+    own = {
+        "MODELFLEET_DRAIN_SECONDS": str(grace - STOP_SECONDS) if grace < GRACE_SECONDS else None,
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_SECONDS) if plan.head_survives else None,
+    }
     container = {
         **_container(plan, "ray-worker"),
-        "env": environment({**_environment(plan), "MODELFLEET_DRAIN_SECONDS": drain}),
+        "env": environment({**_environment(plan), **own}),
         "resources": _whole_node(group),
         "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         "lifecycle": {

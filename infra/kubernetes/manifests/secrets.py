@@ -6,7 +6,7 @@ from typing import Any
 
 from modelfleet.infra.kubernetes.manifests.gateway import KEY_MAP
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.names import GATEWAY_KEYS, HUGGINGFACE, REPLICA_HUGGINGFACE, labels
+from modelfleet.infra.kubernetes.names import GATEWAY_KEYS, HEAD_STORAGE, HUGGINGFACE, REPLICA_HUGGINGFACE, labels
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -23,6 +23,11 @@ def huggingface(plan: Plan, token: Any) -> list[Manifest]:
 def gateway_keys(plan: Plan, key_map: Any) -> Manifest:
     """The sha256 of each API key with its name, as HAProxy looks it up; never a key."""
     return _secret(plan, GATEWAY_KEYS, {KEY_MAP: key_map})
+
+
+def head_storage(plan: Plan, password: Any) -> Manifest:
+    """What Ray's head gives to the store that the stack makes for its state."""
+    return _secret(plan, HEAD_STORAGE, {"password": password})
 
 
 def _secret(plan: Plan, name: str, data: dict[str, Any]) -> Manifest:

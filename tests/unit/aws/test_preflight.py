@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from modelfleet.infra.aws.facts import CLUSTER, LOG_GROUP, ZONE, AccountFacts, ClusterFact, SubnetFact
+from modelfleet.infra.aws.facts import (
+    CLUSTER,
+    LIVE_SIZES,
+    LOG_GROUP,
+    ZONE,
+    AccountFacts,
+    ClusterFact,
+    SubnetFact,
+    SystemNodes,
+)
 from modelfleet.infra.aws.here import why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
@@ -360,7 +369,7 @@ def test_a_pool_whose_one_zone_holds_no_second_cluster_is_warned_of(
 
 def test_live_sizes_that_could_not_be_read_are_a_notice_with_the_rights_that_lack(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path)
-    (found,) = preflight(plan, facts(live_unread="AccessDenied: no"))
+    (found,) = preflight(plan, facts(unread={LIVE_SIZES: "AccessDenied: no"}))
     assert found.severity == Severity.NOTICE
     assert "AccessDenied: no; allow eks:ListClusters, eks:ListNodegroups and eks:DescribeNodegroup" in found.message
 
@@ -401,3 +410,44 @@ def test_more_node_groups_than_eks_allows_by_default_are_warned_of(tmp_path: Pat
     assert warned(6) == []
     (said,) = warned(7)
     assert "make 31 managed node groups" in said and "EKS allows 30 a cluster" in said
+
+
+LIVE = SystemNodes("1.35", "1.35.0-20261101", ("m7i.xlarge",))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "change"),
+    [
+        pytest.param({"version": "1.36"}, "version: changes from 1.35 to 1.36", id="kubernetes"),
+        pytest.param(
+            {"nodeRelease": "1.35.0-20261128"},
+            "nodeRelease: changes from 1.35.0-20261101 to 1.35.0-20261128",
+            id="release",
+        ),
+        pytest.param(
+            {"systemInstanceType": "m7i.2xlarge"},
+            "systemInstanceType: changes from m7i.xlarge to m7i.2xlarge",
+            id="type",
+        ),
+    ],
+)
+def test_a_run_that_replaces_system_nodes_says_what_it_interrupts(
+    tmp_path: Path, cluster: dict[str, str], change: str
+) -> None:
+    """The Ray head is on one of them; a preview showed an update of a node group, and then no model answered."""
+    plan, _ = planned(tmp_path, cluster=cluster)
+    (found,) = preflight(plan, facts(system_nodes=(LIVE, LIVE)))
+    assert found.severity == Severity.WARNING
+    assert f"cluster.{change}, so the system nodes are replaced" in found.sentence()
+    assert "every replica ends with it, and no model answers for about 11 min" in found.message
+
+    plan, _ = planned(tmp_path, cluster=cluster, kubernetes={"headStorage": "valkey"})
+    (found,) = preflight(plan, facts(system_nodes=(LIVE, LIVE)))
+    assert found.severity == Severity.NOTICE
+    assert "replicas, new requests and open streams go on" in found.message
+
+
+@pytest.mark.parametrize("live", [(), (LIVE,)], ids=["none-yet", "as-they-are"])
+def test_system_nodes_that_stay_are_not_mentioned(tmp_path: Path, live: tuple[SystemNodes, ...]) -> None:
+    plan, _ = planned(tmp_path)
+    assert preflight(plan, facts(system_nodes=live)) == []

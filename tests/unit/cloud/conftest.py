@@ -15,6 +15,7 @@ from modelfleet.infra.aws.documents import pod_access
 from modelfleet.infra.aws.site import site_of
 from modelfleet.infra.planning import Plan
 from tests.unit.aws import builders
+from tools.cloud.evaluator import as_list
 from tools.cloud.server import Listening, listening
 
 BUCKET = "fleet-weights"
@@ -46,6 +47,30 @@ class Fleet:
         """IAM actions that pods of a service account have used."""
         return self.cloud.cloud.judge.trail.actions(self.roles[service_account])
 
+    def granted(self, service_account: str) -> set[str]:
+        """All actions in the policies of a service account's role."""
+        documents = self._policies(service_account).values()
+        return {action for one in documents for s in one["Statement"] for action in as_list(s["Action"])}
+
+    def take(self, service_account: str, action: str) -> None:
+        """Takes one action out of the role's policies."""
+        iam = self.cloud.client("iam")
+        for arn, document in self._policies(service_account).items():
+            left = [{**s, "Action": [a for a in as_list(s["Action"]) if a != action]} for s in document["Statement"]]
+            text = json.dumps({**document, "Statement": [one for one in left if one["Action"]]})
+            iam.create_policy_version(PolicyArn=arn, PolicyDocument=text, SetAsDefault=True)
+
+    def _policies(self, service_account: str) -> dict[str, Any]:
+        """The documents of a role's attached policies, by ARN."""
+        iam = self.cloud.client("iam")
+        attached = iam.list_attached_role_policies(RoleName=self.roles[service_account])["AttachedPolicies"]
+        return {
+            one["PolicyArn"]: iam.get_policy_version(PolicyArn=one["PolicyArn"], VersionId="v1")["PolicyVersion"][
+                "Document"
+            ]
+            for one in attached
+        }
+
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[Listening]:
@@ -60,6 +85,7 @@ def account(cloud: Listening) -> Listening:
     urllib.request.urlopen(reset, timeout=60).read()
     cloud.cloud.judge.trail.entries.clear()
     cloud.cloud.rules.short_of()
+    cloud.cloud.rules.slow = {}
     return cloud
 
 

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 
 from tests.unit.aws.builders import ACCOUNT
 from tests.unit.cloud.conftest import BUCKET, Fleet
+from tools.cloud.evaluator import Statement
 from tools.cloud.server import Listening
 
 
@@ -21,16 +22,16 @@ def refused(call: Any, **params: Any) -> tuple[int, str, str]:
     return answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"], answer["Error"].get("Message", "")
 
 
-def role_with(cloud: Listening, *statements: dict[str, Any]) -> dict[str, str]:
+def role_with(cloud: Listening, *statements: Statement, name: str = "some") -> dict[str, str]:
     """Credentials of a new role that these statements are all of."""
     iam = cloud.client("iam")
     trust = {
         "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}]
     }
     document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
-    iam.create_role(RoleName="some", AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", **trust}))
-    iam.put_role_policy(RoleName="some", PolicyName="all", PolicyDocument=document)
-    return cloud.assumed(f"arn:aws:iam::{ACCOUNT}:role/some")
+    iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Version": "2012-10-17", **trust}))
+    iam.put_role_policy(RoleName=name, PolicyName="all", PolicyDocument=document)
+    return cloud.assumed(f"arn:aws:iam::{ACCOUNT}:role/{name}")
 
 
 ME = f"User: arn:aws:sts::{ACCOUNT}:assumed-role/some/i-0123456789abcdef0 is not authorized to perform: "
@@ -226,3 +227,8 @@ def test_a_role_is_assumed_only_by_whom_it_trusts(account: Listening) -> None:
     tags = [{"Key": "team", "Value": "a"}]
     _, _, message = refused(sts.assume_role, RoleArn=target, RoleSessionName="me", Tags=tags)
     assert "sts:TagSession" in message, "tags need a permission of their own"
+
+
+def test_the_administrator_is_a_user_of_the_account(account: Listening) -> None:
+    identity = account.client("sts").get_caller_identity()
+    assert (identity["Account"], identity["Arn"]) == (ACCOUNT, f"arn:aws:iam::{ACCOUNT}:user/administrator")

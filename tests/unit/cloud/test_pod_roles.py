@@ -1,4 +1,4 @@
-"""What runs in a cluster does its work on the emulated cloud with its own role: neither too little nor too much.
+"""What runs in a cluster does its work on the emulated cloud with its own role; `test_pod_rights.py`: with no other right.
 
 The real code of `modelfleet.serving` runs here, with credentials as EKS Pod Identity gives them.
 """
@@ -18,7 +18,6 @@ from modelfleet.serving.mirror.read import read_manifest
 from modelfleet.serving.mirror.store import S3Store, parse_uri
 from tests.unit.cloud.conftest import BUCKET, REGION, Fleet
 from tools.cloud.backends.pod_identity import service_account_token
-from tools.cloud.evaluator import as_list
 
 URI = f"s3://{BUCKET}/models/org--tiny"
 MIB = 2**20
@@ -120,35 +119,6 @@ def test_old_weights_are_gone_or_left_to_the_bucket_but_never_silently_kept(flee
         (model / "model.safetensors").write_bytes(os.urandom(CHUNK // 5))
         mirrored(fleet, model)
     assert "s3:DeleteObject" not in fleet.cloud.cloud.judge.trail.actions(fleet.roles["mirror"], allowed=False)
-
-
-def test_no_role_has_a_permission_that_its_pods_never_use(fleet: Fleet, model: Path, tmp_path: Path) -> None:
-    """Nor does one use what it was not given; the tests above say for which work."""
-    interrupted(fleet, model)
-    for _ in range(3):
-        mirrored(fleet, model)
-        (model / "model.safetensors").write_bytes(os.urandom(2 * CHUNK))
-    fetched(fleet, "ray-worker", tmp_path / "cache")
-    assert granted(fleet, "ray-worker") == fleet.used("ray-worker")
-    assert granted(fleet, "mirror") - RARE == fleet.used("mirror")
-
-
-#: `AbortMultipartUpload` is for a half-sent file that has changed.
-RARE = {"s3:AbortMultipartUpload"}
-
-
-def granted(fleet: Fleet, service_account: str) -> set[str]:
-    """All actions in the policies of a service account's role."""
-    return {action for statement in _statements(fleet, service_account) for action in as_list(statement["Action"])}
-
-
-def _statements(fleet: Fleet, service_account: str) -> list[dict[str, Any]]:
-    iam = fleet.cloud.client("iam")
-    found: list[dict[str, Any]] = []
-    for attached in iam.list_attached_role_policies(RoleName=fleet.roles[service_account])["AttachedPolicies"]:
-        version = iam.get_policy_version(PolicyArn=attached["PolicyArn"], VersionId="v1")["PolicyVersion"]
-        found += version["Document"]["Statement"]
-    return found
 
 
 def test_a_service_account_without_an_association_gets_no_credentials(fleet: Fleet) -> None:

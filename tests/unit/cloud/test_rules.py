@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import time
 import urllib.request
 from typing import Any
 
@@ -12,15 +12,16 @@ import pytest
 from modelfleet.infra.aws import policies
 from tests.unit.cloud.conftest import subnets_in
 from tests.unit.cloud.test_judge import refused
-from tools.cloud.app import SHORTAGE
-from tools.cloud.rules import rows
+from tools.cloud.app import SHORTAGE, SLOW
 from tools.cloud.server import Listening
+from tools.schema import cloud_rules
 
 
-def test_every_rule_has_a_source_and_a_test_here() -> None:
-    for name, row in rows().items():
-        assert row["source"], name
-        assert callable(getattr(sys.modules[__name__], row["test"], None)), f"{name}: no test {row['test']}"
+def test_every_rule_has_a_source_and_a_test() -> None:
+    for row in (*cloud_rules.rows("rules.csv"), *cloud_rules.rows("behaviours.csv")):
+        assert row["source"], row["rule"]
+    for rule, file, name in cloud_rules.tests():
+        assert f"\ndef {name}(" in file.read_text(encoding="utf-8"), f"{rule}: {file.name} has no test {name}"
 
 
 def test_an_object_has_at_most_ten_tags(account: Listening) -> None:
@@ -57,10 +58,32 @@ def test_a_type_without_capacity_in_a_zone_is_not_started_there(account: Listeni
     assert (status, code) == (500, "InsufficientInstanceCapacity")
     assert "sufficient g5.xlarge capacity in the Availability Zone you requested (us-west-2a)" in message
     ec2.run_instances(SubnetId=second, **run)
-    everywhere = json.dumps([["g5.xlarge", "*"]]).encode()
-    switch = urllib.request.Request(f"{account.url}{SHORTAGE}", data=everywhere, method="PUT")
-    urllib.request.urlopen(switch, timeout=60).read()
+    switched(account, SHORTAGE, [["g5.xlarge", "*"]])
     assert refused(ec2.run_instances, SubnetId=second, **run)[:2] == (500, "InsufficientInstanceCapacity")
+
+
+def switched(cloud: Listening, path: str, value: Any) -> None:
+    """Switches a fault on over HTTP, as a test does whose cloud is a process of its own."""
+    switch = urllib.request.Request(f"{cloud.url}{path}", data=json.dumps(value).encode(), method="PUT")
+    urllib.request.urlopen(switch, timeout=60).read()
+
+
+def test_calls_can_be_made_slow(account: Listening) -> None:
+    ec2 = account.client("ec2")
+
+    def seconds(call: Any) -> float:
+        start = time.monotonic()
+        call()
+        return time.monotonic() - start
+
+    switched(account, SLOW, {"ec2:DescribeVpcs": 1.5})
+    assert seconds(ec2.describe_vpcs) >= 1.5
+    switched(account, SLOW, {"*": 1.5})
+    assert seconds(ec2.describe_subnets) >= 1.5
+    switched(account, SLOW, {"ec2:DescribeVpcs": 3600})
+    ec2.describe_subnets()  # other calls answer at once
+    switched(account, SLOW, {})
+    ec2.describe_vpcs()
 
 
 class Cluster:
@@ -166,6 +189,16 @@ def test_a_node_group_that_gets_no_capacity_fails(cluster: Cluster) -> None:
     assert "InsufficientInstanceCapacity - We currently do not have sufficient g5.xlarge capacity" in issue["message"]
     eks.create_nodegroup(**cluster.group("empty", 0, 0, 2, **types))
     assert eks.describe_nodegroup(clusterName="c", nodegroupName="empty")["nodegroup"]["status"] == "ACTIVE"
+
+
+def test_a_group_that_is_not_there_is_neither_tagged_nor_scaled(account: Listening) -> None:
+    autoscaling = account.client("autoscaling")
+    wanted = (400, "ValidationError", "AutoScalingGroup not found - AutoScaling Group none not found")
+    tag = {"ResourceId": "none", "ResourceType": "auto-scaling-group", "Key": "a", "Value": "b"}
+    tag_call = {"Tags": [{**tag, "PropagateAtLaunch": False}]}
+    assert refused(autoscaling.create_or_update_tags, **tag_call) == wanted
+    assert refused(autoscaling.delete_tags, **tag_call) == wanted
+    assert refused(autoscaling.set_desired_capacity, AutoScalingGroupName="none", DesiredCapacity=1) == wanted
 
 
 def test_a_group_is_never_larger_than_its_maximum(cluster: Cluster) -> None:

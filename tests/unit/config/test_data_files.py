@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[3]
         pytest.param("tools.schema.serve_options", marks=pytest.mark.slow),
         "tools.schema.json_schema",
         "tools.schema.reference",
+        "tools.schema.cloud_rules",
     ],
 )
 def test_the_generated_files_match_the_installed_packages(module: str) -> None:

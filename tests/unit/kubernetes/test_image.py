@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelfleet.infra.kubernetes.manifests.pods import RAY_USER
+from modelfleet.infra.kubernetes.manifests.ray import CERTIFICATES
 from modelfleet.serving.versions import PINNED
 
 ROOT = Path(__file__).parents[3]
@@ -86,3 +87,8 @@ def test_its_requirements_install_into_a_bare_environment_and_the_application_st
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": folder}
         seen = subprocess.run([python, "-c", asked], env=environment, capture_output=True, text=True, check=False)
         assert (seen.returncode, seen.stdout.strip()) == (0, PINNED["ray"]), seen.stderr
+
+
+def test_an_image_without_the_authorities_that_the_head_trusts_is_not_built() -> None:
+    """Ray's head would end at its start, in every pod of it, with a store that has TLS."""
+    assert f"RUN test -s {CERTIFICATES}\n" in DOCKERFILE

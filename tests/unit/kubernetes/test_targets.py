@@ -10,6 +10,7 @@ import pulumi
 import pytest
 
 from modelfleet.infra.kubernetes import operator, preflight
+from modelfleet.infra.kubernetes.fleet import HeadStorage, KubernetesFleet
 from modelfleet.infra.targets import build
 from tests.cluster.fleet import model, planned
 
@@ -21,9 +22,11 @@ class Recorded(pulumi.runtime.Mocks):
 
     def __init__(self) -> None:
         self.types: list[str] = []
+        self.inputs: list[dict[str, Any]] = []
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         self.types.append(args.typ)
+        self.inputs.append(dict(args.inputs))
         return args.name, dict(args.inputs)
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
@@ -54,3 +57,27 @@ def test_its_bucket_is_hardened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration",
         "aws:s3/bucketVersioning:BucketVersioning",
     ]
+
+
+def test_the_ray_service_gets_the_address_and_a_secret_the_password_of_a_made_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator, "custom_resource_definitions", list)
+    engine = Recorded()
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    pulumi.runtime.set_mocks(engine, project="modelfleet", stack="test", preview=True)
+    kubernetes = {"headStorage": "valkey"}
+    plan = planned(tmp_path, [model("org/one", "L4")], pools=[L4], target="eks", kubernetes=kubernetes)
+
+    @pulumi.runtime.test
+    def program() -> None:
+        password = pulumi.Output.secret("secret-of-the-store")
+        KubernetesFleet("test", plan, head_storage=HeadStorage(pulumi.Output.from_input("rediss://x:6379"), password))
+
+    program()
+    (service,) = [made for made in engine.inputs if made.get("kind") == "RayService"]
+    assert service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] == "rediss://x:6379"
+    (secret,) = [made for made in engine.inputs if made.get("kind") == "Secret"]
+    assert secret["metadata"]["name"] == "head-storage"
+    assert "secret-of-the-store" in str(secret["stringData"])
+    assert "secret-of-the-store" not in str([made for made in engine.inputs if made is not secret])

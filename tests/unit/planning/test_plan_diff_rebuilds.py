@@ -31,6 +31,8 @@ CHANGES: dict[str, Any] = {
     "pools.node.cpus": {**NODE, "cpus": 32},
     "pools.node.memoryGib": {**NODE, "memoryGib": 128},
     "pools.node.gpus": {**NODE, "gpus": 4},
+    "pools.reserve.cpuMillis": {"cpuMillis": 500},
+    "pools.reserve.memoryMib": {"memoryMib": 512},
     "pools.minNodes": 1,
     "pools.maxNodes": 9,
     "pools.zones": ["us-east-1a"],
@@ -62,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "kubernetes.image": "registry.example/serving:2",
     "kubernetes.operatorNamespace": "kuberay-system",
     "kubernetes.rollout": "replace",
+    "kubernetes.headStorage": "none",
     "kubernetes.redisAddress": "redis:6379",
     "mirror.create": False,
     "mirror.bucket": "another-bucket",
@@ -133,6 +136,8 @@ REBUILDS = {
     "pools.node.cpus": "worker groups l4; pools appended at the end change none",
     "pools.node.memoryGib": "worker groups l4; pools appended at the end change none",
     "pools.node.gpus": "worker groups l4; pools appended at the end change none",
+    "pools.reserve.cpuMillis": "worker groups l4; pools appended at the end change none",
+    "pools.reserve.memoryMib": "worker groups l4; pools appended at the end change none",
     "kubernetes.image": "kubernetes.image",
     "kubernetes.redisAddress": "kubernetes.redisAddress",
     "kubernetes.namespace": "kubernetes.namespace",
@@ -154,7 +159,7 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        rest = "node" if rest.startswith("node.") else rest
+        rest = rest.partition(".")[0] if rest.startswith(("node.", "reserve.")) else rest
         if not rest:
             settings[first] = value
         elif first == "pools":
@@ -209,3 +214,11 @@ def test_a_local_stack_has_no_cluster_that_kuberay_builds() -> None:
 def test_the_warning_says_what_the_stacks_own_rollout_does() -> None:
     after = plan_with({"kubernetes.image": "registry.example/serving:2", "kubernetes.rollout": "replace"}, {})
     assert "the live Ray cluster is deleted first" in rebuild_warnings(plan_with({}, {}), after)[0]
+
+
+@pytest.mark.parametrize("change", [{"cluster.deletionProtection": True}, {"kubernetes.headStorage": "valkey"}])
+def test_a_store_for_the_heads_state_is_another_cluster(change: dict[str, Any]) -> None:
+    """Protection brings a store with it, so it must not come as a surprise."""
+    on_eks = {"target": "eks", "pools": [L4]}
+    warnings = rebuild_warnings(plan_with({}, on_eks), plan_with(change, on_eks))
+    assert [warning.partition(": ")[0] for warning in warnings] == ["the Ray cluster changes (kubernetes.headStorage)"]

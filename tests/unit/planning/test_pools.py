@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -186,6 +187,35 @@ def test_an_existing_clusters_nodes_are_taken_as_given() -> None:
     assert plan.cost.max_usd_per_hour is None, (
         "a node without an instance type has no known price, and 0 would be wrong"
     )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "target"),
+    [({"instanceTypes": ["g6.2xlarge"]}, "eks"), ({"node": {"cpus": 8, "memoryGib": 32, "gpus": 1}}, "kubernetes")],
+)
+def test_a_pool_keeps_room_for_daemon_sets_of_ones_own(nodes: dict[str, Any], target: str) -> None:
+    """A worker that takes the rest of the node waits forever on one that an agent came to first."""
+    reserve = {"cpuMillis": 1200, "memoryMib": 1024}
+    usual = planned([model()], stack(pool(**nodes), target=target)).pools[0]
+    made = planned([model()], stack(pool(**nodes, reserve=reserve), target=target)).pools[0]
+    assert usual.node.cpu_millis - made.node.cpu_millis == 1200
+    assert usual.node.memory_mib - made.node.memory_mib == 1024
+    assert usual.ray_resources["CPU"] - made.ray_resources["CPU"] in (1, 2)
+
+
+def test_a_type_is_chosen_that_carries_the_model_next_to_the_reserve() -> None:
+    """g6.xlarge has 4 vCPUs, of which Ray gets 3."""
+    (small,) = planned([model(cpus=2)], stack(pool())).pools
+    (large,) = planned([model(cpus=2)], stack(pool(reserve={"cpuMillis": 1000}))).pools
+    assert (small.instance_types, large.instance_types) == (("g6.xlarge",), ("g6.2xlarge",))
+
+
+def test_a_reserve_that_leaves_a_worker_nothing_is_refused_with_its_line() -> None:
+    made = stack(pool(instanceTypes=["g6.xlarge"], reserve={"cpuMillis": 3000}))
+    (sentence,) = [one for one in refusals([model()], made) if "reserve" in one]
+    assert sentence.startswith("stacks/Pulumi.test.yaml:")
+    assert "found cpuMillis 3000 and memoryMib 0, which leave a worker less than one CPU" in sentence
+    assert "on g6.xlarge; reserve less, or name larger nodes" in sentence
 
 
 def test_a_stack_without_api_keys_can_be_planned_but_not_deployed() -> None:

@@ -295,6 +295,35 @@ def test_prices_of_another_region_come_from_the_price_list_api(tmp_path: Path) -
     assert found["g6.xlarge"].source == "AWS Price List API"
 
 
+def test_the_price_of_a_valkey_node_is_elasticaches(tmp_path: Path) -> None:
+    """Redis OSS on the same node type costs a quarter more, so the engine is asked for by name."""
+    client = boto3.client("pricing", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    wanted = {
+        "instanceType": "cache.t4g.micro",
+        "cacheEngine": "Valkey",
+        "locationType": "AWS Region",
+        "regionCode": "eu-west-1",
+    }
+    filters = [{"Type": "TERM_MATCH", "Field": key, "Value": value} for key, value in wanted.items()]
+    with Stubber(client) as stub:
+        stub.add_response(
+            "get_products",
+            {"PriceList": [price_item("0.0136")]},
+            {"ServiceCode": "AmazonElastiCache", "FormatVersion": "aws_v1", "Filters": filters},
+        )
+        found = ask_aws("eu-west-1", ["cache.t4g.micro"], client)
+    assert found["cache.t4g.micro"].usd_per_hour == 0.0136
+
+
+def test_a_stack_with_a_store_asks_for_its_price(tmp_path: Path) -> None:
+    kept = tmp_path / ".modelfleet" / "prices" / "eu-west-1.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"cache.t4g.micro": [0.0136, "2026-11-20"]}')
+    made = stack(pool(instanceTypes=["g6.xlarge"]), region="eu-west-1", cluster={"deletionProtection": True})
+    catalog = with_known_prices(default_catalog(), made, tmp_path, network=False)
+    assert catalog.usd_per_hour("cache.t4g.micro", region="eu-west-1") == 0.0136
+
+
 def test_kept_prices_are_used_and_a_region_without_prices_stays_unknown(tmp_path: Path) -> None:
     made = stack(pool(instanceTypes=["g6.xlarge"]), region="eu-west-1")
     folder = tmp_path / ".modelfleet" / "prices"

@@ -1,11 +1,13 @@
-"""What moto lacks, answered by us over the same HTTP: parts of EKS, Auto Scaling groups, Pod Identity, CodeBuild."""
+"""What moto lacks, answered by us over the same HTTP: of EKS, Auto Scaling, ElastiCache, Pod Identity, CodeBuild."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from tools.cloud import groups
 from tools.cloud.answers import Answer
+from tools.cloud.backends import ec2, elasticache
 from tools.cloud.backends.codebuild import CodeBuild
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
@@ -35,19 +37,26 @@ class Backends:
             return self.eks.answer(call)
         if call.service == "eks-auth":
             return self.pod_identity.answer(call)
+        if call.service == "elasticache":
+            return elasticache.answer(call)
         if call.service == "autoscaling":
             return self.scaling.answer(call)
         return None
 
     def values(self, call: Call) -> Mapping[str, Any]:
-        """What the ARN of a call's resource needs beyond its parameters."""
+        """What the ARNs of a call's resources need beyond its parameters; `resourceTags` are tags by ARN."""
         if call.service == "codebuild":
             return self.codebuild.values(call)
-        return self.eks.values(call) if call.service == "eks" else {}
+        if call.service == "eks":
+            return self.eks.values(call)
+        if call.service == "ec2":
+            return ec2.values(call)
+        return groups.values(call) if call.service == "autoscaling" else {}
 
-    def context(self, call: Call) -> dict[str, str]:
-        """Condition keys of what a call names: tags of resources that moto does not have."""
-        return self.scaling.context(call) if call.service == "autoscaling" else {}
+    def after(self, call: Call) -> None:
+        """What AWS does behind a call that moto has accepted."""
+        if call.service == "eks":
+            groups.after(call)
 
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""

@@ -14,7 +14,8 @@ from datetime import UTC
 from typing import Any
 
 from tools.cloud.answers import Answer, Error, as_json
-from tools.cloud.backends.eks import POD_IDENTITY_SERVICE, Eks, association_of
+from tools.cloud.backends.associations import POD_IDENTITY_SERVICE, association_of
+from tools.cloud.backends.eks import Eks
 from tools.cloud.callers import ACCOUNT, PARTITION, Callers
 from tools.cloud.judge import trusts_service
 from tools.cloud.wire import Call

@@ -1,4 +1,4 @@
-"""Auto Scaling groups of managed node groups, which moto's EKS names but does not make: sizes, instances, activities.
+"""Sizes, instances and activities of the Auto Scaling groups of node groups; their names and tags are in `groups.py`.
 
 A group that wants more instances than it has tries to launch one, again each time it is looked at. Where EC2 has none
 of its types in its zones, the try is an activity with status `Failed`, which is what cluster-autoscaler looks for.
@@ -57,13 +57,6 @@ class Scaling:
         ending = f"<ResponseMetadata><RequestId>{REQUEST_ID}</RequestId></ResponseMetadata>"
         name = f"{call.operation}Response"
         return as_xml(f'<{name} xmlns="{NAMESPACE}">{result}{ending}</{name}>')
-
-    def context(self, call: Call) -> dict[str, str]:
-        """Condition keys: the tag that EKS puts on the group. A request for several groups has none."""
-        found = self._named(call)
-        if len(found) != 1:
-            return {}
-        return {"aws:ResourceTag/eks:cluster-name": str(found[0].cluster_name)}
 
     def forget(self) -> None:
         """Loses everything."""

@@ -105,3 +105,13 @@ def retag(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     if changed := {name: text for name, text in wanted.items() if had.get(name) != text}:
         ec2.create_tags(Resources=[id], Tags=as_tags(changed))
     return {"tagsAll": wanted}
+
+
+def retag_eks(call: Call[Aws], arn: str, state: Props, inputs: Props) -> None:
+    """Changes the tags of an EKS resource to the program's."""
+    wanted, had = call.session.tags(inputs), state.get("tagsAll") or {}
+    eks = client(call, "eks", inputs)
+    if gone := sorted(set(had) - set(wanted)):
+        eks.untag_resource(resourceArn=arn, tagKeys=gone)
+    if changed := {name: text for name, text in wanted.items() if had.get(name) != text}:
+        eks.tag_resource(resourceArn=arn, tags=changed)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from modelfleet.infra.provider import UNKNOWN, Autoname, Call, InvokeDef, Made, Props, Refused, ResourceDef
-from tools.standin.aws.making import client, live_tags, made, region, unless_absent
+from tools.standin.aws.making import client, live_tags, made, region, retag_eks, unless_absent
 from tools.standin.aws.resources.kms_logs import late_logs
 from tools.standin.aws.session import Aws
 from tools.standin.aws.table import Table, validated
@@ -218,8 +218,7 @@ def _update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     _refuse_other_zones(call, extra, request)
     for operation, params in _changes(id, extra["request"], request):
         table.call("eks", operation, params)
-    if request["tags"] != state.get("tagsAll"):
-        _retag(call, id, state, inputs)
+    retag_eks(call, client(call, "eks", inputs).describe_cluster(name=id)["cluster"]["arn"], state, inputs)
     extra["request"] = request
     table.put(entry(id), extra)
     return _outputs(call, id, inputs, extra)
@@ -239,25 +238,12 @@ def _changes(name: str, old: Props, new: Props) -> list[tuple[str, Props]]:
     return calls
 
 
-def _retag(call: Call[Aws], id: str, state: Props, inputs: Props) -> None:
-    eks = client(call, "eks", inputs)
-    arn = eks.describe_cluster(name=id)["cluster"]["arn"]
-    wanted, had = call.session.tags(inputs), state.get("tagsAll") or {}
-    if gone := sorted(set(had) - set(wanted)):
-        eks.untag_resource(resourceArn=arn, tagKeys=gone)
-    if wanted:
-        eks.tag_resource(resourceArn=arn, tags=wanted)
-
-
 def _delete(call: Call[Aws], id: str, state: Props) -> None:
     table = Table(call.session)
     extra = table.find(entry(id))
     if extra and extra["request"].get("deletionProtection"):
         raise Refused(f"DeleteCluster: InvalidRequestException: cluster {id} has deletion protection")
     unless_absent(lambda: client(call, "eks", state).delete_cluster(name=id))
-    for kind in ("addons", "access", "associations", "pod-identity"):  # AWS deletes them with the cluster
-        for key in table.keys(f"eks/{kind}/{id}/"):
-            table.delete(key)
     if extra and extra["request"].get("logging"):
         table.put(late_logs(f"/aws/eks/{id}/cluster"), {})
     if extra:

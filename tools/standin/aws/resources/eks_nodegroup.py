@@ -108,7 +108,6 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
         _id(cluster, name),
         known,
         lambda: Table(call.session).put(entry(cluster, name), extra),
-        lambda: _note_groups(call, inputs, name),
         lambda: _configure(call, inputs, name, ("updateConfig", "nodeRepairConfig")),
     )
     outputs = {**done.outputs, **_outputs(call, inputs, name)}
@@ -126,13 +125,6 @@ def _why_no_node_joins(call: Call[Aws], inputs: Props) -> str:
 def _failed(id: str, problem: str) -> str:
     """The Terraform provider's words (`waitNodegroupCreated`)."""
     return f"waiting for EKS Node Group ({id}) create: unexpected state 'CREATE_FAILED', wanted 'ACTIVE': {problem}"
-
-
-def _note_groups(call: Call[Aws], inputs: Props, name: str) -> None:
-    """Records which Auto Scaling group belongs to which node group: moto invents its name and keeps it nowhere else."""
-    for group in _describe(call, inputs, name)["resources"]["autoScalingGroups"]:
-        owner = {"clusterName": inputs["clusterName"], "nodegroupName": name}
-        Table(call.session).put(f"autoscaling/groups/{group['name']}", owner)
 
 
 def _extra(request: Props) -> Props:
@@ -282,16 +274,9 @@ def _configure(call: Call[Aws], inputs: Props, name: str, keys: tuple[str, ...],
 
 def _delete(call: Call[Aws], id: str, state: Props) -> None:
     cluster, _, name = id.partition(":")
-    live = _describe(call, {**state, "clusterName": cluster}, name)
-    table = Table(call.session)
-    if live:
-        for group in live["resources"]["autoScalingGroups"]:  # the group goes, and its tags with it
-            for key in table.keys(f"autoscaling/tags/{group['name']}/"):
-                table.delete(key)
-            table.delete(f"autoscaling/groups/{group['name']}")
-        eks = client(call, "eks", state)
-        unless_absent(lambda: eks.delete_nodegroup(clusterName=cluster, nodegroupName=name))
-    table.delete(entry(cluster, name))
+    eks = client(call, "eks", state)
+    unless_absent(lambda: eks.delete_nodegroup(clusterName=cluster, nodegroupName=name))
+    Table(call.session).delete(entry(cluster, name))
 
 
 def _check(inputs: Props) -> list[tuple[str, str]]:

@@ -1,165 +1,104 @@
-"""Add-ons, access entries, their policies, Pod Identity, tags of Auto Scaling groups: table only, as moto has none.
+"""Add-ons, access entries, their policies, Pod Identity associations: arguments to calls of EKS and back.
 
-Each call is validated against botocore's model. The cluster and the role must exist, and a duplicate is refused.
+Ids are those of the real provider. What EKS refuses, the emulated cloud refuses (`tools/cloud/backends`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, Refused, ResourceDef
-from tools.standin.aws.making import ACCOUNT, live_tags, region, unless_absent
-from tools.standin.aws.resources._addon_schema import refuse_configuration
+from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, ResourceDef
+from tools.standin.aws.making import client, live_tags, region, retag_eks, unless_absent
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
-from tools.standin.aws.table import Table, service_model
-
-#: EKS's default version by add-on and Kubernetes minor version; the stand-in's own data, in the form of real ones.
-ADDON_VERSIONS = {
-    "aws-ebs-csi-driver": "v1.51.0-eksbuild.1",
-    "coredns": "v1.12.4-eksbuild.1",
-    "eks-node-monitoring-agent": "v1.4.1-eksbuild.1",
-    "eks-pod-identity-agent": "v1.3.9-eksbuild.3",
-    "kube-proxy": "v{minor}.0-eksbuild.2",
-    "metrics-server": "v0.8.0-eksbuild.3",
-    "vpc-cni": "v1.20.4-eksbuild.1",
-}
-_CLUSTER_POLICIES = "arn:aws:eks::aws:cluster-access-policy/"
 
 
-def addon_version(addon: str, kubernetes_version: str) -> str:
-    """The default version of an add-on; raises `Refused` if the table does not have it."""
-    if addon not in ADDON_VERSIONS:
-        raise Refused(f"DescribeAddonVersions: ResourceNotFoundException: no add-on named {addon}")
-    return ADDON_VERSIONS[addon].format(minor=kubernetes_version)
+def _eks(call: Call[Aws], props: Props) -> Any:
+    return client(call, "eks", props)
 
 
-def _cluster(call: Call[Aws], name: str) -> Any:
-    """The cluster; raises AWS's refusal if it does not exist."""
-    found = unless_absent(lambda: call.session.client("eks").describe_cluster(name=name)["cluster"])
-    if not found:
-        raise Refused(f"ResourceNotFoundException: No cluster found for name: {name}.")
-    return found
+def _given(props: Props, *names: str) -> Props:
+    return {name: props[name] for name in names if props.get(name) is not None}
 
 
-def _cluster_is_there(call: Call[Aws], props: Props) -> bool:
-    """Whether the part's cluster exists; AWS deletes the parts with it."""
-    name = props["clusterName"]
-    return bool(unless_absent(lambda: call.session.client("eks").describe_cluster(name=name)))
+def _tags(call: Call[Aws], inputs: Props) -> Props:
+    tags = call.session.tags(inputs)
+    return {"tags": tags} if tags else {}
 
 
-def _role(call: Call[Aws], arn: str) -> None:
-    call.session.client("iam", "us-east-1").get_role(RoleName=arn.rpartition("/")[2])
+def _outputs(call: Call[Aws], inputs: Props, **more: str) -> Props:
+    return {**more, "region": region(call, inputs), "tagsAll": call.session.tags(inputs)}
 
 
-def _arn(call: Call[Aws], props: Props, kind: str, *parts: str) -> str:
-    tail = "/".join(parts)
-    return f"arn:aws:eks:{region(call, props)}:{ACCOUNT}:{kind}/{props['clusterName']}/{tail}"
+def _seen(state: Props, live: Props, names: Sequence[str]) -> Props:
+    """What the account has of the inputs: all that an import needs, else what the program gave."""
+    return {name: live[name] for name in names if live.get(name) and (name in state or not state)}
 
 
-def _table_type(
-    token: str,
-    *,
-    kind: str,
-    key: Callable[[Props], str],
-    request: Callable[[Props], Props],
-    operations: tuple[str, str, str],
-    computed: Callable[[Call[Aws], Props, str], Props],
-    check_live: Callable[[Call[Aws], Props], None],
-    owner_is_there: Callable[[Call[Aws], Props], bool] = _cluster_is_there,
-    service: str = "eks",
-    tagged: bool = True,
-    **definition: Any,
-) -> ResourceDef[Aws]:
-    """A resource type whose whole state is a table entry: the inputs as last written."""
-    create_operation, update_operation, delete_operation = operations
-    in_place = bool(update_operation)
-
-    def path(props: Props) -> str:
-        return f"{kind}/{key(props)}"
-
-    def entry(call: Call[Aws], inputs: Props) -> Props:
-        return {**inputs, "tagsAll": call.session.tags(inputs)} if tagged else dict(inputs)
-
-    def create(call: Call[Aws], inputs: Props) -> Made:
-        table = Table(call.session)
-        check_live(call, inputs)
-        tags = {"tags": call.session.tags(inputs)} if tagged and call.session.tags(inputs) else {}
-        table.call(service, create_operation, {**request(inputs), **tags})
-        if table.find(path(inputs)) is not None:
-            raise Refused(f"{create_operation}: ResourceInUseException: {key(inputs)} already exists")
-        table.put(path(inputs), entry(call, inputs))
-        return Made(key(inputs).replace("/", ":"), made_outputs(call, inputs))
-
-    def made_outputs(call: Call[Aws], props: Props) -> Props:
-        tags = {"tagsAll": call.session.tags(props)} if tagged else {}
-        return {**computed(call, props, key(props)), "region": region(call, props), **tags}
-
-    def read(call: Call[Aws], id: str, state: Props) -> Props | None:
-        found = Table(call.session).find(path(state) if state else f"{kind}/{id.replace(':', '/')}")
-        if found is not None and not owner_is_there(call, found):
-            Table(call.session).delete(path(found))
-            return None
-        if found is None:
-            return None
-        all_tags = found.pop("tagsAll", {})
-        found.pop("tags", None)
-        tags = live_tags(call, state, all_tags) if tagged else {}
-        return {**{k: v for k, v in state.items() if k != "tags"}, **found, **tags}
-
-    def update(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
-        table = Table(call.session)
-        check_live(call, inputs)
-        table.call(service, update_operation, _for_update(service, update_operation, request(inputs)))
-        table.put(path(inputs), entry(call, inputs))
-        return made_outputs(call, inputs)
-
-    def delete(call: Call[Aws], id: str, state: Props) -> None:
-        table = Table(call.session)
-        table.call(service, delete_operation, definition_delete(state))
-        table.delete(path(state))
-
-    definition_delete: Callable[[Props], Props] = definition.pop("delete_request")
-    return ResourceDef(
-        token=token, create=create, read=read, update=update if in_place else None, delete=delete, **definition
-    )
-
-
-def _for_update(service: str, operation: str, params: Props) -> Props:
-    """The parameters that the update takes; the others are set on creation and cannot have changed."""
-    shape: Any = service_model(service).operation_model(operation).input_shape
-    return {name: value for name, value in params.items() if name in shape.members}
+def _without(state: Props, names: Sequence[str]) -> Props:
+    return {name: value for name, value in state.items() if name not in (*names, "tags")}
 
 
 # --- add-on ----------------------------------------------------------------------------------------------
 
-
-def _addon_request(inputs: Props) -> Props:
-    request: Props = {"clusterName": inputs["clusterName"], "addonName": inputs["addonName"]}
-    for key, name in (
-        ("addonVersion", "addonVersion"),
-        ("configurationValues", "configurationValues"),
-        ("resolveConflictsOnCreate", "resolveConflicts"),
-        ("podIdentityAssociations", "podIdentityAssociations"),
-    ):
-        if inputs.get(key) is not None:
-            request[name] = inputs[key]
-    return request
+_ADDON_SETTINGS = ("addonVersion", "configurationValues", "podIdentityAssociations")
 
 
-def _addon_live(call: Call[Aws], inputs: Props) -> None:
-    minor = _cluster(call, inputs["clusterName"])["version"]
-    addon_version(inputs["addonName"], minor)
-    version = inputs.get("addonVersion")
-    if version is not None and not re.fullmatch(r"v\d+\.\d+\.\d+-eksbuild\.\d+", version):
-        raise Refused(f"CreateAddon: InvalidParameterException: unknown add-on version '{version}'")
-    refuse_configuration(inputs["addonName"], json.loads(inputs.get("configurationValues") or "{}"))
-    for association in inputs.get("podIdentityAssociations") or ():
-        _role(call, association["roleArn"])
+def _addon_of(props: Props) -> Props:
+    return {"clusterName": props["clusterName"], "addonName": props["addonName"]}
+
+
+def _create_addon(call: Call[Aws], inputs: Props) -> Made:
+    params = {**_addon_of(inputs), **_given(inputs, *_ADDON_SETTINGS), **_tags(call, inputs)}
+    if inputs.get("resolveConflictsOnCreate"):
+        params["resolveConflicts"] = inputs["resolveConflictsOnCreate"]
+    addon = _eks(call, inputs).create_addon(**params)["addon"]
+    return Made(f"{inputs['clusterName']}:{inputs['addonName']}", _outputs(call, inputs, arn=addon["addonArn"]))
+
+
+def _read_addon(call: Call[Aws], id: str, state: Props) -> Props | None:
+    eks = _eks(call, state)
+    cluster, _, name = id.partition(":")
+    addon = unless_absent(lambda: eks.describe_addon(clusterName=cluster, addonName=name)["addon"])
+    if not addon:
+        return None
+    roles = [
+        _given(
+            eks.describe_pod_identity_association(clusterName=cluster, associationId=arn.rpartition("/")[2])[
+                "association"
+            ],
+            "roleArn",
+            "serviceAccount",
+        )
+        for arn in addon.get("podIdentityAssociations", ())
+    ]
+    return {
+        **_without(state, _ADDON_SETTINGS),
+        **_seen(state, {**addon, "podIdentityAssociations": roles}, _ADDON_SETTINGS),
+        "clusterName": cluster,
+        "addonName": name,
+        "arn": addon["addonArn"],
+        "region": region(call, state),
+        **live_tags(call, state, addon.get("tags", {})),
+    }
+
+
+def _update_addon(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    if any(inputs.get(name) != state.get(name) for name in _ADDON_SETTINGS):
+        params = {**_addon_of(inputs), **_given(inputs, *_ADDON_SETTINGS)}
+        if state.get("podIdentityAssociations") and not inputs.get("podIdentityAssociations"):
+            params["podIdentityAssociations"] = []  # absent means "as it is"
+        if inputs.get("resolveConflictsOnUpdate"):
+            params["resolveConflicts"] = inputs["resolveConflictsOnUpdate"]
+        _eks(call, inputs).update_addon(**params)
+    retag_eks(call, state["arn"], state, inputs)
+    return _outputs(call, inputs, arn=state["arn"])
+
+
+def _delete_addon(call: Call[Aws], id: str, state: Props) -> None:
+    unless_absent(lambda: _eks(call, state).delete_addon(**_addon_of(state)))
 
 
 def _json_fault(inputs: Props) -> list[tuple[str, str]]:
@@ -173,18 +112,8 @@ def _json_fault(inputs: Props) -> list[tuple[str, str]]:
     return []
 
 
-ADDON = _table_type(
-    "aws:eks/addon:Addon",
-    kind="eks/addons",
-    key=lambda props: f"{props['clusterName']}/{props['addonName']}",
-    request=_addon_request,
-    operations=("CreateAddon", "UpdateAddon", "DeleteAddon"),
-    delete_request=lambda props: {"clusterName": props["clusterName"], "addonName": props["addonName"]},
-    computed=lambda call, props, key: {
-        "arn": _arn(call, props, "addon", props["addonName"], hashlib.sha256(key.encode()).hexdigest()[:8])
-    },
-    check_live=_addon_live,
-    check=_json_fault,
+ADDON = ResourceDef(
+    token="aws:eks/addon:Addon",
     inputs=frozenset(
         {
             "addonName",
@@ -202,159 +131,176 @@ ADDON = _table_type(
     outputs=frozenset({"arn", "region", "tagsAll"}),
     force_new=frozenset({"addonName", "clusterName", "region"}),
     same={"configurationValues": same_json},
+    check=_json_fault,
+    create=_create_addon,
+    read=_read_addon,
+    update=_update_addon,
+    delete=_delete_addon,
 )
 
-# --- access entry and its policy -------------------------------------------------------------------------
+# --- access entry ----------------------------------------------------------------------------------------
+
+_ENTRY_SETTINGS = ("kubernetesGroups", "type")
 
 
-def _principal_live(call: Call[Aws], inputs: Props) -> None:
-    _cluster(call, inputs["clusterName"])
-    arn = inputs["principalArn"]
-    if ":role/" in arn:
-        _role(call, arn)  # EKS accepts only principals that exist
-    elif ":assumed-role/" in arn:
-        raise Refused(f"CreateAccessEntry: InvalidParameterException: {arn} is a session, not a role")
+def _entry_of(props: Props) -> Props:
+    return {"clusterName": props["clusterName"], "principalArn": props["principalArn"]}
 
 
-def _access_key(props: Props) -> str:
-    return f"{props['clusterName']}/{props['principalArn'].replace('/', '|')}"
+def _create_entry(call: Call[Aws], inputs: Props) -> Made:
+    params = {**_entry_of(inputs), **_given(inputs, *_ENTRY_SETTINGS), **_tags(call, inputs)}
+    entry = _eks(call, inputs).create_access_entry(**params)["accessEntry"]
+    id = f"{inputs['clusterName']}:{inputs['principalArn']}"
+    return Made(id, _outputs(call, inputs, accessEntryArn=entry["accessEntryArn"]))
 
 
-ACCESS = _table_type(
-    "aws:eks/accessEntry:AccessEntry",
-    kind="eks/access",
-    key=_access_key,
-    request=lambda inputs: {
-        name: inputs[name] for name in ("clusterName", "principalArn", "type", "kubernetesGroups") if inputs.get(name)
-    },
-    operations=("CreateAccessEntry", "UpdateAccessEntry", "DeleteAccessEntry"),
-    delete_request=lambda props: {"clusterName": props["clusterName"], "principalArn": props["principalArn"]},
-    computed=lambda call, props, key: {"accessEntryArn": _arn(call, props, "access-entry", key.partition("/")[2])},
-    check_live=_principal_live,
+def _read_entry(call: Call[Aws], id: str, state: Props) -> Props | None:
+    cluster, _, principal = id.partition(":")
+    where = {"clusterName": cluster, "principalArn": principal}
+    entry = unless_absent(lambda: _eks(call, state).describe_access_entry(**where)["accessEntry"])
+    if not entry:
+        return None
+    return {
+        **_without(state, _ENTRY_SETTINGS),
+        **_seen(state, entry, _ENTRY_SETTINGS),
+        **where,
+        "accessEntryArn": entry["accessEntryArn"],
+        "region": region(call, state),
+        **live_tags(call, state, entry.get("tags", {})),
+    }
+
+
+def _update_entry(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    if inputs.get("kubernetesGroups") != state.get("kubernetesGroups"):
+        groups = inputs.get("kubernetesGroups") or []
+        _eks(call, inputs).update_access_entry(**_entry_of(inputs), kubernetesGroups=groups)
+    retag_eks(call, state["accessEntryArn"], state, inputs)
+    return _outputs(call, inputs, accessEntryArn=state["accessEntryArn"])
+
+
+def _delete_entry(call: Call[Aws], id: str, state: Props) -> None:
+    unless_absent(lambda: _eks(call, state).delete_access_entry(**_entry_of(state)))
+
+
+ACCESS = ResourceDef(
+    token="aws:eks/accessEntry:AccessEntry",
     inputs=frozenset({"clusterName", "kubernetesGroups", "principalArn", "region", "tags", "type"}),
     required=frozenset({"clusterName", "principalArn"}),
     outputs=frozenset({"accessEntryArn", "region", "tagsAll"}),
     force_new=frozenset({"clusterName", "principalArn", "region", "type"}),
+    create=_create_entry,
+    read=_read_entry,
+    update=_update_entry,
+    delete=_delete_entry,
 )
 
-
-def _association_live(call: Call[Aws], inputs: Props) -> None:
-    if Table(call.session).find(f"eks/access/{_access_key(inputs)}") is None:
-        raise Refused(f"AssociateAccessPolicy: ResourceNotFoundException: no access entry for {inputs['principalArn']}")
-    if not inputs["policyArn"].startswith(_CLUSTER_POLICIES):
-        raise Refused(
-            f"AssociateAccessPolicy: InvalidParameterException: {inputs['policyArn']} is not an access policy"
-        )
+# --- policy of an access entry ---------------------------------------------------------------------------
 
 
-ASSOCIATION = _table_type(
-    "aws:eks/accessPolicyAssociation:AccessPolicyAssociation",
-    kind="eks/associations",
-    key=lambda props: f"{_access_key(props)}/{props['policyArn'].rpartition('/')[2]}",
-    request=lambda inputs: {name: inputs[name] for name in ("clusterName", "principalArn", "policyArn", "accessScope")},
-    operations=("AssociateAccessPolicy", "", "DisassociateAccessPolicy"),
-    delete_request=lambda props: {name: props[name] for name in ("clusterName", "principalArn", "policyArn")},
-    computed=lambda call, props, key: {},
-    check_live=_association_live,
-    tagged=False,
+def _policy_of(props: Props) -> Props:
+    return {**_entry_of(props), "policyArn": props["policyArn"]}
+
+
+def _associate(call: Call[Aws], inputs: Props) -> Made:
+    _eks(call, inputs).associate_access_policy(**_policy_of(inputs), accessScope=inputs["accessScope"])
+    id = "#".join((inputs["clusterName"], inputs["principalArn"], inputs["policyArn"]))
+    return Made(id, {"region": region(call, inputs)})
+
+
+def _read_policy(call: Call[Aws], id: str, state: Props) -> Props | None:
+    cluster, principal, policy = id.split("#")
+    where = {"clusterName": cluster, "principalArn": principal}
+    found = unless_absent(
+        lambda: _eks(call, state).list_associated_access_policies(**where)["associatedAccessPolicies"]
+    )
+    mine = [one for one in found or () if one["policyArn"] == policy]
+    if not mine:
+        return None
+    scope = {name: value for name, value in mine[0]["accessScope"].items() if value}
+    return {**state, **where, "policyArn": policy, "accessScope": scope, "region": region(call, state)}
+
+
+def _disassociate(call: Call[Aws], id: str, state: Props) -> None:
+    unless_absent(lambda: _eks(call, state).disassociate_access_policy(**_policy_of(state)))
+
+
+ASSOCIATION = ResourceDef(
+    token="aws:eks/accessPolicyAssociation:AccessPolicyAssociation",
     inputs=frozenset({"accessScope", "clusterName", "policyArn", "principalArn", "region"}),
     required=frozenset({"accessScope", "clusterName", "policyArn", "principalArn"}),
     outputs=frozenset({"region"}),
+    create=_associate,
+    read=_read_policy,
+    update=None,
+    delete=_disassociate,
 )
 
 # --- Pod Identity ----------------------------------------------------------------------------------------
 
-
-def _identity_live(call: Call[Aws], inputs: Props) -> None:
-    _cluster(call, inputs["clusterName"])
-    _role(call, inputs["roleArn"])
-    role = call.session.client("iam", "us-east-1").get_role(RoleName=inputs["roleArn"].rpartition("/")[2])["Role"]
-    trust = json.dumps(role["AssumeRolePolicyDocument"])
-    if "pods.eks.amazonaws.com" not in trust or "sts:TagSession" not in trust:
-        raise Refused("CreatePodIdentityAssociation: the role's trust lacks pods.eks.amazonaws.com or sts:TagSession")
+_IDENTITY_SETTINGS = ("namespace", "roleArn", "serviceAccount")
 
 
-IDENTITY = _table_type(
-    "aws:eks/podIdentityAssociation:PodIdentityAssociation",
-    kind="eks/pod-identity",
-    key=lambda props: f"{props['clusterName']}/{props['namespace']}/{props['serviceAccount']}",
-    request=lambda inputs: {name: inputs[name] for name in ("clusterName", "namespace", "serviceAccount", "roleArn")},
-    # An update names the association by an id that only AWS assigns, so the stand-in validates it as a create.
-    operations=("CreatePodIdentityAssociation", "CreatePodIdentityAssociation", "DeletePodIdentityAssociation"),
-    delete_request=lambda props: {
-        "clusterName": props["clusterName"],
-        "associationId": f"a-{hashlib.sha256(props['serviceAccount'].encode()).hexdigest()[:17]}",
-    },
-    computed=lambda call, props, key: {
-        "associationArn": _arn(
-            call, props, "podidentityassociation", f"a-{hashlib.sha256(key.encode()).hexdigest()[:17]}"
-        ),
-        "associationId": f"a-{hashlib.sha256(key.encode()).hexdigest()[:17]}",
-    },
-    check_live=_identity_live,
+def _create_identity(call: Call[Aws], inputs: Props) -> Made:
+    params = {**_given(inputs, "clusterName", *_IDENTITY_SETTINGS), **_tags(call, inputs)}
+    made = _eks(call, inputs).create_pod_identity_association(**params)["association"]
+    return Made(made["associationId"], _outputs(call, inputs, **_given(made, "associationArn", "associationId")))
+
+
+def _read_identity(call: Call[Aws], id: str, state: Props) -> Props | None:
+    """As the real provider, it imports `cluster,id`."""
+    given_cluster, _, association_id = id.rpartition(",")
+    where = {"clusterName": given_cluster or state["clusterName"], "associationId": association_id}
+    found = unless_absent(lambda: _eks(call, state).describe_pod_identity_association(**where)["association"])
+    if not found:
+        return None
+    return {
+        **_without(state, _IDENTITY_SETTINGS),
+        **_given(found, "clusterName", "associationArn", "associationId", *_IDENTITY_SETTINGS),
+        "region": region(call, state),
+        **live_tags(call, state, found.get("tags", {})),
+    }
+
+
+def _update_identity(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
+    known = _given(state, "associationArn", "associationId")
+    if inputs["roleArn"] != state.get("roleArn"):
+        params = {"clusterName": inputs["clusterName"], "associationId": known["associationId"]}
+        _eks(call, inputs).update_pod_identity_association(**params, roleArn=inputs["roleArn"])
+    retag_eks(call, known["associationArn"], state, inputs)
+    return _outputs(call, inputs, **known)
+
+
+def _delete_identity(call: Call[Aws], id: str, state: Props) -> None:
+    where = {"clusterName": state["clusterName"], "associationId": state["associationId"]}
+    unless_absent(lambda: _eks(call, state).delete_pod_identity_association(**where))
+
+
+IDENTITY = ResourceDef(
+    token="aws:eks/podIdentityAssociation:PodIdentityAssociation",
     inputs=frozenset({"clusterName", "namespace", "region", "roleArn", "serviceAccount", "tags"}),
     required=frozenset({"clusterName", "namespace", "roleArn", "serviceAccount"}),
     outputs=frozenset({"associationArn", "associationId", "region", "tagsAll"}),
     force_new=frozenset({"clusterName", "namespace", "region", "serviceAccount"}),
+    create=_create_identity,
+    read=_read_identity,
+    update=_update_identity,
+    delete=_delete_identity,
 )
 
-# --- tags of Auto Scaling groups -------------------------------------------------------------------------
-
-
-def _asg_request(inputs: Props) -> Props:
-    tag = inputs["tag"]
-    entry = {
-        "ResourceId": inputs["autoscalingGroupName"],
-        "ResourceType": "auto-scaling-group",
-        "Key": tag["key"],
-        "Value": tag["value"],
-        "PropagateAtLaunch": tag["propagateAtLaunch"],
-    }
-    return {"Tags": [entry]}
-
-
-def _group_is_there(call: Call[Aws], props: Props) -> bool:
-    """Whether the Auto Scaling group's node group exists."""
-    key = f"autoscaling/groups/{props['autoscalingGroupName']}"
-    owner = Table(call.session).find(key)
-    if owner and unless_absent(lambda: call.session.client("eks").describe_nodegroup(**owner)):
-        return True
-    Table(call.session).delete(key)
-    return False
-
-
-def _asg_live(call: Call[Aws], inputs: Props) -> None:
-    if not _group_is_there(call, inputs):
-        name = inputs["autoscalingGroupName"]
-        raise Refused(f"CreateOrUpdateTags: ValidationError: AutoScalingGroup name not found - {name}")
-
-
-ASG_TAG = _table_type(
-    "aws:autoscaling/tag:Tag",
-    service="autoscaling",
-    kind="autoscaling/tags",
-    key=lambda props: f"{props['autoscalingGroupName']}/{props['tag']['key'].replace('/', '|')}",
-    request=_asg_request,
-    operations=("CreateOrUpdateTags", "CreateOrUpdateTags", "DeleteTags"),
-    delete_request=_asg_request,
-    computed=lambda call, props, key: {},
-    check_live=_asg_live,
-    owner_is_there=_group_is_there,
-    tagged=False,
-    inputs=frozenset({"autoscalingGroupName", "region", "tag"}),
-    required=frozenset({"autoscalingGroupName", "tag"}),
-    outputs=frozenset({"region"}),
-    force_new=frozenset({"autoscalingGroupName", "region", "tag.key"}),
-)
+# --- versions of add-ons ---------------------------------------------------------------------------------
 
 
 def _get_addon_version(session: Aws, args: Props) -> Props:
-    version = addon_version(args["addonName"], args["kubernetesVersion"])
-    if args.get("mostRecent"):  # in the table the newest build follows the default
-        release, _, build = version.rpartition(".")
-        version = f"{release}.{int(build) + 1}"
-    return {**args, "id": args["addonName"], "version": version, "region": args.get("region") or session.region}
+    """EKS lists the newest first; the default one is marked."""
+    wanted = {"addonName": args["addonName"], "kubernetesVersion": args["kubernetesVersion"]}
+    (addon,) = session.client("eks", args.get("region")).describe_addon_versions(**wanted)["addons"]
+    found = [
+        one["addonVersion"]
+        for one in addon["addonVersions"]
+        if args.get("mostRecent") or any(fits["defaultVersion"] for fits in one["compatibilities"])
+    ]
+    return {**args, "id": args["addonName"], "version": found[0], "region": args.get("region") or session.region}
 
 
-RESOURCES = (ADDON, ACCESS, ASSOCIATION, IDENTITY, ASG_TAG)
+RESOURCES = (ADDON, ACCESS, ASSOCIATION, IDENTITY)
 INVOKES = (InvokeDef("aws:eks/getAddonVersion:getAddonVersion", _get_addon_version),)

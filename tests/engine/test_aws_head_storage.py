@@ -1,0 +1,69 @@
+"""The store of the Ray head's state in AWS: closed, encrypted, with one password that later runs keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.aws_account import Account
+from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
+from tests.engine.conftest import Emulator
+
+POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
+MODELS = {"org--m": model("org/m", "L4")}
+STORE = {"image": "registry.example/serving:1", "headStorage": "valkey"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, emulator: Emulator) -> Iterator[FleetProject]:
+    emulator.restart()
+    made = FleetProject(tmp_path, emulator)
+    yield made
+    assert not made.living_processes()
+
+
+@pytest.mark.timeout(900)
+def test_the_store_is_closed_and_its_password_stays(project: FleetProject, emulator: Emulator) -> None:
+    """A password that each run makes anew would lock the head out of its own state at every `pulumi up`."""
+    account = Account(emulator, REGION)
+    project.files(stack_of(pools=[POOL], kubernetes=STORE), MODELS)
+    project.up()
+    (store,) = account.stores()
+    assert store["Engine"] == "valkey" and store["CacheNodeType"] == "cache.t4g.micro"
+    assert store["TransitEncryptionEnabled"] and store["AtRestEncryptionEnabled"] and store["AuthTokenEnabled"]
+    assert (store["AutomaticFailover"], store["MultiAZ"]) == ("enabled", "enabled")
+    assert store["SnapshotRetentionLimit"] == 0
+    (made,) = project.resources("aws:elasticache/replicationGroup:ReplicationGroup")
+    assert made["inputs"]["numCacheClusters"] == 2, "moto tells one member whatever it is asked for"
+    _only_from_the_nodes(account)
+
+    outputs = project.outputs()
+    assert outputs["store"]["address"] == f"rediss://{_primary(store)}:6379"
+    password = outputs["store"]["password"]
+    assert len(password) == 64 and password not in project.everything_on_disk()
+
+    again = project.up()
+    assert project.outputs()["store"] == outputs["store"], again.text
+    project.files(stack_of(pools=[POOL]), MODELS)
+    project.up()
+    assert account.stores() == []
+    project.destroy()
+    assert account.everything() == []
+
+
+def _only_from_the_nodes(account: Account) -> None:
+    """One port, and only for who has the cluster's own security group."""
+    cluster = account.table("eks/clusters/modelfleet-test")["securityGroupId"]
+    described = account.ec2.describe_security_groups()["SecurityGroups"]
+    (group,) = [one for one in described if one["Description"].startswith("Store of the Ray head")]
+    (rule,) = group["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"], rule.get("IpRanges", [])) == (6379, 6379, [])
+    assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [cluster]
+
+
+def _primary(store: dict[str, Any]) -> str:
+    address: str = store["NodeGroups"][0]["PrimaryEndpoint"]["Address"]
+    return address

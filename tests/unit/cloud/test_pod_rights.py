@@ -1,0 +1,202 @@
+"""The roles of pods have the rights that the serving code needs, and no other: found by running it, not by reading it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import smart_open
+
+from modelfleet.infra.kubernetes.manifests.mirror import mirrored
+from modelfleet.infra.kubernetes.scripts import mirror_job
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror import Status, complete_version, fetch, fill, fill_from, status
+from modelfleet.serving.mirror import upload as upload_module
+from modelfleet.serving.mirror.origin import Folder, OriginFile
+from modelfleet.serving.mirror.prefix import fetch_prefix
+from tests.unit.aws.builders import planned
+from tests.unit.cloud.conftest import BUCKET, REGION, Fleet, made
+from tools.cloud.server import Listening
+
+MIB = 2**20
+CODE_KEY = "code/serving-1.zip"
+URI = f"s3://{BUCKET}/models/org--m"
+WRITER_ACTIONS = (
+    "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:ListBucketMultipartUploads",
+    "s3:ListMultipartUploadParts", "s3:PutObject", "kms:Decrypt", "kms:GenerateDataKey",
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """Plays SIGKILL: nothing in the code under test catches it."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(os.urandom(11 * MIB))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Job's script changes the path and writes to a pod's volume."""
+    monkeypatch.setattr(mirror_job, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def with_code(fleet: Fleet) -> Fleet:
+    """Puts the code artifact into the fleet's bucket."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("modelfleet/x.txt", "x")
+    fleet.cloud.client("s3").put_object(Bucket=BUCKET, Key=CODE_KEY, Body=packed.getvalue())
+    return fleet
+
+
+def weights_of_another(cloud: Listening, *keys: str) -> None:
+    """A bucket that the fleet did not make, with these objects."""
+    s3 = cloud.client("s3")
+    s3.create_bucket(Bucket="weights", CreateBucketConfiguration={"LocationConstraint": REGION})
+    for key in keys:
+        s3.put_object(Bucket="weights", Key=key, Body=b"{}")
+
+
+@contextmanager
+def acting_as(fleet: Fleet, service_account: str) -> Iterator[None]:
+    """In the block boto3's own clients have the pod's credentials, from the environment."""
+    environ = fleet.cloud.environment(fleet.credentials(service_account), REGION)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        boto3.setup_default_session()
+        try:
+            yield
+        finally:
+            boto3.setup_default_session()
+
+
+def copies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A mirror Job's life: its code, a copy that is killed, one that finishes it, a damaged origin, three versions.
+
+    Returns what it said.
+    """
+    mirror_job.load_code(f"s3://{BUCKET}/{CODE_KEY}")
+    lines: list[str] = []
+    names: dict[str, Any] = {"model_id": "org/m", "source": "org/m", "chunk_bytes": 5 * MIB, "report": lines.append}
+    send = upload_module._Fill._send_part
+
+    def dies(self: Any, target: Any, upload: str, number: int, body: bytes) -> dict[str, Any]:
+        if number == 2:
+            raise Killed
+        return send(self, target, upload, number, body)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(upload_module._Fill, "_send_part", dies)
+        fill(folder, URI, **names)
+    fill(folder, URI, **names)
+
+    class Damaged(Folder):
+        def files(self) -> list[OriginFile]:
+            return [OriginFile(f.path, f.size, None if f.path == "config.json" else "1" * 64) for f in super().files()]
+
+    with pytest.raises(MirrorError, match="has other bytes than its SHA-256 says"):
+        fill_from(Damaged(folder), URI, **names)
+    for text in ("[1]", "[2]"):
+        (folder / "config.json").write_text(text)
+        fill(folder, URI, **names)
+    assert status(URI) is Status.COMPLETE
+    return lines
+
+
+def reads(cache: Path) -> None:
+    """A replica's life: its code as Ray reads it (with smart_open), waiting for the mirror, and both ways to load it."""
+    with smart_open.open(f"s3://{BUCKET}/{CODE_KEY}", "rb", transport_params={}) as stream:
+        assert stream.read(2) == b"PK"
+    assert status(f"{URI}-that-is-not-there-yet") is Status.ABSENT
+    assert status(URI) is Status.COMPLETE
+    assert complete_version(URI) is not None
+    fetch(URI, cache)
+
+
+def test_the_mirror_jobs_role_has_what_its_code_calls_and_nothing_else(
+    fleet: Fleet, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with acting_as(with_code(fleet), "mirror"):
+        copies(model, monkeypatch)
+    assert fleet.granted("mirror") == fleet.used("mirror") == set(WRITER_ACTIONS)
+
+
+@pytest.mark.parametrize("action", sorted({*WRITER_ACTIONS} - {"s3:DeleteObject"}))
+def test_each_right_of_the_mirror_jobs_role_is_needed(
+    action: str, fleet: Fleet, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This is also the proof that the test above sees a right that is missing."""
+    with_code(fleet).take("mirror", action)
+    with acting_as(fleet, "mirror"), pytest.raises(Exception, match="AccessDenied"):
+        copies(model, monkeypatch)
+
+
+def test_without_the_right_to_delete_a_copy_is_whole_and_says_what_stays(
+    fleet: Fleet, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeleteObjects answers 200 and lists what it could not delete."""
+    with_code(fleet).take("mirror", "s3:DeleteObject")
+    with acting_as(fleet, "mirror"):
+        lines = copies(model, monkeypatch)
+    assert any("files of older versions stay and cost storage" in line and "AccessDenied" in line for line in lines)
+
+
+@pytest.mark.parametrize("service_account", ["ray-head", "ray-worker"])
+def test_a_replicas_role_has_what_its_code_calls_and_nothing_else(
+    service_account: str, fleet: Fleet, model: Path, tmp_path: Path
+) -> None:
+    fill(model, URI, model_id="org/m", source="org/m", s3=with_code(fleet).cloud.client("s3"))
+    with acting_as(fleet, service_account):
+        reads(tmp_path / "cache")
+    assert fleet.granted(service_account) == fleet.used(service_account)
+    assert fleet.used(service_account) == {"s3:GetObject", "s3:ListBucket", "kms:Decrypt"}
+
+
+def test_a_mirror_job_may_read_the_bucket_that_it_copies_and_replicas_may_not(
+    account: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mirror.sources` names it; the Job's role had the rights for buckets that models name, which it never reads."""
+    settings = {"bucket": BUCKET, "sources": {"org/model": "s3://weights/llama"}}
+    plan, _ = planned(tmp_path / "project", mirror=settings)
+    fleet = with_code(made(account, plan))
+    weights_of_another(account, "llama/config.json", "llama/model.safetensors")
+    (job,) = mirrored(plan)
+    assert job.mirror.source == "s3://weights/llama"
+    uri = f"s3://{BUCKET}/{job.mirror.prefix}"
+    said = {"SOURCE": job.mirror.source, "MIRROR": uri, "MODEL_ID": "org/m", "CODE": f"s3://{BUCKET}/{CODE_KEY}"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with acting_as(fleet, "mirror"):
+        assert mirror_job.main() == 0
+    with acting_as(fleet, "ray-worker"):
+        assert status(uri) is Status.COMPLETE
+        with pytest.raises(MirrorError, match="AccessDenied"):
+            fetch_prefix("s3://weights/llama", tmp_path / "cache")
+
+
+def test_a_replica_reads_a_bucket_that_its_model_names_and_no_other(account: Listening, tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET})
+    named = replace(plan, bucket=replace(plan.bucket, read_only=("weights/llama",)))
+    fleet = made(account, named)
+    weights_of_another(account, "llama/config.json", "secret/config.json")
+    with acting_as(fleet, "ray-worker"):
+        assert (fetch_prefix("s3://weights/llama", tmp_path / "cache") / "config.json").read_bytes() == b"{}"
+        with pytest.raises(MirrorError, match="AccessDenied"):
+            fetch_prefix("s3://weights/secret", tmp_path / "cache")
