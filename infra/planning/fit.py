@@ -168,6 +168,13 @@ def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
     return decoder + facts.encoder_bytes / setting.workers + draft_bytes(facts, setting)
 
 
+def host_weight_bytes(facts: ModelFacts, setting: Setting) -> float:
+    """Bytes of the weights that a worker keeps in its node's memory instead: vLLM's pinned n-gram tables."""
+    memory = memory_in(facts, setting)
+    _, host = _weight_bytes(memory.checkpoint, setting.workers, setting.accelerator.compute_capability)
+    return host
+
+
 def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
     """Bytes per GPU on top of weights and KV cache: context, communication, graphs, activations, sampler."""
     fixed = CONTEXT_MIB + (COMMUNICATION_MIB if setting.workers > 1 else 0) + (0 if setting.eager else GRAPHS_MIB)

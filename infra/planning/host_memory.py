@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import sequence_bytes, setting_of, weight_bytes
-from modelfleet.serving.config.accelerators import CPU, Accelerator
+from modelfleet.infra.planning.fit import host_weight_bytes, sequence_bytes, setting_of, weight_bytes
+from modelfleet.serving.config.accelerators import CPU, Accelerator, known_gpus
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import workers_are_ray_actors
 
@@ -49,7 +49,8 @@ def with_host_memory(config: ModelConfig, facts: ModelFacts | None, *, reserve: 
 def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     """The bytes of its node's memory that a replica takes; 0 where they depend on a model of which nothing is known.
 
-    With GPUs weights and cache are in theirs, and only what the file moves off them is here.
+    With GPUs weights and cache are in theirs. Here is only what the file moves off them, and the n-gram tables that
+    vLLM itself keeps here.
     """
     workers = model.scaling_config.num_workers
     apart = workers if workers > 1 or workers_are_ray_actors(model) else 0
@@ -57,13 +58,21 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     arguments = _arguments(model)
     if model.accelerator != CPU:
         moved = _number(arguments.get("kv_offloading_size")) + workers * _number(arguments.get("cpu_offload_gb"))
-        return round(processes + moved * GIB)
+        return round(processes + moved * GIB + _tables_bytes(model, facts))
     if facts is None:
         return 0
     cache = own_cache_bytes(model)
     cache = _cache_bytes(model, facts) if cache is None else cache
     setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1)
     return round(weight_bytes(facts, setting) + workers * cache + processes)
+
+
+def _tables_bytes(model: ModelConfig, facts: ModelFacts | None) -> float:
+    """The n-gram tables of all workers (vLLM 0.32 `config/engram.py`: `cpu_offload` is the default)."""
+    card = known_gpus().get(model.accelerator)
+    if facts is None or card is None:
+        return 0.0
+    return model.scaling_config.num_workers * host_weight_bytes(facts, setting_of(model, facts, card))
 
 
 def own_cache_bytes(model: ModelConfig) -> int | None:

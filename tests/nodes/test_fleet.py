@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
 from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, SERVE_PODS
 from modelfleet.infra.kubernetes.names import SERVE_SERVICE
 from tests.nodes.fleet import SLUG, NodesFleet
+from tests.nodes.life import HEAD, node_of
 from tests.nodes.pods import Pods
+from tools.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -18,6 +21,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_a_model_file_becomes_an_answer(fleet: NodesFleet, pods: Pods, path: str) -> None:
     ask = fleet.question("What is the capital of France?", path=path)
     assert "Paris" in json.loads(pods.says(ask))["choices"][0]["message"]["content"]
+
+
+def test_the_head_sees_nothing_of_the_checkout(fleet: NodesFleet) -> None:
+    find = r"cat /proc/$(pgrep -of '^\S*/gcs_server')/mounts"
+    node = node_of(fleet, HEAD)
+    seen = subprocess.run(node.command("sh", "-c", find), check=True, capture_output=True, text=True).stdout
+    assert " / overlay " in seen and f" {ROOT}" not in seen
 
 
 def test_the_gateways_policy_names_what_the_operators_service_selects(fleet: NodesFleet) -> None:

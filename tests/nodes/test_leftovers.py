@@ -41,8 +41,9 @@ def sysctls() -> dict[str, str]:
 
 
 def seen_from_the_machine() -> str:
-    """Mounts, links, addresses and routes of the machine itself."""
-    asked = (["ip", "-o", "address"], ["ip", "-o", "link"], ["ip", "route", "show", "table", "all"])
+    """Mounts, links, addresses, routes and packet filters of the machine itself."""
+    filters = ["nft", "list", "ruleset"]  # kube-proxy's and the enforcer's
+    asked = (["ip", "-o", "address"], ["ip", "-o", "link"], ["ip", "route", "show", "table", "all"], filters)
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in asked]
     return "\n".join([*said, Path("/proc/self/mounts").read_text()])
 
@@ -65,7 +66,7 @@ def test_a_killed_owner_leaves_nothing(moment: str) -> None:
     wait_until(lambda: not folder.exists(), what="its folder has gone", seconds=30)
     wait_until(lambda: not commands_with(str(folder)), what=f"no process of {folder}", seconds=30)
     assert sysctls() == before
-    traces = ("172.30.0.", "10.244.", str(folder))
+    traces = ("172.30.0.", "10.244.", "KUBE-", str(folder))
     assert [line for line in seen_from_the_machine().splitlines() if any(trace in line for trace in traces)] == []
 
 

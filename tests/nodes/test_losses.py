@@ -132,3 +132,4 @@ def test_a_head_that_is_killed_comes_back_with_its_models(fleet: NodesFleet, pod
         f"a killed head: all back after {took:.0f} s, {len(refused)} of {len(answers.codes)} requests refused, "
         f"the longest took {answers.longest_s:.0f} s"
     )
+    assert len(refused) < len(answers.codes) / 2

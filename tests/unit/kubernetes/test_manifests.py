@@ -203,7 +203,8 @@ def test_every_container_states_its_resources(tmp_path: Path) -> None:
     for manifest in everything(planned(tmp_path, five_models(), target="eks"), cluster_name="c"):
         for pod in pods(manifest):
             for container in pod["containers"]:
-                assert {"cpu", "memory"} <= set(container["resources"]["requests"]), container["name"]
+                wanted = {"cpu", "memory", "ephemeral-storage"}
+                assert wanted <= set(container["resources"]["requests"]), container["name"]
                 assert "memory" in container["resources"]["limits"], container["name"]
 
 

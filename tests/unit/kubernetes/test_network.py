@@ -1,6 +1,6 @@
 """Who can reach what: evaluates the rendered NetworkPolicies as Kubernetes defines them.
 
-The tests' cluster has no network plugin to enforce a policy, so this file applies the rules of
+`tests/nodes/test_policies.py` proves each line by a connection; for quick runs this file applies the rules of
 https://kubernetes.io/docs/concepts/services-networking/network-policies/. A connection is open if the source's egress
 and the target's ingress both allow it. A pod that no policy selects is open.
 """

@@ -71,3 +71,13 @@ def test_the_autoscaler_may_read_its_priorities() -> None:
     assert config["metadata"]["namespace"] == role["metadata"]["namespace"]
     assert [sorted(rule["verbs"]) for rule in named] == [["delete", "get", "update", "watch"]]
     assert any("list" in rule["verbs"] and rule["resources"] == ["configmaps"] for rule in role["rules"])
+
+
+def test_the_autoscaler_is_restarted_when_it_hangs_and_writes_its_own_objects_alone() -> None:
+    made = cluster_autoscaler(planned([model()], stack(*LADDERS)), "c")
+    (container,) = made[-1]["spec"]["template"]["spec"]["containers"]
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health-check", "port": "http"}
+    rules = {one["kind"]: one["rules"] for one in made if one["kind"] in ("Role", "ClusterRole")}
+    assert not {kind for rule in rules["ClusterRole"] for kind in rule["resources"]} & {"configmaps", "leases"}
+    unnamed = {verb for rule in rules["Role"] if "resourceNames" not in rule for verb in rule["verbs"]}
+    assert unnamed <= {"create", "list", "watch"}

@@ -58,3 +58,11 @@ def test_there_is_an_example_for_each_accelerator_and_each_use() -> None:
     assert (
         sum("reasoning_parser" in one for one in kwargs) >= 2 and sum("tool_call_parser" in one for one in kwargs) >= 5
     )
+
+
+def test_a_first_stack_costs_what_its_guide_says() -> None:
+    plan = make_plan(ROOT, "trial", deploying=False)
+    most = plan.cost.max_usd_per_hour
+    assert most is not None and most <= 2 and not plan.notices
+    assert f"{most:.2f} USD an hour" in (ROOT / "docs" / "first-account.md").read_text()
+    assert [one.model_id for one in plan.models if one.memory is None] == []

@@ -75,6 +75,11 @@ def test_with_gpus_what_is_moved_off_them_is_reserved_on_the_host() -> None:
     assert placement_bundles(moved.config)[0]["memory"] == 4 * GIB + (64 + 2 * 10) * GIB
 
 
+def test_tables_that_vllm_pins_on_the_host_are_reserved_there() -> None:
+    one = completed(model("Qwen/Qwen3.8-Flash-Next", "H200", workers=4))
+    assert placement_bundles(one.config)[0]["memory"] > 95 * GIB
+
+
 def test_a_single_worker_is_the_engines_process_unless_ray_has_it() -> None:
     """Replica, engine and two workers took 3.8 GB resident, and 3.2 were reserved."""
     ray = {"engine_kwargs": {"distributed_executor_backend": "ray"}}

@@ -1,6 +1,6 @@
 """`python -m tools.kubernetes.trial up|down --stack cluster`: what `make up STACK=cluster` runs.
 
-up      use kubectl's cluster, or start one here; object store, weights, `modelfleet up`, and a first answer
+up      use kubectl's cluster if it is on this machine, or start one; object store, weights, `modelfleet up`, and an answer
 down    `modelfleet down`, take the object store and the labels away, end the cluster that `up` started
 """
 
@@ -14,6 +14,7 @@ import sys
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from modelfleet.cli.endpoint import curl_example
 from modelfleet.infra.kubernetes.api import ApiError, Unreachable
@@ -25,6 +26,9 @@ from tools.paths import ROOT
 from tools.progress import say
 
 MODELFLEET = Path(sys.prefix) / "bin" / "modelfleet"
+#: Clusters there are not production's. kind and k3d listen there; minikube may not.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANYWHERE = "TRIAL_ANYWHERE"
 QUESTION = "What is the capital of France?"
 
 
@@ -49,7 +53,7 @@ def main() -> int:
 
 
 def _up(stack: str, own: OwnCluster) -> int:
-    with _trial(stack, _kubeconfig() or own.start()) as trial, trial.object_store() as storage:
+    with _trial(stack, own.kubeconfig or _kubeconfig() or own.start()) as trial, trial.object_store() as storage:
         trial.prepare(storage, local_weights())
         if code := _modelfleet("up", trial, storage):
             return code
@@ -64,7 +68,7 @@ def _up(stack: str, own: OwnCluster) -> int:
 
 
 def _down(stack: str, own: OwnCluster) -> int:
-    kubeconfig = _kubeconfig() or own.kubeconfig
+    kubeconfig = own.kubeconfig or _kubeconfig()
     if kubeconfig is None:
         say("no cluster answers, so nothing of the stack is left")
         return 0
@@ -101,13 +105,15 @@ def _modelfleet(command: str, trial: Trial, storage: dict[str, str]) -> int:
 
 
 def _kubeconfig() -> Path | None:
-    """kubectl's own, if its cluster answers."""
+    """kubectl's own, if its cluster answers. Raises `SetupError` where that may be anybody's production."""
     path = Path(os.environ.get("KUBECONFIG") or "~/.kube/config").expanduser()
     if not path.is_file():
         return None
     try:
         with closing(WritingApi.from_kubeconfig(path)) as api:
             say(f"a cluster answers at {api.server}")
+            if urlsplit(api.server).hostname not in LOOPBACK and not os.environ.get(ANYWHERE):
+                raise SetupError(f"the cluster at {api.server} is not on this machine; {ANYWHERE}=1 tries it there")
     except (Unreachable, ApiError) as error:
         say(f"{path} is not used: {error}")
         return None
