@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: A new load balancer takes about three minutes, and a resolver keeps the news that a name is unknown for a while.
 DOOR_OPENS_S = 300
+#: One for inside is often not to be reached from here at all.
+INSIDE_S = 30
 
 
 def run_up(stack: str) -> int:
@@ -96,7 +98,7 @@ def _through_the_front_door(root: Path, plan: Plan, base: str) -> None:
     Not of a model that sleeps: a request would buy its node.
     """
     with output.status(f"waiting for {base}"):
-        why = why_no_way_to(base, seconds=DOOR_OPENS_S)
+        why = why_no_way_to(base, seconds=DOOR_OPENS_S if plan.front_door and plan.front_door.internet else INSIDE_S)
     if why:
         output.say(f"{base} cannot be reached from here, {why}; ask from a network in gateway.allowCidrs")
         return

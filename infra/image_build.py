@@ -181,6 +181,10 @@ def failure(build: Props, lines: Sequence[str]) -> str:
         parts += ["the end of its log:", *(f"  {line}" for line in _worth_reading(lines))]
     if link := (build.get("logs") or {}).get("deepLink"):
         parts.append(f"the whole log: {link}")
+    if any("toomanyrequests" in line for line in lines):
+        parts.append(
+            "Docker Hub limits pulls without an account; name a registry with a copy of the base in imageRegistry"
+        )
     parts.append("no node was started; run `pulumi up` again, or name an image of your own in kubernetes.image")
     return "\n".join(parts)
 

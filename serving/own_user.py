@@ -64,7 +64,7 @@ def is_known() -> bool:
         with socket.create_connection(("127.0.0.1", port)) as client:
             try:
                 return owner_of(client.getsockname()[1], port) == os.geteuid()
-            except OSError:
+            except (AttributeError, OSError):  # no netlink but on Linux
                 return False
 
 

@@ -77,7 +77,8 @@ class FrontDoor(pulumi.ComponentResource):
             opts=self._child,
         )
         for cidr in self._door.allow_cidrs:
-            name = f"{self._name}-from-{cidr.replace('/', '-')}"
+            # With the port in its name: another port is another rule, so that none has to be changed in place.
+            name = f"{self._name}-{self._listens}-from-{cidr.replace('/', '-')}"
             aws.vpc.SecurityGroupIngressRule(
                 name,
                 security_group_id=group.id,

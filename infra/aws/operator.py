@@ -205,6 +205,7 @@ BALANCER_CHANGES = (
     "CreateLoadBalancer",
     "CreateTargetGroup",
     "DeleteListener",
+    "ModifyListenerAttributes",
     "DeleteLoadBalancer",
     "DeleteTargetGroup",
     "ModifyListener",
@@ -219,7 +220,6 @@ CERTIFICATE_CHANGES = (
     "AddTagsToCertificate",
     "DeleteCertificate",
     "RemoveTagsFromCertificate",
-    "RequestCertificate",
 )
 FRONT_DOOR_READS = (
     "acm:DescribeCertificate",
@@ -284,6 +284,8 @@ def operator(
         *([_store(site)] if store else []),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
         *(_image(site, image) if image else ()),
+        # A certificate that is asked for has no ARN yet (Service Authorization Reference, AWS Certificate Manager).
+        *([_allow("*", ["acm:RequestCertificate"]) | here] if front_door else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
     ]
 

@@ -114,20 +114,26 @@ class KubernetesFleet(pulumi.ComponentResource):
             store_address=head_storage.address if head_storage else STORE_ADDRESS,
             opts=self._child(*namespace.ready, *operator.ready, *secrets.ready),
         )
-        if target_group_arn is not None:
-            LoadBalancer(
-                f"{name}-balancer",
-                plan,
-                cluster_name=cluster_name,
-                target_group_arn=target_group_arn,
-                opts=self._child(*namespace.ready),
-            )
+        # The gateway's pods are ready once the load balancer asks them, so its update must not run ahead of it.
+        door = (
+            [
+                LoadBalancer(
+                    f"{name}-balancer",
+                    plan,
+                    cluster_name=cluster_name,
+                    target_group_arn=target_group_arn,
+                    opts=self._child(*namespace.ready),
+                )
+            ]
+            if target_group_arn is not None
+            else []
+        )
         gateway = Gateway(
             f"{name}-gateway",
             plan,
             keys_id=secrets.keys_id,
             balancer=balancer,
-            opts=self._child(*namespace.ready, *secrets.ready),
+            opts=self._child(*namespace.ready, *secrets.ready, *door),
         )
         self.base_url = gateway.base_url
         self.register_outputs({"base_url": self.base_url})

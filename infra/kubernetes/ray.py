@@ -25,6 +25,7 @@ ANNOTATIONS = {
 #: (replicas, tolerations, a group appended at the end) is not among them.
 REPLACES = [
     "spec.rayClusterConfig.rayVersion",
+    "spec.rayClusterConfig.authOptions",
     "spec.rayClusterConfig.gcsFaultToleranceOptions",
     "spec.rayClusterConfig.headGroupSpec.template.spec.containers",
     "spec.rayClusterConfig.workerGroupSpecs[*].groupName",

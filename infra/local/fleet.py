@@ -24,7 +24,7 @@ REPLICA_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
-    **RAY_ENVIRONMENT,
+    "RAY_worker_niceness": RAY_ENVIRONMENT["RAY_worker_niceness"],
 }
 
 

@@ -129,7 +129,7 @@ def _named(
 
 def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, catalog: Catalog) -> Candidate:
     names = tuple(one.name for one in types)
-    price = usd_per_hour(catalog, names, stack.region) if "capacity-block" not in pool.purchases else None
+    price = usd_per_hour(catalog, names, stack.region) if set(pool.purchases) != {"capacity-block"} else None
     rank = usd_per_hour(catalog, names, stack.region) or usd_per_hour(catalog, names, REFERENCE_REGION) or 0.0
     node = node_shape(types, catalog, made_here=stack.config.target.makes_cluster, reserve=pool.reserve)
     return Candidate(pool.accelerator, names, node, max(t.vcpus for t in types), price, rank)

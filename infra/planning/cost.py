@@ -129,7 +129,7 @@ def _unknown_prices(stack: LoadedStack, pools: Sequence[PoolPlan], fixed: Sequen
     reasons, unpriced = [], []
     for pool in pools:
         types = [name for name in pool.instance_types if usd_per_hour(catalog, [name], stack.region) is None]
-        if any(rung.purchase == "capacity-block" for rung in pool.rungs):
+        if all(rung.purchase == "capacity-block" for rung in pool.rungs):
             reasons.append(f"pool {pool.name} has a Capacity Block, which has no hourly price")
         elif not pool.instance_types:
             reasons.append(f"pool {pool.name} gives `node`, not instanceTypes, so it has no price")

@@ -243,16 +243,18 @@ def test_a_second_up_is_unchanged_and_status_says_what_runs(running: Fleet) -> N
     ]
 
 
-def test_an_older_version_refuses_the_stack_in_one_line(running: Fleet, wheel: Path) -> None:
+def test_an_older_version_refuses_the_stack_in_one_line(running: Fleet, wheel: Path, tmp_path: Path) -> None:
+    """Older than this one by its number alone: 0.1.0 does not know Ray's token, and Ray refuses it first."""
+    older = build_wheel(sources_with(tmp_path / "source", "0.1.9"), tmp_path / "dist")
     replicas = running.replicas(SLUG)
-    running.install(RELEASED)
+    running.install(older)
     try:
         done = running.modelfleet("up", check=False)
     finally:
         running.install(wheel)
     assert done.returncode == 2
     assert (
-        f"was deployed by modelfleet {version('modelfleet')}, and this is 0.1.0" in done.stderr
+        f"was deployed by modelfleet {version('modelfleet')}, and this is 0.1.9" in done.stderr
         and "Traceback" not in done.stderr
     )
     assert running.replicas(SLUG) == replicas

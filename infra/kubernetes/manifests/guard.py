@@ -53,6 +53,7 @@ def _policy(plan: Plan) -> Manifest:
             "resourceRules": [
                 _rule("ray.io", "v1", "rayclusters"),
                 _rule("", "v1", "pods"),
+                _rule("", "v1", "pods/resize"),  # which no rule for pods covers, and KubeRay's role allows
             ]
         },
         "matchConditions": [{"name": "the-head", "expression": f"request.userInfo.username == '{account}'"}],

@@ -26,6 +26,7 @@ from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving import own_user
+from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 RAY_HEAD = Path(__file__).parents[1] / "ray_head.py"
 PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
@@ -88,7 +89,9 @@ def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
             mark=mine,
             log=log,
             cwd=temp,
-            env=_environment({**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}),
+            env=ray_environment(
+                {**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}
+            ),
         )
         last = json.dumps({"pid": process.pid, "started": process.started})
         (Path(inputs["folder"]) / LAST_START).write_text(last, encoding="utf-8")
@@ -205,12 +208,13 @@ def _command(inputs: Props, temp: Path) -> list[str]:
     ]
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
+def ray_environment(extra: dict[str, str]) -> dict[str, str]:
     """The user's environment, less what would change Python, Pulumi or Ray for Ray's workers, plus the stack's own."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PULUMI_", "PYTHON", "RAY_", "GRPC_", "AWS_"))}
     return {
         **own,
         **LOOPBACK_ONLY,
+        **RAY_ENVIRONMENT,  # not among the inputs: what an upgrade adds there would restart Ray
         **extra,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }

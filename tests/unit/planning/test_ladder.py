@@ -39,11 +39,14 @@ def test_the_budget_counts_the_dearest_rung_that_may_run() -> None:
     assert f"pool l4 ({8 * 0.9776:.2f})" in caught.value.findings[0].message, "not 8 × 0.8048 of the reservation"
 
 
-def test_a_ladder_with_a_capacity_block_has_no_known_price() -> None:
+def test_a_ladder_with_a_capacity_block_is_counted_at_what_its_other_rungs_cost() -> None:
+    """The block is paid for; the other rungs may still buy every node of the pool."""
     block: dict[str, Any] = {"purchase": ["capacity-block", "on-demand"], **RESERVATION}
     (made,) = planned([model()], stack(pool(instanceTypes=TYPES, **block))).pools
     assert [rung.usd_per_node_hour for rung in made.rungs] == [None, pytest.approx(0.9776)]
-    assert made.usd_per_node_hour is None and made.cost.max_usd_per_hour is None
+    assert made.usd_per_node_hour == pytest.approx(0.9776)
+    with pytest.raises(InputErrors, match="budget"):
+        planned([model()], stack(pool(instanceTypes=TYPES, **block), budget={"maxUsdPerHour": 0.5}))
 
 
 def test_a_worker_fits_the_smallest_type_of_the_ladder() -> None:

@@ -32,6 +32,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "io_processor_plugin": {"engine_kwargs": {"io_processor_plugin": "mine"}},
     "kv_connector_module_path": {"engine_kwargs": {"kv_transfer_config": {"kv_connector_module_path": "mine"}}},
     "ec_connector_module_path": {"engine_kwargs": {"ec_transfer_config": {"ec_connector_module_path": "mine"}}},
+    "distributed_executor_backend": {"engine_kwargs": {"distributed_executor_backend": "mine.Executor"}},
     "backend": {"engine_kwargs": {"compilation_config": {"backend": "mine.compiler"}}},
     "load_format": {"engine_kwargs": {"load_format": "pt"}},
     "VLLM_ALLOW_INSECURE_SERIALIZATION": {"runtime_env": {"env_vars": {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}}},
@@ -51,6 +52,7 @@ ASKED: dict[str, dict[str, Any]] = {
 HARMLESS: list[dict[str, Any]] = [
     {"engine_kwargs": {"trust_remote_code": False, "worker_cls": "auto", "load_format": "safetensors"}},
     {"engine_kwargs": {"compilation_config": {"backend": "inductor"}, "max_num_seqs": 8}},
+    {"engine_kwargs": {"distributed_executor_backend": "mp"}},
     {"engine_kwargs": {"worker_extension_cls": "", "kv_transfer_config": {"kv_connector": "LMCacheConnectorV1"}}},
     {"runtime_env": {"env_vars": {"VLLM_SERVER_DEV_MODE": "0", "OMP_NUM_THREADS": "8"}}},
 ]

@@ -91,3 +91,8 @@ def test_the_stacks_user_and_root_are_served(owner: int, monkeypatch: pytest.Mon
         {"type": "passed"}
     ]
     assert _answer({"type": "lifespan"}) == [{"type": "passed"}]
+
+
+def test_a_system_that_does_not_say_whose_a_connection_is_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_NETLINK")
+    assert not is_known()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
+from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 from modelfleet.serving.replica import VllmReplica, lift_thread_limit
 from tests.unit.serving.test_engine_args import CPU, model
@@ -85,4 +85,4 @@ def test_ray_knows_the_settings_that_every_node_gets(name: str) -> None:
 
 
 def test_the_local_target_has_the_settings_of_every_node() -> None:
-    assert RAY_ENVIRONMENT.items() <= REPLICA_ENVIRONMENT.items()
+    assert RAY_ENVIRONMENT.items() <= ray_environment({}).items()

@@ -1,6 +1,6 @@
 """`python -m tools.kubernetes.trial up|down --stack cluster`: what `make up STACK=cluster` runs.
 
-up      use kubectl's cluster if it is on this machine, or start one; object store, weights, `modelfleet up`, and an answer
+up      kubectl's cluster if it is on this machine, or one that starts here; object store, weights, deploy, first answer
 down    `modelfleet down`, take the object store and the labels away, end the cluster that `up` started
 """
 

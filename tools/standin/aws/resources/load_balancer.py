@@ -269,6 +269,10 @@ def _create_listener(call: Call[Aws], inputs: Props) -> Made:
         LoadBalancerArn=inputs["loadBalancerArn"], **_listener(inputs), **_tags(call, inputs)
     )
     arn = answer["Listeners"][0]["ListenerArn"]
+    # As the official plugin does after each create (terraform-provider-aws internal/service/elbv2/listener.go).
+    client(call, "elbv2", inputs).modify_listener_attributes(
+        ListenerArn=arn, Attributes=[{"Key": "routing.http.response.server.enabled", "Value": "true"}]
+    )
     return Made(arn, {"arn": arn, "region": region(call, inputs), "tagsAll": call.session.tags(inputs)})
 
 
