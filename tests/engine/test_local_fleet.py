@@ -29,7 +29,7 @@ from modelfleet.infra.local.weights import default_cache, materialize
 from tests.engine.aws_fleet import with_aws_command
 from tests.engine.conftest import Emulator
 from tests.engine.local_stack import listening_addresses, marked_processes
-from tests.engine.own_fleet import MODEL, RELEASED, ROOT, SLUG, Fleet, build_wheel, own_fleet
+from tests.engine.own_fleet import MODEL, ROOT, SLUG, Fleet, build_wheel, own_fleet, sources_with
 from tests.serving.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
