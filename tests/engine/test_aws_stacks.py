@@ -27,6 +27,8 @@ def fleet(
 
 def test_a_shipped_stack_comes_up_as_planned_stays_and_goes(fleet: FleetProject, emulator: Emulator) -> None:
     account, plan, name = Account(emulator, fleet.region), fleet.plan(), f"modelfleet-{fleet.stack}"
+    yours = account.everything()
+    assert yours == ["modelfleet-serving"], "the image that the stack file names, and nothing else yet"
     fleet.up()
     _groups_are_the_plans(account, plan, name)
     cluster = account.cluster(name)
@@ -43,7 +45,7 @@ def test_a_shipped_stack_comes_up_as_planned_stays_and_goes(fleet: FleetProject,
     if fleet.stack == "prod":
         _protection_holds_until_it_is_taken_off(fleet, account, name)
     fleet.destroy()
-    assert account.everything() == []
+    assert account.everything() == yours
 
 
 def _groups_are_the_plans(account: Account, plan: Plan, cluster: str) -> None:
