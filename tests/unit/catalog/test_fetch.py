@@ -14,6 +14,7 @@ from moto import mock_aws
 
 from modelfleet.infra.catalog.catalog import FOLDER
 from modelfleet.infra.planning.front_door import LOAD_BALANCER
+from modelfleet.infra.planning.head_storage import NODE_TYPE
 from modelfleet.infra.reading.prices import NAT_GATEWAY
 from modelfleet.serving.config.catalogs import csv_rows
 from tools.catalog.__main__ import main
@@ -33,6 +34,9 @@ def asked(region: str, name: str) -> dict[str, Any]:
     wanted, service = {**machine, "capacitystatus": "Used"}, "AmazonEC2"
     if name == NAT_GATEWAY:
         wanted = {"productFamily": "NAT Gateway", "operation": "NatGateway"}
+    if name == NODE_TYPE:
+        service = "AmazonElastiCache"
+        wanted = {"instanceType": NODE_TYPE, "cacheEngine": "Valkey", "locationType": "AWS Region"}
     if name == LOAD_BALANCER:
         service = "AWSELB"
         wanted = {"productFamily": "Load Balancer-Application", "operation": "LoadBalancing:Application"}
@@ -49,7 +53,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pricing = boto3.client("pricing", region_name="us-east-1")
     with mock_aws(), Stubber(pricing) as stub:
         for region, usd in REGIONS.items():
-            for name in (NAT_GATEWAY, LOAD_BALANCER, *NAMES):
+            for name in (NAT_GATEWAY, LOAD_BALANCER, NODE_TYPE, *NAMES):
                 sold = not (region == "eu-west-1" and name == "p4de.24xlarge")
                 answer = [product(usd), product(0.0)] if sold else []
                 stub.add_response("get_products", {"PriceList": answer}, asked(region, name))
@@ -77,4 +81,5 @@ def test_prices_come_from_every_region_and_the_rest_stays(fetched: Path) -> None
     assert rows["eu-west-1", LOAD_BALANCER]["source"] == "AWS Price List API"
     assert ("eu-west-1", "p4de.24xlarge") not in rows, "not sold there: unknown, and never 0"
     assert rows["*", "eks-cluster"]["usd_per_hour"] == "0.10", "the command does not query it, so it stays"
-    assert len(rows) == len(list(csv_rows(fetched / "prices.csv"))) == 2 * (len(NAMES) + 2) - 1 + 1
+    kept = ["eks-cluster", "codebuild-general1-large"]
+    assert len(rows) == len(list(csv_rows(fetched / "prices.csv"))) == 2 * (len(NAMES) + 3) - 1 + len(kept)

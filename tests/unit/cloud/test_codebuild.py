@@ -169,7 +169,9 @@ def test_a_build_that_fails_shows_what_its_log_says(place: Place) -> None:
     with pytest.raises(Refused) as error:
         place.build()
     text = str(error.value)
-    assert "ended with FAILED: BUILD: Error while executing command: BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build" in text
+    assert (
+        "ended with FAILED: BUILD: Error while executing command: BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build" in text
+    )
     assert f"  {said}" in text
     assert "https://console.aws.amazon.com/" in text
     assert "no node was started" in text

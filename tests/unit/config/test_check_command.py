@@ -95,7 +95,8 @@ def test_fix_rewrites_and_a_second_run_is_silent(tmp_path: Path) -> None:
     assert first.returncode == second.returncode == 0
     assert "rewritten: m.yaml" in first.stderr and "rewritten" not in second.stderr
     assert "max_ongoing_requests: 64" in path.read_text()
-    assert "notice" not in second.stdout
+    left = [line for line in second.stdout.splitlines() if "notice" in line]
+    assert all("modelfleet:trust.foreignCode" in line for line in left), "only a stack can answer that one"
 
 
 def test_a_file_that_is_not_yaml_does_not_stop_the_others(tmp_path: Path) -> None:
