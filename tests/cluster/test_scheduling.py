@@ -15,6 +15,7 @@ import pytest
 from modelfleet.infra.kubernetes.api import ApiError
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import Stack, wait_for
+from tests.cluster.eks_nodes import allocatable
 from tests.cluster.fleet import five_models, model
 
 pytestmark = pytest.mark.slow
@@ -121,7 +122,11 @@ def test_on_eks_each_mirror_job_has_a_node_for_copies_to_itself(stack_of: Make) 
         return pods if len(pods) == 2 and all(pod["spec"].get("nodeName") for pod in pods) else []
 
     nodes = {pod["spec"]["nodeName"] for pod in wait_for("both Jobs on nodes", jobs, seconds=60)}
-    assert nodes == {f"{stack.plan.stack}-mirror-{i}" for i in range(2)}
+    assert nodes <= {f"{stack.plan.stack}-mirror-{i}" for i in range(2)}
+    # A job may end here before the other is placed, and then one node sees both: the scheduler's arithmetic counts.
+    (kind,) = stack.plan.copies.pool.instance_types if stack.plan.copies.pool else ()
+    offered = int(allocatable(kind)["cpu"].removesuffix("m"))
+    assert offered < 2 * stack.plan.copies.job_cpu_millis < 2 * offered
     find_head = partial(stack.api.list, "v1", "Pod", stack.namespace, selector="ray.io/node-type=head")
     (head,) = wait_for("the head", find_head)
     assert head["spec"]["priority"] == 1_000_000, "the API server knows the class"
