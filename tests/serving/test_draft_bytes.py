@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.serving.test_kv_bytes import ENVIRONMENT
-from tools.probe.__main__ import FIXTURES, rows
+from tools.probe.rows import FIXTURES, rows
 
 CONFIGS = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}
 #: Of the rows those on one GPU whose target vLLM's CPU build makes: it has no sparse attention, and no vision library.

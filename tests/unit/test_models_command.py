@@ -16,7 +16,7 @@ from modelfleet.infra.catalog.speed import measurements
 from modelfleet.infra.planning.facts import facts_from_config
 from modelfleet.infra.planning.smallest import choices, smallest
 from modelfleet.serving.config.errors import SetupError
-from tools.probe.__main__ import FIXTURES, rows
+from tools.probe.rows import FIXTURES, rows
 
 TRUTH = rows(FIXTURES / "kv-truth.jsonl")
 CONFIGS = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}

@@ -2,14 +2,13 @@
 
     python -m tools.probe [--all] [--only REGEX] [--configs FILE --truth FILE]
 
-Prints the rows that differ (all with --all); exit 1 when one does. Part of "Raising vLLM": new rows come from the same
-questions asked of the new version.
+Prints the rows that differ (all with --all); exit 1 when one does. Part of "Raising vLLM": `python -m tools.probe.ask`
+asks the new version the same questions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -21,21 +20,14 @@ from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShape
 from modelfleet.infra.planning.memory.drafts import Draft, draft_size, method_of
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.serving.versions import PINNED
+from tools.probe.rows import BATCHED_TOKENS, CONFIGS, FIXTURES, TRUTH, rows
 
-FIXTURES = Path(__file__).parents[2] / "tests" / "unit" / "planning" / "fixtures"
 EXACT = (
     "block_size", "mamba_mode", "kv_dtype", "layers_with_cache", "layers_sharing_kv", "growing_bytes_per_token",
     "state_bytes_per_sequence", "window_bytes_per_sequence", "request_bytes",
 )  # fmt: skip
-#: `max_num_batched_tokens` of a row that does not name it.
-BATCHED_TOKENS = 8192
 #: Relative tolerance of KV tokens, and absolute ones of what vLLM's row rounds to three digits.
 TOKENS, ROUNDED = 0.005, 0.0015
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def ours(content: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="print equal rows too")
     parser.add_argument("--only", default="", help="a regular expression that a model's name must match")
-    parser.add_argument("--configs", type=Path, default=FIXTURES / "configs.jsonl", help="lines {config, content}")
-    parser.add_argument("--truth", type=Path, default=FIXTURES / "kv-truth.jsonl", help="vLLM's rows")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="lines {config, content}")
+    parser.add_argument("--truth", type=Path, default=TRUTH, help="vLLM's rows")
     options = parser.parse_args()
     configs = {row["config"]: row["content"] for row in rows(options.configs)}
     asked = [row for row in rows(options.truth) if row["config"] in configs and re.search(options.only, row["model"])]
@@ -100,7 +92,7 @@ def main() -> None:
 
 def _drafts(only: str) -> int:
     """Prints the drafts that differ; returns their number."""
-    configs = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}
+    configs = {row["config"]: row["content"] for row in rows(CONFIGS)}
     asked = [row for row in rows(FIXTURES / "draft-truth.jsonl") if re.search(only, row["name"])]
     wrong = [(row, mine) for row in asked if (mine := our_draft(row, configs)) != {key: row[key] for key in mine}]
     for row, mine in wrong:

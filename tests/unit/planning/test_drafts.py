@@ -24,7 +24,8 @@ from modelfleet.infra.reading.models import Reader
 from modelfleet.serving.config.errors import Severity
 from modelfleet.serving.config.load import LoadedModel
 from tests.unit.planning.builders import model
-from tools.probe.__main__ import FIXTURES, our_draft, rows
+from tools.probe.__main__ import our_draft
+from tools.probe.rows import FIXTURES, rows
 
 CATALOG = default_catalog()
 CONFIGS = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}

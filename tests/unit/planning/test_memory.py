@@ -12,7 +12,8 @@ from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.groups import pool_of
 from modelfleet.infra.planning.memory.layers import layout_of
 from modelfleet.infra.planning.memory.weights import weights_of
-from tools.probe.__main__ import FIXTURES, differences, ours, rows
+from tools.probe.__main__ import differences, ours
+from tools.probe.rows import FIXTURES, rows
 
 TRUTH = rows(FIXTURES / "kv-truth.jsonl")
 CONFIGS = {row["config"]: row["content"] for row in rows(FIXTURES / "configs.jsonl")}
