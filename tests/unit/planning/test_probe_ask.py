@@ -54,10 +54,11 @@ def test_what_only_a_gpu_runs_is_left_out_and_the_rest_keeps_its_hashes() -> Non
 
 
 def test_the_environment_is_not_made_over_other_files(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SetupError, match="holds files"):
-        make(tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
+    (tmp_path / "pyvenv.cfg").write_text("another environment")
+    for used in (tmp_path, tmp_path / "pyvenv.cfg"):
+        with pytest.raises(SetupError, match="holds files that this command did not make"):
+            make(used)
+    assert (tmp_path / "pyvenv.cfg").read_text() == "another environment"
 
 
 def test_a_change_is_shown_with_the_value_before() -> None:

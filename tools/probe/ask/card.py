@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 import types
@@ -63,9 +64,9 @@ class _Stream:
 
 def pretend(card: Card) -> None:
     """Imports vLLM as if this machine had the card. Raises `SetupError` where vLLM for CUDA is not installed."""
+    _load_driver()
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    _load_driver()
     _tell_torch(card)
     _tell_triton(card)
     import xgrammar  # noqa: F401  it looks for a real `cuda` package, so it comes before the empty one
@@ -79,7 +80,7 @@ def pretend(card: Card) -> None:
 def _load_driver() -> None:
     """Compiled modules of vLLM and torch name the driver's functions: libcuda.c has the names and refuses all calls."""
     driver = Path(sys.prefix) / "stub" / "libcuda.so.1"
-    if not driver.is_file():
+    if not driver.is_file() or importlib.util.find_spec("vllm") is None:
         raise SetupError(
             f"{sys.executable} has no vLLM for CUDA; run: python -m tools.probe.ask --setup FOLDER, then ask with "
             "FOLDER/bin/python -m tools.probe.ask"

@@ -36,10 +36,11 @@ LEFT_OUT = (
 def make(folder: Path) -> Path:
     """Fills the folder with a Python that has vLLM, and with the stub of a driver; returns that Python.
 
-    Raises `SetupError` for a folder that holds something else, without a C compiler, or when packages cannot be got.
+    A folder that this made before is made anew. Raises `SetupError` for one that holds something else, without a C compiler, or when packages cannot be got.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
-        raise SetupError(f"{folder} holds files that are not an environment's; name a new folder")
+    driver = folder / "stub" / "libcuda.so.1"
+    if folder.exists() and not driver.is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise SetupError(f"{folder} holds files that this command did not make; name a new folder")
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SetupError("no C compiler (cc, gcc) on PATH; on Debian: apt-get install gcc, then run this again")
@@ -49,11 +50,10 @@ def make(folder: Path) -> Path:
         pins.write_text("\n".join(needed(PINS.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
         step.detail("the environment")
         _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
+        _compile(compiler, driver)
         step.detail("the packages")
         install = [uv, "pip", "install", "--quiet", "--python", str(python), "--no-deps", "--require-hashes"]
         _run([*install, "-r", str(pins), "-r", str(MORE_PINS)])
-        step.detail("the driver's stub")
-        _compile(compiler, folder / "stub" / "libcuda.so.1")
     return python
 
 
