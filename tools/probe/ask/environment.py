@@ -36,7 +36,8 @@ LEFT_OUT = (
 def make(folder: Path) -> Path:
     """Fills the folder with a Python that has vLLM, and with the stub of a driver; returns that Python.
 
-    A folder that this made before is made anew. Raises `SetupError` for one that holds something else, without a C compiler, or when packages cannot be got.
+    A folder that this made before is made anew. Raises `SetupError` for one that holds something else, without a C
+    compiler, or when packages cannot be got.
     """
     driver = folder / "stub" / "libcuda.so.1"
     if folder.exists() and not driver.is_file() and (folder.is_file() or any(folder.iterdir())):
