@@ -39,6 +39,7 @@ def make(folder: Path) -> Path:
     A folder that this made before is made anew. Raises `SetupError` for one that holds something else, without a C
     compiler, or when packages cannot be got.
     """
+    folder = folder.absolute()
     driver = folder / "stub" / "libcuda.so.1"
     if folder.exists() and not driver.is_file() and (folder.is_file() or any(folder.iterdir())):
         raise SetupError(f"{folder} holds files that this command did not make; name a new folder")
@@ -50,11 +51,12 @@ def make(folder: Path) -> Path:
         pins = Path(work) / "pins.txt"
         pins.write_text("\n".join(needed(PINS.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
         step.detail("the environment")
-        _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
-        _compile(compiler, driver)
+        _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], work)
+        driver.parent.mkdir()
+        _run([compiler, "-shared", "-fPIC", "-O1", f"-Wl,-soname,{driver.name}", "-o", str(driver), str(DRIVER)], work)
         step.detail("the packages")
         install = [uv, "pip", "install", "--quiet", "--python", str(python), "--no-deps", "--require-hashes"]
-        _run([*install, "-r", str(pins), "-r", str(MORE_PINS)])
+        _run([*install, "-r", str(pins), "-r", str(MORE_PINS)], work)
     return python
 
 
@@ -69,14 +71,10 @@ def needed(lock: Iterable[str]) -> list[str]:
     return kept
 
 
-def _compile(compiler: str, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    _run([compiler, "-shared", "-fPIC", "-O1", f"-Wl,-soname,{target.name}", "-o", str(target), str(DRIVER)])
-
-
-def _run(command: list[str]) -> None:
+def _run(command: list[str], outside: str) -> None:
+    """Runs it outside the checkout, whose pyproject.toml tells uv that torchvision is never installed."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=outside, capture_output=True, text=True)
     except OSError as problem:
         raise SetupError(f"{command[0]}: {problem.strerror}; run: make setup") from problem
     if done.returncode:
