@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -67,6 +68,8 @@ def pretend(card: Card) -> None:
     _load_driver()
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+    # vLLM sets it when a config is complete; before that it would print warnings for every model.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     _tell_torch(card)
     _tell_triton(card)
     import xgrammar  # noqa: F401  it looks for a real `cuda` package, so it comes before the empty one
