@@ -81,6 +81,8 @@ def front_door_findings(stack: LoadedStack) -> list[Finding]:
 
 _LOCAL = "found '{}', but target local listens on this machine's loopback only; remove it, or serve on another target"
 _NO_DOOR = "has no effect without a front door; set expose to internal or internet, or remove it"
+#: Characters of a certificate's first name (https://docs.aws.amazon.com/acm/latest/APIReference/API_RequestCertificate.html).
+LONGEST_CERTIFIED = 64
 _NO_KEYS = (
     "found none, but gateway.expose is internet, so anybody would use your GPUs; set `auth: keys` and "
     "`pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, or expose it as internal"
@@ -126,6 +128,14 @@ def _name_findings(stack: LoadedStack) -> Iterator[Finding]:
             "hostname",
             f"found '{gateway.hostname}', which is not in zone {gateway.zone}; choose a name that ends in "
             f".{gateway.zone}, or name its own zone",
+        )
+
+    if gateway.zone and not gateway.certificate and len(gateway.hostname or "") > LONGEST_CERTIFIED:
+        yield _found(
+            stack,
+            "hostname",
+            f"found a name of {len(gateway.hostname or '')} characters; the certificate that is made for it takes at "
+            f"most {LONGEST_CERTIFIED}: choose a shorter one, or name a certificate of your own",
         )
 
 

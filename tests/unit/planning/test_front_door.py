@@ -75,6 +75,11 @@ def test_only_subnets_of_the_load_balancer_reach_the_port_where_addresses_are_be
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "internet without keys": (ZONE, {"auth": "none"}, "modelfleet:auth: found none, but gateway.expose is internet"),
     "internet without TLS": ({"expose": "internet"}, {}, "gateway.expose: found 'internet' without TLS"),
+    "a name that no certificate takes": (
+        {**ZONE, "hostname": f"{'a' * 60}.example.org"},
+        {},
+        "gateway.hostname: found a name of 72 characters",
+    ),
     "a name without a certificate": (
         {"expose": "internal", "hostname": "models.example.org"},
         {},
