@@ -10,14 +10,12 @@ case "$tier" in
 fast) exec $pytest -n 2 -m "not slow" tests/unit ;;
 # Three workers on two cores: tests of real processes wait a lot. tests/conftest.py decides which worker runs what.
 # Nodes run alone: two engines in containers beside four others leave no memory, and half the speed is no time saved.
-# So does a head's return: a busy machine is too slow for Ray's own health checks, and the replica is made anew.
 all)
     failed=0
     FAILURES=$(mktemp)
     export FAILURES FULL=1
-    $pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/nodes --ignore=tests/serving/test_head_survives.py tests \
-        || failed=$?
-    $pytest tests/serving/test_head_survives.py tests/nodes || failed=$?
+    $pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/nodes tests || failed=$?
+    $pytest tests/nodes || failed=$?
     cat "$FAILURES" # of both runs, where somebody looks: at the end
     rm "$FAILURES"
     exit "$failed"
