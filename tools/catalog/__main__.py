@@ -8,7 +8,6 @@ GPU of `serving/config/data/accelerators.csv` (by EC2's name and memory), and a 
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from modelfleet.infra.catalog.catalog import EVERY_REGION, FOLDER
 from modelfleet.infra.reading.prices import API_REGION, SERVICES, price_list
 from modelfleet.serving.config.accelerators import CPU, accelerators, known_gpus
 from modelfleet.serving.config.catalogs import csv_rows
+from tools.catalog.tables import write_table
 
 Row = dict[str, str]
 #: Makes a client of a service in a region: `boto3.client`, or a test's.
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str], client: Client, folder: Path = FOLDER) -> Non
         for name, one in found[region].items()
     ]
     source = f"Source: EC2 DescribeInstanceTypes in {', '.join(regions)}, {datetime.now(UTC).date()}."
-    _write(folder / "ec2-instances.csv", instances, source)
-    _write(folder / "prices.csv", prices)
+    write_table(folder / "ec2-instances.csv", instances, source)
+    write_table(folder / "prices.csv", prices)
     print(f"{len(instances)} instance types, {len(prices)} prices in {', '.join(regions)}. Next: git diff {folder}")
 
 
@@ -105,16 +105,6 @@ def _order(row: Row) -> tuple[int, str, int, str]:
     """Sort key: accelerator in its table's order, then family, then smallest first."""
     name = row["instance_type"]
     return accelerators().index(row["accelerator"]), name.partition(".")[0], int(row["vcpus"]), name
-
-
-def _write(path: Path, rows: Sequence[Row], source: str | None = None) -> None:
-    """Rewrite the table; keeps its first line, with `source` in place of the old source if given."""
-    header = path.read_text("utf-8").splitlines()[0]
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(f"{header if source is None else header.partition('Source: ')[0] + source}\n")
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ https://github.com/opencontainers/distribution-spec/blob/main/spec.md#checking-i
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from modelfleet.infra.catalog.images import TABLE
 from modelfleet.serving.config.catalogs import csv_rows
+from tools.catalog.tables import write_table
 
 #: Docker Hub's names begin with docker.io, and its API is elsewhere.
 HOSTS = {"docker.io": "registry-1.docker.io"}
@@ -84,12 +84,7 @@ def renewed(table: Path = TABLE, ask: Ask = ask) -> None:
         digest = digest_of(row["image"], row["tag"], ask)
         if digest != row["digest"]:
             row.update(digest=digest, date=today, source=row["image"].partition("/")[0])
-    header = table.read_text("utf-8").splitlines()[0]
-    with table.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(f"{header}\n")
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(table, rows)
 
 
 if __name__ == "__main__":
