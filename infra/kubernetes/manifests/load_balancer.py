@@ -18,12 +18,10 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     Manifest,
     container_security,
-    in_front,
-    pod_security,
     resources,
-    system_placement,
+    single,
 )
-from modelfleet.infra.kubernetes.names import GATEWAY, labels, selector
+from modelfleet.infra.kubernetes.names import GATEWAY, labels
 from modelfleet.infra.kubernetes.versions import (
     LOAD_BALANCER_CONTROLLER,
 )
@@ -162,27 +160,14 @@ def _deployment(plan: Plan, cluster_name: str) -> Manifest:
         "securityContext": container_security(read_only=True),
         "volumeMounts": [{**mount, "readOnly": True}],
     }
-    pod = {
-        "serviceAccountName": LOAD_BALANCER_ACCOUNT,
-        **in_front(plan),
-        "securityContext": pod_security(USER),
-        "affinity": system_placement(plan),
-        "initContainers": [_certificate(plan, mount)],
-        "containers": [container],
-        "volumes": [{"name": "certificates", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
-        "terminationGracePeriodSeconds": 10,
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(plan),
-        "spec": {
-            "replicas": 1,
-            "strategy": {"type": "Recreate"},
-            "selector": {"matchLabels": selector(LOAD_BALANCER_ACCOUNT)},
-            "template": {"metadata": {"labels": labels(plan, LOAD_BALANCER_ACCOUNT)}, "spec": pod},
-        },
-    }
+    return single(
+        plan,
+        LOAD_BALANCER_ACCOUNT,
+        USER,
+        initContainers=[_certificate(plan, mount)],
+        containers=[container],
+        volumes=[{"name": "certificates", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
+    )
 
 
 def _certificate(plan: Plan, mount: Manifest) -> Manifest:

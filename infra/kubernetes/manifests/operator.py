@@ -13,12 +13,10 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     Manifest,
     container_security,
     environment,
-    in_front,
-    pod_security,
     resources,
-    system_placement,
+    single,
 )
-from modelfleet.infra.kubernetes.names import OPERATOR, labels, selector
+from modelfleet.infra.kubernetes.names import OPERATOR, labels
 from modelfleet.infra.kubernetes.versions import KUBERAY
 from modelfleet.infra.planning.plan import Plan
 
@@ -109,27 +107,7 @@ def operator_deployment(plan: Plan) -> Manifest:
         **CAUSE_IN_STATUS,
         "securityContext": container_security(read_only=True),
     }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(plan),
-        "spec": {
-            "replicas": 1,
-            "strategy": {"type": "Recreate"},
-            "selector": {"matchLabels": selector(OPERATOR)},
-            "template": {
-                "metadata": {"labels": labels(plan, OPERATOR)},
-                "spec": {
-                    "serviceAccountName": OPERATOR,
-                    "securityContext": pod_security(OPERATOR_USER),
-                    "affinity": system_placement(plan),
-                    **in_front(plan),
-                    "containers": [container],
-                    "terminationGracePeriodSeconds": 10,
-                },
-            },
-        },
-    }
+    return single(plan, OPERATOR, OPERATOR_USER, containers=[container])
 
 
 def _probe(*, failures: int) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from modelfleet.infra.kubernetes.names import OBJECT_STORAGE, front_priority
+from modelfleet.infra.kubernetes.names import OBJECT_STORAGE, front_priority, labels, selector
 from modelfleet.infra.names import DISK, POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan, Taint
 
@@ -74,6 +74,31 @@ def in_front(plan: Plan) -> Manifest:
     """What head, gateway and operator add to their pods, so that they start before mirror Jobs and workers."""
     name = front_priority(plan)
     return {"priorityClassName": name} if name else {}
+
+
+def single(plan: Plan, name: str, user: int, **pod: Any) -> Manifest:
+    """A Deployment of one pod on the system nodes; its successor starts after its end, for two would both act."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": plan.namespace, "labels": labels(plan, name)},
+        "spec": {
+            "replicas": 1,
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": selector(name)},
+            "template": {
+                "metadata": {"labels": labels(plan, name)},
+                "spec": {
+                    "serviceAccountName": name,
+                    "securityContext": pod_security(user),
+                    "affinity": system_placement(plan),
+                    **in_front(plan),
+                    **pod,
+                    "terminationGracePeriodSeconds": 10,
+                },
+            },
+        },
+    }
 
 
 def mib(amount: int) -> str:
