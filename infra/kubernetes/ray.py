@@ -28,6 +28,8 @@ REPLACES = [
     "spec.rayClusterConfig.authOptions",
     "spec.rayClusterConfig.gcsFaultToleranceOptions",
     "spec.rayClusterConfig.headGroupSpec.template.spec.containers",
+    "spec.rayClusterConfig.headGroupSpec.template.spec.initContainers",
+    "spec.rayClusterConfig.headGroupSpec.template.spec.volumes",
     "spec.rayClusterConfig.workerGroupSpecs[*].groupName",
     "spec.rayClusterConfig.workerGroupSpecs[*].resources",
     "spec.rayClusterConfig.workerGroupSpecs[*].template.spec.containers",

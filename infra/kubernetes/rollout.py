@@ -77,6 +77,7 @@ def _shared(plan: Plan) -> dict[str, str | int | None]:
         "kubernetes.image": plan.ray_cluster.image,
         "kubernetes.headStorage": plan.head_storage is not None,
         "kubernetes.redisAddress": plan.ray_cluster.redis_address,
+        "kubernetes.rayTls": plan.ray_cluster.authority,
         # Both are in the name of the head's PriorityClass. Whoever changes them moves the stack anyway.
         "kubernetes.namespace": plan.namespace,
         "kubernetes.createNamespace": plan.config.kubernetes.create_namespace,

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 import pulumi
 
 from modelfleet.infra.gateway import render_key_map
+from modelfleet.infra.kubernetes.authority import Authority, make_authority
 from modelfleet.infra.kubernetes.manifests import secrets
 from modelfleet.infra.kubernetes.objects import each, resource
 from modelfleet.infra.planning.plan import Plan
 
 
 class Secrets(pulumi.ComponentResource):
-    """Children: of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, `head-storage` those it needs.
+    """Children: of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, `head-storage`, `ray-authority-N`
+    those it needs.
 
     `keys_id` changes with the keys but reveals nothing about them; a change rolls the gateway's pods.
     """
@@ -39,6 +41,14 @@ class Secrets(pulumi.ComponentResource):
         if head_storage_password is not None:
             password: pulumi.Output[str] = pulumi.Output.secret(head_storage_password)
             self.ready.append(resource(f"{name}-head-storage", secrets.head_storage(plan, password), child))
+        if plan.ray_cluster.authority is not None:
+            made: pulumi.Output[Authority] = pulumi.Output.secret(make_authority(f"modelfleet {plan.stack}"))
+            manifests = secrets.authority(
+                plan, made.apply(lambda one: one.certificate), made.apply(lambda one: one.key)
+            )
+            # Each run makes one, and only the first one's is used: pods of one cluster need the same.
+            kept = pulumi.ResourceOptions(parent=self, ignore_changes=["stringData"])
+            self.ready += each(name, manifests, kept)
         self.keys_id = pulumi.Output.from_input("")
         if api_keys is not None:
             key_map: pulumi.Output[str] = pulumi.Output.secret(api_keys.apply(render_key_map))

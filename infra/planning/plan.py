@@ -275,6 +275,8 @@ class RayClusterPlan:
     rollout: Literal["surge", "replace", "incremental"]
     #: An existing store of the head's state; None where there is none or the stack makes it (`Plan.head_storage`).
     redis_address: str | None
+    #: The Secret with the authority of Ray's certificates; None where Ray's processes speak in plain text.
+    authority: str | None
     idle_timeout_s: int
     #: How long Serve's proxies keep open streams after a change of routes or replicas.
     longest_stream_s: int

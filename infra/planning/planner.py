@@ -181,6 +181,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_auth(stack, deploying=deploying),
         *_operator(stack),
         *_namespace(stack),
+        *_ray_tls(stack),
         *_region(stack),
         *tag_findings(stack),
         *copy_findings(stack),
@@ -205,6 +206,14 @@ def _namespace(stack: LoadedStack) -> list[Finding]:
         return []
     message = "found false, which is for an existing cluster, but target eks makes a new one; remove it"
     return [stack.finding(("kubernetes", "createNamespace"), message)]
+
+
+def _ray_tls(stack: LoadedStack) -> list[Finding]:
+    """On this machine Ray listens on loopback."""
+    if not stack.config.target.on_this_machine or not stack.config.kubernetes.ray_tls:
+        return []
+    message = "found true, but target local has no network between Ray's processes; remove it, or serve in a cluster"
+    return [stack.finding(("kubernetes", "rayTls"), message)]
 
 
 def _region(stack: LoadedStack) -> list[Finding]:
@@ -317,6 +326,7 @@ def _ray_cluster(stack: LoadedStack, pools: Sequence[PoolPlan], image: str) -> R
         worker_groups=groups,
         rollout=kubernetes.rollout,
         redis_address=kubernetes.redis_address,
+        authority=f"ray-authority-{kubernetes.ray_authority}" if kubernetes.ray_tls else None,
         idle_timeout_s=IDLE_TIMEOUT_S,
         longest_stream_s=max(LEAST_LONGEST_STREAM_S, stack.config.gateway.timeout_s),
     )

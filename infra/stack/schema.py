@@ -281,6 +281,20 @@ class Kubernetes(StackSection):
         None,
         description="A Valkey or Redis of your own for the Ray head's state: host:port, with TLS rediss://host:port.",
     )
+    ray_tls: bool = Field(
+        False,
+        description="TLS between Ray's processes: each pod makes a certificate, of an authority that the stack makes.",
+    )
+    ray_authority: PositiveInt = Field(
+        1, description="Raise it to replace the authority of rayTls, which lives for ten years; see rollout."
+    )
+
+    @model_validator(mode="after")
+    def an_authority_is_for_tls(self) -> Self:
+        """Nothing else asks for the authority."""
+        if self.ray_authority != 1 and not self.ray_tls:
+            raise KeyFault("rayAuthority", f"found {self.ray_authority}, and rayTls is off; set it, or remove this")
+        return self
 
     @model_validator(mode="after")
     def one_place_for_the_heads_state(self) -> Self:

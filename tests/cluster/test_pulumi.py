@@ -201,7 +201,7 @@ def test_an_interrupted_run_is_finished_by_the_next_and_what_is_gone_comes_back(
 
 def test_a_changed_key_rolls_the_gateway_alone_and_no_secret_is_in_plain_text(fleet: Fleet) -> None:
     key, other, token = "sk-one-0123456789abcdef", "sk-two-0123456789abcdef", "hf_0123456789abcdefghij"
-    fleet.write([model("org/one", "L4")])
+    fleet.write([model("org/one", "L4")], kubernetes={"rayTls": True})
     fleet.project.set_secret("token", token)
     fleet.project.set_secret("keys", json.dumps({"alice": key}))
     fleet.first_up()
@@ -212,13 +212,32 @@ def test_a_changed_key_rolls_the_gateway_alone_and_no_secret_is_in_plain_text(fl
     wanted = f"{hashlib.sha256(key.encode()).hexdigest()} alice\n"
     assert base64.b64decode(secret["data"]["keys.map"]).decode() == wanted
 
+    authority = api.get("v1", "Secret", "ray-authority-1", where)
+    assert authority is not None
+    pods = api.list("v1", "Pod", where, "ray.io/cluster")
+    first = {pod["metadata"]["labels"]["ray.io/node-type"]: pod["spec"]["initContainers"] for pod in pods}
+    assert [one["name"] for one in first["worker"]] == ["certificate", "wait-gcs-ready"], "which needs the certificate"
+    asks = {one["name"]: one.get("value") for one in first["worker"][1]["env"]}
+    assert asks["RAY_USE_TLS"] == "1" and "certificates" in [one["name"] for one in first["worker"][1]["volumeMounts"]]
+
     fleet.project.set_secret("keys", json.dumps({"alice": key, "bob": other}))
     run = fleet.project.up()
     assert sorted(run.steps()) == [("update", "fleet-gateway-deployment"), ("update", "fleet-secrets-gateway-keys")]
     assert api.list("ray.io/v1", "RayCluster", where)[0]["metadata"]["uid"] == before
+    now = api.get("v1", "Secret", "ray-authority-1", where)
+    assert now is not None and now["data"] == authority["data"], "each run makes an authority; pods keep the first"
+    private = base64.b64decode(authority["data"]["tls.key"]).decode()
     everything = fleet.project.everything_on_disk() + run.text
     hashes = [hashlib.sha256(one.encode()).hexdigest() for one in (key, other)]
-    for value in (key, other, token, *hashes, base64.b64encode(token.encode()).decode()):
+    for value in (
+        key,
+        other,
+        token,
+        *hashes,
+        private.splitlines()[1],
+        authority["data"]["tls.key"][:60],
+        base64.b64encode(token.encode()).decode(),
+    ):
         assert value not in everything
 
 

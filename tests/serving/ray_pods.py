@@ -61,6 +61,11 @@ class Pods:
         """The command line that runs `command` on the bridge, from where every pod can be reached."""
         return ["nsenter", f"--net=/proc/{self._bridge.pid}/ns/net", "--", *command]
 
+    def inside(self, name: str, *command: str) -> list[str]:
+        """The command line that runs `command` in a pod that runs."""
+        first = _first(self._running[name].pid)
+        return ["nsenter", f"--target={first}", "--net", "--mount", "--pid", "--", *command]
+
     def run_beside(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Run `command` on the bridge, until the end at most; its output goes to `<name>.log`."""
         self._beside.append(process := self._spawn(name, self.beside(*command), env))

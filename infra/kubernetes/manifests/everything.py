@@ -40,7 +40,7 @@ from modelfleet.infra.kubernetes.manifests.operator import (
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS, ray_service, serve_service
 from modelfleet.infra.kubernetes.manifests.scripts import scripts, serving_code
-from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, head_storage, huggingface
+from modelfleet.infra.kubernetes.manifests.secrets import authority, gateway_keys, head_storage, huggingface
 from modelfleet.infra.planning.plan import Plan
 
 #: Replaces a secret's value or a hash of it.
@@ -120,4 +120,5 @@ def with_secrets(plan: Plan, *, secrets: Collection[str], cluster_name: str = ""
         *(huggingface(plan, PLACEHOLDER) if "huggingFaceToken" in secrets else []),
         *([gateway_keys(plan, PLACEHOLDER)] if with_keys else []),
         *([head_storage(plan, PLACEHOLDER)] if plan.head_storage else []),
+        *authority(plan, PLACEHOLDER, PLACEHOLDER),
     ]

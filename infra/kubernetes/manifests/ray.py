@@ -27,6 +27,13 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
     tolerations,
 )
+from modelfleet.infra.kubernetes.manifests.ray_tls import (
+    tls_autoscaler,
+    tls_environment,
+    tls_first,
+    tls_mounts,
+    tls_volumes,
+)
 from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
@@ -160,6 +167,7 @@ def ray_cluster(plan: Plan, store_address: Any = STORE_ADDRESS) -> Manifest:
             "imagePullPolicy": "IfNotPresent",
             "resources": resources("500m", "1Gi"),
             "securityContext": container_security(read_only=False),
+            **tls_autoscaler(plan),
         },
         "headGroupSpec": _head(plan),
         "workerGroupSpecs": [_worker_group(plan, group) for group in cluster.worker_groups],
@@ -216,7 +224,7 @@ def _head(plan: Plan) -> Manifest:
         ],
     }
     spec = {
-        **_pod(HEAD_ACCOUNT, shm_mib=1024),
+        **_pod(plan, HEAD_ACCOUNT, shm_mib=1024),
         **in_front(plan),
         "affinity": system_placement(plan),
         "containers": [container],
@@ -247,7 +255,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         },
     }
     spec = {
-        **_pod(WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
+        **_pod(plan, WORKER_ACCOUNT, shm_mib=group.node.shm_mib),
         "nodeSelector": _own_labels(group),
         "tolerations": tolerations(group.taints),
         "terminationGracePeriodSeconds": grace,
@@ -298,6 +306,7 @@ def _container(plan: Plan, name: str) -> Manifest:
             {"name": "weights", "mountPath": WEIGHTS_PATH},
             {"name": "scripts", "mountPath": SCRIPTS_PATH, "readOnly": True},
             {"name": "huggingface", "mountPath": HUGGINGFACE_PATH, "readOnly": True},
+            *tls_mounts(plan),
         ],
     }
 
@@ -320,20 +329,23 @@ def _environment(plan: Plan) -> dict[str, str | None]:
         # A file, because the kubelet updates it when the Secret changes; a variable stays until the pod ends.
         "HF_TOKEN_PATH": f"{HUGGINGFACE_PATH}/token",
         "VLLM_CACHE_ROOT": f"{WEIGHTS_PATH}/vllm",
+        **tls_environment(plan),
     }
 
 
-def _pod(account: str, *, shm_mib: int) -> Manifest:
+def _pod(plan: Plan, account: str, *, shm_mib: int) -> Manifest:
     return {
         "serviceAccountName": account,
         "automountServiceAccountToken": account == HEAD_ACCOUNT,
         "enableServiceLinks": False,
         "securityContext": pod_security(RAY_USER),
+        **tls_first(plan),
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": mib(shm_mib)}},
             # On nodes whose NVMe disks form a RAID 0, the kubelet's folder, and so this volume, is on them.
             {"name": "weights", "emptyDir": {}},
             {"name": "scripts", "configMap": {"name": SCRIPTS}},
             {"name": "huggingface", "secret": {"secretName": REPLICA_HUGGINGFACE, "optional": True}},
+            *tls_volumes(plan),
         ],
     }

@@ -11,7 +11,7 @@ from modelfleet.infra.planning.plan import Plan
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
-NAMES: Final = ("drain.py", "follow_logs.py", "mirror_job.py")
+NAMES: Final = ("certificate.py", "drain.py", "follow_logs.py", "mirror_job.py")
 
 
 def scripts(plan: Plan) -> Manifest:

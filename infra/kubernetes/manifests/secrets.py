@@ -30,6 +30,12 @@ def head_storage(plan: Plan, password: Any) -> Manifest:
     return _secret(plan, HEAD_STORAGE, {"password": password})
 
 
+def authority(plan: Plan, certificate: Any, key: Any) -> list[Manifest]:
+    """What the pods' certificates are made with, where Ray's processes speak TLS."""
+    name = plan.ray_cluster.authority
+    return [_secret(plan, name, {"tls.crt": certificate, "tls.key": key})] if name else []
+
+
 def _secret(plan: Plan, name: str, data: dict[str, Any]) -> Manifest:
     return {
         "apiVersion": "v1",
