@@ -59,7 +59,7 @@ check: .venv/.ready  ## Format, lint, types, import contracts, dependencies, lic
 	@$(BIN)/vulture
 	@$(BIN)/codespell
 	@$(BIN)/shellcheck tools/*.sh .ci/run
-	@$(BIN)/hadolint serving/Dockerfile
+	@$(BIN)/hadolint serving/Dockerfile serving/mirror/Dockerfile
 	@$(BIN)/pip-licenses --python $(BIN)/python >/dev/null
 	@$(BIN)/modelfleet check models --stack local
 
@@ -71,12 +71,16 @@ licences: .venv/.ready  ## Print the licence of each installed package
 
 # The first of these on PATH.
 ENGINE = $(notdir $(firstword $(foreach one,docker podman,$(shell command -v $(one)))))
-BASE = $(shell awk -F, '$$1 == "vllm" { print $$2 ":" $$3 ($$4 ? "@" $$4 : "") }' infra/catalog/images.csv)
+# By its digest, where the table knows one.
+base = $(shell awk -F, '$$1 == "$(1)" { print $$2 ":" $$3 ($$4 ? "@" $$4 : "") }' infra/catalog/images.csv)
 IMAGE ?= modelfleet-serving:dev
+MIRROR_IMAGE ?= $(subst serving,mirror,$(IMAGE))
 
-image:  ## Build the serving image with Docker or Podman (IMAGE=name:tag)
+image:  ## Build serving and mirror image with Docker or Podman (IMAGE=name:tag MIRROR_IMAGE=name:tag)
 	@test -n "$(ENGINE)" || { echo "neither docker nor podman is on PATH; install one of them"; exit 2; }
-	@$(ENGINE) build --file serving/Dockerfile --build-arg VLLM_IMAGE=$(BASE) --tag $(IMAGE) .
+	@test "$(IMAGE)" != "$(MIRROR_IMAGE)" || { echo "name the mirror's image too: MIRROR_IMAGE=name:tag"; exit 2; }
+	@$(ENGINE) build --file serving/Dockerfile --build-arg BASE_IMAGE=$(call base,vllm) --tag $(IMAGE) .
+	@$(ENGINE) build --file serving/mirror/Dockerfile --build-arg BASE_IMAGE=$(call base,python) --tag $(MIRROR_IMAGE) .
 
 fix: .venv/.ready  ## Format, and fix what can be fixed
 	@$(BIN)/ruff format .
@@ -126,6 +130,7 @@ lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra operator --extra local -o requirements/fleet.txt
 	@$(BIN)/$(LOCK) --extra operator -c requirements/local.txt -o requirements/operator.txt
 	@$(BIN)/$(LOCK) --extra cluster -o requirements/cluster.txt
+	@$(BIN)/$(LOCK) --extra mirror -c requirements/cluster.txt -o requirements/mirror.txt
 	@$(BIN)/$(LOCK) --extra cluster-cpu -o requirements/cluster-cpu.txt
 	@cd / && printf torchvision | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/cluster.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet | sed -n '/^torchvision==/,/# via/{/# via/!p}' > $(CURDIR)/requirements/probe.txt
 	@printf "uv>=0.13\nhatchling>=1.33,<2\n" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/local.txt -o requirements/bootstrap.txt

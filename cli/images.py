@@ -48,9 +48,10 @@ def image_rows(plan: Plan) -> list[Row]:
         for image in _images(manifest):
             used = users.setdefault(image, [])
             used.append(f"{manifest['kind']}/{manifest['metadata']['name']}")
-    made = plan.ray_cluster.image if plan.image else None
-    rows = [_row(image, sorted(set(used)), made=image == made) for image, used in sorted(users.items())]
-    return [*rows, *([_row(plan.image.base, ["the build of the serving image"], made=False)] if plan.image else [])]
+    made = {name for name, own in ((plan.ray_cluster.image, plan.image), (plan.copies.image, plan.mirror_image)) if own}
+    rows = [_row(image, sorted(set(used)), made=image in made) for image, used in sorted(users.items())]
+    bases = [_row(image.base, [f"the build of {image.dockerfile}"], made=False) for image in plan.images]
+    return [*rows, *bases]
 
 
 def _row(image: str, used: list[str], *, made: bool) -> Row:

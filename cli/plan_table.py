@@ -36,8 +36,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_total(plan))
         if plan.copies.models:
             parts.append(Text(copies_text(plan.copies)))
-        if plan.image:
-            parts.append(Text(image_text(plan.image)))
+        if plan.images:
+            parts.append(Text(image_text(plan.images)))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
 
@@ -195,9 +195,14 @@ def copies_text(copies: CopyPlan) -> str:
     return f"Copying weights: {copies.bytes / 1e9:,.0f} GB, about {copies.seconds / 60:.0f} min{where}"
 
 
-def image_text(image: ImagePlan) -> str:
-    """What the first run does once: `Building the image: about 25 min in CodeBuild, 0.50 USD on top`."""
-    return f"Building the image, once: about {image.minutes} min in CodeBuild, {usd(image.usd)} USD on top"
+def image_text(images: Sequence[ImagePlan]) -> str:
+    """What the first run does once: `Building 2 images, once: about 25 min in CodeBuild, 0.52 USD on top`."""
+    what = "the image" if len(images) == 1 else f"{len(images)} images"
+    prices = [image.usd for image in images]
+    cost = None if None in prices else sum(price for price in prices if price is not None)
+    # At the same time, each on a machine of its own.
+    minutes = max(image.minutes for image in images)
+    return f"Building {what}, once: about {minutes} min in CodeBuild, {usd(cost)} USD on top"
 
 
 def _place(plan: Plan) -> str:

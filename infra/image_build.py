@@ -30,7 +30,7 @@ CONFIG: Final = Config(connect_timeout=10, read_timeout=60, retries={"mode": "st
 #: (aws-ia/terraform-aws-control_tower_account_factory#179).
 LIMIT: Final = "AccountLimitExceededException"
 MORE_BUILDS: Final = (
-    'request the quota "Concurrently running builds for Linux/Large environment" of AWS CodeBuild in the console of '
+    'request the quota "Concurrently running builds for Linux/{size} environment" of AWS CodeBuild in the console of '
     "Service Quotas, or name an image of your own in kubernetes.image"
 )
 ABSENT: Final = frozenset({"ImageNotFoundException", "RepositoryNotFoundException"})
@@ -54,7 +54,8 @@ def create(call: Call[Props], inputs: Props) -> Made:
             digest = _digest(client, inputs)
     except (BotoCoreError, ClientError) as error:
         said = f"the image {inputs['repository']}:{inputs['tag']} could not be built: {error}"
-        raise Refused(f"{said}; {MORE_BUILDS}" if LIMIT in str(error) else said) from error
+        more = MORE_BUILDS.format(size=inputs["compute"].rpartition("_")[2].title())
+        raise Refused(f"{said}; {more}" if LIMIT in str(error) else said) from error
     if digest is None:
         raise Refused(f"build {build} ended well and pushed no {inputs['repository']}:{inputs['tag']}; see its log")
     return Made(f"{inputs['repository']}:{inputs['tag']}", {"digest": digest})
@@ -70,7 +71,7 @@ def read(call: Call[Props], id: str, state: Props) -> Props | None:
 
 
 def update(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
-    """Another profile or another project: the image stays."""
+    """Another profile, project or machine: the image stays."""
     return {"digest": state["digest"]}
 
 
@@ -112,8 +113,14 @@ def _running(client: Client, inputs: Props) -> str | None:
 
 
 def _start(client: Client, inputs: Props) -> str:
-    tagged = [{"name": "TAG", "value": inputs["tag"], "type": "PLAINTEXT"}]
-    started = client("codebuild").start_build(projectName=inputs["project"], environmentVariablesOverride=tagged)
+    values = {"TAG": inputs["tag"], **inputs["variables"]}
+    started = client("codebuild").start_build(
+        projectName=inputs["project"],
+        computeTypeOverride=inputs["compute"],
+        environmentVariablesOverride=[
+            {"name": name, "value": value, "type": "PLAINTEXT"} for name, value in values.items()
+        ],
+    )
     return str(started["build"]["id"])
 
 
@@ -206,8 +213,8 @@ def _worth_reading(lines: Sequence[str]) -> Sequence[str]:
 
 IMAGE_BUILD = ResourceDef[Props](
     token="modelfleet:aws:ImageBuild",  # noqa: S106 - Pulumi's word for a type
-    inputs=frozenset({"account", "profile", "project", "region", "repository", "tag"}),
-    required=frozenset({"account", "project", "region", "repository", "tag"}),
+    inputs=frozenset({"account", "compute", "profile", "project", "region", "repository", "tag", "variables"}),
+    required=frozenset({"account", "compute", "project", "region", "repository", "tag", "variables"}),
     outputs=frozenset({"digest"}),
     force_new=frozenset({"account", "region", "repository", "tag"}),
     create=create,

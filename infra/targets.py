@@ -69,6 +69,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         api_keys=_api_keys(plan, given),
         head_storage=HeadStorage(store.address, store.password) if (store := cloud.head_storage) else None,
         image=cloud.image,
+        mirror_image=cloud.mirror_image,
         ready=cloud.ready,
         opts=_below(given),
     )
@@ -116,7 +117,7 @@ def _code(root: Path, plan: Plan) -> pulumi.Asset:
 
 
 def _image(root: Path, plan: Plan) -> pulumi.Asset | None:
-    """What the image is made from, as a file; None where the stack makes none."""
+    """What the images are made from, as a file; None where the stack makes none."""
     from modelfleet.infra.reading.image import build_image_zip
 
     return _file(root / ".modelfleet" / plan.image.source.key, build_image_zip()) if plan.image else None

@@ -54,18 +54,19 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     ]
 
 
-def image_documents(site: Site, plan: ImagePlan, bucket: str) -> dict[str, Document]:
-    """Who may use the role of a build, and what the build may do, without the use of the bucket's key."""
+def image_documents(site: Site, plans: Sequence[ImagePlan], bucket: str) -> dict[str, Document]:
+    """Who may use the role of the builds, and what a build may do, without the use of the bucket's key."""
     here = f"{site.region}:{site.account}"
     project = f"arn:{site.partition}:codebuild:{here}:project/{image_project(site.cluster_name)}"
-    base = ecr_image(plan.base)
-    own = base is not None and (base.account, base.region) == (site.account, site.region)
+    bases = [base for plan in plans if (base := ecr_image(plan.base))]
+    own = [base for base in bases if (base.account, base.region) == (site.account, site.region)]
+    repositories = f"arn:{site.partition}:ecr:{here}:repository"
     statements = policies.build_image(
         bucket_arn=f"arn:{site.partition}:s3:::{bucket}",
-        key=plan.source.key,
-        repository_arn=f"arn:{site.partition}:ecr:{here}:repository/{plan.repository}",
+        key=plans[0].source.key,
+        repository_arns=[f"{repositories}/{plan.repository}" for plan in plans],
         log_group_arn=f"arn:{site.partition}:logs:{here}:log-group:{image_log_group(site.cluster_name)}",
-        base_arn=f"arn:{site.partition}:ecr:{here}:repository/{base.repository}" if base and own else None,
+        base_arns=[f"{repositories}/{base.repository}" for base in own],
     )
     return {
         "trust": policies.build_trust(project_arn=project, account=site.account),
@@ -92,7 +93,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
     may = operator(
         site,
         bucket=plan.bucket,
-        image=plan.image,
+        images=plan.images,
         names=plan.stack,
         endpoints=plan.config.network.interface_endpoints,
         store=plan.head_storage is not None,
@@ -116,7 +117,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
             use = policies.use_key(key_arn, write=access.key == "write", region=site.region)
             found[f"{name}-uses-key"] = policies.document(use)
     if plan.image:
-        own = image_documents(site, plan.image, plan.bucket.name or "")
+        own = image_documents(site, plan.images, plan.bucket.name or "")
         found |= {f"image-build-{short}": document for short, document in own.items()}
         if plan.bucket.create:
             found["image-build-uses-key"] = policies.document(

@@ -16,7 +16,7 @@ from modelfleet.infra.aws.facts_program import read_facts
 from modelfleet.infra.aws.front_door import FrontDoor
 from modelfleet.infra.aws.head_storage import HeadStorage
 from modelfleet.infra.aws.identity import PodRole, as_documents
-from modelfleet.infra.aws.image import ServingImage
+from modelfleet.infra.aws.image import Images
 from modelfleet.infra.aws.mirror import Mirror
 from modelfleet.infra.aws.network import Network
 from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings, SystemPool
@@ -44,6 +44,8 @@ class AwsFleet(pulumi.ComponentResource):
     head_storage: HeadStorage | None
     #: The serving image by its digest; None where the stack file names one.
     image: pulumi.Output[str] | None
+    #: The mirror Jobs' own; None where they run in another.
+    mirror_image: pulumi.Output[str] | None
     #: Names of the node groups, by `RUNG-ZONE`: `l4-us-east-1a`, `l4_spot-us-east-1a`.
     pools: Mapping[str, pulumi.Output[str]]
     front_door: FrontDoor | None
@@ -69,8 +71,8 @@ class AwsFleet(pulumi.ComponentResource):
         for finding in findings:
             pulumi.log.warn(finding.sentence(), self)
         storage = make_storage(name, plan, code=code, site=self._site, opts=self._child)
-        image = self._create_image(storage, image_source)
-        built = [image.build] if image else []
+        images = self._create_images(storage, image_source)
+        built = images.builds if images else []
         network = self._create_network()
         subnets = _subnets_by_zone(network, self._facts)
         ways = network.ready if network else ()
@@ -84,7 +86,8 @@ class AwsFleet(pulumi.ComponentResource):
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
         self.bucket = storage.bucket
-        self.image = image.reference if image else None
+        self.image = images.serving if images else None
+        self.mirror_image = images.mirror if images else None
         self.pools = {
             f"{rung.group}-{zone}": group.node_group_name
             for pool in plan.pools
@@ -98,16 +101,17 @@ class AwsFleet(pulumi.ComponentResource):
         self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *stores, *built]
         self._register()
 
-    def _create_image(self, storage: Storage, source: pulumi.Asset | None) -> ServingImage | None:
-        """Beside network and cluster, which take as long; every node waits for it."""
+    def _create_images(self, storage: Storage, source: pulumi.Asset | None) -> Images | None:
+        """Beside network and cluster, which take as long; every node waits for them."""
         if self._plan.image is None:
             return None
         if source is None:
-            raise ValueError("the plan makes the image, and nothing to make it from is given")
-        return ServingImage(
+            raise ValueError("the plan makes images, and nothing to make them from is given")
+        return Images(
             f"{self._name}-image",
             self._site,
             self._plan.image,
+            self._plan.mirror_image,
             bucket=storage.bucket,
             bucket_name=self._plan.bucket.name or "",
             source=source,

@@ -1,12 +1,13 @@
-"""The serving image of a stack that names none: CodeBuild builds it from the stack's bucket, ECR keeps it.
+"""The images of a stack that names none: CodeBuild builds them from the stack's bucket, ECR keeps them.
 
-The build runs outside the stack's network, so it reaches vLLM's registry and PyPI whatever the network is.
+A build runs outside the stack's network, so it reaches vLLM's registry and PyPI whatever the network is.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pulumi
 import pulumi_aws as aws
@@ -15,7 +16,7 @@ from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.code import zip_object
 from modelfleet.infra.aws.documents import image_documents
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
-from modelfleet.infra.planning.image import COMPUTE_TYPE
+from modelfleet.infra.planning.image import SERVING_COMPUTE
 from modelfleet.infra.planning.plan import ImagePlan
 
 #: Amazon Linux 2023, with Docker. https://docs.aws.amazon.com/codebuild/latest/userguide/build-env-ref-available.html
@@ -30,20 +31,23 @@ LOG_RETENTION_DAYS = 30
 KEPT_IMAGES = 5
 
 
-class ServingImage(pulumi.ComponentResource):
-    """Children: repository and its lifecycle, source, log group, role, project, build.
+class Images(pulumi.ComponentResource):
+    """Children: for each image its repository with a lifecycle and its build; source, log group, role and project.
 
-    `reference` is the image by its digest. Whatever depends on `build` waits until it is there.
+    `serving` and `mirror` are images by their digests, `mirror` None where the plan makes none. Whatever depends on
+    `builds` waits until all are there.
     """
 
-    reference: pulumi.Output[str]
-    build: Build
+    serving: pulumi.Output[str]
+    mirror: pulumi.Output[str] | None
+    builds: Sequence[Build]
 
     def __init__(
         self,
         name: str,
         site: Site,
-        plan: ImagePlan,
+        serving: ImagePlan,
+        mirror: ImagePlan | None,
         *,
         bucket: pulumi.Input[str],
         bucket_name: str,
@@ -52,45 +56,60 @@ class ServingImage(pulumi.ComponentResource):
         after: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("modelfleet:aws:ServingImage", name, None, opts)
-        self._name, self._site, self._plan = name, site, plan
+        super().__init__("modelfleet:aws:Images", name, None, opts)
+        self._name, self._site = name, site
         self._child = pulumi.ResourceOptions(parent=self)
-        repository = self._create_repository()
         zipped = zip_object(
             f"{name}-source",
             site,
-            plan.source,
+            serving.source,
             bucket=bucket,
             source=source,
             opts=pulumi.ResourceOptions(parent=self, depends_on=[*after]),
         )
         logs = self._create_log_group()
-        role, attached = self._create_role(image_documents(site, plan, bucket_name), key)
-        project = self._create_project(role, pulumi.Output.concat(bucket, "/", zipped.key), repository)
-        self.build = Build(
+        plans = [serving, *([mirror] if mirror else [])]
+        role, attached = self._create_role(image_documents(site, plans, bucket_name), key)
+        self._project = self._create_project(role, pulumi.Output.concat(bucket, "/", zipped.key))
+        self._first = [*attached, logs, zipped]
+        self.builds = []
+        self.serving = self._create_image(name, serving)
+        self.mirror = self._create_image(f"{name}-mirror", mirror) if mirror else None
+        self.register_outputs({"serving": self.serving, "mirror": self.mirror})
+
+    def _create_image(self, name: str, plan: ImagePlan) -> pulumi.Output[str]:
+        """The repository and the build; the image by its digest."""
+        repository = self._create_repository(name, plan)
+        build = Build(
             name,
             {
-                "account": site.account,
+                "account": self._site.account,
+                "compute": plan.compute_type,
                 "profile": pulumi.Config("aws").get("profile"),
-                "project": project.name,
-                "region": site.region,
+                "project": self._project.name,
+                "region": self._site.region,
                 "repository": repository.name,
                 "tag": plan.tag,
+                "variables": {
+                    "BASE_IMAGE": plan.base,
+                    "DOCKERFILE": plan.dockerfile,
+                    "REPOSITORY": repository.repository_url,
+                },
             },
-            pulumi.ResourceOptions(parent=self, depends_on=[*attached, logs, zipped]),
+            pulumi.ResourceOptions(parent=self, depends_on=self._first),
         )
-        self.reference = pulumi.Output.concat(repository.repository_url, "@", self.build.digest)
-        self.register_outputs({"reference": self.reference})
+        self.builds = [*self.builds, build]
+        return pulumi.Output.concat(repository.repository_url, "@", build.digest)
 
-    def _create_repository(self) -> aws.ecr.Repository:
+    def _create_repository(self, name: str, plan: ImagePlan) -> aws.ecr.Repository:
         repository = aws.ecr.Repository(
-            self._name,
-            name=self._plan.repository,
+            name,
+            name=plan.repository,
             image_tag_mutability="IMMUTABLE",
             image_scanning_configuration={"scan_on_push": True},
             # Images are made again from the same source, so nothing is lost with the stack.
             force_delete=True,
-            tags=self._site.tagged(self._name),
+            tags=self._site.tagged(name),
             opts=self._child,
         )
         rule = {
@@ -100,7 +119,7 @@ class ServingImage(pulumi.ComponentResource):
             "action": {"type": "expire"},
         }
         aws.ecr.LifecyclePolicy(
-            self._name, repository=repository.name, policy=json.dumps({"rules": [rule]}), opts=self._child
+            name, repository=repository.name, policy=json.dumps({"rules": [rule]}), opts=self._child
         )
         return repository
 
@@ -135,25 +154,20 @@ class ServingImage(pulumi.ComponentResource):
         policy = aws.iam.Policy(name, policy=document, tags=self._site.tagged(name), opts=self._child)
         return aws.iam.RolePolicyAttachment(name, role=role.name, policy_arn=policy.arn, opts=self._child)
 
-    def _create_project(
-        self, role: aws.iam.Role, location: pulumi.Input[str], repository: aws.ecr.Repository
-    ) -> aws.codebuild.Project:
+    def _create_project(self, role: aws.iam.Role, location: pulumi.Input[str]) -> aws.codebuild.Project:
+        """A build says which image it makes, and on which machine."""
         return aws.codebuild.Project(
             self._name,
             name=image_project(self._site.cluster_name),
-            description=f"The serving image of the modelfleet stack {self._site.stack}",
+            description=f"The images of the modelfleet stack {self._site.stack}",
             service_role=role.arn,
             source={"type": "S3", "location": location},
             artifacts={"type": "NO_ARTIFACTS"},
             environment={
                 "type": "LINUX_CONTAINER",
-                "compute_type": COMPUTE_TYPE,
+                "compute_type": SERVING_COMPUTE,
                 "image": MACHINE_IMAGE,
                 "privileged_mode": True,  # without it there is no Docker daemon
-                "environment_variables": [
-                    {"name": "REPOSITORY", "value": repository.repository_url},
-                    {"name": "BASE_IMAGE", "value": self._plan.base},
-                ],
             },
             logs_config={"cloudwatch_logs": {"group_name": image_log_group(self._site.cluster_name)}},
             build_timeout=BUILD_MINUTES,
@@ -168,7 +182,5 @@ class Build(pulumi.CustomResource):
 
     digest: pulumi.Output[str]
 
-    def __init__(
-        self, name: str, props: Mapping[str, pulumi.Input[str | None]], opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:aws:ImageBuild", name, {**props, "digest": None}, opts)

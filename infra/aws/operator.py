@@ -8,6 +8,8 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/reference_pol
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from modelfleet.infra.aws.names import store_id
 from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
@@ -246,7 +248,7 @@ def operator(
     site: Site,
     *,
     bucket: BucketPlan,
-    image: ImagePlan | None,
+    images: Sequence[ImagePlan],
     names: str,
     endpoints: bool,
     store: bool = False,
@@ -256,7 +258,7 @@ def operator(
 
     With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
 
-    A bucket that the stack only uses is read and gets the code, and the image's source.
+    A bucket that the stack only uses is read and gets the code, and the images' source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
     permissions boundary where that matters.
     """
@@ -283,19 +285,22 @@ def operator(
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *([_store(site)] if store else []),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
-        *(_image(site, image) if image else ()),
+        *(_images(site, images) if images else ()),
         # A certificate that is asked for has no ARN yet (Service Authorization Reference, AWS Certificate Manager).
         *([_allow("*", ["acm:RequestCertificate"]) | here] if front_door else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
     ]
 
 
-def _image(site: Site, image: ImagePlan) -> list[Statement]:
+def _images(site: Site, images: Sequence[ImagePlan]) -> list[Statement]:
     """The tail of the log is read while a build runs."""
     here = f"{site.region}:{site.account}"
     logs = f"arn:{site.partition}:logs:{here}:log-group:{image_log_group(site.cluster_name)}"
     return [
-        _allow(f"arn:{site.partition}:ecr:{here}:repository/{image.repository}", _of("ecr", REPOSITORY_CHANGES)),
+        _allow(
+            [f"arn:{site.partition}:ecr:{here}:repository/{image.repository}" for image in images],
+            _of("ecr", REPOSITORY_CHANGES),
+        ),
         _allow(
             f"arn:{site.partition}:codebuild:{here}:project/{image_project(site.cluster_name)}",
             _of("codebuild", PROJECT_CHANGES),

@@ -204,9 +204,9 @@ def build_trust(*, project_arn: str, account: str) -> Document:
 
 
 def build_image(
-    *, bucket_arn: str, key: str, repository_arn: str, log_group_arn: str, base_arn: str | None = None
+    *, bucket_arn: str, key: str, repository_arns: Sequence[str], log_group_arn: str, base_arns: Sequence[str] = ()
 ) -> list[Statement]:
-    """What a build does: read its source, write its log, push to one repository, pull a base that is in ECR too.
+    """What a build does: read its source, write its log, push to its repositories, pull bases that are in ECR too.
 
     CodeBuild looks at the bucket, and asks for the version of an object in a versioned one.
     https://docs.aws.amazon.com/codebuild/latest/userguide/setting-up-service-role.html
@@ -219,9 +219,9 @@ def build_image(
             "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
             "Resource": [log_group_arn, f"{log_group_arn}:*"],
         },
-        {"Effect": "Allow", "Action": [*PUSH], "Resource": repository_arn},
+        {"Effect": "Allow", "Action": [*PUSH], "Resource": [*repository_arns]},
         {"Effect": "Allow", "Action": sorted(TOKEN_OF_REGISTRY), "Resource": "*"},
-        *([{"Effect": "Allow", "Action": [*PULL], "Resource": base_arn}] if base_arn else []),
+        *([{"Effect": "Allow", "Action": [*PULL], "Resource": [*base_arns]}] if base_arns else []),
     ]
 
 

@@ -60,10 +60,10 @@ class HeadStorage:
 class KubernetesFleet(pulumi.ComponentResource):
     """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
 
-    `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` is the
-    serving image by its digest, where the plan knows only its tag. With a load balancer, `target_group_arn` is where
-    the gateway's pods are registered and `balancer` its name in DNS. `head_storage` is what the plan's `head_storage`
-    became.
+    `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` and
+    `mirror_image` are images by their digests, where the plan knows only their tags. With a load balancer,
+    `target_group_arn` is where the gateway's pods are registered and `balancer` its name in DNS. `head_storage` is what
+    the plan's `head_storage` became.
     `destroy` runs in reverse order: the RayService's pods end while the operator still runs.
     """
 
@@ -82,6 +82,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
         head_storage: HeadStorage | None = None,
         image: pulumi.Input[str] | None = None,
+        mirror_image: pulumi.Input[str] | None = None,
         ready: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             head_storage_password=head_storage.password if head_storage else None,
             opts=self._child(*namespace.own),
         )
-        Mirrors(f"{name}-mirrors", plan, image=image, opts=self._child(*namespace.ready, *secrets.ready))
+        Mirrors(f"{name}-mirrors", plan, image=mirror_image, opts=self._child(*namespace.ready, *secrets.ready))
         RayFleet(
             f"{name}-ray",
             plan,

@@ -31,5 +31,5 @@ class Mirrors(pulumi.ComponentResource):
         for job in jobs:
             job["metadata"]["annotations"] = dict(SKIP_AWAIT)  # only a model's own replicas wait for its mirror
             once = pulumi.ResourceOptions(parent=self, depends_on=[code], ignore_changes=["spec"])
-            resource(job["metadata"]["name"], with_image(job, plan.ray_cluster.image, image), once)
+            resource(job["metadata"]["name"], with_image(job, plan.copies.image, image), once)
         self.register_outputs({})

@@ -1,4 +1,4 @@
-"""The serving image of a stack that names none: made in the stack's own account, once for each content."""
+"""The images of a stack that names none: made in the stack's own account, once for each content."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.versions import PINNED
 
 #: From the start to the last pushed layer. Not measured: vLLM's image of some 12 GB is pulled, unpacked to some 30 GB,
-#: and pushed with what is installed on it.
-BUILD_MINUTES: Final = 25
-#: 8 vCPUs, 16 GiB and room for an image of 30 GB beside its layers; a small machine has 64 GB of disk.
+#: and pushed with what is installed on it; the mirror's is 0.25 GB.
+SERVING_MINUTES: Final = 25
+MIRROR_MINUTES: Final = 3
+#: What ECR keeps of an image, compressed: vLLM's own is 12 GB. The mirror's is less than it is unpacked.
+SERVING_GB, MIRROR_GB = 12.0, 0.25
+#: 8 vCPUs, 16 GiB and room for an image of 30 GB beside its layers; a small machine has 64 GB of disk, and an account
+#: counts each size apart.
 #: https://docs.aws.amazon.com/codebuild/latest/userguide/build-env-ref-compute-types.html
-COMPUTE_TYPE: Final = "BUILD_GENERAL1_LARGE"
-#: The row of `prices.csv`, in USD per hour.
-PRICE: Final = "codebuild-general1-large"
+SERVING_COMPUTE: Final = "BUILD_GENERAL1_LARGE"
+MIRROR_COMPUTE: Final = "BUILD_GENERAL1_SMALL"
+#: The row of `prices.csv`, in USD per hour, of each.
+PRICES: Final = {SERVING_COMPUTE: "codebuild-general1-large", MIRROR_COMPUTE: "codebuild-general1-small"}
 #: How much of the content's hash is in the tag.
 TAG_DIGITS: Final = 12
 
@@ -30,16 +35,50 @@ def image_plan(stack: LoadedStack, source: ImageSource | None, catalog: Catalog)
     if source is None or stack.config.kubernetes.image or not stack.config.target.makes_cluster:
         return None
     base = reference("vllm", registry=stack.config.image_registry)
-    content = hashlib.sha256(f"{source.sha256} {base}".encode()).hexdigest()
-    per_hour = catalog.usd_per_hour(PRICE, region=stack.region or "")
     return ImagePlan(
         source=source,
+        dockerfile="serving/Dockerfile",
         base=base,
         repository=f"{_as_repository(f'modelfleet-{stack.name}')}/serving",
-        tag=f"ray{PINNED['ray']}-{content[:TAG_DIGITS]}",
-        minutes=BUILD_MINUTES,
-        usd=None if per_hour is None else per_hour * BUILD_MINUTES / 60,
+        tag=f"ray{PINNED['ray']}-{_content(source.serving_sha256, base)}",
+        compute_type=SERVING_COMPUTE,
+        minutes=SERVING_MINUTES,
+        gb=SERVING_GB,
+        usd=_usd(stack, catalog, SERVING_COMPUTE, SERVING_MINUTES),
     )
+
+
+def mirror_image_plan(stack: LoadedStack, source: ImageSource | None, catalog: Catalog) -> ImagePlan | None:
+    """The mirror Jobs' image, made beside the serving image; None where the file names it, or nothing is mirrored."""
+    mirror = stack.config.mirror
+    if source is None or image_plan(stack, source, catalog) is None or mirror.image or not mirror.create:
+        return None
+    base = reference("python", registry=stack.config.image_registry)
+    return ImagePlan(
+        source=source,
+        dockerfile="serving/mirror/Dockerfile",
+        base=base,
+        repository=f"{_as_repository(f'modelfleet-{stack.name}')}/mirror",
+        tag=_content(source.mirror_sha256, base),
+        compute_type=MIRROR_COMPUTE,
+        minutes=MIRROR_MINUTES,
+        gb=MIRROR_GB,
+        usd=_usd(stack, catalog, MIRROR_COMPUTE, MIRROR_MINUTES),
+    )
+
+
+def _content(sha256: str, base: str) -> str:
+    return hashlib.sha256(f"{sha256} {base}".encode()).hexdigest()[:TAG_DIGITS]
+
+
+def _usd(stack: LoadedStack, catalog: Catalog, compute: str, minutes: int) -> float | None:
+    per_hour = catalog.usd_per_hour(PRICES[compute], region=stack.region or "")
+    return None if per_hour is None else per_hour * minutes / 60
+
+
+def mirror_image_name(stack: LoadedStack, serving: ImagePlan | None, mirror: ImagePlan | None) -> str:
+    """The name of the mirror Jobs' image: its own where there is one, else the serving image's."""
+    return stack.config.mirror.image or image_name(stack, mirror or serving)
 
 
 def image_name(stack: LoadedStack, made: ImagePlan | None) -> str:

@@ -39,7 +39,7 @@ MIRROR_TAINT = Taint(POOL_LABEL, MIRROR_POOL, "NoSchedule")
 OWN_POOLS = (SYSTEM_POOL, MIRROR_POOL)
 
 
-def copy_plan(stack: LoadedStack, copied: Sequence[MirrorPlan], catalog: Catalog) -> CopyPlan:
+def copy_plan(stack: LoadedStack, copied: Sequence[MirrorPlan], catalog: Catalog, *, image: str) -> CopyPlan:
     """What the mirror Jobs of a stack copy and where they run; nothing on this machine."""
     sizes = [mirror.bytes for mirror in copied]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
@@ -55,6 +55,7 @@ def copy_plan(stack: LoadedStack, copied: Sequence[MirrorPlan], catalog: Catalog
         seconds=seconds,
         wait_s=_wait(seconds) if copied else 0,
         job_cpu_millis=millis,
+        image=image,
         pool=pool,
         usd=_usd(pool, sizes, seconds),
     )

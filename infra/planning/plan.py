@@ -171,7 +171,8 @@ class CopyPlan:
 
     `bytes` and `seconds` (for all of them, the start of a node included) are None where a size is not known. `wait_s`
     is how long a run waits for them. `pool` has the nodes that the stack makes for them, which exist only while a Job
-    runs; None where it makes no nodes. `usd` is what these nodes cost for one copy of everything, on top of `cost`.
+    runs; None where it makes no nodes. `image` is what a Job runs in. `usd` is what
+    these nodes cost for one copy of everything, on top of `cost`.
     """
 
     models: int
@@ -179,6 +180,7 @@ class CopyPlan:
     seconds: int | None
     wait_s: int
     job_cpu_millis: int
+    image: str
     pool: PoolPlan | None
     usd: float | None
 
@@ -365,9 +367,11 @@ class CodeArtifact:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What the serving image is made from, as an immutable zip named by its content."""
+    """What the stack's images are made from, as an immutable zip named by its content; and what goes into each."""
 
     sha256: str
+    serving_sha256: str
+    mirror_sha256: str
 
     @property
     def key(self) -> str:
@@ -377,17 +381,20 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The serving image, made in the stack's own account, once for each content.
+    """An image that is made in the stack's own account, once for each content.
 
-    `base` is the image that it begins with, `minutes` about how long a build takes. `usd` is what it costs once; None
-    when the price is unknown.
+    `base` is the image that it begins with, `compute_type` CodeBuild's machine, `minutes` about how long a build takes,
+    `gb` what ECR keeps. `usd` is what a build costs once; None when the price is unknown.
     """
 
     source: ImageSource
+    dockerfile: str
     base: str
     repository: str
     tag: str
+    compute_type: str
     minutes: int
+    gb: float
     usd: float | None
 
 
@@ -422,8 +429,15 @@ class Plan:
     head_storage: HeadStoragePlan | None = None
     #: None where the stack file names an image, or the stack has no account to make one in.
     image: ImagePlan | None = None
+    #: That of the mirror Jobs; None also where there is no such Job, or where `image` is None.
+    mirror_image: ImagePlan | None = None
     #: None where nobody outside the cluster reaches the gateway.
     front_door: FrontDoor | None = None
+
+    @property
+    def images(self) -> tuple[ImagePlan, ...]:
+        """The images that the stack makes."""
+        return tuple(image for image in (self.image, self.mirror_image) if image)
 
     @property
     def node_groups(self) -> tuple[PoolPlan, ...]:

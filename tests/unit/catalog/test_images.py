@@ -76,7 +76,7 @@ def test_a_known_digest_is_in_the_name_and_only_of_its_own_tag(monkeypatch: pyte
 
 def with_image(folder: Path, **stack: Any) -> Any:
     plan, loaded = planned(folder, **stack)
-    return plan, image_plan(loaded, ImageSource("0" * 64), default_catalog())
+    return plan, image_plan(loaded, ImageSource("0" * 64, "1" * 64, "2" * 64), default_catalog())
 
 
 def test_every_image_comes_from_the_companys_registry_where_the_stack_names_one(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_the_builds_base_comes_from_there_too_and_is_part_of_the_tag(tmp_path: P
     assert mirrored.base == f"{OWN}/docker.io/vllm/vllm-openai:{plain.base.rpartition(':')[2]}"
     assert mirrored.tag != plain.tag, "another base is another image"
     site = site_of(plan, facts())
-    (pull,) = [s for s in image_documents(site, mirrored, "b")["access"]["Statement"] if "Import" in str(s["Action"])]
-    assert pull["Resource"] == f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/docker.io/vllm/vllm-openai"
-    assert "Import" not in json.dumps(image_documents(site, plain, "b"))
+    (pull,) = [s for s in image_documents(site, [mirrored], "b")["access"]["Statement"] if "Import" in str(s["Action"])]
+    assert pull["Resource"] == [f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/docker.io/vllm/vllm-openai"]
+    assert "Import" not in json.dumps(image_documents(site, [plain], "b"))
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
@@ -116,9 +116,16 @@ def test_make_image_builds_with_whichever_engine_is_there(tmp_path: Path, engine
     make = subprocess.check_output(["which", "make"], text=True).strip()
     # Not those of a make that runs this test.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | {"PATH": str(tmp_path)}
-    done = subprocess.run([make, "image", "IMAGE=r/x:1"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    base = reference("vllm")
-    built = f"{engine} build --file serving/Dockerfile --build-arg VLLM_IMAGE={base} --tag r/x:1 ."
-    assert done.stdout.strip() == built, done.stderr
+    done = subprocess.run(
+        [make, "image", "IMAGE=r/serving:1"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    built = [
+        f"{engine} build --file {file} --build-arg BASE_IMAGE={reference(base)} --tag r/{name}:1 ."
+        for file, base, name in (
+            ("serving/Dockerfile", "vllm", "serving"),
+            ("serving/mirror/Dockerfile", "python", "mirror"),
+        )
+    ]
+    assert done.stdout.splitlines() == built, done.stderr
     buildspec = (ROOT / "serving" / "buildspec.yml").read_text()
-    assert re.search(r'docker build --file serving/Dockerfile --build-arg "VLLM_IMAGE=\$BASE_IMAGE"', buildspec)
+    assert re.search(r'docker build --file "\$DOCKERFILE" --build-arg "BASE_IMAGE=\$BASE_IMAGE"', buildspec)

@@ -18,7 +18,7 @@ from modelfleet.infra.aws.image import KEPT_IMAGES
 from modelfleet.infra.aws.site import Site, image_log_group, image_project, site_of
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.image_build import IMAGE_BUILD
-from modelfleet.infra.planning.image import image_plan
+from modelfleet.infra.planning.image import image_plan, mirror_image_plan
 from modelfleet.infra.planning.plan import ImagePlan
 from modelfleet.infra.provider import Call, Refused
 from modelfleet.infra.reading.code import zipped
@@ -50,6 +50,12 @@ class Place:
             "region": REGION,
             "repository": self.plan.repository,
             "tag": self.plan.tag,
+            "compute": self.plan.compute_type,
+            "variables": {
+                "REPOSITORY": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{self.plan.repository}",
+                "BASE_IMAGE": self.plan.base,
+                "DOCKERFILE": self.plan.dockerfile,
+            },
         }
 
     def build(self) -> Any:
@@ -70,14 +76,15 @@ class Place:
 
 
 @pytest.fixture
-def place(account: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(account: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Place:
     for name, value in account.environment(
         {"aws_access_key_id": "AKIAADMINISTRATOR000", "aws_secret_access_key": "s"}
     ).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(image_build, "POLL_S", 0.05)
     plan, stack = planned(tmp_path, mirror={"bucket": BUCKET})
-    image = image_plan(stack, image_source(), default_catalog())
+    plans = {"serving": image_plan, "mirror": mirror_image_plan}
+    image = plans[getattr(request, "param", "serving")](stack, image_source(), default_catalog())
     assert image is not None
     made = Place(account, site_of(plan, facts()), image)
     made.happens()
@@ -88,7 +95,7 @@ def place(account: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def prepare(place: Place, change: Callable[[Documents], None] = lambda _: None, source: bytes | None = None) -> None:
     """Makes what `infra/aws/image.py` makes before the build, with the documents that it makes it with."""
     iam, s3, kms = (place.cloud.client(service) for service in ("iam", "s3", "kms"))
-    documents = image_documents(place.site, place.plan, BUCKET)
+    documents = image_documents(place.site, [place.plan], BUCKET)
     change(documents)
     policy = json.dumps(policies.account_key(partition="aws", account=ACCOUNT))
     key = kms.create_key(Policy=policy)["KeyMetadata"]["Arn"]
@@ -104,14 +111,11 @@ def prepare(place: Place, change: Callable[[Documents], None] = lambda _: None, 
     for name, document in documents.items():
         iam.put_role_policy(RoleName="image-build", PolicyName=name, PolicyDocument=json.dumps(document))
     place.cloud.client("logs").create_log_group(logGroupName=image_log_group(place.site.cluster_name))
-    repository = place.cloud.client("ecr").create_repository(
-        repositoryName=place.plan.repository, imageTagMutability="IMMUTABLE"
-    )["repository"]
-    place.cloud.client("codebuild").create_project(**project(place, role["Arn"], repository["repositoryName"]))
+    place.cloud.client("ecr").create_repository(repositoryName=place.plan.repository, imageTagMutability="IMMUTABLE")
+    place.cloud.client("codebuild").create_project(**project(place, role["Arn"]))
 
 
-def project(place: Place, role: str, repository: str, *, privileged: bool = True) -> dict[str, Any]:
-    name = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{repository}"
+def project(place: Place, role: str, *, privileged: bool = True) -> dict[str, Any]:
     return {
         "name": image_project(place.site.cluster_name),
         "serviceRole": role,
@@ -122,21 +126,18 @@ def project(place: Place, role: str, repository: str, *, privileged: bool = True
             "computeType": "BUILD_GENERAL1_LARGE",
             "image": "aws/codebuild/amazonlinux-x86_64-standard:5.0",
             "privilegedMode": privileged,
-            "environmentVariables": [
-                {"name": "REPOSITORY", "value": name},
-                {"name": "BASE_IMAGE", "value": place.plan.base},
-            ],
         },
     }
 
 
+@pytest.mark.parametrize("place", ["serving", "mirror"], indirect=True)
 def test_the_image_is_built_with_the_builds_own_role_and_known_by_its_digest(place: Place) -> None:
     made = place.build()
     (image,) = place.cloud.client("ecr").describe_images(repositoryName=place.plan.repository)["imageDetails"]
     assert (image["imageTags"], image["imageDigest"]) == ([place.plan.tag], made.outputs["digest"])
     assert any("build: " in line for line in place.said), "a run of half an hour must say what it waits for"
     used, granted = place.cloud.cloud.judge.trail.actions("image-build"), set[str]()
-    for document in image_documents(place.site, place.plan, BUCKET).values():
+    for document in image_documents(place.site, [place.plan], BUCKET).values():
         for statement in document["Statement"]:
             granted |= set(statement["Action"]) if isinstance(statement["Action"], list) else set()
     unused = granted - used
@@ -210,7 +211,7 @@ LACKS = {
 @pytest.mark.parametrize("action", LACKS)
 def test_a_build_without_a_right_fails_and_says_which(place: Place, action: str) -> None:
     iam = place.cloud.client("iam")
-    text = json.dumps(image_documents(place.site, place.plan, BUCKET)["access"])
+    text = json.dumps(image_documents(place.site, [place.plan], BUCKET)["access"])
     iam.put_role_policy(
         RoleName="image-build", PolicyName="access", PolicyDocument=text.replace(f'"{action}"', '"s3:ListBucket"')
     )
@@ -220,15 +221,28 @@ def test_a_build_without_a_right_fails_and_says_which(place: Place, action: str)
 
 def test_only_this_project_of_this_account_may_use_the_role(place: Place) -> None:
     codebuild = place.cloud.client("codebuild")
-    other = {**project(place, f"arn:aws:iam::{ACCOUNT}:role/image-build", place.plan.repository), "name": "another"}
+    other = {**project(place, f"arn:aws:iam::{ACCOUNT}:role/image-build"), "name": "another"}
     status, code, message = refused(codebuild.create_project, **other)
     assert (status, code) == (400, "InvalidInputException")
     assert "CodeBuild is not authorized to perform: sts:AssumeRole on service role" in message
 
 
+def test_a_machine_that_codebuild_has_not_is_refused(place: Place) -> None:
+    start = place.cloud.client("codebuild").start_build
+    refusal = refused(start, projectName=place.inputs["project"], computeTypeOverride="BUILD_GENERAL1_TINY")
+    assert refusal[:2] == (400, "ValidationException")
+
+
+def test_each_image_is_built_on_its_own_machine(place: Place) -> None:
+    """An account counts each size apart, so the small build waits for no place among the large ones."""
+    place.build()
+    (build,) = place.cloud.client("codebuild").batch_get_builds(ids=place.builds())["builds"]
+    assert build["environment"]["computeType"] == place.plan.compute_type == "BUILD_GENERAL1_LARGE"
+
+
 def test_a_build_without_privileges_has_no_docker(place: Place) -> None:
     role = f"arn:aws:iam::{ACCOUNT}:role/image-build"
-    place.cloud.client("codebuild").update_project(**project(place, role, place.plan.repository, privileged=False))
+    place.cloud.client("codebuild").update_project(**project(place, role, privileged=False))
     with pytest.raises(Refused, match="Is the docker daemon running"):
         place.build()
 
@@ -242,7 +256,7 @@ FAULTS: Mapping[str, tuple[Callable[[dict[str, bytes]], Any], str]] = {
     ),
     "no-base": (
         lambda files: files.update({"buildspec.yml": files["buildspec.yml"].replace(b"$BASE_IMAGE", b"$BASE")}),
-        r"base name \(\$\{VLLM_IMAGE\}\) should not be blank",
+        r"base name \(\$\{BASE_IMAGE\}\) should not be blank",
     ),
     "no-login": (
         lambda files: files.update({"buildspec.yml": files["buildspec.yml"].replace(b"docker login", b"cat #")}),

@@ -43,7 +43,7 @@ def beside_vllm(folder: Path, lock: Path = LOCK) -> Path:
 
 def test_the_base_is_vllms_own_image_in_the_pinned_version() -> None:
     (base, *_) = [argument for word, argument in instructions() if word == "ARG"]
-    assert base == f"VLLM_IMAGE=vllm/vllm-openai:v{locked('vllm')}"
+    assert base == f"BASE_IMAGE=vllm/vllm-openai:v{locked('vllm')}"
 
 
 def test_the_build_fails_when_ray_or_vllm_differ_from_the_plan() -> None:

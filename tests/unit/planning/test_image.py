@@ -15,7 +15,7 @@ from modelfleet.infra.planning.plan import ImageSource
 from modelfleet.infra.stack import LoadedStack
 from tests.unit.aws.builders import ACCOUNT, planned
 
-SOURCE = ImageSource("a" * 64)
+SOURCE = ImageSource("a" * 64, "b" * 64, "c" * 64)
 #: https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_CreateRepository.html
 REPOSITORY = re.compile(r"(?:[a-z0-9]+(?:[._-][a-z0-9]+)*/)*[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
@@ -29,7 +29,7 @@ def test_a_stack_that_names_no_image_makes_one_and_the_plan_says_what_that_costs
     stack = loaded(tmp_path)
     made = image_plan(stack, SOURCE, default_catalog())
     assert made is not None
-    assert image_text(made) == "Building the image, once: about 25 min in CodeBuild, 0.50 USD on top"
+    assert image_text([made]) == "Building the image, once: about 25 min in CodeBuild, 0.50 USD on top"
     registry = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com"
     assert image_name(stack, made) == f"{registry}/modelfleet-test/serving:{made.tag}"
     assert image_findings(stack, made) == []
@@ -38,12 +38,12 @@ def test_a_stack_that_names_no_image_makes_one_and_the_plan_says_what_that_costs
 def test_a_price_that_nobody_knows_is_a_question_mark(tmp_path: Path) -> None:
     made = image_plan(loaded(tmp_path, region="eu-west-1"), SOURCE, default_catalog())
     assert made is not None
-    assert image_text(made).endswith("? USD on top")
+    assert image_text([made]).endswith("? USD on top")
 
 
 def test_other_files_are_another_image(tmp_path: Path) -> None:
     stack, catalog = loaded(tmp_path), default_catalog()
-    first, second = (image_plan(stack, ImageSource(digit * 64), catalog) for digit in "ab")
+    first, second = (image_plan(stack, ImageSource("0" * 64, digit * 64, "c" * 64), catalog) for digit in "ab")
     assert first is not None and second is not None
     assert first.tag != second.tag and first.repository == second.repository
 

@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[3]
 PHASES = ("install", "pre_build", "build", "post_build")
 #: Keys of a buildspec and of a phase; CodeBuild refuses others.
 KEYS = frozenset({"version", "run-as", "env", "proxy", "batch", "phases", "reports", "artifacts", "cache"})
+#: Of Linux containers. https://docs.aws.amazon.com/codebuild/latest/userguide/build-env-ref-compute-types.html
+COMPUTE_TYPES = tuple(f"BUILD_GENERAL1_{size}" for size in ("SMALL", "MEDIUM", "LARGE", "XLARGE", "2XLARGE"))
 PHASE_KEYS = frozenset({"run-as", "on-failure", "runtime-versions", "commands", "finally"})
 
 
@@ -138,6 +140,9 @@ class CodeBuild:
     def _start(self, call: Call, url: str) -> Item:
         project = self._project(call, str(call.params["projectName"]))
         environment = dict(project["environment"])
+        if compute := call.params.get("computeTypeOverride"):
+            _require_compute(str(compute))
+            environment["computeType"] = compute
         variables = {one["name"]: one for one in environment.get("environmentVariables") or ()}
         variables |= {one["name"]: one for one in call.params.get("environmentVariablesOverride") or ()}
         environment["environmentVariables"] = [{"type": "PLAINTEXT", **one} for one in variables.values()]
@@ -187,6 +192,17 @@ def _require_role(role: str, project: str) -> None:
             "InvalidInputException",
             "CodeBuild is not authorized to perform: sts:AssumeRole on service role. Please verify that: 1) The "
             "provided service role exists, 2) CodeBuild is authorized to assume the role",
+        )
+
+
+def _require_compute(name: str) -> None:
+    """https://docs.aws.amazon.com/codebuild/latest/APIReference/API_StartBuild.html"""
+    if name not in COMPUTE_TYPES:
+        found = f"Value '{name}' at 'computeTypeOverride' failed to satisfy constraint"
+        raise Error(
+            400,
+            "ValidationException",
+            f"1 validation error detected: {found}: Member must satisfy enum value set: [{', '.join(COMPUTE_TYPES)}]",
         )
 
 

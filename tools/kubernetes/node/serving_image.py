@@ -59,7 +59,7 @@ def serving() -> list[Recipe]:
             DOCKERFILE.read_text(),
             (lock, base_requirements(lock)),
             {"requirements/cluster-cpu.txt": lambda: LOCK},
-            arguments=(f"--build-arg=VLLM_IMAGE={BASE}", "--build-arg=REQUIREMENTS=requirements/cluster-cpu.txt"),
+            arguments=(f"--build-arg=BASE_IMAGE={BASE}", "--build-arg=REQUIREMENTS=requirements/cluster-cpu.txt"),
             volume=PACKAGES,
             fill=install_base,
         ),
