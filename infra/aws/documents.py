@@ -98,6 +98,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         endpoints=plan.config.network.interface_endpoints,
         store=plan.head_storage is not None,
         front_door=plan.front_door is not None,
+        web_acl=plan.config.gateway.web_acl,
     )
     found = {
         **policies.numbered("operator", may),

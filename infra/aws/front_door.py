@@ -26,7 +26,8 @@ LONGEST_NAME = 32
 
 
 class FrontDoor(pulumi.ComponentResource):
-    """Children: security groups' rules, load balancer, target group, listener; certificate and records by `zone`.
+    """Children: security groups' rules, load balancer, target group, listener; certificate and records by `zone`, the
+    association with AWS WAF by `webAcl`.
 
     `zone_id` is that of the stack file's `zone`; `first` is made before the load balancer.
     """
@@ -58,6 +59,8 @@ class FrontDoor(pulumi.ComponentResource):
         listener = self._create_listener(balancer, targets, certificate)
         if settings.zone:
             self._create_record(balancer, zone_id)
+        if settings.web_acl:
+            self._create_association(balancer, settings.web_acl)
         # Only a target group that a listener uses checks its targets, and only checked pods become ready.
         self.target_group_arn = pulumi.Output.all(targets.arn, listener.arn).apply(lambda arns: str(arns[0]))
         self.dns_name = balancer.dns_name
@@ -216,6 +219,10 @@ class FrontDoor(pulumi.ComponentResource):
             aliases=[{"name": balancer.dns_name, "zone_id": balancer.zone_id, "evaluate_target_health": True}],
             opts=self._child,
         )
+
+    def _create_association(self, balancer: aws.lb.LoadBalancer, web_acl: str) -> None:
+        """The web ACL stays its maker's: who runs the firewall is often somebody else."""
+        aws.wafv2.WebAclAssociation(self._name, resource_arn=balancer.arn, web_acl_arn=web_acl, opts=self._child)
 
 
 def short_name(name: str) -> str:

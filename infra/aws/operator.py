@@ -253,10 +253,12 @@ def operator(
     endpoints: bool,
     store: bool = False,
     front_door: bool = False,
+    web_acl: str | None = None,
 ) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
+    `web_acl` judges what comes to its load balancer.
 
     A bucket that the stack only uses is read and gets the code, and the images' source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
@@ -289,6 +291,7 @@ def operator(
         # A certificate that is asked for has no ARN yet (Service Authorization Reference, AWS Certificate Manager).
         *([_allow("*", ["acm:RequestCertificate"]) | here] if front_door else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
+        *(_firewall(f"{region}:{account}", partition, web_acl) if front_door and web_acl else ()),
     ]
 
 
@@ -319,6 +322,19 @@ def _front_door(place: str, partition: str) -> list[Statement]:
         _allow(balancing, _of("elasticloadbalancing", BALANCER_CHANGES)),
         _allow(certificates, _of("acm", CERTIFICATE_CHANGES)),
         _allow(f"arn:{partition}:route53:::hostedzone/*", ["route53:ChangeResourceRecordSets"]),
+    ]
+
+
+def _firewall(place: str, partition: str, web_acl: str) -> list[Statement]:
+    """Associating asks for a right on each side; dissociating and looking name no web ACL.
+
+    https://docs.aws.amazon.com/waf/latest/developerguide/security_iam_service-with-iam.html
+    """
+    balancers = f"arn:{partition}:elasticloadbalancing:{place}:loadbalancer/app/*"
+    return [
+        _allow(web_acl, ["wafv2:AssociateWebACL", "wafv2:GetWebACL"]),
+        _allow("*", ["wafv2:DisassociateWebACL", "wafv2:GetWebACLForResource"]),
+        _allow(balancers, ["elasticloadbalancing:SetWebACL"]),
     ]
 
 

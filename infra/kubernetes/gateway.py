@@ -37,7 +37,10 @@ class LoadBalancer(pulumi.ComponentResource):
 
 
 class Gateway(pulumi.ComponentResource):
-    """Children: ConfigMap, Deployment, Service, Ingress. `base_url` is the address that clients use."""
+    """Children: ConfigMap, Deployment, Service, Ingress or Gateway and HTTPRoute.
+
+    `base_url` is the address that clients use.
+    """
 
     base_url: pulumi.Output[str]
 

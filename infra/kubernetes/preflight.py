@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.manifests.gateway import GATEWAY_API
 from modelfleet.infra.kubernetes.names import OPERATOR
 from modelfleet.infra.kubernetes.rollout import rollout_notice
 from modelfleet.infra.kubernetes.versions import KUBERAY
@@ -58,7 +59,11 @@ def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
     try:
         with closing(Api.from_kubeconfig(kubeconfig or settings.kubeconfig, settings.context)) as api:
             # Without rights the other checks cannot run.
-            problems = missing_rights(api, plan) or [*missing_nodes(api, plan), *operators(api, plan)]
+            problems = missing_rights(api, plan) or [
+                *missing_nodes(api, plan),
+                *operators(api, plan),
+                *missing_gateway(api, plan),
+            ]
             notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
@@ -77,7 +82,10 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
     needless = [] if plan.own_operator else [*FOR_OPERATOR]
     if not plan.config.kubernetes.create_namespace:
         needless += FOR_NAMESPACE
-    for group, resource, namespaced in NEEDED:
+    door = plan.front_door
+    ways = (("gateways", door and door.gateway_class), ("httproutes", door and door.parent))
+    routes = [("gateway.networking.k8s.io", resource, True) for resource, wanted in ways if wanted]
+    for group, resource, namespaced in (*NEEDED, *routes):
         if resource in needless:
             continue
         verbs = [
@@ -98,6 +106,29 @@ def missing_nodes(api: Api, plan: Plan) -> list[str]:
     """One sentence per pool that needs a node at once and has none with its labels and GPUs."""
     nodes = api.list("v1", "Node")
     return [sentence for pool in plan.pools if pool.min_nodes and (sentence := _lacks(pool, nodes))]
+
+
+def missing_gateway(api: Api, plan: Plan) -> list[str]:
+    """What is wrong with the Gateway API, or with the Gateway of the cluster that the stack names."""
+    door, at = plan.front_door, "modelfleet:gateway"
+    if door is None or door.parent is None:
+        return []
+    crd = api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "httproutes.gateway.networking.k8s.io")
+    if crd is None:
+        return [f"the cluster has no Gateway API; install its definitions, or use {at}.ingressClass"]
+    if door.gateway_class:
+        found = api.get(GATEWAY_API, "GatewayClass", door.gateway_class)
+        lists = "`kubectl get gatewayclass` lists them"
+        return [] if found else [f"{at}.gatewayClass: the cluster has no {door.gateway_class}; {lists}"]
+    named = f"{at}.parentGateway: Gateway {door.parent_namespace}/{door.parent}"
+    parent = api.get(GATEWAY_API, "Gateway", door.parent, door.parent_namespace)
+    if parent is None:
+        return [f"{named} does not exist; `kubectl get gateway -A` lists them"]
+    listeners = {one["name"]: one["protocol"] for one in parent["spec"]["listeners"]}
+    if listeners.get(door.listener or "") != "HTTPS":
+        with_tls = ", ".join(name for name, protocol in listeners.items() if protocol == "HTTPS") or "none"
+        return [f"{named} has no listener {door.listener} of protocol HTTPS; those with it: {with_tls}"]
+    return []
 
 
 def operators(api: Api, plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.candidates import PoolChoice, usd_per_hour
 from modelfleet.infra.planning.demand import Demand
-from modelfleet.infra.planning.front_door import LOAD_BALANCER
+from modelfleet.infra.planning.front_door import LOAD_BALANCER, PUBLIC_ADDRESS, public_addresses
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import CostRange, FixedCost, HeadStoragePlan, PoolPlan, SystemPlan
@@ -74,7 +74,8 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
 def fixed_costs(
     stack: LoadedStack, system: SystemPlan | None, head_storage: HeadStoragePlan | None, catalog: Catalog
 ) -> tuple[FixedCost, ...]:
-    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, NAT, load balancer.
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, NAT, load balancer,
+    and what their addresses on the internet cost.
 
     Without the system node more that a rollout takes for its minutes.
     """
@@ -88,6 +89,11 @@ def fixed_costs(
         FixedCost(f"system nodes ({machine})", count, catalog.usd_per_hour(machine, region=region)),
         FixedCost("NAT gateways (without traffic)", gateways, catalog.usd_per_hour("nat-gateway", region=region)),
         FixedCost("load balancer (without traffic)", doors, catalog.usd_per_hour(LOAD_BALANCER, region=region)),
+        FixedCost(
+            "public IPv4 addresses (NAT, load balancer)",
+            gateways + public_addresses(stack),
+            catalog.usd_per_hour(PUBLIC_ADDRESS, region=region),
+        ),
     ]
     if head_storage is not None:
         name, nodes = head_storage.node_type, head_storage.nodes

@@ -21,12 +21,23 @@ MOST_IDLE_S = 4000
 MOST_DRAIN_S, LEAVE_S = 3600, 60
 #: The gateway's port for the front door: only there is a client's address believed.
 PORT = 8081
-#: The catalog's name of its price.
+#: The catalog's names of its price and of that of an address.
 LOAD_BALANCER = "application-load-balancer"
+PUBLIC_ADDRESS = "public-ipv4"
 EVERYBODY = "0.0.0.0/0"
-#: Keys that only a load balancer of AWS, or only an Ingress, has.
-ONLY_AWS = {"certificate": "certificate", "zone": "zone", "allowCidrs": "allow_cidrs"}
-ONLY_INGRESS = {"ingressClass": "ingress_class", "ingressAnnotations": "ingress_annotations", "tlsSecret": "tls_secret"}
+#: Keys that only a load balancer of AWS, or only another cluster's own way in, has.
+ONLY_AWS = {"certificate": "certificate", "zone": "zone", "allowCidrs": "allow_cidrs", "webAcl": "web_acl"}
+ONLY_INGRESS = {
+    "ingressClass": "ingress_class",
+    "ingressAnnotations": "ingress_annotations",
+    "gatewayClass": "gateway_class",
+    "parentGateway": "parent_gateway",
+    "tlsSecret": "tls_secret",
+}
+#: Of these a stack names one.
+WAYS_IN = {key: ONLY_INGRESS[key] for key in ("ingressClass", "gatewayClass", "parentGateway")}
+#: The name of the stack's own Gateway in its namespace.
+OWN_GATEWAY = "gateway"
 
 
 def front_door(stack: LoadedStack) -> FrontDoor | None:
@@ -48,12 +59,31 @@ def front_door(stack: LoadedStack) -> FrontDoor | None:
         idle_s=min(gateway.timeout_s, MOST_IDLE_S),
         allow_cidrs=tuple(gateway.allow_cidrs) or _usual(internet=internet),
         addresses=_addresses(stack.config.network, internet=internet) if target.makes_cluster else (),
+        **_route(stack),
     )
+
+
+def _route(stack: LoadedStack) -> dict[str, str]:
+    """Which listener of which Gateway leads here, where the stack names one or a class of its own."""
+    gateway = stack.config.gateway
+    if gateway.parent_gateway:
+        namespace, name, listener = gateway.parent_gateway.split("/")
+        return {"parent_namespace": namespace, "parent": name, "listener": listener}
+    if not gateway.gateway_class:
+        return {}
+    return {
+        "parent_namespace": stack.config.kubernetes.namespace_of(stack.name),
+        "parent": OWN_GATEWAY,
+        "listener": "https",  # a name that clients use has TLS
+        "gateway_class": gateway.gateway_class,
+    }
 
 
 def _has_tls(stack: LoadedStack) -> bool:
     gateway = stack.config.gateway
-    return bool(gateway.certificate or gateway.zone) if stack.config.target.makes_cluster else bool(gateway.tls_secret)
+    if stack.config.target.makes_cluster:
+        return bool(gateway.certificate or gateway.zone)
+    return bool(gateway.tls_secret or gateway.parent_gateway)  # the preflight looks whether that listener has TLS
 
 
 def _usual(*, internet: bool) -> tuple[str, ...]:
@@ -66,6 +96,17 @@ def _addresses(network: Network, *, internet: bool) -> tuple[str, ...]:
         return ()
     blocks = subnet_blocks(network.cidr, network.zones)
     return blocks.public if internet else blocks.private
+
+
+def public_addresses(stack: LoadedStack) -> int:
+    """IPv4 addresses on the internet: one for each zone of a load balancer there, at least.
+
+    A load balancer that grows takes more. https://docs.aws.amazon.com/vpc/latest/userguide/vpc-ip-addressing.html
+    """
+    network = stack.config.network
+    if stack.config.gateway.expose != "internet":
+        return 0
+    return len(network.public_subnet_ids) if network.vpc_id else network.zones
 
 
 def front_door_findings(stack: LoadedStack) -> list[Finding]:
@@ -108,7 +149,7 @@ def _open_findings(stack: LoadedStack) -> Iterator[Finding]:
         way = (
             "name hostname and zone (a Route 53 zone: the certificate is made), or hostname and certificate"
             if stack.config.target.makes_cluster
-            else "name hostname and tlsSecret"
+            else "name hostname and tlsSecret, or a parentGateway with TLS"
         )
         yield _found(stack, "expose", f"found 'internet' without TLS, so keys would travel in plain text; {way}")
 
@@ -117,7 +158,7 @@ def _name_findings(stack: LoadedStack) -> Iterator[Finding]:
     """A certificate is for a name, and a name that a client trusts has a certificate."""
     gateway = stack.config.gateway
     if gateway.hostname and not _has_tls(stack):
-        way = "certificate or zone" if stack.config.target.makes_cluster else "tlsSecret"
+        way = "certificate or zone" if stack.config.target.makes_cluster else "tlsSecret, or a parentGateway,"
         yield _found(stack, "hostname", f"found '{gateway.hostname}' without a certificate for it; name {way} too")
     for key, name in {"certificate": "certificate", "zone": "zone", "tlsSecret": "tls_secret"}.items():
         if getattr(gateway, name) and not gateway.hostname:
@@ -161,6 +202,9 @@ def _aws_findings(stack: LoadedStack) -> Iterator[Finding]:
     if gateway.certificate and stack.region and gateway.certificate.split(":")[3] != stack.region:
         message = f"is in {gateway.certificate.split(':')[3]}, but a load balancer uses certificates of its own region "
         yield _found(stack, "certificate", f"{message}{stack.region}; request one there, or name zone instead")
+    if gateway.web_acl and stack.region and gateway.web_acl.split(":")[3] != stack.region:
+        message = f"is in {gateway.web_acl.split(':')[3]}, but a load balancer takes a web ACL of its own region "
+        yield _found(stack, "webAcl", f"{message}{stack.region}; make one there")
     if network.vpc_id and gateway.expose == "internet" and not network.public_subnet_ids:
         message = "are missing, and a load balancer on the internet needs public subnets in two zones; name them"
         yield stack.finding(("network", "publicSubnetIds"), message)
@@ -176,10 +220,20 @@ def _ingress_findings(stack: LoadedStack) -> Iterator[Finding]:
         if getattr(gateway, name):
             message = "is for the load balancer that target eks makes; the Ingress's controller decides here; remove it"
             yield _found(stack, key, f"{message}, or say it in ingressAnnotations")
-    if not gateway.ingress_class:
+    named = [key for key, name in WAYS_IN.items() if getattr(gateway, name)]
+    if not named:
         message = (
-            "is missing, and without it no controller need heed the Ingress; `kubectl get ingressclass` lists them"
+            "is missing, and without it no controller need heed the Ingress; `kubectl get ingressclass` lists them; "
+            "or name gatewayClass or parentGateway, where the cluster has the Gateway API"
         )
         yield _found(stack, "ingressClass", message)
+    for key in named[1:]:
+        yield _found(stack, key, f"is one way in, and {named[0]} another; name one of them")
+    if gateway.parent_gateway and gateway.tls_secret:
+        yield _found(
+            stack, "tlsSecret", "is for a Gateway or an Ingress of the stack; parentGateway has its own; remove it"
+        )
+    if gateway.ingress_annotations and not gateway.ingress_class:
+        yield _found(stack, "ingressAnnotations", "are for an Ingress, and there is none; remove them")
     if not gateway.hostname:
-        yield _found(stack, "hostname", "is missing; an Ingress leads to the gateway by the name that clients use")
+        yield _found(stack, "hostname", "is missing; a cluster's own way in tells stacks apart by their names")

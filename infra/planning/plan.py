@@ -312,7 +312,10 @@ class GatewayPlan:
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """What leads clients outside the cluster to the gateway: a load balancer of AWS, else an Ingress.
+    """What leads clients outside the cluster to the gateway: a load balancer of AWS, else an Ingress or an HTTPRoute.
+
+    An HTTPRoute hangs on listener `listener` of Gateway `parent` in namespace `parent_namespace`; the stack makes that
+    Gateway where it has a `gateway_class`.
 
     `port` is the gateway's own port for it. `idle_s`: seconds for which a connection may be silent; `drain_s`: how long
     a pod that ends may take for its streams. `allow_cidrs` are the clients' networks, `addresses` those of the load
@@ -328,6 +331,10 @@ class FrontDoor:
     drain_s: int
     allow_cidrs: tuple[str, ...]
     addresses: tuple[str, ...]
+    parent_namespace: str | None = None
+    parent: str | None = None
+    listener: str | None = None
+    gateway_class: str | None = None
 
     @property
     def base_url(self) -> str | None:

@@ -412,8 +412,35 @@ class Gateway(StackSection):
     ingress_annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations of the Ingress, as its controller wants them."
     )
+    gateway_class: str | None = Field(
+        None,
+        description="GatewayClass of the cluster's Gateway API, instead of ingressClass: the stack makes a Gateway.",
+    )
+    parent_gateway: (
+        Annotated[
+            str,
+            Matching(r"^[a-z0-9-]+/[a-z0-9.-]+/[a-z0-9.-]+$", "namespace/name/listener of a Gateway that exists"),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Gateway that the cluster has, as namespace/name/listener, instead of ingressClass; its listener "
+        "ends TLS for hostname.",
+    )
     tls_secret: str | None = Field(
         None, description="Name of an existing TLS Secret for hostname, on target kubernetes with expose."
+    )
+    web_acl: (
+        Annotated[
+            str,
+            Matching(
+                r"^arn:aws[a-z-]*:wafv2:[a-z0-9-]+:\d{12}:regional/webacl/[\w-]+/[\w-]+$",
+                "the ARN of a regional web ACL of AWS WAF",
+            ),
+        ]
+        | None
+    ) = Field(
+        None, description="Web ACL of AWS WAF that judges each request at the load balancer, on target eks with expose."
     )
 
 

@@ -317,14 +317,18 @@ def zone(account: Account) -> str:
 def test_a_front_door_is_a_load_balancer_with_a_certificate_and_a_name_in_dns(
     fleet: Maker, account: Account, zone: str
 ) -> None:
+    waf = account.client("wafv2")
+    looks = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": "wall"}
+    wall = waf.create_web_acl(Name="wall", Scope="REGIONAL", DefaultAction={"Allow": {}}, VisibilityConfig=looks)
     door = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org", "timeoutS": 1800}
-    fleet.make(gateway=door, **KEYED)
+    fleet.make(gateway={**door, "webAcl": wall["Summary"]["ARN"]}, **KEYED)
     elb = account.client("elbv2")
     (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
     assert (balancer["Type"], balancer["Scheme"]) == ("application", "internet-facing")
     arn = balancer["LoadBalancerArn"]
     attributes = elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
     assert {"Key": "idle_timeout.timeout_seconds", "Value": "1800"} in attributes
+    assert waf.get_web_acl_for_resource(ResourceArn=arn)["WebACL"]["Name"] == "wall"
     (listener,) = elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]
     assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)
     (certificate,) = listener["Certificates"]

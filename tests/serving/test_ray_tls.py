@@ -74,7 +74,7 @@ class Cluster:
         self._groups = {"head": cluster["headGroupSpec"], "worker": cluster["workerGroupSpecs"][0]}
         self._namespace = plan.namespace
         self._env: dict[str, dict[str, str]] = {}
-        self._common = {name: os.environ[name] for name in ("PATH", "HOME")} | PATIENCE
+        self._common = {name: os.environ[name] for name in ("PATH", "HOME")} | PATIENCE | {"PYTHONUNBUFFERED": "1"}
         self._python = str(bare_python(folder / "python"))
         self._authority = _authority(folder / "authority")
 
@@ -97,6 +97,12 @@ class Cluster:
         command = [self._python, "-P", ray_head.__file__, "start", "--block", *common, *options]
         self._env[pod] = self._common | self.certified(pod, address)
         self.pods.start(pod, address, command, self._env[pod])
+        wait_until(lambda: self._has_started(pod), what=f"{pod}'s Ray", seconds=480, every_s=0.5)
+
+    def _has_started(self, pod: str) -> bool:
+        log = (self.folder / f"{pod}.log").read_text()
+        assert "Traceback" not in log, log[-3000:]
+        return "Ray runtime started" in log
 
     def drive(self, pod: str, program: str) -> str:
         """What a driver in a pod prints."""
@@ -139,8 +145,7 @@ def test_ray_serves_its_own_pods_and_nobody_without_a_certificate(cluster: Clust
     """Whoever reads the network has Ray's token, and whoever has the token runs code in every replica."""
     cluster.start("head", HEAD, "--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
     cluster.start("worker", WORKER, f"--address={cluster.head_name}:6379", *WORKER_OPTIONS)
-    driven = wait_until(lambda: cluster.drive("head", DRIVER), what="a task", seconds=180, retry=AssertionError)
-    assert driven == f"{WORKER} {8 << 20}"
+    assert cluster.drive("head", DRIVER) == f"{WORKER} {8 << 20}"
 
     own = cluster.certified("head", BRIDGE_ADDRESS)
     foreign = cluster.certified("head", BRIDGE_ADDRESS, _authority(cluster.folder / "foreign"))

@@ -15,6 +15,7 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_config,
     gateway_deployment,
     gateway_ingress,
+    gateway_route,
     gateway_service,
 )
 from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
@@ -85,8 +86,9 @@ def mirrors(plan: Plan) -> list[Manifest]:
 
 
 def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:
-    """The gateway's configuration, its pods, its Service and, on a cluster that is not ours, its Ingress."""
-    return [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan), *gateway_ingress(plan)]
+    """The gateway's configuration, its pods, its Service and, on a cluster that is not ours, its Ingress or route."""
+    parts = [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan)]
+    return [*parts, *gateway_ingress(plan), *gateway_route(plan)]
 
 
 def load_balancer(plan: Plan, cluster_name: str, target_group_arn: Any) -> list[Manifest]:

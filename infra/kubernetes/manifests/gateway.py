@@ -23,8 +23,9 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
 )
 from modelfleet.infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
-from modelfleet.infra.planning.plan import Plan
+from modelfleet.infra.planning.plan import FrontDoor, Plan
 
+GATEWAY_API: Final = "gateway.networking.k8s.io/v1"
 PORT: Final = 8080
 METRICS_PORT: Final = 8405
 BODIES_METRICS_PORT: Final = 8406
@@ -130,7 +131,7 @@ def gateway_service(plan: Plan) -> Manifest:
 
 def gateway_ingress(plan: Plan) -> list[Manifest]:
     """One Ingress of the stack's class, on a cluster that is not ours."""
-    if plan.front_door is None or plan.front_door.load_balancer:
+    if plan.front_door is None or plan.front_door.load_balancer or plan.front_door.parent:
         return []
     settings, host = plan.gateway.settings, plan.front_door.hostname
     backend = {"service": {"name": GATEWAY, "port": {"name": DOOR}}}
@@ -144,6 +145,48 @@ def gateway_ingress(plan: Plan) -> list[Manifest]:
             "spec": {"ingressClassName": settings.ingress_class, "rules": [rule], **({"tls": tls} if tls else {})},
         }
     ]
+
+
+def gateway_route(plan: Plan) -> list[Manifest]:
+    """One HTTPRoute, on a cluster with the Gateway API, and the Gateway where the stack makes it.
+
+    Its timeouts are off: an answer may stream as long as HAProxy lets it, and Envoy's default ends it after 15 s.
+    https://gateway-api.sigs.k8s.io/guides/http-timeouts
+    """
+    door = plan.front_door
+    if door is None or door.parent is None:
+        return []
+    parent = {"namespace": door.parent_namespace, "name": door.parent, "sectionName": door.listener}
+    rule = {
+        "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+        "backendRefs": [{"name": GATEWAY, "port": door.port}],
+        "timeouts": {"request": "0s", "backendRequest": "0s"},
+    }
+    route = {
+        "apiVersion": GATEWAY_API,
+        "kind": "HTTPRoute",
+        "metadata": _metadata(plan),
+        "spec": {"parentRefs": [parent], "hostnames": [door.hostname], "rules": [rule]},
+    }
+    return [*([_own_gateway(plan, door)] if door.gateway_class else []), route]
+
+
+def _own_gateway(plan: Plan, door: FrontDoor) -> Manifest:
+    """One listener, for this namespace's routes only."""
+    listener = {
+        "name": door.listener,
+        "hostname": door.hostname,
+        "port": 443,
+        "protocol": "HTTPS",
+        "tls": {"mode": "Terminate", "certificateRefs": [{"name": plan.gateway.settings.tls_secret}]},
+        "allowedRoutes": {"namespaces": {"from": "Same"}},
+    }
+    return {
+        "apiVersion": GATEWAY_API,
+        "kind": "Gateway",
+        "metadata": {**_metadata(plan), "name": door.parent},
+        "spec": {"gatewayClassName": door.gateway_class, "listeners": [listener]},
+    }
 
 
 def _ingress_annotations(plan: Plan) -> dict[str, str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import reduce
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,9 +26,11 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_config,
     gateway_deployment,
     gateway_ingress,
+    gateway_route,
 )
 from modelfleet.infra.kubernetes.manifests.namespace import disruption_budgets
 from modelfleet.infra.kubernetes.names import SERVE_PORT, SERVE_SERVICE
+from modelfleet.infra.kubernetes.preflight import missing_gateway
 from modelfleet.infra.local.haproxy import find_binary
 from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, planned
@@ -179,3 +182,71 @@ def test_changed_keys_or_routes_change_the_pods(tmp_path: Path) -> None:
         for p, keys in ((plan, "a"), (plan, "b"), (fewer, "a"))
     ]
     assert len({tuple(sorted(one.items())) for one in seen}) == 3
+
+
+def routed(root: Path, **way: str) -> Plan:
+    door = {"expose": "internal", "hostname": "llm.example.org", **way}
+    return planned(root, five_models(), gateway=door, kubernetes={"image": "i:1"})
+
+
+OWN = {"gatewayClass": "envoy", "tlsSecret": "llm-tls"}
+FOREIGN = {"parentGateway": "infra/public/https"}
+
+
+def test_a_route_of_the_gateway_api_ends_no_stream(root: Path) -> None:
+    """Envoy's default ends a request after 15 s; `0s` is off."""
+    (route,) = gateway_route(routed(root, **FOREIGN))
+    assert route["spec"]["parentRefs"] == [{"namespace": "infra", "name": "public", "sectionName": "https"}]
+    assert route["spec"]["hostnames"] == ["llm.example.org"]
+    (rule,) = route["spec"]["rules"]
+    assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+    assert rule["backendRefs"] == [{"name": "gateway", "port": 8081}]
+    assert gateway_ingress(routed(root / "other", **FOREIGN)) == []
+
+
+def test_a_gateway_of_the_stack_has_tls_and_takes_this_namespaces_routes_alone(root: Path) -> None:
+    made, route = gateway_route(routed(root, **OWN))
+    (listener,) = made["spec"]["listeners"]
+    assert (made["spec"]["gatewayClassName"], listener["protocol"], listener["port"]) == ("envoy", "HTTPS", 443)
+    assert listener["tls"]["certificateRefs"] == [{"name": "llm-tls"}]
+    assert listener["allowedRoutes"] == {"namespaces": {"from": "Same"}}
+    (parent,) = route["spec"]["parentRefs"]
+    assert (parent["namespace"], parent["name"]) == (made["metadata"]["namespace"], made["metadata"]["name"])
+    assert parent["sectionName"] == listener["name"]
+
+
+class Cluster:
+    """What the preflight reads of a cluster."""
+
+    def __init__(self, *found: str, protocol: str = "HTTPS") -> None:
+        self._found, self._protocol = found, protocol
+
+    def get(self, _: str, kind: str, name: str, namespace: str | None = None) -> dict[str, Any] | None:
+        listeners = [{"name": "https", "protocol": self._protocol}, {"name": "tls", "protocol": "HTTPS"}]
+        return {"spec": {"listeners": listeners}} if f"{kind} {name}" in self._found else None
+
+
+API = "CustomResourceDefinition httproutes.gateway.networking.k8s.io"
+
+
+@pytest.mark.parametrize(
+    ("way", "cluster", "said"),
+    [
+        (FOREIGN, Cluster(), "the cluster has no Gateway API"),
+        (FOREIGN, Cluster(API), "Gateway infra/public does not exist"),
+        (
+            FOREIGN,
+            Cluster(API, "Gateway public", protocol="HTTP"),
+            "has no listener https of protocol HTTPS; those with it: tls",
+        ),
+        (FOREIGN, Cluster(API, "Gateway public"), None),
+        (OWN, Cluster(API), "the cluster has no envoy"),
+        (OWN, Cluster(API, "GatewayClass envoy"), None),
+    ],
+    ids=["no definitions", "no Gateway", "plain text", "fits", "no class", "class"],
+)
+def test_a_door_that_the_cluster_cannot_open_is_said_first(
+    root: Path, way: dict[str, str], cluster: Cluster, said: str | None
+) -> None:
+    found = missing_gateway(cluster, routed(root, **way))  # type: ignore[arg-type]
+    assert [said in one for one in found] == [True] if said else found == []

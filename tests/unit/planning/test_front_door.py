@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import FixedCost
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.planning.builders import model, planned, pool, stack
 
 ZONE = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org"}
 INGRESS = {"expose": "internal", "hostname": "models.example.org", "ingressClass": "nginx", "tlsSecret": "tls"}
+PARENT = {"expose": "internal", "hostname": "models.example.org", "parentGateway": "infra/public/https"}
+WALL = "arn:aws:wafv2:{}:123456789012:regional/webacl/wall/0a1b"
 ELSEWHERE = "arn:aws:acm:eu-west-1:123456789012:certificate/one"
 
 
@@ -119,6 +122,36 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"target": "kubernetes"},
         "gateway.expose: found 'internet' without TLS",
     ),
+    "two ways in": (
+        {**INGRESS, "gatewayClass": "envoy"},
+        {"target": "kubernetes"},
+        "gateway.gatewayClass: is one way in, and ingressClass another",
+    ),
+    "a secret for somebody else's Gateway": (
+        {**PARENT, "tlsSecret": "tls"},
+        {"target": "kubernetes"},
+        "gateway.tlsSecret: is for a Gateway or an Ingress of the stack",
+    ),
+    "a Gateway without its listener": (
+        {**PARENT, "parentGateway": "infra/public"},
+        {"target": "kubernetes"},
+        "gateway.parentGateway: found 'infra/public'",
+    ),
+    "a Gateway on the internet without TLS": (
+        {"expose": "internet", "hostname": "models.example.org", "gatewayClass": "envoy"},
+        {"target": "kubernetes"},
+        "gateway.expose: found 'internet' without TLS",
+    ),
+    "a web ACL of another region": (
+        {**ZONE, "webAcl": WALL.format("eu-west-1")},
+        {},
+        "gateway.webAcl: is in eu-west-1",
+    ),
+    "a web ACL on another cluster": (
+        {**INGRESS, "webAcl": WALL.format("us-east-1")},
+        {"target": "kubernetes"},
+        "gateway.webAcl: is for the load balancer that target eks makes",
+    ),
     "a zone of AWS elsewhere": (
         {**INGRESS, "zone": "example.org"},
         {"target": "kubernetes"},
@@ -133,6 +166,33 @@ def test_a_door_that_is_open_to_strangers_or_leads_nowhere_is_refused(case: str)
     with pytest.raises(InputErrors) as refused:
         plan_of(gateway, **more)
     assert said in str(refused.value)
+
+
+def test_addresses_on_the_internet_stand_in_the_plan_with_their_price() -> None:
+    """0.005 USD per hour for each (prices.csv): of the NAT gateway, and of the load balancer in three zones."""
+    without, with_door = ((p.count, p.usd_each) for plan in (plan_of({}), plan_of(ZONE)) for p in addresses(plan))
+    assert (without, with_door) == ((1, 0.005), (4, 0.005))
+
+
+def addresses(plan: Plan) -> list[FixedCost]:
+    return [part for part in plan.fixed if "IPv4" in part.name]
+
+
+@pytest.mark.parametrize(
+    ("named", "parent"),
+    [
+        ({"parentGateway": "infra/public/https"}, ("infra", "public", "https", None)),
+        ({"gatewayClass": "envoy", "tlsSecret": "tls"}, ("modelfleet-test", "gateway", "https", "envoy")),
+    ],
+    ids=["one that exists", "of a class"],
+)
+def test_a_gateway_of_the_gateway_api_is_a_door_too(
+    named: dict[str, Any], parent: tuple[str, str, str, str | None]
+) -> None:
+    door = plan_of({"expose": "internal", "hostname": "models.example.org", **named}, target="kubernetes").front_door
+    assert door is not None
+    assert (door.parent_namespace, door.parent, door.listener, door.gateway_class) == parent
+    assert door.base_url == "https://models.example.org/v1"
 
 
 def test_an_ingress_with_a_class_and_a_secret_is_a_door_on_another_cluster() -> None:

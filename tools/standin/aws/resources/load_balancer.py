@@ -305,4 +305,33 @@ LISTENER = ResourceDef(
     delete=lambda call, id, state: unless_absent(lambda: client(call, "elbv2", state).delete_listener(ListenerArn=id)),
 )
 
-RESOURCES = (BALANCER, TARGETS, LISTENER)
+# --- web ACL ---------------------------------------------------------------------------------------------
+
+
+def _associate(call: Call[Aws], inputs: Props) -> Made:
+    wall, balancer = inputs["webAclArn"], inputs["resourceArn"]
+    client(call, "wafv2", inputs).associate_web_acl(WebACLArn=wall, ResourceArn=balancer)
+    return Made(f"{wall},{balancer}", {"region": region(call, inputs)})
+
+
+def _read_association(call: Call[Aws], id: str, state: Props) -> Props | None:
+    found = client(call, "wafv2", state).get_web_acl_for_resource(ResourceArn=state["resourceArn"])
+    wall = found.get("WebACL")
+    return {**state, "webAclArn": wall["ARN"]} if wall else None
+
+
+ASSOCIATION = ResourceDef(
+    # terraform-provider-aws internal/service/wafv2/web_acl_association.go
+    token="aws:wafv2/webAclAssociation:WebAclAssociation",
+    inputs=frozenset({"region", "resourceArn", "webAclArn"}),
+    required=frozenset({"resourceArn", "webAclArn"}),
+    outputs=frozenset({"region"}),
+    force_new=frozenset({"region", "resourceArn", "webAclArn"}),
+    create=_associate,
+    read=_read_association,
+    delete=lambda call, id, state: unless_absent(
+        lambda: client(call, "wafv2", state).disassociate_web_acl(ResourceArn=state["resourceArn"])
+    ),
+)
+
+RESOURCES = (BALANCER, TARGETS, LISTENER, ASSOCIATION)
