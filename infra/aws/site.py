@@ -78,7 +78,7 @@ def _log_group(cluster: str) -> str:
 
 
 def image_project(cluster: str) -> str:
-    """The name of the CodeBuild project that makes the serving image."""
+    """The name of the CodeBuild project that makes the stack's images."""
     return f"{cluster}-image"
 
 

@@ -90,7 +90,7 @@ def fixed_costs(
         FixedCost("NAT gateways (without traffic)", gateways, catalog.usd_per_hour("nat-gateway", region=region)),
         FixedCost("load balancer (without traffic)", doors, catalog.usd_per_hour(LOAD_BALANCER, region=region)),
         FixedCost(
-            "public IPv4 addresses (NAT, load balancer)",
+            "public IPv4 addresses",
             gateways + public_addresses(stack),
             catalog.usd_per_hour(PUBLIC_ADDRESS, region=region),
         ),

@@ -35,7 +35,7 @@ class Firewall:
     def client(self, without: str = "") -> Any:
         statements = _firewall(f"{self.region}:{ACCOUNT}", "aws", self.web_acl)
         text = json.dumps(statements).replace(f'"{without}"', '"s3:ListBucket"') if without else json.dumps(statements)
-        return self.cloud.client("wafv2", **role_with(self.cloud, *json.loads(text)))
+        return self.cloud.client("wafv2", role_with(self.cloud, *json.loads(text)))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""serving/Dockerfile, as far as it can be checked without a container engine."""
+"""The images' Dockerfiles, as far as they can be checked without a container engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from modelfleet.infra.kubernetes.manifests.pods import RAY_USER
 from modelfleet.infra.kubernetes.manifests.ray import CERTIFICATES
+from modelfleet.infra.kubernetes.scripts import mirror_job
+from modelfleet.infra.reading.code import build_code_zip
 from modelfleet.serving.versions import PINNED
 
 ROOT = Path(__file__).parents[3]
@@ -92,3 +98,70 @@ def test_its_requirements_install_into_a_bare_environment_and_the_application_st
 def test_an_image_without_the_authorities_that_the_head_trusts_is_not_built() -> None:
     """Ray's head would end at its start, in every pod of it, with a store that has TLS."""
     assert f"RUN test -s {CERTIFICATES}\n" in DOCKERFILE
+
+
+MIRROR_LOCK = ROOT / "requirements" / "mirror.txt"
+MIRROR_DOCKERFILE = ROOT / "serving" / "mirror" / "Dockerfile"
+#: What python:3.12-slim-bookworm takes unpacked, in MB, at most; and what the whole image may.
+SLIM_MB, MOST_MB = 150, 300
+
+
+def test_the_mirrors_image_has_neither_vllm_nor_ray_nor_anything_of_nvidia() -> None:
+    names = set(re.findall(r"^([a-z0-9-]+)==", MIRROR_LOCK.read_text(), re.MULTILINE))
+    assert {"boto3", "awscrt", "huggingface-hub", "hf-xet", "obstore"} <= names
+    assert not [name for name in names if re.match("vllm|ray|torch|triton|nvidia|cuda|numpy", name)]
+    text = MIRROR_DOCKERFILE.read_text()
+    assert text.count("pip install") == text.count("--require-hashes") == 1
+    assert f"USER {RAY_USER}:{RAY_USER}" in text
+
+
+@pytest.mark.slow
+def test_a_mirror_job_runs_with_what_its_image_installs_and_that_is_small() -> None:
+    """The Job's own script, with the code from a bucket, in an environment of these requirements and nothing else."""
+    uv = shutil.which("uv") or str(Path(sys.prefix) / "bin" / "uv")
+    with tempfile.TemporaryDirectory(prefix="bare") as folder, moto_server() as endpoint:
+        python = f"{folder}/bare/bin/python"
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, f"{folder}/bare"], check=True)
+        command = [uv, "pip", "install", "--python", python, "--no-deps", "--require-hashes"]
+        done = subprocess.run([*command, "-r", str(MIRROR_LOCK)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        installed = sum(path.stat().st_size for path in Path(folder, "bare", "lib").rglob("*") if path.is_file())
+        assert installed / 1e6 + SLIM_MB < MOST_MB
+
+        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "k", "AWS_REGION": "us-east-1"}
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        )
+        s3.create_bucket(Bucket="fleet")
+        s3.put_object(Bucket="fleet", Key="code.zip", Body=build_code_zip())
+        for name in ("config.json", "model.safetensors"):
+            s3.put_object(Bucket="fleet", Key=f"theirs/{name}", Body=b"{}")
+        job = {
+            "SOURCE": "s3://fleet/theirs",
+            "MIRROR": "s3://fleet/models/org--m",
+            "MODEL_ID": "org/m",
+            "CODE": "s3://fleet/code.zip",
+            "SCRATCH": folder,
+            "HOME": folder,
+            "PATH": "/usr/bin:/bin",
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        seen = subprocess.run([python, "-P", mirror_job.__file__], env=keys | job, capture_output=True, text=True)
+        assert seen.returncode == 0, seen.stderr
+        assert s3.get_object(Bucket="fleet", Key="models/org--m/manifest.json")["Body"].read()
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()

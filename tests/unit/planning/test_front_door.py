@@ -63,7 +63,7 @@ def test_the_load_balancer_stands_in_the_plan_with_its_price() -> None:
     (line,) = (part for part in with_door.fixed if "load balancer" in part.name)
     assert line.usd_per_hour == 0.0225
     assert without.cost.max_usd_per_hour is not None
-    assert with_door.cost.max_usd_per_hour == pytest.approx(without.cost.max_usd_per_hour + 0.0225)
+    assert with_door.cost.max_usd_per_hour == pytest.approx(without.cost.max_usd_per_hour + 0.0225 + 3 * 0.005)
 
 
 def test_only_subnets_of_the_load_balancer_reach_the_port_where_addresses_are_believed() -> None:
@@ -131,11 +131,6 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {**PARENT, "tlsSecret": "tls"},
         {"target": "kubernetes"},
         "gateway.tlsSecret: is for a Gateway or an Ingress of the stack",
-    ),
-    "a Gateway without its listener": (
-        {**PARENT, "parentGateway": "infra/public"},
-        {"target": "kubernetes"},
-        "gateway.parentGateway: found 'infra/public'",
     ),
     "a Gateway on the internet without TLS": (
         {"expose": "internet", "hostname": "models.example.org", "gatewayClass": "envoy"},

@@ -117,7 +117,7 @@ def test_json_has_the_rows_and_the_input_of_the_renderers(project: Path, capsys:
     assert run_plan("dev", as_json=True) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["pools"][0]["instance_types"] == ["g6.xlarge"]
-    assert plan["cost"]["max_usd_per_hour"] == pytest.approx(2 * 0.8048 + 0.5482)
+    assert plan["cost"]["max_usd_per_hour"] == pytest.approx(2 * 0.8048 + 0.5532)
     assert plan["models"][0]["memory"]["full_length_sequences"] == 3
     assert plan["serve_config"]["applications"][0]["route_prefix"] == "/meta-llama--Llama-2-7b-chat-hf"
 
