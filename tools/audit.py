@@ -38,11 +38,14 @@ class Tool:
     counts: Callable[[str], Counts]
     package: str | None = None
     must_pass: bool = False
+    beside: Sequence[str] = ()
+    """What its package imports and does not name."""
 
     def words(self) -> list[str] | None:
         """The command line; None if the tool is neither installed nor in the package index."""
         if self.package is not None:
-            return [str(UV), "tool", "run", "--python", sys.executable, "--from", self.package, *self.command]
+            beside = [word for name in self.beside for word in ("--with", name)]
+            return [str(UV), "tool", "run", "--python", sys.executable, *beside, "--from", self.package, *self.command]
         found = shutil.which(self.command[0])
         return None if found is None else [found, *self.command[1:]]
 
@@ -67,8 +70,13 @@ def _trivy(text: str) -> Counts:
     return Counter(f"{one['Severity']} {one['ID']} {one['Title']}" for one in found)
 
 
-def tools(objects: Path) -> list[Tool]:
-    """All scanners, over a folder of Kubernetes objects and over the code."""
+def _parliament(text: str) -> Counts:
+    found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return Counter(f"{one['severity']} {one['title']}" for one in found)
+
+
+def tools(objects: Path, documents: Path) -> list[Tool]:
+    """All scanners, over a folder of Kubernetes objects, one of IAM documents, and over the code."""
     files = sorted(map(str, objects.glob("*.yaml")))
     python = [
         "--pythonpath",
@@ -79,17 +87,23 @@ def tools(objects: Path) -> list[Tool]:
     ]
     schemas = ["kubernetes-validate", "--strict", "--quiet", "--no-warn", *files]
     checkov = ["checkov", "-d", str(objects), "--framework", "kubernetes", "--compact", "--quiet", "--skip-download"]
+    parliament = ["parliament", "--directory", str(documents), "--json"]
     return [
         Tool("kubernetes-validate", schemas, lines(r"^(?:ERROR|FAIL\w*) (.*)"), "kubernetes-validate==1.37.0", True),
         Tool("checkov", [*checkov, "-o", "json"], _checkov, "checkov>=3.3,<4"),
         Tool("basedpyright", ["basedpyright", *python], lines(r"\((report\w+)\)$"), "basedpyright>=1.3,<2"),
+        # Its list of actions is of 2024.
+        Tool("parliament", parliament, _parliament, "parliament==1.6.4", beside=["setuptools<81"]),
         Tool("kube-score", ["kube-score", "score", "-o", "json", *files], _kube_score),
         Tool("trivy", ["trivy", "config", "--quiet", "-f", "json", str(objects)], _trivy),
     ]
 
 
-def write_objects(folder: Path) -> None:
-    """Writes the objects of all shipped stacks on Kubernetes, and each Ray pod: no tool looks into a RayService."""
+def write_objects(folder: Path, documents: Path) -> None:
+    """Writes the objects of all shipped stacks on Kubernetes, and each Ray pod: no tool looks into a RayService.
+
+    `documents` gets the IAM documents without those that say who is trusted: these have no resources.
+    """
     for file in sorted((ROOT / "stacks").glob("Pulumi.*.yaml")):
         stack = file.name.split(".")[1]
         if load_stack(ROOT, stack).config.target.on_this_machine:
@@ -107,6 +121,9 @@ def write_objects(folder: Path) -> None:
                 "--json",
             ]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for path in (Path(out) / "iam").glob("*.json"):
+                if not path.stem.endswith("-trust"):
+                    shutil.copy(path, documents / f"{stack}-{path.name}")
             for path in (Path(out) / "kubernetes").glob("*.yaml"):
                 if not path.name.startswith("customresourcedefinition-"):
                     shutil.copy(path, folder / f"{stack}-{path.name}")
@@ -144,8 +161,11 @@ def run(tool: Tool) -> bool:
 def main() -> int:
     """Run all scanners, one after the other; return the exit code."""
     with tempfile.TemporaryDirectory(prefix="modelfleet-audit-") as folder:
-        write_objects(Path(folder))
-        passed = [run(tool) for tool in tools(Path(folder))]
+        objects, documents = Path(folder, "objects"), Path(folder, "iam")
+        objects.mkdir()
+        documents.mkdir()
+        write_objects(objects, documents)
+        passed = [run(tool) for tool in tools(objects, documents)]
     return 0 if all(passed) else 1
 
 

@@ -291,7 +291,7 @@ def operator(
         # A certificate that is asked for has no ARN yet (Service Authorization Reference, AWS Certificate Manager).
         *([_allow("*", ["acm:RequestCertificate"]) | here] if front_door else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
-        *(_firewall(f"{region}:{account}", partition, web_acl) if front_door and web_acl else ()),
+        *(_firewall(region, web_acl) if front_door and web_acl else ()),
     ]
 
 
@@ -325,17 +325,15 @@ def _front_door(place: str, partition: str) -> list[Statement]:
     ]
 
 
-def _firewall(place: str, partition: str, web_acl: str) -> list[Statement]:
+def _firewall(region: str, web_acl: str) -> list[Statement]:
     """Associating asks for a right on each side; dissociating and looking name no web ACL.
 
-    https://docs.aws.amazon.com/waf/latest/developerguide/security_iam_service-with-iam.html
+    https://docs.aws.amazon.com/waf/latest/developerguide/security_iam_service-with-iam.html. The load balancer's side is
+    asked without a resource in the list of actions that parliament 1.6.4 has (`SetWebAcl`).
     """
-    balancers = f"arn:{partition}:elasticloadbalancing:{place}:loadbalancer/app/*"
-    return [
-        _allow(web_acl, ["wafv2:AssociateWebACL", "wafv2:GetWebACL"]),
-        _allow("*", ["wafv2:DisassociateWebACL", "wafv2:GetWebACLForResource"]),
-        _allow(balancers, ["elasticloadbalancing:SetWebACL"]),
-    ]
+    here = {"Condition": {"StringEquals": {"aws:RequestedRegion": region}}}
+    rest = ["elasticloadbalancing:SetWebACL", "wafv2:DisassociateWebACL", "wafv2:GetWebACLForResource"]
+    return [_allow(web_acl, ["wafv2:AssociateWebACL", "wafv2:GetWebACL"]), _allow("*", rest) | here]
 
 
 def _store(site: Site) -> dict[str, object]:

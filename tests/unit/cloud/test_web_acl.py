@@ -9,7 +9,6 @@ import pytest
 
 from modelfleet.infra.aws.operator import _firewall
 from tests.unit.cloud.test_judge import refused, role_with
-from tools.cloud.callers import ACCOUNT
 from tools.cloud.server import Listening
 
 LOOKS = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": "wall"}
@@ -33,7 +32,7 @@ class Firewall:
         self.web_acl = made["Summary"]["ARN"]
 
     def client(self, without: str = "") -> Any:
-        statements = _firewall(f"{self.region}:{ACCOUNT}", "aws", self.web_acl)
+        statements = _firewall(self.region, self.web_acl)
         text = json.dumps(statements).replace(f'"{without}"', '"s3:ListBucket"') if without else json.dumps(statements)
         return self.cloud.client("wafv2", role_with(self.cloud, *json.loads(text)))
 
