@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
@@ -196,13 +196,23 @@ def copies_text(copies: CopyPlan) -> str:
 
 
 def image_text(images: Sequence[ImagePlan]) -> str:
-    """What the first run does once: `Building 2 images, once: about 25 min in CodeBuild, 0.52 USD on top`."""
-    what = "the image" if len(images) == 1 else f"{len(images)} images"
-    prices = [image.usd for image in images]
-    cost = None if None in prices else sum(price for price in prices if price is not None)
+    """What the first run does once, and what its result costs then.
+
+    `Building 2 images, once: about 25 min in CodeBuild, 0.52 USD on top; ECR keeps them for 1.23 USD a month`.
+    """
+    what, them = ("the image", "it") if len(images) == 1 else (f"{len(images)} images", "them")
     # At the same time, each on a machine of its own.
     minutes = max(image.minutes for image in images)
-    return f"Building {what}, once: about {minutes} min in CodeBuild, {usd(cost)} USD on top"
+    once, month = _sum(image.usd for image in images), _sum(image.usd_per_month for image in images)
+    return (
+        f"Building {what}, once: about {minutes} min in CodeBuild, {usd(once)} USD on top; ECR keeps {them} for "
+        f"{usd(month)} USD a month"
+    )
+
+
+def _sum(prices: Iterable[float | None]) -> float | None:
+    known = list(prices)
+    return None if None in known else sum(price for price in known if price is not None)
 
 
 def _place(plan: Plan) -> str:

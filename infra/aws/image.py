@@ -56,7 +56,8 @@ class Images(pulumi.ComponentResource):
         after: Sequence[pulumi.Resource] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("modelfleet:aws:Images", name, None, opts)
+        # Its first name: another one would be another URN of each child, and repositories made again.
+        super().__init__("modelfleet:aws:ServingImage", name, None, opts)
         self._name, self._site = name, site
         self._child = pulumi.ResourceOptions(parent=self)
         zipped = zip_object(

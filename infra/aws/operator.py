@@ -328,8 +328,8 @@ def _front_door(place: str, partition: str) -> list[Statement]:
 def _firewall(region: str, web_acl: str) -> list[Statement]:
     """Associating asks for a right on each side; dissociating and looking name no web ACL.
 
-    https://docs.aws.amazon.com/waf/latest/developerguide/security_iam_service-with-iam.html. The load balancer's side is
-    asked without a resource in the list of actions that parliament 1.6.4 has (`SetWebAcl`).
+    https://docs.aws.amazon.com/waf/latest/developerguide/security_iam_service-with-iam.html. The load balancer's side
+    is asked without a resource in the list of actions that parliament 1.6.4 has (`SetWebAcl`).
     """
     here = {"Condition": {"StringEquals": {"aws:RequestedRegion": region}}}
     rest = ["elasticloadbalancing:SetWebACL", "wafv2:DisassociateWebACL", "wafv2:GetWebACLForResource"]

@@ -8,7 +8,7 @@ from typing import Final
 
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.catalog.images import reference
-from modelfleet.infra.planning.plan import ImagePlan, ImageSource
+from modelfleet.infra.planning.plan import HOURS_PER_MONTH, ImagePlan, ImageSource
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.versions import PINNED
@@ -26,6 +26,8 @@ SERVING_COMPUTE: Final = "BUILD_GENERAL1_LARGE"
 MIRROR_COMPUTE: Final = "BUILD_GENERAL1_SMALL"
 #: The row of `prices.csv`, in USD per hour, of each.
 PRICES: Final = {SERVING_COMPUTE: "codebuild-general1-large", MIRROR_COMPUTE: "codebuild-general1-small"}
+#: That of a GB in ECR, also per hour.
+STORAGE_PRICE: Final = "ecr-gb"
 #: How much of the content's hash is in the tag.
 TAG_DIGITS: Final = 12
 
@@ -43,8 +45,8 @@ def image_plan(stack: LoadedStack, source: ImageSource | None, catalog: Catalog)
         tag=f"ray{PINNED['ray']}-{_content(source.serving_sha256, base)}",
         compute_type=SERVING_COMPUTE,
         minutes=SERVING_MINUTES,
-        gb=SERVING_GB,
         usd=_usd(stack, catalog, SERVING_COMPUTE, SERVING_MINUTES),
+        usd_per_month=_usd_per_month(stack, catalog, SERVING_GB),
     )
 
 
@@ -62,8 +64,8 @@ def mirror_image_plan(stack: LoadedStack, source: ImageSource | None, catalog: C
         tag=_content(source.mirror_sha256, base),
         compute_type=MIRROR_COMPUTE,
         minutes=MIRROR_MINUTES,
-        gb=MIRROR_GB,
         usd=_usd(stack, catalog, MIRROR_COMPUTE, MIRROR_MINUTES),
+        usd_per_month=_usd_per_month(stack, catalog, MIRROR_GB),
     )
 
 
@@ -74,6 +76,11 @@ def _content(sha256: str, base: str) -> str:
 def _usd(stack: LoadedStack, catalog: Catalog, compute: str, minutes: int) -> float | None:
     per_hour = catalog.usd_per_hour(PRICES[compute], region=stack.region or "")
     return None if per_hour is None else per_hour * minutes / 60
+
+
+def _usd_per_month(stack: LoadedStack, catalog: Catalog, gb: float) -> float | None:
+    per_hour = catalog.usd_per_hour(STORAGE_PRICE, region=stack.region or "")
+    return None if per_hour is None else per_hour * HOURS_PER_MONTH * gb
 
 
 def mirror_image_name(stack: LoadedStack, serving: ImagePlan | None, mirror: ImagePlan | None) -> str:

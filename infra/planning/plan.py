@@ -390,8 +390,8 @@ class ImageSource:
 class ImagePlan:
     """An image that is made in the stack's own account, once for each content.
 
-    `base` is the image that it begins with, `compute_type` CodeBuild's machine, `minutes` about how long a build takes,
-    `gb` what ECR keeps. `usd` is what a build costs once; None when the price is unknown.
+    `base` is the image that it begins with, `compute_type` CodeBuild's machine, `minutes` about how long a build takes.
+    `usd` is what a build costs once, `usd_per_month` what ECR asks for keeping it; None when the price is unknown.
     """
 
     source: ImageSource
@@ -401,8 +401,8 @@ class ImagePlan:
     tag: str
     compute_type: str
     minutes: int
-    gb: float
     usd: float | None
+    usd_per_month: float | None
 
 
 @dataclass(frozen=True)
