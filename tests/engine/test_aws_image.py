@@ -1,4 +1,4 @@
-"""A stack that names no image makes its own: `pulumi up` with the real engine, plugin, buildspec and role."""
+"""A stack that names no image makes its own two: `pulumi up` with the real engine, plugin, buildspec and role."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def test_no_node_is_bought_before_the_image_is_there_and_pods_get_its_digest(
     name = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/modelfleet-test/serving"
     (image,) = account.client("ecr").describe_images(repositoryName="modelfleet-test/serving")["imageDetails"]
     assert fleet.outputs()["image"] == f"{name}@{image['imageDigest']}"
+    (mirror,) = account.client("ecr").describe_images(repositoryName="modelfleet-test/mirror")["imageDetails"]
+    assert mirror["imageDigest"] != image["imageDigest"], "the mirror Jobs' own, of the same project"
     assert set(fleet.up().changes) == {"same"}
     fleet.destroy()
     assert account.everything() == []

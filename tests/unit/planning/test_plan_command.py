@@ -76,7 +76,7 @@ def test_the_tables_line_up_and_end_with_the_next_step(project: Path, capsys: py
         " a100   p4d.24xlarge (8 × A100-40G, 95.35 CPU, 1057 GiB)   on-demand       0       1        21.96"
         "        0.00        0.00",
     ]
-    assert " total                                 1.35        2.16" in lines
+    assert " total                                 1.36        2.16" in lines
     assert "Copying weights: 13 GB, about 11 min on m7i.2xlarge, 0.07 USD on top" in lines
     assert printed.err.splitlines()[-1] == "1 model on 2 pools, at most 2.16 USD/h. Next: pulumi up -s dev"
 

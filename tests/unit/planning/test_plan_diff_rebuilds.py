@@ -66,9 +66,12 @@ CHANGES: dict[str, Any] = {
     "kubernetes.rollout": "replace",
     "kubernetes.headStorage": "none",
     "kubernetes.redisAddress": "redis:6379",
+    "kubernetes.rayTls": True,
+    "kubernetes.rayAuthority": 2,
     "mirror.create": False,
     "mirror.bucket": "another-bucket",
     "mirror.sources": {"org/model": "s3://elsewhere/model"},
+    "mirror.image": "registry.example/mirror:1",
     "mirror.instanceType": "m7i.xlarge",
     "budget.maxUsdPerHour": 1000,
     "licence.forbid": ["non-commercial"],
@@ -87,7 +90,10 @@ CHANGES: dict[str, Any] = {
     "gateway.allowCidrs": ["10.0.0.0/8"],
     "gateway.ingressClass": "nginx",
     "gateway.ingressAnnotations": {"example.org/note": "one"},
+    "gateway.gatewayClass": "envoy",
+    "gateway.parentGateway": "infra/public/https",
     "gateway.tlsSecret": "tls",
+    "gateway.webAcl": "arn:aws:wafv2:us-east-1:123456789012:regional/webacl/wall/0a1b",
     "local.gatewayPort": 9000,
     "local.servePort": 9001,
     "local.s3Port": 9002,
@@ -125,9 +131,17 @@ BESIDE: dict[str, dict[str, Any]] = {
     "gateway.ingressClass": {**INGRESS, "gateway.hostname": "models.example.org"},
     "gateway.ingressAnnotations": {**INGRESS, "gateway.hostname": "models.example.org"},
     "gateway.tlsSecret": {**INGRESS, "gateway.hostname": "models.example.org"},
+    "gateway.gatewayClass": {
+        "gateway.expose": "internal",
+        "gateway.hostname": "models.example.org",
+        "gateway.tlsSecret": "tls-before",
+    },
+    "gateway.parentGateway": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
+    "gateway.webAcl": {"gateway.expose": "internal"},
+    "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
 }
 #: Keys of a front door that only target eks makes, or that differ there.
-ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs")
+ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs", "gateway.webAcl")
 REBUILDS = {
     "target": "worker groups l4, a100; pools appended at the end change none",
     "pools.name": "worker groups l4; pools appended at the end change none",
@@ -140,6 +154,8 @@ REBUILDS = {
     "pools.reserve.memoryMib": "worker groups l4; pools appended at the end change none",
     "kubernetes.image": "kubernetes.image",
     "kubernetes.redisAddress": "kubernetes.redisAddress",
+    "kubernetes.rayTls": "kubernetes.rayTls",
+    "kubernetes.rayAuthority": "kubernetes.rayTls",
     "kubernetes.namespace": "kubernetes.namespace",
     "kubernetes.createNamespace": "kubernetes.createNamespace",
     "gateway.timeoutS": "gateway.timeoutS",
