@@ -111,6 +111,12 @@ class Fleet:
         found = [one for deployment in app.get("deployments", {}).values() for one in deployment["replicas"]]
         return [one["pid"] for one in found if one["state"] == "RUNNING"] if app.get("status") == "RUNNING" else []
 
+    def first_replicas(self) -> list[int]:
+        """As `replicas`. A raylet gives its agent 15 s and then ends: the kubelet would start the container again."""
+        if self.pods.has_ended("worker"):
+            self.start_worker()
+        return self.replicas(HEAD)
+
     def complete(self) -> int:
         """The process that answers a request to the worker's own proxy."""
         body = json.dumps({"model": MODEL, "max_tokens": 1})
@@ -195,7 +201,7 @@ def test_a_head_that_dies_and_comes_back_elsewhere_keeps_replicas_and_open_strea
     fleet.resolve(["worker"], HEAD)
     fleet.start_worker()
     fleet.declare(HEAD)
-    fleet.wait(lambda: fleet.replicas(HEAD), "a replica")
+    fleet.wait(fleet.first_replicas, "a replica")
     replica = fleet.wait(fleet.complete, "an answer")
     stream = Stream(fleet)
     fleet.wait(stream.events, "the stream's first words")
