@@ -40,8 +40,8 @@ PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_health_check_failure
 
 CPU_POOL = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["m7i.2xlarge"]}
 JSON = ("-H", "content-type: application/json")
-#: Ray's minimum, because nothing large is stored.
-OBJECT_STORE = f"--object-store-memory={80 << 20}"
+#: Ray's least object store, because nothing large is stored, and one process fewer.
+SMALL = (f"--object-store-memory={80 << 20}", "--include-log-monitor=false")
 
 Seen = TypeVar("Seen")
 
@@ -70,7 +70,7 @@ class Fleet:
         """A new pod; for itself its name then leads to it."""
         self.resolve(["head"], address)
         options = [f"--node-ip-address={address}", "--port=6379", "--dashboard-host=0.0.0.0", "--num-cpus=0"]
-        options += [f"--redis-password={PASSWORD}", OBJECT_STORE]
+        options += [f"--redis-password={PASSWORD}", *SMALL]
         self.pods.start("head", address, [*self._ray, "--head", *options], self._head)
 
     def resolve(self, pods: Sequence[str], address: str) -> None:
@@ -79,7 +79,7 @@ class Fleet:
 
     def start_worker(self) -> None:
         """It knows its head by name only."""
-        options = [f"--address={HEAD_NAME}:6379", f"--node-ip-address={WORKER}", "--num-cpus=1", OBJECT_STORE]
+        options = [f"--address={HEAD_NAME}:6379", f"--node-ip-address={WORKER}", "--num-cpus=1", *SMALL]
         options += ['--resources={"accelerator_type:CPU": 1}']
         self.pods.start("worker", WORKER, [*self._ray, *options], self._worker)
 
