@@ -40,8 +40,15 @@ PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_health_check_failure
 
 CPU_POOL = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["m7i.2xlarge"]}
 JSON = ("-H", "content-type: application/json")
-#: Ray's least object store, because nothing large is stored, and one process fewer.
-SMALL = (f"--object-store-memory={80 << 20}", "--include-log-monitor=false")
+#: Ray's least object store, because nothing large is stored, and one process fewer. A raylet gives its agents 15 s to say
+#: which ports they took, which a busy machine may not do; it asks nobody for a port that it was told.
+SMALL = (
+    f"--object-store-memory={80 << 20}",
+    "--include-log-monitor=false",
+    "--dashboard-agent-grpc-port=52366",
+    "--metrics-export-port=8080",
+    "--runtime-env-agent-port=52367",
+)
 
 Seen = TypeVar("Seen")
 
