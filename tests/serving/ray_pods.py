@@ -83,7 +83,7 @@ class Pods:
 
     def has_ended(self, name: str) -> bool:
         """Whether the pod's first process has ended by itself."""
-        return self._running[name].poll() is not None
+        return name in self._running and self._running[name].poll() is not None
 
     def resolve(self, name: str, pods: Sequence[str], address: str) -> None:
         """What these pods' name service answers for `name` from now on."""

@@ -40,15 +40,8 @@ PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_health_check_failure
 
 CPU_POOL = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["m7i.2xlarge"]}
 JSON = ("-H", "content-type: application/json")
-#: Ray's least object store, because nothing large is stored, and one process fewer. A raylet gives its agents 15 s to say
-#: which ports they took, which a busy machine may not do; it asks nobody for a port that it was told.
-SMALL = (
-    f"--object-store-memory={80 << 20}",
-    "--include-log-monitor=false",
-    "--dashboard-agent-grpc-port=52366",
-    "--metrics-export-port=8080",
-    "--runtime-env-agent-port=52367",
-)
+#: Ray's least object store, because nothing large is stored, and one process fewer.
+SMALL = (f"--object-store-memory={80 << 20}", "--include-log-monitor=false")
 
 Seen = TypeVar("Seen")
 
@@ -62,6 +55,7 @@ class Fleet:
 
     def __init__(self, pods: Pods, folder: Path) -> None:
         self.pods, self.folder = pods, folder
+        self._started: dict[str, tuple[Any, ...]] = {}
         self._ray = [str(bare_python(folder / "python")), "-P", ray_head.__file__, "start", "--block"]
         plan = planned(
             folder / "project", [model_file("org/m", "CPU")], pools=[CPU_POOL], kubernetes={"redisAddress": STORE}
@@ -78,7 +72,7 @@ class Fleet:
         self.resolve(["head"], address)
         options = [f"--node-ip-address={address}", "--port=6379", "--dashboard-host=0.0.0.0", "--num-cpus=0"]
         options += [f"--redis-password={PASSWORD}", *SMALL]
-        self.pods.start("head", address, [*self._ray, "--head", *options], self._head)
+        self._start("head", address, [*self._ray, "--head", *options], self._head)
 
     def resolve(self, pods: Sequence[str], address: str) -> None:
         """What the head's name leads to in these pods from now on."""
@@ -88,7 +82,11 @@ class Fleet:
         """It knows its head by name only."""
         options = [f"--address={HEAD_NAME}:6379", f"--node-ip-address={WORKER}", "--num-cpus=1", *SMALL]
         options += ['--resources={"accelerator_type:CPU": 1}']
-        self.pods.start("worker", WORKER, [*self._ray, *options], self._worker)
+        self._start("worker", WORKER, [*self._ray, *options], self._worker)
+
+    def _start(self, name: str, *how: Any) -> None:
+        self.pods.start(name, *how)
+        self._started[name] = how
 
     def ask(self, url: str, *more: str) -> str:
         """A request from the bridge, as gateway, operator and kubelet make them; raises `NoAnswer`."""
@@ -118,12 +116,6 @@ class Fleet:
         found = [one for deployment in app.get("deployments", {}).values() for one in deployment["replicas"]]
         return [one["pid"] for one in found if one["state"] == "RUNNING"] if app.get("status") == "RUNNING" else []
 
-    def first_replicas(self) -> list[int]:
-        """As `replicas`. A raylet gives its agent 15 s and then ends: the kubelet would start the container again."""
-        if self.pods.has_ended("worker"):
-            self.start_worker()
-        return self.replicas(HEAD)
-
     def complete(self) -> int:
         """The process that answers a request to the worker's own proxy."""
         body = json.dumps({"model": MODEL, "max_tokens": 1})
@@ -135,8 +127,18 @@ class Fleet:
         return raylet == "success" and self.ask(f"http://{WORKER}:8000/-/healthz") == "success"
 
     def wait(self, look: Callable[[], Seen], what: str) -> Seen:
-        """The first true value of a look that may fail at first."""
-        return wait_until(look, what=what, seconds=240, retry=NoAnswer, every_s=0.5)
+        """The first true value of a look that may fail at first.
+
+        A raylet ends if its agent takes more than 15 s to start, and the kubelet starts a container again that ended.
+        """
+
+        def kept() -> Seen:
+            for name, how in self._started.items():
+                if self.pods.has_ended(name):
+                    self.pods.start(name, *how)
+            return look()
+
+        return wait_until(kept, what=what, seconds=240, retry=NoAnswer, every_s=0.5)
 
 
 class Stream:
@@ -208,7 +210,7 @@ def test_a_head_that_dies_and_comes_back_elsewhere_keeps_replicas_and_open_strea
     fleet.resolve(["worker"], HEAD)
     fleet.start_worker()
     fleet.declare(HEAD)
-    fleet.wait(fleet.first_replicas, "a replica")
+    fleet.wait(lambda: fleet.replicas(HEAD), "a replica")
     replica = fleet.wait(fleet.complete, "an answer")
     stream = Stream(fleet)
     fleet.wait(stream.events, "the stream's first words")
