@@ -123,7 +123,10 @@ class VllmReplica:
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
-        note()
+        try:
+            note()
+        except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
+            logger.warning("/dev/shm: what this replica shares there is not noted (%s)", error)
         logger.info("%s", self._clock.line())
         gate = EngineGate(app, self._engine)
         metrics = MetricsCopy(self._model.slug)

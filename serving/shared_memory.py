@@ -32,15 +32,16 @@ def note(folder: Path = FOLDER) -> None:
 
 def remove_left(folder: Path = FOLDER) -> list[str]:
     """Removes what replicas of this user noted that no longer run, and what this one did; returns the names."""
-    removed = []
+    removed: list[str] = []
     for path in sorted(folder.glob(f"{_NOTE}[0-9]*-[0-9]*")) if folder.is_dir() else ():
-        if path.lstat().st_uid != os.getuid() or _runs(path):
-            continue
-        for name in path.read_text().split():
-            with contextlib.suppress(FileNotFoundError):
-                (folder / Path(name).name).unlink()
-                removed.append(name)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # replicas that start together meet the same notes
+            if path.lstat().st_uid != os.getuid() or _runs(path):
+                continue
+            for name in path.read_text().split():
+                if (left := folder / Path(name).name).exists():
+                    left.unlink(missing_ok=True)
+                    removed.append(name)
+            path.unlink()
     return removed
 
 
