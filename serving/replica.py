@@ -126,7 +126,7 @@ class VllmReplica:
         try:
             note()
         except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
-            logger.warning("/dev/shm: what this replica shares there is not noted (%s)", error)
+            logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
         logger.info("%s", self._clock.line())
         gate = EngineGate(app, self._engine)
         metrics = MetricsCopy(self._model.slug)
