@@ -19,6 +19,7 @@ from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy
+from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.versions import check_versions
 
@@ -91,6 +92,7 @@ class VllmReplica:
             task.cancel()  # before the engine goes, or the replica would take it for dead
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.shutdown(timeout=ENGINE_END_S)
+            remove_left()
 
     async def check_health(self) -> None:
         """Serve's health check: the engine's own."""
@@ -113,12 +115,18 @@ class VllmReplica:
                 from modelfleet.serving.engine import start
 
                 self._clock.passed("import of vLLM")
+                if left := remove_left():
+                    logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
                 app, self._engine = await start(self._model, weights, adapters, self._clock)
         except ModelfleetError:
             raise
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
+        try:
+            note()
+        except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
+            logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
         logger.info("%s", self._clock.line())
         gate = EngineGate(app, self._engine)
         metrics = MetricsCopy(self._model.slug)

@@ -86,6 +86,10 @@ class Pods:
         subprocess.run([*self.beside("ip"), *f"link set pod{self._made} master pods up".split()], check=True)
         self._running[name] = pod
 
+    def has_ended(self, name: str) -> bool:
+        """Whether the pod's first process has ended by itself."""
+        return name in self._running and self._running[name].poll() is not None
+
     def resolve(self, name: str, pods: Sequence[str], address: str) -> None:
         """What these pods' name service answers for `name` from now on."""
         for pod in pods:

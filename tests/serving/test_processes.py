@@ -1,4 +1,4 @@
-"""No process of vLLM outlives its replica, however that ends, and a replica that Serve stops leaves no shared memory.
+"""No process of vLLM outlives its replica, however that ends, and no shared memory its successor, or Serve's stop.
 
 On a GPU a process that lives on keeps its memory, and the next replica does not start.
 """
@@ -22,7 +22,7 @@ SLUG = MORTAL.replace("/", "--")
 #: Seconds in which the processes of a replica end after it: 1.8 on two cores with a load of 27. Without Ray's cleanup of
 #: the process group they live on.
 AFTER_S = 10.0
-NOT_OURS = ("plasma", "cpushm", "(deleted)")
+NOT_OURS = ("plasma", "(deleted)")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,7 @@ def named(word: str, processes: list[psutil.Process]) -> psutil.Process:
 
 
 def shared_memory_of(processes: list[psutil.Process]) -> set[str]:
-    """The files in /dev/shm that the processes have mapped, but for Ray's object store.
-
-    And but for what the CPU build reduces over: 8 MiB a worker, which that build never removes.
-    """
+    """The files in /dev/shm that the processes have mapped, but for Ray's object store."""
     paths = {region.path for one in processes for region in one.memory_maps() if region.path.startswith("/dev/shm/")}
     return {path for path in paths if not any(word in path for word in NOT_OURS)}
 
@@ -75,13 +72,17 @@ def living(processes: list[psutil.Process]) -> list[str]:
 
 
 def test_vllms_processes_end_with_their_replica(cluster: Cluster, replica: Callable[[], psutil.Process]) -> None:
+    left: set[str] = set()
     for name, end in (
         ("the replica is killed", lambda one: one.kill()),
         # The replica notices, and ends itself by os._exit.
         ("its engine is killed", lambda one: named("EngineCore", engine_of(one)).kill()),
     ):
         one = replica()
+        assert not [path for path in left if Path(path).exists()], "what a killed one left, the next removes"
         processes = engine_of(one)
+        left = shared_memory_of([one, *processes])
+        assert left, "workers and engine talk over shared memory"
         end(one)
         psutil.wait_procs([one], timeout=30)
         assert not living([one]), name

@@ -90,6 +90,12 @@ CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
 #: (1.6.2 `DefaultWorkerRayGcsReconnectTimeoutS`), and a head on a new node may need as long: the node starts, and pulls
 #: an image of 10 GB or more.
 RECONNECT_SECONDS: Final = 1800
+#: The largest value that goes with a call or its answer and not through the nodes' object stores, in bytes. What a
+#: replica tells Serve's controller about itself is 111 kB, most of it the pickle of Serve's own request router, and
+#: Ray's limit is 100 KiB. A worker may find the next head 20 s late, or later: till then it drops the answer. Ray asks
+#: again after 10 and 30 s (ray#56523), and after 30 s Serve's controller ends the replica (Ray 2.60
+#: `serve/_private/deployment_state.py`, `_check_startup_replicas`).
+INLINE_BYTES: Final = 1 << 20
 
 #: In the background, and not on the hook's own output, or the kubelet would wait for its end.
 _FOLLOW: Final = f"python3 {SCRIPTS_PATH}/follow_logs.py </dev/null >/proc/1/fd/1 2>/proc/1/fd/2 &"
@@ -200,6 +206,11 @@ def _store_certificates(plan: Plan) -> dict[str, str | None]:
     return {"RAY_REDIS_CA_CERT": CERTIFICATES if address and address.startswith("rediss://") else None}
 
 
+def _inline(plan: Plan) -> dict[str, str | None]:
+    """Head and workers talk without their object stores where a head can come back to workers that wait for it."""
+    return {"RAY_max_direct_call_object_size": str(INLINE_BYTES) if plan.head_survives else None}
+
+
 def _upgrade(plan: Plan) -> Manifest:
     upgrade: Manifest = {"type": UPGRADE_TYPES[plan.ray_cluster.rollout]}
     if plan.ray_cluster.rollout == "incremental":
@@ -215,7 +226,7 @@ def _head(plan: Plan) -> Manifest:
     }
     container = {
         **_container(plan, "ray-head"),
-        "env": environment({**_environment(plan), **_store_certificates(plan)}),
+        "env": environment({**_environment(plan), **_store_certificates(plan), **_inline(plan)}),
         "resources": resources(HEAD_CPU, HEAD_MEMORY, disk=HEAD_DISK),
         "lifecycle": FOLLOW_LOGS,
         "ports": [
@@ -246,7 +257,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     }
     container = {
         **_container(plan, "ray-worker"),
-        "env": environment({**_environment(plan), **own}),
+        "env": environment({**_environment(plan), **own, **_inline(plan)}),
         "resources": _whole_node(group),
         "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         "lifecycle": {

@@ -16,6 +16,9 @@ from tests.cluster.fleet import model, planned
 from tests.unit.kubernetes.projects import L4
 from tests.unit.kubernetes.test_network import End, may_reach, policies_of
 
+#: Ray 2.60 `max_direct_call_object_size`; https://docs.ray.io/en/latest/ray-core/patterns/return-ray-put.html
+RAYS_LIMIT = 100 << 10
+
 
 def planned_with(root: Path, **kubernetes: Any) -> Plan:
     return planned(root, [model("org/one", "L4")], pools=[L4], target="eks", kubernetes=kubernetes)
@@ -68,6 +71,20 @@ def test_workers_wait_for_a_head_on_a_new_node_only_where_it_comes_back(tmp_path
         for storage in ("valkey", "none")
     ]
     assert waits == ["1800", None]
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments")
+def test_an_answer_to_the_next_controller_needs_no_object_store(tmp_path: Path) -> None:
+    """A worker knows the next head's late: then 111 kB did not arrive in 30 s, and Serve ended a healthy replica."""
+    from ray import cloudpickle  # slow, and nobody else here needs it
+    from ray.serve._private.config import DeploymentConfig
+
+    replica = len(cloudpickle.dumps(DeploymentConfig()))
+    for storage, fits in (("valkey", True), ("none", False)):
+        cluster = ray_cluster(planned_with(tmp_path, headStorage=storage))
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            limit = int(variables(group).get("RAY_max_direct_call_object_size", RAYS_LIMIT))
+            assert (replica < limit) is fits, "else Ray no longer needs the variable"
 
 
 def test_the_password_is_in_a_secret_and_nowhere_else(tmp_path: Path) -> None:
