@@ -58,6 +58,7 @@ from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.speed import SpeedEstimate
+from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.trust import trust_findings
@@ -290,6 +291,7 @@ def _model_plan(
         speed=speed,
         cost=cost,
         shape_source=facts.source if facts is not None else "",
+        start=start_up(model, facts, stack.config.target, size),
     )
 
 
