@@ -20,7 +20,8 @@ from modelfleet.infra.planning.start_up import StartUp
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
 SPARED = (
-    "token", "ray", "graphs", "load", "import", "engine", "sequences", "KV cache", "limit", "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
+    "token", "ray", "graphs", "load", "import", "engine",
+    "sequences", "KV cache", "limit", "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
     "USD/10⁶", "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
     "10⁹", "USD/h, 8K",
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """From nothing to the first token: what each part of a replica's start takes. Pure arithmetic over start-parts.csv.
 
-An estimate: its figures come from one card and a few pages, and a busy region, link or disk changes each of them. What a
-stack does once is not part of it: its cluster, its image, the mirrors (`ImagePlan.minutes`, `CopyPlan.seconds`).
+An estimate: its figures come from one card and a few pages, and a busy region, link or disk changes each of them. What
+a stack does once is not part of it: its cluster, its image, the mirrors (`ImagePlan.minutes`, `CopyPlan.seconds`).
 """
 
 from __future__ import annotations
