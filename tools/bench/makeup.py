@@ -100,7 +100,8 @@ def measure(stack: str) -> list[Step]:
                 stamped.append((time.monotonic() - begun, cpu.seconds, line.rstrip()))
         stamped.append((time.monotonic() - begun, cpu.seconds, "end"))
     if process.returncode:
-        raise RuntimeError(f"modelfleet up ended with exit code {process.returncode}: {stamped[-2][2]}")
+        said = "\n".join(text for _, _, text in stamped[-25:-1])
+        raise RuntimeError(f"modelfleet up ended with exit code {process.returncode}:\n{said}")
     return steps(stamped)
 
 
