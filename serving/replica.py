@@ -22,7 +22,7 @@ from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.versions import check_versions
-from modelfleet.serving.weights import resolve, resolve_adapter
+from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -128,8 +128,8 @@ class VllmReplica:
     def _fetch(self) -> tuple[str, dict[str, Path]]:
         """What vLLM loads: the weights, and the folders of the adapters by their names."""
         weights = resolve(self._model, self._weights, logger.info)
-        adapters = self._model.engine_config.lora
-        return weights, {adapter.name: resolve_adapter(adapter, logger.info) for adapter in adapters}
+        limit, adapters = cache_limit(self._weights), self._model.engine_config.lora
+        return weights, {adapter.name: resolve_adapter(adapter, logger.info, limit=limit) for adapter in adapters}
 
     async def _exit_with_engine(self, gate: EngineGate) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.

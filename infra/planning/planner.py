@@ -38,7 +38,7 @@ from modelfleet.infra.planning.image import image_findings, image_name, image_pl
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
-from modelfleet.infra.planning.nodes import ray_resources
+from modelfleet.infra.planning.nodes import ray_resources, weights_disk_gb
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
@@ -286,7 +286,9 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
+        application=application(
+            with_batch(model, facts, catalog), mirror, bucket, code, weights_disk_gb(choice.candidate.node)
+        ),
         memory=memory,
         speed=speed,
         cost=cost,
