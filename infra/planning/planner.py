@@ -53,7 +53,7 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
-from modelfleet.infra.planning.pool_findings import shared_memory_findings
+from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
@@ -102,7 +102,8 @@ def plan(
     ]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
-    findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
+    for choice in choices:
+        findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
     bucket, found = bucket_plan(stack, models)
     made = image_plan(stack, image, catalog)
     findings += [

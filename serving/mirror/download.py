@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelfleet.serving.errors import MirrorError, WeightsError
 from modelfleet.serving.mirror.manifest import CHUNK_BYTES, Checksum
-from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, Store
+from modelfleet.serving.mirror.store import PIECE_BYTES, READERS, Store
 
 Report = Callable[[str], None]
 SPARE_BYTES = 256 * 2**20
@@ -67,7 +67,7 @@ class Download:
             self._disk_has_room()
             self.report(f"fetching {self.where}: {len(self.wanted)} files, {self.total_bytes / 1e6:.0f} MB")
             paths = [self._prepare(file) for file in self.wanted]
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
             jobs = [
                 pool.submit(self._chunk, file, path, *chunk)
                 for file, path in zip(self.wanted, paths, strict=True)

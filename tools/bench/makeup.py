@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Self
 
 import psutil
 
@@ -48,7 +49,7 @@ class CpuTime:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> CpuTime:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -106,7 +107,10 @@ def measure(stack: str) -> list[Step]:
 
 
 def steps(stamped: Iterable[tuple[float, float, str]]) -> list[Step]:
-    """Turn lines with their times, of the clock and of the CPUs, into steps; lines that differ only in the seconds waited are one step."""
+    """Turn lines with their times, of the clock and of the CPUs, into steps.
+
+    Lines that differ only in the seconds waited are one step.
+    """
     found: list[Step] = []
     previous: tuple[float, float, str] | None = None
     for at, cpu, text in stamped:
