@@ -197,6 +197,8 @@ def _server(binary: Path | None, folder: Path, port: int) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+        while _answers(port):  # a child of it, from which the next run would get half an answer
+            time.sleep(0.05)
 
 
 def _answers(port: int) -> bool:
