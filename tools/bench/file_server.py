@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         size = path.stat().st_size
         first, _, last = self.headers.get("Range", f"bytes=0-{max(0, size - 1)}").removeprefix("bytes=").partition("-")
-        start, end = int(first), min(int(last), size - 1)
+        start, end = int(first), min(int(last or size), size - 1)
         self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Length", str(end - start + 1))
         self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
