@@ -16,15 +16,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from modelfleet.serving.errors import WeightsError
+from modelfleet.serving.mirror.download import SPARE_BYTES, Report
 
-Report = Callable[[str], None]
 PARTIAL, EVICTED = ".partial", ".evicted"
 #: Held while copies are removed, and until the next download has its place.
 EVICTING = ".evicting.lock"
@@ -89,7 +89,7 @@ def _fits(cache: Path, sizes: dict[Path, int], size: int, limit: int | None, mis
     if limit is not None and sum(sizes.values()) + size > limit:
         return False
     promised = sum(held - _allocated(one) for one, held in sizes.items() if one.name.endswith(PARTIAL))
-    return missing + promised <= shutil.disk_usage(cache).free
+    return missing + promised + SPARE_BYTES <= shutil.disk_usage(cache).free
 
 
 def _copies(cache: Path) -> list[Path]:
