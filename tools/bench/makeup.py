@@ -28,6 +28,8 @@ WAITED = re.compile(r"\s*[(,]?\s*\d+(\.\d+)?\s*s\)?\.*$")
 #: Every process of a run has it in its environment, daemons too.
 MARK = "MODELFLEET_BENCH_RUN"
 LOOK_EVERY_S = 0.25
+#: A process this young may not have started its own program yet, and has its parent's environment.
+FORKED_S = 30
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class CpuTime:
         if one in self._strangers:
             return
         if one not in self._used and process.environ().get(MARK) != self.mark:
-            if time.time() - one[1] > 1:  # a younger one may not have started its program yet
+            if time.time() - one[1] > FORKED_S:
                 self._strangers.add(one)
             return
         self._used[one] = sum(process.cpu_times()[:2])
