@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     binary = build(MODULE) / "rclone" if options.server == "rclone" else None
-    download.READERS = options.connections
+    vars(download)["READERS"] = options.connections  # of every download in this process
     with tempfile.TemporaryDirectory(prefix="bench-weights-") as name:
         folder = Path(name)
         source = models.folder_of("smollm") if options.load else _random_model(folder / "model", options)
