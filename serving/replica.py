@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from modelfleet.serving.metrics import MetricsCopy
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.versions import check_versions
+from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -100,21 +102,19 @@ class VllmReplica:
             await self._engine.check_health()
 
     async def _start(self) -> ASGIApp:
-        from modelfleet.serving.weights import resolve, resolve_adapter
+        """The weights are fetched while vLLM is imported, each in a thread, so that this process answers meanwhile."""
+        # Both threads need it. Two that begin to import the same modules may see one of them half done.
+        from huggingface_hub import HfApi, snapshot_download  # noqa: F401
 
         check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
-        weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
-        adapters = {
-            adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)
-            for adapter in self._model.engine_config.lora
-        }
-        self._clock.passed("weights")
         log, offset = _own_log()
+        importing = asyncio.create_task(asyncio.to_thread(_import_engine))
+        weights, adapters = await asyncio.to_thread(self._fetch)
+        self._clock.passed("weights")
         try:
             with kept_targets(logger):
-                from modelfleet.serving.engine import start
-
-                self._clock.passed("import of vLLM")
+                start = await importing
+                self._clock.passed("import of vLLM")  # what it took longer than the weights
                 if left := remove_left():
                     logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
                 app, self._engine = await start(self._model, weights, adapters, self._clock)
@@ -133,6 +133,12 @@ class VllmReplica:
         self._tasks = [asyncio.create_task(self._exit_with_engine(gate)), asyncio.create_task(metrics.run())]
         return gate
 
+    def _fetch(self) -> tuple[str, dict[str, Path]]:
+        """What vLLM loads: the weights, and the folders of the adapters by their names."""
+        weights = resolve(self._model, self._weights, logger.info)
+        limit, adapters = cache_limit(self._weights), self._model.engine_config.lora
+        return weights, {adapter.name: resolve_adapter(adapter, logger.info, limit=limit) for adapter in adapters}
+
     async def _exit_with_engine(self, gate: EngineGate) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.
 
@@ -146,6 +152,13 @@ class VllmReplica:
             await asyncio.sleep(SENT_S)
         await asyncio.sleep(SENT_S)
         os._exit(1)
+
+
+def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any]]]:
+    """`serving.engine.start`; its import is vLLM's, 8 to 20 s."""
+    with kept_targets(logger):
+        from modelfleet.serving.engine import start
+    return start
 
 
 def lift_thread_limit(model: ModelConfig) -> None:

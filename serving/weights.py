@@ -56,7 +56,7 @@ def _streamed(model: ModelConfig, weights: Mapping[str, Any]) -> str | None:
 
 
 def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> Path:
-    engine, cache = model.engine_config, default_cache()
+    engine, cache, limit = model.engine_config, default_cache(), cache_limit(weights)
     own = engine.mirror_config
     options = _s3_options(own) if isinstance(own, S3MirrorConfig) else {}
     if own is not None:
@@ -65,20 +65,26 @@ def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> P
         return _model_folder(Path(engine.weights_id), "hf_model_id")
     if own is not None and own.bucket_uri:
         return _model_folder(
-            fetch_prefix(own.bucket_uri, cache, report=report, **options), f"bucket_uri {own.bucket_uri}"
+            fetch_prefix(own.bucket_uri, cache, limit=limit, report=report, **options), f"bucket_uri {own.bucket_uri}"
         )
     if mirror := weights.get("mirror"):
-        return _model_folder(fetch(mirror, cache, report=report), mirror)
+        return _model_folder(fetch(mirror, cache, limit=limit, report=report), mirror)
     report(f"fetching {engine.weights_id} from the Hugging Face Hub")
     return download(engine.weights_id, engine.revision)
 
 
-def resolve_adapter(adapter: LoraAdapter, report: Report = lambda line: None) -> Path:
-    """The folder of a LoRA adapter on this node; raises `MirrorError` or `WeightsError`."""
+def cache_limit(weights: Mapping[str, Any]) -> int | None:
+    """Bytes that the copies on this node may take together, as the plan says it; None where only the disk limits."""
+    gb = weights.get("cache_gb")
+    return None if gb is None else int(gb * 1e9)
+
+
+def resolve_adapter(adapter: LoraAdapter, report: Report = lambda line: None, *, limit: int | None = None) -> Path:
+    """The folder of a LoRA adapter on this node; raises `MirrorError` or `WeightsError`. `limit` is the cache's."""
     if Path(adapter.source).is_absolute():
         folder = Path(adapter.source)
     elif adapter.source.partition("://")[0] in SCHEMES:
-        folder = fetch_prefix(adapter.source, default_cache(), report=report)
+        folder = fetch_prefix(adapter.source, default_cache(), limit=limit, report=report)
     else:
         report(f"fetching the adapter {adapter.source} from the Hugging Face Hub")
         folder = download(adapter.source, None, needs="adapter_config.json")

@@ -54,14 +54,20 @@ def kind_of(engine: EngineConfig) -> ModelKind:
     return "embedding" if pools or engine.model_type == "embedding" else "text"
 
 
-def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact) -> ServeApplication:
-    """One Serve application per model, its whole file in `args`, its code named by content."""
+def application(
+    model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact, cache_gb: int | None = None
+) -> ServeApplication:
+    """One Serve application per model, its whole file in `args`, its code named by content.
+
+    `cache_gb` is what all weights on a node may take; None where the plan does not know its disk.
+    """
     args: dict[str, Any] = {
         "model": model.model_dump(mode="json", exclude_unset=True),
         "weights": {
             "source": mirror.source,
             "revision": mirror.revision,
             "mirror": f"s3://{bucket}/{mirror.prefix}" if mirror.prefix else None,
+            **({} if cache_gb is None else {"cache_gb": cache_gb}),
         },
     }
     return ServeApplication(

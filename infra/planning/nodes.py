@@ -26,6 +26,8 @@ ROOT_GIB_WITHOUT_NVME = 500
 #: Share of a disk that is left for pods, after kubelet's reserve (nodefs eviction at 10 %, 1 GiB) and the file system.
 DISK_SHARE = 0.8
 GB_PER_GIB = 1.073741824
+#: What of a node's disk is not for weights, GB: the image unpacked (30), logs, and what compilers keep.
+NOT_WEIGHTS_GB = 40
 
 
 def allocatable_cpu_millis(vcpus: int) -> int:
@@ -64,6 +66,11 @@ def node_shape(
 def pods_disk_gb(root_gib: int) -> int:
     """What pods may request of a root volume, GB."""
     return int(int(root_gib * GB_PER_GIB) * DISK_SHARE)
+
+
+def weights_disk_gb(node: NodeShape) -> int | None:
+    """What all weights on a node may take together, GB; None where the stack does not make its disk."""
+    return max(0, node.disk_gb - NOT_WEIGHTS_GB) if node.disk_gb else None
 
 
 def sized_node(size: NodeSize, catalog: Catalog, reserve: Reserve | None = None) -> NodeShape:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modelfleet.infra.planning.speed import SpeedEstimate
+from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
 from modelfleet.infra.stack.schema import Gateway, Purchase
 from modelfleet.serving.config.errors import Finding
@@ -247,6 +248,8 @@ class ModelPlan:
     cost: CostRange
     #: Where the model's shape was read, which memory and speed rest on; empty where nothing is known.
     shape_source: str = ""
+    #: Seconds until a new replica answers; None where nothing is known about the model's size.
+    start: StartUp | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from modelfleet.infra.planning.image import image_findings, image_name, image_pl
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
-from modelfleet.infra.planning.nodes import ray_resources
+from modelfleet.infra.planning.nodes import ray_resources, weights_disk_gb
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
@@ -53,11 +53,12 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
-from modelfleet.infra.planning.pool_findings import shared_memory_findings
+from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.speed import SpeedEstimate
+from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.trust import trust_findings
@@ -101,7 +102,8 @@ def plan(
     ]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
-    findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
+    for choice in choices:
+        findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
     findings += [
@@ -296,11 +298,14 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
+        application=application(
+            with_batch(model, facts, catalog), mirror, bucket, code, weights_disk_gb(choice.candidate.node)
+        ),
         memory=memory,
         speed=speed,
         cost=cost,
         shape_source=facts.source if facts is not None else "",
+        start=start_up(model, facts, stack.config.target, size),
     )
 
 

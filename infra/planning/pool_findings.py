@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from modelfleet.infra.catalog import REFERENCE_REGION, Catalog
 from modelfleet.infra.planning.candidates import UNBOUNDED, Candidate, PoolChoice
 from modelfleet.infra.planning.demand import Demand
-from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB, node_shape
+from modelfleet.infra.planning.facts import ModelFacts
+from modelfleet.infra.planning.mirrors import stored_bytes
+from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB, node_shape, weights_disk_gb
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
@@ -84,22 +86,47 @@ def shared_memory_findings(choice: PoolChoice) -> list[Finding]:
     """Caches in host memory that /dev/shm of the node cannot hold: vLLM refuses to start with them.
 
     vLLM 0.32 `vllm/v1/kv_offload/cpu/shared_offload_region.py`: all of `kv_offloading_size`, for all workers together.
+    The replicas of a node share it.
     """
     found = []
     room_gib = (choice.candidate.node.shm_mib - OBJECT_STORE_MIB) / 1024
     for demand in choice.demands if choice.candidate.node.shm_mib else ():
         asked = demand.model.config.engine_config.engine_kwargs.get("kv_offloading_size")
+        together = max(1, min(copies(demand.whole, choice.candidate.room), demand.max))
         if (
             demand.model.config.scaling_config.num_gpus_per_worker
             and isinstance(asked, int | float)
-            and asked > room_gib
+            and asked * together > room_gib
         ):
+            each = f" for each of its {together} replicas" if together > 1 else ""
             message = (
-                f"found {asked:g}; it lies in /dev/shm, where {choice.candidate.name} has {room_gib:.1f} GiB for it: "
-                f"write at most {int(room_gib)}, or use a larger node (a quarter of its memory, at most 16 GiB)"
+                f"found {asked:g}{each}; it lies in /dev/shm, where {choice.candidate.name} has {room_gib:.1f} GiB for "
+                f"it: write at most {int(room_gib / together)}, or use a larger node (a quarter of its memory, at most "
+                "16 GiB)"
             )
             path = ("engine_config", "engine_kwargs", "kv_offloading_size")
             found.append(demand.model.document.finding(path, message))
+    return found
+
+
+def weights_disk_findings(choice: PoolChoice, facts: Mapping[str, ModelFacts | None]) -> list[Finding]:
+    """Weights that the disk of the pool's nodes does not hold: their replica would refuse to start.
+
+    Weights that a file names on the node, or streams past the disk, take none of it.
+    """
+    found = []
+    room_gb = weights_disk_gb(choice.candidate.node)
+    for demand in choice.demands if room_gb is not None else ():
+        engine = demand.model.config.engine_config
+        size = stored_bytes(facts.get(demand.model_id))
+        streamed = str(engine.engine_kwargs.get("load_format", "")).startswith("runai_streamer")
+        if size is None or streamed or engine.weights_id.startswith("/") or size <= (room_gb or 0) * 1e9:
+            continue
+        message = (
+            f"needs {size / 1e9:,.0f} GB of disk for its weights; {choice.candidate.name} has {room_gb} GB for them; "
+            "use a type with more of it, or `engine_kwargs.load_format: runai_streamer`"
+        )
+        found.append(demand.model.document.finding(("engine_config", "model_id"), message))
     return found
 
 

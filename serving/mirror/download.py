@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelfleet.serving.errors import MirrorError, WeightsError
 from modelfleet.serving.mirror.manifest import CHUNK_BYTES, Checksum
-from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, Store
+from modelfleet.serving.mirror.store import PIECE_BYTES, READERS, Store
 
 Report = Callable[[str], None]
 SPARE_BYTES = 256 * 2**20
@@ -55,14 +56,18 @@ class Download:
         """Size of all files together."""
         return sum(file.size for file in self.wanted)
 
-    def run(self) -> None:
-        """Run the download; raises `MirrorError` for a damaged object, `WeightsError` when the disk is too small."""
+    def run(self, room: AbstractContextManager[None] | None = None) -> None:
+        """Run the download; raises `MirrorError` for a damaged object, `WeightsError` when the disk is too small.
+
+        `room` makes room before the files get their size.
+        """
         self.folder.mkdir(exist_ok=True)
         self._drop_strangers()
-        self._disk_has_room()
-        self.report(f"fetching {self.where}: {len(self.wanted)} files, {self.total_bytes / 1e6:.0f} MB")
-        paths = [self._prepare(file) for file in self.wanted]
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+        with room or nullcontext():
+            self._disk_has_room()
+            self.report(f"fetching {self.where}: {len(self.wanted)} files, {self.total_bytes / 1e6:.0f} MB")
+            paths = [self._prepare(file) for file in self.wanted]
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
             jobs = [
                 pool.submit(self._chunk, file, path, *chunk)
                 for file, path in zip(self.wanted, paths, strict=True)

@@ -2,17 +2,19 @@
 
 <cache>/<bucket>--<prefix>-<version>/           appears in one rename, once every byte is verified
 <cache>/<bucket>--<prefix>-<version>.partial/   what has arrived so far; a killed fetch resumes from it
+
+A copy that was fetched stays while this process lives; `cache.py` removes others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.cache import PARTIAL, room, use
 from modelfleet.serving.mirror.download import Download, Report, Wanted
 from modelfleet.serving.mirror.manifest import Manifest
 from modelfleet.serving.mirror.open import open_store
@@ -20,8 +22,12 @@ from modelfleet.serving.mirror.read import missing_files, read_manifest
 from modelfleet.serving.mirror.store import SCHEMES, Location, S3Store, Store, parse_uri, plain_errors
 
 
-def fetch(uri: str, cache: Path, *, report: Report = lambda line: None, s3: Any = None) -> Path:
+def fetch(
+    uri: str, cache: Path, *, limit: int | None = None, report: Report = lambda line: None, s3: Any = None
+) -> Path:
     """The folder with the verified copy of the mirror at `uri`, made in `cache` if it is not there yet.
+
+    `limit`: bytes that all copies in `cache` may take; those that nobody uses are removed first.
 
     Raises `MirrorError` when the mirror is absent, damaged or unreachable, `WeightsError` when the disk is too small.
     """
@@ -31,7 +37,7 @@ def fetch(uri: str, cache: Path, *, report: Report = lambda line: None, s3: Any 
         manifest = read_manifest(store, location)
         if manifest is None:
             raise MirrorError(f"{uri} has no manifest, so it is not complete; fill it (`pulumi up` does)")
-        return fetch_manifest(store, location, manifest, cache, report)
+        return fetch_manifest(store, location, manifest, cache, report, limit)
 
 
 def complete_version(uri: str) -> str | None:
@@ -49,17 +55,17 @@ def complete_version(uri: str) -> str | None:
         return f"s3://{location.bucket}/{location.key(manifest.version)}"
 
 
-def fetch_manifest(store: Store, location: Location, manifest: Manifest, cache: Path, report: Report) -> Path:
+def fetch_manifest(
+    store: Store, location: Location, manifest: Manifest, cache: Path, report: Report, limit: int | None = None
+) -> Path:
     """Like `fetch`, with a manifest that has already been read."""
     final = cache / node_name(location, manifest.version)
-    if final.is_dir():
+    if use(final):
         return final
     _all_there(store, location, manifest)
     folder = location.key(manifest.version, "")
     wanted = [Wanted(file.path, folder + file.path, file.size, None, file.chunks) for file in manifest.files]
-    return once(
-        final, lambda partial: Download(store, str(location), wanted, partial, report, manifest.chunk_bytes).run()
-    )
+    return once(final, Download(store, str(location), wanted, partial_of(final), report, manifest.chunk_bytes), limit)
 
 
 def _all_there(store: Store, location: Location, manifest: Manifest) -> None:
@@ -74,12 +80,17 @@ def node_name(location: Location, version: str) -> str:
     return f"{location.bucket}--{location.prefix.replace('/', '--')}-{version}"
 
 
-def once(final: Path, make: Callable[[Path], None]) -> Path:
-    """`final`, made by `make` in a folder next to it and renamed once complete; one process per node at a time."""
+def partial_of(final: Path) -> Path:
+    """Where a download puts what will be `final`."""
+    return final.with_name(final.name + PARTIAL)
+
+
+def once(final: Path, download: Download, limit: int | None) -> Path:
+    """`final`, made by `download` next to it and renamed once complete; one process per node at a time."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):
-        if not final.is_dir():
-            partial = final.with_name(final.name + ".partial")
-            make(partial)
-            partial.rename(final)
+        if not use(final):
+            download.run(room(final, download.total_bytes, limit, download.report))
+            download.folder.rename(final)
+            use(final)
     return final

@@ -12,16 +12,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.cache import use
 from modelfleet.serving.mirror.download import Download, Report, Wanted
 from modelfleet.serving.mirror.manifest import MAX_FILES
-from modelfleet.serving.mirror.node import fetch_manifest, node_name, once
+from modelfleet.serving.mirror.node import fetch_manifest, node_name, once, partial_of
 from modelfleet.serving.mirror.open import open_store
 from modelfleet.serving.mirror.read import read_manifest
 from modelfleet.serving.mirror.store import SCHEMES, Location, Store, StoredObject, parse_uri, plain_errors
 
 
-def fetch_prefix(uri: str, cache: Path, *, report: Report = lambda line: None, **options: Any) -> Path:
+def fetch_prefix(
+    uri: str, cache: Path, *, limit: int | None = None, report: Report = lambda line: None, **options: Any
+) -> Path:
     """The folder on this node with everything below `uri`; `options` are the S3 client's (`signed`, `credentials`).
+
+    `limit` is that of `fetch`.
 
     Raises `MirrorError` when nothing is there or it cannot be read, `WeightsError` when the disk is too small.
     """
@@ -30,14 +35,14 @@ def fetch_prefix(uri: str, cache: Path, *, report: Report = lambda line: None, *
         store = open_store(location, **options)
         manifest = read_manifest(store, location)
         if manifest is not None:
-            return fetch_manifest(store, location, manifest, cache, report)
+            return fetch_manifest(store, location, manifest, cache, report, limit)
         wanted = below(store, location)
         listing = "\n".join(f"{file.path}\0{file.size}\0{file.tag}" for file in wanted)
         version = hashlib.sha256(listing.encode()).hexdigest()[:16]
         final = cache / node_name(location, version)
-        if final.is_dir():
+        if use(final):
             return final
-        return once(final, lambda partial: Download(store, uri, wanted, partial, report).run())
+        return once(final, Download(store, uri, wanted, partial_of(final), report), limit)
 
 
 def fetch_extra_file(uri: str, destination: Path, *, report: Report = lambda line: None, **options: Any) -> None:

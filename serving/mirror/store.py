@@ -20,6 +20,9 @@ from modelfleet.serving.errors import MirrorError
 PARALLEL = 8
 """Transfers at a time; with chunks of 32 MiB this limits memory to a quarter of a GiB."""
 
+READERS = 16
+"""Reads at a time of one download. Each holds a piece in memory, not a chunk."""
+
 PIECE_BYTES = 2**20
 """Bytes that a transfer holds in memory at a time."""
 
@@ -82,7 +85,7 @@ def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None,
 
     patient: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": 6},
-        "max_pool_connections": 2 * PARALLEL,
+        "max_pool_connections": 2 * max(PARALLEL, READERS),
         "connect_timeout": 10,
         "read_timeout": 60,
         "signature_version": None if signed else UNSIGNED,

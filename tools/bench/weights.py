@@ -12,6 +12,8 @@ import concurrent.futures
 import os
 import random
 import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,14 +31,14 @@ import psutil
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from modelfleet.serving.mirror import Manifest, fetch
+from modelfleet.serving.mirror import Manifest, download, fetch
 from modelfleet.serving.mirror.download import ranges
 from modelfleet.serving.mirror.gcs_azure import ObstoreStore
 from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST
 from modelfleet.serving.mirror.node import fetch_manifest
 from modelfleet.serving.mirror.origin import Folder
 from modelfleet.serving.mirror.read import read_manifest
-from modelfleet.serving.mirror.store import PARALLEL, PIECE_BYTES, S3Store, parse_uri
+from modelfleet.serving.mirror.store import PIECE_BYTES, READERS, S3Store, parse_uri
 from modelfleet.serving.mirror.upload import entry_of
 from tools.bench import models
 from tools.gobuild import GoCommand, GoModule, build
@@ -78,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mib", type=int, default=1024, help="total size of the files")
     parser.add_argument("--files", type=int, default=4, help="how many files")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each way")
+    parser.add_argument("--connections", type=int, default=READERS, help="reads at a time, of every way")
+    parser.add_argument(
+        "--server",
+        choices=("rclone", "files"),
+        default="rclone",
+        help="rclone's S3 server, or files sent by the kernel, which takes less of the CPUs (file_server.py)",
+    )
     parser.add_argument("--port", type=int, default=9320, help="port of the S3 server")
     parser.add_argument(
         "--load",
@@ -85,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="start vLLM on SmolLM2, fetched or streamed (needs runai-model-streamer[s3])",
     )
     options = parser.parse_args(arguments)
-    binary = build(MODULE) / "rclone"
+    binary = build(MODULE) / "rclone" if options.server == "rclone" else None
+    vars(download)["READERS"] = options.connections  # of every download in this process
     with tempfile.TemporaryDirectory(prefix="bench-weights-") as name:
         folder = Path(name)
         source = models.folder_of("smollm") if options.load else _random_model(folder / "model", options)
@@ -93,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _server(binary, folder, options.port) as endpoint:
             os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY}
             os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
-            s3 = boto3.client("s3", config=Config(max_pool_connections=2 * PARALLEL))
+            s3 = boto3.client("s3", config=Config(max_pool_connections=2 * options.connections))
             _loads(folder, options.rounds) if options.load else _compare(s3, folder, options)
     return 0
 
@@ -129,10 +139,10 @@ def _loads(folder: Path, rounds: int) -> None:
 
 def _compare(s3: Any, folder: Path, options: argparse.Namespace) -> None:
     ways: dict[str, Callable[[Path], object]] = {
-        "raw: the same ranges, unchecked": partial(_raw, s3),
+        "raw: the same ranges, unchecked": partial(_raw, s3, options.connections),
         "modelfleet: each chunk checked": lambda to: fetch(URI, to),
         "the same over obstore": _obstore,
-        "boto3's transfer manager": partial(_boto3, s3),
+        "boto3's transfer manager": partial(_boto3, s3, options.connections),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     cpu: dict[str, list[float]] = {way: [] for way in ways}
@@ -147,7 +157,8 @@ def _compare(s3: Any, folder: Path, options: argparse.Namespace) -> None:
             cpu[way].append(sum(psutil.Process().cpu_times()[:2]) - used)
             shutil.rmtree(to)
     raw = statistics.median(seconds[next(iter(ways))])
-    print(f"\n{options.mib} MiB in {options.files} files, {os.cpu_count()} CPUs, load {os.getloadavg()[1]:.0f}\n")
+    machine = f"{options.connections} connections, {os.cpu_count()} CPUs, load {os.getloadavg()[1]:.0f}"
+    print(f"\n{options.mib} MiB in {options.files} files, {machine}\n")
     print("| way | MB/s: least / median / most | of raw | CPU s |\n|---|---|---|---|")
     for way, took in seconds.items():
         speeds = [options.mib * 1.048576 / one for one in (max(took), statistics.median(took), min(took))]
@@ -167,30 +178,38 @@ def _random_model(folder: Path, options: argparse.Namespace) -> Path:
 
 
 @contextmanager
-def _server(binary: Path, folder: Path, port: int) -> Iterator[str]:
-    command = [
+def _server(binary: Path | None, folder: Path, port: int) -> Iterator[str]:
+    command = [sys.executable, "-m", "tools.bench.file_server", str(folder / "served"), str(port)]
+    command = command if binary is None else [
         str(binary), "serve", "s3", str(folder / "served"), f"--addr=127.0.0.1:{port}", f"--auth-key={KEY},{KEY}",
         "--etag-hash=", "--config=", "--vfs-cache-mode=off",
     ]  # fmt: skip
     log = folder / "rclone.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
-        while "Starting s3 server" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while not _answers(port) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if process.poll() is not None:
-            raise RuntimeError(f"rclone ended; the end of its log: {log.read_text()[-500:]}")
+            raise RuntimeError(f"the server ended; the end of its log: {log.read_text()[-500:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+        while _answers(port):  # a child of it, from which the next run would get half an answer
+            time.sleep(0.05)
 
 
-def _raw(s3: Any, to: Path) -> None:
+def _answers(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _raw(s3: Any, connections: int, to: Path) -> None:
     """Copy the same ranges with as many threads, to the same places, without checking them."""
     store = S3Store("bench", s3)
-    with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
+    with concurrent.futures.ThreadPoolExecutor(connections) as pool:
         jobs = []
         for key, found in store.list("models/random/").items():
             path = to / Path(key).name
@@ -224,12 +243,12 @@ def _obstore(to: Path) -> None:
     fetch_manifest(store, location, manifest, to, lambda line: None)
 
 
-def _boto3(s3: Any, to: Path) -> None:
+def _boto3(s3: Any, connections: int, to: Path) -> None:
     """Copy with boto3's own parallel download, in parts as large as ours."""
     config = TransferConfig(
         multipart_threshold=CHUNK_BYTES,
         multipart_chunksize=CHUNK_BYTES,
-        max_concurrency=PARALLEL,
+        max_concurrency=connections,
         io_chunksize=PIECE_BYTES,
     )
     for key in S3Store("bench", s3).list("models/random/"):

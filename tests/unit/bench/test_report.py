@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import psutil
 import pytest
 
+from tests.waiting import wait_until
 from tools.bench import makeup
 from tools.bench.load import Outcome
 from tools.bench.report import Sample, ratios, rows, table
@@ -49,16 +55,31 @@ def test_the_table_shows_both_targets_and_their_comparison() -> None:
 
 def test_progress_lines_become_steps_and_repeated_waiting_lines_one_step() -> None:
     stamped = [
-        (0.0, "planning"),
-        (2.0, "starting Ray (1 s)"),
-        (4.0, "starting Ray (3 s)"),
-        (9.5, "model is ready"),
-        (10.0, "end"),
+        (0.0, 0.0, "planning"),
+        (2.0, 1.5, "starting Ray (1 s)"),
+        (4.0, 3.5, "starting Ray (3 s)"),
+        (9.5, 9.0, "model is ready"),
+        (10.0, 9.25, "end"),
     ]
     found = makeup.steps(stamped)
-    assert [(step.text, step.seconds) for step in found] == [
-        ("planning", 2.0),
-        ("starting Ray", 7.5),
-        ("model is ready", 0.5),
+    assert [(step.text, step.seconds, step.cpu_seconds) for step in found] == [
+        ("planning", 2.0, 1.5),
+        ("starting Ray", 7.5, 7.5),
+        ("model is ready", 0.5, 0.25),
     ]
-    assert "10.0 s  together" in makeup.table(found)
+    assert "10.0      9.2  together" in makeup.table(found)
+
+
+def test_cpu_time_counts_what_carries_the_mark_and_nothing_else() -> None:
+    burn = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+    with makeup.CpuTime() as cpu:
+        environment = {**os.environ, makeup.MARK: cpu.mark}
+        counted = subprocess.Popen([sys.executable, "-c", burn], env=environment)
+        stranger = subprocess.Popen([sys.executable, "-c", burn])
+        try:
+            wait_until(lambda: sum(psutil.Process(stranger.pid).cpu_times()[:2]) > 0.3, what="the stranger has worked")
+            wait_until(lambda: cpu.seconds > 0.3, what="the CPU time of the marked one is seen")
+        finally:
+            counted.kill(), stranger.kill()
+            counted.wait(), stranger.wait()
+    assert cpu.seconds < 0.6, "a process without the mark was counted"

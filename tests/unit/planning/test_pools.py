@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.facts import catalog_facts
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import InputErrors, Severity
 from modelfleet.serving.config.load import LoadedModel
@@ -146,6 +148,33 @@ def test_a_cache_that_shared_memory_cannot_hold_is_refused() -> None:
     sentence = refusals([model(engine_kwargs={"kv_offloading_size": 64})], node)[0]
     assert "kv_offloading_size: found 64; it lies in /dev/shm, where g6.12xlarge has 15.5 GiB for it" in sentence
     planned([model(engine_kwargs={"kv_offloading_size": 15})], node)
+
+
+def test_the_replicas_of_a_node_share_its_memory_for_caches() -> None:
+    """Each of them passed alone, and the second one on a node ended."""
+    node = pool(instanceTypes=["g6.12xlarge"])
+    sentence = refusals([model(replicas=(1, 4), engine_kwargs={"kv_offloading_size": 8})], stack(node))[0]
+    assert "found 8 for each of its 4 replicas" in sentence and "write at most 3" in sentence
+    planned([model(replicas=(1, 4), engine_kwargs={"kv_offloading_size": 3})], stack(node))
+    planned([model(engine_kwargs={"kv_offloading_size": 8})], stack(node))
+
+
+def test_weights_that_the_disk_of_a_node_does_not_hold_are_refused() -> None:
+    """The replica itself would refuse them, after a node was bought."""
+    small, name = pool(accelerator="T4", instanceTypes=["g4dn.xlarge"]), "Qwen/Qwen3-32B"
+    facts = catalog_facts([model(name).config], default_catalog())
+
+    def said(one: LoadedModel, disk: dict[str, Any]) -> list[str]:
+        try:
+            planned([one], stack(disk), facts=facts)
+        except InputErrors as errors:
+            return [line for line in map(str, errors.args[0].splitlines()) if "of disk for its weights" in line]
+        return []
+
+    (sentence,) = said(model(name, "T4"), small)
+    assert "needs 66 GB of disk for its weights; g4dn.xlarge has 60 GB for them" in sentence
+    assert not said(model(name, "T4", engine_kwargs={"load_format": "runai_streamer"}), small)
+    assert not said(model(name, "L40S"), pool(accelerator="L40S"))
 
 
 def test_memory_of_the_replica_counts() -> None:

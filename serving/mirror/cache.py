@@ -1,0 +1,141 @@
+"""The node's copies of weights: bounded, and what was used longest ago and is not in use goes first.
+
+    use(folder) → bool          whether the copy is there; if so it stays while this process lives
+    room(folder, bytes, …)      makes room for a copy: removes others
+
+    <cache>/<name>/             a copy; its time of change is its last use. Who uses it holds a shared flock on it
+    <cache>/<name>.partial/     a download; who fetches holds <name>.lock
+    <cache>/<name>.evicted/     what a killed removal left
+
+The kernel drops a process's locks however it ends, so a killed replica keeps nothing. Where a file system has no flock
+on folders (some network file systems), nothing is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from modelfleet.serving.errors import WeightsError
+from modelfleet.serving.mirror.download import SPARE_BYTES, Report
+
+PARTIAL, EVICTED = ".partial", ".evicted"
+#: Held while copies are removed, and until the next download has its place.
+EVICTING = ".evicting.lock"
+#: Open folders by path: a closed one could be removed.
+_in_use: dict[Path, int] = {}
+
+
+def use(folder: Path) -> bool:
+    """Whether the copy is there; it then counts as just used and is not removed while this process lives."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # it is being removed
+        os.close(opened)
+        return False
+    except OSError:
+        pass  # no locks here, so nothing is removed either
+    if not _still_there(folder, opened):  # it was removed between the two calls
+        os.close(opened)
+        return False
+    with suppress(OSError):
+        os.utime(folder)
+    if (before := _in_use.pop(folder, None)) is not None:
+        os.close(before)
+    _in_use[folder] = opened
+    return True
+
+
+@contextmanager
+def room(folder: Path, size: int, limit: int | None, report: Report) -> Iterator[None]:
+    """Makes room for a copy of `size` bytes at `folder`; the copies together stay below `limit` bytes.
+
+    Removes others, also where the disk itself is too full. The body gives the copy's files their size before the next
+    download counts. Raises `WeightsError` when the rest is in use.
+    """
+    cache = folder.parent
+    with FileLock(cache / EVICTING):
+        for left in cache.glob(f"*{EVICTED}"):
+            shutil.rmtree(left, ignore_errors=True)
+        others = [one for one in _copies(cache) if one.name.removesuffix(PARTIAL) != folder.name]
+        sizes = {one: _bytes(one) for one in others}
+        own = _allocated(folder.with_name(folder.name + PARTIAL))
+        for one in sorted(others, key=lambda one: one.stat().st_mtime):
+            if _fits(cache, sizes, size, limit, size - own):
+                break
+            if _evict(one):
+                report(f"removed {one.name} from this node's cache, {sizes.pop(one) / 1e9:.1f} GB")
+        held = sum(sizes.values())
+        if limit is not None and held + size > limit:
+            raise WeightsError(
+                f"{cache} may hold {limit / 1e9:.0f} GB of weights; {held / 1e9:.1f} GB are in use and the model needs "
+                f"{size / 1e9:.1f} GB; use nodes with larger disks, or fewer models on this pool"
+            )
+        yield
+
+
+def _fits(cache: Path, sizes: dict[Path, int], size: int, limit: int | None, missing: int) -> bool:
+    """Whether a copy of `size` bytes, of which `missing` are not on the disk yet, has room beside the others."""
+    if limit is not None and sum(sizes.values()) + size > limit:
+        return False
+    promised = sum(held - _allocated(one) for one, held in sizes.items() if one.name.endswith(PARTIAL))
+    return missing + promised + SPARE_BYTES <= shutil.disk_usage(cache).free
+
+
+def _copies(cache: Path) -> list[Path]:
+    return [one for one in cache.iterdir() if one.is_dir() and not one.is_symlink() and one.suffix != EVICTED]
+
+
+def _evict(folder: Path) -> bool:
+    """Removes a copy or a download that nobody uses; False where somebody does. A kill leaves no half copy behind."""
+    if folder.name.endswith(PARTIAL):
+        try:
+            with FileLock(f"{folder.with_name(folder.name.removesuffix(PARTIAL))}.lock", timeout=0):
+                return _remove(folder)
+        except Timeout:
+            return False
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _still_there(folder, opened) and _remove(folder)
+    except OSError:  # in use, or no locks here
+        return False
+    finally:
+        os.close(opened)
+
+
+def _remove(folder: Path) -> bool:
+    gone = folder.with_name(folder.name + EVICTED)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
+
+
+def _still_there(folder: Path, opened: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
+
+
+def _bytes(folder: Path) -> int:
+    """The size of its files; those of a download have their full size from the start."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _allocated(folder: Path) -> int:
+    """What its files take on the disk so far."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
