@@ -31,8 +31,8 @@ REPLICA_ENVIRONMENT = {
 class LocalFleet(pulumi.ComponentResource):
     """Everything in a stack with target `local`, rendered from its plan.
 
-    Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, one Application per
-    model, Gateway. `folder` holds logs, lock files and the gateway's configuration.
+    Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, Release, one Application
+    per model, Gateway. `folder` holds logs, lock files and the gateway's configuration.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class LocalFleet(pulumi.ComponentResource):
         self._weights = {m.slug: self._create_weights(m) for m in plan.models if m.mirror.prefix}
         self._code = self._create_code()
         self._ray = self._create_ray()
+        self._release = self._create_release()
         self._applications = [self._create_application(m) for m in plan.models]
         self._create_gateway(api_keys)
         self.base_url = f"http://127.0.0.1:{self._local.gateway_port}/v1"
@@ -91,7 +92,9 @@ class LocalFleet(pulumi.ComponentResource):
     def _create_code(self) -> LocalResource:
         code = self._plan.code
         props = {"endpoint": self._endpoint, "bucket": self.bucket.bucket, "key": code.key, "sha256": code.sha256}
-        return LocalResource("Code", "code", props, self._child())
+        # An application that a stopped release left on earlier code loads it again whenever it starts.
+        options = pulumi.ResourceOptions.merge(self._child(), pulumi.ResourceOptions(retain_on_delete=True))
+        return LocalResource("Code", "code", props, options)
 
     def _create_ray(self) -> LocalResource:
         """One Ray node in place of one node per pool, with the resources of all of them."""
@@ -117,6 +120,20 @@ class LocalFleet(pulumi.ComponentResource):
         }
         return LocalResource("Ray", "ray", props, self._child())
 
+    def _create_release(self) -> LocalResource:
+        """Takes new code to the applications that run, before their own resources; they wait for it."""
+        by_slug = {model.slug: model.application.as_config() for model in self._plan.models}
+        props = {
+            "folder": self._folder,
+            "servePort": self._local.serve_port,
+            "dashboardPort": self._local.dashboard_port,
+            "code": self._plan.code.key,
+            "configs": json.dumps([by_slug[slug] for slug in self._plan.release.order], sort_keys=True),
+            "atOnce": self._plan.release.at_once,
+        }
+        needs = [self._ray, self._code, *self._weights.values()]
+        return LocalResource("Release", "release", props, self._child(depends_on=needs))
+
     def _create_application(self, model: ModelPlan) -> LocalResource:
         """Waits for the weights and the code; copying them again does not restart a running application."""
         props = {
@@ -127,7 +144,7 @@ class LocalFleet(pulumi.ComponentResource):
             # As text: Pulumi's values have neither whole numbers nor null.
             "config": json.dumps(model.application.as_config(), sort_keys=True),
         }
-        needs = [self._code, *(w for slug, w in self._weights.items() if slug == model.slug)]
+        needs = [self._code, self._release, *(w for slug, w in self._weights.items() if slug == model.slug)]
         return LocalResource("Application", model.slug, props, self._child(depends_on=needs))
 
     def _create_gateway(self, api_keys: pulumi.Output[Mapping[str, str]] | None) -> LocalResource:

@@ -9,6 +9,7 @@ from modelfleet.infra.planning.gateway_paths import RESERVED
 from modelfleet.infra.planning.plan import (
     BucketPlan,
     CodeArtifact,
+    Gap,
     GatewayPlan,
     MirrorPlan,
     ModelKind,
@@ -54,7 +55,9 @@ def kind_of(engine: EngineConfig) -> ModelKind:
     return "embedding" if pools or engine.model_type == "embedding" else "text"
 
 
-def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact) -> ServeApplication:
+def application(
+    model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact, gap: Gap
+) -> ServeApplication:
     """One Serve application per model, its whole file in `args`, its code named by content."""
     args: dict[str, Any] = {
         "model": model.model_dump(mode="json", exclude_unset=True),
@@ -70,6 +73,7 @@ def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code
         import_path=IMPORT_PATH,
         args=args,
         runtime_env={"working_dir": f"s3://{bucket}/{code.key}"},
+        options={"max_surge_percent": gap.surge_percent, "graceful_shutdown_timeout_s": gap.shutdown_s},
     )
 
 

@@ -46,6 +46,7 @@ from modelfleet.infra.kubernetes.names import (
 )
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import DISK, GPU, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.gap import GRACE_SECONDS, STOP_SECONDS
 from modelfleet.infra.planning.mirrors import MODELS_WAIT_S
 from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB
 from modelfleet.infra.planning.plan import Plan, WorkerGroup
@@ -53,9 +54,6 @@ from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
 CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
-#: How long a worker may finish its requests before it is killed, if the update of its node waits for it; and what of
-#: that time is left to Ray, to stop what does not end by itself.
-GRACE_SECONDS, STOP_SECONDS = 900, 60
 OBJECT_STORE_BYTES: Final = OBJECT_STORE_MIB * MIB
 #: On disk: Ray's session with its logs, which rotate at 512 MB each, and the code of each application.
 HEAD_CPU, HEAD_MEMORY, HEAD_DISK = "2", "8Gi", "4Gi"

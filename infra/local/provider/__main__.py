@@ -7,10 +7,11 @@ from modelfleet.infra.local.provider.application import APPLICATION
 from modelfleet.infra.local.provider.gateway import GATEWAY
 from modelfleet.infra.local.provider.objects import CODE, WEIGHTS, end_fetching
 from modelfleet.infra.local.provider.ray import RAY
+from modelfleet.infra.local.provider.release import RELEASE
 from modelfleet.infra.provider import Plugin, Props, main
 from modelfleet.serving.config.errors import SetupError
 
-RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION, GATEWAY, IMAGE_BUILD)
+RESOURCES = (WEIGHTS, CODE, RAY, RELEASE, APPLICATION, GATEWAY, IMAGE_BUILD)
 
 
 class LocalPlugin(Plugin[Props]):
