@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelfleet.infra.planning.plan import ModelPlan, ReleasePlan
+from modelfleet.infra.planning.plan import ModelPlan, Plan, ReleasePlan
 
 #: One entry of Ray Serve's `applications`.
 Config = Mapping[str, Any]
@@ -50,8 +50,18 @@ def _differs(live: Config, wanted: Config, keys: Sequence[str]) -> bool:
     return any(live.get(key) != wanted.get(key) for key in keys)
 
 
-def release_sentence(found: Moves, at_once: int) -> str:
-    """For a preview: `the serving code changes: models take it one at a time, in this order: a, b, c; …`."""
+def wanted_configs(plan: Plan) -> list[dict[str, Any]]:
+    """Every application as the plan wants it, in the order of a release."""
+    by_slug = {model.slug: model.application.as_config() for model in plan.models}
+    return [by_slug[slug] for slug in plan.release.order]
+
+
+def release_notice(live: Mapping[str, Config], plan: Plan) -> str | None:
+    """For a preview: which live models take new code, in which order; None where no code changes."""
+    found = moves(live, wanted_configs(plan))
+    if not found.to_move:
+        return None
+    at_once = plan.release.at_once
     how = "one at a time" if at_once == 1 else f"{at_once} at a time"
     return (
         f"the serving code changes: models take it {how}, in this order: {', '.join(found.to_move)}. The first that "

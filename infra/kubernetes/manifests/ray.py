@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
+import yaml
+
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     RAY_USER,
@@ -137,6 +139,21 @@ def cluster_parts(plan: Plan) -> list[str]:
             del group[key]
         del group["template"]["spec"]["tolerations"]
     return [digest(cluster, 8), *(digest(group, 8) for group in groups)]
+
+
+def rebuilt_by(live: Manifest, parts: list[str]) -> bool:
+    """Whether KubeRay builds another cluster for the `parts` of a plan: not for groups appended at the end."""
+    noted = (live["metadata"].get("annotations") or {}).get(CLUSTER_ANNOTATION)
+    if noted is None:
+        return False
+    before: list[str] = noted.split(".")
+    return parts[: len(before)] != before
+
+
+def live_configs(live: Manifest) -> dict[str, Any]:
+    """The applications of a RayService, by name."""
+    config = yaml.safe_load(live.get("spec", {}).get("serveConfigV2") or "{}") or {}
+    return {one["name"]: one for one in config.get("applications", [])}
 
 
 def serve_config_text(config: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ def _roll(call: Call[Props], inputs: Props) -> None:
         raise PartlyMade(ID, {}, [f"Ray ended during a release of the serving code: {error}"]) from error
 
 
-def never_differs(before: Any, after: Any) -> bool:
+def _never_differs(before: Any, after: Any) -> bool:
     """For inputs that matter only when the code changes."""
     return True
 
@@ -88,7 +88,7 @@ RELEASE = ResourceDef[Props](
     token="modelfleet:local:Release",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"folder", "servePort", "dashboardPort", "code", "configs", "atOnce"}),
     required=frozenset({"folder", "servePort", "dashboardPort", "code", "configs", "atOnce"}),
-    same=dict.fromkeys(("configs", "atOnce", "folder", "servePort", "dashboardPort"), never_differs),
+    same=dict.fromkeys(("configs", "atOnce", "folder", "servePort", "dashboardPort"), _never_differs),
     create=create,
     read=read,
     update=update,
