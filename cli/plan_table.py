@@ -32,6 +32,8 @@ def plan_table(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
+    if plan.models:
+        parts.append(_changes(plan))
     if plan.target.priced:
         parts.append(_total(plan))
         if plan.copies.models:
@@ -162,6 +164,21 @@ def _speeds(plan: Plan) -> FittingTable:
         row += [usd(speed.usd_per_million_tokens)] if plan.target.priced else []
         table.add_row(*row, speed.basis)
     return table
+
+
+def _changes(plan: Plan) -> FittingTable:
+    """The gap of each model, in the order of a release."""
+    by_slug = {model.slug: model for model in plan.models}
+    table = FittingTable(f"Changes: {release_text(plan)}", [("model", False), ("an edit, or new code, leaves", False)])
+    for slug in plan.release.order:
+        table.add_row(by_slug[slug].model_id, by_slug[slug].gap.sentence)
+    return table
+
+
+def release_text(plan: Plan) -> str:
+    """How models take new serving code: `new serving code goes to one model at a time, in this order`."""
+    at_once = plan.release.at_once
+    return f"new serving code goes to {'one model' if at_once == 1 else f'{at_once} models'} at a time, in this order"
 
 
 def range_text(one: Range) -> str:
