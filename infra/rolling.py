@@ -7,10 +7,12 @@ on with the same code, or back with the code before it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from modelfleet.infra.planning.release import Config, moves
+from modelfleet.infra.provider import Props
 
 Say = Callable[[str], None]
 
@@ -28,8 +30,24 @@ class Live(Protocol):
         """Wait until each runs or has failed; why, by name, for those that failed."""
 
 
+#: `code` of a release that stopped, so that the next run differs from it whatever it wants. A refresh forgets that
+#: the last run failed.
+IN_PART = "not on every model"
+
+
 class Stopped(Exception):
     """A model did not become ready with the new code; the text says which, why, and what all have now."""
+
+
+def as_read(live: Live, state: Props) -> Props:
+    """The state of a Release, by what runs."""
+    found = moves(live.configs(), json.loads(state["configs"]))
+    return {**state, "code": IN_PART} if found.to_move else state
+
+
+def never_differs(before: Any, after: Any) -> bool:  # noqa: ARG001 - the signature of `ResourceDef.same`
+    """For inputs of a Release that matter only when the code changes."""
+    return True
 
 
 def roll(live: Live, wanted: Sequence[Config], at_once: int, say: Say) -> None:

@@ -24,7 +24,7 @@ from modelfleet.infra.kubernetes.troubles import DEPLOY_FAILED, RUNNING
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.infra.planning.release import Config, wanted_configs
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, ResourceDef
-from modelfleet.infra.rolling import Say, Stopped, roll
+from modelfleet.infra.rolling import Say, Stopped, as_read, never_differs, roll
 
 ID: Final = "release"
 #: How long a state must last, in seconds: five of KubeRay's reports.
@@ -72,12 +72,14 @@ class LiveService:
         return {} if live is None or rebuilt_by(live, self._cluster.split(".")) else live_configs(live)
 
     def apply(self, configs: Sequence[Config]) -> None:
+        """A step: these change, and all others stay as they are live."""
         found = live_configs(self._service() or {})
         found |= {one["name"]: one for one in configs}
         text = serve_config_text({"applications": [found[name] for name in sorted(found)]})
         self._api.merge("ray.io/v1", "RayService", RAY_SERVICE, self._namespace, {"spec": {"serveConfigV2": text}})
 
     def wait(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Until each has been running, or has failed, for `LASTS_S`; why, by name, for those that failed."""
         began = answered = time.monotonic()
         since: dict[tuple[str, str], float] = {}
         while True:
@@ -149,8 +151,15 @@ def update(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
 
 
 def read(call: Call[Props], id: str, state: Props) -> Props:
-    """The state: what runs is looked at when it is changed."""
-    return state
+    """The state, with whether all live models have its code; as it is when the cluster does not answer."""
+    from modelfleet.infra.kubernetes.api import Api
+
+    try:
+        with closing(Api.from_kubeconfig(state.get("kubeconfig"), state.get("context"))) as api:
+            return as_read(LiveService(api, state["namespace"], call.step, state["cluster"]), state)
+    except _unreachable() as error:
+        call.note(f"cannot tell which models have the serving code: {error}")
+        return state
 
 
 def delete(call: Call[Props], id: str, state: Props) -> None:
@@ -176,16 +185,11 @@ def _roll(call: Call[Props], inputs: Props) -> None:
         raise PartlyMade(ID, {}, [f"a release of the serving code could not be looked at: {error}"]) from error
 
 
-def _never_differs(before: Any, after: Any) -> bool:
-    """For inputs that matter only when the code changes: tokens and certificates of a kubeconfig do, too."""
-    return True
-
-
 RELEASE = ResourceDef[Props](
     token="modelfleet:kubernetes:Release",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"kubeconfig", "context", "namespace", "code", "cluster", "configs", "atOnce"}),
     required=frozenset({"namespace", "code", "cluster", "configs", "atOnce"}),
-    same=dict.fromkeys(("kubeconfig", "context", "cluster", "configs", "atOnce"), _never_differs),
+    same=dict.fromkeys(("kubeconfig", "context", "cluster", "configs", "atOnce"), never_differs),
     create=create,
     read=read,
     update=update,

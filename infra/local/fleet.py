@@ -131,9 +131,7 @@ class LocalFleet(pulumi.ComponentResource):
     def _live(self) -> dict[str, Mapping[str, Any]]:
         """The applications that run now; none where no Ray answers."""
         try:
-            api = ServeApi(
-                f"http://127.0.0.1:{self._local.dashboard_port}", self._local.serve_port, Path(self._folder)
-            )
+            api = ServeApi(f"http://127.0.0.1:{self._local.dashboard_port}", self._local.serve_port, Path(self._folder))
             return deployed(api.details(LOOK_S))
         except Unreachable:
             return {}

@@ -12,13 +12,13 @@ may change another's.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.demand import Demand, nodes_for
-from modelfleet.infra.planning.packing import copies
+from modelfleet.infra.planning.packing import Steps, copies, room_left
 from modelfleet.infra.planning.plan import Gap
 from modelfleet.infra.planning.rollout import start_minutes
 from modelfleet.infra.stack import StackConfig, Target
@@ -65,37 +65,43 @@ class Room:
 
 
 class Rooms:
-    """The `Room` of each model; models of one shape in one pool are packed once."""
+    """The `Room` of each model. A pool is packed once for everybody's fewest and once for their most."""
 
     def __init__(self, config: StackConfig) -> None:
         self._config = config
-        self._fits: dict[Hashable, tuple[bool, bool]] = {}
+        self._left: dict[tuple[str, bool], Sequence[tuple[Steps, int]]] = {}
 
     def room(self, choice: PoolChoice, demand: Demand, *, memory_short: bool) -> Room:
         """`memory_short`: this machine's memory does not hold one replica more."""
-        shape = frozenset(demand.whole.items()), demand.strategy, len(demand.parts), demand.min, demand.max
-        key = choice.pool.name, shape
-        if key not in self._fits:
-            self._fits[key] = self._measured(choice, demand)
-        fits, always = self._fits[key]
-        if not fits:
+        if not self._fits(choice, demand, most=False):
             return Room(*_missing(choice, demand, self._config), always=False)
         if memory_short:
             way = "serve fewer models here, or on a machine with more"
             return Room("this machine's memory holds no replica more", way, always=False)
-        return Room("", "", always)
+        return Room("", "", self._fits(choice, demand, most=True))
 
-    def _measured(self, choice: PoolChoice, demand: Demand) -> tuple[bool, bool]:
+    def _fits(self, choice: PoolChoice, demand: Demand, *, most: bool) -> bool:
+        """Whether one replica more fits beside the fewest or the most of all; of a model that may have none, two."""
+        room = choice.candidate.room
         limit = 1 if self._config.target.on_this_machine else choice.pool.max_nodes
-        room, most = choice.candidate.room, max(demand.max, demand.min)
-        # On a node of its own, and of one whose fewest are none, two: cheap to know, and mostly so.
-        if choice.need_at_min < limit and copies(demand.whole, room) >= 1 + (demand.min == 0):
-            return True, choice.need_at_max < limit
-        fewest = {d.model_id: d.min for d in choice.demands} | {demand.model_id: max(demand.min, 1) + 1}
-        if choice.need_at_min > limit or nodes_for(choice.demands, fewest, room) > limit:
-            return False, False
-        all_of_them = {d.model_id: max(d.max, d.min) for d in choice.demands} | {demand.model_id: most + 1}
-        return True, nodes_for(choice.demands, all_of_them, room) <= limit
+        needed = choice.need_at_max if most else choice.need_at_min
+        more = 1 + (_replicas(demand, most) == 0)
+        if needed > limit:
+            return False
+        if any(len(one.pieces(room)) > 1 for one in choice.demands):  # pieces may have to be apart
+            counts = {one.model_id: _replicas(one, most) for one in choice.demands}
+            counts[demand.model_id] += more
+            return nodes_for(choice.demands, counts, room) <= limit
+        key = choice.pool.name, most
+        if key not in self._left:
+            items = [(one.whole, _replicas(one, most)) for one in choice.demands]
+            self._left[key] = room_left(items, room)
+        found = (limit - needed) * copies(demand.whole, room)
+        return found >= more or found + sum(nodes * copies(demand.whole, one) for one, nodes in self._left[key]) >= more
+
+
+def _replicas(demand: Demand, most: bool) -> int:
+    return max(demand.max, demand.min) if most else demand.min
 
 
 def gap_of(demand: Demand, room: Room, config: StackConfig, *, weights_mib: float) -> Gap:
@@ -118,7 +124,9 @@ def gap_findings(demand: Demand, room: Room) -> list[Finding]:
     asked = demand.model.config.deployment_config.max_surge_percent
     if not room.missing or not asked:
         return []
-    message = f"found {asked}, but {room.missing}, so an edit waits and the old replica serves on; {room.way}, or write 0"
+    message = (
+        f"found {asked}, but {room.missing}, so an edit waits and the old replica serves on; {room.way}, or write 0"
+    )
     path = ("deployment_config", "max_surge_percent")
     return [demand.model.document.finding(path, message, Severity.WARNING)]
 
@@ -127,9 +135,10 @@ def _missing(choice: PoolChoice, demand: Demand, config: StackConfig) -> tuple[s
     """Why there is no room for one replica more beside everybody's fewest, and what makes room."""
     more = {d.model_id: d.min for d in choice.demands} | {demand.model_id: max(demand.min, 1) + 1}
     if not config.target.on_this_machine:
-        name, needed = choice.pool.name, nodes_for(choice.demands, more, choice.candidate.room)
+        name, limit = choice.pool.name, choice.pool.max_nodes
+        needed = max(nodes_for(choice.demands, more, choice.candidate.room), limit + 1)
         return (
-            f"pool {name} has no room for one replica more (maxNodes {choice.pool.max_nodes})",
+            f"pool {name} has no room for one replica more (maxNodes {limit})",
             f"write maxNodes: {needed} for pool {name}",
         )
     wanted = {key: sum(more[d.model_id] * d.total.get(key, 0.0) for d in choice.demands) for key in ("GPU", "CPU")}

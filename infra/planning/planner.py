@@ -93,8 +93,9 @@ def plan(
 
     `facts` says by `model_id` what is known about each model; the default is what the catalog knows. `image` is what
     the serving image is made from where the stack file names none; without it none is made. `machine` is this one, for
-    target `local`; without it, its memory is no limit. Without `deploying` the plan is only shown, so a secret that is not set yet is just a warning. Raises `InputErrors` with
-    every finding, each at the line of the model or stack file that has to change.
+    target `local`; without it, its memory is no limit. Without `deploying` the plan is only shown, so a secret that is
+    not set yet is just a warning. Raises `InputErrors` with every finding, each at the line of the model or stack file
+    that has to change.
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts

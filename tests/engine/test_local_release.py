@@ -60,7 +60,9 @@ class Clients:
         url, held = self._url("dashboard", "api/serve/applications/"), headers(self._stack.run_folder)
         with urllib.request.urlopen(urllib.request.Request(url, headers=held), timeout=60) as answer:
             found = json.load(answer)["applications"]
-        states = {name: [r["state"] for d in found[name]["deployments"].values() for r in d["replicas"]] for name in MODELS}
+        states = {
+            name: [r["state"] for d in found[name]["deployments"].values() for r in d["replicas"]] for name in MODELS
+        }
         return {name: state.count("RUNNING") for name, state in states.items()}
 
     def _url(self, port: str, path: str) -> str:
@@ -116,7 +118,10 @@ def test_new_code_goes_model_by_model_and_a_broken_one_stops_at_the_first(stack:
         stack.light("broken", SURGES)
         stopped = stack.up(check=False)
         assert stopped.code != 0
-        assert "the new serving code stops at m0: m0 failed to start: RuntimeError: this release has a fault" in stopped.text
+        assert (
+            "the new serving code stops at m0: m0 failed to start: RuntimeError: this release has a fault"
+            in stopped.text
+        )
         assert "m0 has its old code again; m1, m2, " in stopped.text and "Traceback" not in stopped.text
         assert asking.now() == second, "the old replicas serve on"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from modelfleet.infra.local.provider.application import NotReady, wait_until_running
 from modelfleet.infra.local.provider.progress import Progress
@@ -16,7 +15,7 @@ from modelfleet.infra.local.provider.ray import logs_folder, serve_api
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.planning.release import Config
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, ResourceDef
-from modelfleet.infra.rolling import Stopped, roll
+from modelfleet.infra.rolling import Stopped, as_read, never_differs, roll
 
 ID = "release"
 
@@ -60,8 +59,8 @@ def update(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
 
 
 def read(call: Call[Props], id: str, state: Props) -> Props:
-    """The state: what runs is looked at when it is changed."""
-    return state
+    """The state, with whether all live models have its code."""
+    return as_read(_serve(call, state), state)
 
 
 def delete(call: Call[Props], id: str, state: Props) -> None:
@@ -69,26 +68,24 @@ def delete(call: Call[Props], id: str, state: Props) -> None:
 
 
 def _roll(call: Call[Props], inputs: Props) -> None:
-    progress = Progress(call.step)
-    live = _Serve(serve_api(inputs), logs_folder(inputs["folder"]), progress, call.timeout_seconds)
     try:
-        roll(live, json.loads(inputs["configs"]), int(inputs["atOnce"]), progress.say)
+        roll(_serve(call, inputs), json.loads(inputs["configs"]), int(inputs["atOnce"]), Progress(call.step).say)
     except Stopped as error:
         raise PartlyMade(ID, {}, [str(error)]) from error
     except Unreachable as error:
         raise PartlyMade(ID, {}, [f"Ray ended during a release of the serving code: {error}"]) from error
 
 
-def _never_differs(before: Any, after: Any) -> bool:
-    """For inputs that matter only when the code changes."""
-    return True
+def _serve(call: Call[Props], inputs: Props) -> _Serve:
+    progress, logs = Progress(call.step), logs_folder(inputs["folder"])
+    return _Serve(serve_api(inputs), logs, progress, call.timeout_seconds)
 
 
 RELEASE = ResourceDef[Props](
     token="modelfleet:local:Release",  # noqa: S106 - Pulumi's word for a type
     inputs=frozenset({"folder", "servePort", "dashboardPort", "code", "configs", "atOnce"}),
     required=frozenset({"folder", "servePort", "dashboardPort", "code", "configs", "atOnce"}),
-    same=dict.fromkeys(("configs", "atOnce", "folder", "servePort", "dashboardPort"), _never_differs),
+    same=dict.fromkeys(("configs", "atOnce", "folder", "servePort", "dashboardPort"), never_differs),
     create=create,
     read=read,
     update=update,

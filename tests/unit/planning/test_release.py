@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from modelfleet.infra.planning.release import moves, release_notice, wanted_configs
-from modelfleet.infra.rolling import Stopped, roll
+from modelfleet.infra.rolling import IN_PART, Stopped, as_read, roll
 from tests.unit.planning.builders import model, planned, pool, stack
 
 Config = Mapping[str, Any]
@@ -79,6 +80,14 @@ def test_what_a_killed_run_left_starting_is_waited_for_before_another_takes_the_
     with pytest.raises(Stopped, match="stops at a: a does not start; b, c, d keep theirs"):
         roll(serve, [config(name, "new") for name in "abcd"], 1, quiet)
     assert serve.log == []
+
+
+def test_a_release_that_stopped_is_seen_although_a_refresh_forgets_that_the_run_failed() -> None:
+    """`refresh: always` clears the failure, and every application would have been changed at once."""
+    state = {"code": "new", "configs": json.dumps([config(name, "new") for name in "ab"])}
+    assert as_read(Serve(config("a", "new"), OLD[1]), state)["code"] == IN_PART
+    assert as_read(Serve(config("a", "new"), config("b", "new")), state) == state
+    assert as_read(Serve(), state) == state, "nothing runs"
 
 
 def test_edits_and_new_models_are_no_release() -> None:
