@@ -95,7 +95,7 @@ def _ray_service(objects: Objects) -> Mapping[str, Any]:
 def _restarted(old: Planned, new: Planned) -> Iterator[str]:
     """Serve replaces the replicas of an application when its code, environment or arguments change.
 
-    In the order of the new version's release; versions before 0.3 have none.
+    In the order of the new version's release; earlier versions have none.
     """
     before, after = ({one["name"]: one for one in plan["serve_config"]["applications"]} for plan in (old, new))
     order = list(new.get("release", {}).get("order", []))

@@ -97,7 +97,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     made = LocalStack(tmp_path_factory.mktemp("release"))
     made.light("one", SURGES)
     try:
-        made.up()
+        made.up("--parallel", "3")  # ten processes that start at once take longer than one after another
         yield made
     finally:
         made.destroy(check=False)
