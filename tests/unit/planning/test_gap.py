@@ -76,6 +76,14 @@ def test_the_file_decides_and_a_surge_without_room_is_a_warning() -> None:
     assert "found 50, but pool l4 has no room for one replica more (maxNodes 1)" in warning.message
 
 
+def test_ray_serve_takes_what_the_plan_writes() -> None:
+    from ray.serve.schema import ServeApplicationSchema
+
+    made = planned([model()], nodes=2)
+    (read,) = ServeApplicationSchema.model_validate(made.models[0].application.as_config()).deployments
+    assert (read.name, read.max_surge_percent, read.graceful_shutdown_timeout_s) == ("vllm", 20, 480)
+
+
 def test_another_models_room_is_no_part_of_the_arguments_that_restart_a_model() -> None:
     alone, crowded = planned([model("org/a")], nodes=2), planned([model("org/a"), model("org/b")], nodes=2)
     assert alone.models[0].gap.surge_percent != crowded.models[0].gap.surge_percent
