@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,9 @@ def changes(before: Plan | None, after: Plan) -> Iterator[Change]:
     new_models = {model.model_id: model for model in after.models}
     for name in sorted(old_models.keys() | new_models.keys()):
         old, new = old_models.get(name), new_models.get(name)
-        yield from _change("model", name, _model_facts(old), _model_facts(new))
+        for change in _change("model", name, _model_facts(old), _model_facts(new)):
+            restarts = old is not None and new is not None and old.application.args != new.application.args
+            yield replace(change, detail=f"{change.detail}; {new.gap.sentence}") if new and restarts else change
 
 
 def _named(pools: tuple[PoolPlan, ...]) -> dict[str, PoolPlan]:

@@ -36,6 +36,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_speeds(plan))
     if any(model.start for model in plan.models):
         parts.append(_starts(plan))
+    if plan.models:
+        parts.append(_changes(plan))
     if plan.target.priced:
         parts.append(_total(plan))
         if plan.copies.models:
@@ -191,6 +193,19 @@ def start_text(start: StartUp) -> str:
     """`295 s: node 120, image 67, ray 10, weights 15 beside import 8, …`; the two beside each other count once."""
     words = ", ".join(f"{part.name} {_seconds(part.seconds)}" for part in start.parts)
     return f"{_seconds(start.seconds)} s: {words}".replace(", import", " beside import")
+def _changes(plan: Plan) -> FittingTable:
+    """The gap of each model, in the order of a release."""
+    by_slug = {model.slug: model for model in plan.models}
+    table = FittingTable(f"Changes: {release_text(plan)}", [("model", False), ("an edit, or new code, leaves", False)])
+    for slug in plan.release.order:
+        table.add_row(by_slug[slug].model_id, by_slug[slug].gap.sentence)
+    return table
+
+
+def release_text(plan: Plan) -> str:
+    """How models take new serving code: `new serving code goes to one model at a time, in this order`."""
+    at_once = plan.release.at_once
+    return f"new serving code goes to {'one model' if at_once == 1 else f'{at_once} models'} at a time, in this order"
 
 
 def range_text(one: Range) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from modelfleet.infra.planning.release import STARTS_ANEW
 
 #: What one version says about a stack: `plan --json`, and the objects of `manifests --out` by file name (empty for a
 #: local stack, which has none).
@@ -34,7 +35,7 @@ class StackDifference:
     objects: tuple[str, ...]
     """Kubernetes objects and IAM documents that are new, gone or changed, by file name with `+`, `-` or `~`."""
     restarted: tuple[str, ...]
-    """Serve applications, one a model, whose replicas Serve replaces."""
+    """Serve applications, one a model, whose replicas Serve replaces; where the code changes, in this order."""
     rebuilt: bool
     """KubeRay builds a second Ray cluster beside the one that runs, which needs its nodes twice for a while."""
 
@@ -92,8 +93,12 @@ def _ray_service(objects: Objects) -> Mapping[str, Any]:
 
 
 def _restarted(old: Planned, new: Planned) -> Iterator[str]:
-    """Serve replaces the replicas of an application when its code, environment or arguments change."""
+    """Serve replaces the replicas of an application when its code, environment or arguments change.
+
+    In the order of the new version's release; earlier versions have none.
+    """
     before, after = ({one["name"]: one for one in plan["serve_config"]["applications"]} for plan in (old, new))
-    for name in sorted(before.keys() & after.keys()):
-        if json.dumps(before[name], sort_keys=True) != json.dumps(after[name], sort_keys=True):
+    order = list(new.get("release", {}).get("order", []))
+    for name in sorted(before.keys() & after.keys(), key=lambda one: (order.index(one) if one in order else 0, one)):
+        if any(before[name].get(key) != after[name].get(key) for key in STARTS_ANEW):
             yield name

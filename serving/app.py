@@ -16,12 +16,9 @@ from ray import serve
 from ray.serve import Application
 
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import actor_options, deployment_options, placement_bundles
+from modelfleet.serving.config.serve_options import DEPLOYMENT, actor_options, deployment_options, placement_bundles
 from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.replica import VllmReplica
-
-DEPLOYMENT = "vllm"
-"""Name of the deployment in each application; the application's name is the model's slug."""
 
 
 class WeightsArgs(BaseModel):

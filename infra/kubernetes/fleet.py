@@ -112,6 +112,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             f"{name}-ray",
             plan,
             image=image,
+            kubeconfig=kubeconfig,
             store_address=head_storage.address if head_storage else STORE_ADDRESS,
             opts=self._child(*namespace.ready, *operator.ready, *secrets.ready),
         )

@@ -7,6 +7,7 @@ import pulumi
 from modelfleet.infra.kubernetes.manifests.everything import ray
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource, with_image
+from modelfleet.infra.kubernetes.release import Release
 from modelfleet.infra.planning.plan import Plan
 
 #: Seconds until the first models answer, beside the copies of their weights: nodes are bought, images pulled, weights
@@ -44,7 +45,7 @@ def timeouts(plan: Plan) -> pulumi.CustomTimeouts:
 
 
 class RayFleet(pulumi.ComponentResource):
-    """Children: ConfigMap `ray-scripts`, Service `fleet-serve-svc`, RayService `fleet`."""
+    """Children: ConfigMap `ray-scripts`, Service `fleet-serve-svc`, Release, RayService `fleet`."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class RayFleet(pulumi.ComponentResource):
         *,
         store_address: pulumi.Input[str] = STORE_ADDRESS,
         image: pulumi.Input[str] | None = None,
+        kubeconfig: pulumi.Input[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:kubernetes:RayFleet", name, None, opts)
@@ -63,12 +65,21 @@ class RayFleet(pulumi.ComponentResource):
         service = resource(f"{name}-serve", front, pulumi.ResourceOptions(parent=self, ignore_changes=["spec"]))
         manifest["metadata"]["annotations"] |= ANNOTATIONS
         replace = plan.ray_cluster.rollout == "replace"
+        settings = plan.config.kubernetes
+        rolled = Release(
+            f"{name}-release",
+            plan,
+            kubeconfig=settings.kubeconfig if kubeconfig is None else kubeconfig,
+            context=settings.context if kubeconfig is None else None,
+            # Of its parents' providers it needs none; their dependencies it has.
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[files, service], custom_timeouts=timeouts(plan)),
+        )
         self.service = resource(
             f"{name}-service",
             with_image(manifest, plan.ray_cluster.image, image),
             pulumi.ResourceOptions(
                 parent=self,
-                depends_on=[files, service],
+                depends_on=[files, service, rolled],
                 custom_timeouts=timeouts(plan),
                 replace_on_changes=REPLACES if replace else None,
                 delete_before_replace=True,  # the name is fixed

@@ -6,9 +6,10 @@ from contextlib import closing
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
-from modelfleet.infra.kubernetes.manifests.ray import CLUSTER_ANNOTATION, cluster_parts
+from modelfleet.infra.kubernetes.manifests.ray import cluster_parts, live_configs, rebuilt_by
 from modelfleet.infra.kubernetes.names import RAY_SERVICE
 from modelfleet.infra.planning.plan import Plan
+from modelfleet.infra.planning.release import release_notice
 from modelfleet.infra.planning.rollout import second_cluster
 
 _SENTENCES: Final = {
@@ -33,10 +34,12 @@ def rebuild_notice(kubeconfig: str, plan: Plan, *, preview: bool) -> str | None:
 
 
 def rollout_notice(api: Api, plan: Plan) -> str | None:
-    """The sentence for the preview if the plan rebuilds the live Ray cluster; None if it does not, or none is live."""
+    """The sentence for the preview if the plan rebuilds the live Ray cluster, or gives live models new code."""
     live = api.get("ray.io/v1", "RayService", RAY_SERVICE, plan.namespace)
-    if live is None or not rebuilds(live, plan):
+    if live is None:
         return None
+    if not rebuilds(live, plan):
+        return release_notice(live_configs(live), plan)
     return f"rollout {plan.ray_cluster.rollout}: {sentence(plan)}"
 
 
@@ -88,8 +91,4 @@ def _shared(plan: Plan) -> dict[str, str | int | None]:
 
 def rebuilds(live: dict[str, Any], plan: Plan) -> bool:
     """Whether KubeRay would build another cluster: something other than groups appended at the end differs."""
-    noted = (live["metadata"].get("annotations") or {}).get(CLUSTER_ANNOTATION)
-    if noted is None:
-        return False
-    before: list[str] = noted.split(".")
-    return cluster_parts(plan)[: len(before)] != before
+    return rebuilt_by(live, cluster_parts(plan))

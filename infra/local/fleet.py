@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pulumi
 import pulumi_aws as aws
 
 from modelfleet.infra.gateway import render
 from modelfleet.infra.local import emulator
+from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.local.resources import LocalResource
 from modelfleet.infra.local.runtime import gateway_runtime, serve_environment
 from modelfleet.infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.planning.release import release_notice, wanted_configs
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: Resources that have their own options in `ray start`.
 BUILT_IN = ("CPU", "GPU", "memory")
+#: How long a preview waits for Ray's dashboard.
+LOOK_S = 5.0
 #: Environment of vLLM and Ray in every replica on this machine. The CPU settings have no effect on a GPU.
 REPLICA_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -31,8 +36,8 @@ REPLICA_ENVIRONMENT = {
 class LocalFleet(pulumi.ComponentResource):
     """Everything in a stack with target `local`, rendered from its plan.
 
-    Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, one Application per
-    model, Gateway. `folder` holds logs, lock files and the gateway's configuration.
+    Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, Release, one Application
+    per model, Gateway. `folder` holds logs, lock files and the gateway's configuration.
     """
 
     def __init__(
@@ -53,6 +58,10 @@ class LocalFleet(pulumi.ComponentResource):
         self._weights = {m.slug: self._create_weights(m) for m in plan.models if m.mirror.prefix}
         self._code = self._create_code()
         self._ray = self._create_ray()
+        live = self._live()
+        if found := release_notice(live, plan):
+            pulumi.log.warn(found)
+        self._release = self._create_release(begin=not live)
         self._applications = [self._create_application(m) for m in plan.models]
         self._create_gateway(api_keys)
         self.base_url = f"http://127.0.0.1:{self._local.gateway_port}/v1"
@@ -91,7 +100,9 @@ class LocalFleet(pulumi.ComponentResource):
     def _create_code(self) -> LocalResource:
         code = self._plan.code
         props = {"endpoint": self._endpoint, "bucket": self.bucket.bucket, "key": code.key, "sha256": code.sha256}
-        return LocalResource("Code", "code", props, self._child())
+        # An application that a stopped release left on earlier code loads it again whenever it starts.
+        options = pulumi.ResourceOptions.merge(self._child(), pulumi.ResourceOptions(retain_on_delete=True))
+        return LocalResource("Code", "code", props, options)
 
     def _create_ray(self) -> LocalResource:
         """One Ray node in place of one node per pool, with the resources of all of them."""
@@ -117,6 +128,30 @@ class LocalFleet(pulumi.ComponentResource):
         }
         return LocalResource("Ray", "ray", props, self._child())
 
+    def _live(self) -> dict[str, Mapping[str, Any]]:
+        """The applications that run now; none where no Ray answers."""
+        try:
+            api = ServeApi(f"http://127.0.0.1:{self._local.dashboard_port}", self._local.serve_port, Path(self._folder))
+            return deployed(api.details(LOOK_S))
+        except Unreachable:
+            return {}
+
+    def _create_release(self, *, begin: bool) -> LocalResource:
+        """Takes new code to the applications that run, before their own resources; they wait for it.
+
+        At the `begin` of a stack nothing runs, and each application waits only for its own weights.
+        """
+        props = {
+            "folder": self._folder,
+            "servePort": self._local.serve_port,
+            "dashboardPort": self._local.dashboard_port,
+            "code": self._plan.code.key,
+            "configs": json.dumps(wanted_configs(self._plan), sort_keys=True),
+            "atOnce": self._plan.release.at_once,
+        }
+        needs = [self._ray, self._code, *([] if begin else self._weights.values())]
+        return LocalResource("Release", "release", props, self._child(depends_on=needs))
+
     def _create_application(self, model: ModelPlan) -> LocalResource:
         """Waits for the weights and the code; copying them again does not restart a running application."""
         props = {
@@ -127,7 +162,7 @@ class LocalFleet(pulumi.ComponentResource):
             # As text: Pulumi's values have neither whole numbers nor null.
             "config": json.dumps(model.application.as_config(), sort_keys=True),
         }
-        needs = [self._code, *(w for slug, w in self._weights.items() if slug == model.slug)]
+        needs = [self._code, self._release, *(w for slug, w in self._weights.items() if slug == model.slug)]
         return LocalResource("Application", model.slug, props, self._child(depends_on=needs))
 
     def _create_gateway(self, api_keys: pulumi.Output[Mapping[str, str]] | None) -> LocalResource:

@@ -9,6 +9,7 @@ from modelfleet.infra.planning.gateway_paths import RESERVED
 from modelfleet.infra.planning.plan import (
     BucketPlan,
     CodeArtifact,
+    Gap,
     GatewayPlan,
     MirrorPlan,
     ModelKind,
@@ -55,7 +56,12 @@ def kind_of(engine: EngineConfig) -> ModelKind:
 
 
 def application(
-    model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact, cache_gb: int | None = None
+    model: ModelConfig,
+    mirror: MirrorPlan,
+    bucket: str | None,
+    code: CodeArtifact,
+    gap: Gap,
+    cache_gb: int | None = None,
 ) -> ServeApplication:
     """One Serve application per model, its whole file in `args`, its code named by content.
 
@@ -76,6 +82,7 @@ def application(
         import_path=IMPORT_PATH,
         args=args,
         runtime_env={"working_dir": f"s3://{bucket}/{code.key}"},
+        options={"max_surge_percent": gap.surge_percent, "graceful_shutdown_timeout_s": gap.shutdown_s},
     )
 
 

@@ -3,14 +3,41 @@ changed model never restarts the local Ray."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from modelfleet.infra.planning.facts import ModelFacts
+from modelfleet.infra.planning.host_memory import host_bytes
 from modelfleet.infra.planning.plan import NodeShape
 from modelfleet.infra.stack import Pool, StackConfig
 from modelfleet.serving.config.accelerators import CPU
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import replica_bounds
 
+Facts = Mapping[str, ModelFacts | None]
 #: CPUs that Ray counts when the stack file gives no number. They only steer placement and reserve no core.
 DEFAULT_CPUS = 32
 #: Pure functions cannot know this machine's memory, so the plan does not compare it with the models.
 UNKNOWN_MEMORY_MIB = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `infra/reading` found on this machine, for the local target."""
+
+    memory_bytes: int
+
+
+def memory_short(machine: Machine | None, model: ModelConfig, models: Iterable[ModelConfig], facts: Facts) -> bool:
+    """Whether the machine's memory does not hold one replica of `model` more beside everybody's fewest.
+
+    False where the machine, or what a replica takes, is not known.
+    """
+    more = host_bytes(model, facts.get(model.model_id)) if machine else 0
+    if machine is None or not more:
+        return False
+    fewest = sum(max(replica_bounds(one)[0], 1) * host_bytes(one, facts.get(one.model_id)) for one in models)
+    return fewest + more > machine.memory_bytes
 
 
 def local_node(pool: Pool, config: StackConfig) -> NodeShape:

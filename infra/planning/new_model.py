@@ -62,7 +62,6 @@ def file_text(new: NewModel, recipe: Recipe | None) -> str:
         "scaling_config:",
         f"  num_workers: {offer.workers}",
         *_without_gpu(offer),
-        "  placement_strategy: STRICT_PACK   # a replica stays on one node",
         "  resources_per_worker:",
         f"    accelerator_type:{offer.accelerator.name}: 0.001",
     ]

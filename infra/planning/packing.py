@@ -37,17 +37,32 @@ def copies(demand: Steps, room: Steps) -> int:
 
 def nodes_on(items: Sequence[tuple[Steps, int]], room: Steps) -> int:
     """How many nodes with `room` carry `count` copies of each demand; each demand must fit an empty node."""
+    return first_fit(*_vectors(items, room))
+
+
+def room_left(items: Sequence[tuple[Steps, int]], room: Steps) -> list[tuple[Steps, int]]:
+    """What `nodes_on` leaves of its nodes, and on how many; of what no demand names, nothing is said."""
+    names = sorted({name for demand, _ in items for name in demand})
+    return [(dict(zip(names, left, strict=True)), nodes) for left, nodes in _packed(*_vectors(items, room))]
+
+
+def _vectors(items: Sequence[tuple[Steps, int]], room: Steps) -> tuple[list[Copies], Vector]:
     names = sorted({name for demand, _ in items for name in demand})
     full = tuple(room.get(name, 0) for name in names)
     counts: dict[Vector, int] = {}
     for demand, count in items:
         vector = tuple(demand.get(name, 0) for name in names)
         counts[vector] = counts.get(vector, 0) + count
-    return first_fit([Copies(demand, count) for demand, count in counts.items() if count], full)
+    return [Copies(demand, count) for demand, count in counts.items() if count], full
 
 
 def first_fit(classes: Sequence[Copies], full: Vector) -> int:
-    """How many nodes of size `full`. Works on groups of equally filled nodes: a thousand copies cost as much as one."""
+    """How many nodes of size `full`."""
+    return sum(nodes for _, nodes in _packed(classes, full))
+
+
+def _packed(classes: Sequence[Copies], full: Vector) -> list[tuple[Vector, int]]:
+    """Equally filled nodes, as what is left of one and their number: a thousand copies cost as much as one."""
     groups: list[tuple[Vector, int]] = []
     for one in sorted(classes, key=lambda c: (-_share(c.demand, full), c.demand)):
         left, kept = one.count, []
@@ -67,7 +82,7 @@ def first_fit(classes: Sequence[Copies], full: Vector) -> int:
             full, one.demand, left % fit, 1 if left % fit else 0
         )
         groups = kept
-    return sum(nodes for _, nodes in groups)
+    return groups
 
 
 def _filled(room: Vector, demand: Vector, copies: int, nodes: int) -> list[tuple[Vector, int]]:

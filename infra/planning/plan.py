@@ -11,6 +11,7 @@ from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
 from modelfleet.infra.stack.schema import Gateway, Purchase
 from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.serve_options import DEPLOYMENT
 
 #: A month in AWS's own calculator.
 HOURS_PER_MONTH = 730
@@ -188,13 +189,18 @@ class CopyPlan:
 
 @dataclass(frozen=True)
 class ServeApplication:
-    """One entry of Ray Serve's `applications`: the whole model file travels in `args`."""
+    """One entry of Ray Serve's `applications`: the whole model file travels in `args`.
+
+    `options` are those of its deployment that the plan decides. They are not in `args`, because Serve takes them
+    without another replica.
+    """
 
     name: str
     route_prefix: str
     import_path: str
     args: Mapping[str, Any]
     runtime_env: Mapping[str, Any]
+    options: Mapping[str, Any]
 
     def as_config(self) -> dict[str, Any]:
         """The application as Serve's REST API and `serveConfigV2` take it."""
@@ -204,7 +210,44 @@ class ServeApplication:
             "import_path": self.import_path,
             "args": dict(self.args),
             "runtime_env": dict(self.runtime_env),
+            "deployments": [{"name": DEPLOYMENT, **self.options}],
         }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What clients of a model notice of an edit of its file, or of a new release of the serving code.
+
+    `minutes` about how long it has no replica; 0: always one. Then `because` is what else there is to know, and empty
+    where there is nothing. `close` is how the stack file or the model file would end it. `surge_percent` is Serve's
+    `max_surge_percent`, `shutdown_s` how long a replica that ends finishes its open streams: a new one that needs its
+    place waits for them.
+    """
+
+    minutes: int
+    because: str
+    close: str
+    surge_percent: int
+    shutdown_s: float
+
+    @property
+    def sentence(self) -> str:
+        """`no gap`, or `gap of about 4 min, and while open streams end (8 min at most), because …; to close it, …`."""
+        if not self.minutes:
+            return f"no gap; {self.because}" if self.because else "no gap"
+        streams = max(1, round(self.shutdown_s / 60))
+        return (
+            f"gap of about {self.minutes} min, and while open streams end ({streams} min at most), "
+            f"because {self.because}; to close it, {self.close}"
+        )
+
+
+@dataclass(frozen=True)
+class ReleasePlan:
+    """How a new release of the serving code reaches live models: slugs in order, `at_once` of them at a time."""
+
+    at_once: int
+    order: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -246,6 +289,7 @@ class ModelPlan:
     #: a model that writes no tokens, and where its shape or its card's peaks are not known.
     speed: SpeedEstimate | None
     cost: CostRange
+    gap: Gap
     #: Where the model's shape was read, which memory and speed rest on; empty where nothing is known.
     shape_source: str = ""
     #: Seconds until a new replica answers; None where nothing is known about the model's size.
@@ -428,6 +472,7 @@ class Plan:
     bucket: BucketPlan
     copies: CopyPlan
     code: CodeArtifact
+    release: ReleasePlan
     cost: CostRange
     prices: str
     notices: tuple[Finding, ...] = field(default=())

@@ -32,10 +32,12 @@ from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
+from modelfleet.infra.planning.gap import Room, Rooms, gap_findings, gap_of
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
+from modelfleet.infra.planning.local import Machine, memory_short
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources, weights_disk_gb
@@ -56,7 +58,9 @@ from modelfleet.infra.planning.plan import (
 from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
+from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.rollout import weights_mib
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -83,14 +87,16 @@ def plan(
     catalog: Catalog | None = None,
     facts: Mapping[str, ModelFacts | None] | None = None,
     image: ImageSource | None = None,
+    machine: Machine | None = None,
     deploying: bool = True,
 ) -> Plan:
     """The plan of a stack. Pure: it reads no files and makes nothing.
 
     `facts` says by `model_id` what is known about each model; the default is what the catalog knows. `image` is what
-    the serving image is made from where the stack file names none; without it none is made. Without
-    `deploying` the plan is only shown, so a secret that is not set yet is just a warning. Raises `InputErrors` with
-    every finding, each at the line of the model or stack file that has to change.
+    the serving image is made from where the stack file names none; without it none is made. `machine` is this one, for
+    target `local`; without it, its memory is no limit. Without `deploying` the plan is only shown, so a secret that is
+    not set yet is just a warning. Raises `InputErrors` with every finding, each at the line of the model or stack file
+    that has to change.
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
@@ -116,6 +122,17 @@ def plan(
         *licence_findings(stack, models, catalog),
         *token_findings(stack, models, catalog),
         *trust_findings(stack, models),
+    ]
+    configs = [model.config for model in models]
+    short = {one.model_id: memory_short(machine, one, configs, facts) for one in configs}
+    packed = Rooms(stack.config)
+    rooms = {
+        demand.model_id: packed.room(choice, demand, memory_short=short[demand.model_id])
+        for choice in choices
+        for demand in choice.demands
+    }
+    findings += [
+        found for choice in choices for one in choice.demands for found in gap_findings(one, rooms[one.model_id])
     ]
     pools = tuple(_pool_plan(stack, choice, catalog) for choice in choices)
     system, found = system_plan(stack, catalog)
@@ -145,6 +162,7 @@ def plan(
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
             catalog=catalog,
+            room=rooms[demand.model_id],
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -167,6 +185,7 @@ def plan(
         bucket=bucket,
         copies=copies,
         code=code,
+        release=release_plan(planned, stack.config.models_at_once),
         cost=cost,
         prices=prices_note(stack, catalog, [name for pool in pools for name in pool.instance_types]),
         notices=tuple(sorted([*stack.notices, *findings])),
@@ -282,9 +301,12 @@ def _model_plan(
     cost: CostRange,
     facts: ModelFacts | None,
     catalog: Catalog,
+    room: Room,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
+    weights = weights_mib(memory, model.scaling_config.num_workers, size)
+    gap = gap_of(demand, room, stack.config, weights_mib=weights)
     return ModelPlan(
         model_id=model.model_id,
         kind=kind_of(model.engine_config),
@@ -299,11 +321,12 @@ def _model_plan(
         placement_strategy=demand.strategy,
         mirror=mirror,
         application=application(
-            with_batch(model, facts, catalog), mirror, bucket, code, weights_disk_gb(choice.candidate.node)
+            with_batch(model, facts, catalog), mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)
         ),
         memory=memory,
         speed=speed,
         cost=cost,
+        gap=gap,
         shape_source=facts.source if facts is not None else "",
         start=start_up(model, facts, stack.config.target, size),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from modelfleet.infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.planning.plan import GpuMemory, Plan
 
 #: From the request for a node to a pod on it: EC2's start and the join, https://github.com/aws/containers-roadmap.
 NODE_MINUTES: Final = 3.0
@@ -37,9 +37,9 @@ class SecondCluster:
 
 def second_cluster(plan: Plan) -> SecondCluster:
     """What a second copy of the plan's cluster takes. The minutes are an estimate until the largest model is loaded."""
-    loads = {model.model_id: _weights_mib(model) / LOAD_MIB_PER_MINUTE for model in plan.models}
-    slowest = max(loads, key=lambda name: loads[name], default=None)
-    minutes = NODE_MINUTES + IMAGE_MINUTES + ENGINE_MINUTES + (loads[slowest] if slowest else 0.0)
+    starts = {model.model_id: start_minutes(weights_mib(model.memory, model.workers)) for model in plan.models}
+    slowest = max(starts, key=lambda name: starts[name], default=None)
+    minutes = NODE_MINUTES + IMAGE_MINUTES + (starts[slowest] if slowest else ENGINE_MINUTES)
     return SecondCluster(
         least_gpus=sum(pool.node.gpus * pool.min_nodes for pool in plan.pools),
         most_gpus=sum(pool.node.gpus * pool.max_nodes for pool in plan.pools),
@@ -59,6 +59,11 @@ def _usd(plan: Plan, hours: float) -> float | None:
     return sum(count * (price or 0.0) for count, price in prices) * hours
 
 
-def _weights_mib(model: ModelPlan) -> float:
-    """All weights of one replica; 0 where nothing is known about the model."""
-    return model.memory.weights_mib * model.workers if model.memory else 0.0
+def start_minutes(weights: float) -> float:
+    """Minutes from a replica's start to its first answer on a node that is there; `weights` in MiB."""
+    return ENGINE_MINUTES + weights / LOAD_MIB_PER_MINUTE
+
+
+def weights_mib(memory: GpuMemory | None, workers: int, stored_bytes: int | None = None) -> float:
+    """All weights of one replica; without GPUs those of its files; 0 where nothing is known about the model."""
+    return memory.weights_mib * workers if memory else (stored_bytes or 0) / 2**20

@@ -13,6 +13,7 @@ from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.image import image_source
+from modelfleet.infra.reading.machine import this_machine
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.stack import LoadedStack, Sections, load_stack, stack_of
@@ -106,6 +107,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
             catalog=catalog,
             facts=facts,
             image=image_source() if stack.config.target.makes_cluster else None,
+            machine=this_machine() if stack.config.target.on_this_machine else None,
             deploying=deploying,
         )
     except InputErrors as refused:

@@ -494,6 +494,9 @@ class StackConfig(StackSection):
     gateway: Gateway = Field(default_factory=Gateway, description="The HAProxy in front.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")
+    models_at_once: PositiveInt = Field(
+        1, description="Models that take a new release of the serving code at the same time."
+    )
     tags: dict[str, str] = Field(default_factory=dict, description="Tags on every AWS resource.")
     image_registry: (
         Annotated[str, Matching(r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*$", "a registry, without https:// and last /")]

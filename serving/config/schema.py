@@ -29,6 +29,7 @@ from modelfleet.serving.config.section import (
     Factor,
     Gpus,
     Memory,
+    Percent,
     QueuedRequests,
     Replicas,
     Requests,
@@ -157,8 +158,17 @@ class DeploymentConfig(Section):
     graceful_shutdown_wait_loop_s: SomeSeconds = Field(
         2.0, description="Seconds between checks for open requests at shutdown.", examples=[2]
     )
-    graceful_shutdown_timeout_s: SomeSeconds = Field(
-        60.0, description="Seconds that open requests get at shutdown.", examples=[60]
+    graceful_shutdown_timeout_s: SomeSeconds | None = Field(
+        None,
+        description="Seconds that open requests get when a replica ends; default as long as the gateway allows a "
+        "request, within what the drain of a node leaves.",
+        examples=[60],
+    )
+    max_surge_percent: Percent | None = Field(
+        None,
+        description="Replicas that an edit starts before it stops old ones, in percent of all, rounded up; 0 stops an "
+        "old one first. Default 20 where the pool has room for one more, else 0.",
+        examples=[20],
     )
 
     @classmethod

@@ -23,6 +23,7 @@ QueuedRequests = Annotated[int, Field(ge=-1, le=_MANY, json_schema_extra=_unit("
 Seconds = Annotated[float, Field(ge=0, le=1e9, json_schema_extra=_unit("seconds"))]
 SomeSeconds = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=_unit("seconds"))]
 Factor = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=_unit("factor"))]
+Percent = Annotated[int, Field(ge=0, le=100, json_schema_extra=_unit("percent"))]
 Cpus = Annotated[float, Field(ge=0, le=_MANY, json_schema_extra=_unit("CPUs"))]
 Gpus = Annotated[float, Field(ge=0, le=_MANY, json_schema_extra=_unit("GPUs"))]
 Memory = Annotated[int, Field(ge=1, le=2**60, json_schema_extra=_unit("bytes"))]

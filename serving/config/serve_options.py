@@ -14,6 +14,9 @@ from modelfleet.serving.config.schema import ModelConfig
 
 Bundle = dict[str, float]
 
+DEPLOYMENT = "vllm"
+"""Name of the deployment in each application; the application's name is the model's slug."""
+
 REPLICA_ENVIRONMENT = {
     # Serve reads it when the replica imports Serve. With 1, the default, each chunk of a stream passes from the
     # application's thread to the server's; with 0 the application writes to the server itself (Ray 2.60 `replica.py`,
@@ -36,6 +39,9 @@ RAY_ENVIRONMENT = {
 }
 """Environment of Ray on every node, which all its processes inherit."""
 
+
+SHUTDOWN_S = 60.0
+"""Seconds that open requests get where neither the file nor a plan says it."""
 
 QUEUE_PER_ONGOING = 2
 """Requests that can wait for each one in progress: no client is more than two answers away from its turn."""
@@ -117,9 +123,11 @@ def deployment_options(model: ModelConfig) -> dict[str, Any]:
             "health_check_period_s",
             "health_check_timeout_s",
             "graceful_shutdown_wait_loop_s",
-            "graceful_shutdown_timeout_s",
         }
     )
+    shutdown_s = config.graceful_shutdown_timeout_s
+    options["graceful_shutdown_timeout_s"] = SHUTDOWN_S if shutdown_s is None else shutdown_s
+    options["max_surge_percent"] = config.max_surge_percent or 0
     queue = config.max_queued_requests
     # Serve's own default is no limit, but every waiting request holds its body and a connection.
     options["max_queued_requests"] = QUEUE_PER_ONGOING * config.max_ongoing_requests if queue is None else queue

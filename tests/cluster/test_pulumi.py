@@ -18,7 +18,7 @@ from tests.cluster.conftest import wait_for
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import model, planned
 from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
-from tests.engine.engine import Background, Project, Run
+from tests.engine.engine import PULUMI, Background, Project, Run
 from tools.kubernetes.control_plane import ControlPlane
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,8 @@ class Fleet:
         self.cluster, self.name = cluster, name
         self.source = folder / "fleet"
         environ = {"FLEET_ROOT": str(self.source), "FLEET_STACK": name, "KUBECONFIG": str(cluster.kubeconfig)}
-        self.project = Project(folder / "project", environ=environ)
+        plugins = {"providers": [{"name": "modelfleet", "path": str(PULUMI.parent)}]}
+        self.project = Project(folder / "project", pulumi_yaml={"plugins": plugins}, environ=environ)
         self.project.program(PROGRAM, prelude="")
         self.plan: Plan
         self.ray: FakeRay

@@ -6,10 +6,12 @@ import copy
 import json
 import os
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.local.processes import ProcessId
+from modelfleet.infra.reading.code import zipped
 from tests.engine.engine import PULUMI, Background, Project, Run
 from tests.ports import free_port
 
@@ -39,6 +41,37 @@ def build(args):
     return Echo.bind(args)
 """
 
+LIGHT = """\
+import asyncio
+import os
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+VERSION = {version!r}
+
+
+@serve.deployment(name="vllm", ray_actor_options={{"num_cpus": 0, "resources": {{"accelerator_type:CPU": 0.001}}}})
+class Light:
+    def __init__(self):
+        if VERSION == "broken":
+            raise RuntimeError("this release has a fault")
+
+    async def __call__(self, request: Request):
+        return StreamingResponse(self.ticks(), media_type="text/plain")
+
+    async def ticks(self):
+        for _ in range(20):
+            yield f"{{VERSION}} {{os.getpid()}}\\n"
+            await asyncio.sleep(0.1)
+        yield "end\\n"
+
+
+def build(args):
+    return Light.bind()
+"""
+
 PROGRAM = """
 import json
 import sys
@@ -60,6 +93,25 @@ ray = LocalResource("Ray", "ray", {{
     "resources": {{"accelerator_type:CPU": 1}},
     "environment": {{"PYTHONPATH": {path!r}, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}},
 }})
+lights = config.require_object("lights")
+after = []
+if lights:
+    after = [LocalResource("Release", "release", {{
+        "folder": {folder!r},
+        "servePort": ports["serve"],
+        "dashboardPort": ports["dashboard"],
+        "code": lights[0]["runtime_env"]["working_dir"],
+        "configs": json.dumps(lights),
+        "atOnce": 1,
+    }}, pulumi.ResourceOptions(depends_on=[ray]))]
+for light in lights:
+    LocalResource("Application", light["name"], {{
+        "folder": {folder!r},
+        "ray": ray.id,
+        "servePort": ports["serve"],
+        "dashboardPort": ports["dashboard"],
+        "config": json.dumps(light),
+    }}, pulumi.ResourceOptions(depends_on=after))
 for name, args in config.require_object("applications").items():
     LocalResource("Application", name, {{
         "folder": {folder!r},
@@ -83,7 +135,7 @@ class LocalStack(Project):
         super().__init__(
             folder,
             pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},
-            config={"ports": self.ports, "applications": {}},
+            config={"ports": self.ports, "applications": {}, "lights": []},
         )
         #: What the last run left running next to Ray; None if unknown.
         self.settled: dict[str, dict[str, Any]] | None = None
@@ -92,6 +144,22 @@ class LocalStack(Project):
         (folder / "code" / "echo.py").write_text(APPLICATION)
         values = {"root": str(ROOT), "folder": str(self.run_folder), "path": f"{folder / 'code'}:{ROOT}"}
         self.program(PROGRAM.format(**values), prelude="")
+
+    def light(self, version: str, surges: Mapping[str, int]) -> None:
+        """Have the next `up` bring a light application for each of `surges`, in that order, with that `version`."""
+        code = self.folder / "code" / f"{version}.zip"
+        code.write_bytes(zipped([("README.txt", b""), ("light.py", LIGHT.format(version=version).encode())]))
+        self.config["lights"] = [
+            {
+                "name": name,
+                "route_prefix": f"/{name}",
+                "import_path": "light:build",
+                "args": {},
+                "runtime_env": {"working_dir": f"file://{code}"},
+                "deployments": [{"name": "vllm", "max_surge_percent": surge, "graceful_shutdown_timeout_s": 60.0}],
+            }
+            for name, surge in surges.items()
+        ]
 
     def up(self, *more: str, check: bool = True) -> Run:
         """`pulumi up --yes`; notes what runs afterwards."""

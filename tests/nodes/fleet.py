@@ -15,7 +15,7 @@ import yaml
 
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.reading.workspace import make_plan
-from tests.engine.engine import Project
+from tests.engine.engine import PULUMI, Project
 from tools.kubernetes.cluster import Cluster
 from tools.kubernetes.node.serving_image import SERVING
 from tools.kubernetes.trial.trial import SEED_BUCKET, Trial
@@ -41,7 +41,10 @@ class NodesFleet:
             folder / stack,
             name="modelfleet",
             stack=stack,
-            pulumi_yaml={"main": str(ROOT)},
+            pulumi_yaml={
+                "main": str(ROOT),
+                "plugins": {"providers": [{"name": "modelfleet", "path": str(PULUMI.parent)}]},
+            },
             config={"aws:region": REGION, "aws:skipCredentialsValidation": True},
             environ={**storage, "KUBECONFIG": str(cluster.plane.kubeconfig)},
         )

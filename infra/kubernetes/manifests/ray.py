@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
+import yaml
+
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     RAY_USER,
@@ -53,6 +55,7 @@ from modelfleet.infra.kubernetes.names import (
 )
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import DISK, GPU, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.gap import GRACE_SECONDS, STOP_SECONDS
 from modelfleet.infra.planning.mirrors import MODELS_WAIT_S
 from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB
 from modelfleet.infra.planning.plan import Plan, WorkerGroup
@@ -60,9 +63,6 @@ from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
 CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
-#: How long a worker may finish its requests before it is killed, if the update of its node waits for it; and what of
-#: that time is left to Ray, to stop what does not end by itself.
-GRACE_SECONDS, STOP_SECONDS = 900, 60
 OBJECT_STORE_BYTES: Final = OBJECT_STORE_MIB * MIB
 #: On disk: Ray's session with its logs, which rotate at 512 MB each, and the code of each application.
 HEAD_CPU, HEAD_MEMORY, HEAD_DISK = "2", "8Gi", "4Gi"
@@ -152,6 +152,21 @@ def cluster_parts(plan: Plan) -> list[str]:
             del group[key]
         del group["template"]["spec"]["tolerations"]
     return [digest(cluster, 8), *(digest(group, 8) for group in groups)]
+
+
+def rebuilt_by(live: Manifest, parts: list[str]) -> bool:
+    """Whether KubeRay builds another cluster for the `parts` of a plan: not for groups appended at the end."""
+    noted = (live["metadata"].get("annotations") or {}).get(CLUSTER_ANNOTATION)
+    if noted is None:
+        return False
+    before: list[str] = noted.split(".")
+    return parts[: len(before)] != before
+
+
+def live_configs(live: Manifest) -> dict[str, Any]:
+    """The applications of a RayService, by name."""
+    config = yaml.safe_load(live.get("spec", {}).get("serveConfigV2") or "{}") or {}
+    return {one["name"]: one for one in config.get("applications", [])}
 
 
 def serve_config_text(config: dict[str, Any]) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from modelfleet.infra.image_build import IMAGE_BUILD
+from modelfleet.infra.kubernetes.release import RELEASE as KUBERNETES_RELEASE
 from modelfleet.infra.local.provider.application import APPLICATION
 from modelfleet.infra.local.provider.gateway import GATEWAY
 from modelfleet.infra.local.provider.objects import CODE, WEIGHTS, end_fetching
 from modelfleet.infra.local.provider.ray import RAY
+from modelfleet.infra.local.provider.release import RELEASE
 from modelfleet.infra.provider import Plugin, Props, main
 from modelfleet.serving.config.errors import SetupError
 
-RESOURCES = (WEIGHTS, CODE, RAY, APPLICATION, GATEWAY, IMAGE_BUILD)
+RESOURCES = (WEIGHTS, CODE, RAY, RELEASE, APPLICATION, GATEWAY, IMAGE_BUILD, KUBERNETES_RELEASE)
 
 
 class LocalPlugin(Plugin[Props]):
-    """The local target's resources, and the build of an image in AWS."""
+    """The local target's resources, the build of an image in AWS, and a release of the serving code on Kubernetes."""
 
     name = "modelfleet"
     version = "0.1.0"

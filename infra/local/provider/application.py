@@ -73,7 +73,7 @@ def _deploy(call: Call[Props], inputs: Props, config: dict[str, Any]) -> None:
         if found is not None and found["status"] == "DEPLOY_FAILED":
             _remove(api, name, progress)  # Serve does not try an unchanged configuration again
         api.put(config)
-        _wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds)
+        wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds)
     except Unreachable as error:
         raise PartlyMade(name, {}, [f"Ray ended during the deployment of {name}: {error}"]) from error
     except NotReady as error:
@@ -85,7 +85,8 @@ class NotReady(Exception):
     """The application failed, or took too long; the text says why."""
 
 
-def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path, limit_s: float | None) -> None:
+def wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path, limit_s: float | None) -> None:
+    """Waits as long as the application does something new, or `limit_s`. Raises `NotReady` and `Unreachable`."""
     answered = time.monotonic()
     while True:
         try:
@@ -109,15 +110,21 @@ def _wait_until_running(api: ServeApi, name: str, progress: Progress, logs: Path
 
 
 def _remove(api: ServeApi, name: str, progress: Progress) -> None:
+    found = api.application(name)
+    limit_s = _shutdown_s(found or {}) + GONE_TIMEOUT_S
     api.remove(name)
-    until = time.monotonic() + GONE_TIMEOUT_S
+    until = time.monotonic() + limit_s
     while api.application(name) is not None:
         if time.monotonic() > until:
-            raise Refused(
-                f"{name} still has replicas {GONE_TIMEOUT_S:.0f} s after it was deleted; end Ray to remove them"
-            )
-        progress.say(f"{name}: its replicas are ending")
+            raise Refused(f"{name} still has replicas {limit_s:.0f} s after it was deleted; end Ray to remove them")
+        progress.say(f"{name}: its replicas are ending, with their last streams")
         time.sleep(POLL_S)
+
+
+def _shutdown_s(found: dict[str, Any]) -> float:
+    """How long its replicas may finish their streams."""
+    options = (found.get("deployed_app_config") or {}).get("deployments") or []
+    return max((float(one.get("graceful_shutdown_timeout_s") or 0) for one in options), default=0.0)
 
 
 def _failure(name: str, found: dict[str, Any], logs: Path) -> str:

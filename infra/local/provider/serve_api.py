@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ LOCK_TIMEOUT_S = 120.0
 
 class Unreachable(Exception):
     """Nothing answers at the dashboard's address."""
+
+
+def deployed(details: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The configurations in Serve's report, by name, without those of applications that end."""
+    return {
+        name: found["deployed_app_config"]
+        for name, found in details.get("applications", {}).items()
+        if found.get("deployed_app_config") and found["status"] != "DELETING"
+    }
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,7 @@ class ServeApi:
 
     def _write(self, name: str, instead: list[dict[str, Any]]) -> None:
         with FileLock(self.folder / "applications.lock", timeout=LOCK_TIMEOUT_S):
-            others = [
-                found["deployed_app_config"]
-                for other, found in self.details().get("applications", {}).items()
-                if other != name and found.get("deployed_app_config") and found["status"] != "DELETING"
-            ]
+            others = [dict(config) for other, config in deployed(self.details()).items() if other != name]
             body = {
                 "proxy_location": "HeadOnly",
                 "http_options": {"host": "127.0.0.1", "port": self.serve_port},

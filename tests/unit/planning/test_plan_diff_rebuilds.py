@@ -106,6 +106,7 @@ CHANGES: dict[str, Any] = {
     "auth": "keys",
     "tags": {"team": "ml"},
     "imageRegistry": "mirror.example/all",
+    "modelsAtOnce": 2,
 }
 #: A front door of a cluster that is not ours.
 INGRESS = {"gateway.expose": "internal", "gateway.ingressClass": "nginx", "gateway.tlsSecret": "tls-before"}

@@ -42,7 +42,7 @@ def wait(lines: Iterator[str], monkeypatch: pytest.MonkeyPatch, limit_s: float |
     monkeypatch.setattr(application, "time", clock)
     monkeypatch.setattr(progress, "time", clock)
     serve: Any = Serve(lines, running_after=90)
-    application._wait_until_running(serve, "org--model", Progress(lambda line: None), Path("/nowhere"), limit_s)
+    application.wait_until_running(serve, "org--model", Progress(lambda line: None), Path("/nowhere"), limit_s)
     return clock.now
 
 
