@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.aws import policies
-from tests.unit.cloud.conftest import subnets_in
+from tests.unit.cloud.conftest import NODE, subnets_in
 from tests.unit.cloud.test_judge import refused
 from tools.cloud.app import SHORTAGE, SLOW
 from tools.cloud.server import Listening
@@ -95,6 +95,7 @@ class Cluster:
         for name, service in (("cluster", "eks"), ("node", "ec2")):
             trust = json.dumps(policies.service_trust(f"{service}.amazonaws.com"))
             iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)
+        iam.put_role_policy(RoleName="node", PolicyName="join", PolicyDocument=json.dumps(policies.document([NODE])))
         self.role = "arn:aws:iam::123456789012:role/{}".format
         self.subnets = subnets_in(cloud, "us-west-2a", "us-west-2b")
         self.create(self.subnets)
