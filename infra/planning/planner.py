@@ -35,7 +35,7 @@ from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan
-from modelfleet.infra.planning.ladder import ladder_findings, rungs
+from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
@@ -149,6 +149,7 @@ def plan(
     ]
     copies = copy_plan(stack, [model.mirror for model in planned if model.mirror.prefix is not None], catalog)
     findings += slow_copy_findings(stack, copies)
+    findings += node_group_findings(stack, (*pools, *((copies.pool,) if copies.pool else ())))
     return Plan(
         stack=stack.name,
         target=stack.config.target,
@@ -182,6 +183,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_operator(stack),
         *_namespace(stack),
         *_region(stack),
+        *_release(stack),
         *tag_findings(stack),
         *copy_findings(stack),
         *head_storage_findings(stack),
@@ -189,6 +191,18 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
+
+
+def _release(stack: LoadedStack) -> list[Finding]:
+    """EKS refuses a release of another minor version (eksctl-io/eksctl#7976), at the first node group."""
+    cluster = stack.config.cluster
+    if cluster.node_release is None or cluster.node_release.startswith(f"{cluster.version}."):
+        return []
+    message = (
+        f"found '{cluster.node_release}', which is not a release of version {cluster.version}; raise both together, or "
+        "take nodeRelease out for the newest"
+    )
+    return [stack.finding(("cluster", "nodeRelease"), message)]
 
 
 def _operator(stack: LoadedStack) -> list[Finding]:

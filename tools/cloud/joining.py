@@ -51,7 +51,9 @@ def why_not(region: str, cluster: Any, group: Any, template: Mapping[str, Any]) 
     statements = list(role_statements(role))
     lacking = [need for need in needs() if not allowed(statements, need["action"], "*")]
     if lacking:
-        return _because("; ".join(f"role {role} lacks {one['action']}, needed by {one['needed_by']}" for one in lacking))
+        return _because(
+            "; ".join(f"role {role} lacks {one['action']}, needed by {one['needed_by']}" for one in lacking)
+        )
     lost = why_lost(region, cluster, group, template)
     return _because(lost) if lost else None
 

@@ -38,9 +38,7 @@ def nodes_of(region: str, group: Any, instances: list[str]) -> Iterator[dict[str
             "name": f"{group.nodegroup_name}-{number}",
             "nodeGroup": group.nodegroup_name,
             "labels": {**_labels(region, group, kind), **group.labels, **_own_labels(data)},
-            "taints": [
-                {**taint, "effect": EFFECTS[taint["effect"]]} for taint in group.taints
-            ],
+            "taints": [{**taint, "effect": EFFECTS[taint["effect"]]} for taint in group.taints],
             "allocatable": allocatable(kind, data),
         }
 
@@ -99,5 +97,3 @@ def _disk_bytes(shape: Mapping[str, Any], data: Mapping[str, Any]) -> int:
         return int(disks) * 10**9
     roots = [one["Ebs"]["VolumeSize"] for one in data.get("BlockDeviceMappings") or () if one.get("Ebs")]
     return int(roots[0] if roots else 20) * GIB
-
-

@@ -192,7 +192,10 @@ def template_data(region: str, wanted: Params) -> Params:
     version = str(wanted.get("version") or "$Default")
     number = {"$Default": template.default_version_number, "$Latest": template.latest_version_number}.get(version)
     data: Params = template.get_version(int(number or version)).data
-    return data
+    user_data = data.get("UserData")
+    return (
+        {**data, "UserData": user_data.as_bytes().decode()} if user_data else data
+    )  # moto keeps it in a type of its own
 
 
 def types_of(region: str, node_group: Any) -> list[str]:
@@ -318,7 +321,9 @@ def _next_version(_: Rules, call: Call) -> None:
 
 
 def _one_update(_: Rules, call: Call) -> None:
-    kinds = [name for name, value in call.params.items() if name not in ("name", "clientRequestToken") and value is not None]
+    kinds = [
+        name for name, value in call.params.items() if name not in ("name", "clientRequestToken") and value is not None
+    ]
     config = call.params.get("resourcesVpcConfig") or {}
     network, access = {"subnetIds", "securityGroupIds"} & set(config), set(config) - {"subnetIds", "securityGroupIds"}
     if len(kinds) != 1 or (network and access):

@@ -167,5 +167,3 @@ def log_group_deleted(call: Call, late_logs: set[tuple[str, str]]) -> None:
     if (call.region, name) in late_logs:
         late_logs.discard((call.region, name))
         logs_backends[ACCOUNT][call.region].create_log_group(name, {})
-
-

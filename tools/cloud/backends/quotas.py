@@ -16,7 +16,6 @@ from tools.cloud.rules import ELASTIC_IPS, NODE_GROUPS, USUAL, VCPUS, Rules
 from tools.cloud.wire import Call
 
 
-
 def answer(call: Call, rules: Rules) -> Answer | None:
     """The answer to a question about one quota; None for other operations."""
     if call.operation not in ("GetServiceQuota", "GetAWSDefaultServiceQuota"):
@@ -24,7 +23,9 @@ def answer(call: Call, rules: Rules) -> Answer | None:
     service, code = str(call.params["ServiceCode"]), str(call.params["QuotaCode"])
     names = _names()
     if (service, code) not in names:
-        raise Error(400, "NoSuchResourceException", f"The request failed because the specified quota {code} does not exist.")
+        raise Error(
+            400, "NoSuchResourceException", f"The request failed because the specified quota {code} does not exist."
+        )
     usual = USUAL.get(code, VCPUS)
     value = usual if call.operation == "GetAWSDefaultServiceQuota" else rules.quota(code)
     return as_json({"Quota": _shown(call.region, service, code, names[(service, code)], value)})

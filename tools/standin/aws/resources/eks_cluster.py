@@ -107,7 +107,9 @@ def _read(call: Call[Aws], id: str, state: Props) -> Props | None:
     seen = {
         **_given(live, ("deletionProtection", "upgradePolicy", "version")),
         "accessConfig": {name: live["accessConfig"].get(name) for name in state.get("accessConfig") or {}},
-        "enabledClusterLogTypes": [t for one in live["logging"]["clusterLogging"] if one["enabled"] for t in one["types"]],
+        "enabledClusterLogTypes": [
+            t for one in live["logging"]["clusterLogging"] if one["enabled"] for t in one["types"]
+        ],
     }
     config = {**state.get("vpcConfig", {}), **{name: vpc[name] for name in state.get("vpcConfig", {}) if name in vpc}}
     return {

@@ -93,7 +93,9 @@ def _create(call: Call[Aws], inputs: Props) -> Made:
     id, live = _id(inputs["clusterName"], name), _describe(call, inputs, name)
     outputs = _outputs(call, inputs, name, live)
     if live["status"] == "CREATE_FAILED":
-        issues = (f"{', '.join(one['resourceIds'])}: {one['code']}: {one['message']}" for one in live["health"]["issues"])
+        issues = (
+            f"{', '.join(one['resourceIds'])}: {one['code']}: {one['message']}" for one in live["health"]["issues"]
+        )
         raise PartlyMade(id, outputs, [f"{_FAILED.format(id=id)}. last error: {'; '.join(issues)}"])
     return Made(id, outputs)
 
