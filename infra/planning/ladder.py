@@ -103,7 +103,7 @@ def node_group_findings(stack: LoadedStack, pools: Sequence[PoolPlan]) -> list[F
     if count <= USUAL_NODE_GROUPS:
         return []
     message = (
-        f"may make {count} managed node groups with the system pool's, one per purchase and zone, and a new account has "
+        f"may make {count} managed node groups with the system pool's, one per purchase and zone; a new account has "
         f"{USUAL_NODE_GROUPS} a cluster; {fewer_node_groups(count, stack.region)}"
     )
     return [stack.finding(("pools",), message, Severity.WARNING)]

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from modelfleet.infra.local.ports import free_port
+from tools.cloud.app import QUOTAS
 
 ROOT = Path(__file__).resolve().parents[2]
 PULUMI = Path(sys.prefix) / "bin" / "pulumi"

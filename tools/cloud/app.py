@@ -31,7 +31,8 @@ CONTROLS = "/modelfleet-cloud/"
 TRAIL = f"{CONTROLS}trail"
 NODES = f"{CONTROLS}nodes"
 #: PUT of the others, as JSON. The instances that the account is short of: lists of instance type, zone and, for one way
-#: to buy, purchase. Calls that take longer, as seconds by `service:Operation` or `*`. What happens to a build's commands.
+#: to buy, purchase. Calls that take longer, as seconds by `service:Operation` or `*`. What happens to a build's
+#: commands.
 SHORTAGE = f"{CONTROLS}shortage"
 SLOW = f"{CONTROLS}slow"
 MISHAPS = f"{CONTROLS}mishaps"

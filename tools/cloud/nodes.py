@@ -88,7 +88,7 @@ def allocatable(kind: str, data: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _disk_bytes(shape: Mapping[str, Any], data: Mapping[str, Any]) -> int:
-    """The disk under `/var/lib/kubelet`: all NVMe disks where the NodeConfig makes one of them, else the root volume."""
+    """The disk under the kubelet: all NVMe disks where the NodeConfig makes one of them, else the root volume."""
     storage = [
         (one["spec"].get("instance") or {}).get("localStorage") or {} for one in node_configs(data.get("UserData"))
     ]

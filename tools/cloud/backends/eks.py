@@ -48,6 +48,8 @@ class Eks:
         self._parts: dict[tuple[str, str], Parts] = {}
         #: Regions and log groups of clusters that have gone and still have something to write.
         self._late_logs: set[tuple[str, str]] = set()
+        #: Answers by region, operation and token: an SDK that got no answer asks again with the same token.
+        self._answered: dict[tuple[str, str, str], Answer] = {}
         self._lock = threading.RLock()
         self._operations: Mapping[str, Callable[[Parts, Call], Item]] = {
             "CreateAddon": lambda parts, call: addons.create(parts, call, _kubernetes_version(call)),
@@ -76,18 +78,27 @@ class Eks:
         }
 
     def answer(self, call: Call, url: str) -> Answer | None:
-        """The answer to an operation of ours; None for those that moto has (lists). `url` is where this cloud listens."""
+        """The answer to an operation of ours; None for those that moto has. `url` is where this cloud listens."""
         with self._lock:
-            if call.operation in _OF_CLUSTERS:
-                return as_json(self._of_cluster(call, url))
-            if call.operation == "DescribeAddonVersions":
-                return as_json(addons.describe_versions(call))
-            if call.operation in _TAGGING:
-                return self._tagging(call)
-            operation = self._operations.get(call.operation)
-            if operation is None:
-                return None
-            return as_json(operation(self.of(call.region, str(call.params["clusterName"])), call))
+            key = (call.region, call.operation, str(call.params.get("clientRequestToken")))
+            if key in self._answered:
+                return self._answered[key]
+            found = self._carried_out(call, url)
+            if found is not None and call.params.get("clientRequestToken"):
+                self._answered[key] = found
+            return found
+
+    def _carried_out(self, call: Call, url: str) -> Answer | None:
+        if call.operation in _OF_CLUSTERS:
+            return as_json(self._of_cluster(call, url))
+        if call.operation == "DescribeAddonVersions":
+            return as_json(addons.describe_versions(call))
+        if call.operation in _TAGGING:
+            return self._tagging(call)
+        operation = self._operations.get(call.operation)
+        if operation is None:
+            return None
+        return as_json(operation(self.of(call.region, str(call.params["clusterName"])), call))
 
     def _of_cluster(self, call: Call, url: str) -> Item:
         """Operations that name their cluster `name`."""
@@ -156,6 +167,7 @@ class Eks:
         with self._lock:
             self._parts.clear()
             self._late_logs.clear()
+            self._answered.clear()
             self.node_groups.drains.clear()
             self.servers = ApiServers()
 
