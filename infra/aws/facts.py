@@ -65,8 +65,8 @@ class SystemNodes:
 class AccountFacts:
     """One account in one region, and this machine.
 
-    `quotas` maps a Service Quotas code to its value (vCPUs, addresses, groups). `unread` maps what could not be read, a code
-    or one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, `LIVE_SIZES`, to the reason.
+    `quotas` maps a Service Quotas code to its value (vCPUs, addresses, groups). `unread` maps what could not be read,
+    a code or one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, `LIVE_SIZES`, to the reason.
     `offerings` maps an instance type to the zones that offer it, to none if the region lacks the type.
     `vpc_without` names the DNS attributes that are switched off in the stack's existing VPC.
     `other_addresses` counts Elastic IP addresses that are not this stack's.

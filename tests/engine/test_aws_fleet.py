@@ -302,7 +302,9 @@ def test_the_default_security_group_lets_nothing_through(account: Account) -> No
     assert (default["IpPermissions"], default["IpPermissionsEgress"]) == ([], [])
 
 
-def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
+def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_administrator(
+    live: FleetProject, account: Account
+) -> None:
     cluster = account.cluster(CLUSTER)
     assert cluster["accessConfig"] == {
         "authenticationMode": "API",
@@ -314,7 +316,8 @@ def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_ad
     key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
     assert cluster["upgradePolicy"] == {"supportType": "STANDARD"}
-    assert cluster["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI next to the add-on"
+    (asked,) = (one["inputs"] for one in live.resources() if one["type"] == "aws:eks/cluster:Cluster")
+    assert asked["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI next to the add-on"
     (logging,) = cluster["logging"]["clusterLogging"]
     assert set(logging["types"]) == {"api", "audit", "authenticator", "controllerManager", "scheduler"}
     (group,) = account.client("logs").describe_log_groups()["logGroups"]

@@ -193,9 +193,9 @@ def template_data(region: str, wanted: Params) -> Params:
     number = {"$Default": template.default_version_number, "$Latest": template.latest_version_number}.get(version)
     data: Params = template.get_version(int(number or version)).data
     user_data = data.get("UserData")
-    return (
-        {**data, "UserData": user_data.as_bytes().decode()} if user_data else data
-    )  # moto keeps it in a type of its own
+    if user_data and not isinstance(user_data, str):  # moto keeps that of a first version in a type of its own
+        return {**data, "UserData": user_data.as_bytes().decode()}
+    return data
 
 
 def types_of(region: str, node_group: Any) -> list[str]:
