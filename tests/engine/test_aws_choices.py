@@ -14,6 +14,7 @@ import pulumi
 import pulumi_aws as aws
 import pytest
 
+from modelfleet.infra.aws.facts_boto3 import run_preflight
 from modelfleet.infra.aws.fleet import AwsFleet
 from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
 from modelfleet.infra.planning import Plan
@@ -23,7 +24,9 @@ from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.mocked_engine import MockedEngine
 from tests.unit.cloud.autoscaler import PriorityExpander
+from tools.cloud.app import HERE as HERE_IS
 from tools.cloud.app import QUOTAS
+from tools.cloud.reach import HERE
 
 UUID = "9ac5a5c4-4b1c-2f52-9d0e-1c0f0c1f8a11"
 #: pulumi_aws warns about its own old names when it is imported.
@@ -202,7 +205,7 @@ def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Acco
 
 
 def test_a_vpn_and_a_bastion_reach_the_private_endpoint_through_the_clusters_own_group(
-    network: tuple[str, list[str]], fleet: Maker, account: Account
+    network: tuple[str, list[str]], fleet: Maker, account: Account, emulator: Emulator
 ) -> None:
     vpc, subnets = network
     bastion = account.ec2.create_security_group(GroupName="bastion", Description="bastion", VpcId=vpc)["GroupId"]
@@ -221,6 +224,11 @@ def test_a_vpn_and_a_bastion_reach_the_private_endpoint_through_the_clusters_own
     assert {(one["FromPort"], one["ToPort"], one["IpProtocol"]) for one in opened} == {(443, 443, "tcp")}
     assert [r["CidrIp"] for one in opened for r in one["IpRanges"]] == ["10.8.0.0/16"]
     assert [g["GroupId"] for one in opened for g in one["UserIdGroupPairs"]] == [bastion]
+    (said,) = (one.message for one in run_preflight(fleet.plan) if "cannot be reached" in one.message)
+    assert "run this where privateAccessCidrs or publicAccessCidrs allow it" in said
+    emulator.switch(HERE_IS, "10.8.0.5")
+    assert not [one for one in run_preflight(fleet.plan) if "cannot be reached" in one.message], "the VPN is let in"
+    emulator.switch(HERE_IS, HERE)
     fleet.engine.destroy()
     account.ec2.delete_security_group(GroupId=bastion)
 
