@@ -41,8 +41,10 @@ NAMES = "aws"
 KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
+    "acm:GetCertificate": "the official provider, while a certificate waits for its proof",
     "iam:ListInstanceProfilesForRole": "the official provider, before it deletes a role",
     "iam:ListPolicyVersions": "the official provider, before it adds or deletes a version",
+    "iam:ListRolePolicies": "the official provider, which reads a role's inline policies",
     "pricing:GetProducts": "a plan with pricing: live, which asks AWS for prices",
     "ecr:PutImageScanningConfiguration": "a later version that scans otherwise",
     "ecr:PutImageTagMutability": "a later version that lets tags move",
@@ -66,6 +68,9 @@ UNUSED = {
     "kms:UpdateAlias": "a key that is replaced",
     "kms:UpdateKeyDescription": "a later version that describes its keys otherwise",
     "logs:AssociateKmsKey": "the provider's way to give a log group its key",
+    "route53:GetChange": "the official provider, while a record spreads",
+    "route53:GetHostedZone": "the official provider, which reads a zone by its id",
+    "route53:ListTagsForResource": "the official provider, which reads a zone's tags",
     "s3:AbortMultipartUpload": "a bucket that is deleted while a Job fills it",
 }
 

@@ -158,11 +158,12 @@ def test_the_api_server_answers_only_whom_its_endpoints_let_in(cluster: Cluster)
 
 def test_a_clusters_log_group_comes_again_after_it_was_deleted(cluster: Cluster) -> None:
     logs, name = cluster.cloud.client("logs"), "/aws/eks/c/cluster"
-    logs.create_log_group(logGroupName=name)
+    logs.create_log_group(logGroupName=name, tags={"team": "a"})
     config = {"clusterLogging": [{"types": ["api"], "enabled": True}]}
     cluster.eks.update_cluster_config(name="c", logging=config)
     cluster.eks.delete_cluster(name="c")
     logs.delete_log_group(logGroupName=name)
-    assert [one["logGroupName"] for one in logs.describe_log_groups()["logGroups"]] == [name]
+    (again,) = logs.describe_log_groups()["logGroups"]
+    assert (again["logGroupName"], logs.list_tags_log_group(logGroupName=name)["tags"]) == (name, {})
     logs.delete_log_group(logGroupName=name)
     assert logs.describe_log_groups()["logGroups"] == []

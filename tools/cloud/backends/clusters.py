@@ -162,8 +162,12 @@ def delete(call: Call, late_logs: set[tuple[str, str]], url: str, servers: ApiSe
 
 
 def log_group_deleted(call: Call, late_logs: set[tuple[str, str]]) -> None:
-    """EKS writes a cluster's last logs after it is gone, and then makes the group again (terraform-aws-eks#2763)."""
-    name = str(call.params["logGroupName"])
+    """EKS writes a cluster's last logs after it is gone, and then makes the group again (terraform-aws-eks#2763).
+
+    It has no tags; moto would give it those of the group that was deleted.
+    """
+    name, logs = str(call.params["logGroupName"]), logs_backends[ACCOUNT][call.region]
     if (call.region, name) in late_logs:
         late_logs.discard((call.region, name))
-        logs_backends[ACCOUNT][call.region].create_log_group(name, {})
+        arn = logs.create_log_group(name, {}).arn
+        logs.tagger.delete_all_tags_for_resource(arn)
