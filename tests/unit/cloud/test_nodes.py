@@ -164,6 +164,7 @@ def test_a_clusters_log_group_comes_again_after_it_was_deleted(cluster: Cluster)
     cluster.eks.delete_cluster(name="c")
     logs.delete_log_group(logGroupName=name)
     (again,) = logs.describe_log_groups()["logGroups"]
-    assert (again["logGroupName"], logs.list_tags_log_group(logGroupName=name)["tags"]) == (name, {})
+    arn = f"arn:aws:logs:us-west-2:123456789012:log-group:{name}"
+    assert (again["logGroupName"], logs.list_tags_for_resource(resourceArn=arn)["tags"]) == (name, {})
     logs.delete_log_group(logGroupName=name)
     assert logs.describe_log_groups()["logGroups"] == []
