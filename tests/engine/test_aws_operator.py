@@ -42,6 +42,8 @@ KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
     "acm:GetCertificate": "the official provider, while a certificate waits for its proof",
+    "ecr:DescribeImages": "a stack that makes its image, or names one in ECR: this one does neither",
+    "ecr:DescribeRepositories": "the same",
     "iam:ListInstanceProfilesForRole": "the official provider, before it deletes a role",
     "iam:ListPolicyVersions": "the official provider, before it adds or deletes a version",
     "iam:ListRolePolicies": "the official provider, which reads a role's inline policies",
