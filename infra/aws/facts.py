@@ -65,8 +65,8 @@ class SystemNodes:
 class AccountFacts:
     """One account in one region, and this machine.
 
-    `quotas` maps a Service Quotas code to its value (vCPUs, addresses). `unread` maps what could not be read, a code or
-    one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, `LIVE_SIZES`, to the reason.
+    `quotas` maps a Service Quotas code to its value (vCPUs, addresses, groups). `unread` maps what could not be read,
+    a code or one of `ADDRESSES`, `CLUSTER`, `LOG_GROUP`, `IMAGE`, `LIVE_SIZES`, to the reason.
     `offerings` maps an instance type to the zones that offer it, to none if the region lacks the type.
     `vpc_without` names the DNS attributes that are switched off in the stack's existing VPC.
     `other_addresses` counts Elastic IP addresses that are not this stack's.
@@ -74,7 +74,7 @@ class AccountFacts:
     `zone_id` is the Route 53 zone's of `gateway.zone`; empty without one.
     `lacks_image`: the stack's image should be in ECR and is not.
     `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `system_nodes` are
-    those of the system pool.
+    those of the system pool. `failed_groups` are those whose creation failed.
     """
 
     account: str
@@ -95,6 +95,7 @@ class AccountFacts:
     has_aws_command: bool = True
     live_nodes: Mapping[str, int] = field(default_factory=dict)
     system_nodes: tuple[SystemNodes, ...] = ()
+    failed_groups: tuple[str, ...] = ()
 
 
 def zones_by_type(pairs: Iterable[tuple[str, str]], types: Iterable[str]) -> dict[str, frozenset[str]]:

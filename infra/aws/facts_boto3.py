@@ -25,7 +25,7 @@ from modelfleet.infra.aws.facts import (
     zones_by_type,
 )
 from modelfleet.infra.aws.here import has_aws_command, why_unreachable
-from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
+from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes, quota_service
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import cluster_name, log_group
 from modelfleet.infra.names import STACK_LABEL
@@ -173,11 +173,11 @@ def _quotas(plan: Plan, session: boto3.Session) -> tuple[dict[str, float], dict[
 def _quota(client: Any, code: str) -> float:
     """The account's value; AWS's default where the account never had another one."""
     try:
-        answer = client.get_service_quota(ServiceCode="ec2", QuotaCode=code)
+        answer = client.get_service_quota(ServiceCode=quota_service(code), QuotaCode=code)
     except ClientError as error:
         if error.response["Error"]["Code"] != "NoSuchResourceException":
             raise
-        answer = client.get_aws_default_service_quota(ServiceCode="ec2", QuotaCode=code)
+        answer = client.get_aws_default_service_quota(ServiceCode=quota_service(code), QuotaCode=code)
     return float(answer["Quota"]["Value"])
 
 

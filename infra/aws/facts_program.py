@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pulumi
@@ -26,7 +27,7 @@ from modelfleet.infra.aws.facts import (
     zones_by_type,
 )
 from modelfleet.infra.aws.here import has_aws_command, why_unreachable
-from modelfleet.infra.aws.preflight import instance_types, quota_codes
+from modelfleet.infra.aws.preflight import instance_types, quota_codes, quota_service
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import cluster_name, log_group
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
@@ -74,8 +75,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         return or_unread(what, lambda: read(name), otherwise) if name in (clusters or ()) else otherwise
 
     clusters = or_unread(CLUSTER, lambda: aws.eks.get_clusters(opts=opts).names, None)
-    nothing: tuple[dict[str, int], tuple[SystemNodes, ...]] = ({}, ())
-    live, system = of_cluster(LIVE_SIZES, lambda name: _live_nodes(name, opts), nothing)
+    live = of_cluster(LIVE_SIZES, lambda name: _live_groups(name, opts), LiveGroups())
     return AccountFacts(
         account=caller.account_id,
         partition=aws.get_partition(opts=opts).partition,
@@ -93,8 +93,9 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         zone_id=or_unread(ZONE, lambda: _zone_id(plan, opts), ""),
         lacks_image=or_unread(IMAGE, lambda: _lacks_image(plan, opts), otherwise=False),
         has_aws_command=has_aws_command(),
-        live_nodes=live,
-        system_nodes=system,
+        live_nodes=live.sizes,
+        system_nodes=tuple(live.system),
+        failed_groups=tuple(live.failed),
     )
 
 
@@ -170,7 +171,9 @@ def _quotas(plan: Plan, opts: pulumi.InvokeOptions) -> tuple[dict[str, float], d
     unread: dict[str, str] = {}
     for code in quota_codes(plan):
         try:
-            quotas[code] = aws.servicequotas.get_service_quota(service_code="ec2", quota_code=code, opts=opts).value
+            quotas[code] = aws.servicequotas.get_service_quota(
+                service_code=quota_service(code), quota_code=code, opts=opts
+            ).value
         except Exception as error:  # noqa: BLE001 - the SDK raises plain Exception; it becomes a notice, not a pass
             unread[code] = why(error)
     return quotas, unread
@@ -202,17 +205,24 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
     return tuple(key for key, value in zip(VPC_DNS, has, strict=True) if not value)
 
 
-def _live_nodes(cluster: str, opts: pulumi.InvokeOptions) -> tuple[dict[str, int], tuple[SystemNodes, ...]]:
-    """Desired sizes of the cluster's node groups, by their tag `Name`; while one replaces another, the larger.
+@dataclass
+class LiveGroups:
+    """A cluster's node groups: desired sizes by tag `Name`, the system pool's, names of those that failed."""
 
-    Then those of the system pool.
-    """
-    sizes: dict[str, int] = {}
-    system: list[SystemNodes] = []
+    sizes: dict[str, int] = field(default_factory=dict)
+    system: list[SystemNodes] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def _live_groups(cluster: str, opts: pulumi.InvokeOptions) -> LiveGroups:
+    """The live node groups; while one replaces another, the larger size counts."""
+    live = LiveGroups()
     for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
         found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
         name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
-        sizes[name] = max(size, sizes.get(name, 0))
+        live.sizes[name] = max(size, live.sizes.get(name, 0))
+        if found.status == "CREATE_FAILED":
+            live.failed.append(group)
         if found.tags.get(POOL_LABEL) == SYSTEM_POOL:
-            system.append(SystemNodes(found.version, found.release_version, tuple(found.instance_types)))
-    return sizes, tuple(system)
+            live.system.append(SystemNodes(found.version, found.release_version, tuple(found.instance_types)))
+    return live

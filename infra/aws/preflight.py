@@ -13,6 +13,7 @@ from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LIVE_SIZES, LO
 from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.aws.zones import network_zones, rung_zones
 from modelfleet.infra.catalog import Catalog, Quota, default_catalog
+from modelfleet.infra.planning.ladder import USUAL_NODE_GROUPS, fewer_node_groups
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.plan import Plan, PoolPlan, Rung
 from modelfleet.infra.planning.rollout import second_cluster
@@ -26,9 +27,8 @@ FEWEST_ZONES = 2
 #: Elastic IP addresses in a region, five unless more were granted.
 #: https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
 ADDRESS_QUOTA = Quota("L-0263D0A3", "EC2-VPC Elastic IPs")
-#: Managed node groups per cluster, unless more were granted.
-#: https://docs.aws.amazon.com/eks/latest/userguide/service-quotas.html
-USUAL_NODE_GROUPS = 30
+#: https://docs.aws.amazon.com/general/latest/gr/eks.html#limits_eks
+NODE_GROUP_QUOTA = Quota("L-6D54EA21", "Managed node groups per cluster")
 #: A reservation is within the quota of instances on demand.
 #: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/capacity-reservations-create.html
 QUOTA_OF: Mapping[str, str] = {"reservation": "on-demand"}
@@ -56,6 +56,8 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
         *_surge_room(plan, facts, place),
         *_live_sizes(facts, place),
         *_system_roll(plan, facts, place),
+        *_version_step(plan, facts, place),
+        *_failed_groups(plan, facts, place),
     ]
 
 
@@ -67,8 +69,13 @@ def instance_types(plan: Plan) -> tuple[str, ...]:
 
 def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
     """Service Quotas codes that a plan is checked against."""
-    codes = {quota.code for quota in _vcpus_needed(plan, catalog or default_catalog())}
+    codes = {NODE_GROUP_QUOTA.code, *(quota.code for quota in _vcpus_needed(plan, catalog or default_catalog()))}
     return tuple(sorted(codes | ({ADDRESS_QUOTA.code} if nat_gateways(plan.config.network) else set())))
+
+
+def quota_service(code: str) -> str:
+    """The service of a quota, as Service Quotas calls it."""
+    return "eks" if code == NODE_GROUP_QUOTA.code else "ec2"
 
 
 def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
@@ -225,17 +232,24 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
 
 
 def _node_groups(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
-    """Warns of more node groups than an account may have by default: each rung of each pool has one in each zone."""
+    """Each rung of each pool has a node group in each zone, and so has the system pool."""
     zones = network_zones(plan, facts)
     pools = [rung for pool in plan.node_groups for rung in pool.rungs]
     count = len(zones) + sum(len(rung_zones(rung, zones, facts)) for rung in pools)
-    if count > USUAL_NODE_GROUPS:
+    if NODE_GROUP_QUOTA.code in facts.unread:
+        if count > USUAL_NODE_GROUPS:
+            message = (
+                f"make {count} managed node groups; a new account has {USUAL_NODE_GROUPS} a cluster, and quota "
+                f"{NODE_GROUP_QUOTA.code} ({NODE_GROUP_QUOTA.name}) could not be read: "
+            )
+            yield place(("pools",), message + facts.unread[NODE_GROUP_QUOTA.code], Severity.WARNING)
+    elif count > facts.quotas[NODE_GROUP_QUOTA.code]:
         message = (
-            f"make {count} managed node groups with the system pool's, one per purchase and zone; EKS allows "
-            f"{USUAL_NODE_GROUPS} a cluster unless the account has more (Service Quotas, EKS, 'Managed node groups per "
-            "cluster'); name fewer zones or purchases, or request more"
+            f"need {count} managed node groups with the system pool's, one per purchase and zone; quota "
+            f"{NODE_GROUP_QUOTA.code} ({NODE_GROUP_QUOTA.name}) in {facts.region} is "
+            f"{facts.quotas[NODE_GROUP_QUOTA.code]:g}; {fewer_node_groups(count, facts.region)}"
         )
-        yield place(("pools",), message, Severity.WARNING)
+        yield place(("pools",), message)
 
 
 def _request(quota: Quota, value: int, facts: AccountFacts) -> str:
@@ -385,3 +399,34 @@ def _system_change(plan: Plan, facts: AccountFacts) -> tuple[str, str, str] | No
         if cluster.node_release and cluster.node_release != live.release:
             return "nodeRelease", live.release, cluster.node_release
     return None
+
+
+def _version_step(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """EKS takes a cluster up one minor version at a time, and never back.
+
+    https://docs.aws.amazon.com/eks/latest/userguide/update-cluster.html
+    """
+    wanted = plan.config.cluster.version
+    for version in sorted({live.version for live in facts.system_nodes}):
+        step = _minor(wanted) - _minor(version)
+        if step not in (0, 1):
+            other = f"{wanted.partition('.')[0]}.{_minor(version) + 1}"
+            fix = f"write {other}, run this, then go on" if step > 1 else f"write {version} or {other}"
+            message = f"found {wanted}, and the cluster's nodes have {version}; EKS goes up one minor version at a time"
+            yield place(("cluster", "version"), f"{message}: {fix}")
+
+
+def _minor(version: str) -> int:
+    return int(version.partition(".")[2])
+
+
+def _failed_groups(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
+    """EKS never mends nor updates a node group whose creation failed (aws/containers-roadmap#764)."""
+    for group in facts.failed_groups:
+        yield place(
+            ("pools",),
+            f"node group {group} got no nodes when it was made, and EKS never updates such a group; delete it, and the "
+            f"next run makes it again: aws eks delete-nodegroup --region {facts.region} --cluster-name "
+            f"{cluster_name(plan)} --nodegroup-name {group}",
+            Severity.WARNING,
+        )

@@ -33,6 +33,10 @@ SUFFIXES: Final[Mapping[Purchase, str]] = {
     "spot": "_spot",
     "on-demand": "",
 }
+#: Managed node groups that a new account may have in a cluster, and the most that AWS gives on request.
+#: https://docs.aws.amazon.com/general/latest/gr/eks.html#limits_eks and aws/containers-roadmap#2272
+USUAL_NODE_GROUPS: Final = 30
+MOST_NODE_GROUPS: Final = 100
 #: How long a node may take from its order until it is Ready with its GPUs: the autoscaler's own default.
 NODE_START_S: Final = 900
 #: The autoscaler's priority of a pool's first rung, one less for each further one, and of the stack's own groups.
@@ -83,6 +87,37 @@ def ladder_findings(stack: LoadedStack) -> list[Finding]:
         for index, pool in enumerate(stack.config.pools)
         if len(pool.purchases) > 1
     ]
+
+
+def node_group_findings(stack: LoadedStack, pools: Sequence[PoolPlan]) -> list[Finding]:
+    """Warns of more node groups than a new account may have: a group for each purchase and zone of `pools`.
+
+    Every type counts as offered in every zone, which only the preflight knows.
+    """
+    if not stack.config.target.makes_cluster:
+        return []
+    network = stack.config.network
+    zones = len(network.private_subnet_ids) if network.vpc_id else network.zones
+    rungs = [rung for pool in pools for rung in pool.rungs]
+    count = zones + sum(1 if rung.single_zone else len(rung.zones or ()) or zones for rung in rungs)
+    if count <= USUAL_NODE_GROUPS:
+        return []
+    message = (
+        f"may make {count} managed node groups with the system pool's, one per purchase and zone; a new account has "
+        f"{USUAL_NODE_GROUPS} a cluster; {fewer_node_groups(count, stack.region)}"
+    )
+    return [stack.finding(("pools",), message, Severity.WARNING)]
+
+
+def fewer_node_groups(count: int, region: str | None) -> str:
+    """What to do about so many node groups; AWS gives no account more than `MOST_NODE_GROUPS`."""
+    less = "give pools fewer `zones` or `purchase`s, or make two stacks"
+    if count > MOST_NODE_GROUPS:
+        return f"no account gets more than {MOST_NODE_GROUPS}: {less}"
+    return (
+        f"{less}, or request more: aws service-quotas request-service-quota-increase --service-code eks --quota-code "
+        f"L-6D54EA21 --desired-value {count} --region {region}"
+    )
 
 
 def _zones(pool: Pool, purchase: Purchase) -> tuple[str, ...] | None:

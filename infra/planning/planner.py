@@ -36,7 +36,7 @@ from modelfleet.infra.planning.gap import Room, Rooms, gap_findings, gap_of
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
-from modelfleet.infra.planning.ladder import ladder_findings, rungs
+from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.local import Machine, memory_short
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
@@ -170,6 +170,7 @@ def plan(
     copied = [model.mirror for model in planned if model.mirror.prefix is not None]
     copies = copy_plan(stack, copied, catalog, image=mirror_image_name(stack, made, made_mirror))
     findings += slow_copy_findings(stack, copies)
+    findings += node_group_findings(stack, (*pools, *((copies.pool,) if copies.pool else ())))
     return Plan(
         stack=stack.name,
         target=stack.config.target,
@@ -206,6 +207,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_namespace(stack),
         *_ray_tls(stack),
         *_region(stack),
+        *_release(stack),
         *tag_findings(stack),
         *copy_findings(stack),
         *head_storage_findings(stack),
@@ -213,6 +215,18 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *front_door_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
+
+
+def _release(stack: LoadedStack) -> list[Finding]:
+    """EKS refuses a release of another minor version (eksctl-io/eksctl#7976), at the first node group."""
+    cluster = stack.config.cluster
+    if cluster.node_release is None or cluster.node_release.startswith(f"{cluster.version}."):
+        return []
+    message = (
+        f"found '{cluster.node_release}', which is not a release of version {cluster.version}; raise both together, or "
+        "take nodeRelease out for the newest"
+    )
+    return [stack.finding(("cluster", "nodeRelease"), message)]
 
 
 def _operator(stack: LoadedStack) -> list[Finding]:

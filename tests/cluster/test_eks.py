@@ -23,6 +23,7 @@ from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import ACCOUNT, REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
+from tools.cloud.app import API_SERVERS
 from tools.kubernetes.control_plane import ControlPlane
 
 pytestmark = pytest.mark.slow
@@ -76,10 +77,9 @@ class EksFleet(Fleet):
         self.logs.mkdir()
         settings = yaml.safe_load(cluster.kubeconfig.read_text())
         server = settings["clusters"][0]["cluster"]
-        (folder / "endpoint").write_text(f"{server['server']}\n{server['certificate-authority-data']}\n")
+        emulator.switch(API_SERVERS, {f"modelfleet-{name}": [server["server"], server["certificate-authority-data"]]})
         self.project.environ |= {
             "PATH": f"{_aws_command(folder / 'bin', settings['users'][0]['user']['token'])}:{os.environ['PATH']}",
-            "MODELFLEET_STANDIN_EKS_ENDPOINT_FILE": str(folder / "endpoint"),
             "TMPDIR": str(self.logs),  # where `-v` writes
         }
 

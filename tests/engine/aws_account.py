@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from tests.engine.conftest import Emulator
-from tools.standin.aws.table import BUCKET as TABLE
 
 
 class Account:
@@ -29,10 +28,8 @@ class Account:
     # --- EKS -----------------------------------------------------------------------------------------------
 
     def cluster(self, name: str) -> dict[str, Any]:
-        """The cluster as moto has it, with what the stand-in's table adds."""
-        live = dict(self.eks.describe_cluster(name=name)["cluster"])
-        request = self.table(f"eks/clusters/{name}")["request"]
-        return {**live, **{key: request[key] for key in request if key not in ("name", "tags", "roleArn")}}
+        """A cluster."""
+        return dict(self.eks.describe_cluster(name=name)["cluster"])
 
     def zone_groups(self, cluster: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Node groups by pool (read from the label, as the scheduler does), then by zone, in order."""
@@ -40,11 +37,10 @@ class Account:
         zone_of = {one["SubnetId"]: one["AvailabilityZone"] for one in self.ec2.describe_subnets()["Subnets"]}
         for name in self.eks.list_nodegroups(clusterName=cluster, maxResults=100)["nodegroups"]:
             group = self.eks.describe_nodegroup(clusterName=cluster, nodegroupName=name)["nodegroup"]
-            extra = self.table(f"eks/nodegroups/{cluster}/{name}")
             own = found.setdefault(group["labels"]["modelfleet.dev/pool"], {})
             (zone,) = {zone_of[subnet] for subnet in group["subnets"]}  # Auto Scaling would balance two of them
             assert zone not in own, f"two node groups in {zone}: {name} and {own.get(zone)}"
-            own[zone] = {**group, **extra}
+            own[zone] = group
         return {pool: dict(sorted(own.items())) for pool, own in found.items()}
 
     def node_groups(self, cluster: str) -> dict[str, dict[str, Any]]:
@@ -115,18 +111,6 @@ class Account:
         """The replication groups."""
         return list(self.cache.describe_replication_groups()["ReplicationGroups"])
 
-    # --- the stand-in's table ------------------------------------------------------------------------------
-
-    def table(self, key: str) -> dict[str, Any]:
-        """An entry for something that moto has no API for."""
-        return dict(json.loads(self.s3.get_object(Bucket=TABLE, Key=key)["Body"].read()))
-
-    def table_keys(self, prefix: str = "") -> list[str]:
-        """Entries of the table."""
-        if TABLE not in self._emulator.buckets():
-            return []
-        return [item["Key"] for item in self.s3.list_objects_v2(Bucket=TABLE, Prefix=prefix).get("Contents", [])]
-
     # --- IAM -----------------------------------------------------------------------------------------------
 
     def role(self, service_account: str, namespace: str, cluster: str) -> dict[str, Any]:
@@ -188,9 +172,8 @@ class Account:
             ),
             *(one["ReplicationGroupId"] for one in self.stores()),
             *(g["CacheSubnetGroupName"] for g in self.cache.describe_cache_subnet_groups()["CacheSubnetGroups"]),
-            *(self._emulator.buckets() - {TABLE}),
+            *self._emulator.buckets(),
             *(r["repositoryName"] for r in self.client("ecr").describe_repositories()["repositories"]),
-            *self.table_keys(),
         ]
 
     def keys(self) -> list[str]:

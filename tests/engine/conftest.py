@@ -20,7 +20,7 @@ from modelfleet.infra.local.emulator import ACCESS_KEY as LOCAL_KEY
 from tests.engine.engine import Project
 from tests.ports import free_port
 from tests.waiting import wait_until
-from tools.cloud.app import TRAIL
+from tools.cloud.app import NODES, TRAIL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -92,6 +92,17 @@ class Emulator:
     def decisions(self) -> list[dict[str, Any]]:
         """Every permission that was asked for since the start: caller, operation, action, resource, allowed."""
         with urllib.request.urlopen(f"{self.url}{TRAIL}", timeout=60) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+            return found
+
+    def switch(self, control: str, value: Any) -> None:
+        """Sets one of the controls of `tools/cloud/app.py`, such as `SHORTAGE`."""
+        request = urllib.request.Request(f"{self.url}{control}", data=json.dumps(value).encode(), method="PUT")
+        urllib.request.urlopen(request, timeout=60).read()
+
+    def nodes(self, region: str = "us-west-2") -> list[dict[str, Any]]:
+        """The nodes of all clusters of a region, as their clusters see them."""
+        with urllib.request.urlopen(f"{self.url}{NODES}?{region}", timeout=60) as answer:
             found: list[dict[str, Any]] = json.load(answer)
             return found
 

@@ -14,6 +14,7 @@ import pulumi
 import pulumi_aws as aws
 import pytest
 
+from modelfleet.infra.aws.facts_boto3 import run_preflight
 from modelfleet.infra.aws.fleet import AwsFleet
 from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
 from modelfleet.infra.planning import Plan
@@ -23,7 +24,9 @@ from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.mocked_engine import MockedEngine
 from tests.unit.cloud.autoscaler import PriorityExpander
-from tools.standin.aws.table import BUCKET as TABLE
+from tools.cloud.app import HERE as HERE_IS
+from tools.cloud.app import QUOTAS
+from tools.cloud.reach import HERE
 
 UUID = "9ac5a5c4-4b1c-2f52-9d0e-1c0f0c1f8a11"
 #: pulumi_aws warns about its own old names when it is imported.
@@ -81,15 +84,24 @@ def network(account: Account) -> Iterator[tuple[str, list[str]]]:
     """A VPC with a subnet in each of two zones, made by someone else."""
     vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     account.ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsHostnames={"Value": True})
+    gateway = account.ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    account.ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+    (table,) = account.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    account.ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
     subnets = [
         account.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{n * 16}.0/20", AvailabilityZone=zone)["Subnet"][
             "SubnetId"
         ]
         for n, zone in enumerate(("us-west-2a", "us-west-2b"))
     ]
+    for subnet in subnets:
+        account.ec2.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": True})
     yield vpc, subnets
     for subnet in subnets:
         account.ec2.delete_subnet(SubnetId=subnet)
+    account.ec2.delete_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0")
+    account.ec2.detach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+    account.ec2.delete_internet_gateway(InternetGatewayId=gateway)
     account.ec2.delete_vpc(VpcId=vpc)
 
 
@@ -109,12 +121,11 @@ def admins(account: Account) -> Iterator[str]:
 
 
 @pytest.fixture
-def four_vcpus(account: Account, emulator: Emulator) -> Iterator[None]:
+def four_vcpus(emulator: Emulator) -> Iterator[None]:
     """A quota of four vCPUs for G and VT instances."""
-    emulator.client("s3", "us-east-1").create_bucket(Bucket=TABLE)
-    account.s3.put_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA", Body=b'{"value": 4}')
+    emulator.switch(QUOTAS, {"L-DB2E81BA": 4})
     yield
-    account.s3.delete_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA")
+    emulator.switch(QUOTAS, {})
 
 
 def test_an_existing_network_is_used_and_left_alone(
@@ -194,7 +205,7 @@ def test_a_public_endpoint_is_for_the_named_networks(fleet: Maker, account: Acco
 
 
 def test_a_vpn_and_a_bastion_reach_the_private_endpoint_through_the_clusters_own_group(
-    network: tuple[str, list[str]], fleet: Maker, account: Account
+    network: tuple[str, list[str]], fleet: Maker, account: Account, emulator: Emulator
 ) -> None:
     vpc, subnets = network
     bastion = account.ec2.create_security_group(GroupName="bastion", Description="bastion", VpcId=vpc)["GroupId"]
@@ -207,11 +218,17 @@ def test_a_vpn_and_a_bastion_reach_the_private_endpoint_through_the_clusters_own
         },
     )
     assert account.cluster(CLUSTER)["resourcesVpcConfig"]["endpointPublicAccess"] is False
-    group = account.table(f"eks/clusters/{CLUSTER}")["securityGroupId"]
-    opened = account.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+    group = account.cluster(CLUSTER)["resourcesVpcConfig"]["clusterSecurityGroupId"]
+    rules = account.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["IpPermissions"]
+    opened = [one for one in rules if one["IpProtocol"] != "-1"]  # EKS's own lets in who has the group
     assert {(one["FromPort"], one["ToPort"], one["IpProtocol"]) for one in opened} == {(443, 443, "tcp")}
     assert [r["CidrIp"] for one in opened for r in one["IpRanges"]] == ["10.8.0.0/16"]
     assert [g["GroupId"] for one in opened for g in one["UserIdGroupPairs"]] == [bastion]
+    (said,) = (one.message for one in run_preflight(fleet.plan) if "cannot be reached" in one.message)
+    assert "run this where privateAccessCidrs or publicAccessCidrs allow it" in said
+    emulator.switch(HERE_IS, "10.8.0.5")
+    assert not [one for one in run_preflight(fleet.plan) if "cannot be reached" in one.message], "the VPN is let in"
+    emulator.switch(HERE_IS, HERE)
     fleet.engine.destroy()
     account.ec2.delete_security_group(GroupId=bastion)
 
@@ -271,12 +288,12 @@ def test_the_autoscalers_priorities_know_the_groups_by_their_names(fleet: Maker,
 
 
 def _groups_of(account: Account, pool: str) -> dict[str, dict[str, Any]]:
-    """The node groups of one pool by name, with what the stand-in's table adds."""
+    """The node groups of one pool by name."""
     found = {}
     for name in account.eks.list_nodegroups(clusterName=CLUSTER, maxResults=100)["nodegroups"]:
         group = account.eks.describe_nodegroup(clusterName=CLUSTER, nodegroupName=name)["nodegroup"]
         if group["labels"]["modelfleet.dev/pool"] == pool:
-            found[name] = {**group, **account.table(f"eks/nodegroups/{CLUSTER}/{name}")}
+            found[name] = group
     return found
 
 

@@ -18,6 +18,7 @@ from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.mocked_engine import FailEachOnce, MockedEngine
 from tests.waiting import wait_until
+from tools.cloud.app import SHORTAGE, SLOW
 
 #: pulumi_aws warns about its own old names when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor of.*:DeprecationWarning")
@@ -60,7 +61,6 @@ def _summary(account: Account) -> dict[str, Any]:
         "tags": {pool: account.scaling_tags(group) for pool, group in groups.items()},
         "cluster": {key: account.cluster(CLUSTER)[key] for key in ("accessConfig", "logging", "version")},
         "parts": account.parts(CLUSTER),
-        "table": sorted(key.split("/")[1] for key in account.table_keys()),
     }
 
 
@@ -97,10 +97,13 @@ def test_every_single_call_of_a_fleet_may_fail_once(
 
 
 @pytest.mark.timeout(1200)
-def test_a_fleet_that_is_stopped_in_four_ways_is_finished_in_the_end(fleet: FleetProject, account: Account) -> None:
+def test_a_fleet_that_is_stopped_in_five_ways_is_finished_in_the_end(
+    fleet: FleetProject, account: Account, emulator: Emulator
+) -> None:
     """One fleet on the real engine; each way resumes where the one before stopped."""
     _a_failed_call_stops_the_engine_with_its_own_words(fleet)
     _throttling_loses_nothing_that_was_made(fleet)
+    _slow_answers_are_waited_for_and_no_machines_end_a_run_with_ec2s_words(fleet, account, emulator)
     _what_a_killed_up_made_without_knowing_it_is_mended_as_the_docs_say(fleet, account)
     _an_up_that_was_killed_before_a_call_went_out_is_finished_by_the_next(fleet, account)
 
@@ -123,6 +126,37 @@ def _throttling_loses_nothing_that_was_made(broken: FleetProject) -> None:
     assert "Traceback" not in run.text
     after = {resource["urn"]: resource.get("id") for resource in broken.resources()}
     assert before.items() <= after.items(), "a later run lost or made anew what an earlier one had made"
+
+
+def _slow_answers_are_waited_for_and_no_machines_end_a_run_with_ec2s_words(
+    broken: FleetProject, account: Account, emulator: Emulator
+) -> None:
+    """EC2 has none of the system nodes' type in one zone. EKS never mends such a group, so the preview says what to do."""
+    broken.faults(None)
+    emulator.switch(SLOW, {"eks:CreateCluster": 8})
+    emulator.switch(SHORTAGE, [["m7i.xlarge", "us-west-2a"]])
+    run = broken.up(check=False)
+    assert run.code != 0
+    made = [one for one in emulator.decisions() if one["action"] == "eks:CreateCluster"]
+    assert (len(made), account.cluster(CLUSTER)["status"]) == (1, "ACTIVE"), "a slow answer is not asked for again"
+    (name,) = (
+        one for one in account.eks.list_nodegroups(clusterName=CLUSTER)["nodegroups"] if one.startswith("system-a")
+    )
+    assert f"waiting for EKS Node Group ({CLUSTER}:{name}) create: unexpected state 'CREATE_FAILED'" in run.text
+    assert "InsufficientInstanceCapacity - We currently do not have sufficient m7i.xlarge capacity in the" in run.text
+    assert "Traceback" not in run.text
+    emulator.switch(SLOW, {})
+    emulator.switch(SHORTAGE, [])
+    again = broken.up()
+    assert f"node group {name} got no nodes when it was made" in again.text
+    assert f"aws eks delete-nodegroup --region {REGION} --cluster-name {CLUSTER} --nodegroup-name {name}" in again.text
+    account.eks.delete_nodegroup(clusterName=CLUSTER, nodegroupName=name)
+    assert "got no nodes" not in broken.up("--refresh").text
+    assert {g["status"] for own in account.zone_groups(CLUSTER).values() for g in own.values()} == {"ACTIVE"}
+    for pool in ("l4", "mirror", "system"):
+        for group in account.zone_groups(CLUSTER)[pool].values():
+            account.eks.delete_nodegroup(clusterName=CLUSTER, nodegroupName=group["nodegroupName"])
+    broken.refresh()
 
 
 def _what_a_killed_up_made_without_knowing_it_is_mended_as_the_docs_say(broken: FleetProject, account: Account) -> None:

@@ -10,18 +10,21 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from modelfleet.infra.aws import policies
+from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, READERS, WRITER
 from modelfleet.infra.planning.plan import Plan
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import ACCOUNT, FIVE, POOLS, REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.engine import Run
+from tools.cloud.app import DRAINS
 from tools.cloud.backends.addons import default_version
 from tools.cloud.evaluator import allowed
 
@@ -124,6 +127,37 @@ def test_each_node_group_has_the_plans_labels_and_taints(account: Account, plan:
     assert groups["a100"]["labels"]["nvidia.com/gpu.count"] == "8"
     assert groups["t4"]["labels"]["nvidia.com/gpu.count"] == "1"
     assert groups["system"].get("taints", []) == [], "coredns has nowhere to run when all groups are tainted"
+
+
+def test_a_node_of_each_pool_is_what_the_plan_says_and_holds_its_worker(
+    account: Account, emulator: Emulator, plan: Plan
+) -> None:
+    """A node's labels and taints are what pods are scheduled by, and a worker takes what the daemon sets leave."""
+    with _a_node_each(account, plan):
+        nodes = {node["labels"]["modelfleet.dev/pool"]: node for node in emulator.nodes(REGION)}
+    for pool in plan.node_groups:
+        node = nodes[pool.name]
+        offered, gpus = node["allocatable"], pool.node.gpus
+        cpu, memory = default_catalog().daemon_requests(gpu=gpus > 0)
+        assert pool.node.cpu_millis + cpu <= offered["cpu"], pool.name
+        assert (pool.node.memory_mib + memory) * 2**20 <= offered["memory"], pool.name
+        assert pool.node.disk_gb * 10**9 <= offered["ephemeral-storage"], pool.name
+        assert offered.get("nvidia.com/gpu", 0) == gpus, pool.name
+        assert node["labels"].items() >= dict(pool.rungs[0].labels).items(), pool.name
+        assert node["taints"] == [vars(taint) for taint in pool.taints], pool.name
+    assert nodes["system"]["taints"] == []
+
+
+@contextmanager
+def _a_node_each(account: Account, plan: Plan) -> Iterator[None]:
+    """A node in the first group of each pool, as cluster-autoscaler starts it."""
+    scaling, groups = account.client("autoscaling"), account.node_groups(CLUSTER)
+    names = [groups[pool.name]["resources"]["autoScalingGroups"][0]["name"] for pool in plan.node_groups]
+    for name in names:
+        scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=1)
+    yield
+    for name in names:
+        scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=0)
 
 
 def test_each_node_group_buys_as_its_pool_says(account: Account) -> None:
@@ -268,7 +302,9 @@ def test_the_default_security_group_lets_nothing_through(account: Account) -> No
     assert (default["IpPermissions"], default["IpPermissionsEgress"]) == ([], [])
 
 
-def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_administrator(account: Account) -> None:
+def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_administrator(
+    live: FleetProject, account: Account
+) -> None:
     cluster = account.cluster(CLUSTER)
     assert cluster["accessConfig"] == {
         "authenticationMode": "API",
@@ -280,7 +316,8 @@ def test_the_cluster_is_for_named_networks_encrypted_logged_and_has_no_hidden_ad
     key = cluster["encryptionConfig"][0]["provider"]["keyArn"].rpartition("/")[2]
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
     assert cluster["upgradePolicy"] == {"supportType": "STANDARD"}
-    assert cluster["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI next to the add-on"
+    (asked,) = (one["inputs"] for one in live.resources() if one["type"] == "aws:eks/cluster:Cluster")
+    assert asked["bootstrapSelfManagedAddons"] is False, "EKS would make a second CNI next to the add-on"
     (logging,) = cluster["logging"]["clusterLogging"]
     assert set(logging["types"]) == {"api", "audit", "authenticator", "controllerManager", "scheduler"}
     (group,) = account.client("logs").describe_log_groups()["logGroups"]
@@ -547,12 +584,21 @@ def _outcomes(run: Run) -> set[tuple[str, str]]:
     return {(step["op"], step["urn"].rpartition("::")[2]) for step in found if step["op"] not in ("refresh", "same")}
 
 
-def test_a_new_launch_template_version_rolls_the_node_group_in_place(live: FleetProject, emulator: Emulator) -> None:
-    stack, models = live.written
+def test_a_new_launch_template_version_rolls_the_node_group_in_place(
+    live: FleetProject, emulator: Emulator, plan: Plan
+) -> None:
+    """A pod that does not leave its node for fifteen minutes fails the run, and the next one goes on."""
+    account, (stack, models) = Account(emulator, REGION), live.written
     live.files({**stack, "tags": {"team": "platform"}}, models)
-    run = live.up()
-    operations = {(operation, name) for operation, name in run.steps()}
-    account = Account(emulator, REGION)
+    with _a_node_each(account, plan):
+        emulator.switch(DRAINS, {"a100-": 901})
+        stuck = live.up(check=False)
+        emulator.switch(DRAINS, {})
+        assert stuck.code != 0
+        assert "PodEvictionFailure: Reached max retries while trying to evict pods from nodes" in stuck.text
+        assert "Traceback" not in stuck.text
+        run = live.up()
+    operations = {(operation, name) for operation, name in (*stuck.steps(), *run.steps())}
     zone = min(account.zone_groups(CLUSTER)["a100"])
     assert {("update", "aws-pool-a100"), ("update", f"aws-pool-a100-{zone}")} <= operations
     assert not [o for o in operations if o[0] in ("replace", "create-replacement") and "pool" in o[1]]

@@ -56,7 +56,7 @@ def test_the_store_is_closed_and_its_password_stays(project: FleetProject, emula
 
 def _only_from_the_nodes(account: Account) -> None:
     """One port, and only for who has the cluster's own security group."""
-    cluster = account.table("eks/clusters/modelfleet-test")["securityGroupId"]
+    cluster = account.cluster("modelfleet-test")["resourcesVpcConfig"]["clusterSecurityGroupId"]
     described = account.ec2.describe_security_groups()["SecurityGroups"]
     (group,) = [one for one in described if one["Description"].startswith("Store of the Ray head")]
     (rule,) = group["IpPermissions"]

@@ -17,17 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import yaml
 
 from modelfleet.infra.local.ports import free_port
-from tools.standin.aws.table import BUCKET as TABLE
+from tools.cloud.app import QUOTAS
 
 ROOT = Path(__file__).resolve().parents[2]
 PULUMI = Path(sys.prefix) / "bin" / "pulumi"
@@ -100,7 +100,7 @@ def measure(folder: Path, pools: int, models: int) -> list[Result]:
     """Measures preview and up of the fleet, then of the trivial program with as many resources."""
     write_files(folder / "root", pools, models)
     with _cloud() as port:
-        raise_quota(port)
+        raise_quotas(port)
         fleet = Trial(folder / "fleet", FLEET, {"BENCH_ROOT": str(folder / "root")}, port)
         results = [fleet.run("preview"), fleet.run("up"), fleet.run("up", "up again")]
         trivial = Trial(folder / "trivial", TRIVIAL, {"BENCH_COUNT": str(results[1].resources)}, port)
@@ -133,17 +133,14 @@ def _answers(port: int) -> bool:
         return False
 
 
-def raise_quota(port: int) -> None:
-    """Lets the emulated account start all nodes; otherwise the preflight would rightly refuse the stack."""
-    s3 = boto3.client(
-        "s3",
-        region_name="us-east-1",
-        endpoint_url=f"http://127.0.0.1:{port}",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
-    s3.create_bucket(Bucket=TABLE)
-    s3.put_object(Bucket=TABLE, Key="quotas/ec2/L-DB2E81BA", Body=json.dumps({"value": 1_000_000}).encode())
+def raise_quotas(port: int) -> None:
+    """Lets the emulated account start all nodes, in as many groups as EKS gives on request.
+
+    Otherwise the preflight would rightly refuse the stack.
+    """
+    quotas = json.dumps({"L-DB2E81BA": 1_000_000, "L-6D54EA21": 100}).encode()
+    switch = urllib.request.Request(f"http://127.0.0.1:{port}{QUOTAS}", data=quotas, method="PUT")
+    urllib.request.urlopen(switch, timeout=60).read()
 
 
 def write_files(root: Path, pools: int, models: int) -> None:

@@ -25,14 +25,23 @@ from tools.cloud.rules import Rules
 from tools.cloud.storage import judged_deletion, require_storage
 from tools.cloud.wire import Call, Environ, NotFound, buffered, read_call, signed_by, with_body
 
-#: Controls for tests. GET of the first is every decision, as JSON. PUT of the second names the instances that the
-#: account is short of: lists of instance type, zone and, for one way to buy, purchase. PUT of the last says what
-#: happens to a build's commands.
-TRAIL = "/modelfleet-cloud/trail"
-SHORTAGE = "/modelfleet-cloud/shortage"
-#: PUT of this names calls that take longer, as seconds by `service:Operation` or `*`: {"eks:CreateNodegroup": 30}.
-SLOW = "/modelfleet-cloud/slow"
-MISHAPS = "/modelfleet-cloud/mishaps"
+#: Controls for tests. GET of the first is every decision, of the second the nodes of a region (`?us-west-2`): labels,
+#: taints, and what each offers to pods.
+CONTROLS = "/modelfleet-cloud/"
+TRAIL = f"{CONTROLS}trail"
+NODES = f"{CONTROLS}nodes"
+#: PUT of the others, as JSON. The instances that the account is short of: lists of instance type, zone and, for one way
+#: to buy, purchase. Calls that take longer, as seconds by `service:Operation` or `*`. What happens to a build's
+#: commands.
+SHORTAGE = f"{CONTROLS}shortage"
+SLOW = f"{CONTROLS}slow"
+MISHAPS = f"{CONTROLS}mishaps"
+#: Quotas by code. The IP address of whoever runs Pulumi. Real API servers by cluster, as URL and certificate authority.
+#: Seconds that the slowest pod of a node group takes to leave a node, by start of the group's name.
+QUOTAS = f"{CONTROLS}quotas"
+HERE = f"{CONTROLS}here"
+API_SERVERS = f"{CONTROLS}api-servers"
+DRAINS = f"{CONTROLS}drains"
 #: What a body's sums say is of the body that was sent.
 _SUMS = ("HTTP_CONTENT_MD5", "HTTP_X_AMZ_CONTENT_SHA256")
 
@@ -57,7 +66,7 @@ class Cloud:
     def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
         """Answers one request."""
         path = environ.get("PATH_INFO", "")
-        if path in (TRAIL, SHORTAGE, SLOW, MISHAPS):
+        if path.startswith(CONTROLS):
             return _sent(self._control(path, environ), start_response)
         if path.startswith("/moto-api"):  # moto's own controls, which AWS does not have
             if path == "/moto-api/reset":
@@ -90,7 +99,6 @@ class Cloud:
         answer = self._of_moto(environ)
         if answer.status == HTTPStatus.OK:
             self.backends.after(call)
-            self.rules.after(call)
             self._keep_tags(call, answer)
         return _sent(answer, start_response)
 
@@ -131,14 +139,23 @@ class Cloud:
     def _control(self, path: str, environ: Environ) -> Answer:
         if path == TRAIL:
             return as_json([asdict(entry) for entry in list(self.judge.trail.entries)])
-        if path == SLOW:
-            self.rules.slow = {str(name): float(seconds) for name, seconds in json.loads(buffered(environ)).items()}
-            return as_json({})
-        if path == MISHAPS:
-            self.backends.codebuild.mishaps = json.loads(buffered(environ))
-            return as_json({})
-        self.rules.short_of(*map(tuple, json.loads(buffered(environ))))
+        if path == NODES:
+            return as_json(self.backends.eks.node_groups.nodes(environ["QUERY_STRING"]))
+        self._switches()[path](json.loads(buffered(environ)))
         return as_json({})
+
+    def _switches(self) -> Mapping[str, Callable[[Any], None]]:
+        """What a test can set, by path."""
+        eks = self.backends.eks
+        return {
+            SHORTAGE: lambda missing: self.rules.short_of(*map(tuple, missing)),
+            SLOW: lambda slow: setattr(self.rules, "slow", slow),
+            MISHAPS: lambda mishaps: setattr(self.backends.codebuild, "mishaps", mishaps),
+            QUOTAS: lambda quotas: setattr(self.rules, "quotas", quotas),
+            HERE: lambda address: setattr(eks.servers, "here", address),
+            API_SERVERS: lambda real: setattr(eks.servers, "real", {name: tuple(one) for name, one in real.items()}),
+            DRAINS: lambda drains: setattr(eks.node_groups, "drains", drains),
+        }
 
 
 def _administrator(caller: Caller, call: Call) -> Answer | None:

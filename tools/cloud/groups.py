@@ -16,27 +16,17 @@ from tools.cloud.callers import ACCOUNT, PARTITION
 from tools.cloud.wire import Call
 
 
-def after(call: Call) -> None:
-    """What EKS does with the groups after an accepted call about a node group."""
-    if call.operation == "CreateNodegroup":
-        _make(call)
-    elif call.operation == "UpdateNodegroupConfig":
-        _resize(call)
-    elif call.operation == "DeleteNodegroup":
-        _end(call)
-
-
 def backend_of(region: str) -> AutoScalingBackend:
     """moto's Auto Scaling."""
     return autoscaling_backends[ACCOUNT][region]
 
 
-def _make(call: Call) -> None:
+def make(call: Call) -> None:
     """EKS puts the node group's name into that of its Auto Scaling group; moto does not. aws/containers-roadmap#1304"""
     group = _node_group(call)
     group.resources["autoScalingGroups"][0]["name"] = f"eks-{group.nodegroup_name}-{group.uuid}"
     sizes, kinds = group.scaling_config, list(call.params.get("instanceTypes") or ["t3.medium"])
-    for name in _names(group):
+    for name in names(group):
         backend_of(call.region).create_launch_configuration(
             name=name,
             image_id="ami-12c6146b",  # one that moto has
@@ -89,14 +79,16 @@ def _tags(call: Call) -> list[dict[str, Any]]:
     return [{"Key": key, "Value": value, "PropagateAtLaunch": True} for key, value in tags.items()]
 
 
-def _resize(call: Call) -> None:
+def resize(call: Call) -> None:
+    """The maximum that EKS has set."""
     group = _node_group(call)
-    for name in _names(group):
+    for name in names(group):
         if found := backend_of(call.region).autoscaling_groups.get(name):
             found.max_size = group.scaling_config["maxSize"]
 
 
-def _end(call: Call) -> None:
+def end(call: Call) -> None:
+    """The end of a node group's Auto Scaling groups."""
     wanted = {key: call.params[name] for key, name in _OWNER.items()}
     backend = backend_of(call.region)
     for group in list(backend.autoscaling_groups.values()):
@@ -113,7 +105,8 @@ def _node_group(call: Call) -> Any:
     return cluster.nodegroups[call.params["nodegroupName"]]
 
 
-def _names(group: Any) -> list[str]:
+def names(group: Any) -> list[str]:
+    """The Auto Scaling groups of a node group."""
     return [one["name"] for one in group.resources["autoScalingGroups"]]
 
 

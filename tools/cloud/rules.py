@@ -25,7 +25,14 @@ from tools.cloud.wire import Call
 
 TABLE = Path(__file__).with_name("rules.csv")
 OBJECT_TAGS = 10
-ELASTIC_IPS = 5
+#: Codes of quotas in Service Quotas, with a new account's values; vCPUs are as in one that had them raised.
+#: https://docs.aws.amazon.com/general/latest/gr/eks.html#limits_eks
+#: https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
+ELASTIC_IPS, NODE_GROUPS = "L-0263D0A3", "L-6D54EA21"
+USUAL: Mapping[str, float] = {ELASTIC_IPS: 5.0, NODE_GROUPS: 30.0}
+VCPUS = 1024.0
+#: Kubernetes minor versions for new clusters, the oldest first. Our own list, not AWS's of the day.
+VERSIONS = ("1.32", "1.33", "1.34", "1.35", "1.36")
 ANY = "*"
 #: "The launch template can't include SubnetId, IamInstanceProfile, RequestSpotInstances, HibernationOptions, or
 #: TerminateInstances"; EC2 calls the last one by the name here. A Capacity Block is named in `InstanceMarketOptions`.
@@ -38,7 +45,8 @@ Params = Mapping[str, Any]
 class Rules:
     """The rules, and what the account is short of: (instance type, zone, purchase), with `*` for every one."""
 
-    elastic_ips: int = ELASTIC_IPS
+    #: Quotas that differ from the usual ones, by code.
+    quotas: dict[str, float] = field(default_factory=dict)
     short: set[tuple[str, str, str]] = field(default_factory=set)
     #: Seconds that a call takes longer, by `service:Operation`, with `*` for every call.
     slow: dict[str, float] = field(default_factory=dict)
@@ -57,10 +65,9 @@ class Rules:
         for check in checks:
             check(self, call)
 
-    def after(self, call: Call) -> None:
-        """What happens behind an accepted call: instances that a node group asks for and does not get."""
-        if (call.service, call.operation) == ("eks", "CreateNodegroup"):
-            _fail_without_capacity(self, call)
+    def quota(self, code: str) -> float:
+        """The account's value of a quota."""
+        return self.quotas.get(code, USUAL.get(code, VCPUS))
 
     def is_short(self, instance_type: str, zone: str, purchase: str = "on-demand") -> bool:
         """Whether no instance of the type starts in the zone, bought in this way."""
@@ -96,7 +103,7 @@ def _object_tags(_: Rules, call: Call) -> None:
 
 
 def _elastic_ips(rules: Rules, call: Call) -> None:
-    if len(ec2_backends[ACCOUNT][call.region].addresses) >= rules.elastic_ips:
+    if len(ec2_backends[ACCOUNT][call.region].addresses) + 1 > rules.quota(ELASTIC_IPS):
         raise error("elastic-ips")
 
 
@@ -127,6 +134,8 @@ def _sizes_of_new(_: Rules, call: Call) -> None:
         raise error("desired-below-min")
     if desired > most:
         raise error("desired-above-max")
+    if most < 1:
+        raise error("max-size")
 
 
 def _sizes_of_live(_: Rules, call: Call) -> None:
@@ -142,8 +151,16 @@ def _sizes_of_live(_: Rules, call: Call) -> None:
         raise error("desired-above-max")
 
 
+def _cluster(region: str, name: str) -> Any:
+    return eks_backends[ACCOUNT][region].clusters.get(name)
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
 def _group(call: Call) -> Any:
-    cluster = eks_backends[ACCOUNT][call.region].clusters.get(call.params["clusterName"])
+    cluster = _cluster(call.region, call.params["clusterName"])
     return cluster.nodegroups.get(call.params["nodegroupName"]) if cluster else None
 
 
@@ -175,6 +192,9 @@ def template_data(region: str, wanted: Params) -> Params:
     version = str(wanted.get("version") or "$Default")
     number = {"$Default": template.default_version_number, "$Latest": template.latest_version_number}.get(version)
     data: Params = template.get_version(int(number or version)).data
+    user_data = data.get("UserData")
+    if user_data and not isinstance(user_data, str):  # moto keeps that of a first version in a type of its own
+        return {**data, "UserData": user_data.as_bytes().decode()}
     return data
 
 
@@ -197,19 +217,59 @@ def bought_as(region: str, node_group: Any) -> str:
     return "reservation" if (specification or {}).get("CapacityReservationTarget") else "on-demand"
 
 
-def _fail_without_capacity(rules: Rules, call: Call) -> None:
-    """A node group whose types are all short in all its zones starts no node and ends in CREATE_FAILED."""
-    group, desired = _group(call), int((call.params.get("scalingConfig") or {}).get("desiredSize", 2))
-    if group is None or not desired or not rules.short:
+def _group_quota(rules: Rules, call: Call) -> None:
+    """How many node groups a cluster has."""
+    cluster = _cluster(call.region, call.params["clusterName"])
+    if cluster and len(cluster.nodegroups) + 1 > (limit := rules.quota(NODE_GROUPS)):
+        raise error("node-groups", limit=f"{limit:g}")
+
+
+def _versions_of_nodes(_: Rules, call: Call) -> None:
+    """Nodes have the cluster's version or, until they are updated, the one before; a release is of its version."""
+    cluster, group = _cluster(call.region, call.params["clusterName"]), _group(call)
+    if cluster is None:
         return
-    types, zones, purchase = types_of(call.region, group), zones_of(call.region, group), bought_as(call.region, group)
-    if not types or not zones or not all(rules.is_short(kind, zone, purchase) for kind in types for zone in zones):
+    wanted = str(call.params.get("version") or (group.version if group else cluster.version))
+    release = str(call.params.get("releaseVersion") or "")
+    if group is None and wanted != cluster.version:
+        raise error("new-group-version", wanted=wanted, version=cluster.version)
+    if group is not None and _minor(wanted) > _minor(cluster.version):
+        raise error("group-above-cluster", wanted=wanted, version=cluster.version)
+    if group is not None and _minor(wanted) < _minor(group.version):
+        raise error("no-way-back", wanted=wanted, version=group.version)
+    if release and not release.startswith(f"{wanted}."):
+        raise error("release-version", release=release, version=wanted)
+
+
+def _same_template(_: Rules, call: Call) -> None:
+    wanted, group = call.params.get("launchTemplate"), _group(call)
+    if not wanted or group is None:
         return
-    called = "Spot" if purchase == "spot" else "On-Demand"
-    failed = error("node-capacity", purchase=called, instance_type=types[0], zone=zones[0])
-    name = group.resources["autoScalingGroups"][0]["name"]
-    group.status = "CREATE_FAILED"
-    group.health = {"issues": [{"code": failed.code, "message": failed.message, "resourceIds": [name]}]}
+    had = group.launch_template or {}
+    if not any(wanted.get(key) and wanted[key] == had.get(key) for key in ("id", "name")):
+        raise error("same-template")
+
+
+def _offered(_: Rules, call: Call) -> None:
+    """At least one of the types is there in the subnets' zones."""
+    own = _template_data(call).get("InstanceType")
+    types = [own] if own else list(call.params.get("instanceTypes") or ())
+    zones = sorted(set(_zones(call.region, call.params["subnets"])))
+    offers = ec2_backends[ACCOUNT][call.region].describe_instance_type_offerings("availability-zone", {})
+    there = {(one["InstanceType"], one["Location"]) for one in offers}
+    for kind in types:
+        if not any((kind, zone) in there for zone in zones):
+            raise error("not-offered", instance_type=kind, zones=", ".join(zones))
+
+
+def _block(_: Rules, call: Call) -> None:
+    if call.params.get("capacityType") != "CAPACITY_BLOCK":
+        return
+    data = _template_data(call)
+    target = (data.get("CapacityReservationSpecification") or {}).get("CapacityReservationTarget")
+    market = (data.get("InstanceMarketOptions") or {}).get("MarketType")
+    if market != "capacity-block" or not target or not data.get("InstanceType"):
+        raise error("capacity-block")
 
 
 # --- Auto Scaling groups ---------------------------------------------------------------------------------
@@ -242,6 +302,48 @@ def _same_zones(_: Rules, call: Call) -> None:
         raise error("same-zones", zones=", ".join(zones), made=", ".join(made))
 
 
+def _known_version(_: Rules, call: Call) -> None:
+    wanted = call.params.get("version")
+    if wanted and wanted not in VERSIONS:
+        raise error("unknown-version")
+
+
+def _next_version(_: Rules, call: Call) -> None:
+    """One minor version at a time, and only with nodes that have the present one."""
+    cluster, wanted = _cluster(call.region, call.params["name"]), str(call.params["version"])
+    if cluster is None:
+        return
+    major, minor = _minor(cluster.version)
+    if _minor(wanted) != (major, minor + 1):
+        raise error("one-minor", old=cluster.version, new=wanted)
+    if behind := [group.nodegroup_name for group in cluster.nodegroups.values() if group.version != cluster.version]:
+        raise error("nodes-first", groups=", ".join(sorted(behind)), version=cluster.version)
+
+
+def _one_update(_: Rules, call: Call) -> None:
+    kinds = [
+        name for name, value in call.params.items() if name not in ("name", "clientRequestToken") and value is not None
+    ]
+    config = call.params.get("resourcesVpcConfig") or {}
+    network, access = {"subnetIds", "securityGroupIds"} & set(config), set(config) - {"subnetIds", "securityGroupIds"}
+    if len(kinds) != 1 or (network and access):
+        raise error("one-update")
+
+
+def _some_change(_: Rules, call: Call) -> None:
+    cluster, wanted = _cluster(call.region, call.params["name"]), call.params.get("resourcesVpcConfig") or {}
+    if cluster is None or not set(wanted) & {"endpointPublicAccess", "endpointPrivateAccess", "publicAccessCidrs"}:
+        return
+    had = cluster.resources_vpc_config
+    if all(had.get(name) == value for name, value in wanted.items()):
+        raise error(
+            "no-change",
+            private=str(had["endpointPrivateAccess"]).lower(),
+            public=str(had["endpointPublicAccess"]).lower(),
+            cidrs=", ".join(had["publicAccessCidrs"]),
+        )
+
+
 _CHECKS: Mapping[str, Sequence[Callable[[Rules, Call], None]]] = {
     "s3:PutObject": (_object_tags,),
     "s3:PutObjectTagging": (_object_tags,),
@@ -251,8 +353,10 @@ _CHECKS: Mapping[str, Sequence[Callable[[Rules, Call], None]]] = {
     "autoscaling:CreateOrUpdateTags": (_group_is_there,),
     "autoscaling:DeleteTags": (_group_is_there,),
     "autoscaling:SetDesiredCapacity": (_group_is_there,),
-    "eks:CreateCluster": (_two_zones,),
-    "eks:UpdateClusterConfig": (_same_zones,),
-    "eks:CreateNodegroup": (_sizes_of_new, _template),
+    "eks:CreateCluster": (_known_version, _two_zones),
+    "eks:UpdateClusterConfig": (_one_update, _same_zones, _some_change),
+    "eks:UpdateClusterVersion": (_known_version, _next_version),
+    "eks:CreateNodegroup": (_sizes_of_new, _template, _block, _offered, _versions_of_nodes, _group_quota),
     "eks:UpdateNodegroupConfig": (_sizes_of_live,),
+    "eks:UpdateNodegroupVersion": (_same_template, _versions_of_nodes),
 }

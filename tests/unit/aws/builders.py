@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from modelfleet.infra.aws.facts import AccountFacts
-from modelfleet.infra.aws.preflight import ADDRESS_QUOTA
+from modelfleet.infra.aws.preflight import ADDRESS_QUOTA, NODE_GROUP_QUOTA
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
@@ -68,6 +68,7 @@ def facts(**more: Any) -> AccountFacts:
         "quotas": {
             **{quota.code: 10_000.0 for quota in default_catalog().quotas.values()},
             ADDRESS_QUOTA.code: 5.0,
+            NODE_GROUP_QUOTA.code: 30.0,
         },
     }
     return AccountFacts(**{**usual, **more})

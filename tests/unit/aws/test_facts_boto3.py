@@ -45,7 +45,7 @@ def test_the_facts_are_the_accounts(tmp_path: Path, credentials: None) -> None:
     assert (facts.account, facts.partition, facts.region) == ("123456789012", "aws", "us-west-2")
     assert facts.zones == ("us-west-2a", "us-west-2b", "us-west-2c", "us-west-2d")
     assert facts.offerings["g6.xlarge"] >= {"us-west-2a", "us-west-2b"}
-    assert set(facts.unread) == {"L-0263D0A3", "L-1216C47A", "L-DB2E81BA"}, (
+    assert set(facts.unread) == {"L-0263D0A3", "L-1216C47A", "L-6D54EA21", "L-DB2E81BA"}, (
         "moto has no EC2 quotas, and the facts say so"
     )
 
@@ -104,8 +104,9 @@ def test_quotas_are_read_by_code(tmp_path: Path, credentials: None, monkeypatch:
 
         monkeypatch.setattr(session, "client", client)
         with Stubber(quotas) as stub:
-            for code, value in (("L-0263D0A3", None), ("L-1216C47A", 64.0), ("L-DB2E81BA", 0.0)):
-                asked = {"ServiceCode": "ec2", "QuotaCode": code}
+            wanted = (("L-0263D0A3", None), ("L-1216C47A", 64.0), ("L-6D54EA21", 30.0), ("L-DB2E81BA", 0.0))
+            for code, value in wanted:
+                asked = {"ServiceCode": "eks" if code == "L-6D54EA21" else "ec2", "QuotaCode": code}
                 if value is None:  # as of a quota that the account never had another value of
                     stub.add_client_error("get_service_quota", "NoSuchResourceException", expected_params=asked)
                     answer: dict[str, Any] = {"Quota": {"QuotaCode": code, "Value": 5.0}}
@@ -113,7 +114,7 @@ def test_quotas_are_read_by_code(tmp_path: Path, credentials: None, monkeypatch:
                 else:
                     stub.add_response("get_service_quota", {"Quota": {"QuotaCode": code, "Value": value}}, asked)
             facts = read_facts_with_boto3(plan, session)
-    assert facts.quotas == {"L-0263D0A3": 5.0, "L-1216C47A": 64.0, "L-DB2E81BA": 0.0}
+    assert facts.quotas == {"L-0263D0A3": 5.0, "L-1216C47A": 64.0, "L-6D54EA21": 30.0, "L-DB2E81BA": 0.0}
 
 
 def test_the_command_says_what_it_could_not_read_and_goes_on(
@@ -167,7 +168,7 @@ def test_addresses_cluster_log_group_and_image_are_read(tmp_path: Path, credenti
     assert without_tag.lacks_image is True, "the repository is there, the tag is not"
     assert after.other_addresses == 2, "the stack's own address is no obstacle to it"
     assert after.cluster is not None and after.has_log_group is True and after.lacks_image is False
-    assert set(after.unread) == {"L-0263D0A3", "L-1216C47A", "L-DB2E81BA"}
+    assert set(after.unread) == {"L-0263D0A3", "L-1216C47A", "L-6D54EA21", "L-DB2E81BA"}
 
 
 def test_a_right_that_only_a_check_needs_stops_nothing(

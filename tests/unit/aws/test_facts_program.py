@@ -29,7 +29,9 @@ class Provider:
 
         def group(cluster_name: str, node_group_name: str, **_: Any) -> Any:
             name, size = groups[node_group_name]
-            return SimpleNamespace(tags={"Name": name}, scaling_configs=[SimpleNamespace(desired_size=size)])
+            status = "CREATE_FAILED" if node_group_name == "l4-b" else "ACTIVE"
+            sizes = [SimpleNamespace(desired_size=size)]
+            return SimpleNamespace(tags={"Name": name}, scaling_configs=sizes, status=status)
 
         answers: dict[str, Callable[..., Any]] = {
             "get_clusters": lambda **_: SimpleNamespace(names=list(self.clusters)),
@@ -79,6 +81,7 @@ def test_the_clusters_are_listed_once_for_all_that_is_read_of_one(
     provider = Provider(NAME)
     facts = read(provider, tmp_path, monkeypatch)
     assert (facts.cluster, facts.live_nodes, facts.unread) == (ClusterFact(None), {"l4": 3, "system": 1}, {})
+    assert facts.failed_groups == ("l4-b",)
     assert provider.called.count("get_clusters") == 1
 
 

@@ -77,7 +77,10 @@ def test_a_capacity_block_needs_no_quota(tmp_path: Path) -> None:
         "capacityReservationId": "cr-0123456789abcdef0",
         "zones": ["us-west-2a"],
     }
-    assert sentences(tmp_path, facts(quotas={"L-1216C47A": 28.0, "L-0263D0A3": 1.0}), pools=[block]) == []
+    assert (
+        sentences(tmp_path, facts(quotas={"L-1216C47A": 28.0, "L-0263D0A3": 1.0, "L-6D54EA21": 30.0}), pools=[block])
+        == []
+    )
 
 
 def test_a_quota_that_cannot_be_read_is_reported_and_stops_nothing(tmp_path: Path) -> None:
@@ -179,13 +182,13 @@ def test_all_findings_come_at_once(tmp_path: Path) -> None:
         cluster=ClusterFact("c.eks.amazonaws.com: timed out"),
     )
     said = sentences(tmp_path, known, pools=[L4, A100], kubernetes={"image": IMAGE})
-    assert len(said) == 9, "account, offering, the quotas of G, P, Standard and addresses, image, command and cluster"
+    assert len(said) == 10, "account, offering, quotas of G, P, Standard, addresses, groups, image, command, cluster"
 
 
 def test_the_types_and_quotas_to_query_come_from_the_plan(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, pools=[L4, A100])
     assert instance_types(plan) == ("g6.xlarge", "m7i.2xlarge", "m7i.xlarge", "p4d.24xlarge")
-    assert quota_codes(plan) == ("L-0263D0A3", "L-1216C47A", "L-417A185B", "L-DB2E81BA")
+    assert quota_codes(plan) == ("L-0263D0A3", "L-1216C47A", "L-417A185B", "L-6D54EA21", "L-DB2E81BA")
 
 
 def test_nat_gateways_need_an_elastic_ip_address_each(tmp_path: Path) -> None:
@@ -400,16 +403,41 @@ def test_a_reservation_outside_the_network_is_of_no_use(tmp_path: Path) -> None:
     assert "pools[0].capacityReservationZone: found us-west-2d; the network's zones are us-west-2a, us-west-2b" in said
 
 
-def test_more_node_groups_than_eks_allows_by_default_are_warned_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ladders", "quota", "said"),
+    [
+        pytest.param(6, 30, None, id="27 of 30"),
+        pytest.param(7, 30, "--quota-code L-6D54EA21 --desired-value 31 --region us-west-2", id="31 of 30"),
+        pytest.param(7, 31, None, id="31 of 31"),
+        pytest.param(25, 100, "no account gets more than 100: give pools fewer", id="103 of 100"),
+    ],
+)
+def test_more_node_groups_than_the_account_may_have_are_refused(
+    tmp_path: Path, ladders: int, quota: float, said: str | None
+) -> None:
     """Two zones: 2 groups of the system, 1 of the mirror, and 4 for each ladder of two purchases."""
+    pools = [{**L4, "name": f"l4-{n}", "purchase": ["spot", "on-demand"]} for n in range(ladders)]
+    known = facts(quotas={**facts().quotas, "L-6D54EA21": quota})
+    found = [one for one in sentences(tmp_path, known, pools=pools) if "managed node groups" in one]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
 
-    def warned(count: int) -> list[str]:
-        pools = [{**L4, "name": f"l4-{n}", "purchase": ["spot", "on-demand"]} for n in range(count)]
-        return [one for one in sentences(tmp_path / str(count), facts(), pools=pools) if "node groups" in one]
 
-    assert warned(6) == []
-    (said,) = warned(7)
-    assert "make 31 managed node groups" in said and "EKS allows 30 a cluster" in said
+def test_a_version_is_reached_one_minor_at_a_time(tmp_path: Path) -> None:
+    def said(live: str) -> list[str]:
+        known = facts(system_nodes=(SystemNodes(live, f"{live}.0-20261101", ("m7i.xlarge",)),))
+        found = sentences(tmp_path / live, known, pools=[L4], cluster={"version": "1.35"})
+        return [one for one in found if "one minor version at a time" in one]
+
+    assert said("1.35") == said("1.34") == []
+    assert "found 1.35, and the cluster's nodes have 1.33" in said("1.33")[0]
+    assert said("1.33")[0].endswith("write 1.34, run this, then go on")
+    assert said("1.36")[0].endswith("write 1.36 or 1.37")
+
+
+def test_a_node_group_whose_creation_failed_is_named_with_its_fix(tmp_path: Path) -> None:
+    (said,) = sentences(tmp_path, facts(failed_groups=("l4-a-0123",)), pools=[L4])
+    assert said.endswith("--cluster-name modelfleet-test --nodegroup-name l4-a-0123")
 
 
 LIVE = SystemNodes("1.35", "1.35.0-20261101", ("m7i.xlarge",))

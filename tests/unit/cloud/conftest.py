@@ -16,10 +16,13 @@ from modelfleet.infra.aws.site import site_of
 from modelfleet.infra.planning import Plan
 from tests.unit.aws import builders
 from tools.cloud.evaluator import as_list
+from tools.cloud.joining import needs
 from tools.cloud.server import Listening, listening
 
 BUCKET = "fleet-weights"
 REGION = builders.REGION
+#: What nodes need to join; the policies that the stack attaches have it, and are AWS's own.
+NODE = {"Effect": "Allow", "Action": [need["action"] for need in needs()], "Resource": "*"}
 #: AmazonEKSWorkerNodeMinimalPolicy, which only lets the agent on the node ask for its pods' credentials.
 #: https://docs.aws.amazon.com/aws-managed-policy/latest/reference/AmazonEKSWorkerNodeMinimalPolicy.html
 MINIMAL_NODE = {"Effect": "Allow", "Action": "eks-auth:AssumeRoleForPodIdentity", "Resource": "*"}
@@ -145,11 +148,16 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
 
 
 def subnets_in(cloud: Listening, *zones: str) -> list[str]:
-    """New subnets of a new VPC, one in each zone."""
+    """New public subnets of a new VPC, one in each zone."""
     ec2 = cloud.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
-    made = (
-        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{index}.0/24", AvailabilityZone=zone)
-        for index, zone in enumerate(zones)
-    )
-    return [subnet["Subnet"]["SubnetId"] for subnet in made]
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+    (table,) = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    made = []
+    for index, zone in enumerate(zones):
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{index}.0/24", AvailabilityZone=zone)["Subnet"]
+        ec2.modify_subnet_attribute(SubnetId=subnet["SubnetId"], MapPublicIpOnLaunch={"Value": True})
+        made.append(subnet["SubnetId"])
+    return made

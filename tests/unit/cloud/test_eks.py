@@ -76,6 +76,15 @@ def test_pod_identity_needs_a_role_that_trusts_it_to_tag_sessions(cluster: Clust
     assert eks.list_pod_identity_associations(clusterName="c")["associations"] == []
 
 
+def test_a_creation_that_is_asked_for_again_with_its_token_is_the_same(cluster: Cluster) -> None:
+    """An SDK that waited in vain for an answer asks again, and must not be told that there is one already."""
+    made = cluster.group("g", 0, 0, 1, clientRequestToken="t" * 36)
+    first, again = (cluster.eks.create_nodegroup(**made)["nodegroup"] for _ in range(2))
+    assert first["nodegroupArn"] == again["nodegroupArn"]
+    found = refused(cluster.eks.create_nodegroup, **{**made, "clientRequestToken": "u" * 36})
+    assert found[:2] == (409, "ResourceInUseException")
+
+
 def test_what_belongs_to_a_cluster_ends_with_it(cluster: Cluster) -> None:
     cluster.eks.create_addon(clusterName="c", addonName="coredns")
     cluster.eks.delete_cluster(name="c")

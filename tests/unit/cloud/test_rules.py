@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.aws import policies
-from tests.unit.cloud.conftest import subnets_in
+from tests.unit.cloud.conftest import NODE, subnets_in
 from tests.unit.cloud.test_judge import refused
-from tools.cloud.app import SHORTAGE, SLOW
+from tools.cloud.app import DRAINS, QUOTAS, SHORTAGE, SLOW
 from tools.cloud.server import Listening
 from tools.schema import cloud_rules
 
@@ -95,20 +95,38 @@ class Cluster:
         for name, service in (("cluster", "eks"), ("node", "ec2")):
             trust = json.dumps(policies.service_trust(f"{service}.amazonaws.com"))
             iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)
+        iam.put_role_policy(RoleName="node", PolicyName="join", PolicyDocument=json.dumps(policies.document([NODE])))
         self.role = "arn:aws:iam::123456789012:role/{}".format
         self.subnets = subnets_in(cloud, "us-west-2a", "us-west-2b")
         self.create(self.subnets)
 
-    def create(self, subnets: list[str], name: str = "c") -> None:
+    def create(self, subnets: list[str], name: str = "c", version: str = "1.34") -> None:
         """Makes a cluster."""
         config = {"subnetIds": subnets}
-        self.eks.create_cluster(name=name, roleArn=self.role("cluster"), resourcesVpcConfig=config)
+        role = self.role("cluster")
+        self.eks.create_cluster(name=name, roleArn=role, resourcesVpcConfig=config, version=version)
 
     def group(self, name: str, least: int, desired: int, most: int, **more: Any) -> dict[str, Any]:
         """The arguments of a node group."""
         sizes = {"minSize": least, "desiredSize": desired, "maxSize": most}
         where = {"clusterName": "c", "nodegroupName": name, "subnets": self.subnets}
         return {**where, "nodeRole": self.role("node"), "scalingConfig": sizes, **more}
+
+    def live(self, name: str) -> dict[str, Any]:
+        """A node group, as EKS shows it."""
+        return dict(self.eks.describe_nodegroup(clusterName="c", nodegroupName=name)["nodegroup"])
+
+    def issue(self, name: str) -> tuple[str, str]:
+        """Code and message of what a failed group lacks."""
+        assert self.live(name)["status"] == "CREATE_FAILED"
+        (issue,) = self.live(name)["health"]["issues"]
+        return issue["code"], issue["message"]
+
+    def template(self, name: str, data: dict[str, Any]) -> dict[str, str]:
+        """A new launch template, as node groups name it."""
+        ec2 = self.cloud.client("ec2")
+        made = ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)["LaunchTemplate"]
+        return {"id": made["LaunchTemplateId"], "version": "1"}
 
 
 @pytest.fixture
@@ -232,3 +250,151 @@ def scaled(cluster: Cluster, **more: Any) -> str:
     name = str(found["resources"]["autoScalingGroups"][0]["name"])
     assert name.startswith("eks-l4_spot-a-0123-"), "the autoscaler's priorities know a group by its node group's name"
     return name
+
+
+def test_a_group_does_not_grow_above_the_accounts_vcpus(cluster: Cluster) -> None:
+    """The quota is of a family and a way to buy: six g5.xlarge have 24 vCPUs."""
+    switched(cluster.cloud, QUOTAS, {"L-DB2E81BA": 24})
+    cluster.eks.create_nodegroup(**cluster.group("l4", 0, 0, 9, instanceTypes=["g5.xlarge"]))
+    found = cluster.live("l4")
+    name, scaling = found["resources"]["autoScalingGroups"][0]["name"], cluster.cloud.client("autoscaling")
+    scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=7)
+    (group,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    assert (group["DesiredCapacity"], len(group["Instances"])) == (7, 6)
+    newest = scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]
+    assert "more vCPU capacity than your current vCPU limit of 24 allows" in newest["StatusMessage"]
+    cluster.eks.create_nodegroup(**cluster.group("more", 1, 1, 2, instanceTypes=["g6.xlarge"]))
+    assert cluster.issue("more")[0] == "AsgInstanceLaunchFailures", "the families G and VT share a quota"
+    cluster.eks.create_nodegroup(**cluster.group("spot", 1, 1, 2, instanceTypes=["g6.xlarge"], capacityType="SPOT"))
+    assert cluster.live("spot")["status"] == "ACTIVE"
+
+
+def test_a_cluster_has_at_most_thirty_node_groups(cluster: Cluster) -> None:
+    quotas = cluster.cloud.client("service-quotas")
+    asked = {"ServiceCode": "eks", "QuotaCode": "L-6D54EA21"}
+    assert quotas.get_service_quota(**asked)["Quota"]["Value"] == 30
+    switched(cluster.cloud, QUOTAS, {"L-6D54EA21": 1})
+    assert quotas.get_service_quota(**asked)["Quota"]["Value"] == 1
+    assert quotas.get_aws_default_service_quota(**asked)["Quota"]["Value"] == 30
+    cluster.eks.create_nodegroup(**cluster.group("one", 0, 0, 1))
+    found = refused(cluster.eks.create_nodegroup, **cluster.group("two", 0, 0, 1))
+    assert found[:2] == (400, "ResourceLimitExceededException")
+
+
+def test_a_node_group_is_of_a_type_that_its_zones_have(cluster: Cluster) -> None:
+    found = refused(cluster.eks.create_nodegroup, **cluster.group("g", 0, 0, 1, instanceTypes=["u-6tb1.metal"]))
+    assert found[:2] == (400, "InvalidParameterException")
+
+
+def test_a_capacity_block_is_named_in_the_launch_template(cluster: Cluster) -> None:
+    block = cluster.group("g", 0, 0, 1, capacityType="CAPACITY_BLOCK", instanceTypes=["p4d.24xlarge"])
+    assert refused(cluster.eks.create_nodegroup, **block)[:2] == (400, "InvalidParameterException")
+    target = {"CapacityReservationTarget": {"CapacityReservationId": "cr-0123456789abcdef0"}}
+    data = {
+        "InstanceType": "p4d.24xlarge",
+        "InstanceMarketOptions": {"MarketType": "capacity-block"},
+        "CapacityReservationSpecification": target,
+    }
+    del block["instanceTypes"]
+    cluster.eks.create_nodegroup(**block, launchTemplate=cluster.template("block", data))
+
+
+WRONG = (400, "InvalidParameterException")
+
+
+def test_nodes_have_their_clusters_version_or_the_one_before(cluster: Cluster) -> None:
+    create, update = cluster.eks.create_nodegroup, cluster.eks.update_nodegroup_version
+    group = {"clusterName": "c", "nodegroupName": "g"}
+    assert refused(create, **cluster.group("g", 0, 0, 1, version="1.35"))[:2] == WRONG
+    found = refused(create, **cluster.group("g", 0, 0, 1, version="1.34", releaseVersion="1.35.1-20261101"))
+    assert found == (*WRONG, "Requested release version 1.35.1-20261101 is not valid for kubernetes version 1.34.")
+    create(**cluster.group("g", 0, 0, 1))
+    assert cluster.live("g")["version"] == "1.34"
+    assert refused(update, **group, version="1.35")[:2] == WRONG, "the control plane comes first"
+    cluster.eks.update_cluster_version(name="c", version="1.35")
+    update(**group, version="1.35")
+    assert (cluster.live("g")["version"], cluster.live("g")["releaseVersion"][:5]) == ("1.35", "1.35.")
+    assert refused(update, **group, version="1.34")[:2] == WRONG
+
+
+def test_a_cluster_goes_up_one_minor_version_at_a_time(cluster: Cluster) -> None:
+    update = cluster.eks.update_cluster_version
+    assert refused(cluster.create, subnets=cluster.subnets, name="d", version="1.19") == (
+        *WRONG,
+        "unsupported Kubernetes version",
+    )
+    assert refused(update, name="c", version="1.99") == (*WRONG, "unsupported Kubernetes version")
+    for wanted in ("1.36", "1.34", "1.33"):
+        said = f"Unsupported Kubernetes minor version update from 1.34 to {wanted}"
+        assert refused(update, name="c", version=wanted) == (*WRONG, said)
+    cluster.eks.create_nodegroup(**cluster.group("g", 0, 0, 1))
+    done = update(name="c", version="1.35")["update"]
+    assert cluster.eks.describe_update(name="c", updateId=done["id"])["update"]["status"] == "Successful"
+    said = "Nodegroups g must be updated to match cluster version 1.35 before updating cluster version"
+    assert refused(update, name="c", version="1.36") == (*WRONG, said)
+    assert cluster.eks.describe_cluster(name="c")["cluster"]["version"] == "1.35"
+
+
+def test_a_cluster_takes_one_kind_of_change_a_call(cluster: Cluster) -> None:
+    update = cluster.eks.update_cluster_config
+    logs = {"clusterLogging": [{"types": ["api"], "enabled": True}]}
+    one = (*WRONG, "Only one type of update can be allowed.")
+    access = {"endpointPrivateAccess": True}
+    assert refused(update, name="c", logging=logs, resourcesVpcConfig=access) == one
+    assert refused(update, name="c", resourcesVpcConfig={**access, "subnetIds": cluster.subnets}) == one
+    update(name="c", logging=logs)
+    update(name="c", resourcesVpcConfig=access)
+    live = cluster.eks.describe_cluster(name="c")["cluster"]
+    assert (live["logging"], live["resourcesVpcConfig"]["endpointPrivateAccess"]) == (logs, True)
+    assert live["resourcesVpcConfig"]["subnetIds"] == cluster.subnets, "what a call does not name stays"
+    found = refused(update, name="c", resourcesVpcConfig=access)
+    assert found[2].startswith("Cluster is already at the desired configuration with endpointPrivateAccess: true ,")
+
+
+def test_a_protected_cluster_is_not_deleted(cluster: Cluster) -> None:
+    cluster.eks.update_cluster_config(name="c", deletionProtection=True)
+    assert refused(cluster.eks.delete_cluster, name="c")[:2] == (400, "InvalidRequestException")
+    cluster.eks.update_cluster_config(name="c", deletionProtection=False)
+    cluster.eks.delete_cluster(name="c")
+    groups = cluster.cloud.client("ec2").describe_security_groups()["SecurityGroups"]
+    assert not [one for one in groups if one["GroupName"].startswith("eks-cluster-sg-")], "EKS's own group goes too"
+
+
+def test_a_node_group_keeps_its_launch_template(cluster: Cluster) -> None:
+    first, second = (cluster.template(name, {"EbsOptimized": True}) for name in ("first", "second"))
+    cluster.eks.create_nodegroup(**cluster.group("g", 0, 0, 1, launchTemplate=first))
+    update = cluster.eks.update_nodegroup_version
+    assert refused(update, clusterName="c", nodegroupName="g", launchTemplate=second)[:2] == WRONG
+    update(clusterName="c", nodegroupName="g", launchTemplate=first)
+
+
+def test_an_update_fails_when_a_pod_needs_more_than_fifteen_minutes(cluster: Cluster) -> None:
+    cluster.eks.create_nodegroup(**cluster.group("l4-a", 1, 1, 2))
+    cluster.eks.create_nodegroup(**cluster.group("l4-b", 0, 0, 2))
+    cluster.eks.update_cluster_version(name="c", version="1.35")
+
+    def ends(name: str, **more: Any) -> tuple[str, list[str]]:
+        made = cluster.eks.update_nodegroup_version(clusterName="c", nodegroupName=name, **more)["update"]
+        update = cluster.eks.describe_update(name="c", nodegroupName=name, updateId=made["id"])["update"]
+        return update["status"], [one["errorCode"] for one in update["errors"]]
+
+    switched(cluster.cloud, DRAINS, {"l4-": 901})
+    assert ends("l4-a", version="1.35") == ("Failed", ["PodEvictionFailure"])
+    assert cluster.live("l4-a")["version"] == "1.34", "a failed update leaves the group as it was"
+    assert ends("l4-b", version="1.35") == ("Successful", []), "no node, no pod"
+    assert ends("l4-a", version="1.35", force=True) == ("Successful", [])
+    switched(cluster.cloud, DRAINS, {"l4-": 900})
+    assert ends("l4-a", releaseVersion="1.35.9-20261130") == ("Successful", [])
+
+
+def test_a_failed_node_group_is_deleted_never_updated(cluster: Cluster) -> None:
+    cluster.cloud.cloud.rules.short_of(("g5.xlarge", "*"))
+    cluster.eks.create_nodegroup(**cluster.group("g", 1, 1, 2, instanceTypes=["g5.xlarge"]))
+    cluster.cloud.cloud.rules.short_of()
+    wanted = (409, "ResourceInUseException", "Nodegroup cannot be updated as it is currently not in Active State")
+    group = {"clusterName": "c", "nodegroupName": "g"}
+    assert refused(cluster.eks.update_nodegroup_config, **group, scalingConfig={"maxSize": 3}) == wanted
+    assert refused(cluster.eks.update_nodegroup_version, **group) == wanted
+    cluster.eks.delete_nodegroup(**group)
+    cluster.eks.create_nodegroup(**cluster.group("g", 1, 1, 2, instanceTypes=["g5.xlarge"]))
+    assert cluster.live("g")["status"] == "ACTIVE"

@@ -128,3 +128,24 @@ def test_the_longest_pool_name_leaves_room_for_rung_zone_and_suffix(purchase: An
 def test_a_ladder_that_cannot_be_made_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Pool.model_validate(pool(**keys))
+
+
+@pytest.mark.parametrize(
+    ("pools", "zones", "said"),
+    [
+        pytest.param(8, 3, None, id="28 of 30"),
+        pytest.param(20, 3, "may make 64 managed node groups with the system pool's", id="20 pools in 3 zones"),
+        pytest.param(20, 1, None, id="20 pools in one zone each"),
+        pytest.param(33, 3, "no account gets more than 100", id="103"),
+    ],
+)
+def test_more_node_groups_than_a_new_account_has_are_told_with_what_helps(
+    pools: int, zones: int, said: str | None
+) -> None:
+    """A group per pool and zone, three of the system pool, one of the mirror. EKS would refuse the thirty-first halfway."""
+    own = {} if zones == 3 else {"zones": ["us-east-1a"]}
+    made = planned([model()], stack(*(pool(name=f"p{n}", **own) for n in range(pools)), network={"zones": 3}))
+    found = [one for one in made.notices if "managed node groups" in one.message]
+    assert [one.path for one in found] == ([] if said is None else ["modelfleet:pools"])
+    assert said is None or said in found[0].message
+    assert said is None or "give pools fewer `zones` or `purchase`s, or make two stacks" in found[0].message

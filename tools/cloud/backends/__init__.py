@@ -1,4 +1,4 @@
-"""What moto lacks, answered by us over the same HTTP: of EKS, Auto Scaling, ElastiCache, Pod Identity, CodeBuild."""
+"""What moto lacks, answered by us over the same HTTP: of EKS, Auto Scaling, quotas, ElastiCache, Pod Identity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.cloud import groups
 from tools.cloud.answers import Answer
-from tools.cloud.backends import ec2, elasticache
+from tools.cloud.backends import ec2, elasticache, quotas
 from tools.cloud.backends.codebuild import CodeBuild
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
@@ -21,8 +21,9 @@ class Backends:
     """All backends of one cloud, with their state."""
 
     def __init__(self, callers: Callers, rules: Rules) -> None:
-        self.eks = Eks()
+        self._rules = rules
         self.scaling = Scaling(rules)
+        self.eks = Eks(self.scaling)
         self.pod_identity = PodIdentity(self.eks, callers)
         self.codebuild = CodeBuild(callers)
 
@@ -34,7 +35,9 @@ class Backends:
         if call.service == "codebuild":
             return self.codebuild.answer(call, url)
         if call.service == "eks":
-            return self.eks.answer(call)
+            return self.eks.answer(call, url)
+        if call.service == "servicequotas":
+            return quotas.answer(call, self._rules)
         if call.service == "eks-auth":
             return self.pod_identity.answer(call)
         if call.service == "elasticache":
@@ -55,11 +58,12 @@ class Backends:
 
     def after(self, call: Call) -> None:
         """What AWS does behind a call that moto has accepted."""
-        if call.service == "eks":
-            groups.after(call)
+        if (call.service, call.operation) == ("logs", "DeleteLogGroup"):
+            self.eks.log_group_deleted(call)
 
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""
+        self._rules.quotas.clear()
         self.eks.forget()
         self.codebuild.forget()
         self.scaling.forget()

@@ -1,7 +1,7 @@
-"""EKS: which operations are ours (add-ons, access entries, Pod Identity associations, their tags), and access entries.
+"""EKS: all operations, on clusters and node groups that moto keeps, and access entries.
 
 Operations, parameters and errors are those of botocore's model of EKS. Everything becomes ACTIVE at once, and ends with
-its cluster, which is moto's.
+its cluster.
 https://docs.aws.amazon.com/eks/latest/APIReference/API_Operations.html
 """
 
@@ -16,22 +16,40 @@ from typing import Any
 from moto.eks.models import EKSBackend, eks_backends
 
 from tools.cloud.answers import Answer, Error, as_json
-from tools.cloud.backends import addons, associations
+from tools.cloud.backends import addons, associations, clusters, node_groups
 from tools.cloud.backends.parts import Item, Parts, absent, arn_of, in_use, now, require_role, wrong
+from tools.cloud.backends.scaling import Scaling
 from tools.cloud.callers import ACCOUNT
+from tools.cloud.reach import ApiServers
 from tools.cloud.wire import Call
 
 #: Access policies that EKS has. https://docs.aws.amazon.com/eks/latest/userguide/access-policy-permissions.html
 _ACCESS_POLICY = re.compile(r"arn:aws[\w-]*:eks::aws:cluster-access-policy/AmazonEKS\w+Policy")
+_OF_CLUSTERS = frozenset(
+    {
+        "CreateCluster",
+        "DescribeCluster",
+        "UpdateClusterConfig",
+        "UpdateClusterVersion",
+        "DeleteCluster",
+        "DescribeUpdate",
+    }
+)
 #: Kinds of our parts in an ARN, before the cluster's name.
 _KINDS = re.compile(r":(?:addon|access-entry|podidentityassociation)/([^/]+)/")
 
 
 class Eks:
-    """The parts of all clusters."""
+    """All clusters with their parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, scaling: Scaling) -> None:
+        self.servers = ApiServers()
+        self.node_groups = node_groups.NodeGroups(scaling)
         self._parts: dict[tuple[str, str], Parts] = {}
+        #: Regions and log groups of clusters that have gone and still have something to write.
+        self._late_logs: set[tuple[str, str]] = set()
+        #: Answers by region, operation and token: an SDK that got no answer asks again with the same token.
+        self._answered: dict[tuple[str, str, str], Answer] = {}
         self._lock = threading.RLock()
         self._operations: Mapping[str, Callable[[Parts, Call], Item]] = {
             "CreateAddon": lambda parts, call: addons.create(parts, call, _kubernetes_version(call)),
@@ -52,23 +70,63 @@ class Eks:
             "ListPodIdentityAssociations": associations.list_all,
             "UpdatePodIdentityAssociation": associations.update,
             "DeletePodIdentityAssociation": associations.delete,
+            "CreateNodegroup": self.node_groups.create,
+            "DescribeNodegroup": lambda parts, call: {"nodegroup": node_groups.shown(node_groups.find(call))},
+            "UpdateNodegroupConfig": self.node_groups.update_config,
+            "UpdateNodegroupVersion": self.node_groups.update_version,
+            "DeleteNodegroup": self.node_groups.delete,
         }
 
-    def answer(self, call: Call) -> Answer | None:
-        """The answer to an operation of ours; None for those that moto has."""
+    def answer(self, call: Call, url: str) -> Answer | None:
+        """The answer to an operation of ours; None for those that moto has. `url` is where this cloud listens."""
         with self._lock:
-            if call.operation == "DescribeAddonVersions":
-                return as_json(addons.describe_versions(call))
-            if call.operation in _TAGGING:
-                return self._tagging(call)
-            operation = self._operations.get(call.operation)
-            if operation is None:
-                return None
-            return as_json(operation(self.of(call.region, str(call.params["clusterName"])), call))
+            key = (call.region, call.operation, str(call.params.get("clientRequestToken")))
+            if key in self._answered:
+                return self._answered[key]
+            found = self._carried_out(call, url)
+            if found is not None and call.params.get("clientRequestToken"):
+                self._answered[key] = found
+            return found
+
+    def _carried_out(self, call: Call, url: str) -> Answer | None:
+        if call.operation in _OF_CLUSTERS:
+            return as_json(self._of_cluster(call, url))
+        if call.operation == "DescribeAddonVersions":
+            return as_json(addons.describe_versions(call))
+        if call.operation in _TAGGING:
+            return self._tagging(call)
+        operation = self._operations.get(call.operation)
+        if operation is None:
+            return None
+        return as_json(operation(self.of(call.region, str(call.params["clusterName"])), call))
+
+    def _of_cluster(self, call: Call, url: str) -> Item:
+        """Operations that name their cluster `name`."""
+        if call.operation == "CreateCluster":
+            return clusters.create(call, url, self.servers)
+        if call.operation == "DescribeCluster":
+            return clusters.describe(call, url, self.servers)
+        if call.operation == "DeleteCluster":
+            return clusters.delete(call, self._late_logs, url, self.servers)
+        parts = self.of(call.region, str(call.params["name"]))
+        if call.operation == "UpdateClusterConfig":
+            return clusters.update_config(parts, call)
+        if call.operation == "UpdateClusterVersion":
+            return clusters.update_version(parts, call)
+        update = parts.updates.get(str(call.params["updateId"]))
+        if update is None:
+            raise absent(f"No update found for ID: {call.params['updateId']}.")
+        return {"update": update}
+
+    def log_group_deleted(self, call: Call) -> None:
+        """What EKS does when a deleted cluster's log group goes."""
+        clusters.log_group_deleted(call, self._late_logs)
 
     def _tagging(self, call: Call) -> Answer | None:
-        """Tags of a part of ours; None for a cluster's or a node group's."""
+        """Tags of a node group or of a part of ours; None for a cluster's."""
         arn = str(call.params["resourceArn"])
+        if group := node_groups.with_arn(call.region, arn):
+            return as_json(_TAGGING[call.operation](group.tags, call.params))
         named = _KINDS.search(arn)
         if named is None:
             return None
@@ -91,7 +149,7 @@ class Eks:
     def values(self, call: Call) -> Mapping[str, Any]:
         """What the ARNs of a call's needs have and its parameters have not: ids that AWS gave, an add-on's role."""
         params = call.params
-        cluster, found = str(params.get("clusterName", "")), dict[str, Any]()
+        cluster, found = str(params.get("clusterName") or params.get("name", "")), dict[str, Any]()
         if "nodegroupName" in params and (live := _moto(call.region).clusters.get(cluster)):
             group = live.nodegroups.get(params["nodegroupName"])
             found["nodegroupUuid"] = str(group.arn).rpartition("/")[2] if group else "*"
@@ -108,6 +166,10 @@ class Eks:
         """Loses everything."""
         with self._lock:
             self._parts.clear()
+            self._late_logs.clear()
+            self._answered.clear()
+            self.node_groups.drains.clear()
+            self.servers = ApiServers()
 
 
 def _moto(region: str) -> EKSBackend:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from moto.eks.exceptions import EKSError
 
 from tools.cloud.answers import Error
 from tools.cloud.callers import ACCOUNT, PARTITION, iam
@@ -15,13 +20,17 @@ Item = dict[str, Any]
 
 @dataclass
 class Parts:
-    """Add-ons by name, access entries by principal, access policies by principal and policy, associations by id."""
+    """Add-ons by name, access entries by principal, access policies by principal and policy, associations by id.
+
+    Updates of the cluster and of its node groups are by id.
+    """
 
     made_with: str
     addons: dict[str, Item] = field(default_factory=dict)
     entries: dict[str, Item] = field(default_factory=dict)
     policies: dict[tuple[str, str], Item] = field(default_factory=dict)
     associations: dict[str, Item] = field(default_factory=dict)
+    updates: dict[str, Item] = field(default_factory=dict)
 
     def tagged(self, arn: str) -> Item | None:
         """The part with this ARN; it has `tags`."""
@@ -58,3 +67,22 @@ def require_role(arn: str) -> None:
     """Raises `Error` if there is no such role."""
     if arn not in {role.arn for role in list(iam().get_roles())}:
         raise wrong(f"Role {arn} does not exist")
+
+
+def as_refused(error: EKSError) -> Error:
+    """moto's refusal, whose words are EKS's."""
+    return Error(error.STATUS, error.TYPE, str(json.loads(error.description)["message"]))  # type: ignore[attr-defined]
+
+
+def update_of(parts: Parts, kind: str, params: Mapping[str, Any], errors: Sequence[Item] = ()) -> Item:
+    """A new update, which has ended: with errors it changed nothing."""
+    made = {
+        "id": str(uuid.uuid4()),
+        "status": "Failed" if errors else "Successful",
+        "type": kind,
+        "params": [{"type": name, "value": json.dumps(value)} for name, value in params.items()],
+        "createdAt": now(),
+        "errors": list(errors),
+    }
+    parts.updates[str(made["id"])] = made
+    return made

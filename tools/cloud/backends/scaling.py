@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 from xml.sax.saxutils import escape
 
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.eks.models import eks_backends
 
+from modelfleet.infra.catalog import Quota, default_catalog
 from tools.cloud.answers import REQUEST_ID, Answer, as_xml
 from tools.cloud.callers import ACCOUNT
 from tools.cloud.rules import Rules, bought_as, error, types_of, zones_of
@@ -63,13 +65,32 @@ class Scaling:
         with self._lock:
             self._groups.clear()
 
+    def instances(self, region: str, node_group: Any) -> list[str]:
+        """The types of a group's instances, after another try to have as many as it wants."""
+        with self._lock:
+            group = self._of(region, node_group)
+            self._launch(region, node_group, group)
+            return list(group.instances)
+
+    def why_fewer(self, region: str, node_group: Any) -> str:
+        """Why a group has fewer instances than it wants; "" if it has them."""
+        wanted = int(node_group.scaling_config["desiredSize"])
+        if len(self.instances(region, node_group)) >= wanted:
+            return ""
+        return self._of(region, node_group).activities[0]["StatusMessage"]
+
+    def resized(self, region: str, node_group: Any) -> None:
+        """Takes the sizes that EKS has set."""
+        with self._lock:
+            self._resize(region, node_group, int(node_group.scaling_config["desiredSize"]))
+
     def _named(self, call: Call) -> list[Any]:
         """The node groups whose groups a call names."""
         wanted = call.params.get("AutoScalingGroupNames") or [call.params.get("AutoScalingGroupName")]
         return [group for group in node_groups(call.region) if group_name(group) in wanted]
 
-    def _of(self, call: Call, node_group: Any) -> Group:
-        key = (call.region, str(node_group.arn))
+    def _of(self, region: str, node_group: Any) -> Group:
+        key = (region, str(node_group.arn))
         made = Group(int(node_group.scaling_config["desiredSize"]))
         return self._groups.setdefault(key, made)
 
@@ -80,35 +101,62 @@ class Scaling:
         if not least <= wanted <= most:
             said = f"below min value {least}" if wanted < least else f"above max value {most}"
             raise error("desired-outside", desired=wanted, said=said)
-        group = self._of(call, node_group)
-        group.desired = wanted
-        del group.instances[wanted:]
-        self._launch(call, node_group, group)
+        self._resize(call.region, node_group, wanted)
+        node_group.scaling_config["desiredSize"] = wanted  # EKS shows the size that the group has
         return ""
 
-    def _launch(self, call: Call, node_group: Any, group: Group) -> None:
+    def _resize(self, region: str, node_group: Any, wanted: int) -> None:
+        group = self._of(region, node_group)
+        group.desired = wanted
+        del group.instances[wanted:]
+        self._launch(region, node_group, group)
+
+    def _launch(self, region: str, node_group: Any, group: Group) -> None:
         """Instances until there are as many as desired, or until EC2 refuses one."""
-        purchase = bought_as(call.region, node_group)
+        purchase = bought_as(region, node_group)
         while len(group.instances) < group.desired:
-            kinds, zones = types_of(call.region, node_group), zones_of(call.region, node_group)
-            started = [k for k in kinds for z in zones if not self._rules.is_short(k, z, purchase)]
+            kinds, zones = types_of(region, node_group), zones_of(region, node_group)
+            found = [k for k in kinds for z in zones if not self._rules.is_short(k, z, purchase)]
+            started = [kind for kind in found if not self._above_quota(region, kind, purchase)]
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             activity = {"Description": "Launching a new EC2 instance", "StartTime": now}
             if not started:
-                called = "Spot" if purchase == "spot" else "On-Demand"
-                said = error("node-capacity", purchase=called, instance_type=kinds[0], zone=zones[0]).message
+                said = self._why_none(kinds, zones, purchase, enough=bool(found))
                 group.activities.insert(0, {**activity, "StatusCode": "Failed", "StatusMessage": said})
                 return
             group.instances.append(started[0])
             group.activities.insert(0, {**activity, "StatusCode": "Successful", "StatusMessage": ""})
+
+    def _why_none(self, kinds: list[str], zones: list[str], purchase: str, *, enough: bool) -> str:
+        """Auto Scaling's words: EC2 has none of the types, or (`enough`) the account may not have more of them."""
+        if enough:
+            quota = _quota(kinds[0], purchase)
+            limit = self._rules.quota(quota.code) if quota else 0
+            return error("vcpu-quota", limit=f"{limit:g}").message
+        called = "Spot" if purchase == "spot" else "On-Demand"
+        return error("node-capacity", purchase=called, instance_type=kinds[0], zone=zones[0]).message
+
+    def _above_quota(self, region: str, kind: str, purchase: str) -> bool:
+        """Whether one more instance would be above the account's vCPUs of its family and purchase."""
+        quota = _quota(kind, purchase)
+        if quota is None:  # a Capacity Block
+            return False
+        used = sum(
+            _vcpus(one)
+            for group in node_groups(region)
+            if (own := self._groups.get((region, str(group.arn))))
+            for one in own.instances
+            if _quota(one, bought_as(region, group)) == quota
+        )
+        return used + _vcpus(kind) > self._rules.quota(quota.code)
 
     def _describe(self, call: Call) -> str:
         return f"<AutoScalingGroups>{''.join(self._described(call))}</AutoScalingGroups>"
 
     def _described(self, call: Call) -> Iterator[str]:
         for node_group in self._named(call):
-            group, sizes = self._of(call, node_group), node_group.scaling_config
-            self._launch(call, node_group, group)
+            group, sizes = self._of(call.region, node_group), node_group.scaling_config
+            self._launch(call.region, node_group, group)
             zones = zones_of(call.region, node_group)
             instances = (
                 {"InstanceId": f"i-{number:017x}", "InstanceType": kind, "AvailabilityZone": zones[0]}
@@ -131,12 +179,21 @@ class Scaling:
 
     def _activities(self, call: Call) -> str:
         (node_group,) = self._named(call)
-        name, group = group_name(node_group), self._of(call, node_group)
+        name, group = group_name(node_group), self._of(call.region, node_group)
         found = (
             _member({"ActivityId": f"{index}", "AutoScalingGroupName": name, "Cause": "desired capacity", **one})
             for index, one in enumerate(group.activities)
         )
         return f"<Activities>{''.join(found)}</Activities>"
+
+
+def _quota(kind: str, purchase: str) -> Quota | None:
+    """A reservation counts as on demand."""
+    return default_catalog().quota(kind, {"reservation": "on-demand"}.get(purchase, purchase))
+
+
+def _vcpus(kind: str) -> int:
+    return int(INSTANCE_TYPES[kind]["VCpuInfo"]["DefaultVCpus"])
 
 
 def _member(values: Mapping[str, object], *inner: str) -> str:

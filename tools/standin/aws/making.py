@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
+import botocore.session
 from botocore.exceptions import ClientError
+from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
 
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, Refused
 from tools.standin.aws.session import Aws, error_code, explain
 
 ACCOUNT = "123456789012"
 """moto's account."""
+POLL_S = 1.0
+"""Between two looks at an update that goes on."""
 
 
 def is_absent(error: Exception) -> bool:
@@ -115,3 +122,38 @@ def retag_eks(call: Call[Aws], arn: str, state: Props, inputs: Props) -> None:
         eks.untag_resource(resourceArn=arn, tagKeys=gone)
     if changed := {name: text for name, text in wanted.items() if had.get(name) != text}:
         eks.tag_resource(resourceArn=arn, tags=changed)
+
+
+def ended(eks: Any, update: Props, **named: str) -> None:
+    """Waits for an update of EKS; raises `Refused` in the Terraform provider's words if it fails.
+
+    terraform-provider-aws internal/service/eks (`waitClusterUpdateSuccessful`, `waitNodegroupUpdateSuccessful`).
+    """
+    while update["status"] == "InProgress":
+        time.sleep(POLL_S)
+        update = eks.describe_update(updateId=update["id"], **named)["update"]
+    if update["status"] == "Successful":
+        return
+    causes = [
+        f"{', '.join(one.get('resourceIds') or ())}: {one['errorCode']}: {one['errorMessage']}"
+        for one in update["errors"]
+    ]
+    raise Refused(
+        f"waiting for update ({update['id']}) of {':'.join(named.values())}: unexpected state '{update['status']}', "
+        f"wanted target 'Successful'. last error: {'; '.join(causes)}"
+    )
+
+
+@cache
+def service_model(service: str) -> ServiceModel:
+    """botocore's model of a service."""
+    return botocore.session.get_session().get_service_model(service)
+
+
+def validated(service: str, operation: str, params: Props) -> Props:
+    """Returns `params` unchanged; raises `Refused` with botocore's report if the operation would not take them."""
+    shape: Any = service_model(service).operation_model(operation).input_shape
+    report = ParamValidator().validate(params, shape)
+    if report.has_errors():
+        raise Refused(f"{operation}: {report.generate_report()}")
+    return params

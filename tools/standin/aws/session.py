@@ -77,15 +77,9 @@ class Aws:
                     self._clients[key].meta.events.register("after-call.*", self._after_client_call)
             return self._clients[key]
 
-    def before_call(self, service: str, operation: str, about: str = "") -> None:
-        """Lets a test's script make this call fail."""
-        if self._faults is not None:
-            self._faults.before(service, operation, about)
-
     def _before_client_call(self, params: Props, model: Any, **_: Any) -> None:
-        about = "table" if params.get("Bucket") == "standin-table" else repr(sorted(params.items(), key=str))
-        if about != "table":
-            self.before_call(model.service_model.service_name, model.name, about)
+        if self._faults is not None:
+            self._faults.before(model.service_model.service_name, model.name, repr(sorted(params.items(), key=str)))
 
     def _after_client_call(self, model: Any, **_: Any) -> None:
         if self._faults is not None:

@@ -7,7 +7,6 @@ from typing import Any
 from modelfleet.infra.provider import Autoname, Call, Made, Props, Refused, ResourceDef
 from tools.standin.aws import making
 from tools.standin.aws.session import Aws
-from tools.standin.aws.table import validated
 
 #: Inputs that go into the template's data; EC2 has other names for three of them.
 _DATA = frozenset(
@@ -64,7 +63,7 @@ def _form(key: str, value: Any) -> Any:
 
 def _checked(operation: str, params: Props) -> Props:
     data = params["LaunchTemplateData"]
-    validated("ec2", operation, params)
+    making.validated("ec2", operation, params)
     if data.get("NetworkInterfaces") and data.get("SecurityGroupIds"):
         raise Refused(f"{operation}: InvalidParameterCombination: set the security groups in the network interfaces")
     return params

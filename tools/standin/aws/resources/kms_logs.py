@@ -8,7 +8,6 @@ from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, Res
 from tools.standin.aws.making import as_tags, client, from_tags, live_tags, made, region, unless_absent
 from tools.standin.aws.resources.s3_settings import same_json
 from tools.standin.aws.session import Aws
-from tools.standin.aws.table import Table
 
 # --- key -------------------------------------------------------------------------------------------------
 
@@ -180,18 +179,8 @@ def _update_logs(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props
     return {"tagsAll": wanted}
 
 
-def late_logs(group: str) -> str:
-    """The table's entry that says: a deleted cluster still has logs to write to this group."""
-    return f"logs/late{group}"
-
-
 def _delete_logs(call: Call[Aws], id: str, state: Props) -> None:
-    """EKS writes a cluster's last logs after it is gone, and then makes the group again (terraform-aws-eks#2763)."""
-    logs, table = client(call, "logs", state), Table(call.session)
-    unless_absent(lambda: logs.delete_log_group(logGroupName=id))
-    if table.find(late_logs(id)) is not None:
-        table.delete(late_logs(id))
-        logs.create_log_group(logGroupName=id)
+    unless_absent(lambda: client(call, "logs", state).delete_log_group(logGroupName=id))
 
 
 LOGS = ResourceDef(
