@@ -54,8 +54,13 @@ def kind_of(engine: EngineConfig) -> ModelKind:
     return "embedding" if pools or engine.model_type == "embedding" else "text"
 
 
-def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code: CodeArtifact) -> ServeApplication:
-    """One Serve application per model, its whole file in `args`, its code named by content."""
+def application(
+    model: ModelConfig, cards: Sequence[Mapping[str, Any]], mirror: MirrorPlan, bucket: str | None, code: CodeArtifact
+) -> ServeApplication:
+    """One Serve application per model, its whole file in `args`, its code named by content.
+
+    `cards` are those that its nodes may have, where the pool falls back on others; otherwise none, and `args` lack them.
+    """
     args: dict[str, Any] = {
         "model": model.model_dump(mode="json", exclude_unset=True),
         "weights": {
@@ -63,6 +68,7 @@ def application(model: ModelConfig, mirror: MirrorPlan, bucket: str | None, code
             "revision": mirror.revision,
             "mirror": f"s3://{bucket}/{mirror.prefix}" if mirror.prefix else None,
         },
+        **({"cards": list(cards)} if cards else {}),
     }
     return ServeApplication(
         name=model.slug,
