@@ -463,6 +463,11 @@ class Plan:
         return (*self.pools, *((self.copies.pool,) if self.copies.pool else ()))
 
     @property
+    def returning(self) -> tuple[PoolPlan, ...]:
+        """The pools whose workers return to an earlier rung."""
+        return tuple(pool for pool in self.pools if pool.return_after_s is not None)
+
+    @property
     def head_survives(self) -> bool:
         """Whether a Ray head that dies comes back to the replicas that it had."""
         return self.head_storage is not None or self.ray_cluster.redis_address is not None
