@@ -37,8 +37,8 @@ def on_this_card(
     if card is None:
         raise EngineError(
             f"this node's card is {name!r}, but {model.model_id} has engine arguments for "
-            f"{', '.join(one.accelerator for one in cards)}; give the pool nodes with one of them, or name this card in "
-            "a `fallback` of the pool"
+            f"{', '.join(one.accelerator for one in cards)}; give the pool nodes with one of them, or name this card "
+            "in a `fallback` of the pool"
         )
     report(f"{model.model_id} has the engine arguments for {card.accelerator}: the node's card is {name}")
     engine = model.engine_config.model_copy(update={"engine_kwargs": card.engine_kwargs})

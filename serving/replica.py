@@ -58,9 +58,7 @@ logger = logging.getLogger("ray.serve")
 class VllmReplica:
     """Serve deployment: builds vLLM's FastAPI application when the replica starts."""
 
-    def __init__(
-        self, model: dict[str, Any], weights: dict[str, Any], cards: Sequence[dict[str, Any]] = ()
-    ) -> None:
+    def __init__(self, model: dict[str, Any], weights: dict[str, Any], cards: Sequence[dict[str, Any]] = ()) -> None:
         self._model = ModelConfig.model_validate(model)
         self._cards = [Card.model_validate(card) for card in cards]
         self._weights = weights

@@ -59,7 +59,7 @@ def application(
 ) -> ServeApplication:
     """One Serve application per model, its whole file in `args`, its code named by content.
 
-    `cards` are those that its nodes may have, where the pool falls back on others; otherwise none, and `args` lack them.
+    `cards` are those that its nodes may have where the pool falls back on others; without any `args` lack them.
     """
     args: dict[str, Any] = {
         "model": model.model_dump(mode="json", exclude_unset=True),

@@ -155,7 +155,9 @@ def _wrong_fallbacks(index: int, stack: LoadedStack, catalog: Catalog) -> list[F
         own = {one.name: one.gpus for one in _types_of(other, catalog)}
         if len({*gpus.values(), *own.values()}) > 1:
             shapes = ", ".join(f"{name} has {count}" for name, count in {**gpus, **own}.items())
-            found.append(stack.finding(path, f"found types with different numbers of GPUs ({shapes}); use another pool"))
+            found.append(
+                stack.finding(path, f"found types with different numbers of GPUs ({shapes}); use another pool")
+            )
         gpus |= own
     return found
 
@@ -200,7 +202,8 @@ def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, ca
     price = usd_per_hour(catalog, names, stack.region) if set(pool.purchases) != {"capacity-block"} else None
     rank = usd_per_hour(catalog, names, stack.region) or usd_per_hour(catalog, names, REFERENCE_REGION) or 0.0
     node = node_shape(all_types, catalog, made_here=stack.config.target.makes_cluster, reserve=pool.reserve)
-    return Candidate(pool.accelerator, names, node, max(t.vcpus for t in types), price, rank, _others(pool, stack, catalog))
+    vcpus, others = max(t.vcpus for t in types), _others(pool, stack, catalog)
+    return Candidate(pool.accelerator, names, node, vcpus, price, rank, others)
 
 
 def _others(pool: Pool, stack: LoadedStack, catalog: Catalog) -> tuple[OtherNode, ...]:

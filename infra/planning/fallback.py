@@ -39,7 +39,8 @@ def without_fallbacks(model: ModelConfig) -> ModelConfig:
 def cards_of(model: ModelConfig, fallbacks: Sequence[OnFallback], catalog: Catalog) -> list[dict[str, Any]]:
     """Each card that a replica may find itself on, for its application; none where the pool has no fallback.
 
-    The accelerators' table is not beside the GPU, so that a corrected number restarts no model: NVML's words come along.
+    NVML's words come along, because the accelerators' table is not beside the GPU: a corrected number restarts no
+    model.
     """
     if not fallbacks:
         return []
@@ -92,7 +93,9 @@ def _on(
     document = dataclasses.replace(model.document, data=config.model_dump(mode="json", exclude_unset=True))
     there = LoadedModel(config, document)
     known = facts.get(model.config.model_id)
-    own = {(one.path, one.message) for one in [*model_findings(model, known, catalog), *bad_combinations([model], facts)]}
+    own = {
+        (one.path, one.message) for one in [*model_findings(model, known, catalog), *bad_combinations([model], facts)]
+    }
     at = _entry(model, card)
     for one in [*model_findings(there, known, catalog), *bad_combinations([there], facts)]:
         if one.severity is Severity.NOTICE or (one.path, one.message) in own:
@@ -118,7 +121,7 @@ def _unused(stack: LoadedStack, pool: str, cards: Sequence[str], model: LoadedMo
         if one.accelerator not in cards:
             entry = f"{{accelerator: {one.accelerator}, instanceTypes: [...]}}"
             message = (
-                f"has no effect on stack {stack.name}: its pool {pool} does not fall back on {one.accelerator}; give the "
-                f"pool `fallback: [{entry}]`"
+                f"has no effect on stack {stack.name}: its pool {pool} does not fall back on {one.accelerator}; give "
+                f"the pool `fallback: [{entry}]`"
             )
             yield model.document.finding(("scaling_config", "fallback", index), message, Severity.NOTICE)

@@ -128,14 +128,7 @@ def _no_return(stack: LoadedStack) -> list[Finding]:
 
 def _not_made_here(stack: LoadedStack) -> list[Finding]:
     fallbacks = [
-        stack.finding(
-            ("pools", index, "fallback"),
-            "has no effect on this machine, whose card the pool has"
-            if stack.config.target.on_this_machine
-            else f"found {', '.join(one.accelerator for one in pool.fallback)}, but target {stack.config.target} makes no "
-            f"nodes; whoever makes those of {pool.name} has to try one after another",
-            Severity.WARNING,
-        )
+        stack.finding(("pools", index, "fallback"), _left_to_others(stack, pool), Severity.WARNING)
         for index, pool in enumerate(stack.config.pools)
         if pool.fallback
     ]
@@ -149,6 +142,16 @@ def _not_made_here(stack: LoadedStack) -> list[Finding]:
         for index, pool in enumerate(stack.config.pools)
         if len(pool.purchases) > 1
     ]
+
+
+def _left_to_others(stack: LoadedStack, pool: Pool) -> str:
+    if stack.config.target.on_this_machine:
+        return "has no effect on this machine, whose card the pool has"
+    names = ", ".join(one.accelerator for one in pool.fallback)
+    return (
+        f"found {names}, but target {stack.config.target} makes no nodes; whoever makes those of {pool.name} has to "
+        "try one after another"
+    )
 
 
 def _zones(pool: Pool, purchase: Purchase) -> tuple[str, ...] | None:

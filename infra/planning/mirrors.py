@@ -140,10 +140,18 @@ def _pool(stack: LoadedStack, catalog: Catalog) -> PoolPlan:
         cost=CostRange(0.0, most),
         rungs=(
             Rung(
-                MIRROR_POOL, "on-demand", (name,), None, None, 0, labels, price,
-                single_zone=True, vcpus_per_node=known.vcpus if known else 0,
+                MIRROR_POOL,
+                "on-demand",
+                (name,),
+                None,
+                None,
+                0,
+                labels,
+                price,
+                single_zone=True,
+                vcpus_per_node=known.vcpus if known else 0,
             ),
-        ),  # fmt: skip
+        ),
     )
 
 

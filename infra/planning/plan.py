@@ -245,7 +245,7 @@ ModelKind = Literal["text", "embedding", "reranker", "classifier", "pooling", "o
 
 @dataclass(frozen=True)
 class OnFallback:
-    """A model on another accelerator of its pool: the engine arguments that it has there, and what follows from them."""
+    """A model on another accelerator of its pool: its engine arguments there, and what follows from them."""
 
     accelerator: str
     engine_kwargs: Mapping[str, Any]

@@ -141,8 +141,8 @@ class Pool(StackSection):
     )
     return_after_minutes: PositiveInt | None = Field(
         None,
-        description="Minutes that a worker runs on a later purchase or fallback before the stack asks for an earlier one "
-        "again and moves it there; default: it stays.",
+        description="Minutes that a worker runs on a later purchase or fallback before the stack asks for an earlier "
+        "one again and moves it there; default: it stays.",
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."

@@ -24,8 +24,8 @@ class Accelerator:
     """A GPU: memory in MiB as sold and as CUDA reports it, compute capability as (major, minor), EC2's name of it.
 
     `batched_tokens` and `sequences` are vLLM's defaults for a server on this card (`get_batch_defaults`); `formats` the
-    number formats that its tensor cores compute in; `nvlink` whether its cards reach each other without PCIe; `nvml` the
-    words of NVML's name by which it is known.
+    number formats that its tensor cores compute in; `nvlink` whether its cards reach each other without PCIe; `nvml`
+    the words of NVML's name by which it is known.
     """
 
     name: str

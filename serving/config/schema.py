@@ -196,7 +196,7 @@ class Fallback(Section):
     @field_validator("accelerator")
     @classmethod
     def accelerator_is_a_known_gpu(cls, value: str) -> str:
-        """A name of the accelerators' table; not a type, for the table is not beside the GPU, where this is imported."""
+        """A name of the accelerators' table. Not a type: where this is imported beside the GPU, there is no table."""
         if value not in known_gpus():
             raise ValueError(f"found {shown(value)}; {near(value, known_gpus())}")
         return value

@@ -22,7 +22,7 @@ from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.mocked_engine import MockedEngine
-from tests.unit.cloud.autoscaler import PriorityExpander
+from tools.kubernetes.autoscaler import PriorityExpander
 from tools.standin.aws.table import BUCKET as TABLE
 
 UUID = "9ac5a5c4-4b1c-2f52-9d0e-1c0f0c1f8a11"

@@ -5,7 +5,6 @@ The program is `infra/kubernetes/scripts/ladder_return.py`. Nothing of it exists
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.pods import (
@@ -95,9 +94,7 @@ def _ladder(plan: Plan, pool: PoolPlan, group: WorkerGroup) -> dict[str, Any]:
         "pool": pool.name,
         "after_s": pool.return_after_s,
         "labels": {key: pool.labels[key] for key in (POOL_LABEL, STACK_LABEL)},
-        "rungs": [
-            {"name": f"{rung.accelerator} {rung.purchase}", "labels": dict(rung.labels)} for rung in pool.rungs
-        ],
+        "rungs": [{"name": f"{rung.accelerator} {rung.purchase}", "labels": dict(rung.labels)} for rung in pool.rungs],
         "placeholder": _placeholder(plan, group),
     }
 
@@ -144,7 +141,9 @@ def _deployment(plan: Plan, content: str) -> Manifest:
     }
     head = {"labelSelector": {"matchLabels": {"ray.io/node-type": "head"}}, "topologyKey": "kubernetes.io/hostname"}
     # The head's node has the image already, which is large.
-    near = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": head}]}}
+    near = {
+        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": head}]}
+    }
     made = single(
         plan,
         LADDER_RETURN,

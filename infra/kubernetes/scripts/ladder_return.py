@@ -1,10 +1,11 @@
 """Moves workers back to an earlier rung of their pool's ladder once EC2 gives a node there, without a cut request.
 
-For a worker that has run on a later rung for `after_s`, it makes a placeholder: a pod of low priority that takes a whole
-node and may be on an earlier rung only. cluster-autoscaler asks EC2 for that node as often as for any waiting pod, so an
-attempt costs nothing. When the placeholder runs, there is a node with the image on it, and one worker moves: its name in
-`workersToDelete` has KubeRay end it and make its successor at once. The successor takes the placeholder's node; the old
-pod's preStop hook (`drain.py`) holds it until its last request is answered.
+For a worker that has run on a later rung for `after_s`, it makes a placeholder: a pod of low priority that takes a
+whole node and may be on an earlier rung only. cluster-autoscaler asks EC2 for that node as often as for any waiting
+pod, so an attempt costs nothing. When the placeholder runs, there is a node with the image on it, and one worker moves:
+its name in `workersToDelete` has KubeRay end it and make its successor at once (1.6.2 `reconcilePods`: those that it
+deletes do not count). The successor takes the placeholder's node; the old pod's preStop hook (`drain.py`) holds it
+until its last request is answered.
 
 Mounted from a ConfigMap, run by the image's Python; needs nothing of this project. What there is to do is in the JSON
 file of its one argument.
@@ -37,7 +38,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Action:
-    """`ask` makes a placeholder for the first `rungs` rungs, `forget` deletes the pod `name`, `move` ends worker `name`."""
+    """`ask` makes a placeholder for the first `rungs` rungs, `forget` deletes pod `name`, `move` ends worker `name`."""
 
     what: Literal["ask", "forget", "move"]
     name: str = ""
@@ -131,7 +132,7 @@ def placeholder(ladder: Json, rungs: int) -> Json:
 
 
 def removal(cluster: Json, group: str, worker: str) -> list[Json]:
-    """The JSON patch of a RayCluster that has KubeRay replace a worker; it fails where the groups have changed since."""
+    """The JSON patch of a RayCluster that has KubeRay replace a worker; it fails where the groups have changed."""
     groups = cluster["spec"]["workerGroupSpecs"]
     index = next(number for number, one in enumerate(groups) if one["groupName"] == group)
     names = [*(groups[index].get("scaleStrategy") or {}).get("workersToDelete", ()), worker]
@@ -155,7 +156,8 @@ class Api:
         """One request; `path` begins with `/api`. The token is read anew: the kubelet renews it."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {self._token.read_text().strip()}", "Content-Type": kind}
-        request = urllib.request.Request(f"{self._server}{path}", data=data, headers=headers, method=method)
+        address = f"{self._server}{path}"  # https, as `main` builds it
+        request = urllib.request.Request(address, data=data, headers=headers, method=method)  # noqa: S310
         with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
             return dict(json.loads(answer.read()))
 

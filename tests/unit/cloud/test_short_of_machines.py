@@ -13,8 +13,8 @@ from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import Rung
 from tests.unit.aws import builders
 from tests.unit.cloud.conftest import BUCKET, Fleet, made, subnets_in
-from tools.kubernetes.autoscaler import Autoscaler, PriorityExpander
 from tools.cloud.server import Listening
+from tools.kubernetes.autoscaler import Autoscaler, PriorityExpander
 
 ZONES = ("us-west-2a", "us-west-2b")
 TYPES = ["g6.xlarge", "g6.2xlarge"]
@@ -119,9 +119,7 @@ def test_where_the_pools_card_is_not_to_be_had_another_gives_the_node(
     assert named(groups, gave) == ["l4_a10g-a"]
 
 
-def test_a_group_that_fails_again_waits_twice_as_long(
-    fleet: Fleet, plan: Plan, groups: dict[str, str]
-) -> None:
+def test_a_group_that_fails_again_waits_twice_as_long(fleet: Fleet, plan: Plan, groups: dict[str, str]) -> None:
     fleet.cloud.cloud.rules.short_of(*((kind, "*") for kind in TYPES))
     now = [0.0]
     scaling = fleet.cloud.client("autoscaling", fleet.credentials("cluster-autoscaler"))

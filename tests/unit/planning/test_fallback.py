@@ -69,7 +69,9 @@ def test_a_worker_asks_for_what_the_smallest_node_of_any_card_has() -> None:
     """Ray makes its worker group before anybody knows the rung, so one pod has to fit each."""
     small = planned([one()], stack(pool(instanceTypes=["g6.xlarge"])), facts=None)
     ladder = planned([one()], stack(LADDER), facts=None)
-    turned = pool("a10g", "A10G", instanceTypes=["g5.2xlarge"], fallback=[{"accelerator": "L4", "instanceTypes": ["g6.xlarge"]}])
+    turned = pool(
+        "a10g", "A10G", instanceTypes=["g5.2xlarge"], fallback=[{"accelerator": "L4", "instanceTypes": ["g6.xlarge"]}]
+    )
     other = planned([model(LLAMA, "A10G")], stack(turned), facts=None)
     assert ladder.ray_cluster.worker_groups == small.ray_cluster.worker_groups, "no second Ray cluster is built"
     node = small.pools[0].node
@@ -140,7 +142,10 @@ def test_a_name_that_leaves_no_room_for_the_other_card_is_refused() -> None:
 
 
 def test_where_the_stack_makes_no_nodes_a_fallback_is_warned_of() -> None:
-    for target, said in (("kubernetes", "found A10G, but target kubernetes makes no nodes"), ("local", "has no effect")):
+    for target, said in (
+        ("kubernetes", "found A10G, but target kubernetes makes no nodes"),
+        ("local", "has no effect"),
+    ):
         made = planned([one()], stack(LADDER, target=target), facts=None)
         (message,) = [found.message for found in made.notices if found.path.endswith("fallback")]
         assert message.startswith(said)
