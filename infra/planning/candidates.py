@@ -113,12 +113,13 @@ def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[lis
             "give instanceTypes, or `node: {cpus, memoryGib, gpus}` with the allocatable of `kubectl describe node`"
         )
         return [], [stack.finding(("pools", index), message)]
-    kinds = catalog.instance_types_with(pool.accelerator)
+    kinds = list(catalog.instance_types_with(pool.accelerator))
     if pool.fallback:
         gpus = _types_of(pool.fallback[0], catalog)[0].gpus
         kinds = [one for one in kinds if one.gpus == gpus]
-    if not kinds:
-        return [], [stack.finding(("pools", index, "fallback"), _unequal(pool, gpus))]
+        if not kinds:
+            message = f"found types with {gpus} GPUs, and no type with {pool.accelerator} has as many; use another pool"
+            return [], [stack.finding(("pools", index, "fallback"), message)]
     return _with_room(index, stack, [_candidate([one], pool, stack, catalog) for one in kinds])
 
 
@@ -126,10 +127,6 @@ def _types_of(other: Fallback, catalog: Catalog) -> list[InstanceType]:
     """The instance types of a fallback, in the stack file's order."""
     known = {one.name: one for one in catalog.instance_types_with(other.accelerator)}
     return [known[name] for name in other.instance_types if name in known]
-
-
-def _unequal(pool: Pool, gpus: int) -> str:
-    return f"found types with {gpus} GPUs a node, and no type with {pool.accelerator} has as many; use another pool"
 
 
 def _wrong_fallbacks(index: int, stack: LoadedStack, catalog: Catalog) -> list[Finding]:

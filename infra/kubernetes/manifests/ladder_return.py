@@ -22,7 +22,7 @@ from modelfleet.infra.kubernetes.manifests.ray import whole_node
 from modelfleet.infra.kubernetes.manifests.scripts import FOLDER
 from modelfleet.infra.kubernetes.names import LADDER_RETURN, digest, labels, placeholder_priority
 from modelfleet.infra.kubernetes.text import json_for_yaml
-from modelfleet.infra.names import POOL_LABEL, STACK_LABEL
+from modelfleet.infra.names import PLACEHOLDER_LABEL, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan, PoolPlan, WorkerGroup
 
 #: The least that cluster-autoscaler still buys nodes for (`--expendable-pods-priority-cutoff`, its FAQ on
@@ -109,7 +109,7 @@ def _placeholder(plan: Plan, group: WorkerGroup) -> Manifest:
         "resources": whole_node(group),
         "securityContext": container_security(read_only=True),
     }
-    own = {**labels(plan, f"{LADDER_RETURN}-placeholder"), "modelfleet.dev/placeholder": group.pool}
+    own = {**labels(plan, f"{LADDER_RETURN}-placeholder"), PLACEHOLDER_LABEL: group.pool}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
