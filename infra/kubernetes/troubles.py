@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from modelfleet.infra.names import PLACEHOLDER_LABEL
+
 Manifest = dict[str, Any]
 
 #: The kubelet's reasons for a container that waits, and the way out of each. Time mends none of them, but a registry
