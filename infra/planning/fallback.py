@@ -75,7 +75,7 @@ def fallback_findings(
     stack: LoadedStack, choices: Sequence[PoolChoice], facts: Mapping[str, ModelFacts | None], catalog: Catalog
 ) -> list[Finding]:
     """What keeps a model from another accelerator of its pool, and entries of a model that its pool has no use for."""
-    found = []
+    found: list[Finding] = []
     for choice in choices:
         cards = [node.accelerator for node in choice.candidate.fallbacks]
         for demand in choice.demands:
