@@ -45,11 +45,14 @@ class Candidate:
     usd_per_hour: float | None
     rank_price: float
     fallbacks: tuple[OtherNode, ...] = ()
+    #: Its own nodes are a Capacity Block's alone.
+    paid_ahead: bool = False
 
     @property
     def dearest_usd_per_hour(self) -> float | None:
-        """USD per hour of a node of the accelerator that costs most; None where a price is unknown."""
-        prices = [self.usd_per_hour, *(one.usd_per_hour for one in self.fallbacks)]
+        """USD per hour of the dearest accelerator that is not paid ahead; None where a price is unknown."""
+        own = [] if self.paid_ahead and self.fallbacks else [self.usd_per_hour]
+        prices = [*own, *(one.usd_per_hour for one in self.fallbacks)]
         return None if None in prices else max(filter(None, prices), default=None)
 
     @cached_property
@@ -196,11 +199,12 @@ def _named(
 def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, catalog: Catalog) -> Candidate:
     names = tuple(one.name for one in types)
     all_types = [*types, *(kind for one in pool.fallback for kind in _types_of(one, catalog))]
-    price = usd_per_hour(catalog, names, stack.region) if set(pool.purchases) != {"capacity-block"} else None
+    block = set(pool.purchases) == {"capacity-block"}
+    price = None if block else usd_per_hour(catalog, names, stack.region)
     rank = usd_per_hour(catalog, names, stack.region) or usd_per_hour(catalog, names, REFERENCE_REGION) or 0.0
     node = node_shape(all_types, catalog, made_here=stack.config.target.makes_cluster, reserve=pool.reserve)
     vcpus, others = max(t.vcpus for t in types), _others(pool, stack, catalog)
-    return Candidate(pool.accelerator, names, node, vcpus, price, rank, others)
+    return Candidate(pool.accelerator, names, node, vcpus, price, rank, others, block)
 
 
 def _others(pool: Pool, stack: LoadedStack, catalog: Catalog) -> tuple[OtherNode, ...]:

@@ -54,6 +54,13 @@ def test_each_rung_costs_what_its_types_cost_and_the_budget_counts_the_dearest()
     assert f"pool l4 ({8 * 1.212:.2f})" in found.message
 
 
+def test_behind_a_capacity_block_the_other_cards_price_counts() -> None:
+    """The block is paid for; unknown costs would switch the budget off."""
+    block = {"capacityReservationId": "cr-0123456789abcdef0", "capacityReservationZone": "us-east-1b"}
+    made = planned([one()], stack({**LADDER, "purchase": "capacity-block", **block}), facts=None)
+    assert made.pools[0].usd_per_node_hour == pytest.approx(1.212)
+
+
 def test_a_million_tokens_cost_on_each_card_what_that_card_costs() -> None:
     """The first card's tokens are not dearer because a dearer card stands in for it now and then."""
     alone = planned([one()], stack(pool(instanceTypes=["g6.xlarge"])), facts=None).models[0].speed
