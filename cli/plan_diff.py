@@ -120,6 +120,11 @@ def _pool_facts(pool: PoolPlan | None) -> dict[str, str]:
         "accelerator": pool.accelerator,
         "instance types": ", ".join(pool.instance_types) or "given node",
         "purchase": pool.purchases,
+        **{
+            f"on {rung.accelerator}": ", ".join(rung.instance_types)
+            for rung in pool.rungs
+            if rung.accelerator != pool.accelerator
+        },
         "nodes": nodes_text(pool),
         "maxNodes": str(pool.max_nodes),
         "USD/h": f"{usd(pool.cost.min_usd_per_hour)}–{usd(pool.cost.max_usd_per_hour)}",

@@ -14,7 +14,7 @@ from rich.text import Text
 from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ImagePlan, ModelPlan, PoolPlan, Rung
-from modelfleet.infra.planning.speed import Range
+from modelfleet.infra.planning.speed import Range, SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
 
 UNKNOWN = "?"
@@ -111,13 +111,14 @@ def _ladders(plan: Plan) -> list[FittingTable]:
     pools = [pool for pool in plan.pools if len(pool.rungs) > 1]
     if not pools or not plan.target.makes_cluster:
         return []
-    columns = [("pool", False), ("rung", True), ("purchase", False), ("types, in order", False), ("zones", False)]
-    columns += [("fits", False), ("USD/h node", True), ("USD/h max", True)]
+    columns = [("pool", False), ("rung", True), ("card", False), ("purchase", False), ("types, in order", False)]
+    columns += [("zones", False), ("fits", False), ("USD/h node", True), ("USD/h max", True)]
     table = FittingTable("Capacity ladders: the next rung is tried where EC2 has no machines", columns)
     for pool in pools:
         for number, rung in enumerate(pool.rungs, 1):
-            row = [pool.name, str(number), rung.purchase, ", ".join(rung.instance_types), zones_text(rung)]
-            table.add_row(*row, fits_text(plan, pool), usd(rung.usd_per_node_hour), usd(most_usd(pool, rung)))
+            row = [pool.name, str(number), rung.accelerator, rung.purchase]
+            row += [", ".join(rung.instance_types), zones_text(rung), fits_text(plan, pool, rung)]
+            table.add_row(*row, usd(rung.usd_per_node_hour), usd(most_usd(pool, rung)))
     return [table]
 
 
@@ -126,10 +127,21 @@ def zones_text(rung: Rung) -> str:
     return ", ".join(rung.zones) if rung.zones else "all"
 
 
-def fits_text(plan: Plan, pool: PoolPlan) -> str:
-    """How many replicas a node of any rung carries, by model: the smallest type decides."""
+def fits_text(plan: Plan, pool: PoolPlan, rung: Rung) -> str:
+    """How many replicas a node carries, by model: the smallest type of all rungs decides.
+
+    On a pool with a fallback also how many sequences of full length the rung's card holds.
+    """
     own = [model for model in plan.models if model.pool == pool.name]
-    return ", ".join(f"{per_node_text(model)} × {model.model_id}" for model in own) or "no model"
+    sizes = [_sequences_text(model, rung) if len(pool.accelerators) > 1 else "" for model in own]
+    texts = [f"{per_node_text(model)} × {model.model_id}{size}" for model, size in zip(own, sizes, strict=True)]
+    return ", ".join(texts) or "no model"
+
+
+def _sequences_text(model: ModelPlan, rung: Rung) -> str:
+    others = {one.accelerator: one.memory for one in model.fallbacks}
+    memory = others.get(rung.accelerator, model.memory)
+    return f" ({counted(memory.full_length_sequences, 'sequence')})" if memory else ""
 
 
 def most_usd(pool: PoolPlan, rung: Rung) -> float | None:
@@ -149,6 +161,9 @@ def _models(plan: Plan) -> FittingTable:
         row += memory_texts(model.memory) if known else []
         row += _range(model.cost) if plan.target.priced else []
         table.add_row(*row)
+        for one in model.fallbacks if known else ():
+            row = [f"  on {one.accelerator}", *[""] * 4, *memory_texts(one.memory)]
+            table.add_row(*row, *[""] * (2 * plan.target.priced))
     return table
 
 
@@ -159,14 +174,10 @@ def _speeds(plan: Plan) -> FittingTable:
     loads = sorted({f"{one.input_tokens} tokens in, {one.output_tokens} out" for m in plan.models if (one := m.speed)})
     table = FittingTable(f"Speed of one replica at its target_ongoing_requests, {' or '.join(loads)}", columns)
     for model in plan.models:
-        if (speed := model.speed) is None:
-            continue
-        times = ["above capacity", "-"]
-        if speed.ttft_ms is not None and speed.tpot_ms is not None:
-            times = [range_text(speed.ttft_ms), range_text(speed.tpot_ms)]
-        row = [model.model_id, f"{speed.concurrency:g}", *times, range_text(speed.output_tokens_per_second)]
-        row += [usd(speed.usd_per_million_tokens)] if plan.target.priced else []
-        table.add_row(*row, speed.basis)
+        others = [(f"  on {one.accelerator}", one.speed) for one in model.fallbacks]
+        for name, speed in [(model.model_id, model.speed), *others]:
+            if speed is not None:
+                table.add_row(*_speed_row(name, speed, priced=plan.target.priced))
     return table
 
 
@@ -193,6 +204,8 @@ def start_text(start: StartUp) -> str:
     """`295 s: node 120, image 67, ray 10, weights 15 beside import 8, …`; the two beside each other count once."""
     words = ", ".join(f"{part.name} {_seconds(part.seconds)}" for part in start.parts)
     return f"{_seconds(start.seconds)} s: {words}".replace(", import", " beside import")
+
+
 def _changes(plan: Plan) -> FittingTable:
     """The gap of each model, in the order of a release."""
     by_slug = {model.slug: model for model in plan.models}
@@ -206,6 +219,14 @@ def release_text(plan: Plan) -> str:
     """How models take new serving code: `new serving code goes to one model at a time, in this order`."""
     at_once = plan.release.at_once
     return f"new serving code goes to {'one model' if at_once == 1 else f'{at_once} models'} at a time, in this order"
+
+
+def _speed_row(name: str, speed: SpeedEstimate, *, priced: bool) -> list[str]:
+    times = ["above capacity", "-"]
+    if speed.ttft_ms is not None and speed.tpot_ms is not None:
+        times = [range_text(speed.ttft_ms), range_text(speed.tpot_ms)]
+    row = [name, f"{speed.concurrency:g}", *times, range_text(speed.output_tokens_per_second)]
+    return [*row, *([usd(speed.usd_per_million_tokens)] if priced else []), speed.basis]
 
 
 def range_text(one: Range) -> str:

@@ -18,6 +18,8 @@ PURCHASE_LABEL: Final = "modelfleet.dev/purchase"
 #: The nodes of the mirror Jobs, which exist only while one runs.
 MIRROR_POOL: Final = "mirror"
 MANAGED_BY_TAG: Final = "modelfleet.dev/managed-by"
+#: Label of a pod that waits for a node of an earlier rung, to leave it to a worker: the pool.
+PLACEHOLDER_LABEL: Final = "modelfleet.dev/placeholder"
 MODEL_LABEL: Final = "modelfleet.dev/model"
 
 #: The resource that the device plugin offers to Kubernetes; also the key of the taint on GPU nodes.

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from modelfleet.serving.card import Card
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import DEPLOYMENT, actor_options, deployment_options, placement_bundles
 from modelfleet.serving.mirror.waiting import wait_until_complete
@@ -39,6 +40,9 @@ class AppArgs(BaseModel):
 
     model: ModelConfig
     weights: WeightsArgs = Field(default_factory=WeightsArgs)
+    cards: list[Card] = Field(
+        default_factory=list, description="The cards that nodes may have, where the pool has a fallback."
+    )
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -64,5 +68,6 @@ def application(replica: type, args: AppArgs) -> Application:
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
         **deployment_options(model),
     )
-    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump())
+    cards = [[card.model_dump(mode="json") for card in args.cards]] if args.cards else []
+    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), *cards)
     return bound

@@ -7,11 +7,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelfleet.serving.bind import bind_to_node_address_only
+from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
@@ -59,8 +60,9 @@ logger = logging.getLogger("ray.serve")
 class VllmReplica:
     """Serve deployment: builds vLLM's FastAPI application when the replica starts."""
 
-    def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
+    def __init__(self, model: dict[str, Any], weights: dict[str, Any], cards: Sequence[dict[str, Any]] = ()) -> None:
         self._model = ModelConfig.model_validate(model)
+        self._cards = [Card.model_validate(card) for card in cards]
         self._weights = weights
         self._engine: Any = None
         self._clock = StartupClock()
@@ -107,6 +109,7 @@ class VllmReplica:
         from huggingface_hub import HfApi, snapshot_download  # noqa: F401
 
         check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
+        self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
         weights, adapters = await asyncio.to_thread(self._fetch)

@@ -64,7 +64,7 @@ def preflight(plan: Plan, facts: AccountFacts, *, catalog: Catalog | None = None
 def instance_types(plan: Plan) -> tuple[str, ...]:
     """Every instance type that a plan may start."""
     system = plan.config.cluster.system_instance_type
-    return tuple(sorted({system, *(name for pool in plan.node_groups for name in pool.instance_types)}))
+    return tuple(sorted({system, *(name for pool in plan.node_groups for name in pool.all_instance_types)}))
 
 
 def quota_codes(plan: Plan, catalog: Catalog | None = None) -> tuple[str, ...]:
@@ -82,20 +82,24 @@ def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
     needed = dict[Quota, int]()
     # Any rung may be the one that gives all nodes of its pool. Those that count against the same quota share it.
-    wanted = [
-        (
-            {catalog.quota(rung.instance_types[0], QUOTA_OF.get(rung.purchase, rung.purchase)) for rung in pool.rungs},
-            pool.max_nodes * pool.vcpus_per_node,
-        )
-        for pool in plan.node_groups
-    ]
+    wanted = [_vcpus_of(pool, catalog) for pool in plan.node_groups]
     if system := plan.system:  # a type that the catalog does not know counts as 0 vCPUs; the plan has warned of it
-        own = {catalog.quota(system.instance_type, "on-demand")}
-        wanted.append((own, system.max_nodes * system.vcpus_per_node))
-    for quotas, vcpus in wanted:
-        for quota in filter(None, quotas):
+        own = catalog.quota(system.instance_type, "on-demand")
+        wanted.append({own: system.max_nodes * system.vcpus_per_node} if own else {})
+    for counts in wanted:
+        for quota, vcpus in counts.items():
             needed[quota] = needed.get(quota, 0) + vcpus
     return needed
+
+
+def _vcpus_of(pool: PoolPlan, catalog: Catalog) -> dict[Quota, int]:
+    """vCPUs of all nodes of a pool on the largest rung of each quota."""
+    most = dict[Quota, int]()
+    for rung in pool.rungs:
+        quota = catalog.quota(rung.instance_types[0], QUOTA_OF.get(rung.purchase, rung.purchase))
+        if quota is not None:
+            most[quota] = max(most.get(quota, 0), pool.max_nodes * rung.vcpus_per_node)
+    return most
 
 
 def _account(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
@@ -177,7 +181,7 @@ def _offerings(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findin
 def _pool_offerings(
     index: int, pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts, place: Place
 ) -> Iterator[Finding]:
-    if absent := [name for name in pool.instance_types if not facts.offerings.get(name)]:
+    if absent := [name for name in pool.all_instance_types if not facts.offerings.get(name)]:
         message = f"{', '.join(absent)} not offered in {facts.region}; choose another type or region"
         yield place(("pools", index, "instanceTypes"), message)
         return

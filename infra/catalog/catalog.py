@@ -77,7 +77,8 @@ class DaemonSet:
 class SystemPod:
     """What one pod on the system pool requests, millicores and MiB, and how many there are.
 
-    `count` may be a word: as many as the stack file has `gateways` or `load-balancers`.
+    `count` may be a word: as many as the stack file has `gateways` or `load-balancers`; `returns` is 1 where
+    a pool has `returnAfterMinutes`.
     """
 
     name: str

@@ -11,6 +11,7 @@ import pulumi_kubernetes as k8s
 from modelfleet.infra.kubernetes.cluster_add_ons import ClusterAddOns
 from modelfleet.infra.kubernetes.gateway import Gateway, LoadBalancer
 from modelfleet.infra.kubernetes.group_limits import follow_limits
+from modelfleet.infra.kubernetes.ladder_return import LadderReturn
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.mirrors import Mirrors
 from modelfleet.infra.kubernetes.namespace import Namespace
@@ -58,7 +59,7 @@ class HeadStorage:
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, return, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` and
     `mirror_image` are images by their digests, where the plan knows only their tags. With a load balancer,
@@ -116,6 +117,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             store_address=head_storage.address if head_storage else STORE_ADDRESS,
             opts=self._child(*namespace.ready, *operator.ready, *secrets.ready),
         )
+        LadderReturn(f"{name}-return", plan, image=image, opts=self._child(*namespace.ready, *operator.ready))
         # The gateway's pods are ready once the load balancer asks them, so its update must not run ahead of it.
         door = (
             [

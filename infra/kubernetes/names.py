@@ -27,6 +27,7 @@ OBJECT_STORAGE: Final = "object-storage"
 HEAD_STORAGE: Final = "head-storage"
 OWN_STORE: Final = "redis"
 SCRIPTS: Final = "ray-scripts"
+LADDER_RETURN: Final = "ladder-return"
 SERVING_CODE: Final = "serving-code"
 
 #: ServiceAccounts with a role in AWS; the gateway and the operator have none.
@@ -56,6 +57,11 @@ def front_priority(plan: Plan) -> str | None:
     PriorityClasses belong to the cluster. Who uses an existing namespace is often not its administrator.
     """
     return f"{plan.namespace}-front" if plan.config.kubernetes.create_namespace else None
+
+
+def placeholder_priority(plan: Plan) -> str:
+    """The PriorityClass of pods that keep a node for a worker, `<namespace>-placeholder`."""
+    return f"{plan.namespace}-placeholder"
 
 
 def head_policy(plan: Plan) -> str | None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from modelfleet.infra.names import PLACEHOLDER_LABEL
+
 Manifest = dict[str, Any]
 
 #: The kubelet's reasons for a container that waits, and the way out of each. Time mends none of them, but a registry
@@ -93,12 +95,16 @@ def failed_models(ray_services: Iterable[Manifest]) -> list[Trouble]:
 
 
 def wanted_pods(pods: Sequence[Manifest], ray_services: Sequence[Manifest]) -> list[Manifest]:
-    """The pods without those of Ray clusters that no RayService wants any more: they may live on for an hour."""
+    """The pods without those of Ray clusters that no RayService wants any more: they may live on for an hour.
+
+    And without placeholders, which may wait for days: a worker runs meanwhile.
+    """
     status = [service.get("status", {}) for service in ray_services]
     keys = ("activeServiceStatus", "pendingServiceStatus")
     wanted = {one.get(key, {}).get("rayClusterName") for one in status for key in keys}
-    clusters = [pod["metadata"].get("labels", {}).get("ray.io/cluster") for pod in pods]
-    return [pod for pod, cluster in zip(pods, clusters, strict=True) if cluster is None or cluster in wanted]
+    known = [pod for pod in pods if PLACEHOLDER_LABEL not in pod["metadata"].get("labels", {})]
+    clusters = [pod["metadata"].get("labels", {}).get("ray.io/cluster") for pod in known]
+    return [pod for pod, cluster in zip(known, clusters, strict=True) if cluster is None or cluster in wanted]
 
 
 def still_to_do(service: Manifest | None) -> str | None:

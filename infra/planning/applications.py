@@ -57,6 +57,7 @@ def kind_of(engine: EngineConfig) -> ModelKind:
 
 def application(
     model: ModelConfig,
+    cards: Sequence[Mapping[str, Any]],
     mirror: MirrorPlan,
     bucket: str | None,
     code: CodeArtifact,
@@ -65,6 +66,7 @@ def application(
 ) -> ServeApplication:
     """One Serve application per model, its whole file in `args`, its code named by content.
 
+    `cards` are those that its nodes may have where the pool falls back on others; without any `args` lack them.
     `cache_gb` is what all weights on a node may take; None where the plan does not know its disk.
     """
     args: dict[str, Any] = {
@@ -75,6 +77,7 @@ def application(
             "mirror": f"s3://{bucket}/{mirror.prefix}" if mirror.prefix else None,
             **({} if cache_gb is None else {"cache_gb": cache_gb}),
         },
+        **({"cards": list(cards)} if cards else {}),
     }
     return ServeApplication(
         name=model.slug,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from modelfleet.infra.catalog import REFERENCE_REGION, Catalog, InstanceType
@@ -13,6 +13,7 @@ from modelfleet.infra.planning.nodes import MIB, node_shape, ray_resources, size
 from modelfleet.infra.planning.packing import Steps, steps
 from modelfleet.infra.planning.plan import NodeShape
 from modelfleet.infra.stack import LoadedStack, Pool
+from modelfleet.infra.stack.schema import Fallback, Purchase
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.validation import near
 
@@ -21,8 +22,21 @@ UNBOUNDED = 1e15
 
 
 @dataclass(frozen=True)
+class OtherNode:
+    """A pool's nodes with another accelerator, on which it falls back."""
+
+    accelerator: str
+    instance_types: tuple[str, ...]
+    purchases: tuple[Purchase, ...]
+    usd_per_hour: float | None
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """A node that a pool may consist of. This machine and nodes of a given size have no instance types."""
+    """A node that a pool may consist of. This machine and nodes of a given size have no instance types.
+
+    `node` is what a node offers at least, those of `fallbacks` included; `usd_per_hour` is the price of its own types.
+    """
 
     accelerator: str
     instance_types: tuple[str, ...]
@@ -30,6 +44,16 @@ class Candidate:
     vcpus: int
     usd_per_hour: float | None
     rank_price: float
+    fallbacks: tuple[OtherNode, ...] = ()
+    #: Its own nodes are a Capacity Block's alone.
+    paid_ahead: bool = False
+
+    @property
+    def dearest_usd_per_hour(self) -> float | None:
+        """USD per hour of the dearest accelerator that is not paid ahead; None where a price is unknown."""
+        own = [] if self.paid_ahead and self.fallbacks else [self.usd_per_hour]
+        prices = [*own, *(one.usd_per_hour for one in self.fallbacks)]
+        return None if None in prices else max(filter(None, prices), default=None)
 
     @cached_property
     def offer(self) -> dict[str, float]:
@@ -77,9 +101,12 @@ def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[lis
     pool, config = stack.config.pools[index], stack.config
     if config.target.on_this_machine:
         return [Candidate(pool.accelerator, (), local_node(pool, config), 0, None, 0.0)], []
+    if pool.fallback and (wrong := _wrong_fallbacks(index, stack, catalog)):
+        return [], wrong
     if pool.node is not None:
-        node = sized_node(pool.node, catalog, pool.reserve)
-        return _with_room(index, stack, [Candidate(pool.accelerator, (), node, pool.node.cpus, None, 0.0)])
+        node = _least(sized_node(pool.node, catalog, pool.reserve), pool, catalog)
+        others = _others(pool, stack, catalog)
+        return _with_room(index, stack, [Candidate(pool.accelerator, (), node, pool.node.cpus, None, 0.0, others)])
     if pool.instance_types != "auto":
         found, findings = _named(index, pool.instance_types, stack, catalog)
         return ([], findings) if findings else _with_room(index, stack, found)
@@ -89,8 +116,50 @@ def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[lis
             "give instanceTypes, or `node: {cpus, memoryGib, gpus}` with the allocatable of `kubectl describe node`"
         )
         return [], [stack.finding(("pools", index), message)]
-    able = [_candidate([one], pool, stack, catalog) for one in catalog.instance_types_with(pool.accelerator)]
-    return _with_room(index, stack, able)
+    kinds = list(catalog.instance_types_with(pool.accelerator))
+    if pool.fallback:
+        gpus = _types_of(pool.fallback[0], catalog)[0].gpus
+        kinds = [one for one in kinds if one.gpus == gpus]
+        if not kinds:
+            message = f"found types with {gpus} GPUs, and no type with {pool.accelerator} has as many; use another pool"
+            return [], [stack.finding(("pools", index, "fallback"), message)]
+    return _with_room(index, stack, [_candidate([one], pool, stack, catalog) for one in kinds])
+
+
+def _types_of(other: Fallback, catalog: Catalog) -> list[InstanceType]:
+    """The instance types of a fallback, in the stack file's order."""
+    known = {one.name: one for one in catalog.instance_types_with(other.accelerator)}
+    return [known[name] for name in other.instance_types if name in known]
+
+
+def _wrong_fallbacks(index: int, stack: LoadedStack, catalog: Catalog) -> list[Finding]:
+    """Types that the fallback's accelerator does not have, and nodes with other numbers of GPUs than the pool's own.
+
+    A worker asks for all GPUs of its node, so on a larger one there would be two, and on a smaller one none.
+    """
+    pool = stack.config.pools[index]
+    found, gpus = [], {}
+    if pool.node is not None:
+        gpus["node"] = pool.node.gpus
+    if pool.instance_types != "auto":
+        known = {one.name: one.gpus for one in catalog.instance_types_with(pool.accelerator)}
+        gpus |= {name: known[name] for name in pool.instance_types if name in known}
+    for number, other in enumerate(pool.fallback):
+        path = ("pools", index, "fallback", number, "instanceTypes")
+        allowed = [one.name for one in catalog.instance_types_with(other.accelerator)]
+        found += [
+            stack.finding((*path, at), f"found {name!r}, which has no {other.accelerator}; {near(name, allowed)}")
+            for at, name in enumerate(other.instance_types)
+            if name not in allowed
+        ]
+        own = {one.name: one.gpus for one in _types_of(other, catalog)}
+        if len({*gpus.values(), *own.values()}) > 1:
+            shapes = ", ".join(f"{name} has {count}" for name, count in {**gpus, **own}.items())
+            found.append(
+                stack.finding(path, f"found types with different numbers of GPUs ({shapes}); use another pool")
+            )
+        gpus |= own
+    return found
 
 
 def _with_room(index: int, stack: LoadedStack, found: Sequence[Candidate]) -> tuple[list[Candidate], list[Finding]]:
@@ -129,10 +198,35 @@ def _named(
 
 def _candidate(types: Sequence[InstanceType], pool: Pool, stack: LoadedStack, catalog: Catalog) -> Candidate:
     names = tuple(one.name for one in types)
-    price = usd_per_hour(catalog, names, stack.region) if set(pool.purchases) != {"capacity-block"} else None
+    all_types = [*types, *(kind for one in pool.fallback for kind in _types_of(one, catalog))]
+    block = set(pool.purchases) == {"capacity-block"}
+    price = None if block else usd_per_hour(catalog, names, stack.region)
     rank = usd_per_hour(catalog, names, stack.region) or usd_per_hour(catalog, names, REFERENCE_REGION) or 0.0
-    node = node_shape(types, catalog, made_here=stack.config.target.makes_cluster, reserve=pool.reserve)
-    return Candidate(pool.accelerator, names, node, max(t.vcpus for t in types), price, rank)
+    node = node_shape(all_types, catalog, made_here=stack.config.target.makes_cluster, reserve=pool.reserve)
+    vcpus, others = max(t.vcpus for t in types), _others(pool, stack, catalog)
+    return Candidate(pool.accelerator, names, node, vcpus, price, rank, others, block)
+
+
+def _others(pool: Pool, stack: LoadedStack, catalog: Catalog) -> tuple[OtherNode, ...]:
+    return tuple(
+        OtherNode(
+            one.accelerator,
+            tuple(one.instance_types),
+            one.purchases,
+            usd_per_hour(catalog, one.instance_types, stack.region),
+        )
+        for one in pool.fallback
+    )
+
+
+def _least(node: NodeShape, pool: Pool, catalog: Catalog) -> NodeShape:
+    """What a node of a given size and one of each fallback offer at least."""
+    types = [kind for one in pool.fallback for kind in _types_of(one, catalog)]
+    if not types:
+        return node
+    other = node_shape(types, catalog, made_here=False, reserve=pool.reserve)
+    cpu, memory = min(node.cpu_millis, other.cpu_millis), min(node.memory_mib, other.memory_mib)
+    return replace(node, cpu_millis=cpu, memory_mib=memory, shm_mib=min(node.shm_mib, other.shm_mib))
 
 
 def usd_per_hour(catalog: Catalog, types: Sequence[str], region: str | None) -> float | None:

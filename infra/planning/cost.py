@@ -33,7 +33,7 @@ def pool_cost(target: Target, choice: PoolChoice) -> CostRange:
     """A pool's cost: nothing on this machine, None for an unknown price."""
     if not target.priced:
         return NOTHING
-    price = choice.candidate.usd_per_hour
+    price = choice.candidate.dearest_usd_per_hour
     if price is None:
         return CostRange(None, None)
     most = max(choice.least, min(choice.need_at_max, choice.pool.max_nodes))
@@ -55,9 +55,9 @@ def model_costs(choice: PoolChoice, cost: CostRange) -> list[tuple[Demand, CostR
     return [(demand, CostRange(least, most)) for demand, (least, most) in zip(choice.demands, shares, strict=True)]
 
 
-def replica_cost(choice: PoolChoice, demand: Demand) -> float | None:
-    """USD per hour of one replica on a pool's nodes, which carry as many as fit; None for an unknown price."""
-    price, room = choice.candidate.usd_per_hour, choice.candidate.room
+def replica_cost(choice: PoolChoice, demand: Demand, price: float | None) -> float | None:
+    """USD per hour of one replica on nodes of that price, which carry as many as fit; None for an unknown price."""
+    room = choice.candidate.room
     if price is None:
         return None
     if together := copies(demand.whole, room):
@@ -134,7 +134,7 @@ def _unknown_prices(stack: LoadedStack, pools: Sequence[PoolPlan], fixed: Sequen
     """Which parts of a stack have no price, why, and the fix."""
     reasons, unpriced = [], []
     for pool in pools:
-        types = [name for name in pool.instance_types if usd_per_hour(catalog, [name], stack.region) is None]
+        types = [name for name in pool.all_instance_types if usd_per_hour(catalog, [name], stack.region) is None]
         if all(rung.purchase == "capacity-block" for rung in pool.rungs):
             reasons.append(f"pool {pool.name} has a Capacity Block, which has no hourly price")
         elif not pool.instance_types:

@@ -139,7 +139,20 @@ def _pool(stack: LoadedStack, catalog: Catalog) -> PoolPlan:
         vcpus_per_node=known.vcpus if known else 0,
         usd_per_node_hour=price,
         cost=CostRange(0.0, most),
-        rungs=(Rung(MIRROR_POOL, "on-demand", (name,), None, None, 0, labels, price, single_zone=True),),
+        rungs=(
+            Rung(
+                MIRROR_POOL,
+                "on-demand",
+                (name,),
+                None,
+                None,
+                0,
+                labels,
+                price,
+                single_zone=True,
+                vcpus_per_node=known.vcpus if known else 0,
+            ),
+        ),
     )
 
 

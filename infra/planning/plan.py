@@ -10,6 +10,7 @@ from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
 from modelfleet.infra.stack.schema import Gateway, Purchase
+from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.serve_options import DEPLOYMENT
 
@@ -78,7 +79,8 @@ class Rung:
     `group` begins the names of its node groups. `instance_types` are tried by EC2 itself: on demand in their order, of
     spot the one that is most available. `floor_nodes` always run, whatever asks for them. `single_zone`: no Ray group
     holds the pool's limit, so one zone's node group does. `usd_per_node_hour` is that of its dearest type: of spot the
-    ceiling, the on-demand price; None for a Capacity Block, which is paid in advance.
+    ceiling, the on-demand price; None for a Capacity Block, which is paid in advance. `vcpus_per_node` are those of its
+    largest type.
     """
 
     group: str
@@ -90,6 +92,8 @@ class Rung:
     labels: Mapping[str, str]
     usd_per_node_hour: float | None
     single_zone: bool = False
+    accelerator: str = CPU
+    vcpus_per_node: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,11 @@ class PoolPlan:
     `min_nodes` is enough for `min_replicas` of the pool's models and for the pool's own minNodes. `max_nodes` is the
     pool's limit over all rungs and zones: Ray's worker group holds it, and EKS in each group. `needed_nodes` is what
     `max_replicas` of all models at once would take; above `max_nodes` the plan warns, and its cost stops there.
-    `node` is the smallest of all `instance_types`, so that a worker fits each rung. `usd_per_node_hour` is that of the
-    dearest rung, which may be the one that runs. `ray_resources` is the worker group's `resources:` map.
+    `accelerator` and `instance_types` are the pool's own; a rung may have others. `node` is the smallest of all rungs'
+    types, so that a worker fits each. `usd_per_node_hour` is that of the dearest rung, which may be the one that runs.
+    `ray_resources` is the worker group's `resources:` map, with the pool's own accelerator on every rung: Ray has it
+    before anybody knows the rung. `return_after_s`: how long a worker runs on a later rung before an earlier one is
+    asked for again; None where it stays.
     """
 
     name: str
@@ -119,11 +126,26 @@ class PoolPlan:
     usd_per_node_hour: float | None
     cost: CostRange
     rungs: tuple[Rung, ...]
+    return_after_s: int | None = None
 
     @property
     def purchases(self) -> str:
-        """`spot, then on-demand`."""
-        return ", then ".join(rung.purchase for rung in self.rungs)
+        """`spot, then on-demand, then A10G on-demand`."""
+        return ", then ".join(
+            rung.purchase if rung.accelerator == self.accelerator else f"{rung.accelerator} {rung.purchase}"
+            for rung in self.rungs
+        )
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """The pool's own accelerator, then those on which it falls back, in their order."""
+        return tuple(dict.fromkeys((self.accelerator, *(rung.accelerator for rung in self.rungs))))
+
+    @property
+    def all_instance_types(self) -> tuple[str, ...]:
+        """The instance types of all rungs."""
+        names = (*self.instance_types, *(name for rung in self.rungs for name in rung.instance_types))
+        return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -268,6 +290,16 @@ ModelKind = Literal["text", "embedding", "reranker", "classifier", "pooling", "o
 
 
 @dataclass(frozen=True)
+class OnFallback:
+    """A model on another accelerator of its pool: its engine arguments there, and what follows from them."""
+
+    accelerator: str
+    engine_kwargs: Mapping[str, Any]
+    memory: GpuMemory | None
+    speed: SpeedEstimate | None
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """One model on its pool. `kind` is what its file says; what it leaves open, vLLM decides by the checkpoint."""
 
@@ -294,6 +326,8 @@ class ModelPlan:
     shape_source: str = ""
     #: Seconds until a new replica answers; None where nothing is known about the model's size.
     start: StartUp | None = None
+    #: On each accelerator on which the pool falls back.
+    fallbacks: tuple[OnFallback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -498,6 +532,11 @@ class Plan:
     def node_groups(self) -> tuple[PoolPlan, ...]:
         """Every group of nodes that the stack makes in AWS beside the system pool."""
         return (*self.pools, *((self.copies.pool,) if self.copies.pool else ()))
+
+    @property
+    def returning(self) -> tuple[PoolPlan, ...]:
+        """The pools whose workers return to an earlier rung."""
+        return tuple(pool for pool in self.pools if pool.return_after_s is not None)
 
     @property
     def head_survives(self) -> bool:

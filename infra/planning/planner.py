@@ -29,6 +29,7 @@ from modelfleet.infra.planning.cost import (
 )
 from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
+from modelfleet.infra.planning.fallback import cards_of, fallback_findings, on_fallbacks, without_fallbacks
 from modelfleet.infra.planning.fit import memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
@@ -110,6 +111,7 @@ def plan(
     choices, findings = settle(stack, demands, catalog)
     for choice in choices:
         findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
+    findings += fallback_findings(stack, choices, facts, catalog)
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
     findings += [
@@ -157,7 +159,7 @@ def plan(
                 demand.model.config,
                 facts.get(demand.model_id),
                 catalog,
-                replica_cost(choice, demand) if stack.config.target.priced else None,
+                replica_cost(choice, demand, choice.candidate.usd_per_hour) if stack.config.target.priced else None,
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
@@ -188,7 +190,7 @@ def plan(
         code=code,
         release=release_plan(planned, stack.config.models_at_once),
         cost=cost,
-        prices=prices_note(stack, catalog, [name for pool in pools for name in pool.instance_types]),
+        prices=prices_note(stack, catalog, [name for pool in pools for name in pool.all_instance_types]),
         notices=tuple(sorted([*stack.notices, *findings])),
         fixed=fixed,
         system=system,
@@ -296,9 +298,10 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         taints=() if pool.accelerator == CPU else (GPU_TAINT,),
         ray_resources=ray_resources(pool.accelerator, choice.candidate.node),
         vcpus_per_node=choice.candidate.vcpus,
-        usd_per_node_hour=choice.candidate.usd_per_hour,
+        usd_per_node_hour=choice.candidate.dearest_usd_per_hour,
         cost=pool_cost(stack.config.target, choice),
         rungs=rungs(stack, choice, labels, catalog),
+        return_after_s=pool.return_after_minutes and 60 * pool.return_after_minutes,
     )
 
 
@@ -321,6 +324,9 @@ def _model_plan(
     mirror = mirror_plan(stack, model, size)
     weights = weights_mib(memory, model.scaling_config.num_workers, size)
     gap = gap_of(demand, room, stack.config, weights_mib=weights)
+    fallbacks = on_fallbacks(choice, demand, facts, catalog, priced=stack.config.target.priced)
+    served = without_fallbacks(with_batch(model, facts, catalog))
+    cards = cards_of(served, fallbacks, catalog)
     return ModelPlan(
         model_id=model.model_id,
         kind=kind_of(model.engine_config),
@@ -334,15 +340,14 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(
-            with_batch(model, facts, catalog), mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)
-        ),
+        application=application(served, cards, mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)),
         memory=memory,
         speed=speed,
         cost=cost,
         gap=gap,
         shape_source=facts.source if facts is not None else "",
         start=start_up(model, facts, stack.config.target, size),
+        fallbacks=fallbacks,
     )
 
 

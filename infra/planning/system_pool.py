@@ -47,7 +47,11 @@ def _plan(name: str, vcpus: int, least: int, needed: int) -> SystemPlan:
 def system_requests(stack: LoadedStack, catalog: Catalog) -> list[Request]:
     """What each pod that always runs on the system pool requests."""
     gateway = stack.config.gateway
-    words = {"gateways": gateway.replicas, "load-balancers": int(gateway.expose != "none")}
+    words = {
+        "gateways": gateway.replicas,
+        "load-balancers": int(gateway.expose != "none"),
+        "returns": int(any(pool.return_after_minutes is not None for pool in stack.config.pools)),
+    }
     counts = [(pod, words[pod.count] if isinstance(pod.count, str) else pod.count) for pod in catalog.system_pods]
     return [(pod.cpu_millis, pod.memory_mib) for pod, count in counts for _ in range(count)]
 

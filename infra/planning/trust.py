@@ -77,6 +77,10 @@ def _asked(model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:
             path = (*section, *row.key)
             if row.found_in(_at(data, path)):
                 yield path, row.runs
+        if row.section == "engine_kwargs":
+            for index, other in enumerate(model.scaling_config.fallback):
+                if row.found_in(_at(other.engine_kwargs, row.key)):
+                    yield ("scaling_config", "fallback", index, "engine_kwargs", *row.key), row.runs
 
 
 def _at(data: Any, path: KeyPath) -> Any:

@@ -66,6 +66,7 @@ def _wanted(stack: LoadedStack, catalog: Catalog) -> set[str]:
     for pool in stack.config.pools:
         auto = [one.name for one in catalog.instance_types_with(pool.accelerator)]
         names |= set(auto if pool.instance_types == "auto" else pool.instance_types)
+        names |= {name for other in pool.fallback for name in other.instance_types}
     return names
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 else:  # one of the table's names, which a type checker cannot know
     AcceleratorName = Literal[accelerators()]
 Port = Annotated[int, Field(ge=1, le=65535)]
+#: How a pool may buy the nodes of another card: a reservation is of its first one.
+FallbackPurchase = Literal["spot", "on-demand"]
 Purchase = Literal["reservation", "capacity-block", "spot", "on-demand"]
 #: Purchases that name a capacity reservation.
 RESERVED: tuple[Purchase, ...] = ("reservation", "capacity-block")
@@ -87,6 +89,39 @@ class Reserve(StackSection):
     memory_mib: NonNegativeInt = Field(0, description="Memory in MiB, as the sum of your daemon sets' requests.")
 
 
+class Fallback(StackSection):
+    """Nodes with another accelerator, which a pool tries after its own."""
+
+    accelerator: AcceleratorName = Field(description="The other accelerator.")
+    instance_types: list[str] = Field(
+        min_length=1,
+        description="EC2 types with as many GPUs a node as the pool's own, the preferred one first.",
+    )
+    purchase: FallbackPurchase | list[FallbackPurchase] = Field(
+        "on-demand", description="How they are bought; a list is tried in its order."
+    )
+
+    @field_validator("purchase")
+    @classmethod
+    def purchases_differ(cls, value: FallbackPurchase | list[FallbackPurchase]) -> Any:
+        """A list of purchases names at least one, and each once."""
+        return _each_once(value)
+
+    @property
+    def purchases(self) -> tuple[Purchase, ...]:
+        """How instances are bought, in the order in which it is tried."""
+        return (self.purchase,) if isinstance(self.purchase, str) else tuple(self.purchase)
+
+
+def _each_once(value: Any) -> Any:
+    """One purchase, or a list of different ones."""
+    if not value:
+        raise ValueError("found an empty list; name at least one purchase or leave it out")
+    if isinstance(value, list) and (twice := sorted({one for one in value if value.count(one) > 1})):
+        raise ValueError(f"found {', '.join(twice)} twice; each is tried once")
+    return value
+
+
 class Pool(StackSection):
     """One ordered entry of `pools`: one EKS node group per purchase and zone, one Ray worker group."""
 
@@ -98,6 +133,16 @@ class Pool(StackSection):
     instance_types: list[str] | Literal["auto"] = Field(
         "auto",
         description="EC2 types of one shape, the preferred one first; `auto`: the cheapest that fits its models.",
+    )
+    fallback: list[Fallback] = Field(
+        default_factory=list,
+        description="Other accelerators, tried in their order where EC2 has none of the pool's own; every model of the "
+        "pool has to fit each.",
+    )
+    return_after_minutes: PositiveInt | None = Field(
+        None,
+        description="Minutes that a worker runs on a later purchase or fallback before the stack asks for an earlier "
+        "one again and moves it there; default: it stays.",
     )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
@@ -140,6 +185,14 @@ class Pool(StackSection):
             raise ValueError("capacityReservationZone goes with capacityReservationId, and only with it")
         return self
 
+    @model_validator(mode="after")
+    def fallbacks_are_other_accelerators(self) -> Self:
+        """A fallback is of another accelerator; more instance types of the same one belong in instanceTypes."""
+        if any(one.accelerator == self.accelerator for one in self.fallback):
+            message = f"found {self.accelerator}, the pool's own; name another, or add its types to instanceTypes"
+            raise KeyFault("fallback", message)
+        return self
+
     @property
     def purchases(self) -> tuple[Purchase, ...]:
         """How instances are bought, in the order in which it is tried."""
@@ -147,12 +200,17 @@ class Pool(StackSection):
 
     @field_validator("purchase")
     @classmethod
-    def purchases_differ(cls, value: Purchase | list[Purchase]) -> Purchase | list[Purchase]:
+    def purchases_differ(cls, value: Purchase | list[Purchase]) -> Any:
         """A list of purchases names at least one, and each once."""
-        if not value:
-            raise ValueError("found an empty list; name at least one purchase or leave it out")
-        if isinstance(value, list) and (twice := sorted({one for one in value if value.count(one) > 1})):
-            raise ValueError(f"found {', '.join(twice)} twice; each is tried once")
+        return _each_once(value)
+
+    @field_validator("fallback")
+    @classmethod
+    def fallbacks_differ(cls, value: list[Fallback]) -> list[Fallback]:
+        """Each accelerator has one entry."""
+        names = [one.accelerator for one in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"found {', '.join(twice)} twice; give its instanceTypes and purchases in one entry")
         return value
 
     @field_validator("instance_types")

@@ -24,7 +24,8 @@ class Accelerator:
     """A GPU: memory in MiB as sold and as CUDA reports it, compute capability as (major, minor), EC2's name of it.
 
     `batched_tokens` and `sequences` are vLLM's defaults for a server on this card (`get_batch_defaults`); `formats` the
-    number formats that its tensor cores compute in; `nvlink` whether its cards reach each other without PCIe.
+    number formats that its tensor cores compute in; `nvlink` whether its cards reach each other without PCIe; `nvml`
+    the words of NVML's name by which it is known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Accelerator:
     rayllm: str = ""
     formats: tuple[str, ...] = ()
     nvlink: bool = False
+    nvml: tuple[str, ...] = ()
 
     @property
     def bfloat16(self) -> bool:
@@ -64,6 +66,7 @@ def known_gpus() -> Mapping[str, Accelerator]:
             row["rayllm"],
             tuple(row["formats"].split()),
             row["nvlink"] == "true",
+            tuple(row["nvml"].split()),
         )
         for row in csv_rows(DATA / "accelerators.csv")
     }

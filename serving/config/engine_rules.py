@@ -41,6 +41,15 @@ RESERVED: dict[str, str] = {
     _ONE_REPLICA,
 )  # fmt: skip
 
+#: What an entry of `scaling_config.fallback` cannot say, because it is decided before a replica knows its card.
+PLACED: dict[str, str] = {
+    "distributed_executor_backend": "Ray places a replica before its card is known; set it in engine_config",
+    "trust_remote_code": "the model's code is the same on every card; set it in engine_config",
+} | dict.fromkeys(
+    ("cpu_offload_gb", "kv_offloading_size"),
+    "a replica's share of its node's memory is reserved before its card is known; set it in engine_config",
+)
+
 #: The front-end arguments that a model file may set; the others are about listening, which the replica does not do.
 FRONT_END = frozenset(
     {
@@ -82,8 +91,41 @@ def engine_findings(document: Document, data: Any) -> Iterator[Finding]:
     for name, value in kwargs.items():
         for path, message in argument_faults(name, value):
             yield document.finding((*KWARGS, name, *path), message)
-    for name, message in _together(kwargs, engine):
+    broken = set(_together(kwargs, engine))
+    for name, message in sorted(broken):
         yield document.finding((*KWARGS, name), message)
+    for index, own in _fallbacks(data):
+        yield from _fallback_findings(document, index, own, {**kwargs, **own}, engine, broken)
+
+
+def _fallbacks(data: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The engine arguments of each `scaling_config.fallback`, with its place in the list."""
+    scaling = data.get("scaling_config")
+    entries = scaling.get("fallback") if isinstance(scaling, dict) else None
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        kwargs = entry.get("engine_kwargs") if isinstance(entry, dict) else None
+        if isinstance(kwargs, dict):
+            yield index, kwargs
+
+
+def _fallback_findings(
+    document: Document,
+    index: int,
+    own: dict[str, Any],
+    merged: dict[str, Any],
+    engine: dict[str, Any],
+    known: set[tuple[str, str]],
+) -> Iterator[Finding]:
+    """What is wrong with the arguments on another accelerator, alone and over the model's own."""
+    path: KeyPath = ("scaling_config", "fallback", index, "engine_kwargs")
+    for name, value in own.items():
+        if name in PLACED:
+            yield document.finding((*path, name), f"cannot be set here: {PLACED[name]}")
+        elif value is not None:
+            for inside, message in argument_faults(name, value):
+                yield document.finding((*path, name, *inside), message)
+    for name, message in sorted(set(_together(merged, engine)) - known):
+        yield document.finding((*path, name) if name in own else path, message)
 
 
 def argument_faults(name: str, value: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -157,6 +157,23 @@ def _executor(data: Any) -> Iterator[Fault]:
         yield _error(path, message)
 
 
+def _fallback(data: Any) -> Iterator[Fault]:
+    """Each entry is another card than the model's own, and each once."""
+    own = {accelerator_of(name) for name in _section(data, *WORKERS)} | {
+        accelerator_of(name) for name in _section(data, *ACTOR, "resources")
+    }
+    entries = _section(data, "scaling_config").get("fallback")
+    named: list[Any] = []
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        name = entry.get("accelerator") if isinstance(entry, dict) else None
+        path: KeyPath = ("scaling_config", "fallback", index, "accelerator")
+        if name is not None and name in own:
+            yield _error(path, f"found {name}, which the model asks for first; name another, or leave the entry out")
+        elif name is not None and name in named:
+            yield _error(path, f"found {name} twice; give its arguments in one entry")
+        named.append(name)
+
+
 def _replica(data: Any) -> Iterator[Fault]:
     """The replica's GPUs are its workers'; one of its own would only lie idle."""
     actor = _section(data, *ACTOR)
@@ -276,6 +293,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _executor, _replica, _autoscaling, _stops, _prompts, _runtime_envs, _mirror,
-    _architecture,
+    _accelerator, _resources, _placement, _executor, _fallback, _replica, _autoscaling, _stops, _prompts, _runtime_envs,
+    _mirror, _architecture,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from modelfleet.serving.config.accelerators import CPU, accelerator_of
+from modelfleet.serving.config.accelerators import CPU, accelerator_of, known_gpus, resource_name
 from modelfleet.serving.config.catalogs import serve_options
 from modelfleet.serving.config.engine_schema import (
     AzureMirrorConfig,
@@ -40,7 +40,7 @@ from modelfleet.serving.config.section import (
     SomeSeconds,
     Workers,
 )
-from modelfleet.serving.config.validation import KeyFault
+from modelfleet.serving.config.validation import KeyFault, near, shown
 
 __all__ = [
     "AutoscalingConfig",
@@ -48,6 +48,7 @@ __all__ = [
     "DeploymentConfig",
     "EngineConfig",
     "ExtraFile",
+    "Fallback",
     "GcsMirrorConfig",
     "GenerationConfig",
     "LoraAdapter",
@@ -190,6 +191,27 @@ class DeploymentConfig(Section):
         return self
 
 
+class Fallback(Section):
+    """How the model runs on another accelerator, on which its pool falls back."""
+
+    accelerator: str = Field(
+        description="The other accelerator, which a `fallback` of the pool gives.", examples=["A10G"]
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM engine arguments there, over those of engine_config; null takes one back.",
+        examples=[{"max_num_seqs": 32}],
+    )
+
+    @field_validator("accelerator")
+    @classmethod
+    def accelerator_is_a_known_gpu(cls, value: str) -> str:
+        """A name of the accelerators' table. Not a type: where this is imported beside the GPU, there is no table."""
+        if value not in known_gpus():
+            raise ValueError(f"found {shown(value)}; {near(value, known_gpus())}")
+        return value
+
+
 class ScalingConfig(Section):
     """What one replica takes: its workers and where they are placed."""
 
@@ -205,6 +227,12 @@ class ScalingConfig(Section):
         default_factory=dict,
         description="Custom resources per worker, e.g. `accelerator_type:L4: 0.001`.",
         examples=[{"accelerator_type:L4": 0.001}],
+    )
+    fallback: list[Fallback] = Field(
+        default_factory=list,
+        description="Engine arguments on the other accelerators that a pool may fall back on; without an entry the "
+        "model runs there with its own.",
+        examples=[[{"accelerator": "A10G", "engine_kwargs": {"max_num_seqs": 32}}]],
     )
     pg_timeout_s: SomeSeconds = Field(600.0, description="Accepted for old files; has no effect.", examples=[600])
 
@@ -244,6 +272,31 @@ class ModelConfig(Section):
     def accelerator(self) -> str:
         """The accelerator that decides the pool; `CPU` when no GPU is asked for."""
         return min(self.accelerators_named(), default=CPU)
+
+    def on(self, accelerator: str) -> Self:
+        """The model as it runs on another accelerator: with its `fallback` arguments, and that one in its resources."""
+        own = self.accelerator
+        if accelerator == own:
+            return self
+        given = next((one.engine_kwargs for one in self.scaling_config.fallback if one.accelerator == accelerator), {})
+        actor = self.deployment_config.ray_actor_options
+
+        def renamed(resources: dict[str, float]) -> dict[str, float]:
+            here = {resource_name(own): resource_name(accelerator)}
+            return {here.get(name, name): amount for name, amount in resources.items()}
+
+        parts = {
+            "deployment_config": self.deployment_config.model_copy(
+                update={"ray_actor_options": actor.model_copy(update={"resources": renamed(actor.resources)})}
+            ),
+            "engine_config": self.engine_config.model_copy(
+                update={"engine_kwargs": {**self.engine_config.engine_kwargs, **given}}
+            ),
+            "scaling_config": self.scaling_config.model_copy(
+                update={"resources_per_worker": renamed(self.scaling_config.resources_per_worker)}
+            ),
+        }
+        return self.model_copy(update=parts)
 
     @property
     def model_id(self) -> str:

@@ -138,7 +138,10 @@ def take_away(stack: Stack) -> None:
     if "kuberay-operator" in stack.cluster.pids():
         stack.cluster.kill("kuberay-operator")
     api.delete("v1", "Namespace", where)
-    api.delete("scheduling.k8s.io/v1", "PriorityClass", f"{where}-front")
+    for name in ("front", "placeholder"):
+        api.delete("scheduling.k8s.io/v1", "PriorityClass", f"{where}-{name}")
+    for kind in ("ClusterRoleBinding", "ClusterRole"):
+        api.delete("rbac.authorization.k8s.io/v1", kind, f"{where}-ladder-return")
     for kind in ("ValidatingAdmissionPolicyBinding", "ValidatingAdmissionPolicy"):
         api.delete("admissionregistration.k8s.io/v1", kind, f"{where}-head")
     for node in api.list("v1", "Node", selector=f"modelfleet.dev/stack={stack.plan.stack}"):

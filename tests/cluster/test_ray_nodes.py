@@ -22,6 +22,7 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, placement_bundles
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.fleet import five_models, model
+from tests.cluster.ladder import ladder_on
 from tests.cluster.ray_nodes import HERE, declared, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -195,16 +196,7 @@ def test_a_drained_node_answers_its_open_request_first_and_gives_up_at_the_limit
     options = {"num_cpus": 0, "resources": {"spot": 0.001}}
     serve.run(Slow.options(ray_actor_options=options).bind(), name="slow", route_prefix="/slow")
 
-    # As in the pod: `ray` speaks for this node, and only this node's replicas are seen.
-    command = tmp_path / "bin" / "ray"
-    command.parent.mkdir()
-    real = Path(sys.executable).parent / "ray"
-    command.write_text(f'#!/bin/sh\nexec {real} "$@" --address {ray_nodes.address} --node-id {node.node_id}\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    raylet = node.all_processes["raylet"][0].process.pid
-    everywhere = drain.replicas
-    monkeypatch.setattr(drain, "replicas", lambda: [pid for pid in everywhere() if _parent(pid) == raylet])
+    _hook_runs_on(node, ray_nodes.address, tmp_path, monkeypatch)
     (replica,) = drain.replicas()
 
     answers: list[str] = []
@@ -240,6 +232,141 @@ def test_a_drained_node_answers_its_open_request_first_and_gives_up_at_the_limit
     draining.join(timeout=120)
     assert not draining.is_alive() and drain.replicas() == []
     serve.delete("slow")
+
+
+def _hook_runs_on(node: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pod: `ray` speaks for this node, and the hook sees only this node's replicas."""
+    command = tmp_path / "bin" / "ray"
+    command.parent.mkdir()
+    real = Path(sys.executable).parent / "ray"
+    command.write_text(f'#!/bin/sh\nexec {real} "$@" --address {address} --node-id {node.node_id}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    raylet = node.all_processes["raylet"][0].process.pid
+    everywhere = drain.replicas
+    monkeypatch.setattr(drain, "replicas", lambda: [pid for pid in everywhere() if _parent(pid) == raylet])
+
+
+class OnItsCard:
+    """In place of a replica: says with which engine arguments it would run, and streams until it may end."""
+
+    def __init__(self, model: dict[str, Any], weights: dict[str, Any], cards: list[dict[str, Any]]) -> None:
+        import ray
+
+        from modelfleet.serving.card import Card, on_this_card
+
+        here = ray.get_runtime_context().get_node_id()
+        (name,) = (node["Labels"]["card"] for node in ray.nodes() if node["NodeID"] == here)
+        known = [Card.model_validate(card) for card in cards]
+        self.model = on_this_card(ModelConfig.model_validate(model), known, print, lambda: name.replace("_", " "))
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        import asyncio
+
+        from fastapi import FastAPI
+        from starlette.responses import StreamingResponse
+
+        async def words(until: str) -> Any:
+            yield "first "
+            while not await asyncio.to_thread(os.path.exists, until):
+                yield "more "
+                await asyncio.sleep(0.1)
+            yield "last"
+
+        app = FastAPI()
+        app.get("/arguments")(lambda: self.model.engine_config.engine_kwargs)
+        app.get("/stream")(lambda until: StreamingResponse(words(until)))
+        return app
+
+
+CLIMBER = {
+    "name": "l4",
+    "accelerator": "L4",
+    "maxNodes": 1,
+    "instanceTypes": ["g6.2xlarge"],
+    "purchase": ["spot", "on-demand"],
+    "fallback": [{"accelerator": "A10G", "instanceTypes": ["g5.2xlarge"]}],
+    "returnAfterMinutes": 10,
+}
+
+
+def test_a_model_goes_up_the_ladder_answers_on_the_other_card_and_returns_without_a_cut_stream(
+    stack_of: Callable[..., Stack], serve_port: int, ray_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the pool's limit of one node: operator, scheduler, Ray and Serve are real, EC2 and its autoscaler are not."""
+    from ray import serve
+
+    from modelfleet.serving.app import AppArgs, application
+
+    data = model("org/climber", "L4")
+    data["scaling_config"]["fallback"] = [{"accelerator": "A10G", "engine_kwargs": {"max_num_seqs": 16}}]
+    data["deployment_config"] |= {"graceful_shutdown_timeout_s": 600, "graceful_shutdown_wait_loop_s": 0.2}
+    stack = stack_of([data], most_nodes=0, target="eks", pools=[CLIMBER])
+    base = f"http://127.0.0.1:{serve_port}/climber"
+
+    def worker() -> dict[str, Any]:
+        return next((pod for pod in stack.workers() if pod["spec"].get("nodeName")), {})
+
+    def rung(pod: dict[str, Any]) -> tuple[str, str]:
+        labels = (stack.api.get("v1", "Node", pod["spec"]["nodeName"]) or {})["metadata"]["labels"]
+        return labels["k8s.amazonaws.com/accelerator"], labels["modelfleet.dev/purchase"]
+
+    with ladder_on(stack, tmp_path) as ladder:
+        ladder.short_of("g6.2xlarge")
+        stack.scale({"l4": 1})
+        first, asked = ladder.climb("a node of the third rung", worker)
+        assert asked == ["l4_spot-a", "l4_spot-b", "l4-a", "l4-b", "l4_a10g-a"]
+        assert rung(first) == ("a10g", "on-demand")
+
+        old = ray_nodes.add_node(**declared(first), labels={"card": "NVIDIA_A10G"})
+        args = AppArgs.model_validate(stack.plan.models[0].application.args)
+        serve.run(application(OnItsCard, args), name="climber", route_prefix="/climber")
+        assert json.loads(ask(f"{base}/arguments"))["max_num_seqs"] == 16, "the fallback's own"
+        assert ladder.bring_back(time.time()) == [], "a worker that has just come stays"
+
+        _hook_runs_on(old, ray_nodes.address, tmp_path, monkeypatch)
+        go, texts = tmp_path / "go", list[str]()
+        stream = threading.Thread(target=lambda: texts.append(ask(f"{base}/stream?until={go}")), daemon=True)
+        stream.start()
+        later = time.time() + 3600
+        assert ladder.bring_back(later) == [
+            "l4: asks again for L4 spot or L4 on-demand: a worker runs on A10G on-demand"
+        ]
+        ladder.stand_in.turn()
+        assert ladder.bring_back(later) == [], "EC2 still has none, and nothing moves"
+
+        ladder.short_of()
+        ladder.buyer.forgive()  # after 5 to 30 minutes
+
+        # kwok has a pod go at once: this holds it, as the kubelet does until the hook ends.
+        name, where = first["metadata"]["name"], stack.namespace
+        stack.api.merge("v1", "Pod", name, where, {"metadata": {"finalizers": ["modelfleet.dev/drains"]}})
+        moved, asked = ladder.climb("the worker to move", lambda: ladder.bring_back(later))
+        assert (moved, asked) == ([f"l4: moves worker {name}"], ["l4_spot-a"])
+        second = wait_for("its successor on a node", worker, seconds=60)
+        assert rung(second) == ("l4", "spot") and second["metadata"]["name"] != name
+
+        ray_nodes.add_node(**declared(second), labels={"card": "NVIDIA_L4"})
+        draining = threading.Thread(target=drain.main, daemon=True)
+        draining.start()
+        wait_for("an answer from the first rung", lambda: _arguments_at(base) == 256, seconds=120)
+        assert stream.is_alive() and draining.is_alive(), "the old replica keeps its request, and the pod its replica"
+        go.touch()
+        stream.join(timeout=60)
+        draining.join(timeout=120)
+        assert texts[0].startswith("first more") and texts[0].endswith("last"), "the stream was whole"
+        assert not draining.is_alive() and drain.replicas() == []
+        stack.api.merge("v1", "Pod", name, where, {"metadata": {"finalizers": None}})
+        wait_for("the old pod to go", lambda: stack.api.get("v1", "Pod", name, where) is None)
+        ladder.bring_back(later)
+        left = [pod["metadata"]["name"] for pod in stack.api.list("v1", "Pod", where, "modelfleet.dev/placeholder=l4")]
+        assert left == [], "nothing waits for a node any more"
+        assert [pod["metadata"]["name"] for pod in stack.workers()] == [second["metadata"]["name"]]
+    serve.delete("climber")
+
+
+def _arguments_at(base: str) -> Any:
+    return json.loads(ask(f"{base}/arguments"))["max_num_seqs"]
 
 
 def _states(name: str) -> list[str]:

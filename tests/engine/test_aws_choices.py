@@ -23,10 +23,10 @@ from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
 from tests.engine.mocked_engine import MockedEngine
-from tests.unit.cloud.autoscaler import PriorityExpander
 from tools.cloud.app import HERE as HERE_IS
 from tools.cloud.app import QUOTAS
 from tools.cloud.reach import HERE
+from tools.kubernetes.autoscaler import PriorityExpander
 
 UUID = "9ac5a5c4-4b1c-2f52-9d0e-1c0f0c1f8a11"
 #: pulumi_aws warns about its own old names when it is imported.
@@ -41,6 +41,7 @@ LADDER = {
     "purchase": ["reservation", "spot", "on-demand"],
     "capacityReservationId": "cr-0123456789abcdef0",
     "capacityReservationZone": "us-west-2b",
+    "fallback": [{"accelerator": "A10G", "instanceTypes": ["g5.xlarge"]}],
 }
 
 
@@ -260,7 +261,11 @@ def test_each_rung_of_a_ladder_is_a_node_group_per_zone(fleet: Maker, account: A
         "l4_spot-b": ("SPOT", both),
         "l4-a": ("ON_DEMAND", both),
         "l4-b": ("ON_DEMAND", both),
+        "l4_a10g-a": ("ON_DEMAND", ("g5.xlarge",)),
+        "l4_a10g-b": ("ON_DEMAND", ("g5.xlarge",)),
     }
+    cards = {group["labels"]["k8s.amazonaws.com/accelerator"] for name, group in groups.items() if "a10g" in name}
+    assert cards == {"a10g"}, "the autoscaler looks there for what a new node is"
     assert {group["scalingConfig"]["minSize"] for group in groups.values()} == {0}, "no rung insists on minNodes"
     reserved = {
         name: (account.template(group).get("CapacityReservationSpecification") or {}).get("CapacityReservationTarget")
@@ -284,6 +289,8 @@ def test_the_autoscalers_priorities_know_the_groups_by_their_names(fleet: Maker,
         "l4_spot-b": 99,
         "l4-a": 98,
         "l4-b": 98,
+        "l4_a10g-a": 97,
+        "l4_a10g-b": 97,
     }
 
 

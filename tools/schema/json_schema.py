@@ -17,6 +17,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def model_schema() -> dict[str, Any]:
     """The model file's schema, with vLLM's engine arguments completed inside `engine_kwargs`."""
+    from modelfleet.serving.config.accelerators import known_gpus
     from modelfleet.serving.config.schema import ModelConfig
 
     schema = ModelConfig.model_json_schema(mode="validation")
@@ -24,6 +25,7 @@ def model_schema() -> dict[str, Any]:
         "properties": _engine_arguments(),
         "additionalProperties": False,
     }
+    schema["$defs"]["Fallback"]["properties"]["accelerator"]["enum"] = list(known_gpus())
     return {"$schema": DIALECT, **_described(schema), "title": "modelfleet model file"}
 
 

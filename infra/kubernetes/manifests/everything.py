@@ -20,6 +20,7 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
 )
 from modelfleet.infra.kubernetes.manifests.gpu import dcgm_exporter, device_plugin
 from modelfleet.infra.kubernetes.manifests.guard import head_guard
+from modelfleet.infra.kubernetes.manifests.ladder_return import ladder_return
 from modelfleet.infra.kubernetes.manifests.load_balancer import controller, target_group_binding
 from modelfleet.infra.kubernetes.manifests.load_balancer import custom_resource_definitions as balancer_definitions
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
@@ -103,6 +104,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *base(plan),
         *operator(plan),
         *ray(plan),
+        *ladder_return(plan),
         *mirrors(plan),
         *load_balancer(plan, cluster_name, PLACEHOLDER),
         *gateway(plan, keys_id),

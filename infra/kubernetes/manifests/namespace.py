@@ -48,14 +48,18 @@ def priority_class(plan: Plan) -> list[Manifest]:
 
 
 def quota(plan: Plan) -> Manifest:
-    """At most the GPUs of the worker groups, or twice that if an upgrade runs both clusters at once."""
+    """At most the GPUs of the worker groups, or twice that if an upgrade runs both clusters at once.
+
+    A pool whose workers return has one worker that drains beside its successor, and a placeholder.
+    """
     gpus = sum(group.max_replicas * group.node.gpus for group in plan.ray_cluster.worker_groups)
+    returning = sum(2 * pool.node.gpus for pool in plan.returning)
     clusters = 1 if plan.ray_cluster.rollout == "replace" else 2
     return {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": "gpus", "namespace": plan.namespace, "labels": labels(plan, "quota")},
-        "spec": {"hard": {f"requests.{GPU}": str(gpus * clusters)}},
+        "spec": {"hard": {f"requests.{GPU}": str(gpus * clusters + returning)}},
     }
 
 

@@ -15,6 +15,7 @@ from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     GATEWAY,
+    LADDER_RETURN,
     MIRROR_ACCOUNT,
     OPERATOR,
     RAY_METRICS_PORT,
@@ -37,6 +38,7 @@ SERVE_PODS: Final = {"matchLabels": {"ray.io/serve": "true"}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
 OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 CONTROLLER_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LOAD_BALANCER_ACCOUNT}}
+RETURN_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LADDER_RETURN}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 
 
@@ -69,6 +71,8 @@ def network_policies(plan: Plan) -> list[Manifest]:
     if plan.own_operator:
         to_ray = {"to": [{"podSelector": RAY_PODS}]}
         policies.append(_policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[dns, world, to_ray]))
+    if plan.returning:
+        policies.append(_policy(plan, LADDER_RETURN, RETURN_PODS, ingress=[], egress=[dns, world]))
     if has_balancer(plan):
         account = LOAD_BALANCER_ACCOUNT
         policies.append(_policy(plan, account, CONTROLLER_PODS, ingress=[], egress=[dns, world]))

@@ -273,7 +273,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     container = {
         **_container(plan, "ray-worker"),
         "env": environment({**_environment(plan), **own, **_inline(plan)}),
-        "resources": _whole_node(group),
+        "resources": whole_node(group),
         "ports": _ports(serve=SERVE_PORT, metrics=RAY_METRICS_PORT),
         "lifecycle": {
             **FOLLOW_LOGS,
@@ -298,7 +298,7 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
     }
 
 
-def _whole_node(group: WorkerGroup) -> Manifest:
+def whole_node(group: WorkerGroup) -> Manifest:
     """All that a node offers, so that the scheduler puts one worker on a node and the node autoscaler buys one each."""
     memory = mib(group.node.memory_mib)
     gpus = {GPU: str(group.node.gpus)} if group.node.gpus else {}

@@ -12,9 +12,9 @@ from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import Rung
 from tests.unit.aws import builders
-from tests.unit.cloud.autoscaler import Autoscaler, PriorityExpander
 from tests.unit.cloud.conftest import BUCKET, Fleet, made, subnets_in
 from tools.cloud.server import Listening
+from tools.kubernetes.autoscaler import Autoscaler, PriorityExpander
 
 ZONES = ("us-west-2a", "us-west-2b")
 TYPES = ["g6.xlarge", "g6.2xlarge"]
@@ -26,6 +26,7 @@ LADDER = {
     "purchase": ["reservation", "spot", "on-demand"],
     "capacityReservationId": "cr-0123456789abcdef0",
     "capacityReservationZone": "us-west-2b",
+    "fallback": [{"accelerator": "A10G", "instanceTypes": ["g5.xlarge"]}],
 }
 
 
@@ -42,6 +43,10 @@ def fleet(account: Listening, plan: Plan) -> Fleet:
 
 @pytest.fixture
 def groups(fleet: Fleet, plan: Plan) -> dict[str, str]:
+    return groups_of(fleet, plan)
+
+
+def groups_of(fleet: Fleet, plan: Plan) -> dict[str, str]:
     """The Auto Scaling groups of the pool's node groups by `RUNG-ZONE`, as `infra/aws` has the groups made."""
     subnets = dict(zip(ZONES, subnets_in(fleet.cloud, *ZONES), strict=True))
     places = [(rung, zone) for rung in plan.pools[0].rungs for zone in rung.zones or ZONES]
@@ -101,8 +106,29 @@ def test_where_two_rungs_are_short_the_third_gives_the_node(
     assert named(groups, autoscaler.scale_up()[1]) == ["l4-b"], "a zone without machines does not end the ladder"
 
     rules.short_of()
-    autoscaler.backed_off.clear()  # after 5 to 30 minutes
+    autoscaler.forgive()  # after 5 to 30 minutes
     assert named(groups, autoscaler.scale_up()[1]) == ["l4_odcr-b"], "the first rung is tried again"
+
+
+def test_where_the_pools_card_is_not_to_be_had_another_gives_the_node(
+    fleet: Fleet, groups: dict[str, str], autoscaler: Autoscaler
+) -> None:
+    fleet.cloud.cloud.rules.short_of(*((kind, "*") for kind in TYPES))
+    failed, gave = autoscaler.scale_up()
+    assert named(groups, *failed) == ["l4_odcr-b", "l4_spot-a", "l4_spot-b", "l4-a", "l4-b"]
+    assert named(groups, gave) == ["l4_a10g-a"]
+
+
+def test_a_group_that_fails_again_waits_twice_as_long(fleet: Fleet, plan: Plan, groups: dict[str, str]) -> None:
+    fleet.cloud.cloud.rules.short_of(*((kind, "*") for kind in TYPES))
+    now = [0.0]
+    scaling = fleet.cloud.client("autoscaling", fleet.credentials("cluster-autoscaler"))
+    one = [groups["l4-a"]]
+    autoscaler = Autoscaler(PriorityExpander(priority_expander(plan)), scaling, one, lambda: now[0])
+    tried = []
+    for now[0] in range(0, 7200, 60):
+        tried += [now[0] // 60] * len(autoscaler.scale_up()[0])
+    assert tried == [0, 5, 15, 35, 65, 95], "5, 10 and 20 minutes, then 30"
 
 
 def test_a_rung_is_short_only_when_all_its_types_are(

@@ -377,3 +377,52 @@ def test_an_unknown_generation_default_is_refused_with_a_similar_name() -> None:
     assert finding.path == "engine_config.generation.generate_kwargs.temprature"
     assert finding.message == "unknown, did you mean temperature?"
     assert finding.line == 20
+
+
+FALLBACK = "    accelerator_type:L4: 0.001\n  fallback:\n  - accelerator: {}\n    engine_kwargs: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("card", "kwargs", "path", "said"),
+    [
+        ("L4", "{}", "[0].accelerator", "found L4, which the model asks for first"),
+        ("A10", "{}", "[0].accelerator", "found 'A10'; did you mean A10G?"),
+        ("A10G", "{max_num_seq: 8}", "[0].engine_kwargs.max_num_seq", "did you mean max_num_seqs?"),
+        ("A10G", "{max_num_seqs: many}", "[0].engine_kwargs.max_num_seqs", "a whole number is expected"),
+        (
+            "A10G",
+            "{max_num_batched_tokens: 32}",
+            "[0].engine_kwargs.max_num_batched_tokens",
+            "at least max_num_seqs, 64",
+        ),
+        ("A10G", "{cpu_offload_gb: 4}", "[0].engine_kwargs.cpu_offload_gb", "reserved before its card is known"),
+        (
+            "A10G",
+            "{distributed_executor_backend: mp}",
+            "[0].engine_kwargs.distributed_executor_backend",
+            "cannot be set",
+        ),
+        ("A10G", "{trust_remote_code: true}", "[0].engine_kwargs.trust_remote_code", "the same on every card"),
+        ("A10G", "{}\n  - accelerator: A10G", "[1].accelerator", "found A10G twice"),
+    ],
+)
+def test_arguments_on_another_card_are_checked_like_the_models_own(
+    card: str, kwargs: str, path: str, said: str
+) -> None:
+    """Here the own max_num_seqs, 64, counts where the fallback does not say another."""
+    head, _, _ = GOOD.rpartition("    accelerator_type:L4: 0.001\n")
+    (found,) = [one for one in findings_of(head + FALLBACK.format(card, kwargs)) if one.severity is Severity.ERROR]
+    assert found.path == f"scaling_config.fallback{path}"
+    assert said in found.message
+
+
+def test_null_takes_an_argument_back_on_another_card() -> None:
+    """A quantization that the other card has no kernels for."""
+    head, _, _ = GOOD.rpartition("    accelerator_type:L4: 0.001\n")
+    text = head + FALLBACK.format("A10G", "{max_num_seqs: null}")
+    assert [one for one in findings_of(text) if one.severity is Severity.ERROR] == []
+    loaded, _ = model_of(parse_document(text.encode(), "m.yaml"))
+    assert loaded is not None
+    there = loaded.config.on("A10G")
+    assert there.accelerator == "A10G" and there.engine_config.engine_kwargs == {"max_num_seqs": None}
+    assert loaded.config.accelerator == "L4", "the file itself stays"

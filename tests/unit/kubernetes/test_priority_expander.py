@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.kubernetes.manifests.autoscaler import cluster_autoscaler, priority_expander
-from tests.unit.cloud.autoscaler import PriorityExpander
 from tests.unit.planning.builders import model, planned, pool, stack
+from tools.kubernetes.autoscaler import PriorityExpander
 
 SUFFIX = "20261129120000123400000001"
 UUID = "9ac5a5c4-4b1c-2f52-9d0e-1c0f0c1f8a11"
@@ -28,6 +28,7 @@ LADDERS = (
     pool("l4-a", purchase=["on-demand", "spot"]),
     pool("l4-b"),
     pool("l4-spot", purchase="spot"),
+    pool("l4-x", fallback=[{"accelerator": "A10G", "instanceTypes": ["g5.xlarge"], "purchase": ["spot", "on-demand"]}]),
 )
 
 
@@ -37,6 +38,13 @@ def test_the_first_rung_of_each_pool_comes_first() -> None:
         both = [group(rung, letter) for rung in (first, second) for letter in "abc"]
         assert order.best(both) == both[:3], pool_name
         assert order.best(both[3:]) == both[3:], "with the first rung backed off"
+
+
+def test_another_card_comes_after_the_pools_own() -> None:
+    order = expander(*LADDERS)
+    rungs = [group(rung) for rung in ("l4-x", "l4-x_a10g_spot", "l4-x_a10g")]
+    assert order.best(reversed(rungs)) == rungs[:1]
+    assert order.best(rungs[1:]) == rungs[1:2], "with the pool's own card backed off"
 
 
 @pytest.mark.parametrize("other", ["l4", "l4-a", "l4-b", "l4-spot"])

@@ -144,6 +144,13 @@ def test_a_pod_of_a_ray_cluster_that_nobody_wants_any_more_says_nothing() -> Non
     assert wanted_pods([old, new, gateway], [service]) == [new, gateway]
 
 
+def test_a_placeholder_that_waits_for_a_node_is_no_trouble() -> None:
+    """A worker runs meanwhile on a later rung, and EC2 may have no machine for days."""
+    waiting = pod("return-l4-abcde")
+    waiting["metadata"]["labels"] = {"modelfleet.dev/placeholder": "l4"}
+    assert wanted_pods([waiting, pod("gateway-1")], []) == [pod("gateway-1")]
+
+
 READY = {"Ready": "True", "UpgradeInProgress": "False"}
 
 

@@ -28,6 +28,7 @@ def model(
     strategy: str = "STRICT_PACK",
     actor: Mapping[str, Any] | None = None,
     resources: Mapping[str, float] | None = None,
+    fallback: Sequence[Mapping[str, Any]] = (),
     lined: bool = True,
     **engine: Any,
 ) -> LoadedModel:
@@ -45,6 +46,7 @@ def model(
             "num_cpus_per_worker": cpus,
             "placement_strategy": strategy,
             "resources_per_worker": {**named, **(resources or {})},
+            **({"fallback": [dict(one) for one in fallback]} if fallback else {}),
         },
     }
     file = f"models/{model_id.replace('/', '--')}.yaml"

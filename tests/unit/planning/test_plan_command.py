@@ -100,17 +100,20 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(project: Path, w
 def test_a_ladder_is_shown_rung_by_rung_with_fit_and_price(project: Path) -> None:
     path = project / "stacks" / "Pulumi.dev.yaml"
     text = path.read_text()
-    keys = "instanceTypes: [g6.xlarge, g6.2xlarge], purchase: [spot, on-demand]"
+    other = "fallback: [{accelerator: A10G, instanceTypes: [g5.xlarge]}]"
+    keys = f"instanceTypes: [g6.xlarge, g6.2xlarge], purchase: [spot, on-demand], {other}"
     path.write_text(text.replace("maxNodes: 4}", f"maxNodes: 4, {keys}}}"))
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(plan_table(make_plan(project, "dev")))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
     start = lines.index("Capacity ladders: the next rung is tried where EC2 has no machines")
-    assert lines[start + 1] == "pool rung purchase types, in order zones fits USD/h node USD/h max"
-    assert lines[start + 3 : start + 5] == [
-        "l4 1 spot g6.xlarge, g6.2xlarge all 1 × meta-llama/Llama-2-7b-chat-hf 0.98 1.96",
-        "l4 2 on-demand g6.xlarge, g6.2xlarge all 1 × meta-llama/Llama-2-7b-chat-hf 0.98 1.96",
+    assert lines[start + 1] == "pool rung card purchase types, in order zones fits USD/h node USD/h max"
+    assert lines[start + 3 : start + 6] == [
+        "l4 1 L4 spot g6.xlarge, g6.2xlarge all 1 × meta-llama/Llama-2-7b-chat-hf (3 sequences) 0.98 1.96",
+        "l4 2 L4 on-demand g6.xlarge, g6.2xlarge all 1 × meta-llama/Llama-2-7b-chat-hf (3 sequences) 0.98 1.96",
+        "l4 3 A10G on-demand g5.xlarge all 1 × meta-llama/Llama-2-7b-chat-hf (3 sequences) 1.01 2.01",
     ]
+    assert [line for line in lines if line.startswith("on A10G")], "memory and speed there have lines of their own"
     assert plan_json(make_plan(project, "dev"))["pools"][0]["rungs"][0]["purchase"] == "spot"
 
 

@@ -28,6 +28,10 @@ CHANGES: dict[str, Any] = {
     "pools.accelerator": "T4",
     "pools.purchase": "spot",
     "pools.instanceTypes": ["g6.4xlarge"],
+    "pools.fallback.accelerator": [{"accelerator": "A10G", "instanceTypes": ["g5.2xlarge"]}],
+    "pools.fallback.instanceTypes": [{"accelerator": "A10G", "instanceTypes": ["g5.2xlarge", "g5.xlarge"]}],
+    "pools.fallback.purchase": [{"accelerator": "A10G", "instanceTypes": ["g5.2xlarge"], "purchase": "spot"}],
+    "pools.returnAfterMinutes": 15,
     "pools.node.cpus": {**NODE, "cpus": 32},
     "pools.node.memoryGib": {**NODE, "memoryGib": 128},
     "pools.node.gpus": {**NODE, "gpus": 4},
@@ -118,6 +122,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         "pools.purchase": ["reservation", "spot", "on-demand"],
         "pools.capacityReservationId": "cr-0123456789abcdef0",
     },
+    "pools.returnAfterMinutes": {"pools.purchase": ["spot", "on-demand"]},
     "network.vpcId": {"network.privateSubnetIds": ["subnet-1", "subnet-2"]},
     "network.privateSubnetIds": {"network.vpcId": "vpc-0123456789abcdef0"},
     "gateway.expose": {
@@ -141,13 +146,14 @@ BESIDE: dict[str, dict[str, Any]] = {
     "gateway.webAcl": {"gateway.expose": "internal"},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
 }
-#: Keys of a front door that only target eks makes, or that differ there.
-ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs", "gateway.webAcl")
+#: Keys of what only target eks makes, or that differ there.
+ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs", "gateway.webAcl", "pools.returnAfterMinutes")
 REBUILDS = {
     "target": "worker groups l4, a100; pools appended at the end change none",
     "pools.name": "worker groups l4; pools appended at the end change none",
     "pools.accelerator": "worker groups l4; pools appended at the end change none",
     "pools.instanceTypes": "worker groups l4; pools appended at the end change none",
+    "pools.fallback.instanceTypes": "worker groups l4; pools appended at the end change none",  # of smaller nodes
     "pools.node.cpus": "worker groups l4; pools appended at the end change none",
     "pools.node.memoryGib": "worker groups l4; pools appended at the end change none",
     "pools.node.gpus": "worker groups l4; pools appended at the end change none",
@@ -176,7 +182,7 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        rest = rest.partition(".")[0] if rest.startswith(("node.", "reserve.")) else rest
+        rest = rest.partition(".")[0] if rest.startswith(("node.", "reserve.", "fallback.")) else rest
         if not rest:
             settings[first] = value
         elif first == "pools":

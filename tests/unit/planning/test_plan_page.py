@@ -51,7 +51,7 @@ def test_the_page_needs_no_network(prod: Plan) -> None:
 def test_the_page_shows_each_rung_of_a_ladder_in_its_order() -> None:
     ladder = pool(instanceTypes=["g6.xlarge"], purchase=["spot", "on-demand"])
     page = " ".join(plan_page(planned([model()], stack(ladder))).split())
-    rung = "<li>{}: g6.xlarge, zones all, 0.80 USD/h per node</li>".format
+    rung = "<li>{}: g6.xlarge, zones all, 0.80 USD/h per node; 1 × org/model</li>".format
     assert f"{rung('spot')}{rung('on-demand')}" in page
     assert "zones all" not in plan_page(planned([model()], stack(pool(instanceTypes=["g6.xlarge"]))))
 

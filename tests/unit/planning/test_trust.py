@@ -58,6 +58,13 @@ HARMLESS: list[dict[str, Any]] = [
 ]
 
 
+def test_foreign_code_that_runs_on_another_card_alone_is_found_there() -> None:
+    """Engine arguments of a fallback are engine arguments."""
+    other = {"accelerator": "A10G", "engine_kwargs": {"worker_cls": "mine.Worker"}}
+    found = trust_findings(stack(pool()), [model(fallback=[other])])
+    assert [one.path for one in found] == ["scaling_config.fallback[0].engine_kwargs.worker_cls"]
+
+
 def test_every_row_of_the_table_has_a_case() -> None:
     assert {row.key[-1] for row in foreign_code()} == set(ASKED)
 
