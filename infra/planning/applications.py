@@ -118,7 +118,12 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
 
 
 def _answer_tokens(model: ModelConfig) -> int:
-    """Most tokens of an answer whose request sets no limit: the file's max_tokens, otherwise the model's length."""
+    """Most tokens of an answer whose request sets no limit: the file's max_tokens, otherwise the model's length.
+
+    0 for a model that writes none, which `/invocations` may ask for embeddings.
+    """
+    if kind_of(model.engine_config) != "text":
+        return 0
     default = default_max_tokens(model.engine_config.generation.generate_kwargs)
     return model.engine_config.max_total_tokens if default is None else default
 
