@@ -23,6 +23,9 @@ from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import replica_bounds
 
+#: Tokens that an answer is charged with where neither file nor facts say how long a model is: that of most models of
+#: 2024 and later, 128 Ki.
+UNKNOWN_LENGTH = 131_072
 IMPORT_PATH = "modelfleet.serving.app:build"
 
 
@@ -125,7 +128,9 @@ def _answer_tokens(model: ModelConfig) -> int:
     if kind_of(model.engine_config) != "text":
         return 0
     default = default_max_tokens(model.engine_config.generation.generate_kwargs)
-    return model.engine_config.max_total_tokens if default is None else default
+    if default is not None:
+        return default
+    return model.engine_config.length or UNKNOWN_LENGTH
 
 
 def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:

@@ -84,15 +84,16 @@ class Setting:
 
 
 def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) -> Setting:
-    """The setting that a model file asks for."""
+    """The setting that a model file asks for; one without a length asks for the checkpoint's."""
     kwargs = model.engine_config.engine_kwargs
     quantization = facts.quantization or kwargs.get("quantization")
-    batch = batch_of(model, accelerator)
+    length = model.engine_config.length or default_length(facts)
+    batch = batch_of(model, accelerator, length)
     drafting = drafting_of(model, facts.checkpoint, facts.draft)
     return Setting(
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
-        length=model.engine_config.max_total_tokens,
+        length=length,
         utilization=_fraction(kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION),
         batched_tokens=batch.tokens,
         sequences=batch.sequences,
@@ -104,6 +105,14 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         drafts=drafting.tokens,
         draft=drafting.draft,
     )
+
+
+def default_length(facts: ModelFacts) -> int:
+    """The length that vLLM takes by itself: with LongRoPE the shorter one, which has the better answers.
+
+    vLLM 0.32 `vllm/config/model.py`, `_get_and_verify_max_len`.
+    """
+    return facts.checkpoint.default_length
 
 
 def _value_bytes(dtype: object) -> float:

@@ -217,6 +217,12 @@ class GpuMemory:
     full_length_sequences: int
 
 
+#: Why a model has its length: its file says it, the file speaks RayLLM, it is the checkpoint's or the longest that
+#: fits; `engine`: nothing is known, and the engine finds it when it starts.
+LengthSource = Literal["file", "RayLLM", "checkpoint", "memory", "engine"]
+#: Whose sampling a request has that names none.
+Sampling = Literal["file", "checkpoint", "vLLM"]
+
 #: What a model answers: `text` completes prompts, `other` is none of these (speech, for example).
 ModelKind = Literal["text", "embedding", "reranker", "classifier", "pooling", "other"]
 
@@ -243,6 +249,10 @@ class ModelPlan:
     #: a model that writes no tokens, and where its shape or its card's peaks are not known.
     speed: SpeedEstimate | None
     cost: CostRange
+    #: Tokens of prompt and answer; None where nothing is known. And whose length and sampling a model has.
+    length: int | None = None
+    length_source: LengthSource = "file"
+    sampling: Sampling = "checkpoint"
     #: Where the model's shape was read, which memory and speed rest on; empty where nothing is known.
     shape_source: str = ""
 

@@ -29,13 +29,14 @@ from modelfleet.infra.planning.cost import (
 )
 from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
-from modelfleet.infra.planning.fit import memory_of
+from modelfleet.infra.planning.fit import default_length, memory_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
+from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
@@ -45,6 +46,7 @@ from modelfleet.infra.planning.plan import (
     CostRange,
     GpuMemory,
     ImageSource,
+    LengthSource,
     ModelPlan,
     Plan,
     PoolPlan,
@@ -66,6 +68,7 @@ from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.versions import PINNED
 
 IDLE_TIMEOUT_S = 300
@@ -95,10 +98,9 @@ def plan(
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
-    models = [
-        replace(model, config=with_host_memory(model.config, facts.get(model.config.model_id), reserve=reserve))
-        for model in sorted(models, key=lambda model: model.config.model_id)
-    ]
+    models = sorted(models, key=lambda model: model.config.model_id)
+    lengths = {m.config.model_id: length_source(m.config, facts.get(m.config.model_id), catalog) for m in models}
+    models = [replace(m, config=_complete(m.config, facts.get(m.config.model_id), catalog, reserve)) for m in models]
     demands = [demand_of(model) for model in models]
     choices, findings = settle(stack, demands, catalog)
     findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
@@ -142,6 +144,7 @@ def plan(
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
+            length_source=lengths[demand.model_id],
             catalog=catalog,
         )
         for choice in choices
@@ -173,6 +176,11 @@ def plan(
         image=made,
         front_door=front_door(stack),
     )
+
+
+def _complete(config: ModelConfig, facts: ModelFacts | None, catalog: Catalog, reserve: bool) -> ModelConfig:
+    """The model with what its file leaves to the plan, and `reserve` of the node's memory."""
+    return with_host_memory(with_length(config, facts, catalog), facts, reserve=reserve)
 
 
 def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
@@ -268,6 +276,7 @@ def _model_plan(
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
+    length_source: LengthSource,
     catalog: Catalog,
 ) -> ModelPlan:
     model = demand.model.config
@@ -289,6 +298,9 @@ def _model_plan(
         memory=memory,
         speed=speed,
         cost=cost,
+        length=model.engine_config.length or (default_length(facts) if facts is not None else None),
+        length_source=length_source,
+        sampling=sampling_of(model),
         shape_source=facts.source if facts is not None else "",
     )
 
