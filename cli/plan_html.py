@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from modelfleet.cli.plan_table import (
     copies_text,
     image_text,
+    length_text,
     node_text,
     nodes_text,
     per_node_text,
@@ -50,7 +51,7 @@ def plan_page(plan: Plan) -> str:
     environment.filters["usd"] = usd
     functions = (
         segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,
-        image_text, zones_text,
+        image_text, zones_text, length_text,
     )  # fmt: skip
     return environment.get_template("plan.html.j2").render(
         plan=plan,

@@ -19,7 +19,8 @@ from modelfleet.infra.planning.speed import Range
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
 SPARED = (
-    "sequences", "KV cache", "limit", "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
+    "sequences", "KV cache", "limit", "sampling", "length",
+    "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
     "USD/10⁶", "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
     "10⁹", "USD/h, 8K",
 )  # fmt: skip
@@ -136,11 +137,13 @@ def _models(plan: Plan) -> FittingTable:
     columns = [("model", False), ("pool", False), ("replicas", True), ("workers", True), ("per node", True)]
     known = any(model.memory for model in plan.models)
     columns += [("GPU memory", True), ("KV cache", True), ("sequences", True)] if known else []
+    columns += [("length", True), ("sampling", False)]
     columns += [("USD/h min", True), ("USD/h max", True)] if plan.target.priced else []
     table = FittingTable("Models", columns)
     for model in plan.models:
         row = [model.model_id, model.pool, replicas_text(model), str(model.workers), per_node_text(model)]
         row += memory_texts(model.memory) if known else []
+        row += [length_text(model), model.sampling]
         row += _range(model.cost) if plan.target.priced else []
         table.add_row(*row)
     return table
@@ -240,6 +243,12 @@ def per_node_text(model: ModelPlan) -> str:
 def span(low: int, high: int) -> str:
     """`2`, or `1–4`."""
     return str(low) if low == high else f"{low}–{high}"
+
+
+def length_text(model: ModelPlan) -> str:
+    """`40,960 (checkpoint)`: the model's length, and why it is this one."""
+    tokens = UNKNOWN if model.length is None else f"{model.length:,}"
+    return f"{tokens} ({model.length_source})"
 
 
 def memory_texts(memory: GpuMemory | None) -> list[str]:

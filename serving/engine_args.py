@@ -36,9 +36,9 @@ def engine_arguments(model: ModelConfig, path: str, adapters: Mapping[str, Path]
     """vLLM arguments by their Python names; the model file's `engine_kwargs` override our defaults.
 
     `path` is a folder or s3:// prefix with the weights, `adapters` are LoRA folders by their model ids.
-    Sampling is the checkpoint's (`generation_config.json`), as in vLLM; a file that speaks RayLLM keeps temperature 1.0.
-    Without a length vLLM takes the checkpoint's, or the longest that fits (-1). Without GPUs vLLM runs eagerly: the CPU build's compiled kernels gave
-    wrong answers (vLLM 0.32 with torch 2.13 and one OMP thread, SmolLM2: French for "What is the capital of France?"),
+    Sampling is the checkpoint's (`generation_config.json`), as in vLLM; a file that speaks RayLLM keeps temperature
+    1.0. Without a length vLLM takes the checkpoint's, or the longest that fits (-1). Without GPUs vLLM runs eagerly:
+    the CPU build's compiled kernels gave wrong answers (vLLM 0.32 with torch 2.13 and one OMP thread, SmolLM2: French for "What is the capital of France?"),
     and compiling takes minutes.
     """
     engine = model.engine_config

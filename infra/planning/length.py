@@ -46,7 +46,7 @@ def with_length(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) 
 
 
 def sampling_of(model: ModelConfig) -> Sampling:
-    """Whose sampling a request has that names none: the file's (over the checkpoint's), the checkpoint's, vLLM's own."""
+    """Whose sampling a request has that names none: the file's over the checkpoint's, the checkpoint's, vLLM's own."""
     engine = model.engine_config
     if engine.sampling_named:
         return "file"
