@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.config.errors import ModelfleetError
-from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.schema import LoraAdapter, ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
+from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.errors import EngineError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
@@ -60,6 +61,8 @@ class VllmReplica:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         self._engine: Any = None
+        self._adapters: Any = None
+        self._adapters_told = False
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -97,11 +100,31 @@ class VllmReplica:
         if self._engine is not None:
             await self._engine.check_health()
 
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve calls this before a replica is ready, and whenever the application's `user_config` changes.
+
+        At the start an adapter that cannot be served fails the replica. Later it is a line in the log: whoever asks for
+        it gets vLLM's 404, and the model goes on.
+        """
+        first, self._adapters_told = not self._adapters_told, True
+        try:
+            folders = await asyncio.to_thread(_adapter_folders, user_config.get("lora") or [])
+            await self._adapters.become(folders)
+        except ModelfleetError as error:
+            logger.error("%s", error)
+            if first:
+                sys.tracebacklimit = 0
+                raise error.with_traceback(None) from None
+
     async def _start(self) -> ASGIApp:
-        from modelfleet.serving.weights import resolve, resolve_adapter
+        from modelfleet.serving.weights import resolve, resolve_adapter, resolve_other
 
         check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
         weights = await asyncio.to_thread(resolve, self._model, self._weights, logger.info)
+        others = {
+            name: await asyncio.to_thread(resolve_other, self._weights.get(name), logger.info)
+            for name in ("tokenizer", "draft")
+        }
         adapters = {
             adapter.name: await asyncio.to_thread(resolve_adapter, adapter, logger.info)
             for adapter in self._model.engine_config.lora
@@ -113,7 +136,8 @@ class VllmReplica:
                 from modelfleet.serving.engine import start
 
                 self._clock.passed("import of vLLM")
-                app, self._engine = await start(self._model, weights, adapters, self._clock)
+                arguments = engine_arguments(self._model, weights, adapters, **others)
+                app, self._engine, self._adapters = await start(self._model, arguments, self._clock)
         except ModelfleetError:
             raise
         except Exception as error:
@@ -138,6 +162,21 @@ class VllmReplica:
             await asyncio.sleep(SENT_S)
         await asyncio.sleep(SENT_S)
         os._exit(1)
+
+
+def _adapter_folders(adapters: list[dict[str, Any]]) -> dict[str, Path]:
+    """Folders of adapters on this node by their names; waits for those that a Job is still copying."""
+    from modelfleet.serving.mirror.waiting import wait_until_complete
+    from modelfleet.serving.weights import resolve_adapter
+
+    folders = {}
+    for adapter in adapters:
+        mirror = adapter.get("mirror")
+        if mirror is not None:
+            wait_until_complete(mirror)
+        own = LoraAdapter.model_validate({name: value for name, value in adapter.items() if name != "mirror"})
+        folders[own.name] = resolve_adapter(own, logger.info, mirror)
+    return folders
 
 
 def lift_thread_limit(model: ModelConfig) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
 from modelfleet.infra.stack.schema import Gateway, Purchase
+from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.serve_options import DEPLOYMENT
 
 #: A month in AWS's own calculator.
 HOURS_PER_MONTH = 730
@@ -163,6 +165,8 @@ class MirrorPlan:
     revision: str | None
     prefix: str | None
     bytes: int | None = None
+    #: What its repository holds, which decides the files that are copied.
+    kind: Kind = "model"
 
 
 @dataclass(frozen=True)
@@ -185,13 +189,15 @@ class CopyPlan:
 
 @dataclass(frozen=True)
 class ServeApplication:
-    """One entry of Ray Serve's `applications`: the whole model file travels in `args`."""
+    """One entry of Ray Serve's `applications`: the whole model file travels in `args`, but for its adapters."""
 
     name: str
     route_prefix: str
     import_path: str
     args: Mapping[str, Any]
     runtime_env: Mapping[str, Any]
+    #: What running replicas take over without a restart: the adapters. None without any.
+    user_config: Mapping[str, Any] | None = None
 
     def as_config(self) -> dict[str, Any]:
         """The application as Serve's REST API and `serveConfigV2` take it."""
@@ -201,6 +207,11 @@ class ServeApplication:
             "import_path": self.import_path,
             "args": dict(self.args),
             "runtime_env": dict(self.runtime_env),
+            **(
+                {}
+                if self.user_config is None
+                else {"deployments": [{"name": DEPLOYMENT, "user_config": dict(self.user_config)}]}
+            ),
         }
 
 
@@ -243,6 +254,8 @@ class ModelPlan:
     bundles: tuple[Mapping[str, float], ...]
     placement_strategy: str
     mirror: MirrorPlan
+    #: What is copied beside the weights: a draft, a tokenizer, adapters.
+    others: tuple[MirrorPlan, ...]
     application: ServeApplication
     memory: GpuMemory | None
     #: One replica at the load that its autoscaler aims for (`target_ongoing_requests`), with assumed lengths; None for

@@ -7,13 +7,17 @@ from dataclasses import replace
 
 from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.names import ACCELERATOR_LABEL, GPU, GPU_COUNT_LABEL, GPU_PRESENT_LABEL, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.adapters import adapter_findings, with_adapters
 from modelfleet.infra.planning.applications import (
+    adapter_mirror,
     application,
     bucket_plan,
+    draft_mirror,
     gateway_plan,
     kind_of,
     mirror_plan,
     name_findings,
+    tokenizer_mirror,
 )
 from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
@@ -29,11 +33,11 @@ from modelfleet.infra.planning.cost import (
 )
 from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
-from modelfleet.infra.planning.fit import default_length, memory_of
+from modelfleet.infra.planning.fit import default_length, draft_bytes, memory_of, setting_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
-from modelfleet.infra.planning.host_memory import with_host_memory
+from modelfleet.infra.planning.host_memory import PROCESSOR, with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
@@ -47,6 +51,7 @@ from modelfleet.infra.planning.plan import (
     GpuMemory,
     ImageSource,
     LengthSource,
+    MirrorPlan,
     ModelPlan,
     Plan,
     PoolPlan,
@@ -99,10 +104,12 @@ def plan(
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
     models = sorted(models, key=lambda model: model.config.model_id)
+    findings = adapter_findings(models, facts)
     lengths = {m.config.model_id: length_source(m.config, facts.get(m.config.model_id), catalog) for m in models}
     models = [replace(m, config=_complete(m.config, facts.get(m.config.model_id), catalog, reserve)) for m in models]
     demands = [demand_of(model) for model in models]
-    choices, findings = settle(stack, demands, catalog)
+    choices, found = settle(stack, demands, catalog)
+    findings += found
     findings += [finding for choice in choices for finding in shared_memory_findings(choice)]
     bucket, found = bucket_plan(stack, models)
     made = image_plan(stack, image, catalog)
@@ -150,7 +157,8 @@ def plan(
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
     ]
-    copies = copy_plan(stack, [model.mirror for model in planned if model.mirror.prefix is not None], catalog)
+    mirrors = {one.prefix: one for model in planned for one in (model.mirror, *model.others) if one.prefix is not None}
+    copies = copy_plan(stack, list(mirrors.values()), catalog)
     findings += slow_copy_findings(stack, copies)
     return Plan(
         stack=stack.name,
@@ -180,7 +188,19 @@ def plan(
 
 def _complete(config: ModelConfig, facts: ModelFacts | None, catalog: Catalog, reserve: bool) -> ModelConfig:
     """The model with what its file leaves to the plan, and `reserve` of the node's memory."""
-    return with_host_memory(with_length(config, facts, catalog), facts, reserve=reserve)
+    config = with_length(with_adapters(config, facts), facts, catalog)
+    return with_host_memory(config, facts, reserve=reserve)
+
+
+def _others(stack: LoadedStack, model: ModelConfig, facts: ModelFacts | None) -> tuple[MirrorPlan, ...]:
+    """What the stack copies beside a model's weights."""
+    size = draft_bytes(facts, setting_of(model, facts, PROCESSOR)) if facts is not None else 0.0
+    found = (
+        draft_mirror(stack, model, round(size) or None),
+        tokenizer_mirror(stack, model),
+        *(adapter_mirror(stack, adapter) for adapter in model.engine_config.lora),
+    )
+    return tuple(one for one in found if one is not None and one.prefix is not None)
 
 
 def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
@@ -294,7 +314,8 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(with_batch(model, facts, catalog), mirror, bucket, code),
+        others=_others(stack, model, facts),
+        application=application(stack, with_batch(model, facts, catalog), mirror, bucket, code),
         memory=memory,
         speed=speed,
         cost=cost,

@@ -164,6 +164,11 @@ class LoraAdapter(Section):
         description="Hub id, `s3://`, `gs://` or `az://` prefix, or absolute path.",
         examples=["s3://weights/llama-legal"],
     )
+    revision: Name | None = Field(
+        None,
+        description="Commit, tag or branch of the Hub repository.",
+        examples=["f5db02db724555f92da89c216ac04704f23d4590"],
+    )
 
 
 class EngineConfig(Section):

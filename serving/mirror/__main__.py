@@ -2,7 +2,7 @@
 
     python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from /folder
     python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from s3://other/prefix
-    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV]
+    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV] [--kind KIND]
     python -m modelfleet.serving.mirror status s3://bucket/models/slug
     python -m modelfleet.serving.mirror fetch s3://bucket/models/slug --cache /folder
 
@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from modelfleet.serving.config.checkpoint_files import FILES
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
 from modelfleet.serving.mirror.hub import Repository
 from modelfleet.serving.mirror.node import fetch
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     origin.add_argument("--from", dest="place", help="a folder in Hugging Face layout, or s3://bucket/prefix")
     origin.add_argument("--hub", help="a Hugging Face id")
     filling.add_argument("--revision", help="commit, tag or branch on the Hub")
+    filling.add_argument("--kind", choices=list(FILES), default="model", help="what the Hub's repository holds")
     filling.set_defaults(run=_fill)
     looking = commands.add_parser("status", help="absent, complete or damaged")
     looking.add_argument("uri", metavar="s3://bucket/prefix")
@@ -72,7 +74,7 @@ def _fill(parsed: argparse.Namespace) -> int:
 def _origin(parsed: argparse.Namespace) -> tuple[Origin, str]:
     """What to copy, and its name in the manifest."""
     if parsed.hub is not None:
-        return Repository(parsed.hub, parsed.revision), parsed.hub
+        return Repository(parsed.hub, parsed.revision, parsed.kind), parsed.hub
     if "://" in parsed.place:
         return Prefix(parsed.place), parsed.place
     folder = Path(parsed.place).resolve()
