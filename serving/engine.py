@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,7 +31,6 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from modelfleet.serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.errors import EngineError
 from modelfleet.serving.prompt import MessagesRefused, check_messages
 from modelfleet.serving.sampling import Stops, body_defaults, compile_stops
 from modelfleet.serving.startup import StartupClock
@@ -73,14 +72,14 @@ class Adapters:
     def __init__(self, models: Any) -> None:
         self._models = models
 
-    async def become(self, folders: Mapping[str, Path]) -> None:
+    async def become(self, folders: Mapping[str, Path], keep: Collection[str] = ()) -> dict[str, str]:
         """Loads what is new or has another folder, and takes away what is not named; open requests end undisturbed.
 
-        Raises `EngineError` with every adapter that vLLM refuses, after all others are served.
+        `keep` are names that stay as they are. Returns by name why vLLM refuses an adapter.
         """
-        for name in self._models.lora_requests.keys() - folders.keys():
+        for name in self._models.lora_requests.keys() - folders.keys() - set(keep):
             await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
-        faults = []
+        faults = {}
         for name, folder in folders.items():
             known = self._models.lora_requests.get(name)
             if known is not None and known.lora_path == str(folder):
@@ -88,9 +87,8 @@ class Adapters:
             asked = LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder), load_inplace=known is not None)
             answer = await self._models.load_lora_adapter(asked)
             if isinstance(answer, ErrorResponse):
-                faults.append(f"lora {name}: vLLM refuses it: {' '.join(answer.error.message.split())[:300]}")
-        if faults:
-            raise EngineError("; ".join(faults))
+                faults[name] = f"lora {name}: vLLM refuses it: {' '.join(answer.error.message.split())[:300]}"
+        return faults
 
 
 async def start(

@@ -103,18 +103,17 @@ class VllmReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this before a replica is ready, and whenever the application's `user_config` changes.
 
-        At the start an adapter that cannot be served fails the replica. Later it is a line in the log: whoever asks for
-        it gets vLLM's 404, and the model goes on.
+        At the start an adapter that cannot be served fails the replica. Later it is a line in the log, and everything
+        else goes on: a new one is vLLM's 404, a changed one stays as it was.
         """
         first, self._adapters_told = not self._adapters_told, True
-        try:
-            folders = await asyncio.to_thread(_adapter_folders, user_config.get("lora") or [])
-            await self._adapters.become(folders)
-        except ModelfleetError as error:
-            logger.error("%s", error)
-            if first:
-                sys.tracebacklimit = 0
-                raise error.with_traceback(None) from None
+        folders, faults = await asyncio.to_thread(_adapter_folders, user_config.get("lora") or [])
+        faults |= await self._adapters.become(folders, keep=faults.keys())
+        for fault in faults.values():
+            logger.error("%s", fault)
+        if first and faults:
+            sys.tracebacklimit = 0
+            raise EngineError("; ".join(faults.values()))
 
     async def _start(self) -> ASGIApp:
         from modelfleet.serving.weights import resolve, resolve_adapter, resolve_other
@@ -164,19 +163,22 @@ class VllmReplica:
         os._exit(1)
 
 
-def _adapter_folders(adapters: list[dict[str, Any]]) -> dict[str, Path]:
-    """Folders of adapters on this node by their names; waits for those that a Job is still copying."""
+def _adapter_folders(adapters: list[dict[str, Any]]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Folders of adapters on this node by their names, and why others have none; waits for what a Job still copies."""
     from modelfleet.serving.mirror.waiting import wait_until_complete
     from modelfleet.serving.weights import resolve_adapter
 
-    folders = {}
+    folders, faults = {}, {}
     for adapter in adapters:
         mirror = adapter.get("mirror")
-        if mirror is not None:
-            wait_until_complete(mirror)
         own = LoraAdapter.model_validate({name: value for name, value in adapter.items() if name != "mirror"})
-        folders[own.name] = resolve_adapter(own, logger.info, mirror)
-    return folders
+        try:
+            if mirror is not None:
+                wait_until_complete(mirror)
+            folders[own.name] = resolve_adapter(own, logger.info, mirror)
+        except ModelfleetError as error:
+            faults[own.name] = str(error)
+    return folders, faults
 
 
 def lift_thread_limit(model: ModelConfig) -> None:

@@ -14,8 +14,8 @@ from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import LORA_RANKS
 
-#: Adapters in one batch (`max_loras`). vLLM swaps in others from the node's disk. Few steps, so that one adapter more or
-#: less seldom changes what the engine reserves, which takes a restart.
+#: Adapters in one batch (`max_loras`). vLLM swaps in others from the node's disk. Few steps, so that one adapter more
+#: or less seldom changes what the engine reserves, which takes a restart.
 SLOTS = (4, 8)
 #: The rank that is reserved where an adapter's own is not known: few published ones have more.
 ASSUMED_RANK = 64

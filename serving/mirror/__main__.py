@@ -2,10 +2,11 @@
 
     python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from /folder
     python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --from s3://other/prefix
-    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV] [--kind KIND]
+    python -m modelfleet.serving.mirror fill s3://bucket/models/slug --model-id org/name --hub org/name [--revision REV]
     python -m modelfleet.serving.mirror status s3://bucket/models/slug
     python -m modelfleet.serving.mirror fetch s3://bucket/models/slug --cache /folder
 
+`--kind` says what a repository holds where it is not a model in Hugging Face layout.
 `fill` from the Hub does nothing if the mirror already has this revision, so a Job may run at every `pulumi up`.
 It streams: nothing is written to a disk.
 Results go to stdout, progress to stderr. Exit 1 for wrong arguments or an incomplete mirror, 2 for other errors.

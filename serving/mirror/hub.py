@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modelfleet.serving.errors import WeightsError
 from modelfleet.serving.config.checkpoint_files import FILES, Kind
+from modelfleet.serving.errors import WeightsError
 from modelfleet.serving.hub import hub_errors, named
 from modelfleet.serving.mirror.origin import OriginFile
 from modelfleet.serving.mirror.store import PIECE_BYTES

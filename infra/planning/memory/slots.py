@@ -17,7 +17,9 @@ def slots_bytes(checkpoint: Checkpoint, engine: EngineArguments, slots: int, ran
     rows = 0
     for part in parts_of(checkpoint, engine):
         if part.linear:
-            rows += part.copies * (part.pieces * part.inputs + part.outputs)
+            # The part of the queries has keys and values too, without a count of its own.
+            merged = max(part.pieces, 3 if part.name.endswith("q_proj") else 1)
+            rows += part.copies * (merged * part.inputs + part.outputs)
         elif part.name in ("embed_tokens", "lm_head"):
             rows += part.elements // checkpoint.hidden + checkpoint.hidden
     return float(slots * rank * HALF * rows)
