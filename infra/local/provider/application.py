@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,12 @@ def _failure(name: str, found: dict[str, Any], logs: Path) -> str:
 
 def _same(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
     """Whether Serve runs the wanted configuration; it adds its own defaults."""
-    return all(key in live and live[key] == value for key, value in wanted.items())
+    named = ("deployments",)  # lists of mappings with a name
+    return all(key in live and live[key] == value for key, value in wanted.items() if key not in named) and all(
+        _same(one, found)
+        for key in named
+        for one, found in zip_longest(wanted.get(key, ()), live.get(key, ()), fillvalue={})
+    )
 
 
 APPLICATION = ResourceDef[Props](
