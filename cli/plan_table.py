@@ -19,7 +19,7 @@ from modelfleet.infra.planning.speed import Range
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
 SPARED = (
-    "sequences", "KV cache", "limit", "sampling", "length",
+    "sequences", "KV cache", "limit",
     "per node", "purchase", "zones", "workers", "USD/h min", "pool", "USD/h node",
     "USD/10⁶", "first token ms", "at once", "gated", "active", "licence", "tokens", "kind",
     "10⁹", "USD/h, 8K",
@@ -29,8 +29,10 @@ TEXT_WIDTH = 24
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Both tables and the lines below them."""
+    """The tables and the lines below them."""
     parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
+    if plan.models:
+        parts.append(_lengths(plan))
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
     if plan.target.priced:
@@ -137,15 +139,21 @@ def _models(plan: Plan) -> FittingTable:
     columns = [("model", False), ("pool", False), ("replicas", True), ("workers", True), ("per node", True)]
     known = any(model.memory for model in plan.models)
     columns += [("GPU memory", True), ("KV cache", True), ("sequences", True)] if known else []
-    columns += [("length", True), ("sampling", False)]
     columns += [("USD/h min", True), ("USD/h max", True)] if plan.target.priced else []
     table = FittingTable("Models", columns)
     for model in plan.models:
         row = [model.model_id, model.pool, replicas_text(model), str(model.workers), per_node_text(model)]
         row += memory_texts(model.memory) if known else []
-        row += [length_text(model), model.sampling]
         row += _range(model.cost) if plan.target.priced else []
         table.add_row(*row)
+    return table
+
+
+def _lengths(plan: Plan) -> FittingTable:
+    """How long a request may be and how it is sampled, and whose words that is."""
+    table = FittingTable("Length and sampling", [("model", False), ("length", True), ("sampling", False)])
+    for model in plan.models:
+        table.add_row(model.model_id, length_text(model), model.sampling)
     return table
 
 

@@ -89,8 +89,9 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(project: Path, w
     console.print(plan_table(make_plan(project, "dev")))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert max(map(len, lines)) <= width
-    row, speed = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
+    row, length, speed = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
     assert "tokens/s" in "".join(lines) and "estimate" in speed
+    assert length.split()[1:] == ["4,096", "(file)", "checkpoint"]
     assert "12.6 of 21.9 GiB" in row and "1–2" in row and row.endswith("1.61")
     assert sum(line.endswith("USD/h max") for line in lines) == 3
     assert left_out in "\n".join(lines) if left_out else "left out" not in "\n".join(lines)
