@@ -22,6 +22,7 @@ from modelfleet.infra.planning.applications import bucket_plan, mirror_plan
 from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config, with_draft
 from modelfleet.infra.planning.memory.checkpoint import UnknownShapeError
+from modelfleet.infra.planning.mistral_format import config_of
 from modelfleet.infra.reading.safetensors import file_header
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.catalogs import architecture_fault
@@ -200,6 +201,9 @@ class Reader:
             return None
         revision, base = quote(revision, safe=""), constants.ENDPOINT
         config = self._get(f"{base}/{quote(source)}/resolve/{revision}/config.json")
+        if config is None and self.hub_reachable:
+            params = self._get(f"{base}/{quote(source)}/resolve/{revision}/params.json")
+            config = None if params is None else config_of(params)
         if config is None:
             return None
         info = self._get(f"{base}/api/models/{quote(source)}/revision/{revision}?expand%5B%5D=safetensors") or {}
@@ -244,12 +248,23 @@ def has_token() -> bool:
 
 
 def folder_facts(folder: Path) -> Found | None:
-    """The `config.json` and the safetensors headers of a folder; None without a config."""
-    if not folder.is_absolute() or not (folder / "config.json").is_file():
+    """The `config.json` (or `params.json`) and the safetensors headers of a folder; None without either.
+
+    A folder may have its weights in both layouts; then those of Hugging Face's count.
+    """
+    own = folder / "config.json"
+    if not folder.is_absolute() or not (own.is_file() or (folder / "params.json").is_file()):
         return None
-    config = _parsed((folder / "config.json").read_bytes())
-    headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := file_header(path)) is not None]
+    found = sorted(folder.glob("*.safetensors"))
+    files = [path for path in found if not path.name.startswith("consolidated")] or found
+    headers = [header for path in files if (header := file_header(path)) is not None]
+    config = _parsed(own.read_bytes()) if own.is_file() else _of_params((folder / "params.json").read_bytes())
     return None if config is None else (config, headers, str(folder))
+
+
+def _of_params(data: bytes) -> Mapping[str, Any] | None:
+    params = _parsed(data)
+    return None if params is None else config_of(params)
 
 
 def _parsed(data: bytes) -> Mapping[str, Any] | None:
