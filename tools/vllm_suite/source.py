@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from modelfleet.serving.config.errors import SetupError
@@ -21,15 +20,8 @@ from tools.progress import Step
 HERE = Path(__file__).parent
 MODULES = HERE / "modules.txt"
 PACKAGES = ROOT / "requirements" / "vllm-suite.txt"
-#: The sdist as PyPI has it (https://pypi.org/project/vllm/0.32.0/#files, 2026-11-30). pip cannot get it: it would build
-#: vLLM to learn its name.
-SDIST_VERSION = "0.32.0"
-SDIST_URL = (
-    "https://files.pythonhosted.org/packages/d5/df/5471312c76e335eaa2b8333e87ea39f0d37bfe24f10a582620e34ff12e33/"
-    f"vllm-{SDIST_VERSION}.tar.gz"
-)
+#: The sdist of the pinned version, 2026-11-30.
 SDIST_SHA256 = "d2c957d5eee3d0985012151315ddc62cbe0cd368fc96a5fc3510438d9dddf2ad"
-TIMEOUT_S = 300
 
 #: Models that the tests start servers for; each becomes the one that is served.
 FOREIGN = (
@@ -54,11 +46,6 @@ def modules() -> list[str]:
 
 def tests_folder() -> Path:
     """The folder with vLLM's `tests/`, kept in the tools' cache. Raises `SetupError` without the sdist."""
-    if PINNED["vllm"] != SDIST_VERSION:
-        raise SetupError(
-            f"tools/vllm_suite/source.py names the sdist of vLLM {SDIST_VERSION}, but {PINNED['vllm']} is pinned; "
-            "write that version's address and hash there"
-        )
     return once(f"vllm-tests-{SDIST_SHA256[:12]}", _unpack)
 
 
@@ -96,23 +83,42 @@ def hub_cache(work: Path, model_id: str, weights: Path) -> Path:
 
 
 def _unpack(folder: Path) -> None:
-    archive = folder / "sdist.tar.gz"
-    with Step(f"vLLM {SDIST_VERSION}'s sdist, 45 MB"):
-        try:
-            with urllib.request.urlopen(SDIST_URL, timeout=TIMEOUT_S) as answer, archive.open("wb") as out:
-                shutil.copyfileobj(answer, out)
-        except (urllib.error.URLError, OSError) as problem:
-            raise SetupError(f"{SDIST_URL} cannot be fetched: {problem}; check the network and run again") from problem
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    archive = folder / f"vllm-{PINNED['vllm']}.tar.gz"
+    with Step(f"{archive.name}, 45 MB"):
+        _fetch(folder)
+    found = hashlib.sha256(archive.read_bytes()).hexdigest() if archive.is_file() else "no file"
     if found != SDIST_SHA256:
-        raise SetupError(f"{SDIST_URL} has SHA-256 {found}, expected {SDIST_SHA256}; do not run its tests")
-    with tarfile.open(archive) as tar:
-        begin = f"vllm-{SDIST_VERSION}/"
-        for member in tar.getmembers():
-            if member.name.startswith(f"{begin}tests/"):
-                member.name = member.name.removeprefix(begin)
-                tar.extract(member, folder, filter="data")
+        raise SetupError(
+            f"{archive.name}: found SHA-256 {found}, expected {SDIST_SHA256}; "
+            "if vLLM was raised, write the new one into tools/vllm_suite/source.py"
+        )
+    unpack(archive, folder)
     archive.unlink()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Writes the sdist's `tests/` into `folder`."""
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            _, _, path = member.name.partition("/")
+            if path.startswith("tests/"):
+                member.name = path
+                tar.extract(member, folder, filter="data")
+
+
+def _fetch(folder: Path) -> None:
+    """The sdist, through the package client and the index that the machine uses.
+
+    pip asks a source package for its name before it keeps it: vLLM's setup.py answers without building anything.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "vllm"]
+    command += ["--no-build-isolation", "--dest", str(folder), f"vllm=={PINNED['vllm']}"]
+    environment = {**os.environ, "PYTHONPATH": str(packages()), "VLLM_TARGET_DEVICE": "empty"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(
+            f"vLLM's sdist cannot be fetched: {done.stderr.strip()[-300:]}; check the network and run again"
+        )
 
 
 def _install(folder: Path) -> None:

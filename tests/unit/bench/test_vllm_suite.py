@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,9 @@ def test_every_hidden_test_is_in_a_module_that_runs() -> None:
     assert {begin.partition("::")[0] for begin in hidden()} <= set(source.modules())
 
 
-def test_another_vllm_than_the_pinned_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "SDIST_VERSION", "0.1")
-    with pytest.raises(SetupError, match=r"names the sdist of vLLM 0\.1, but 0\.32\.0 is pinned"):
+def test_a_sdist_with_another_hash_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(source, "_fetch", lambda folder: (folder / "vllm-0.32.0.tar.gz").write_bytes(b"other"))
+    with pytest.raises(SetupError, match="found SHA-256 d9298a10"):
         source.tests_folder()
+    assert not list(tmp_path.rglob("tests"))
