@@ -28,7 +28,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from modelfleet.serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
+from modelfleet.serving.body_defaults import CHAT, CHATS, COMPLETIONS, BodyDefaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.prompt import MessagesRefused, check_messages
@@ -112,8 +112,9 @@ async def start(
         _as_rayllm(app.state.online_renderer)
     # Wrapped around the application, because vLLM has already built its middleware stack.
     served: ASGIApp = app
-    if any(defaults := body_defaults(generation.generate_kwargs)):
-        served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
+    chat, completion = body_defaults(generation.generate_kwargs)
+    if chat or completion:
+        served = BodyDefaults(served, {CHAT: chat, CHATS: chat, COMPLETIONS: completion})
     clock.passed("application")
     return served, engine, Adapters(app.state.openai_serving_models)
 
