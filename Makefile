@@ -133,7 +133,7 @@ lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra cluster -o requirements/cluster.txt
 	@$(BIN)/$(LOCK) --extra cluster-cpu -o requirements/cluster-cpu.txt
 	@cd / && printf torchvision | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/cluster.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet | sed -n '/^torchvision==/,/# via/{/# via/!p}' > $(CURDIR)/requirements/probe.txt
-	@cd / && printf "pytest-asyncio\ntblib\nsetuptools-rust\nsetuptools-scm\n" | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/local.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet | awk '/^[a-z]/ { keep = /^(pytest-asyncio|tblib|setuptools-rust|setuptools-scm|semantic-version)==/ } keep' > $(CURDIR)/requirements/vllm-suite.txt
+	@cd / && printf "pytest-asyncio\ntblib\nsetuptools-rust\nsetuptools-scm\n" | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/local.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet | awk '/^[a-z]/ { keep = /^(pytest-asyncio|tblib|setuptools-rust|setuptools-scm|vcs-versioning|semantic-version)==/ } keep' > $(CURDIR)/requirements/vllm-suite.txt
 	@printf "uv>=0.13\nhatchling>=1.33,<2\n" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/local.txt -o requirements/bootstrap.txt
 
 clean:  ## Remove the virtual environment (not the caches shared with other clones)

@@ -92,7 +92,7 @@ class Running:
 
 def pytest_configure() -> None:
     """Before any conftest of vLLM's is imported: some take the class with `from tests.utils import`."""
-    import tests.utils as theirs  # type: ignore[import-not-found,unused-ignore]
+    import tests.utils as theirs  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     theirs.RemoteOpenAIServer = theirs.RemoteLaunchRenderServer = Running
 

@@ -20,6 +20,8 @@ from tools.progress import Step
 HERE = Path(__file__).parent
 MODULES = HERE / "modules.txt"
 PACKAGES = ROOT / "requirements" / "vllm-suite.txt"
+GIVEN = "VLLM_SDIST"
+"""Environment variable with the sdist's path, where pip cannot get it."""
 #: The sdist of the pinned version, 2026-11-30.
 SDIST_SHA256 = "d2c957d5eee3d0985012151315ddc62cbe0cd368fc96a5fc3510438d9dddf2ad"
 
@@ -111,13 +113,16 @@ def _fetch(folder: Path) -> None:
 
     pip asks a source package for its name before it keeps it: vLLM's setup.py answers without building anything.
     """
+    if given := os.environ.get(GIVEN):
+        shutil.copy(given, folder / f"vllm-{PINNED['vllm']}.tar.gz")
+        return
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "vllm"]
     command += ["--no-build-isolation", "--dest", str(folder), f"vllm=={PINNED['vllm']}"]
     environment = {**os.environ, "PYTHONPATH": str(packages()), "VLLM_TARGET_DEVICE": "empty"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SetupError(
-            f"vLLM's sdist cannot be fetched: {done.stderr.strip()[-300:]}; check the network and run again"
+            f"vLLM's sdist cannot be fetched: {done.stderr.strip()[-300:]}; download it from PyPI's page of vLLM and set {GIVEN}"
         )
 
 

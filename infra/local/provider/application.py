@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +129,10 @@ def _failure(name: str, found: dict[str, Any], logs: Path) -> str:
 
 def _same(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
     """Whether Serve runs the wanted configuration; it adds its own defaults."""
-    named = ("deployments",)  # lists of mappings with a name
-    return all(key in live and live[key] == value for key, value in wanted.items() if key not in named) and all(
-        _same(one, found)
-        for key in named
-        for one, found in zip_longest(wanted.get(key, ()), live.get(key, ()), fillvalue={})
-    )
+    mine: list[dict[str, Any]] = wanted.get("deployments", [])
+    theirs: list[dict[str, Any]] = live.get("deployments", [])
+    plain = all(key in live and live[key] == value for key, value in wanted.items() if key != "deployments")
+    return plain and len(mine) == len(theirs) and all(map(_same, mine, theirs))
 
 
 APPLICATION = ResourceDef[Props](
