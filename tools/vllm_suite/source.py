@@ -122,7 +122,8 @@ def _fetch(folder: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SetupError(
-            f"vLLM's sdist cannot be fetched: {done.stderr.strip()[-300:]}; download it from PyPI's page of vLLM and set {GIVEN}"
+            f"vLLM's sdist cannot be fetched: {done.stderr.strip()[-300:]}; "
+            f"download it from PyPI's page of vLLM and set {GIVEN} to its path"
         )
 
 
