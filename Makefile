@@ -4,6 +4,8 @@ PYTHON ?= python3
 BENCH ?=
 # Options of `python -m tools.bench.soak`, such as SOAK="--minutes 5".
 SOAK ?=
+# Options of `python -m tools.vllm_suite`, such as SUITE="--module completion --keep /tmp/suite".
+SUITE ?=
 STACK ?= local
 # The stack for trying the Kubernetes half out: around it the tools put what a platform team has.
 TRIAL := $(filter cluster,$(STACK))
@@ -16,7 +18,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 # Two of these at once would write to the same environment.
 .NOTPARALLEL:
 .PHONY: help setup setup-operator tools up down status check audit licences image fix test test-fast test-gateway \
-    test-engine test-serving test-cluster test-nodes schema bench soak rendered release lock clean
+    test-engine test-serving test-cluster test-nodes vllm-suite schema bench soak rendered release lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -102,6 +104,9 @@ test-engine test-cluster test-nodes: control-plane
 test-engine test-serving test-cluster test-nodes test-gateway: setup
 	@sh tools/test.sh $(@:test-%=%)
 
+vllm-suite: setup  ## Run vLLM's own API tests against `vllm serve` and against us; an hour (SUITE="--module completion")
+	@$(BIN)/python -m tools.vllm_suite $(SUITE)
+
 schema: .venv/.ready  ## Make the data files, JSON Schemas and references from the installed packages
 	@$(BIN)/python -m tools.schema
 
@@ -133,6 +138,7 @@ lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra mirror -c requirements/cluster.txt -o requirements/mirror.txt
 	@$(BIN)/$(LOCK) --extra cluster-cpu -o requirements/cluster-cpu.txt
 	@cd / && printf torchvision | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/cluster.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet | sed -n '/^torchvision==/,/# via/{/# via/!p}' > $(CURDIR)/requirements/probe.txt
+	@cd / && printf "pytest-asyncio\ntblib\nsetuptools-rust\nsetuptools-scm\n" | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/local.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet | awk '/^[a-z]/ { keep = /^(pytest-asyncio|tblib|setuptools-rust|setuptools-scm|vcs-versioning|semantic-version)==/ } keep' > $(CURDIR)/requirements/vllm-suite.txt
 	@printf "uv>=0.13\nhatchling>=1.33,<2\n" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/local.txt -o requirements/bootstrap.txt
 
 clean:  ## Remove the virtual environment (not the caches shared with other clones)

@@ -142,7 +142,9 @@ def _model_facts(model: ModelPlan | None) -> dict[str, str]:
         "USD/h": f"{usd(model.cost.min_usd_per_hour)}–{usd(model.cost.max_usd_per_hour)}",
     }
     weights = {"weights": model.mirror.source, "revision": model.mirror.revision or "main"}
-    return {**facts, **weights, **dict(_flat(model.application.args["model"]))}
+    adapters = (model.application.user_config or {}).get("lora", [])
+    named = {"lora": ", ".join(f"{one['name']} of {one['source']}" for one in adapters)} if adapters else {}
+    return {**facts, **weights, **named, **dict(_flat(model.application.args["model"]))}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

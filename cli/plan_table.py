@@ -30,8 +30,10 @@ TEXT_WIDTH = 24
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Both tables and the lines below them."""
+    """The tables and the lines below them."""
     parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
+    if plan.models:
+        parts.append(_lengths(plan))
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
     if any(model.start for model in plan.models):
@@ -164,6 +166,14 @@ def _models(plan: Plan) -> FittingTable:
         for one in model.fallbacks if known else ():
             row = [f"  on {one.accelerator}", *[""] * 4, *memory_texts(one.memory)]
             table.add_row(*row, *[""] * (2 * plan.target.priced))
+    return table
+
+
+def _lengths(plan: Plan) -> FittingTable:
+    """How long a request may be and how it is sampled, and whose words that is."""
+    table = FittingTable("Length and sampling", [("model", False), ("length", True), ("sampling", False)])
+    for model in plan.models:
+        table.add_row(model.model_id, length_text(model), model.sampling)
     return table
 
 
@@ -320,6 +330,12 @@ def per_node_text(model: ModelPlan) -> str:
 def span(low: int, high: int) -> str:
     """`2`, or `1–4`."""
     return str(low) if low == high else f"{low}–{high}"
+
+
+def length_text(model: ModelPlan) -> str:
+    """`40,960 (checkpoint)`: the model's length, and why it is this one."""
+    tokens = UNKNOWN if model.length is None else f"{model.length:,}"
+    return f"{tokens} ({model.length_source})"
 
 
 def memory_texts(memory: GpuMemory | None) -> list[str]:

@@ -3,7 +3,8 @@
     application (slug, route prefix /<slug>)
     └── deployment "vllm": vLLM's own OpenAI FastAPI application, built in the replica's process
 
-The whole model file travels in `args`, so an edit restarts that model only. vLLM is imported in the replica, never
+The whole model file but its adapters travels in `args`, so an edit restarts that model only. Adapters are its
+`user_config`: running replicas take them over. vLLM is imported in the replica, never
 here: the process that builds the application may have no vLLM at all.
 """
 
@@ -31,6 +32,8 @@ class WeightsArgs(BaseModel):
     revision: str | None = Field(None, description="Revision of the source.")
     mirror: str | None = Field(None, description="s3://bucket/prefix of the stack's copy; None when there is none.")
     cache_gb: int | None = Field(None, description="GB that all weights on one node may take; None: what its disk has.")
+    draft: str | None = Field(None, description="s3://bucket/prefix of the copy of what drafts.")
+    tokenizer: str | None = Field(None, description="s3://bucket/prefix of the copy of another tokenizer.")
 
 
 class AppArgs(BaseModel):
@@ -51,9 +54,9 @@ def build(args: dict[str, Any]) -> Application:
     Where a Job fills the mirror meanwhile (`MODELFLEET_MIRROR_WAIT_S`), it waits until the mirror is complete.
     """
     parsed = AppArgs.model_validate(args)
-    if parsed.weights.mirror:
+    for mirror in filter(None, (parsed.weights.mirror, parsed.weights.draft, parsed.weights.tokenizer)):
         # Here, not in the replica: waiting here holds no GPU and delays no other application.
-        wait_until_complete(parsed.weights.mirror)
+        wait_until_complete(mirror)
     return application(VllmReplica, parsed)
 
 

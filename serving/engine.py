@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +18,9 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -26,10 +28,9 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from modelfleet.serving.body_defaults import CHAT, COMPLETIONS, BodyDefaults
+from modelfleet.serving.body_defaults import CHAT, CHATS, COMPLETIONS, BodyDefaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.prompt import MessagesRefused, check_messages
 from modelfleet.serving.sampling import Stops, body_defaults, compile_stops
 from modelfleet.serving.startup import StartupClock
@@ -65,15 +66,37 @@ def add_stops(params: SamplingParams, stops: Stops) -> None:
         params.all_stop_token_ids.update(stops.token_ids)
 
 
-async def start(
-    model: ModelConfig, weights: str, adapters: Mapping[str, Path], clock: StartupClock
-) -> tuple[ASGIApp, AsyncLLM]:
-    """Starts the engine and builds vLLM's application on it.
+class Adapters:
+    """The LoRA adapters of a running engine, by the names that clients use."""
 
-    `weights` is a folder or an s3:// prefix, `adapters` are LoRA folders by their model ids; `clock` notes the steps.
-    """
+    def __init__(self, models: Any) -> None:
+        self._models = models
+
+    async def become(self, folders: Mapping[str, Path], keep: Collection[str] = ()) -> dict[str, str]:
+        """Loads what is new or has another folder, and takes away what is not named; open requests end undisturbed.
+
+        `keep` are names that stay as they are. Returns by name why vLLM refuses an adapter.
+        """
+        for name in self._models.lora_requests.keys() - folders.keys() - set(keep):
+            await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+        faults = {}
+        for name, folder in folders.items():
+            known = self._models.lora_requests.get(name)
+            if known is not None and known.lora_path == str(folder):
+                continue
+            asked = LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder), load_inplace=known is not None)
+            answer = await self._models.load_lora_adapter(asked)
+            if isinstance(answer, ErrorResponse):
+                faults[name] = f"lora {name}: vLLM refuses it: {' '.join(answer.error.message.split())[:300]}"
+        return faults
+
+
+async def start(
+    model: ModelConfig, arguments: dict[str, Any], clock: StartupClock
+) -> tuple[ASGIApp, AsyncLLM, Adapters]:
+    """Starts the engine with `arguments` and builds vLLM's application on it; `clock` notes the steps."""
     generation = model.engine_config.generation
-    args = namespace(engine_arguments(model, weights, adapters))
+    args = namespace(arguments)
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
     clock.passed("vLLM's configuration")
     engine = FleetEngine.from_vllm_config(
@@ -89,10 +112,11 @@ async def start(
         _as_rayllm(app.state.online_renderer)
     # Wrapped around the application, because vLLM has already built its middleware stack.
     served: ASGIApp = app
-    if any(defaults := body_defaults(generation.generate_kwargs)):
-        served = BodyDefaults(served, dict(zip((CHAT, COMPLETIONS), defaults, strict=True)))
+    chat, completion = body_defaults(generation.generate_kwargs)
+    if chat or completion:
+        served = BodyDefaults(served, {CHAT: chat, CHATS: chat, COMPLETIONS: completion})
     clock.passed("application")
-    return served, engine
+    return served, engine, Adapters(app.state.openai_serving_models)
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:
@@ -152,7 +176,12 @@ def _default_length(app: FastAPI, max_tokens: int | None) -> None:
     """Sets the default of `max_tokens`, which `override_generation_config` would turn into a cap (vLLM 0.32)."""
     if max_tokens is None:
         return
-    for handler in ("openai_serving_chat", "openai_serving_completion", "openai_serving_responses"):
+    for handler in (
+        "openai_serving_chat",
+        "openai_serving_chat_batch",
+        "openai_serving_completion",
+        "openai_serving_responses",
+    ):
         serving = getattr(app.state, handler, None)
         if serving is not None:
             serving.default_sampling_params["max_tokens"] = max_tokens

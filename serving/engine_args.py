@@ -25,35 +25,50 @@ Ray's dashboard and the cluster's own services included; an empty list counts as
 `multimodal/media/connector.py`).
 """
 
+LONGEST = -1
+"""`max_model_len`: the checkpoint's, or the longest that fits (vLLM 0.32 `_auto_fit_max_model_len`)."""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `max_lora_rank` (vLLM 0.32 `vllm/config/lora.py`)."""
 
 
-def engine_arguments(model: ModelConfig, path: str, adapters: Mapping[str, Path] | None = None) -> dict[str, Any]:
+def engine_arguments(
+    model: ModelConfig,
+    path: str,
+    adapters: Mapping[str, Path] | None = None,
+    *,
+    tokenizer: str | None = None,
+    draft: str | None = None,
+) -> dict[str, Any]:
     """vLLM arguments by their Python names; the model file's `engine_kwargs` override our defaults.
 
-    `path` is a folder or s3:// prefix with the weights, `adapters` are LoRA folders by their model ids.
-    `generation_config: vllm` keeps RayLLM's sampling defaults (temperature 1.0) where the checkpoint's
-    `generation_config.json` would change them. Without GPUs vLLM runs eagerly: the CPU build's compiled kernels gave
-    wrong answers (vLLM 0.32 with torch 2.13 and one OMP thread, SmolLM2: French for "What is the capital of France?"),
+    `path` is a folder or s3:// prefix with the weights, `adapters` are LoRA folders by their model ids, `tokenizer` and
+    `draft` folders in place of what the file names.
+    Sampling is the checkpoint's (`generation_config.json`), as in vLLM; a file that speaks RayLLM keeps temperature
+    1.0. Without a length vLLM takes the checkpoint's, or the longest that fits (-1). Without GPUs vLLM runs eagerly:
+    the CPU build's compiled kernels gave wrong answers (vLLM 0.32 with torch 2.13 and one OMP thread, SmolLM2: French
+    for "What is the capital of France?"),
     and compiling takes minutes.
     """
     engine = model.engine_config
     arguments: dict[str, Any] = {
-        "generation_config": "vllm",
+        "generation_config": engine.generation_config,
         "enable_log_requests": False,
         **SHUT,
         **engine.engine_kwargs,
         "allowed_media_domains": engine.engine_kwargs.get("allowed_media_domains") or [NO_MEDIA],
         "model": path,
         "served_model_name": [engine.model_id],
-        "max_model_len": engine.max_total_tokens,
+        "max_model_len": engine.length or LONGEST,
         "tensor_parallel_size": model.scaling_config.num_workers,
     }
     if not model.scaling_config.num_gpus_per_worker and "compilation_config" not in arguments:
         arguments.setdefault("enforce_eager", True)
-    if engine.tokenizer_id is not None:
-        arguments["tokenizer"] = engine.tokenizer_id
+    if tokenizer or engine.tokenizer_id:
+        arguments["tokenizer"] = tokenizer or engine.tokenizer_id
+    if draft and isinstance(section := arguments.get("speculative_config"), dict):
+        arguments["speculative_config"] = {**section, "model": draft}
+        arguments["speculative_config"].pop("revision", None)  # it named the copy
     if backend := executor_backend(model):
         arguments.setdefault("distributed_executor_backend", backend)
     if engine.model_type == "embedding":

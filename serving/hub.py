@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modelfleet.serving.config.checkpoint_files import FILES, Kind
 from modelfleet.serving.errors import WeightsError
 
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "tokenizer*")
-OLD_PATTERNS = ("*.bin", "*.pt")
-"""Weights of repositories that have no safetensors."""
 
-NOT_NEEDED = ("original/*", "*.onnx", "onnx/*", "consolidated*", "*.gguf")
-
-
-def download(repository: str, revision: str | None, folder: Path | None = None, *, needs: str = "config.json") -> Path:
+def download(repository: str, revision: str | None, folder: Path | None = None, *, kind: Kind = "model") -> Path:
     """The repository's files at `revision`, in `folder` or, without one, in the Hub's own cache on this node.
 
-    `needs` is a file that the right repository has. Continues what an earlier call left; one download at a time per
-    node. Raises `WeightsError` with the fix.
+    Continues what an earlier call left; one download at a time per node. Raises `WeightsError` with the fix.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    what = named(repository, revision)
+    what, files = named(repository, revision), FILES[kind]
     with hub_errors(what):
-        patterns = list(PATTERNS)
-        if not _offline() and not _has_safetensors(HfApi().list_repo_files(repository, revision=revision)):
-            patterns += OLD_PATTERNS
+        names = ["offline.safetensors"] if _offline() else HfApi().list_repo_files(repository, revision=revision)
         path = snapshot_download(
-            repository, revision=revision, local_dir=folder, allow_patterns=patterns, ignore_patterns=list(NOT_NEEDED)
+            repository,
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=files.wanted(names),
+            ignore_patterns=list(files.ignored),
         )
-    if not (Path(path) / needs).is_file():
-        raise WeightsError(f"{what} has no {needs}, so vLLM cannot load it; correct the id")
+    if files.needs and not (Path(path) / files.needs).is_file():
+        raise WeightsError(f"{what} has no {files.needs}, so vLLM cannot load it; correct the id")
     return Path(path)
 
 
@@ -75,15 +71,6 @@ def hub_errors(what: str) -> Iterator[None]:
     except (HTTPError, OSError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{what} cannot be fetched from the Hugging Face Hub: {text[:300]}") from None
-
-
-def patterns_of(files: Sequence[str]) -> list[str]:
-    """Patterns of the files that vLLM needs, where a repository has these; `NOT_NEEDED` takes some away again."""
-    return [*PATTERNS, *(() if _has_safetensors(files) else OLD_PATTERNS)]
-
-
-def _has_safetensors(files: Sequence[str]) -> bool:
-    return any(name.endswith(".safetensors") for name in files)
 
 
 def _offline() -> bool:

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
-from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.schema import LoraAdapter, ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
+from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.errors import EngineError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy
+from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.versions import check_versions
-from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter
+from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -65,6 +67,8 @@ class VllmReplica:
         self._cards = [Card.model_validate(card) for card in cards]
         self._weights = weights
         self._engine: Any = None
+        self._adapters: Any = None
+        self._adapters_told = False
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -103,6 +107,23 @@ class VllmReplica:
         if self._engine is not None:
             await self._engine.check_health()
 
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve calls this before a replica is ready, and whenever the application's `user_config` changes.
+
+        At the start an adapter that cannot be served fails the replica. Later it is a line in the log, and everything
+        else goes on: a new one is vLLM's 404, a changed one stays as it was.
+        """
+        first, self._adapters_told = not self._adapters_told, True
+        folders, faults = await asyncio.to_thread(
+            _adapter_folders, user_config.get("lora") or [], cache_limit(self._weights)
+        )
+        faults |= await self._adapters.become(folders, keep=faults.keys())
+        for fault in faults.values():
+            logger.error("%s", fault)
+        if first and faults:
+            sys.tracebacklimit = 0
+            raise EngineError("; ".join(faults.values()))
+
     async def _start(self) -> ASGIApp:
         """The weights are fetched while vLLM is imported, each in a thread, so that this process answers meanwhile."""
         # Both threads need it. Two that begin to import the same modules may see one of them half done.
@@ -112,7 +133,7 @@ class VllmReplica:
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
-        weights, adapters = await asyncio.to_thread(self._fetch)
+        weights, others, adapters = await asyncio.to_thread(self._fetch)
         self._clock.passed("weights")
         try:
             with kept_targets(logger):
@@ -120,7 +141,8 @@ class VllmReplica:
                 self._clock.passed("import of vLLM")  # what it took longer than the weights
                 if left := remove_left():
                     logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
-                app, self._engine = await start(self._model, weights, adapters, self._clock)
+                arguments = engine_arguments(self._model, weights, adapters, **others)
+                app, self._engine, self._adapters = await start(self._model, arguments, self._clock)
         except ModelfleetError:
             raise
         except Exception as error:
@@ -136,11 +158,15 @@ class VllmReplica:
         self._tasks = [asyncio.create_task(self._exit_with_engine(gate)), asyncio.create_task(metrics.run())]
         return gate
 
-    def _fetch(self) -> tuple[str, dict[str, Path]]:
-        """What vLLM loads: the weights, and the folders of the adapters by their names."""
+    def _fetch(self) -> tuple[str, dict[str, str | None], dict[str, Path]]:
+        """What vLLM loads: the weights, the folders of tokenizer and draft, and those of the adapters by their names."""
+        limit = cache_limit(self._weights)
         weights = resolve(self._model, self._weights, logger.info)
-        limit, adapters = cache_limit(self._weights), self._model.engine_config.lora
-        return weights, {adapter.name: resolve_adapter(adapter, logger.info, limit=limit) for adapter in adapters}
+        others = {
+            name: resolve_other(self._weights.get(name), logger.info, limit=limit) for name in ("tokenizer", "draft")
+        }
+        adapters = {one.name: resolve_adapter(one, logger.info, limit=limit) for one in self._model.engine_config.lora}
+        return weights, others, adapters
 
     async def _exit_with_engine(self, gate: EngineGate) -> None:
         """Ends the process once the engine is dead, so that Serve starts another at once.
@@ -157,11 +183,28 @@ class VllmReplica:
         os._exit(1)
 
 
-def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any]]]:
+def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any, Any]]]:
     """`serving.engine.start`; its import is vLLM's, 8 to 20 s."""
     with kept_targets(logger):
         from modelfleet.serving.engine import start
     return start
+
+
+def _adapter_folders(
+    adapters: list[dict[str, Any]], limit: int | None = None
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Folders of adapters on this node by their names, and why others have none; waits for what a Job still copies."""
+    folders, faults = {}, {}
+    for adapter in adapters:
+        mirror = adapter.get("mirror")
+        own = LoraAdapter.model_validate({name: value for name, value in adapter.items() if name != "mirror"})
+        try:
+            if mirror is not None:
+                wait_until_complete(mirror)
+            folders[own.name] = resolve_adapter(own, logger.info, mirror, limit=limit)
+        except ModelfleetError as error:
+            faults[own.name] = str(error)
+    return folders, faults
 
 
 def lift_thread_limit(model: ModelConfig) -> None:

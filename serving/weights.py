@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modelfleet.serving.config.checkpoint_files import FILES, Kind, weights_kind
 from modelfleet.serving.config.schema import ExtraFile, LoraAdapter, ModelConfig, S3AwsCredentials, S3MirrorConfig
 from modelfleet.serving.errors import MirrorError, WeightsError
 from modelfleet.serving.hub import download
@@ -57,20 +58,23 @@ def _streamed(model: ModelConfig, weights: Mapping[str, Any]) -> str | None:
 
 def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> Path:
     engine, cache, limit = model.engine_config, default_cache(), cache_limit(weights)
+    kind = weights_kind(engine.engine_kwargs)
     own = engine.mirror_config
     options = _s3_options(own) if isinstance(own, S3MirrorConfig) else {}
     if own is not None:
         _extra_files(own.extra_files, report, **options)
     if Path(engine.weights_id).is_absolute():
-        return _model_folder(Path(engine.weights_id), "hf_model_id")
+        return _model_folder(Path(engine.weights_id), "hf_model_id", kind)
     if own is not None and own.bucket_uri:
         return _model_folder(
-            fetch_prefix(own.bucket_uri, cache, limit=limit, report=report, **options), f"bucket_uri {own.bucket_uri}"
+            fetch_prefix(own.bucket_uri, cache, limit=limit, report=report, **options),
+            f"bucket_uri {own.bucket_uri}",
+            kind,
         )
     if mirror := weights.get("mirror"):
-        return _model_folder(fetch(mirror, cache, limit=limit, report=report), mirror)
+        return _model_folder(fetch(mirror, cache, limit=limit, report=report), mirror, kind)
     report(f"fetching {engine.weights_id} from the Hugging Face Hub")
-    return download(engine.weights_id, engine.revision)
+    return download(engine.weights_id, engine.revision, kind=kind)
 
 
 def cache_limit(weights: Mapping[str, Any]) -> int | None:
@@ -79,15 +83,27 @@ def cache_limit(weights: Mapping[str, Any]) -> int | None:
     return None if gb is None else int(gb * 1e9)
 
 
-def resolve_adapter(adapter: LoraAdapter, report: Report = lambda line: None, *, limit: int | None = None) -> Path:
-    """The folder of a LoRA adapter on this node; raises `MirrorError` or `WeightsError`. `limit` is the cache's."""
-    if Path(adapter.source).is_absolute():
+def resolve_other(uri: str | None, report: Report = lambda line: None, *, limit: int | None = None) -> str | None:
+    """The folder of the stack's copy of a draft or a tokenizer on this node; None without a copy."""
+    return None if uri is None else str(fetch(uri, default_cache(), limit=limit, report=report))
+
+
+def resolve_adapter(
+    adapter: LoraAdapter, report: Report = lambda line: None, mirror: str | None = None, *, limit: int | None = None
+) -> Path:
+    """The folder of a LoRA adapter on this node, from the stack's copy where it has one. `limit` is the cache's.
+
+    Raises `MirrorError` or `WeightsError`.
+    """
+    if mirror is not None:
+        folder = fetch(mirror, default_cache(), limit=limit, report=report)
+    elif Path(adapter.source).is_absolute():
         folder = Path(adapter.source)
     elif adapter.source.partition("://")[0] in SCHEMES:
         folder = fetch_prefix(adapter.source, default_cache(), limit=limit, report=report)
     else:
         report(f"fetching the adapter {adapter.source} from the Hugging Face Hub")
-        folder = download(adapter.source, None, needs="adapter_config.json")
+        folder = download(adapter.source, adapter.revision, kind="adapter")
     if not (folder / "adapter_config.json").is_file():
         raise WeightsError(f"lora {adapter.name}: {adapter.source} has no adapter_config.json; correct its source")
     return folder
@@ -101,9 +117,10 @@ def default_cache() -> Path:
     return Path(base) / "modelfleet" / "models"
 
 
-def _model_folder(path: Path, what: str) -> Path:
-    if not (path / "config.json").is_file():
-        raise WeightsError(f"{what}: {path} has no config.json on this node, so it is not a model; correct it")
+def _model_folder(path: Path, what: str, kind: Kind) -> Path:
+    needs = FILES[kind].needs or ""
+    if not (path / needs).is_file():
+        raise WeightsError(f"{what}: {path} has no {needs} on this node, so it is not a model; correct it")
     return path
 
 

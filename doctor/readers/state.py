@@ -56,7 +56,7 @@ def _drift(deployed: Mapping[str, Any], subject: Subject, time: str) -> Iterator
     for model in subject.plan.models if subject.plan else ():
         if model.slug not in deployed:
             yield _fact("absent", f"{model.file} is not part of what the last run made", time, (model.slug,))
-        elif _model(deployed[model.slug]) != _plain(model.application.args["model"]):
+        elif _model(deployed[model.slug]) != _model(_plain(model.application.as_config())):
             yield _fact("drift", f"{model.file} was changed after the last run", time, (model.slug,))
 
 
@@ -74,7 +74,9 @@ def _deployed(resources: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _model(application: Any) -> Any:
-    return _plain((application or {}).get("args", {}).get("model"))
+    """The model file as it travels: most of it in `args`, the adapters in `user_config`."""
+    found = application or {}
+    return _plain([found.get("args", {}).get("model"), found.get("deployments", [])])
 
 
 def _plain(value: Any) -> Any:

@@ -138,12 +138,19 @@ local function number(text)
   return math.floor(math.max(0, math.min(found, MOST))), false
 end
 
--- How many prompts an array holds: its strings or arrays. An array of token ids is one prompt.
-local function prompts(text)
+-- How many prompts an array holds: its strings or arrays. An array of token ids is one prompt, and so is a list of
+-- messages. With `all` whatever stands in an array counts, and each key of an object.
+local function prompts(text, all)
+  local object = text:byte(1) == 123
   local count, at = 0, text:find('[^ \t\r\n]', 2)
-  while at and text:find('^["%[]', at) do
+  while at and text:find(all and '^[^%]}]' or '^["%[]', at) do
     local last = value_end(text, at)
     if not last then break end
+    if object then
+      local colon = text:find('[^ \t\r\n:]', last + 1)
+      last = colon and value_end(text, colon)
+      if not last then break end
+    end
     count = count + 1
     at = text:find('[^ \t\r\n,]', last + 1)
   end
@@ -152,6 +159,8 @@ end
 
 -- What a request may cost, in tokens: a quarter of its body's bytes, and the longest answer to each prompt, `n` times.
 -- txn.answer is the answer's length where the body sets none; without it nothing is generated (embeddings).
+-- txn.each is the key of several texts, each of which is read with all that is in the keys of txn.common, and answered
+-- with a token.
 -- What would be counted otherwise than the engine reads it is a fault: a number that is none, and a whole body that is
 -- no JSON object in UTF-8. txn.partial and txn.chunked: the rest of the body may still come.
 core.register_action('count_tokens', { 'http-req' }, function(txn)
@@ -168,12 +177,23 @@ core.register_action('count_tokens', { 'http-req' }, function(txn)
         if ANSWER_LENGTH[key] then length = math.max(length or 0, value or default) end
         if ANSWERS[key] then answers = math.max(answers, value or 1) end
       end
-      if key == 'prompt' and body:byte(first) == 91 then asked = math.max(asked, prompts(body:sub(first, last))) end
+      if (key == 'prompt' or key == 'messages') and body:byte(first) == 91 then
+        asked = math.max(asked, prompts(body:sub(first, last)))
+      end
     end)
     local whole = not txn:get_var('txn.partial') and not txn:get_var('txn.chunked')
     if ended == 'json' and whole then fault = 'json' end
     if fault then txn:set_var('txn.fault', fault) end
     charge = charge + math.min((length or default) * answers * asked, MOST)
+  end
+  local each = txn:get_var('txn.each')
+  if each then
+    local common, several, shared = txn:get_var('txn.common'), 1, 0
+    each_key(body, function(key, first, last)
+      if key == each then several = math.max(several, prompts(body:sub(first, last), true)) end
+      if common:find('/' .. key .. '/', 1, true) then shared = shared + last - first + 1 end
+    end)
+    charge = charge + several + (several - 1) * shared // BYTES_PER_TOKEN
   end
   txn:set_var('txn.charge', math.min(charge, MOST))
 end)

@@ -11,8 +11,19 @@ from modelfleet.infra.gateway.answers import (
     returns,
 )
 from modelfleet.infra.gateway.maps import names_of
-from modelfleet.infra.planning.gateway_paths import BY_MODEL, DIRECT_GET, FORMS, GENERATES, HEALTH, MODELS, READY
+from modelfleet.infra.planning.gateway_paths import (
+    BY_MODEL,
+    DIRECT_GET,
+    EACH,
+    FORMS,
+    GENERATES,
+    HEALTH,
+    MODELS,
+    READY,
+    VERSION,
+)
 from modelfleet.infra.planning.plan import GatewayPlan
+from modelfleet.serving.versions import PINNED
 
 #: Form of a client's own request id that the gateway accepts.
 REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
@@ -20,6 +31,9 @@ REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 ECHOED_NAME = 200
 #: Headers by which a request tells Ray Serve how to treat it (`ray/serve/_private/constants.py`); not for clients.
 SERVE_CONTROL_HEADERS = ("x-request-disconnect-disabled", "x-request-timeout-seconds")
+#: Headers by which `/invocations` takes another adapter than the body's, or opens a session on the replica's disk
+#: (`model_hosting_container_standards/sagemaker`). The body names what a request gets.
+SAGEMAKER_HEADERS = "x-amzn-sagemaker-"
 
 
 #: On answers to who has shown no key: with it they cannot keep the gateway's connections, of which there are few.
@@ -35,6 +49,7 @@ def identity() -> list[str]:
         "http-request set-var(txn.request_id) uuid() unless { var(txn.request_id) -m found }",
         "http-request set-header x-request-id %[var(txn.request_id)]",
         "http-request del-header x-modelfleet- -m beg",
+        f"http-request del-header {SAGEMAKER_HEADERS} -m beg",
         *(f"http-request del-header {header}" for header in SERVE_CONTROL_HEADERS),
         # The gateway reads the last one and the engine the first.
         refuses(400, "Content-Type was given more than once.", "Bad Request")
@@ -82,13 +97,15 @@ def keys(gateway: GatewayPlan, key_map: str) -> list[str]:
 
 
 def listing(folder: str) -> list[str]:
-    """`GET /v1/models` and `/v1/models/{id}` from the plan."""
+    """`GET /v1/models`, `/v1/models/{id}` and `/version` from the plan: a replica of another vLLM does not start."""
     cards = f"{folder}/cards.map"
+    version = f'{{"version":"{PINNED["vllm"]}"}}'
     missing = _with_field(
         error("The model `{0}` does not exist.", "NotFoundError", 404, "model"), "var(txn.model),json(utf8s)"
     )
     return [
         f"{returns(200, f'%[str(*),map_str({cards})]', dynamic=True)} if {{ path {MODELS} }} reads",
+        f"{returns(200, version)} if {{ path {VERSION} }} reads",
         f"acl one_model path_beg {MODELS}/",
         f"http-request set-var(txn.model) path,url_dec,regsub(^{MODELS}/,),bytes(0,{ECHOED_NAME}) if one_model reads",
         "acl whole_list var(txn.model) -m str *",
@@ -107,7 +124,7 @@ def paths(folder: str) -> list[str]:
         "http-request set-var(txn.rest) path,regsub(^/[^/]+,) if { var(txn.slug) -m found }",
         *(f"acl direct var(txn.rest) -m str {path}" for path in BY_MODEL),
         *(f"acl direct_get var(txn.rest) -m str {path}" for path in DIRECT_GET),
-        f"acl known_get path -m str {HEALTH} {READY} {MODELS}",
+        f"acl known_get path -m str {HEALTH} {READY} {MODELS} {VERSION}",
         f"acl known_get path_beg {MODELS}/",
         "acl posts method POST",
         wrong_method("POST") + " if by_model !posts or direct !posts",
@@ -165,12 +182,23 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
         # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
+        *_each(),
         "http-request lua.count_tokens if posts !form",
         refuses(400, "`max_tokens`, `n` and their like are numbers.", "Bad Request", param="body")
         + " if { var(txn.fault) -m str number }",
         not_json(),
         "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
     ]
+
+
+def _each() -> list[str]:
+    """Says to Lua which key holds several texts, and which keys are read with each of them."""
+    lines = []
+    for number, (path, (several, common)) in enumerate(EACH.items()):
+        lines += [f"acl each{number} path -m str {path}", f"acl each{number} var(txn.rest) -m str {path}"]
+        lines.append(f"http-request set-var(txn.each) str({several}) if each{number}")
+        lines.append(f"http-request set-var(txn.common) str(/{'/'.join(common)}/) if each{number}")
+    return lines
 
 
 def size(gateway: GatewayPlan) -> list[str]:

@@ -164,15 +164,9 @@ class _Drafting:
         length = self.left.pop("max_model_len", None)
         if isinstance(length, int) and length > 0:
             self.engine["max_total_tokens"] = length
-        else:
-            said = (
-                "the file takes it from outside"
-                if "max_model_len" in self.workload.unsaid
-                else "vLLM took the longest that the model's config.json allows"
-            )
-            self.engine["max_total_tokens"] = self.hole(
-                ("engine_config", "max_total_tokens"), f"prompt and answer together; {said}"
-            )
+        elif "max_model_len" in self.workload.unsaid:
+            said = "prompt and answer together; the file takes it from outside"
+            self.engine["max_total_tokens"] = self.hole(("engine_config", "max_total_tokens"), said)
 
     def scaling(self) -> dict[str, Any]:
         workers = self.left.pop("tensor_parallel_size", 1)
@@ -228,7 +222,6 @@ class _Drafting:
         if self.left.get("load_format") in _STREAMED:
             self.note(f"--load-format {self.left.pop('load_format')}", "weights are streamed from the mirror as it is")
             self.left.pop("model_loader_extra_config", None)
-        self.left.setdefault("generation_config", "auto")  # vLLM's default; ours is `vllm`
         listening: list[str] = []
         for name, value in self.left.items():
             option = f"--{name.replace('_', '-')}"
@@ -236,7 +229,7 @@ class _Drafting:
                 self.note(option if name in SECRETS else f"{option} {_short(value)}", why)
             elif name in front_end_arguments() and name not in FRONT_END:
                 listening.append(option)
-            elif not (name == "generation_config" and value == "vllm"):
+            elif not (name == "generation_config" and value == "auto"):  # vLLM's default, and ours
                 self.kwargs[name] = value
         if listening:
             self.note(", ".join(listening), "the gateway in front listens, logs and ends TLS")

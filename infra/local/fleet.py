@@ -15,7 +15,7 @@ from modelfleet.infra.local import emulator
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.local.resources import LocalResource
 from modelfleet.infra.local.runtime import gateway_runtime, serve_environment
-from modelfleet.infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
 from modelfleet.infra.planning.release import release_notice, wanted_configs
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
@@ -55,7 +55,11 @@ class LocalFleet(pulumi.ComponentResource):
         self._folder = str(folder)
         self._endpoint = emulator.endpoint(self._local.s3_port)
         self.bucket = self._create_bucket()
-        self._weights = {m.slug: self._create_weights(m) for m in plan.models if m.mirror.prefix}
+        self._weights: dict[str, LocalResource] = {}
+        for model in plan.models:
+            for mirror in (model.mirror, *model.others):
+                if mirror.prefix and mirror.prefix not in self._weights:
+                    self._weights[mirror.prefix] = self._create_weights(model, mirror)
         self._code = self._create_code()
         self._ray = self._create_ray()
         live = self._live()
@@ -86,16 +90,17 @@ class LocalFleet(pulumi.ComponentResource):
         options = self._child(provider=provider)
         return aws.s3.Bucket("bucket", bucket=self._plan.bucket.name, force_destroy=True, opts=options)
 
-    def _create_weights(self, model: ModelPlan) -> LocalResource:
+    def _create_weights(self, model: ModelPlan, mirror: MirrorPlan) -> LocalResource:
         props = {
             "endpoint": self._endpoint,
             "bucket": self.bucket.bucket,
-            "prefix": model.mirror.prefix,
+            "prefix": mirror.prefix,
             "modelId": model.model_id,
-            "source": model.mirror.source,
-            "revision": model.mirror.revision,
-        }
-        return LocalResource("Weights", f"weights-{model.slug}", props, self._child())
+            "source": mirror.source,
+            "revision": mirror.revision,
+        } | ({} if mirror.kind == "model" else {"kind": mirror.kind})
+        name = (mirror.prefix or "").removeprefix("models/").replace("/", "-")
+        return LocalResource("Weights", f"weights-{name}", props, self._child())
 
     def _create_code(self) -> LocalResource:
         code = self._plan.code
@@ -162,7 +167,8 @@ class LocalFleet(pulumi.ComponentResource):
             # As text: Pulumi's values have neither whole numbers nor null.
             "config": json.dumps(model.application.as_config(), sort_keys=True),
         }
-        needs = [self._code, self._release, *(w for slug, w in self._weights.items() if slug == model.slug)]
+        weights = [self._weights[one.prefix] for one in (model.mirror, *model.others) if one.prefix]
+        needs = [self._code, self._release, *weights]
         return LocalResource("Application", model.slug, props, self._child(depends_on=needs))
 
     def _create_gateway(self, api_keys: pulumi.Output[Mapping[str, str]] | None) -> LocalResource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.gateway_paths import RESERVED
 from modelfleet.infra.planning.plan import (
     BucketPlan,
@@ -17,13 +18,17 @@ from modelfleet.infra.planning.plan import (
     ServeApplication,
 )
 from modelfleet.infra.stack import LoadedStack
-from modelfleet.serving.config.engine_schema import EngineConfig
+from modelfleet.serving.config.checkpoint_files import Kind, weights_kind
+from modelfleet.serving.config.engine_schema import EngineConfig, LoraAdapter
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import replica_bounds
 
+#: Tokens that an answer is charged with where neither file nor facts say how long a model is: that of most models of
+#: 2024 and later, 128 Ki.
+UNKNOWN_LENGTH = 131_072
 IMPORT_PATH = "modelfleet.serving.app:build"
 
 
@@ -31,11 +36,50 @@ def mirror_plan(stack: LoadedStack, model: ModelConfig, size: int | None = None)
     """Where the weights come from, and the prefix of the stack's own copy if it keeps one; `size` in bytes."""
     engine = model.engine_config
     source = stack.config.mirror.sources.get(engine.weights_id, engine.weights_id)
+    kind = weights_kind(engine.engine_kwargs)
     if engine.mirror_config is not None and engine.mirror_config.bucket_uri:
-        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size)
+        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size, kind)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
     mirrored = stack.config.mirror.create and not on_node
-    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None, size)
+    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None, size, kind)
+
+
+def other_mirror(stack: LoadedStack, name: str, revision: str | None, kind: Kind, size: int | None) -> MirrorPlan:
+    """The stack's copy of a draft, a tokenizer or an adapter; all models that use the same one share it.
+
+    Its prefix is None for a folder on the node, and for a bucket where no Job can copy it.
+    """
+    source = stack.config.mirror.sources.get(name, name)
+    buckets = ("s3://",) if not stack.config.target.on_this_machine else ()
+    copied = source.startswith(("wheel:", "file://", *buckets)) or not (source.startswith("/") or "://" in source)
+    key = name.replace("://", "--").replace("/", "--") + (f"@{revision}" if revision else "")
+    # No model's slug begins like this.
+    prefix = f"models/_{kind}/{key}" if stack.config.mirror.create and copied else None
+    return MirrorPlan(source, revision, prefix, size, kind)
+
+
+def draft_mirror(stack: LoadedStack, model: ModelConfig, size: int | None) -> MirrorPlan | None:
+    """The copy of a draft with a checkpoint of its own, `size` in bytes."""
+    section = model.engine_config.engine_kwargs.get("speculative_config")
+    if (source := draft_source(model)) is None or not isinstance(section, Mapping):
+        return None
+    revision = section.get("revision")
+    return other_mirror(stack, source[0], str(revision) if revision else None, "model", size)
+
+
+def tokenizer_mirror(stack: LoadedStack, model: ModelConfig) -> MirrorPlan | None:
+    """The copy of a tokenizer that is not the weights' own."""
+    engine = model.engine_config
+    name = engine.tokenizer_id or engine.engine_kwargs.get("tokenizer")
+    revision = engine.engine_kwargs.get("tokenizer_revision")
+    if not isinstance(name, str) or name == engine.weights_id:
+        return None
+    return other_mirror(stack, name, str(revision) if revision else None, "tokenizer", 0)
+
+
+def adapter_mirror(stack: LoadedStack, adapter: LoraAdapter) -> MirrorPlan:
+    """The copy of an adapter; its bytes are too few to count."""
+    return other_mirror(stack, adapter.source, adapter.revision, "adapter", 0)
 
 
 def kind_of(engine: EngineConfig) -> ModelKind:
@@ -56,6 +100,7 @@ def kind_of(engine: EngineConfig) -> ModelKind:
 
 
 def application(
+    stack: LoadedStack,
     model: ModelConfig,
     cards: Sequence[Mapping[str, Any]],
     mirror: MirrorPlan,
@@ -64,21 +109,36 @@ def application(
     gap: Gap,
     cache_gb: int | None = None,
 ) -> ServeApplication:
-    """One Serve application per model, its whole file in `args`, its code named by content.
+    """One Serve application per model, its file in `args`, its code named by content.
 
     `cards` are those that its nodes may have where the pool falls back on others; without any `args` lack them.
     `cache_gb` is what all weights on a node may take; None where the plan does not know its disk.
+
+    Its adapters are not in `args`: Serve would restart the model for each that comes or goes. A replica that has slots
+    for adapters takes them over from `user_config`.
     """
+
+    def uri(one: MirrorPlan | None) -> str | None:
+        return f"s3://{bucket}/{one.prefix}" if one and one.prefix else None
+
+    weights: dict[str, Any] = {"source": mirror.source, "revision": mirror.revision, "mirror": uri(mirror)}
+    others = {
+        "draft": uri(draft_mirror(stack, model, None)),
+        "tokenizer": uri(tokenizer_mirror(stack, model)),
+        "cache_gb": cache_gb,
+    }
+    dumped = model.model_dump(mode="json", exclude_unset=True)
+    dumped["engine_config"].pop("lora", None)
     args: dict[str, Any] = {
-        "model": model.model_dump(mode="json", exclude_unset=True),
-        "weights": {
-            "source": mirror.source,
-            "revision": mirror.revision,
-            "mirror": f"s3://{bucket}/{mirror.prefix}" if mirror.prefix else None,
-            **({} if cache_gb is None else {"cache_gb": cache_gb}),
-        },
+        "model": dumped,
+        "weights": weights | {key: value for key, value in others.items() if value is not None},
         **({"cards": list(cards)} if cards else {}),
     }
+    adapters = [
+        {**one.model_dump(mode="json", exclude_none=True), "mirror": uri(adapter_mirror(stack, one))}
+        for one in model.engine_config.lora
+    ]
+    has_slots = model.engine_config.engine_kwargs.get("enable_lora") is True
     return ServeApplication(
         name=model.slug,
         route_prefix=f"/{model.slug}",
@@ -86,6 +146,7 @@ def application(
         args=args,
         runtime_env={"working_dir": f"s3://{bucket}/{code.key}"},
         options={"max_surge_percent": gap.surge_percent, "graceful_shutdown_timeout_s": gap.shutdown_s},
+        user_config={"lora": adapters} if has_slots else None,
     )
 
 
@@ -107,7 +168,8 @@ def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[Buck
         if (mirror := model.config.engine_config.s3_mirror_config) is not None and mirror.bucket_uri
     )
     protect = config.cluster.deletion_protection
-    sources = (source for source in config.mirror.sources.values() if source.startswith("s3://"))
+    adapters = (adapter.source for model in models for adapter in model.config.engine_config.lora)
+    sources = (source for source in (*config.mirror.sources.values(), *adapters) if source.startswith("s3://"))
     return BucketPlan(config.mirror.create, name, protect, _prefixes(named), _prefixes(sources)), findings
 
 
@@ -134,9 +196,16 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
 
 
 def _answer_tokens(model: ModelConfig) -> int:
-    """Most tokens of an answer whose request sets no limit: the file's max_tokens, otherwise the model's length."""
+    """Most tokens of an answer whose request sets no limit: the file's max_tokens, otherwise the model's length.
+
+    0 for a model that writes none, which `/invocations` may ask for embeddings.
+    """
+    if kind_of(model.engine_config) != "text":
+        return 0
     default = default_max_tokens(model.engine_config.generation.generate_kwargs)
-    return model.engine_config.max_total_tokens if default is None else default
+    if default is not None:
+        return default
+    return model.engine_config.length or UNKNOWN_LENGTH
 
 
 def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:

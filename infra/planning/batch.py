@@ -30,8 +30,10 @@ class Batch:
     sequences: int
 
 
-def batch_of(model: ModelConfig, card: Accelerator) -> Batch:
+def batch_of(model: ModelConfig, card: Accelerator, length: int | None = None) -> Batch:
     """What the engine uses on that card: the file's numbers, else the card's as vLLM adjusts them.
+
+    `length` is the model's where its file has none; None where nothing is known.
 
     As `_set_default_max_num_seqs_and_batched_tokens_args`: twice as many of what is left out with `performance_mode:
     throughput`, a whole prompt without chunked prefill, and never more than all sequences of full length. A file that
@@ -43,10 +45,11 @@ def batch_of(model: ModelConfig, card: Accelerator) -> Batch:
     sequences = asked_sequences or card.sequences * factor
     if asked_tokens:
         return Batch(asked_tokens, asked_sequences or min(sequences, asked_tokens))
-    length = model.engine_config.max_total_tokens
+    length = model.engine_config.length or length
     tokens = max(card.batched_tokens * factor, asked_sequences or 0)
-    tokens = max(tokens, length) if kwargs.get("enable_chunked_prefill") is False else tokens
-    tokens = min(tokens, sequences * length)
+    if length is not None:
+        tokens = max(tokens, length) if kwargs.get("enable_chunked_prefill") is False else tokens
+        tokens = min(tokens, sequences * length)
     return Batch(tokens, asked_sequences or min(sequences, tokens))
 
 

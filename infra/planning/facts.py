@@ -45,6 +45,8 @@ class ModelFacts:
     header_bytes: int | None = None
     header_elements: int | None = None
     draft: Checkpoint | None = None
+    #: Ranks of the adapters that a model file names, by their sources, where they are known.
+    adapter_ranks: tuple[tuple[str, int], ...] = ()
 
     @property
     def architecture(self) -> str:

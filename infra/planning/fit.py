@@ -21,6 +21,7 @@ from modelfleet.infra.planning.memory.caches import GROWING, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.drafts import Draft
 from modelfleet.infra.planning.memory.engine import CONCURRENT_BATCHES, EngineArguments
+from modelfleet.infra.planning.memory.slots import slots_bytes
 from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
@@ -31,6 +32,8 @@ GIB = 1024 * MIB
 
 #: Default of vLLM 0.32.0: config/cache.py.
 DEFAULT_UTILIZATION = 0.92
+#: Default of vLLM 0.32.0: config/lora.py.
+DEFAULT_ADAPTER_RANK = 16
 #: CUDA context and library workspaces of one worker, MiB.
 CONTEXT_MIB = 512
 #: NCCL and custom all-reduce buffers, MiB, when there is more than one worker.
@@ -65,6 +68,9 @@ class Setting:
     prefix_caching: bool = True
     drafts: int = 0
     """Tokens drafted a step."""
+    adapters: int = 0
+    """Adapters in one batch (`max_loras`), for which room is reserved."""
+    adapter_rank: int = 16
     draft: Draft | None = None
     """What drafts them, where it takes memory and can be counted."""
 
@@ -84,15 +90,16 @@ class Setting:
 
 
 def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) -> Setting:
-    """The setting that a model file asks for."""
+    """The setting that a model file asks for; one without a length asks for the checkpoint's."""
     kwargs = model.engine_config.engine_kwargs
     quantization = facts.quantization or kwargs.get("quantization")
-    batch = batch_of(model, accelerator)
+    length = model.engine_config.length or default_length(facts)
+    batch = batch_of(model, accelerator, length)
     drafting = drafting_of(model, facts.checkpoint, facts.draft)
     return Setting(
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
-        length=model.engine_config.max_total_tokens,
+        length=length,
         utilization=_fraction(kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION),
         batched_tokens=batch.tokens,
         sequences=batch.sequences,
@@ -103,7 +110,17 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         prefix_caching=kwargs.get("enable_prefix_caching") is not False,
         drafts=drafting.tokens,
         draft=drafting.draft,
+        adapters=int(kwargs.get("max_loras") or 1) if kwargs.get("enable_lora") is True else 0,
+        adapter_rank=int(kwargs.get("max_lora_rank") or DEFAULT_ADAPTER_RANK),
     )
+
+
+def default_length(facts: ModelFacts) -> int:
+    """The length that vLLM takes by itself: with LongRoPE the shorter one, which has the better answers.
+
+    vLLM 0.32 `vllm/config/model.py`, `_get_and_verify_max_len`.
+    """
+    return facts.checkpoint.default_length
 
 
 def _value_bytes(dtype: object) -> float:
@@ -160,12 +177,27 @@ def draft_bytes(facts: ModelFacts, setting: Setting) -> float:
 
 
 def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
-    """Bytes of the weights on one GPU, with towers for images and sound and with what drafts."""
+    """Bytes of the weights on one GPU, with towers for images and sound, what drafts and the adapters' slots."""
     memory = memory_in(facts, setting)
     held, host = _weight_bytes(memory.checkpoint, setting.workers, setting.accelerator.compute_capability)
     plain = setting.value_bytes / 2 if facts.quantization is None and setting.quantization is None else 1.0
     decoder = (held - host) * plain * facts.header_ratio
-    return decoder + facts.encoder_bytes / setting.workers + draft_bytes(facts, setting)
+    extras = draft_bytes(facts, setting) + adapter_bytes(facts, setting)
+    return decoder + facts.encoder_bytes / setting.workers + extras
+
+
+@lru_cache(maxsize=512)
+def _slots_bytes(checkpoint: Checkpoint, ranks: int, capability: tuple[int, int]) -> float:
+    """Bytes of one adapter's slot of rank 1 on one GPU."""
+    return slots_bytes(checkpoint, EngineArguments(1, ranks=ranks, capability=capability), 1, 1)
+
+
+def adapter_bytes(facts: ModelFacts, setting: Setting) -> float:
+    """Bytes that vLLM reserves on one GPU for adapters."""
+    if not setting.adapters:
+        return 0.0
+    one = _slots_bytes(facts.checkpoint, setting.workers, setting.accelerator.compute_capability)
+    return one * setting.adapters * setting.adapter_rank * setting.value_bytes / 2
 
 
 def host_weight_bytes(facts: ModelFacts, setting: Setting) -> float:

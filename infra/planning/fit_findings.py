@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default_catalog
 from modelfleet.infra.planning.drafting import drafting_of, section_of
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of
+from modelfleet.infra.planning.length import with_length
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.ways_out import ways_out, workers_allowed
@@ -37,6 +39,7 @@ def fit_findings(
 
 def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalog) -> list[Finding]:
     """Findings of one model."""
+    model = dataclasses.replace(model, config=with_length(model.config, facts, catalog))
     accelerator = catalog.accelerators.get(model.config.accelerator)
     if facts is None:
         if model.config.accelerator == CPU:
@@ -57,10 +60,10 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
 
 def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
     engine = model.config.engine_config
-    asked, limit = engine.max_total_tokens, facts.max_positions
+    asked, limit = engine.length, facts.max_positions
     environment = engine.runtime_env.get("env_vars") or {}
     longer = environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1" or "hf_overrides" in engine.engine_kwargs
-    if limit is None or asked <= limit or longer:
+    if limit is None or asked is None or asked <= limit or longer:
         return []
     return [
         model.document.finding(LENGTH, f"found {asked}; the checkpoint has {limit} positions; allowed is up to {limit}")

@@ -11,6 +11,7 @@ from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
 from modelfleet.infra.stack.schema import Gateway, Purchase
 from modelfleet.serving.config.accelerators import CPU
+from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.serve_options import DEPLOYMENT
 
@@ -187,6 +188,8 @@ class MirrorPlan:
     revision: str | None
     prefix: str | None
     bytes: int | None = None
+    #: What its repository holds, which decides the files that are copied.
+    kind: Kind = "model"
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ class CopyPlan:
 
 @dataclass(frozen=True)
 class ServeApplication:
-    """One entry of Ray Serve's `applications`: the whole model file travels in `args`.
+    """One entry of Ray Serve's `applications`: the whole model file travels in `args`, but for its adapters.
 
     `options` are those of its deployment that the plan decides. They are not in `args`, because Serve takes them
     without another replica.
@@ -223,16 +226,19 @@ class ServeApplication:
     args: Mapping[str, Any]
     runtime_env: Mapping[str, Any]
     options: Mapping[str, Any]
+    #: What running replicas take over without a restart: the adapters. None without any.
+    user_config: Mapping[str, Any] | None = None
 
     def as_config(self) -> dict[str, Any]:
         """The application as Serve's REST API and `serveConfigV2` take it."""
+        user_config = {} if self.user_config is None else {"user_config": dict(self.user_config)}
         return {
             "name": self.name,
             "route_prefix": self.route_prefix,
             "import_path": self.import_path,
             "args": dict(self.args),
             "runtime_env": dict(self.runtime_env),
-            "deployments": [{"name": DEPLOYMENT, **self.options}],
+            "deployments": [{"name": DEPLOYMENT, **self.options, **user_config}],
         }
 
 
@@ -285,6 +291,12 @@ class GpuMemory:
     full_length_sequences: int
 
 
+#: Why a model has its length: its file says it, the file speaks RayLLM, it is the checkpoint's or the longest that
+#: fits; `engine`: nothing is known, and the engine finds it when it starts.
+LengthSource = Literal["file", "RayLLM", "checkpoint", "memory", "engine"]
+#: Whose sampling a request has that names none.
+Sampling = Literal["file", "checkpoint", "vLLM"]
+
 #: What a model answers: `text` completes prompts, `other` is none of these (speech, for example).
 ModelKind = Literal["text", "embedding", "reranker", "classifier", "pooling", "other"]
 
@@ -315,6 +327,8 @@ class ModelPlan:
     bundles: tuple[Mapping[str, float], ...]
     placement_strategy: str
     mirror: MirrorPlan
+    #: What is copied beside the weights: a draft, a tokenizer, adapters.
+    others: tuple[MirrorPlan, ...]
     application: ServeApplication
     memory: GpuMemory | None
     #: One replica at the load that its autoscaler aims for (`target_ongoing_requests`), with assumed lengths; None for
@@ -322,6 +336,10 @@ class ModelPlan:
     speed: SpeedEstimate | None
     cost: CostRange
     gap: Gap
+    #: Tokens of prompt and answer; None where nothing is known. And whose length and sampling a model has.
+    length: int | None = None
+    length_source: LengthSource = "file"
+    sampling: Sampling = "checkpoint"
     #: Where the model's shape was read, which memory and speed rest on; empty where nothing is known.
     shape_source: str = ""
     #: Seconds until a new replica answers; None where nothing is known about the model's size.

@@ -7,13 +7,17 @@ from dataclasses import replace
 
 from modelfleet.infra.catalog import Catalog, default_catalog
 from modelfleet.infra.names import ACCELERATOR_LABEL, GPU, GPU_COUNT_LABEL, GPU_PRESENT_LABEL, POOL_LABEL, STACK_LABEL
+from modelfleet.infra.planning.adapters import adapter_findings, with_adapters
 from modelfleet.infra.planning.applications import (
+    adapter_mirror,
     application,
     bucket_plan,
+    draft_mirror,
     gateway_plan,
     kind_of,
     mirror_plan,
     name_findings,
+    tokenizer_mirror,
 )
 from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
@@ -30,14 +34,15 @@ from modelfleet.infra.planning.cost import (
 from modelfleet.infra.planning.demand import Demand, demand_of
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fallback import cards_of, fallback_findings, on_fallbacks, without_fallbacks
-from modelfleet.infra.planning.fit import memory_of
+from modelfleet.infra.planning.fit import default_length, draft_bytes, memory_of, setting_of
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.front_door import front_door, front_door_findings
 from modelfleet.infra.planning.gap import Room, Rooms, gap_findings, gap_of
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
-from modelfleet.infra.planning.host_memory import with_host_memory
+from modelfleet.infra.planning.host_memory import PROCESSOR, with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
+from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.local import Machine, memory_short
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
@@ -48,6 +53,8 @@ from modelfleet.infra.planning.plan import (
     CostRange,
     GpuMemory,
     ImageSource,
+    LengthSource,
+    MirrorPlan,
     ModelPlan,
     Plan,
     PoolPlan,
@@ -72,6 +79,7 @@ from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.versions import PINNED
 
 IDLE_TIMEOUT_S = 300
@@ -103,12 +111,13 @@ def plan(
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
-    models = [
-        replace(model, config=with_host_memory(model.config, facts.get(model.config.model_id), reserve=reserve))
-        for model in sorted(models, key=lambda model: model.config.model_id)
-    ]
+    models = sorted(models, key=lambda model: model.config.model_id)
+    findings = adapter_findings(models, facts)
+    lengths = {m.config.model_id: length_source(m.config, facts.get(m.config.model_id), catalog) for m in models}
+    models = [replace(m, config=_complete(m.config, facts.get(m.config.model_id), catalog, reserve)) for m in models]
     demands = [demand_of(model) for model in models]
-    choices, findings = settle(stack, demands, catalog)
+    choices, found = settle(stack, demands, catalog)
+    findings += found
     for choice in choices:
         findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
     findings += fallback_findings(stack, choices, facts, catalog)
@@ -163,13 +172,15 @@ def plan(
             ),
             cost=cost_of_one,
             facts=facts.get(demand.model_id),
+            length_source=lengths[demand.model_id],
             catalog=catalog,
             room=rooms[demand.model_id],
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
     ]
-    copied = [model.mirror for model in planned if model.mirror.prefix is not None]
+    mirrors = {one.prefix: one for model in planned for one in (model.mirror, *model.others) if one.prefix is not None}
+    copied = list(mirrors.values())
     copies = copy_plan(stack, copied, catalog, image=mirror_image_name(stack, made, made_mirror))
     findings += slow_copy_findings(stack, copies)
     findings += node_group_findings(stack, (*pools, *((copies.pool,) if copies.pool else ())))
@@ -199,6 +210,23 @@ def plan(
         mirror_image=made_mirror,
         front_door=front_door(stack),
     )
+
+
+def _complete(config: ModelConfig, facts: ModelFacts | None, catalog: Catalog, reserve: bool) -> ModelConfig:
+    """The model with what its file leaves to the plan, and `reserve` of the node's memory."""
+    config = with_length(with_adapters(config, facts), facts, catalog)
+    return with_host_memory(config, facts, reserve=reserve)
+
+
+def _others(stack: LoadedStack, model: ModelConfig, facts: ModelFacts | None) -> tuple[MirrorPlan, ...]:
+    """What the stack copies beside a model's weights."""
+    size = draft_bytes(facts, setting_of(model, facts, PROCESSOR)) if facts is not None else 0.0
+    found = (
+        draft_mirror(stack, model, round(size) or None),
+        tokenizer_mirror(stack, model),
+        *(adapter_mirror(stack, adapter) for adapter in model.engine_config.lora),
+    )
+    return tuple(one for one in found if one is not None and one.prefix is not None)
 
 
 def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
@@ -317,6 +345,7 @@ def _model_plan(
     speed: SpeedEstimate | None,
     cost: CostRange,
     facts: ModelFacts | None,
+    length_source: LengthSource,
     catalog: Catalog,
     room: Room,
 ) -> ModelPlan:
@@ -340,11 +369,17 @@ def _model_plan(
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,
-        application=application(served, cards, mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)),
+        others=_others(stack, model, facts),
+        application=application(
+            stack, served, cards, mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)
+        ),
         memory=memory,
         speed=speed,
         cost=cost,
         gap=gap,
+        length=model.engine_config.length or (default_length(facts) if facts is not None else None),
+        length_source=length_source,
+        sampling=sampling_of(model),
         shape_source=facts.source if facts is not None else "",
         start=start_up(model, facts, stack.config.target, size),
         fallbacks=fallbacks,

@@ -26,7 +26,7 @@ from modelfleet.serving.config.accelerators import Accelerator, accelerator_of, 
 from modelfleet.serving.config.catalogs import parsers
 from modelfleet.serving.config.document import Document, KeyPath
 from modelfleet.serving.config.engine_rules import KWARGS, PARSERS
-from modelfleet.serving.config.engine_schema import EngineConfig
+from modelfleet.serving.config.engine_schema import RAYLLM_LENGTH
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.rayllm.yaml_text import one_line
@@ -34,8 +34,8 @@ from modelfleet.serving.config.rayllm.yaml_text import one_line
 ENGINE: KeyPath = ("engine_config",)
 ENVIRONMENT: KeyPath = (*ENGINE, "runtime_env", "env_vars")
 LENGTH: KeyPath = (*ENGINE, "max_total_tokens")
-#: The length of a file that names none.
-DEFAULT_LENGTH: int = EngineConfig.model_fields["max_total_tokens"].default
+#: The length of a file with a prompt_format that names none; other files have the checkpoint's.
+DEFAULT_LENGTH: int = RAYLLM_LENGTH
 
 #: Keys that say which weights, beside the model's name.
 NAMES_WEIGHTS = ("hf_model_id", "s3_mirror_config", "gcs_mirror_config", "azure_mirror_config")
@@ -105,15 +105,16 @@ def bad_combinations(models: Iterable[LoadedModel], facts: Mapping[str, ModelFac
     for model in models:
         known = facts.get(model.config.model_id)
         recipe = recipe_of(case_of(model.document.data).hf_id, known.architecture if known else None)
-        found += known_bad_findings(model.document, recipe)
+        found += known_bad_findings(model.document, recipe, model.config.engine_config.length)
     return found
 
 
-def known_bad_findings(document: Document, recipe: Recipe | None) -> list[Finding]:
-    """Errors and warnings of combinations that the recipe knows not to work."""
+def known_bad_findings(document: Document, recipe: Recipe | None, length: int | None = None) -> list[Finding]:
+    """Errors and warnings of combinations that the recipe knows not to work; `length` is a plan's."""
     if recipe is None:
         return []
     case = case_of(document.data)
+    case = replace(case, length=case.length or length)
     return sorted(
         document.finding(tuple(bad.at.split(".")), _bad(recipe, bad, case), Severity(bad.severity))
         for bad in recipe.known_bad
@@ -235,7 +236,7 @@ def _other_parsers(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
 def _short_for_thoughts(recipe: Recipe, case: Case) -> Iterator[tuple[KeyPath, str]]:
     """RayLLM's default length, for a model that spends thousands of tokens before its answer begins."""
     thinks = any(setting.purpose == "reasoning" and _wanted(setting, case) for setting in recipe.settings)
-    if thinks and case.length is None and LENGTH not in _advice(recipe, case):
+    if thinks and case.own_prompt_format and case.length is None and LENGTH not in _advice(recipe, case):
         message = (
             f"is left out, so a request has {DEFAULT_LENGTH} tokens for its prompt, the thoughts of {recipe.family} "
             "and the answer; write the length that you need"

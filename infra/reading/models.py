@@ -6,6 +6,7 @@ It uses the network only when the caller allows it, with a short timeout and onc
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,12 +22,13 @@ from modelfleet.infra.planning.applications import bucket_plan, mirror_plan
 from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config, with_draft
 from modelfleet.infra.planning.memory.checkpoint import UnknownShapeError
+from modelfleet.infra.planning.mistral_format import config_of
 from modelfleet.infra.reading.safetensors import file_header
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.catalogs import architecture_fault
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.load import LoadedModel
-from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.schema import LoraAdapter, ModelConfig
 
 if TYPE_CHECKING:
     from modelfleet.infra.reading.mirror import StackMirror
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 Headers = list[dict[str, Any]]
 Found = tuple[Mapping[str, Any], Headers, str]
 
+ADAPTER = "adapter_config.json"
 TIMEOUT_S = 2.0
 #: How long an answer about a moving revision (a branch, or none) is valid.
 KEPT_S = 24 * 3600
@@ -56,7 +59,39 @@ class Reader:
     def read(self, models: Sequence[LoadedModel]) -> dict[str, ModelFacts | None]:
         """Facts by `model_id`; None where nothing is known. Checkpoints that vLLM cannot run become `findings`."""
         known = catalog_facts([model.config for model in models], self.catalog)
-        return {model.config.model_id: self._with_draft(model, known[model.config.model_id]) for model in models}
+        return {
+            model.config.model_id: self._with_ranks(model, self._with_draft(model, known[model.config.model_id]))
+            for model in models
+        }
+
+    def _with_ranks(self, model: LoadedModel, found: ModelFacts | None) -> ModelFacts | None:
+        """The facts with the ranks of the model's adapters: of a folder, of an earlier answer, of the Hub."""
+        ranks = {one.source: self._rank(one) for one in model.config.engine_config.lora} if found else {}
+        known = tuple((source, rank) for source, rank in ranks.items() if rank is not None)
+        return dataclasses.replace(found, adapter_ranks=known) if found and known else found
+
+    def _rank(self, adapter: LoraAdapter) -> int | None:
+        """`r` of an adapter's own file."""
+        folder, revision = Path(adapter.source.removeprefix("file://")), adapter.revision or "main"
+        path = folder / ADAPTER
+        if folder.is_absolute():
+            config = _parsed(path.read_bytes()) if path.is_file() else None
+        else:
+            kept = self._kept_answer(f"{adapter.source}#adapter", revision)
+            config = kept[0] if kept else self._hub_adapter(adapter.source, revision)
+        rank = config.get("r") if config else None
+        return rank if isinstance(rank, int) and rank > 0 else None
+
+    def _hub_adapter(self, source: str, revision: str) -> Mapping[str, Any] | None:
+        from huggingface_hub import constants
+
+        if not self.network or not self.hub_reachable or ":" in source or constants.HF_HUB_OFFLINE:
+            return None
+        base = constants.ENDPOINT
+        config = self._get(f"{base}/{quote(source)}/resolve/{quote(revision, safe='')}/{ADAPTER}")
+        if config is not None:
+            self._keep(self._keep_path(f"{source}#adapter", revision), (config, [], f"{base}/{source}"))
+        return config
 
     def _with_draft(self, model: LoadedModel, known: ModelFacts | None) -> ModelFacts | None:
         """The model's facts, with those of the checkpoint that drafts for it; `known` is what the catalog has."""
@@ -166,6 +201,9 @@ class Reader:
             return None
         revision, base = quote(revision, safe=""), constants.ENDPOINT
         config = self._get(f"{base}/{quote(source)}/resolve/{revision}/config.json")
+        if config is None and self.hub_reachable:
+            params = self._get(f"{base}/{quote(source)}/resolve/{revision}/params.json")
+            config = None if params is None else config_of(params)
         if config is None:
             return None
         info = self._get(f"{base}/api/models/{quote(source)}/revision/{revision}?expand%5B%5D=safetensors") or {}
@@ -210,12 +248,23 @@ def has_token() -> bool:
 
 
 def folder_facts(folder: Path) -> Found | None:
-    """The `config.json` and the safetensors headers of a folder; None without a config."""
-    if not folder.is_absolute() or not (folder / "config.json").is_file():
+    """The `config.json` (or `params.json`) and the safetensors headers of a folder; None without either.
+
+    A folder may have its weights in both layouts; then those of Hugging Face's count.
+    """
+    own = folder / "config.json"
+    if not folder.is_absolute() or not (own.is_file() or (folder / "params.json").is_file()):
         return None
-    config = _parsed((folder / "config.json").read_bytes())
-    headers = [header for path in sorted(folder.glob("*.safetensors")) if (header := file_header(path)) is not None]
+    found = sorted(folder.glob("*.safetensors"))
+    files = [path for path in found if not path.name.startswith("consolidated")] or found
+    headers = [header for path in files if (header := file_header(path)) is not None]
+    config = _parsed(own.read_bytes()) if own.is_file() else _of_params((folder / "params.json").read_bytes())
     return None if config is None else (config, headers, str(folder))
+
+
+def _of_params(data: bytes) -> Mapping[str, Any] | None:
+    params = _parsed(data)
+    return None if params is None else config_of(params)
 
 
 def _parsed(data: bytes) -> Mapping[str, Any] | None:

@@ -194,7 +194,7 @@ def _together(kwargs: dict[str, Any], engine: dict[str, Any]) -> Iterator[tuple[
     batched, seqs = kwargs.get("max_num_batched_tokens"), kwargs.get("max_num_seqs")
     if isinstance(batched, int) and isinstance(seqs, int) and batched < seqs:
         yield "max_num_batched_tokens", f"found {batched}; must be at least max_num_seqs, {seqs}"
-    length = engine.get("max_total_tokens", 2048)
+    length = engine.get("max_total_tokens")
     whole_prompts = kwargs.get("enable_chunked_prefill") is False
     if whole_prompts and isinstance(batched, int) and isinstance(length, int) and batched < length:
         message = f"found {batched}; without chunked prefill it must be at least max_total_tokens, {length}"

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from modelfleet.serving.config.catalogs import engine_arguments
+from modelfleet.serving.config.generate_kwargs import OVERRIDES
 from modelfleet.serving.config.section import Section, Tokens
 from modelfleet.serving.config.validation import KeyFault, Matching
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+RAYLLM_LENGTH = 2048
+"""RayLLM's default of `max_total_tokens`."""
 WEIGHTS_ID = re.compile(rf"{MODEL_ID.pattern}|/[^\s]*")
 MIRROR_CONFIGS = ("s3_mirror_config", "gcs_mirror_config", "azure_mirror_config")
 #: What AWS's SDKs require of container credentials: https, or no network in between.
@@ -161,6 +164,11 @@ class LoraAdapter(Section):
         description="Hub id, `s3://`, `gs://` or `az://` prefix, or absolute path.",
         examples=["s3://weights/llama-legal"],
     )
+    revision: Name | None = Field(
+        None,
+        description="Commit, tag or branch of the Hub repository.",
+        examples=["f5db02db724555f92da89c216ac04704f23d4590"],
+    )
 
 
 class EngineConfig(Section):
@@ -196,9 +204,10 @@ class EngineConfig(Section):
         description="Tokenizer's Hub id, when it differs from the weights'.",
         examples=["hf-internal-testing/llama-tokenizer"],
     )
-    max_total_tokens: Tokens = Field(
-        2048,
-        description="Tokens of prompt and answer together: the model length, and the default of max_tokens.",
+    max_total_tokens: Tokens | None = Field(
+        None,
+        description="Tokens of prompt and answer together: the model length, and the default of max_tokens. Default: "
+        "the checkpoint's, or the longest that fits; 2048 in a file with a prompt_format.",
         examples=[4096],
     )
     engine_kwargs: dict[str, Any] = Field(
@@ -277,6 +286,27 @@ class EngineConfig(Section):
     def mirror_config(self) -> S3MirrorConfig | GcsMirrorConfig | AzureMirrorConfig | None:
         """The bucket that the model file names, whichever cloud's."""
         return self.s3_mirror_config or self.gcs_mirror_config or self.azure_mirror_config
+
+    @property
+    def speaks_rayllm(self) -> bool:
+        """Whether the file has RayLLM's chat templates, and with them RayLLM's defaults."""
+        return self.generation.prompt_format is not None
+
+    @property
+    def length(self) -> int | None:
+        """The model length in tokens; None where the checkpoint and the memory decide it."""
+        return RAYLLM_LENGTH if self.max_total_tokens is None and self.speaks_rayllm else self.max_total_tokens
+
+    @property
+    def generation_config(self) -> str:
+        """vLLM's `generation_config`: `auto` has the checkpoint's sampling, `vllm` temperature 1.0 and no top_p."""
+        return str(self.engine_kwargs.get("generation_config") or ("vllm" if self.speaks_rayllm else "auto"))
+
+    @property
+    def sampling_named(self) -> bool:
+        """Whether the file itself says how requests are sampled that do not say it."""
+        overrides = self.engine_kwargs.get("override_generation_config")
+        return bool(overrides) or bool(OVERRIDES & self.generation.generate_kwargs.keys())
 
     @property
     def weights_id(self) -> str:

@@ -25,6 +25,9 @@ REPLICA_ENVIRONMENT = {
 }
 """Environment of every replica's process."""
 
+DEPLOYMENT = "vllm"
+"""Name of the deployment in each application; the application's name is the model's slug."""
+
 RAY_ENVIRONMENT = {
     # 15 by default: replicas would come last beside everything else on their node, and a starved one fails Serve's
     # health checks.

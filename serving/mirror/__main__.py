@@ -6,6 +6,7 @@
     python -m modelfleet.serving.mirror status s3://bucket/models/slug
     python -m modelfleet.serving.mirror fetch s3://bucket/models/slug --cache /folder
 
+`--kind` says what a repository holds where it is not a model in Hugging Face layout.
 `fill` from the Hub does nothing if the mirror already has this revision, so a Job may run at every `pulumi up`.
 It streams: nothing is written to a disk.
 Results go to stdout, progress to stderr. Exit 1 for wrong arguments or an incomplete mirror, 2 for other errors.
@@ -17,6 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from modelfleet.serving.config.checkpoint_files import FILES
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
 from modelfleet.serving.mirror.hub import Repository
 from modelfleet.serving.mirror.node import fetch
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     origin.add_argument("--from", dest="place", help="a folder in Hugging Face layout, or s3://bucket/prefix")
     origin.add_argument("--hub", help="a Hugging Face id")
     filling.add_argument("--revision", help="commit, tag or branch on the Hub")
+    filling.add_argument("--kind", choices=list(FILES), default="model", help="what the Hub's repository holds")
     filling.set_defaults(run=_fill)
     looking = commands.add_parser("status", help="absent, complete or damaged")
     looking.add_argument("uri", metavar="s3://bucket/prefix")
@@ -72,7 +75,7 @@ def _fill(parsed: argparse.Namespace) -> int:
 def _origin(parsed: argparse.Namespace) -> tuple[Origin, str]:
     """What to copy, and its name in the manifest."""
     if parsed.hub is not None:
-        return Repository(parsed.hub, parsed.revision), parsed.hub
+        return Repository(parsed.hub, parsed.revision, parsed.kind), parsed.hub
     if "://" in parsed.place:
         return Prefix(parsed.place), parsed.place
     folder = Path(parsed.place).resolve()

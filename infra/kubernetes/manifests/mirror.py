@@ -27,7 +27,7 @@ from modelfleet.infra.kubernetes.names import (
     labels,
 )
 from modelfleet.infra.names import MODEL_LABEL
-from modelfleet.infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
 
 RETRIES = 6
 #: On disk: the serving code and logs; weights go from the Hub straight into the bucket.
@@ -36,20 +36,27 @@ DISK = "1Gi"
 MEMORY, MOST_MEMORY = "2Gi", "4Gi"
 
 
-def mirrored(plan: Plan) -> list[ModelPlan]:
-    """The models whose weights the stack copies."""
-    return [model for model in plan.models if model.mirror.prefix is not None]
+def mirrored(plan: Plan) -> list[tuple[ModelPlan, MirrorPlan]]:
+    """What the stack copies, each with the first model that needs it: weights, then drafts, tokenizers and adapters."""
+    found: dict[str, tuple[ModelPlan, MirrorPlan]] = {}
+    for model in plan.models:
+        for mirror in (model.mirror, *model.others):
+            if mirror.prefix is not None:
+                found.setdefault(mirror.prefix, (model, mirror))
+    return list(found.values())
 
 
-def job_name(plan: Plan, model: ModelPlan) -> str:
-    """`mirror-<model>-<content hash>`."""
-    content = [model.mirror.source, model.mirror.revision, plan.bucket.name, model.mirror.prefix]
+def job_name(plan: Plan, model: ModelPlan, mirror: MirrorPlan | None = None) -> str:
+    """`mirror-<model>-<content hash>`; `mirror` is that of the model's weights by default."""
+    mirror = mirror or model.mirror
+    content = [mirror.source, mirror.revision, plan.bucket.name, mirror.prefix]
     return f"mirror-{dns_name(model.slug)}-{digest(content)}"
 
 
-def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
-    """The Job of one model, on a node of its own or an untainted one, so that no GPU waits for a download."""
-    name = job_name(plan, model)
+def mirror_job(plan: Plan, model: ModelPlan, mirror: MirrorPlan | None = None) -> Manifest:
+    """The Job of one copy, on a node of its own or an untainted one, so that no GPU waits for a download."""
+    mirror = mirror or model.mirror
+    name = job_name(plan, model, mirror)
     own = {**labels(plan, MIRROR_ACCOUNT), MODEL_LABEL: dns_name(model.slug, limit=63)}
     return {
         "apiVersion": "batch/v1",
@@ -58,7 +65,7 @@ def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
         "spec": {
             "backoffLimit": RETRIES,
             "podReplacementPolicy": "Failed",
-            "template": {"metadata": {"labels": own, "annotations": _UNMOVED}, "spec": _pod(plan, model)},
+            "template": {"metadata": {"labels": own, "annotations": _UNMOVED}, "spec": _pod(plan, model, mirror)},
         },
     }
 
@@ -75,12 +82,13 @@ def _placement(plan: Plan) -> Manifest:
     return {"nodeSelector": dict(pool.labels), "tolerations": tolerations(pool.taints)}
 
 
-def _pod(plan: Plan, model: ModelPlan) -> Manifest:
+def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
     values = environment(
         {
-            "SOURCE": model.mirror.source,
-            "REVISION": model.mirror.revision,
-            "MIRROR": f"s3://{plan.bucket.name}/{model.mirror.prefix}",
+            "SOURCE": mirror.source,
+            "REVISION": mirror.revision,
+            "KIND": None if mirror.kind == "model" else mirror.kind,
+            "MIRROR": f"s3://{plan.bucket.name}/{mirror.prefix}",
             "MODEL_ID": model.model_id,
             "AWS_REGION": plan.region,
             "HF_HOME": f"{WEIGHTS_PATH}/huggingface",

@@ -5,6 +5,7 @@ code artifact; its address is in a ConfigMap of its own, so that new code does n
 A Job that starts again goes on where it stopped: the bucket keeps what has arrived.
 
     SOURCE    Hub id or s3://bucket/prefix       REVISION   commit, tag or branch, may be empty
+    KIND      what the Hub's repository holds, may be empty (`serving/config/checkpoint_files.py`)
     MIRROR    s3://bucket/models/<slug>          MODEL_ID   the model's public name      CODE   s3://bucket/code/….zip
 """
 
@@ -27,6 +28,7 @@ def main() -> int:
     source, revision = os.environ["SOURCE"], os.environ.get("REVISION")
     origin = ["--from" if "://" in source else "--hub", source]
     named = ["--revision", revision] if revision else []
+    named += ["--kind", kind] if (kind := os.environ.get("KIND")) else []
     code: int = mirror(["fill", os.environ["MIRROR"], "--model-id", os.environ["MODEL_ID"], *origin, *named])
     return code
 

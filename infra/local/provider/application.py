@@ -136,7 +136,10 @@ def _failure(name: str, found: dict[str, Any], logs: Path) -> str:
 
 def _same(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
     """Whether Serve runs the wanted configuration; it adds its own defaults."""
-    return all(key in live and live[key] == value for key, value in wanted.items())
+    mine: list[dict[str, Any]] = wanted.get("deployments", [])
+    theirs: list[dict[str, Any]] = live.get("deployments", [])
+    plain = all(key in live and live[key] == value for key, value in wanted.items() if key != "deployments")
+    return plain and len(mine) == len(theirs) and all(map(_same, mine, theirs))
 
 
 APPLICATION = ResourceDef[Props](

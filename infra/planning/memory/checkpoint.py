@@ -159,6 +159,13 @@ class Checkpoint:
                 factor = rope.get("factor") or factor
         return int(longest * factor)
 
+    @cached_property
+    def default_length(self) -> int:
+        """The length that vLLM takes where none is asked for: with LongRoPE the one before its scaling."""
+        if any(rope.get("rope_type", rope.get("type")) == "longrope" for rope in self._ropes()):
+            return int(self.get("original_max_position_embeddings") or self.longest)
+        return self.longest
+
     def _ropes(self) -> Iterator[Mapping[str, Any]]:
         for key in ("rope_parameters", "rope_scaling"):
             found = self.text.get(key)

@@ -177,7 +177,7 @@ def test_a_mirror_job_may_read_the_bucket_that_it_copies_and_replicas_may_not(
     plan, _ = planned(tmp_path / "project", mirror=settings)
     fleet = with_code(made(account, plan))
     weights_of_another(account, "llama/config.json", "llama/model.safetensors")
-    (job,) = mirrored(plan)
+    ((job, _),) = mirrored(plan)
     assert job.mirror.source == "s3://weights/llama"
     uri = f"s3://{BUCKET}/{job.mirror.prefix}"
     said = {"SOURCE": job.mirror.source, "MIRROR": uri, "MODEL_ID": "org/m", "CODE": f"s3://{BUCKET}/{CODE_KEY}"}

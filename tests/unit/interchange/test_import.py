@@ -84,7 +84,6 @@ def test_every_way_to_start_the_server_is_the_same_model(command: str) -> None:
     assert draft.data["engine_config"] == {
         "model_id": "Qwen/Qwen3-8B",
         "max_total_tokens": 8000,
-        "engine_kwargs": {"generation_config": "auto"},
     }
     assert list(draft.holes) == [("scaling_config", "resources_per_worker")]
 
@@ -108,12 +107,12 @@ def test_every_way_to_start_the_server_is_the_same_model(command: str) -> None:
     ],
 )  # fmt: skip
 def test_options_have_the_values_that_vllm_reads(option: str, name: str, value: object) -> None:
-    assert engine(f"{SERVE} {option}")["engine_kwargs"] == {name: value, "generation_config": "auto"}
+    assert engine(f"{SERVE} {option}")["engine_kwargs"] == {name: value}
 
 
 def test_how_vllm_ran_its_workers_is_not_taken_over() -> None:
     """`ray` would bring back a bundle per worker, which the command's author did not ask for."""
-    kwargs = engine(f"{SERVE} --distributed-executor-backend ray")["engine_kwargs"]
+    kwargs = engine(f"{SERVE} --distributed-executor-backend ray").get("engine_kwargs", {})
     assert "distributed_executor_backend" not in kwargs
 
 
@@ -159,7 +158,6 @@ def test_secrets_are_never_written() -> None:
         ("vllm serve /models/llama", "engine_config.model_id", "/models/llama"),
         ("vllm serve $MODEL", "engine_config.hf_model_id", "${MODEL}"),
         ("vllm serve a/b --served-model-name llama:8b", "engine_config.model_id", "llama:8b"),
-        ("vllm serve a/b", "engine_config.max_total_tokens", "config.json"),
         ("vllm serve a/b --max-model-len $LEN", "engine_config.max_total_tokens", "from outside"),
         ("vllm serve a/b -tp $GPUS", "scaling_config.num_workers", "from outside"),
         ("vllm serve s3://bucket/llama --served-model-name llama", "engine_config.hf_model_id", "config.json"),
@@ -326,7 +324,7 @@ def test_the_production_stacks_values_are_read_with_the_charts_own_default() -> 
         "values.yaml",
     )
     assert first.data["engine_config"]["engine_kwargs"] == {
-        "enable_prefix_caching": True, "dtype": "half", "generation_config": "auto",
+        "enable_prefix_caching": True, "dtype": "half",
     }  # fmt: skip
     assert first.data["deployment_config"] == {"num_replicas": 2}
     assert second.data["engine_config"]["engine_kwargs"]["enable_prefix_caching"] is False
@@ -381,7 +379,6 @@ def test_an_llm_config_of_ray_is_the_same_model_wherever_it_stands(text: str) ->
         "hf_model_id": "Qwen/Qwen3-8B",
         "max_total_tokens": 4096,
         "runtime_env": {"env_vars": {"VLLM_LOGGING_LEVEL": "DEBUG"}},
-        "engine_kwargs": {"generation_config": "auto"},
     }
     assert draft.data["deployment_config"]["autoscaling_config"]["target_ongoing_requests"] == 2  # Ray's default
     said = notes(draft)

@@ -22,7 +22,7 @@ def findings(tmp_path: Path, name: str) -> list[str]:
 
 def test_a_model_must_not_take_a_path_of_the_gateway(tmp_path: Path) -> None:
     """It would shadow `/health`, or never be reached."""
-    assert {"v1", "health", "ready", "metrics", "tokenize", "detokenize", "pooling", "classify"} == RESERVED
+    assert {"v1", "v2", "health", "version", "invocations", "generative_scoring", "rerank", "score"} <= RESERVED
     for name in sorted(RESERVED):
         assert len(findings(tmp_path, name)) == 1, name
     assert findings(tmp_path, "organization/health") == []

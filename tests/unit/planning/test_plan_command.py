@@ -89,7 +89,8 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(project: Path, w
     console.print(plan_table(make_plan(project, "dev")))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert max(map(len, lines)) <= width
-    row, speed, start, gap = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
+    row, length, speed, start, gap = [line for line in lines if line.startswith(" meta-llama/Llama-2-7b-c")]
+    assert length.split()[1:] == ["4,096", "(file)", "checkpoint"]
     assert any("together" in line for line in lines) and start.split()[-1].isdigit()
     assert "tokens/s" in "".join(lines) and "estimate" in speed and "no gap" in gap
     assert "12.6 of 21.9 GiB" in row and "1–2" in row and row.endswith("1.61")

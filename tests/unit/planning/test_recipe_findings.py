@@ -100,12 +100,14 @@ def test_a_reasoning_parser_that_is_decided_is_no_finding(engine: dict[str, Any]
 
 
 def test_a_model_that_thinks_is_not_left_with_rayllms_length_unsaid() -> None:
-    decided: dict[str, Any] = {"engine_kwargs": {"reasoning_parser": "qwen3"}}
+    rayllm = {"prompt_format": {"user": "{instruction}"}}
+    decided: dict[str, Any] = {"engine_kwargs": {"reasoning_parser": "qwen3"}, "generation": rayllm}
     (notice,) = sentences(document(**decided), recipe(THINKS))
     assert notice.startswith(
         "m.yaml:1: notice: engine_config.max_total_tokens: is left out, so a request has 2048 tokens"
     )
     assert sentences(document(), recipe(TOOLS))[0].count("2048") == 0
+    assert sentences(document(engine_kwargs={"reasoning_parser": "qwen3"}), recipe(THINKS)) == []
     given = Setting(purpose="correct", why="w", max_total_tokens=4096)
     assert [one.count("2048") for one in sentences(document(**decided), recipe(THINKS, given))] == [0]
 

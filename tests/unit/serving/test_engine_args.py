@@ -59,9 +59,20 @@ def test_no_media_is_fetched_unless_the_file_names_hosts(said: dict[str, Any]) -
     assert DEFAULT_ENVIRONMENT["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
-def test_sampling_defaults_are_rayllms_unless_the_file_says_otherwise() -> None:
-    assert arguments()["generation_config"] == "vllm", "the checkpoint's own config would change temperature 1.0"
-    assert arguments({"engine_kwargs": {"generation_config": "auto"}})["generation_config"] == "auto"
+def test_sampling_and_length_are_the_checkpoints_unless_the_file_speaks_rayllm_or_says_otherwise() -> None:
+    """SmolLM2 talked nonsense at temperature 1.0, which its makers never meant."""
+    assert (arguments()["generation_config"], arguments()["max_model_len"]) == ("auto", -1)
+    templates = {
+        "system": "{instruction}",
+        "user": "{instruction}",
+        "assistant": "{instruction}",
+        "trailing_assistant": "",
+    }
+    rayllm = {"generation": {"prompt_format": templates}}
+    assert (arguments(rayllm)["generation_config"], arguments(rayllm)["max_model_len"]) == ("vllm", 2048)
+    assert arguments({**rayllm, "engine_kwargs": {"generation_config": "auto"}})["generation_config"] == "auto"
+    assert arguments({**rayllm, "max_total_tokens": 512})["max_model_len"] == 512
+    assert arguments({"engine_kwargs": {"generation_config": "vllm"}})["generation_config"] == "vllm"
 
 
 def test_generate_kwargs_are_defaults_and_max_tokens_is_not_a_cap() -> None:
