@@ -159,7 +159,7 @@ class VllmReplica:
         return gate
 
     def _fetch(self) -> tuple[str, dict[str, str | None], dict[str, Path]]:
-        """What vLLM loads: the weights, the folders of tokenizer and draft, and those of the adapters by their names."""
+        """The weights, the folders of tokenizer and draft, and those of the adapters by their names."""
         limit = cache_limit(self._weights)
         weights = resolve(self._model, self._weights, logger.info)
         others = {
