@@ -20,6 +20,7 @@ from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
 from modelfleet.infra.kubernetes.names import (
     HUGGINGFACE,
     MIRROR_ACCOUNT,
+    MIRROR_SCRIPTS,
     SCRIPTS,
     SERVING_CODE,
     digest,
@@ -54,7 +55,7 @@ def mirror_job(plan: Plan, model: ModelPlan) -> Manifest:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "namespace": plan.namespace, "labels": own},
+        "metadata": {"name": name, "namespace": plan.mirror_namespace, "labels": own},
         "spec": {
             "backoffLimit": RETRIES,
             "podReplacementPolicy": "Failed",
@@ -118,6 +119,6 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "volumes": [
             {"name": "scratch", "emptyDir": {"sizeLimit": DISK}},
             {"name": "tmp", "emptyDir": {"sizeLimit": DISK}},
-            {"name": "scripts", "configMap": {"name": SCRIPTS}},
+            {"name": "scripts", "configMap": {"name": MIRROR_SCRIPTS if plan.own_mirror_namespace else SCRIPTS}},
         ],
     }
