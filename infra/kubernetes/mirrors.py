@@ -40,4 +40,4 @@ class Mirrors(pulumi.ComponentResource):
 def _resource_name(plan: Plan, job: Manifest) -> str:
     """With the namespace where that is another: a Job that moves is a new resource, for it would keep its old spec."""
     name = str(job["metadata"]["name"])
-    return f"{plan.mirror_namespace}/{name}" if plan.own_mirror_namespace else name
+    return f"{plan.mirror_namespace}-{name}" if plan.own_mirror_namespace else name

@@ -83,10 +83,9 @@ def too_old(api: Api, plan: Plan) -> list[str]:
     found = api.version()
     if head_policy(plan) is None or found >= OLDEST:
         return []
-    return [
-        f"the cluster runs Kubernetes {_words(found)}, and the policy over the Ray head's token needs {_words(OLDEST)}; "
-        "upgrade it, or make the namespace yourself and do without: modelfleet:kubernetes.createNamespace: false"
-    ]
+    needs = f"the policy over the Ray head's token needs {_words(OLDEST)}"
+    way = "upgrade it, or make the namespace yourself and do without: modelfleet:kubernetes.createNamespace: false"
+    return [f"the cluster runs Kubernetes {_words(found)}, and {needs}; {way}"]
 
 
 def _words(version: tuple[int, int]) -> str:

@@ -2,8 +2,8 @@
 
 Ray's autoscaler runs in the head's pod and patches the RayCluster. KubeRay's role for it allows any patch of
 RayClusters and pods (`BuildRole`, KubeRay 1.6.2 `controllers/ray/common/rbac.go`), and rights cannot be finer. Every
-replica can run code in the head, so whoever takes one over could give a worker group, a mirror Job's pod or the
-autoscaler's own container another account, image or Secret: the mirror's, which writes all weights, or the Hub's token.
+replica can run code in the head, so whoever takes one over could give a worker group or the autoscaler's own container
+another account, image or Secret of the namespace, such as the operator's.
 The policy leaves what the autoscaler does: replicas and which workers go (`worker_replica_patch`,
 `worker_delete_patch`, Ray 2.60 `autoscaler/_private/kuberay/node_provider.py`). KubeRay reads a RayCluster's
 annotations and labels too: they turn fault tolerance off, name the store of the head's state or the file that pods

@@ -43,8 +43,8 @@ OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 CONTROLLER_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LOAD_BALANCER_ACCOUNT}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 
-#: A cluster's DNS has a private address, or the link-local one of a cache on each node; a public server at port 53 would
-#: be a way out for anything.
+#: A cluster's DNS has a private address, or the link-local one of a cache on each node; a public server at port 53 is a
+#: way out for anything.
 #: https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/
 _RESOLVERS: Final = (*PRIVATE, "169.254.20.10/32", "fc00::/7")
 DNS: Final[Manifest] = {

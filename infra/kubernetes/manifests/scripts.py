@@ -31,9 +31,7 @@ def mirror_scripts(plan: Plan) -> list[Manifest]:
 
 def serving_code(plan: Plan) -> Manifest:
     """Where mirror Jobs find the serving package: in its own ConfigMap, so that new code leaves their specs alone."""
-    return _config(
-        plan, SERVING_CODE, plan.mirror_namespace, {"uri": f"s3://{plan.bucket.name}/{plan.code.key}"}
-    )
+    return _config(plan, SERVING_CODE, plan.mirror_namespace, {"uri": f"s3://{plan.bucket.name}/{plan.code.key}"})
 
 
 def _config(plan: Plan, name: str, namespace: str, data: dict[str, str]) -> Manifest:

@@ -19,9 +19,7 @@ THEIRS: dict[str, Any] = {"namespace": "team", "createNamespace": False}
 def objects(plan: Plan, kind: str) -> set[tuple[str, str]]:
     """Namespace and name of each."""
     found = with_secrets(plan, secrets=("huggingFaceToken",))
-    return {
-        (one["metadata"]["namespace"], one["metadata"]["name"]) for one in found if one["kind"] == kind
-    }
+    return {(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found if one["kind"] == kind}
 
 
 def of_jobs(manifest: Any) -> set[str]:
@@ -90,7 +88,7 @@ def test_a_job_that_moves_is_another_resource(tmp_path: Path) -> None:
     for plan in (own, theirs):
         job = next(one for one in everything(plan) if one["kind"] == "Job")
         names.append((_resource_name(plan, job), job["metadata"]["name"]))
-    assert names[0][0] == f"modelfleet-dev-mirror/{names[0][1]}"
+    assert names[0][0] == f"modelfleet-dev-mirror-{names[0][1]}"
     assert names[1][0] == names[1][1], "live Jobs of a stack without it keep theirs"
 
 

@@ -104,7 +104,9 @@ def test_a_copy_of_weights_that_is_not_tried_again_is_final() -> None:
         for name, kind in (("mirror-a", "Failed"), ("mirror-b", "Complete"))
     ]
     (trouble,) = failed_jobs(jobs)
-    assert trouble.final and trouble.sentence.startswith("Job mirror-a failed: limit; `kubectl -n copies logs job/mirror-a`")
+    assert trouble.final and trouble.sentence.startswith(
+        "Job mirror-a failed: limit; `kubectl -n copies logs job/mirror-a`"
+    )
     (trouble,) = failed_jobs(jobs, [tried("mirror-a"), tried("mirror-b")])
     assert trouble.sentence.startswith(
         "Job mirror-a failed: limit; a try ended with Error, exit code 1: Access Denied;"

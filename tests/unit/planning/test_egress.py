@@ -48,9 +48,7 @@ def test_a_stack_that_names_its_store_reaches_nothing_else(tmp_path: Path) -> No
     ],
     ids=["adapter", "tokenizer", "configuration", "draft", "other cloud", "adapter elsewhere", "media"],
 )
-def test_public_addresses_are_open_if_a_model_needs_them(
-    tmp_path: Path, engine: dict[str, Any], purpose: str
-) -> None:
+def test_public_addresses_are_open_if_a_model_needs_them(tmp_path: Path, engine: dict[str, Any], purpose: str) -> None:
     plan = plan_of(tmp_path, engine=engine)
     (public,) = (way for way in plan.egress.replicas if "0.0.0.0/0" in way.networks)
     assert public.purpose == purpose
