@@ -101,10 +101,10 @@ def test_what_happens_to_mirror_jobs_is_read_in_their_namespace() -> None:
     """They are not where the replicas are, and their sentences name the namespace that a command needs."""
     about = {"kind": "Job", "name": "mirror-org-two-1"}
     denied = {"type": "Warning", "reason": "FailedCreate", "message": "exceeded quota: mirror", "involvedObject": about}
-    objects, _ = kubernetes.fetch(Events(modelfleet_dev_mirror=denied), SUBJECT)
+    objects, _ = kubernetes.fetch(Events(**{SUBJECT.mirror_namespace: denied}), SUBJECT)
     assert [one["involvedObject"]["name"] for one in objects.events] == ["mirror-org-two-1"]
     (cause, *_) = causes(*kubernetes.facts(objects, SUBJECT))
-    assert "modelfleet-dev-mirror" in cause.fix, cause
+    assert SUBJECT.mirror_namespace in cause.fix, cause
 
 
 def test_an_old_event_of_a_healthy_cluster_is_no_finding() -> None:
