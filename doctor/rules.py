@@ -9,8 +9,8 @@
       source: …
       date: 2026-11-29
 
-Named groups of `pattern` and {object}, {model}, {text}, {last} (line), {stack}, {namespace} (of a mirror Job its own) and
-{mirror_namespace} fill the sentences. A rule that is marked as `symptom` is reported only if no cause explains it.
+Named groups of `pattern` and {object}, {model}, {text}, {last} (line), {stack}, {namespace} (of a mirror Job its own)
+and {mirror_namespace} fill the sentences. A rule that is marked as `symptom` is reported only if no cause explains it.
 Adding a rule edits no Python.
 """
 
