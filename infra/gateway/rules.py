@@ -177,7 +177,7 @@ def unseen_tokens(gateway: GatewayPlan) -> list[str]:
     """Charges what the second process found in the rest of a body: `n` and `max_tokens` beyond the first buffer.
 
     It comes with the head of the answer, which is late. What the first part said is charged by then, and that is a
-    buffer's 65,536 tokens at least.
+    quarter of half a buffer at least: 32,768 tokens.
     """
     if not gateway.settings.tokens_per_minute:
         return []
