@@ -74,7 +74,7 @@ class Api:
         """Close the connections."""
         self.client.client.close()
 
-    def version(self) -> tuple[int, int]:
+    def minor_version(self) -> tuple[int, int]:
         """The API server's minor version, as (1, 35). Some clusters write `35+`."""
         with self._worded():
             said = dict(self.client.request("get", "/version", serializer=lambda _, data: data))

@@ -80,7 +80,7 @@ def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
 
 def too_old(api: Api, plan: Plan) -> list[str]:
     """A sentence if the cluster has no admission policies (`manifests/guard.py`), which the stack makes."""
-    found = api.version()
+    found = api.minor_version()
     if head_policy(plan) is None or found >= OLDEST:
         return []
     needs = f"the policy over the Ray head's token needs {_words(OLDEST)}"

@@ -26,7 +26,7 @@ class Cluster:
     def _worded(self) -> Any:
         return Api._worded(cast(Api, self))
 
-    version = Api.version
+    minor_version = Api.minor_version
 
 
 @pytest.mark.parametrize(("minor", "refused"), [("29", True), ("29+", True), ("30", False), ("35+", False)])
