@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from typing import Final
+from typing import Any, Final
 
 from modelfleet.cli import output
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
@@ -73,12 +73,17 @@ class ClusterWatch:
         return closing(Api.from_kubeconfig(settings.kubeconfig, settings.context))
 
     def _look(self) -> list[Trouble]:
-        namespace = self._plan.namespace
+        plan = self._plan
         with self._connected() as api:
-            pods, events = (api.list("v1", kind, namespace) for kind in ("Pod", "Event"))
-            jobs = api.list("batch/v1", "Job", namespace)
+
+            def listed(version: str, kind: str) -> list[dict[str, Any]]:
+                where = dict.fromkeys((plan.namespace, plan.mirror_namespace))
+                return [found for namespace in where for found in api.list(version, kind, namespace)]
+
+            pods, events = (listed("v1", kind) for kind in ("Pod", "Event"))
+            jobs = api.list("batch/v1", "Job", plan.mirror_namespace)
             try:
-                services = api.list("ray.io/v1", "RayService", namespace)
+                services = api.list("ray.io/v1", "RayService", plan.namespace)
             except ApiError as error:
                 if error.code != 404:  # the run has not made its definition yet
                     raise

@@ -24,6 +24,10 @@ class Names(Protocol):
     def namespace(self) -> str:
         """Where the stack is in its cluster."""
 
+    @property
+    def mirror_namespace(self) -> str:
+        """Where its mirror Jobs are."""
+
     def model_id(self, slug: str) -> str:
         """The public name of a model."""
 
@@ -149,10 +153,16 @@ def _values(evidence: Evidence, groups: Mapping[str, str | None], names: Names, 
         "text": " ".join(evidence.text.split()).rstrip("."),
         "last": next((line.strip() for line in reversed(evidence.text.splitlines()) if line.strip()), ""),
         "stack": stack,
-        "namespace": names.namespace,
+        "namespace": names.mirror_namespace if _copies(evidence) else names.namespace,
+        "mirror_namespace": names.mirror_namespace,
         "file": evidence.file,
         **{name: " ".join((value or "").split()) for name, value in groups.items()},
     }
+
+
+def _copies(evidence: Evidence) -> bool:
+    """Whether a fact is about a mirror Job or a pod of one, by its name (`manifests/mirror.py`)."""
+    return evidence.object.partition(" ")[2].startswith("mirror-")
 
 
 def _by_cause(ordered: Sequence[Cause]) -> list[Cause]:

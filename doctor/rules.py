@@ -9,8 +9,9 @@
       source: …
       date: 2026-11-29
 
-Named groups of `pattern` and {object}, {model}, {text}, {last} (line), {stack} and {namespace} fill the sentences. A
-rule that is marked as `symptom` is reported only if no cause explains it. Adding a rule edits no Python.
+Named groups of `pattern` and {object}, {model}, {text}, {last} (line), {stack}, {namespace} (of a mirror Job its own)
+and {mirror_namespace} fill the sentences. A rule that is marked as `symptom` is reported only if no cause explains it.
+Adding a rule edits no Python.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FOLDER = Path(__file__).parent / "rules"
 
 Text = Annotated[str, Field(min_length=1)]
 #: Names that every sentence may use.
-COMMON = frozenset({"object", "model", "text", "last", "stack", "namespace", "file"})
+COMMON = frozenset({"object", "model", "text", "last", "stack", "namespace", "mirror_namespace", "file"})
 _BRACES = re.compile(r"\{(\w+)\}")
 
 

@@ -32,6 +32,16 @@ class Subject:
         return self.stack.config.kubernetes.namespace_of(self.stack.name)
 
     @property
+    def mirror_namespace(self) -> str:
+        """Where its mirror Jobs are."""
+        return self.stack.config.kubernetes.mirror_namespace_of(self.stack.name)
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Where anything of the stack is."""
+        return tuple(dict.fromkeys((self.namespace, self.mirror_namespace)))
+
+    @property
     def folder(self) -> Path:
         """Where a local stack keeps its logs and files."""
         return self.root / ".modelfleet" / "local" / self.stack.name

@@ -34,7 +34,8 @@ ACCELERATOR_LABEL: Final = "k8s.amazonaws.com/accelerator"
 
 #: Service accounts with an AWS role. Ray head and workers, in the stack's namespace, read weights and code.
 READERS: Final = ("ray-head", "ray-worker")
-#: The mirror Job, in the stack's namespace: writes weights; the only one with the Hugging Face token.
+#: The mirror Job, in a namespace of its own where the stack makes namespaces: writes weights; the only one with the
+#: Hugging Face token.
 WRITER: Final = "mirror"
 #: cluster-autoscaler, in `kube-system`.
 AUTOSCALER: Final = "cluster-autoscaler"

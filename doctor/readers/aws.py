@@ -87,18 +87,19 @@ def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[E
 
 def _identities(plan: Plan, client: Client) -> Iterator[Evidence]:
     """Service accounts without a Pod Identity association: their pods have no role."""
+    wanted = {plan.namespace: READERS, plan.mirror_namespace: (WRITER,)} if plan.bucket.name else {}
     try:
-        answer = client("eks").list_pod_identity_associations(clusterName=cluster_name(plan), namespace=plan.namespace)
+        for namespace, accounts in wanted.items():
+            asked = {"clusterName": cluster_name(plan), "namespace": namespace}
+            answer = client("eks").list_pod_identity_associations(**asked)
+            known = {one["serviceAccount"] for one in answer["associations"]}
+            for account in (one for one in accounts if one not in known):
+                text = f"service account {account} has no Pod Identity association"
+                yield _fact("identity", f"service account {account}", text)
     except ClientError as error:
         if error.response["Error"]["Code"] == "ResourceNotFoundException":
             return  # no cluster, which is said
         raise
-    known = {one["serviceAccount"] for one in answer["associations"]}
-    wanted = [*READERS, WRITER] if plan.bucket.name else []
-    for account in wanted:
-        if account not in known:
-            text = f"service account {account} has no Pod Identity association"
-            yield _fact("identity", f"service account {account}", text)
 
 
 def _bucket(plan: Plan, client: Client) -> Iterator[Evidence]:

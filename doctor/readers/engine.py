@@ -27,11 +27,12 @@ def read(subject: Subject, connect: Callable[[], Api], seconds: float) -> Readin
     found: list[Evidence] = []
     try:
         with closing(connect()) as api:
-            pods = [pod for pod in api.list("v1", "Pod", subject.namespace) if _of_interest(pod)]
+            listed = (pod for where in subject.namespaces for pod in api.list("v1", "Pod", where))
+            pods = [pod for pod in listed if _of_interest(pod)]
             for pod in sorted(pods, key=lambda one: str(one["metadata"].get("creationTimestamp")))[-MOST_LOGS:]:
                 name = pod["metadata"]["name"]
                 kind = "job-log" if MODEL_LABEL in pod["metadata"]["labels"] else "log"
-                said = facts(_log(api, subject.namespace, name), f"pod {name}", _models(pod, subject), kind)
+                said = facts(_log(api, pod["metadata"]["namespace"], name), f"pod {name}", _models(pod, subject), kind)
                 found += (_narrowed(one, subject) for one in said)
     except (Unreachable, ApiError) as error:
         return Reading(Layer.ENGINE, tuple(found), unread=str(error))

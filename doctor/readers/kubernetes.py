@@ -68,11 +68,14 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
     except ApiError:
         exists = True  # not allowed to look, which users of one namespace often are not
     nodes = listed("v1", "Node", None)
-    pods, events = (listed("v1", kind, namespace) for kind in ("Pod", "Event"))
+    pods, events = (
+        tuple(one for where in subject.namespaces for one in listed("v1", kind, where)) for kind in ("Pod", "Event")
+    )
     if subject.plan is not None and subject.plan.region:  # on AWS the autoscaler is ours
         system = listed("v1", "Event", AUTOSCALER_NAMESPACE)
         events += tuple(one for one in system if one.get("involvedObject", {}).get("name") == AUTOSCALER_STATUS)
-    jobs, services = listed("batch/v1", "Job", namespace), listed("ray.io/v1", "RayService", namespace)
+    jobs = listed("batch/v1", "Job", subject.mirror_namespace)
+    services = listed("ray.io/v1", "RayService", namespace)
     return Objects(exists, nodes, pods, events, jobs, services, tuple(_lacking(api, subject, refused))), refused
 
 

@@ -48,7 +48,7 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     )
     return [
         *(PodAccess(account, site.namespace, [*reads, *foreign], "read") for account in READERS),
-        PodAccess(WRITER, site.namespace, [*writes, *reads, *copied], "write"),
+        PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied], "write"),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
         *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),
     ]

@@ -4,13 +4,16 @@
 
 local MAX_NAME = 512
 
+-- Looks for quotes alone, which is a hundred times faster than a pattern, and counts the backslashes before each.
 local function string_end(text, start)
   local at = start + 1
   while true do
-    at = text:find('["\\]', at)
+    at = text:find('"', at, true)
     if not at then return nil end
-    if text:byte(at) == 34 then return at end
-    at = at + 2
+    local before = at - 1
+    while before > start and text:byte(before) == 92 do before = before - 1 end
+    if (at - before) % 2 == 1 then return at end
+    at = at + 1
   end
 end
 
@@ -161,6 +164,8 @@ end
 -- txn.answer is the answer's length where the body sets none; without it nothing is generated (embeddings).
 -- txn.each is the key of several texts, each of which is read with all that is in the keys of txn.common, and answered
 -- with a token.
+-- txn.charge is both, txn.answers the answers alone: of a body larger than its buffer the first process knows a part,
+-- and the second, which has the whole, says in its answer what these are.
 -- What would be counted otherwise than the engine reads it is a fault: a number that is none, and a whole body that is
 -- no JSON object in UTF-8. txn.partial and txn.chunked: the rest of the body may still come.
 core.register_action('count_tokens', { 'http-req' }, function(txn)
@@ -184,7 +189,9 @@ core.register_action('count_tokens', { 'http-req' }, function(txn)
     local whole = not txn:get_var('txn.partial') and not txn:get_var('txn.chunked')
     if ended == 'json' and whole then fault = 'json' end
     if fault then txn:set_var('txn.fault', fault) end
-    charge = charge + math.min((length or default) * answers * asked, MOST)
+    local most = math.min((length or default) * answers * asked, MOST)
+    txn:set_var('txn.answers', most)
+    charge = charge + most
   end
   local each = txn:get_var('txn.each')
   if each then

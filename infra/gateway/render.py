@@ -77,6 +77,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         "http-after-response del-header server",
         # The second process says which model it found; from a replica the header would be a forgery.
         "http-response set-var(txn.model) res.fhdr(x-modelfleet-model) if { be_name bodies }",
+        *rules.unseen_tokens(gateway),
         "http-response del-header x-modelfleet- -m beg",
         *serve_errors(),
         *rules.identity(),
@@ -87,6 +88,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         *rules.size(gateway),
         *rules.limits(gateway),
         *rules.routing(gateway, runtime.folder, buffer=BUFFER, last=False, wait_s=BODY_TIMEOUT_S),
+        *(["use_backend bodies if generates unseen !form"] if gateway.settings.tokens_per_minute else []),
         "use_backend bodies if direct { var(txn.chunked) -m found }",
         "use_backend model.%[var(txn.slug)] if { var(txn.slug) -m found }",
         "default_backend bodies",
@@ -130,6 +132,7 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
         f"bind unix@{runtime.bodies_socket} mode 600",
         "no log",
         "http-response set-header x-modelfleet-model %[var(txn.model)]",
+        *rules.says_answers(gateway),
         "acl reads method GET HEAD",
         *rules.paths(runtime.folder),
         *rules.routing(gateway, runtime.folder, buffer=0, last=True, wait_s=BODY_TIMEOUT_S),

@@ -36,6 +36,8 @@ SERVE_CONTROL_HEADERS = ("x-request-disconnect-disabled", "x-request-timeout-sec
 SAGEMAKER_HEADERS = "x-amzn-sagemaker-"
 
 
+#: In an answer of the second process: the tokens of the longest answers that the request asked for.
+ANSWERS_HEADER = "x-modelfleet-answers"
 #: On answers to who has shown no key: with it they cannot keep the gateway's connections, of which there are few.
 CLOSE = {"Connection": "close"}
 
@@ -176,18 +178,63 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
     allowed = f"{most} per minute. A request counts with a quarter of its bytes and the max_tokens of each answer"
     longest = max((route.answer_tokens for route in gateway.routes), default=0)
     return [
-        *(f"acl generates path -m str {path}" for path in GENERATES),
-        *(f"acl generates var(txn.rest) -m str {path}" for path in GENERATES),
+        *_generates(),
         _over("tokens", allowed, RETRY_AFTER_RATE_S, when=f"sc_gpc_rate(1,0) ge {most}"),
         # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
+        *_counted("posts !form"),
+        "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
+        "acl unseen var(txn.partial) -m found",
+        "acl unseen var(txn.chunked) -m found",
+    ]
+
+
+def unseen_tokens(gateway: GatewayPlan) -> list[str]:
+    """Charges what the second process found in the rest of a body: `n` and `max_tokens` beyond the first buffer.
+
+    It comes with the head of the answer, which is late. What the first part said is charged by then, and that is a
+    quarter of half a buffer at least: 32,768 tokens.
+    """
+    if not gateway.settings.tokens_per_minute:
+        return []
+    return [
+        f"http-response set-var(txn.unseen) res.fhdr({ANSWERS_HEADER}),sub(txn.answers) if {{ be_name bodies }}",
+        "http-response sc-add-gpc(1,0) var(txn.unseen) if { var(txn.unseen) -m int gt 0 }",
+    ]
+
+
+def says_answers(gateway: GatewayPlan) -> list[str]:
+    """How the second process says it."""
+    say = f"http-response set-header {ANSWERS_HEADER} %[var(txn.answers)] if {{ var(txn.answers) -m found }}"
+    return [say] if gateway.settings.tokens_per_minute else []
+
+
+def all_tokens(gateway: GatewayPlan, folder: str) -> list[str]:
+    """The same count in the second process, once the model is known, of a body that is whole."""
+    if not gateway.settings.tokens_per_minute:
+        return []
+    return [
+        *_generates(),
+        f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates",
+        *_counted("generates !form"),
+    ]
+
+
+def _generates() -> list[str]:
+    return [
+        *(f"acl generates path -m str {path}" for path in GENERATES),
+        *(f"acl generates var(txn.rest) -m str {path}" for path in GENERATES),
+    ]
+
+
+def _counted(when: str) -> list[str]:
+    return [
         *_each(),
-        "http-request lua.count_tokens if posts !form",
+        f"http-request lua.count_tokens if {when}",
         refuses(400, "`max_tokens`, `n` and their like are numbers.", "Bad Request", param="body")
         + " if { var(txn.fault) -m str number }",
         not_json(),
-        "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
     ]
 
 
@@ -222,6 +269,7 @@ def partly_read(gateway: GatewayPlan, *, last: bool) -> list[str]:
         message = f"The request body is too large; allowed are {gateway.settings.max_body_mib} MiB."
         return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_len gt {limit} }}"]
     return [
+        *(["http-request allow if generates unseen !form"] if gateway.settings.tokens_per_minute else []),
         "http-request allow if direct { var(txn.chunked) -m found }",
         "http-request allow if by_model !routed { var(txn.partial) -m found }",
         "http-request allow if by_model !routed { var(txn.chunked) -m found }",
@@ -275,5 +323,6 @@ def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_
         *missing,
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model !routed named",
         f"{returns(404, unknown, dynamic=True)} if by_model !routed",
+        *(all_tokens(gateway, folder) if last else []),
         "http-request set-path /%[var(txn.slug)]%[path] if by_model",
     ]

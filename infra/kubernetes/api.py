@@ -74,6 +74,12 @@ class Api:
         """Close the connections."""
         self.client.client.close()
 
+    def minor_version(self) -> tuple[int, int]:
+        """The API server's minor version, as (1, 35). Some clusters write `35+`."""
+        with self._worded():
+            said = dict(self.client.request("get", "/version", serializer=lambda _, data: data))
+        return int(said["major"]), int("".join(one for one in str(said["minor"]) if one.isdigit()))
+
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Manifest | None:
         """The object, or None if it or its kind does not exist."""
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import mirrors
-from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, resource, with_image
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, each, resource, with_image
 from modelfleet.infra.planning.plan import Plan
 
 
 class Mirrors(pulumi.ComponentResource):
-    """Children: the ConfigMap that says where the code is, and a Job per model.
+    """Children: ConfigMaps with the Jobs' program and where the code is, and a Job per model.
 
     A hash of what the Job copies is in the resource's name, so its spec is written once: a new image or new code must
     not copy a terabyte again.
@@ -26,10 +27,17 @@ class Mirrors(pulumi.ComponentResource):
     ) -> None:
         super().__init__("modelfleet:kubernetes:Mirrors", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        where, *jobs = mirrors(plan)
-        code = resource(f"{name}-code", where, child)
-        for job in jobs:
+        where, *rest = mirrors(plan)
+        parts = [one for one in rest if one["kind"] != "Job"]
+        first = [resource(f"{name}-code", where, child), *each(name, parts, child)]
+        for job in (one for one in rest if one["kind"] == "Job"):
             job["metadata"]["annotations"] = dict(SKIP_AWAIT)  # only a model's own replicas wait for its mirror
-            once = pulumi.ResourceOptions(parent=self, depends_on=[code], ignore_changes=["spec"])
-            resource(job["metadata"]["name"], with_image(job, plan.copies.image, image), once)
+            once = pulumi.ResourceOptions(parent=self, depends_on=first, ignore_changes=["spec"])
+            resource(_resource_name(plan, job), with_image(job, plan.copies.image, image), once)
         self.register_outputs({})
+
+
+def _resource_name(plan: Plan, job: Manifest) -> str:
+    """With the namespace where that is another: a Job that moves is a new resource, for it would keep its old spec."""
+    name = str(job["metadata"]["name"])
+    return f"{plan.mirror_namespace}-{name}" if plan.own_mirror_namespace else name

@@ -27,6 +27,8 @@ OBJECT_STORAGE: Final = "object-storage"
 HEAD_STORAGE: Final = "head-storage"
 OWN_STORE: Final = "redis"
 SCRIPTS: Final = "ray-scripts"
+#: In the namespace of the mirror Jobs, if they have one of their own.
+MIRROR_SCRIPTS: Final = "mirror-scripts"
 LADDER_RETURN: Final = "ladder-return"
 SERVING_CODE: Final = "serving-code"
 

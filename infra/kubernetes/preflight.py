@@ -11,33 +11,39 @@ from typing import Any, Final
 
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
 from modelfleet.infra.kubernetes.manifests.gateway import GATEWAY_API
-from modelfleet.infra.kubernetes.names import OPERATOR
+from modelfleet.infra.kubernetes.names import OPERATOR, head_policy
 from modelfleet.infra.kubernetes.rollout import rollout_notice
 from modelfleet.infra.kubernetes.versions import KUBERAY
 from modelfleet.infra.names import GPU, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan, PoolPlan
 from modelfleet.serving.config.errors import SetupError
 
-#: What the run changes, as (group, resource, in the namespace?); the user needs each with every verb below.
+#: In which namespaces the run changes a resource: none, the stack's, that of its mirror Jobs, both.
+CLUSTER, STACK, JOBS, BOTH = (), ("stack",), ("jobs",), ("stack", "jobs")
+#: What the run changes, as (group, resource, where); the user needs each with every verb below.
 NEEDED: Final = (
-    ("", "namespaces", False),
-    ("apiextensions.k8s.io", "customresourcedefinitions", False),
-    ("scheduling.k8s.io", "priorityclasses", False),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicies", False),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", False),
-    ("", "configmaps", True),
-    ("", "secrets", True),
-    ("", "services", True),
-    ("", "serviceaccounts", True),
-    ("apps", "deployments", True),
-    ("batch", "jobs", True),
-    ("rbac.authorization.k8s.io", "roles", True),
-    ("rbac.authorization.k8s.io", "rolebindings", True),
-    ("networking.k8s.io", "networkpolicies", True),
-    ("ray.io", "rayservices", True),
-    ("ray.io", "rayclusters", True),
+    ("", "namespaces", CLUSTER),
+    ("apiextensions.k8s.io", "customresourcedefinitions", CLUSTER),
+    ("scheduling.k8s.io", "priorityclasses", CLUSTER),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies", CLUSTER),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings", CLUSTER),
+    ("", "configmaps", BOTH),
+    ("", "secrets", BOTH),
+    ("", "services", STACK),
+    ("", "serviceaccounts", BOTH),
+    ("", "resourcequotas", BOTH),
+    ("apps", "deployments", STACK),
+    ("batch", "jobs", JOBS),
+    ("policy", "poddisruptionbudgets", STACK),
+    ("rbac.authorization.k8s.io", "roles", STACK),
+    ("rbac.authorization.k8s.io", "rolebindings", STACK),
+    ("networking.k8s.io", "networkpolicies", BOTH),
+    ("ray.io", "rayservices", STACK),
+    ("ray.io", "rayclusters", STACK),
 )
 VERBS: Final = ("create", "patch", "delete")
+#: ValidatingAdmissionPolicy is stable since. https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/
+OLDEST: Final = (1, 30)
 #: KubeRay makes and deletes them; a run changes the limits of their worker groups.
 ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
@@ -59,11 +65,8 @@ def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
     try:
         with closing(Api.from_kubeconfig(kubeconfig or settings.kubeconfig, settings.context)) as api:
             # Without rights the other checks cannot run.
-            problems = missing_rights(api, plan) or [
-                *missing_nodes(api, plan),
-                *operators(api, plan),
-                *missing_gateway(api, plan),
-            ]
+            problems = [*too_old(api, plan), *missing_rights(api, plan)]
+            problems = problems or [*missing_nodes(api, plan), *operators(api, plan), *missing_gateway(api, plan)]
             notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
@@ -76,6 +79,20 @@ def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
     return notice
 
 
+def too_old(api: Api, plan: Plan) -> list[str]:
+    """A sentence if the cluster has no admission policies (`manifests/guard.py`), which the stack makes."""
+    found = api.minor_version()
+    if head_policy(plan) is None or found >= OLDEST:
+        return []
+    needs = f"the policy over the Ray head's token needs {_words(OLDEST)}"
+    way = "upgrade it, or make the namespace yourself and do without: modelfleet:kubernetes.createNamespace: false"
+    return [f"the cluster runs Kubernetes {_words(found)}, and {needs}; {way}"]
+
+
+def _words(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
 def missing_rights(api: Api, plan: Plan) -> list[str]:
     """One sentence with every right that the kubeconfig's user lacks."""
     lacking = []
@@ -84,17 +101,20 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
         needless += FOR_NAMESPACE
     door = plan.front_door
     ways = (("gateways", door and door.gateway_class), ("httproutes", door and door.parent))
-    routes = [("gateway.networking.k8s.io", resource, True) for resource, wanted in ways if wanted]
-    for group, resource, namespaced in (*NEEDED, *routes):
+    routes = [("gateway.networking.k8s.io", resource, STACK) for resource, wanted in ways if wanted]
+    named = {"stack": plan.namespace, "jobs": plan.mirror_namespace}
+    for group, resource, places in (*NEEDED, *routes):
         if resource in needless:
             continue
-        verbs = [
-            verb
-            for verb in (("patch",) if resource in ONLY_PATCHED else VERBS)
-            if not _allowed(api, group, resource, verb, plan.namespace if namespaced else None)
-        ]
-        if verbs:
-            lacking.append(f"{'/'.join(verbs)} {resource}")
+        for namespace in dict.fromkeys(named[place] for place in places) or (None,):
+            verbs = [
+                verb
+                for verb in (("patch",) if resource in ONLY_PATCHED else VERBS)
+                if not _allowed(api, group, resource, verb, namespace)
+            ]
+            where = f" in {namespace}" if namespace not in (None, plan.namespace) else ""
+            if verbs:
+                lacking.append(f"{'/'.join(verbs)} {resource}{where}")
     return (
         [f"the kubeconfig's user lacks the rights to {', '.join(lacking)}; use an administrator of the namespace"]
         if lacking

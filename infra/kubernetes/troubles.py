@@ -68,7 +68,8 @@ def failed_jobs(jobs: Iterable[Manifest], pods: Sequence[Manifest] = ()) -> list
     for job in jobs:
         name, conditions = job["metadata"]["name"], job.get("status", {}).get("conditions", [])
         given_up = [one for one in conditions if (one["type"], one["status"]) == ("Failed", "True")]
-        log = f"`kubectl logs job/{name}` has its log"
+        where = job["metadata"].get("namespace", "default")
+        log = f"`kubectl -n {where} logs job/{name}` has its log"
         cause = f"a try ended with {causes[name]}" if name in causes else ""
         if given_up:
             said = _sentence("; ".join(filter(None, (given_up[0].get("message", "").rstrip("."), cause))))

@@ -130,6 +130,14 @@ _NO_KEYS = (
 )
 
 
+#: Only a `dualstack` load balancer has IPv6 addresses, and each of its subnets needs a range of them.
+#: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/application-load-balancers.html#ip-address-type
+_NO_IPV6 = (
+    "an IPv6 network, which never reaches a load balancer whose addresses are IPv4, as those of its subnets are; such "
+    "clients come by IPv4, from the network that translates for them"
+)
+
+
 def _set_keys(gateway: Gateway) -> list[str]:
     keys = {"hostname": "hostname", **ONLY_AWS, **ONLY_INGRESS}
     return [key for key, name in keys.items() if getattr(gateway, name)]
@@ -209,8 +217,9 @@ def _aws_findings(stack: LoadedStack) -> Iterator[Finding]:
         message = "are missing, and a load balancer on the internet needs public subnets in two zones; name them"
         yield stack.finding(("network", "publicSubnetIds"), message)
     for index, cidr in enumerate(gateway.allow_cidrs):
-        if not isinstance(network_of(cidr), IPv4Network):
-            message = f"found '{cidr}', which is not an IPv4 network; write it as 203.0.113.0/24"
+        block = network_of(cidr)
+        if not isinstance(block, IPv4Network):
+            message = f"found '{cidr}', {_NO_IPV6 if block else 'which is not a network'}; write it as 203.0.113.0/24"
             yield stack.finding(("gateway", "allowCidrs", index), message)
 
 

@@ -213,6 +213,33 @@ class CopyPlan:
 
 
 @dataclass(frozen=True)
+class Way:
+    """Addresses outside the stack that pods may connect to: `networks` without those in `without`.
+
+    `ports` are TCP; none stands for all. `purpose` is one word for why.
+    """
+
+    purpose: str
+    networks: tuple[str, ...]
+    ports: tuple[int, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EgressPlan:
+    """The ways out of each kind of pod: all of Ray's (`replicas`), the head beside these, mirror Jobs.
+
+    `api` is for what talks to the cluster's API, `aws` for what talks to AWS.
+    """
+
+    replicas: tuple[Way, ...]
+    head: tuple[Way, ...]
+    mirror: tuple[Way, ...]
+    api: tuple[Way, ...]
+    aws: tuple[Way, ...]
+
+
+@dataclass(frozen=True)
 class ServeApplication:
     """One entry of Ray Serve's `applications`: the whole model file travels in `args`, but for its adapters.
 
@@ -514,6 +541,8 @@ class Plan:
     namespace: str
     #: Where the KubeRay operator runs: in the stack's namespace, unless the cluster already has one.
     operator_namespace: str
+    #: Where mirror Jobs run, with the Hub's token: one of its own, unless the stack may not make namespaces.
+    mirror_namespace: str
     config: StackConfig
     #: The stack file as it was read, for findings at its lines; not part of what the stack will be.
     source: LoadedStack = field(repr=False, compare=False)
@@ -523,6 +552,7 @@ class Plan:
     gateway: GatewayPlan
     bucket: BucketPlan
     copies: CopyPlan
+    egress: EgressPlan
     code: CodeArtifact
     release: ReleasePlan
     cost: CostRange
@@ -565,6 +595,11 @@ class Plan:
     def own_operator(self) -> bool:
         """Whether the stack brings KubeRay's operator and its definitions."""
         return self.operator_namespace == self.namespace
+
+    @property
+    def own_mirror_namespace(self) -> bool:
+        """Whether mirror Jobs are apart from the replicas."""
+        return self.mirror_namespace != self.namespace
 
     def grace_s(self, wanted: int) -> int:
         """Seconds that a pod may take to end: what it wants, or the most that the update of its node waits for."""

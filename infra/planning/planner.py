@@ -32,6 +32,7 @@ from modelfleet.infra.planning.cost import (
     total,
 )
 from modelfleet.infra.planning.demand import Demand, demand_of
+from modelfleet.infra.planning.egress import egress_findings, egress_plan
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fallback import cards_of, fallback_findings, on_fallbacks, without_fallbacks
 from modelfleet.infra.planning.fit import default_length, draft_bytes, memory_of, setting_of
@@ -85,6 +86,8 @@ from modelfleet.serving.versions import PINNED
 IDLE_TIMEOUT_S = 300
 #: A floor: a change of `gateway.timeoutS` below it changes only the gateway, not the Ray cluster.
 LEAST_LONGEST_STREAM_S = 3600
+#: A label's length. https://kubernetes.io/docs/concepts/overview/working-with-objects/names/#dns-label-names
+LONGEST_NAMESPACE = 63
 GPU_TAINT = Taint(GPU, "true", "NoSchedule")
 
 
@@ -190,6 +193,7 @@ def plan(
         region=stack.region,
         namespace=stack.config.kubernetes.namespace_of(stack.name),
         operator_namespace=stack.config.kubernetes.operator_namespace_of(stack.name),
+        mirror_namespace=stack.config.kubernetes.mirror_namespace_of(stack.name),
         config=stack.config,
         source=stack,
         pools=pools,
@@ -198,6 +202,7 @@ def plan(
         gateway=gateway_plan(stack, models),
         bucket=bucket,
         copies=copies,
+        egress=egress_plan(stack, models),
         code=code,
         release=release_plan(planned, stack.config.models_at_once),
         cost=cost,
@@ -236,6 +241,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *_operator(stack),
         *_namespace(stack),
         *_ray_tls(stack),
+        *_mirror_namespace(stack),
         *_region(stack),
         *_release(stack),
         *tag_findings(stack),
@@ -243,6 +249,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *head_storage_findings(stack),
         *ladder_findings(stack),
         *front_door_findings(stack),
+        *egress_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
@@ -281,6 +288,23 @@ def _ray_tls(stack: LoadedStack) -> list[Finding]:
         return []
     message = "found true, but target local has no network between Ray's processes; remove it, or serve in a cluster"
     return [stack.finding(("kubernetes", "rayTls"), message)]
+
+
+def _mirror_namespace(stack: LoadedStack) -> list[Finding]:
+    """A namespace for mirror Jobs is made with the stack's own, or exists beside one that exists."""
+    kubernetes = stack.config.kubernetes
+    path = ("kubernetes", "mirrorNamespace")
+    name = kubernetes.mirror_namespace_of(stack.name)
+    if len(name) > LONGEST_NAMESPACE:
+        message = (
+            f"is missing, and its default '{name}' has {len(name)} characters, of which Kubernetes takes "
+            f"{LONGEST_NAMESPACE}; name it, or choose a shorter namespace"
+        )
+        return [stack.finding(path, message)]
+    if kubernetes.mirror_namespace == kubernetes.namespace_of(stack.name) and kubernetes.create_namespace:
+        message = f"found '{name}', where the replicas are; name another, or leave it out for '{name}-mirror'"
+        return [stack.finding(path, message)]
+    return []
 
 
 def _region(stack: LoadedStack) -> list[Finding]:

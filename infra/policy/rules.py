@@ -104,6 +104,18 @@ def imdsv2_only(kind: str, props: Props) -> Iterator[str]:
             yield "instance metadata answers pods (hop limit above 1)"
 
 
+def policies_enforced(kind: str, props: Props) -> Iterator[str]:
+    """EKS's network add-on without its agent for NetworkPolicies, which then hold nobody back."""
+    if kind == "aws:eks/addon:Addon" and props.get("addonName") == "vpc-cni":
+        values = props.get("configurationValues")
+        try:
+            found = json.loads(values or "{}").get("enableNetworkPolicy")
+        except (TypeError, ValueError, AttributeError):
+            return  # unknown at preview, or text that EKS will refuse
+        if str(found).lower() != "true":
+            yield "enforces no NetworkPolicies (enableNetworkPolicy)"
+
+
 def tagged(kind: str, props: Props) -> Iterator[str]:
     """A resource that costs money and does not name its stack."""
     if kind in TAGGED and not (props.get("tags") or {}).get(STACK_LABEL):
@@ -158,6 +170,7 @@ RULES = {
     "no-unencrypted-volume": no_unencrypted_volume,
     "no-open-endpoint": no_open_endpoint,
     "imdsv2-only": imdsv2_only,
+    "policies-enforced": policies_enforced,
     "tagged": tagged,
 }
 #: Rules on one resource that also use the limits.

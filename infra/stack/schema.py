@@ -306,6 +306,16 @@ class Cluster(StackSection):
     )
 
 
+class Scraper(StackSection):
+    """Pods that read metrics."""
+
+    namespace: Namespace = Field("monitoring", description="Their namespace.")
+    pod_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels that they have, such as {app.kubernetes.io/name: prometheus}; empty: every pod there.",
+    )
+
+
 class Kubernetes(StackSection):
     """The namespace, and for target `kubernetes` the existing cluster."""
 
@@ -317,6 +327,11 @@ class Kubernetes(StackSection):
         description="Create the namespace; false: it exists, keeps its labels and stays when the stack goes. "
         "Never change it once it is live.",
     )
+    mirror_namespace: Namespace | None = Field(
+        None,
+        description="Namespace of mirror Jobs and the Hub's token; default <namespace>-mirror. With createNamespace "
+        "false it exists, and without this key the Jobs run in namespace.",
+    )
     image: str | None = Field(
         None,
         description="Image of head, workers and mirror Jobs. Without it target eks makes one; elsewhere build "
@@ -325,6 +340,10 @@ class Kubernetes(StackSection):
     operator_namespace: Namespace | None = Field(
         None,
         description="Namespace of a KubeRay operator that the cluster has; default: the stack installs its own.",
+    )
+    scrapers: list[Scraper] = Field(
+        default=[Scraper()],
+        description="Who may read the metrics of Ray, its models and the gateway; empty: nobody.",
     )
     rollout: Literal["surge", "replace", "incremental"] = Field(
         "surge",
@@ -368,6 +387,11 @@ class Kubernetes(StackSection):
         """The namespace of everything in the stack."""
         return self.namespace or f"modelfleet-{stack}"
 
+    def mirror_namespace_of(self, stack: str) -> str:
+        """Where mirror Jobs run: apart from the replicas, where the stack makes namespaces or a second one is named."""
+        beside = self.namespace_of(stack)
+        return self.mirror_namespace or (f"{beside}-mirror" if self.create_namespace else beside)
+
     def operator_namespace_of(self, stack: str) -> str:
         """Where the KubeRay operator runs: in the stack's namespace, unless the cluster has one already."""
         return self.operator_namespace or self.namespace_of(stack)
@@ -386,6 +410,12 @@ class Mirror(StackSection):
         None,
         description="Image of the mirror Jobs, serving/mirror/Dockerfile. Without it target eks makes one beside the "
         "serving image; elsewhere the Jobs run in that.",
+    )
+    storage_cidrs: list[str] | None = Field(
+        None,
+        description="Networks where pods find the object store, on any port; then they reach no other address unless "
+        "a model needs it. Default: public addresses at port 443, and where the stack does not make the network also "
+        "private ones.",
     )
     instance_type: str = Field(
         "m7i.2xlarge",

@@ -25,6 +25,6 @@ def wait_until_complete(
     end = time.monotonic() + seconds
     while seconds and (found := look(uri)) is not Status.COMPLETE:
         if time.monotonic() > end:
-            command = "kubectl logs -l app.kubernetes.io/name=mirror"
+            command = "kubectl -n NAMESPACE-mirror logs -l app.kubernetes.io/name=mirror"
             raise MirrorError(f"{uri} is {found} after {seconds:.0f} s; its Job says why: {command}")
         sleep(POLL_S)

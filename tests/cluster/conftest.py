@@ -130,14 +130,17 @@ def take_away(stack: Stack) -> None:
         api.delete(api_version, kind, name, where)
     for kind in ("nvidia-device-plugin", "dcgm-exporter"):
         api.delete("apps/v1", "DaemonSet", kind, "kube-system")
-    for job in api.list("batch/v1", "Job", where):
-        api.delete("batch/v1", "Job", job["metadata"]["name"], where)
+    copies = stack.plan.mirror_namespace
+    for job in api.list("batch/v1", "Job", copies):
+        api.delete("batch/v1", "Job", job["metadata"]["name"], copies)
     if "kuberay-operator" not in stack.cluster.pids():
         stack.start_operator()
-    wait_for("all pods to go", lambda: not api.list("v1", "Pod", where), seconds=120)
+    spaces = dict.fromkeys((where, copies))
+    wait_for("all pods to go", lambda: not [pod for one in spaces for pod in api.list("v1", "Pod", one)], seconds=120)
     if "kuberay-operator" in stack.cluster.pids():
         stack.cluster.kill("kuberay-operator")
-    api.delete("v1", "Namespace", where)
+    for one in spaces:
+        api.delete("v1", "Namespace", one)
     for name in ("front", "placeholder"):
         api.delete("scheduling.k8s.io/v1", "PriorityClass", f"{where}-{name}")
     for kind in ("ClusterRoleBinding", "ClusterRole"):

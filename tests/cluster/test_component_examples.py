@@ -69,7 +69,13 @@ def project(
 @pytest.mark.parametrize(
     ("heading", "namespace", "buckets", "namespaces"),
     [
-        pytest.param("Your cluster", "modelfleet-llm", ["modelfleet-llm-123456789012"], ["modelfleet-llm"], id="alone"),
+        pytest.param(
+            "Your cluster",
+            "modelfleet-llm",
+            ["modelfleet-llm-123456789012"],
+            ["modelfleet-llm", "modelfleet-llm-mirror"],
+            id="alone",
+        ),
         pytest.param(
             "Your cluster and namespace", "team-llm", ["modelfleet-llm-123456789012"], ["team-llm"], id="namespace"
         ),
@@ -83,7 +89,7 @@ def test_what_exists_is_used_and_the_rest_is_made(
     made = would_make(run)
     assert shown_outputs(run)["base_url"] == f"http://gateway.{namespace}.svc.cluster.local/v1", "and it is no secret"
     assert [one["bucket"] for one in made["aws:s3/bucket:Bucket"]] == buckets
-    assert [one["metadata"]["name"] for one in made["kubernetes:core/v1:Namespace"]] == namespaces
+    assert sorted(one["metadata"]["name"] for one in made["kubernetes:core/v1:Namespace"]) == namespaces
     (service,) = made["kubernetes:ray.io/v1:RayService"]
     assert service["metadata"]["namespace"] == namespace
 

@@ -160,7 +160,7 @@ def _pods_run_what_was_built(fleet: EksFleet, image: str, emulator: Emulator) ->
     assert service is not None
     config = service["spec"]["rayClusterConfig"]
     templates = [config["headGroupSpec"]["template"], *(group["template"] for group in config["workerGroupSpecs"])]
-    job = fleet.cluster.api.list("batch/v1", "Job", fleet.plan.namespace)[0]
+    job = fleet.cluster.api.list("batch/v1", "Job", fleet.plan.mirror_namespace)[0]
     specs = [*(template["spec"] for template in templates), job["spec"]["template"]["spec"]]
     assert {one["image"] for spec in specs for one in spec["containers"]} == {image}
 
@@ -196,8 +196,11 @@ def _objects(fleet: EksFleet) -> str:
         "batch/v1": ("Job",),
         "ray.io/v1": ("RayService", "RayCluster"),
     }
+    spaces = fleet.plan.namespace, fleet.plan.mirror_namespace
     found = [
-        fleet.cluster.api.list(version, kind, fleet.plan.namespace) for version, all in kinds.items() for kind in all
+        [one for space in spaces for one in fleet.cluster.api.list(version, kind, space)]
+        for version, all in kinds.items()
+        for kind in all
     ]
     assert all(found[kind] for kind in (0, 1, 4, 7)), "there is nothing to check"
     return json.dumps(found)

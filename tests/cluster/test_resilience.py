@@ -66,6 +66,13 @@ ESCALATIONS: dict[str, dict[str, Any]] = {
     "another head": {"path": "/spec/headGroupSpec/template/spec/serviceAccountName", "value": "mirror"},
     "a Secret in the autoscaler": {"path": "/spec/autoscalerOptions/envFrom", "value": FROM_SECRET},
     "Ray without a token": {"path": "/spec/authOptions/mode", "value": "disabled"},
+    "pods that start with another command": {
+        "path": "/metadata/annotations/ray.io~1overwrite-container-cmd",
+        "value": "true",
+    },
+    "a label of others": {"path": "/metadata/labels/kueue.x-k8s.io~1queue-name", "value": "theirs"},
+    "no deletion": {"path": "/metadata/finalizers", "value": ["evil.example/stays"]},
+    "nobody's cluster": {"path": "/metadata/ownerReferences", "value": []},
     "a new field": {"path": "/spec/headServiceAnnotations", "value": {"a": "b"}},
 }
 

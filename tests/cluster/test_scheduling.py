@@ -118,7 +118,7 @@ def test_on_eks_each_mirror_job_has_a_node_for_copies_to_itself(stack_of: Make) 
     stack = stack_of(models, target="eks", pools=L4_ONLY)
 
     def jobs() -> list[dict[str, Any]]:
-        pods = stack.api.list("v1", "Pod", stack.namespace, selector="app.kubernetes.io/name=mirror")
+        pods = stack.api.list("v1", "Pod", stack.plan.mirror_namespace, selector="app.kubernetes.io/name=mirror")
         return pods if len(pods) == 2 and all(pod["spec"].get("nodeName") for pod in pods) else []
 
     nodes = {pod["spec"]["nodeName"] for pod in wait_for("both Jobs on nodes", jobs, seconds=60)}

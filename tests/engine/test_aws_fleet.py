@@ -30,6 +30,8 @@ from tools.cloud.evaluator import allowed
 
 CLUSTER = "modelfleet-test"
 NAMESPACE = "modelfleet-test"
+#: Of the service accounts with a role.
+NAMESPACES = {**dict.fromkeys(READERS, NAMESPACE), WRITER: f"{NAMESPACE}-mirror"}
 BUCKET = f"modelfleet-test-{ACCOUNT}"
 STACK = stack_of(pools=POOLS, network={"cidr": "10.0.0.0/16", "zones": 3, "nat": "single"}, tags={"team": "ml"})
 
@@ -443,7 +445,7 @@ def test_replicas_read_and_only_the_mirror_job_writes(account: Account) -> None:
         assert not allowed(statements, "s3:GetObject", "arn:aws:s3:::other-bucket/models/x")
         assert not allowed(statements, "s3:GetObject", f"arn:aws:s3:::{BUCKET}/logs/x")
         assert not allowed(statements, "s3:GetObject", "arn:aws:s3:::company-weights/other/model.bin")
-    writer = account.statements(account.role(WRITER, NAMESPACE, CLUSTER)["RoleName"])
+    writer = account.statements(account.role(WRITER, NAMESPACES[WRITER], CLUSTER)["RoleName"])
     assert allowed(writer, "s3:PutObject", weights)
     assert not allowed(writer, "s3:PutObject", code), "the Job must not replace the code that replicas run"
     for action in ("s3:PutObject", "s3:GetObject"):
@@ -475,7 +477,7 @@ def test_no_role_may_do_everything_or_touch_everything(account: Account) -> None
 
 def test_a_role_is_for_one_service_account_of_this_cluster(account: Account) -> None:
     for service_account, namespace in (
-        *((a, NAMESPACE) for a in (*READERS, WRITER)),
+        *NAMESPACES.items(),
         (AUTOSCALER, AUTOSCALER_NAMESPACE),
     ):
         trust = account.role(service_account, namespace, CLUSTER)["AssumeRolePolicyDocument"]
@@ -491,8 +493,8 @@ def test_the_buckets_key_opens_for_readers_and_writes_for_the_job_only_through_s
     via = {"kms:ViaService": f"s3.{REGION}.amazonaws.com"}
     (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a["AliasName"] == "alias/modelfleet-test-mirror"]
     key = account.kms.describe_key(KeyId=alias["TargetKeyId"])["KeyMetadata"]["Arn"]
-    for service_account in (*READERS, WRITER):
-        statements = account.statements(account.role(service_account, NAMESPACE, CLUSTER)["RoleName"])
+    for service_account, namespace in NAMESPACES.items():
+        statements = account.statements(account.role(service_account, namespace, CLUSTER)["RoleName"])
         assert allowed(statements, "kms:Decrypt", key, via), "encrypted weights cannot be read"
         assert allowed(statements, "kms:GenerateDataKey", key, via) is (service_account == WRITER)
         assert not allowed(statements, "kms:Decrypt", key)

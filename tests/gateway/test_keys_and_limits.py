@@ -15,6 +15,7 @@ import requests
 
 from modelfleet.infra.local import haproxy
 from tests.gateway.conftest import ALICE, BOB, KEYS, Gateway, Make
+from tests.gateway.test_large_bodies import body_of
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -260,6 +261,33 @@ def test_tokens_per_minute_are_limited_for_each_key(make_gateway: Make) -> None:
     assert gateway.post(CHAT, asked, key=BOB).status_code == 200, "one key's limit is not another's"
     large = {"messages": ["A" * 400_000], "model": "small", "max_tokens": 1}
     assert [gateway.post(CHAT, large, key=BOB).status_code for _ in range(2)] == [200, 429], "large bodies count too"
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["by model", "direct"])
+@pytest.mark.parametrize("model_first", [True, False], ids=["model first", "model last"])
+def test_what_a_large_body_asks_for_behind_the_first_buffer_is_charged(
+    counting: Gateway, model_first: bool, direct: bool
+) -> None:
+    """128 answers of 4,096 tokens were charged as one of the model's usual length."""
+    path = "/small/v1/chat/completions" if direct else CHAT
+    charges = []
+    for more in ({}, {"max_tokens": 4096, "n": 128}):
+        before = charged(counting)
+        data = body_of(400_000, model_first=model_first, **more)
+        assert counting.post(path, data=data, headers={"content-type": "application/json"}).status_code == 200
+        charges.append(charged(counting) - before)
+    # While the model's name is not read yet, the longest answer of all models counts.
+    usual = 100 if model_first or direct else 500
+    assert charges[1] - charges[0] == 128 * 4096 - usual, charges
+    assert charges[0] < 65_536 + usual, "bytes beyond the first buffer, such as those of an image, cost nothing"
+
+
+def test_an_uncountable_number_behind_the_first_buffer_is_400(counting: Gateway) -> None:
+    before = len(counting.backend.seen)
+    for path in (CHAT, "/small/v1/chat/completions"):
+        answer = counting.post(path, data=body_of(400_000, n="many"), headers={"content-type": "application/json"})
+        assert answer.status_code == 400 and "are numbers" in answer.json()["error"]["message"]
+    assert len(counting.backend.seen) == before
 
 
 def test_auth_none_opens_and_limits_by_address(make_gateway: Make) -> None:

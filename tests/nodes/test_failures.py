@@ -60,4 +60,4 @@ def test_a_secret_that_leads_nowhere_is_said_with_the_first_cause(other: NodesFl
     print(f"a Secret that leads nowhere was said after {time.monotonic() - began:.0f} s")
     said = [line for line in run.stdout.splitlines() if NOWHERE in line and line.startswith("Job mirror-")]
     assert said, run.stdout
-    assert "is tried again: a try ended with Error, exit code 1" in said[0] and "kubectl logs job/mirror-" in said[0]
+    assert "is tried again: a try ended with Error, exit code 1" in said[0] and "logs job/mirror-" in said[0]

@@ -14,9 +14,18 @@ import pytest
 
 from modelfleet.infra.kubernetes.manifests import everything
 from modelfleet.infra.planning import Plan
-from tests.cluster.fleet import five_models, planned
 from tests.nodes.pods import Pods
-from tests.unit.kubernetes.test_network import OURS, PORTS, End, ends, policies_of, reachable
+from tests.unit.kubernetes.test_network import (
+    OUT_PORTS,
+    OUTSIDE,
+    PORTS,
+    End,
+    ends,
+    leaving,
+    policies_of,
+    reachable,
+    tight,
+)
 from tests.waiting import wait_until
 from tools.kubernetes.cluster import MANAGER, Cluster
 from tools.kubernetes.node.network import BRIDGE
@@ -25,8 +34,10 @@ from tools.kubernetes.node.settings import DNS, GATEWAY
 pytestmark = pytest.mark.slow
 
 LISTENED = (*PORTS.values(), 8405, 8406)
-#: Servers outside the cluster that answer everybody: what cuts a connection to them is a policy.
-OUTSIDE = {"internet": ("203.0.113.9", 443), "metadata": ("169.254.169.254", 80)}
+#: Outside the cluster, servers at these addresses answer everybody on every port of the table: what cuts a connection
+#: to them is a policy. The API server is the cluster's own.
+SERVERS = {name: address for name, address in OUTSIDE.items() if name != "api"}
+API = ("api", OUTSIDE["api"], 443)
 LISTEN = """
 import asyncio, sys
 async def main():
@@ -63,7 +74,7 @@ Place = tuple[str, str, int]
 
 @dataclass
 class Table:
-    """The stack's namespace with its policies, and a pod that listens on every port for each kind of its pods."""
+    """The stack's namespaces with its policies, and a pod that listens on every port for each kind of its pods."""
 
     cluster: Cluster
     plan: Plan
@@ -84,9 +95,14 @@ class Table:
 
     def from_outside(self, name: str, places: Sequence[Place]) -> set[tuple[str, int]]:
         """What an address outside the cluster reaches."""
-        command = self.cluster.network.command(sys.executable, "-c", CONNECT, OUTSIDE[name][0], json.dumps(places), "1")
+        command = self.cluster.network.command(sys.executable, "-c", CONNECT, SERVERS[name], json.dumps(places), "1")
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return {(target, port) for target, port in json.loads(done.stdout)}
+
+    @property
+    def ours(self) -> list[str]:
+        """The names of pods in the stack's namespaces."""
+        return [name for name, end in self.ends.items() if end.namespace in namespaces(self.plan)]
 
     def listen(self, name: str) -> None:
         """A pod of the kind that listens, on the first node."""
@@ -107,75 +123,74 @@ class Table:
         return {"labels": dict(self.ends[name].labels), "nodeName": f"node-{node}"}
 
 
+def namespaces(plan: Plan) -> tuple[str, str]:
+    return plan.namespace, plan.mirror_namespace
+
+
 @pytest.fixture(scope="module")
 def table(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
-    plan = planned(tmp_path_factory.mktemp("policies"), five_models())
+    plan = tight(tmp_path_factory.mktemp("policies"))
     found = {end.name: end for end in ends(plan)}
     for manifest in everything(plan):
         if manifest["kind"] in ("Namespace", "NetworkPolicy"):
             cluster.api.apply(manifest, manager=MANAGER, force=True)
     cluster.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "monitoring"}})
     made = Table(cluster, plan, found, [])
-    names = [name for name, end in found.items() if end.namespace == OURS and name != "intruder"]
+    names = [name for name in made.ours if name not in ("intruder", "impostor")]
     for name in names:
         made.listen(name)
     addresses = {name: made.address(name) for name in names}
     servers = []
-    for host, port in OUTSIDE.values():
+    for host in SERVERS.values():
         cluster.network.ip("address", "add", f"{host}/32", "dev", BRIDGE)
-        command = cluster.network.command(sys.executable, "-u", "-c", LISTEN, host, str(port))
+        command = cluster.network.command(sys.executable, "-u", "-c", LISTEN, host, *map(str, OUT_PORTS))
         servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
     made.places = [(name, address, port) for name, address in addresses.items() for port in LISTENED]
     yield made
     for server in servers:
         server.kill()
         server.wait()
-    for host, _ in OUTSIDE.values():
+    for host in SERVERS.values():
         cluster.network.ip("address", "del", f"{host}/32", "dev", BRIDGE)
-    for namespace in (OURS, "monitoring"):
+    for namespace in (*namespaces(plan), "monitoring"):
         cluster.api.delete("v1", "Namespace", namespace)
+
+
+OUTWARD = [(name, host, port) for name, host in SERVERS.items() for port in OUT_PORTS]
 
 
 @pytest.mark.parametrize("node", [1, 2], ids=["on one node", "across nodes"])
 def test_exactly_the_connections_that_the_rules_open_work(table: Table, node: int) -> None:
-    outside = [(name, *place) for name, place in OUTSIDE.items()]
-    places = [*table.places, *outside, ("dns", DNS, 53), ("api", "10.96.0.1", 443)]
+    places = [*table.places, *OUTWARD, ("dns", DNS, 53), API]
     inside = [name for name, end in table.ends.items() if end.namespace]
     pods = {name: table.connect(name, places, node) for name in inside}
-    outside_in = {name: table.from_outside(name, table.places) for name in OUTSIDE}
-    ours = [name for name in inside if table.ends[name].namespace == OURS]
+    outside_in = {name: table.from_outside(name, table.places) for name in SERVERS}
 
-    def seen() -> tuple[set[tuple[str, str, int]], dict[str, set[str]]]:
+    def seen() -> tuple[set[tuple[str, str, int]], dict[str, set[tuple[str, int]]]]:
         """Ways into the stack's pods, and out of them."""
         ways = {name: table.connected(name, pod) for name, pod in pods.items()} | outside_in
-        into = {(source, *way) for source, found in ways.items() for way in found if way[0] in table.ends}
-        stack = {way for way in into if table.ends[way[1]].namespace == OURS and way[0] != way[1]}
-        return stack, {
-            name: {target for target, _ in ways[name] if target in (*OUTSIDE, "dns", "api")} for name in ours
-        }
+        into = {(source, *way) for source, found in ways.items() for way in found if way[0] in table.ours}
+        stack = {way for way in into if way[0] != way[1]}
+        return stack, {name: {way for way in ways[name] if way[0] in (*OUTSIDE, "dns")} for name in table.ours}
 
-    # The API's address is no other than those of a cloud's private endpoints, so no rule can cut it from a worker, which
-    # has no token for it.
-    out = {
-        "gateway": {"dns"},
-        "kuberay-operator": {"dns", "internet", "api"},
-        "mirror": {"dns", "internet", "api"},
-        "head": {"dns", "internet", "api"},
-        "worker": {"dns", "internet", "api"},
-        "intruder": set[str](),
-    }
-    expected = (reachable(policies_of(table.plan), table.plan), out)
+    policies = policies_of(table.plan)
+    out = {name: {way for way in ways if way[0] != "api"} for name, ways in leaving(policies, table.plan).items()}
+    for name in ("gateway", "kuberay-operator", "mirror", "head", "worker"):
+        out[name].add(("dns", 53))
+    for name in ("kuberay-operator", "head"):  # and no replica
+        out[name].add(("api", 443))
+    into = {way for way in reachable(policies, table.plan) if way[0] != "api"}
     end = time.monotonic() + 60
-    while seen() != expected and time.monotonic() < end:
+    while seen() != (into, out) and time.monotonic() < end:
         time.sleep(1)
-    assert seen() == expected
+    assert seen() == (into, out)
 
 
 def test_without_policies_everything_is_open(table: Table, cluster: Cluster) -> None:
     """What the other test sees is the policies' work, and not a server that is not there."""
     pods = Pods(cluster, "monitoring")
-    command = ["python3", "-c", CONNECT, "", json.dumps([(name, *place) for name, place in OUTSIDE.items()]), "1"]
-    pods.create("free", "", container={"command": command})
+    pods.create("free", "", container={"command": ["python3", "-c", CONNECT, "", json.dumps([*OUTWARD, API]), "1"]})
     pods.wait("free", "Succeeded")
-    assert {name for name, _ in json.loads(pods.log("free"))} == set(OUTSIDE)
+    found = {(name, port) for name, port in json.loads(pods.log("free"))}
+    assert found == {(name, port) for name, _, port in [*OUTWARD, API]}
     assert GATEWAY not in json.dumps(table.places)

@@ -26,9 +26,9 @@ from modelfleet.infra.kubernetes.manifests.load_balancer import custom_resource_
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
 from modelfleet.infra.kubernetes.manifests.namespace import (
     disruption_budgets,
-    namespace,
+    namespaces,
     priority_class,
-    quota,
+    quotas,
     service_accounts,
 )
 from modelfleet.infra.kubernetes.manifests.network import network_policies
@@ -41,7 +41,7 @@ from modelfleet.infra.kubernetes.manifests.operator import (
 )
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS, ray_service, serve_service
-from modelfleet.infra.kubernetes.manifests.scripts import scripts, serving_code
+from modelfleet.infra.kubernetes.manifests.scripts import mirror_scripts, scripts, serving_code
 from modelfleet.infra.kubernetes.manifests.secrets import authority, gateway_keys, head_storage, huggingface
 from modelfleet.infra.planning.plan import Plan
 
@@ -64,11 +64,11 @@ def operator(plan: Plan) -> list[Manifest]:
 
 
 def base(plan: Plan) -> list[Manifest]:
-    """The namespace, unless it exists already, and its rules."""
+    """The namespaces, unless they exist already, and their rules."""
     return [
-        *([namespace(plan)] if plan.config.kubernetes.create_namespace else []),
+        *namespaces(plan),
         *priority_class(plan),
-        quota(plan),
+        *quotas(plan),
         *service_accounts(plan),
         *head_guard(plan),
         *network_policies(plan),
@@ -82,8 +82,9 @@ def ray(plan: Plan, store_address: Any = STORE_ADDRESS) -> list[Manifest]:
 
 
 def mirrors(plan: Plan) -> list[Manifest]:
-    """Where the code is, and a Job per model that the stack copies."""
-    return [serving_code(plan), *(mirror_job(plan, model, mirror) for model, mirror in mirrored(plan))]
+    """Where the code is, the Jobs' program, and a Job for each of what the stack copies."""
+    jobs = [mirror_job(plan, model, mirror) for model, mirror in mirrored(plan)]
+    return [serving_code(plan), *mirror_scripts(plan), *jobs]
 
 
 def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:

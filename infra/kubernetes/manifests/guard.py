@@ -2,10 +2,13 @@
 
 Ray's autoscaler runs in the head's pod and patches the RayCluster. KubeRay's role for it allows any patch of
 RayClusters and pods (`BuildRole`, KubeRay 1.6.2 `controllers/ray/common/rbac.go`), and rights cannot be finer. Every
-replica can run code in the head, so whoever takes one over could give a worker group, a mirror Job's pod or the
-autoscaler's own container another account, image or Secret: the mirror's, which writes all weights, or the Hub's token.
+replica can run code in the head, so whoever takes one over could give a worker group or the autoscaler's own container
+another account, image or Secret of the namespace, such as the operator's.
 The policy leaves what the autoscaler does: replicas and which workers go (`worker_replica_patch`,
-`worker_delete_patch`, Ray 2.60 `autoscaler/_private/kuberay/node_provider.py`).
+`worker_delete_patch`, Ray 2.60 `autoscaler/_private/kuberay/node_provider.py`). KubeRay reads a RayCluster's
+annotations and labels too: they turn fault tolerance off, name the store of the head's state or the file that pods
+start with (`ray.io/ft-enabled`, `ray.io/external-storage-namespace`, `ray.io/overwrite-container-cmd`; KubeRay 1.6.2
+`controllers/ray/utils/constant.go`).
 
 https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/, stable since Kubernetes 1.30.
 """
@@ -22,6 +25,8 @@ API: Final = "admissionregistration.k8s.io/v1"
 #: What the autoscaler may change of a RayCluster: in its spec, and in each worker group. `idleSuspend` only stops.
 FREE: Final = ["workerGroupSpecs", "idleSuspend"]
 FREE_IN_GROUP: Final = ["replicas", "scaleStrategy"]
+#: Of a RayCluster's metadata all that somebody reads; the API server itself keeps the rest, such as `managedFields`.
+KEPT_METADATA: Final = ("labels", "annotations", "finalizers", "ownerReferences")
 
 
 def head_guard(plan: Plan) -> list[Manifest]:
@@ -75,7 +80,10 @@ def _rule(group: str, version: str, resource: str) -> dict[str, Any]:
 
 
 def _only_counts() -> str:
-    """CEL: the old and the new spec differ in nothing but `FREE`, and their groups in nothing but `FREE_IN_GROUP`."""
+    """CEL: the old and the new spec differ in nothing but `FREE`, their groups in nothing but `FREE_IN_GROUP`.
+
+    Of the metadata `KEPT_METADATA` is the same. A field that is not set is not there, which CEL asks with `has`.
+    """
     groups = "object.spec.workerGroupSpecs", "oldObject.spec.workerGroupSpecs"
     group = " && ".join([_same("new", "old", FREE_IN_GROUP), "new.groupName == old.groupName"])
     return " && ".join(
@@ -83,8 +91,13 @@ def _only_counts() -> str:
             _same("object.spec", "oldObject.spec", FREE),
             f"{groups[0]}.size() == {groups[1]}.size()",
             f"{groups[0]}.all(new, {groups[1]}.exists(old, {group}))",
+            *(_same_field(f"object.metadata.{field}", f"oldObject.metadata.{field}") for field in KEPT_METADATA),
         ]
     )
+
+
+def _same_field(new: str, old: str) -> str:
+    return f"(has({new}) ? has({old}) && {new} == {old} : !has({old}))"
 
 
 def _same(new: str, old: str, free: list[str]) -> str:

@@ -20,6 +20,7 @@ from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
 from modelfleet.infra.kubernetes.names import (
     HUGGINGFACE,
     MIRROR_ACCOUNT,
+    MIRROR_SCRIPTS,
     SCRIPTS,
     SERVING_CODE,
     digest,
@@ -61,7 +62,7 @@ def mirror_job(plan: Plan, model: ModelPlan, mirror: MirrorPlan | None = None) -
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "namespace": plan.namespace, "labels": own},
+        "metadata": {"name": name, "namespace": plan.mirror_namespace, "labels": own},
         "spec": {
             "backoffLimit": RETRIES,
             "podReplacementPolicy": "Failed",
@@ -126,6 +127,6 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
         "volumes": [
             {"name": "scratch", "emptyDir": {"sizeLimit": DISK}},
             {"name": "tmp", "emptyDir": {"sizeLimit": DISK}},
-            {"name": "scripts", "configMap": {"name": SCRIPTS}},
+            {"name": "scripts", "configMap": {"name": MIRROR_SCRIPTS if plan.own_mirror_namespace else SCRIPTS}},
         ],
     }

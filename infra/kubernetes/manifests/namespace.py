@@ -15,14 +15,22 @@ from modelfleet.infra.names import GPU
 from modelfleet.infra.planning.plan import Plan
 
 
-def namespace(plan: Plan) -> Manifest:
-    """The namespace. It enforces `restricted`, so no pod in it can be root, privileged or on the host's network."""
+def namespaces(plan: Plan) -> list[Manifest]:
+    """The stack's namespace and that of its mirror Jobs; none where the stack uses what exists.
+
+    They enforce `restricted`, so no pod in them can be root, privileged or on the host's network.
+    """
+    if not plan.config.kubernetes.create_namespace:
+        return []
     security = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
-    return {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": plan.namespace, "labels": {**labels(plan, "namespace"), **security}},
-    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": {**labels(plan, "namespace"), **security}},
+        }
+        for name in (plan.namespace, plan.mirror_namespace)
+    ]
 
 
 #: Far above the default of 0, far below the cluster's own classes (2 000 000 000).
@@ -47,32 +55,45 @@ def priority_class(plan: Plan) -> list[Manifest]:
     ]
 
 
-def quota(plan: Plan) -> Manifest:
+def quotas(plan: Plan) -> list[Manifest]:
     """At most the GPUs of the worker groups, or twice that if an upgrade runs both clusters at once.
 
     A pool whose workers return has one worker that drains beside its successor, and a placeholder.
+    Where mirror Jobs are alone, they have no GPU, and as many pods as Jobs, twice: the Job of a changed source starts
+    before the run deletes the old one.
     """
     gpus = sum(group.max_replicas * group.node.gpus for group in plan.ray_cluster.worker_groups)
     returning = sum(2 * pool.node.gpus for pool in plan.returning)
     clusters = 1 if plan.ray_cluster.rollout == "replace" else 2
+    found = [_quota(plan, "gpus", plan.namespace, {f"requests.{GPU}": str(gpus * clusters + returning)})]
+    if plan.own_mirror_namespace:
+        jobs = len({one.prefix for model in plan.models for one in (model.mirror, *model.others)} - {None})
+        most = {"pods": str(2 * jobs), f"requests.{GPU}": "0"}
+        found.append(_quota(plan, MIRROR_ACCOUNT, plan.mirror_namespace, most))
+    return found
+
+
+def _quota(plan: Plan, name: str, where: str, most: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
-        "metadata": {"name": "gpus", "namespace": plan.namespace, "labels": labels(plan, "quota")},
-        "spec": {"hard": {f"requests.{GPU}": str(gpus * clusters + returning)}},
+        "metadata": {"name": name, "namespace": where, "labels": labels(plan, "quota")},
+        "spec": {"hard": most},
     }
 
 
 def service_accounts(plan: Plan) -> list[Manifest]:
     """One identity per duty. Only the head's autoscaler talks to the API server; the others get no token."""
+    where = dict.fromkeys((HEAD_ACCOUNT, WORKER_ACCOUNT, MIRROR_ACCOUNT, GATEWAY), plan.namespace)
+    where[MIRROR_ACCOUNT] = plan.mirror_namespace
     return [
         {
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": {"name": name, "namespace": plan.namespace, "labels": labels(plan, name)},
+            "metadata": {"name": name, "namespace": namespace, "labels": labels(plan, name)},
             "automountServiceAccountToken": name == HEAD_ACCOUNT,
         }
-        for name in (HEAD_ACCOUNT, WORKER_ACCOUNT, MIRROR_ACCOUNT, GATEWAY)
+        for name, namespace in where.items()
     ]
 
 

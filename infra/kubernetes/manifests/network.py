@@ -1,5 +1,7 @@
 """NetworkPolicies: closed by default. Only the gateway reaches Serve; only Ray and its operator reach Ray.
 
+What pods reach outside the stack is the plan's decision (`infra/planning/egress.py`).
+
 On EKS the VPC CNI's agent enforces them, which the add-on's configuration turns on (`infra/aws/addons.py`). It wants
 the port of a Service to be that of the container where a policy holds for the caller; ours are, and nothing of ours
 calls the gateway.
@@ -7,6 +9,8 @@ calls the gateway.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
@@ -15,6 +19,7 @@ from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     GATEWAY,
+    HEAD_ACCOUNT,
     LADDER_RETURN,
     MIRROR_ACCOUNT,
     OPERATOR,
@@ -23,60 +28,107 @@ from modelfleet.infra.kubernetes.names import (
     labels,
 )
 from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT
-from modelfleet.infra.planning.plan import Plan
-
-#: Instance metadata: a pod has its own role, never the node's.
-METADATA_ADDRESS: Final = "169.254.169.254/32"
-#: Where Prometheus is expected; nothing else outside may read metrics.
-MONITORING_NAMESPACE: Final = "monitoring"
+from modelfleet.infra.planning.egress import PRIVATE
+from modelfleet.infra.planning.plan import Plan, Way
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 #: What the selector of KubeRay's Service for Serve has, and `RAY_PODS` has not. The VPC CNI judges a connection by the
 #: Service's address, and opens that only to a peer that the Service's own selector satisfies
 #: (amazon-network-policy-controller-k8s pkg/resolvers/endpoints.go; kuberay 1.6.2 controllers/ray/common/service.go).
 SERVE_PODS: Final = {"matchLabels": {"ray.io/serve": "true"}}
+#: The head, and the pod with its labels that empties its store when the Ray cluster goes
+#: (kuberay 1.6.2 controllers/ray/raycluster_controller.go, buildRedisCleanupJob).
+HEAD_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": HEAD_ACCOUNT}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
 OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 CONTROLLER_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LOAD_BALANCER_ACCOUNT}}
 RETURN_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LADDER_RETURN}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 
+#: A cluster's DNS has a private address, or the link-local one of a cache on each node; a public server at port 53 is a
+#: way out for anything.
+#: https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/
+_RESOLVERS: Final = (*PRIVATE, "169.254.20.10/32", "fc00::/7")
+DNS: Final[Manifest] = {
+    "to": [{"ipBlock": {"cidr": network}} for network in _RESOLVERS],
+    "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+}
+
 
 def network_policies(plan: Plan) -> list[Manifest]:
-    """All policies of the namespace."""
-    dns = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
-    world = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [METADATA_ADDRESS]}}]}
-    metrics = _allow([_in_namespace(MONITORING_NAMESPACE)], RAY_METRICS_PORT)
+    """All policies of the stack's namespace, and those of the mirror Jobs in theirs."""
+    ways, mirrors = plan.egress, plan.mirror_namespace
     operator = {**_in_namespace(plan.operator_namespace), "podSelector": OPERATOR_PODS}
     ray_ingress = [
         {"from": [{"podSelector": RAY_PODS}]},
         _allow([{"podSelector": GATEWAY_PODS}], SERVE_PORT),
         # The operator sends the Serve config to the dashboard and queries the health of the head's proxy.
         _allow([operator], DASHBOARD_PORT, SERVE_PORT),
-        metrics,
+        *_metrics(plan, RAY_METRICS_PORT),
     ]
     gateway_ingress = [
         {"ports": [{"port": PORT}]},
         *_front_door(plan),
-        _allow([_in_namespace(MONITORING_NAMESPACE)], METRICS_PORT, BODIES_METRICS_PORT),
+        *_metrics(plan, METRICS_PORT, BODIES_METRICS_PORT),
     ]
     serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
     to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
+    to_ray = {"to": [{"podSelector": RAY_PODS}]}
+    copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
     policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
-        _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=[{"to": [{"podSelector": RAY_PODS}]}, dns, world]),
-        _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, dns]),
-        _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[dns, world]),
+        _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=[to_ray, DNS, *_out(ways.replicas)]),
+        # What only the head needs; policies add up.
+        _policy(plan, HEAD_ACCOUNT, HEAD_PODS, ingress=[], egress=_out(ways.head)),
+        _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS]),
+        copying,
     ]
+    if plan.own_mirror_namespace:
+        policies.append(_policy(plan, "mirror-closed", {}, ingress=[], egress=[], where=mirrors))
     if plan.own_operator:
-        to_ray = {"to": [{"podSelector": RAY_PODS}]}
-        policies.append(_policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[dns, world, to_ray]))
+        policies.append(_policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[DNS, *_out(ways.api), to_ray]))
     if plan.returning:
-        policies.append(_policy(plan, LADDER_RETURN, RETURN_PODS, ingress=[], egress=[dns, world]))
+        policies.append(_policy(plan, LADDER_RETURN, RETURN_PODS, ingress=[], egress=[DNS, *_out(ways.api)]))
     if has_balancer(plan):
         account = LOAD_BALANCER_ACCOUNT
-        policies.append(_policy(plan, account, CONTROLLER_PODS, ingress=[], egress=[dns, world]))
+        out = [DNS, *_out([*ways.api, *ways.aws])]
+        policies.append(_policy(plan, account, CONTROLLER_PODS, ingress=[], egress=out))
     return policies
+
+
+def _metrics(plan: Plan, *ports: int) -> list[Manifest]:
+    """Whoever the stack file names reads metrics. Without a peer there is no rule: `from: []` would be everybody."""
+    peers = [
+        {
+            **_in_namespace(scraper.namespace),
+            **({"podSelector": {"matchLabels": dict(scraper.pod_labels)}} if scraper.pod_labels else {}),
+        }
+        for scraper in plan.config.kubernetes.scrapers
+    ]
+    return [_allow(peers, *ports)] if peers else []
+
+
+def _out(ways: Iterable[Way]) -> list[Manifest]:
+    """A rule for each way, and none twice."""
+    rules = [
+        {
+            "to": [_block(network, way.without) for network in way.networks],
+            **({"ports": [{"port": port} for port in way.ports]} if way.ports else {}),
+        }
+        for way in ways
+    ]
+    return [rule for index, rule in enumerate(rules) if rule not in rules[:index]]
+
+
+def _block(network: str, without: Iterable[str]) -> Manifest:
+    inside = [one for one in without if _is_part(one, network)]
+    return {"ipBlock": {"cidr": network, **({"except": inside} if inside else {})}}
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """An exception has to be inside its range."""
+    inner, outer = ip_network(part), ip_network(whole)
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
 
 
 def _front_door(plan: Plan) -> list[Manifest]:
@@ -99,10 +151,12 @@ def _allow(sources: list[Manifest], *ports: int) -> Manifest:
     return {"from": sources, "ports": [{"port": port} for port in ports]}
 
 
-def _policy(plan: Plan, name: str, pods: Manifest, *, ingress: list[Any], egress: list[Any]) -> Manifest:
+def _policy(
+    plan: Plan, name: str, pods: Manifest, *, ingress: list[Any], egress: list[Any], where: str | None = None
+) -> Manifest:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": plan.namespace, "labels": labels(plan, name)},
+        "metadata": {"name": name, "namespace": where or plan.namespace, "labels": labels(plan, name)},
         "spec": {"podSelector": pods, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
     }

@@ -6,29 +6,38 @@ from pathlib import Path
 from typing import Final
 
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.names import SCRIPTS, SERVING_CODE, labels
+from modelfleet.infra.kubernetes.names import MIRROR_SCRIPTS, SCRIPTS, SERVING_CODE, labels
 from modelfleet.infra.planning.plan import Plan
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
-NAMES: Final = ("certificate.py", "drain.py", "follow_logs.py", "mirror_job.py")
+OF_RAY: Final = ("certificate.py", "drain.py", "follow_logs.py")
+OF_MIRROR: Final = ("mirror_job.py",)
 
 
 def scripts(plan: Plan) -> Manifest:
-    """The programs."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": SCRIPTS, "namespace": plan.namespace, "labels": labels(plan, SCRIPTS)},
-        "data": {name: (FOLDER / name).read_text() for name in NAMES},
-    }
+    """The programs beside Ray, and the mirror Jobs' too where these run in the same namespace."""
+    names = OF_RAY if plan.own_mirror_namespace else (*OF_RAY, *OF_MIRROR)
+    return _config(plan, SCRIPTS, plan.namespace, {name: (FOLDER / name).read_text() for name in names})
+
+
+def mirror_scripts(plan: Plan) -> list[Manifest]:
+    """The mirror Jobs' program, in a namespace of their own."""
+    if not plan.own_mirror_namespace:
+        return []
+    data = {name: (FOLDER / name).read_text() for name in OF_MIRROR}
+    return [_config(plan, MIRROR_SCRIPTS, plan.mirror_namespace, data)]
 
 
 def serving_code(plan: Plan) -> Manifest:
     """Where mirror Jobs find the serving package: in its own ConfigMap, so that new code leaves their specs alone."""
+    return _config(plan, SERVING_CODE, plan.mirror_namespace, {"uri": f"s3://{plan.bucket.name}/{plan.code.key}"})
+
+
+def _config(plan: Plan, name: str, namespace: str, data: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": SERVING_CODE, "namespace": plan.namespace, "labels": labels(plan, SERVING_CODE)},
-        "data": {"uri": f"s3://{plan.bucket.name}/{plan.code.key}"},
+        "metadata": {"name": name, "namespace": namespace, "labels": labels(plan, name)},
+        "data": data,
     }

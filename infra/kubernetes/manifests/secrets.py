@@ -1,4 +1,4 @@
-"""Secrets of the namespace. Their values may be Pulumi outputs; no other object in the cluster contains one."""
+"""Secrets of the stack. Their values may be Pulumi outputs; no other object in the cluster contains one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from modelfleet.infra.planning.plan import Plan
 
 
 def huggingface(plan: Plan, token: Any) -> list[Manifest]:
-    """The Secret for mirror Jobs, and one for replicas if a model loads straight from the Hub."""
+    """The Secret for mirror Jobs, where they run, and one for replicas if a model loads straight from the Hub."""
     from_hub = any(
         model.mirror.prefix is None and "://" not in model.mirror.source and not model.mirror.source.startswith("/")
         for model in plan.models
     )
-    names = [HUGGINGFACE, REPLICA_HUGGINGFACE] if from_hub else [HUGGINGFACE]
-    return [_secret(plan, name, {"token": token}) for name in names]
+    for_jobs = _secret(plan, HUGGINGFACE, {"token": token}, where=plan.mirror_namespace)
+    return [for_jobs, *([_secret(plan, REPLICA_HUGGINGFACE, {"token": token})] if from_hub else [])]
 
 
 def gateway_keys(plan: Plan, key_map: Any) -> Manifest:
@@ -36,11 +36,11 @@ def authority(plan: Plan, certificate: Any, key: Any) -> list[Manifest]:
     return [_secret(plan, name, {"tls.crt": certificate, "tls.key": key})] if name else []
 
 
-def _secret(plan: Plan, name: str, data: dict[str, Any]) -> Manifest:
+def _secret(plan: Plan, name: str, data: dict[str, Any], *, where: str | None = None) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "namespace": plan.namespace, "labels": labels(plan, name)},
+        "metadata": {"name": name, "namespace": where or plan.namespace, "labels": labels(plan, name)},
         "type": "Opaque",
         "stringData": data,
     }

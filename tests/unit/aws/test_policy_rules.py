@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from modelfleet.infra.aws.addons import CNI
 from modelfleet.infra.policy.rules import LIMITED, RULES, Limits, within_budget
 
 TEMPLATE, CLUSTER = "aws:ec2/launchTemplate:LaunchTemplate", "aws:eks/cluster:Cluster"
 GROUP, POLICY = "aws:eks/nodeGroup:NodeGroup", "aws:s3/bucketPolicy:BucketPolicy"
 BLOCK = "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock"
+ADDON = "aws:eks/addon:Addon"
 RULE = "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"
 CLOSED = dict.fromkeys(("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets"), True)
 EVERYBODY = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "*"}
@@ -58,6 +60,13 @@ def _policy(*statements: Any) -> dict[str, Any]:
             {"metadataOptions": {"httpTokens": "required", "httpPutResponseHopLimit": 2}},
             id="metadata-for-pods",
         ),
+        pytest.param("policies-enforced", ADDON, {"addonName": "vpc-cni"}, id="eks-default-enforces-nothing"),
+        pytest.param(
+            "policies-enforced",
+            ADDON,
+            {"addonName": "vpc-cni", "configurationValues": '{"enableNetworkPolicy": "false"}'},
+            id="policies-off",
+        ),
         pytest.param("tagged", GROUP, {"tags": {"team": "ml"}}, id="no-stack-tag"),
     ],
 )
@@ -70,6 +79,8 @@ def test_a_rule_catches_a_violation(rule: str, kind: str, props: dict[str, Any])
     [
         pytest.param(BLOCK, CLOSED, id="access-block"),
         pytest.param(POLICY, _policy({**EVERYBODY, "Effect": "Deny"}), id="deny-for-everybody"),
+        pytest.param(ADDON, {"addonName": "vpc-cni", "configurationValues": json.dumps(CNI)}, id="our-network-add-on"),
+        pytest.param(ADDON, {"addonName": "coredns"}, id="another-add-on"),
         pytest.param(
             TEMPLATE,
             {

@@ -19,6 +19,7 @@ class Names:
     """A stack `prod` in which every key is in line 7."""
 
     namespace = "modelfleet-prod"
+    mirror_namespace = "modelfleet-prod-mirror"
 
     def model_id(self, slug: str) -> str:
         return slug.replace("--", "/")

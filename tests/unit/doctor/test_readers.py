@@ -97,6 +97,18 @@ def test_the_autoscalers_failures_are_read_where_it_records_them() -> None:
     assert seen(Events(hidden="kube-system")) == ([], ["Event: you may not list events in kube-system"])
 
 
+def test_what_happens_to_mirror_jobs_is_read_in_their_namespace() -> None:
+    """They are not where the replicas are, and their sentences name the namespace that a command needs."""
+    about = {"kind": "Job", "name": "mirror-org-two-1"}
+    message = 'pods "m" is forbidden: exceeded quota: mirror, requested: pods=1, used: pods=2, limited: pods=2'
+    denied = {"type": "Warning", "reason": "FailedCreate", "message": message, "involvedObject": about}
+    objects, _ = kubernetes.fetch(Events(**{SUBJECT.mirror_namespace: denied}), SUBJECT)
+    assert [one["involvedObject"]["name"] for one in objects.events] == ["mirror-org-two-1"]
+    found = causes(*kubernetes.facts(objects, SUBJECT))
+    (said,) = [one for cause in found for one in (cause, *cause.explains) if one.rule == "quota-exceeded"]
+    assert SUBJECT.mirror_namespace in said.fix
+
+
 def test_an_old_event_of_a_healthy_cluster_is_no_finding() -> None:
     event = not_triggered()
     objects = Objects(nodes=(NODE,), events=(event,), services=(RUNNING,))

@@ -101,10 +101,17 @@ def test_with_rollout_replace_a_change_of_the_store_makes_a_new_ray_service() ->
     assert "spec.rayClusterConfig.gcsFaultToleranceOptions" in REPLACES
 
 
-def test_the_head_and_the_pod_that_empties_its_store_reach_it(tmp_path: Path) -> None:
-    """KubeRay holds a deleted RayCluster until its cleanup Job has ended."""
-    policies = policies_of(planned_with(tmp_path, headStorage="valkey"))
+def test_the_head_and_the_pod_that_empties_its_store_reach_it_and_no_worker_does(tmp_path: Path) -> None:
+    """KubeRay holds a deleted RayCluster until its cleanup Job has ended; that pod is made from the head's template."""
+    plan = planned_with(tmp_path, headStorage="valkey")
+    policies, cluster = policies_of(plan), ray_cluster(plan, "rediss://x:6379")
+    (workers,) = cluster["workerGroupSpecs"]
     store = End("store", namespace="", address="10.0.40.7")
-    for kind in ("head", "redis-cleanup"):
-        pod = End(kind, namespace="modelfleet-dev", labels={"ray.io/is-ray-node": "yes", "ray.io/node-type": kind})
-        assert may_reach(policies, pod, store, 6379), kind
+    for kind, group in (
+        ("head", cluster["headGroupSpec"]),
+        ("redis-cleanup", cluster["headGroupSpec"]),
+        ("worker", workers),
+    ):
+        own = {"ray.io/is-ray-node": "yes", "ray.io/node-type": kind}
+        pod = End(kind, namespace="modelfleet-dev", labels={**group["template"]["metadata"]["labels"], **own})
+        assert may_reach(policies, pod, store, 6379) is (kind != "worker"), kind

@@ -8,7 +8,7 @@ and the target's ingress both allow it. A pod that no policy selects is open.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,50 +88,99 @@ def ends(plan: Plan) -> Iterator[End]:
     for manifest in everything(plan):
         if manifest["kind"] in ("Deployment", "Job"):
             labels = manifest["spec"]["template"]["metadata"]["labels"]
-            name = labels["app.kubernetes.io/name"]
-            yield End(name, labels=labels)
+            yield End(labels["app.kubernetes.io/name"], manifest["metadata"]["namespace"], labels)
         elif manifest["kind"] == "RayService":
             config = manifest["spec"]["rayClusterConfig"]
             for kind, group in (("head", config["headGroupSpec"]), ("worker", config["workerGroupSpecs"][0])):
                 yield End(kind, labels={**group["template"]["metadata"]["labels"], **RAY})
     yield End("intruder")
+    # A pod of the stack's namespace that calls itself a mirror Job's.
+    yield End("impostor", labels={"app.kubernetes.io/name": "mirror"})
     yield End("stranger", namespace="default", labels=RAY)
-    yield End("prometheus", namespace="monitoring")
+    yield End("prometheus", namespace="monitoring", labels=PROMETHEUS)
+    yield End("grafana", namespace="monitoring")
     yield End("dns", namespace="kube-system")
-    yield End("internet", namespace="", address="203.0.113.9")
-    yield End("metadata", namespace="", address="169.254.169.254")
+    for name, address in OUTSIDE.items():
+        yield End(name, namespace="", address=address)
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    return planned(tmp_path, five_models())
+#: Servers outside the cluster. `store` is the object store's private address where the stack names it, `api` the API
+#: server's.
+OUTSIDE = {
+    "internet": "203.0.113.9",
+    "metadata": "169.254.169.254",
+    "credentials": "169.254.170.23",
+    "store": "198.51.100.7",
+    "neighbour": "10.200.0.9",
+    "api": "10.96.0.1",
+    "resolver": "203.0.113.53",
+}
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+STORE = {"create": True, "bucket": "fleet-mirror", "storageCidrs": ["198.51.100.0/24"]}
+FROM_BUCKET = {"sources": {one["engine_config"]["model_id"]: "s3://theirs/weights" for one in five_models()}}
+
+
+def tight(root: Path) -> Plan:
+    """A stack that says where its object store is and who reads its metrics; all weights come from that store."""
+    kubernetes = {"scrapers": [{"namespace": "monitoring", "podLabels": PROMETHEUS}]}
+    return planned(root, five_models(), mirror={**STORE, **FROM_BUCKET}, kubernetes=kubernetes)
+
+
+PLANS: dict[str, Callable[[Path], Plan]] = {
+    "kubernetes": lambda root: planned(root, five_models()),
+    "eks": lambda root: planned(root, five_models(), target="eks"),
+    "tight": tight,
+}
+
+
+@pytest.fixture(params=PLANS)
+def plan(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
+    return PLANS[request.param](tmp_path)
 
 
 def reachable(policies: list[Policy], plan: Plan) -> set[tuple[str, str, int]]:
     """Every open connection to a pod of the stack, on every port that the stack listens on, and on one more."""
-    found = {end.name: end for end in ends(plan)}
-    targets = [end for end in found.values() if end.namespace == OURS and end.name != "intruder"]
-    ports = {*PORTS.values(), 8405, 8406}
+    found, ports = list(ends(plan)), {*PORTS.values(), 8405, 8406}
+    ours = (plan.namespace, plan.mirror_namespace)
+    targets = [end for end in found if end.namespace in ours and end.name not in ("intruder", "impostor")]
     return {
         (source.name, target.name, port)
-        for source in found.values()
+        for source in found
         for target in targets
         for port in ports
         if source.name != target.name and may_reach(policies, source, target, port)
     }
 
 
+def leaving(policies: list[Policy], plan: Plan) -> dict[str, set[tuple[str, int]]]:
+    """What each pod of the stack reaches outside the cluster, on every port that a rule could mean."""
+    found = list(ends(plan))
+    outside = [end for end in found if not end.namespace]
+    inside = [end for end in found if end.namespace in (plan.namespace, plan.mirror_namespace)]
+    return {
+        source.name: {
+            (target.name, port) for target in outside for port in OUT_PORTS if may_reach(policies, source, target, port)
+        }
+        for source in inside
+    }
+
+
+OUT_PORTS = (53, 80, 443, 6443, 9000)
+
+
 def policies_of(plan: Plan) -> list[Policy]:
     return [manifest for manifest in everything(plan) if manifest["kind"] == "NetworkPolicy"]
 
 
-def test_exactly_these_connections_into_the_stack_are_open(plan: Plan) -> None:
+def test_exactly_these_connections_into_the_stack_are_open(plan: Plan, request: pytest.FixtureRequest) -> None:
     """The Ray dashboard runs any code that it receives, and the control store is not protected either."""
+    kind = request.node.callspec.params["plan"]
     among_ray = {
         (source, target, port)
         for source, target in (("head", "worker"), ("worker", "head"))
         for port in (*PORTS.values(), 8405, 8406)
     }
+    readers = ("prometheus",) if kind == "tight" else ("prometheus", "grafana")
     to_ray = {
         (source, target, port)
         for target in ("head", "worker")
@@ -139,55 +188,85 @@ def test_exactly_these_connections_into_the_stack_are_open(plan: Plan) -> None:
             ("gateway", 8000),
             ("kuberay-operator", 8000),
             ("kuberay-operator", 8265),
-            ("prometheus", 8080),
+            *((reader, 8080) for reader in readers),
         )
     }
-    # The Ingress controller decides where clients come from, and every request needs a key. Mirror Jobs and Ray reach
-    # the internet, and so the gateway; the operator reaches the internet because of the API server.
-    anybody = ("head", "worker", "mirror", "kuberay-operator", "stranger", "prometheus", "dns", "internet", "metadata")
-    to_gateway = {(source, "gateway", 8080) for source in anybody}
-    metrics = {("prometheus", "gateway", port) for port in (8405, 8406)}
+    # The Ingress controller decides where clients come from, and every request needs a key. Of the stack's own pods
+    # those reach the gateway that reach private addresses: for the API, or because the object store may have one.
+    private = {"kubernetes": ("head", "worker", "mirror", "kuberay-operator"), "eks": ()}
+    own = private.get(kind, ("head", "kuberay-operator"))
+    others = [end.name for end in ends(plan) if end.namespace not in (plan.namespace, plan.mirror_namespace)]
+    to_gateway = {(source, "gateway", 8080) for source in (*own, *others)}
+    metrics = {(reader, "gateway", port) for reader in readers for port in (8405, 8406)}
     assert reachable(policies_of(plan), plan) == among_ray | to_ray | to_gateway | metrics
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "port", "protocol", "expected"),
-    [
-        ("gateway", "dns", 53, "UDP", True),
-        ("gateway", "internet", 443, "TCP", False),
-        ("worker", "dns", 53, "UDP", True),
-        ("worker", "internet", 443, "TCP", True),
-        ("worker", "metadata", 80, "TCP", False),
-        ("mirror", "internet", 443, "TCP", True),
-        ("mirror", "metadata", 80, "TCP", False),
-        ("kuberay-operator", "metadata", 80, "TCP", False),
-        ("intruder", "internet", 443, "TCP", False),
-        ("intruder", "dns", 53, "UDP", False),
-    ],
-)
-def test_connections_out_of_the_stack(
-    plan: Plan, source: str, target: str, port: int, protocol: str, expected: bool
-) -> None:
-    """A pod has the rights of its own role. No pod gets those of the node, from the instance metadata."""
-    found = {end.name: end for end in ends(plan)}
-    assert may_reach(policies_of(plan), found[source], found[target], port, protocol) is expected
+#: Ways out by what they are for.
+PRIVATE_DNS = {("neighbour", 53), ("api", 53)}
+WEB = {("internet", 443), ("store", 443), ("resolver", 443)}
+PUBLIC_API = WEB | {(host, 6443) for host, _ in WEB}
+ANY_PRIVATE = {(host, port) for host in ("neighbour", "api") for port in OUT_PORTS}
+PRIVATE_443 = {("neighbour", 443), ("api", 443)}
+CREDENTIALS = {("credentials", 80)}
+NAMED = {("store", port) for port in OUT_PORTS}
+EXPECTED: dict[str, dict[str, set[tuple[str, int]]]] = {
+    # Nobody knows here where the object store is, and private addresses are open.
+    "kubernetes": {
+        "worker": WEB | CREDENTIALS | ANY_PRIVATE,
+        "head": PUBLIC_API | CREDENTIALS | ANY_PRIVATE,
+        "mirror": WEB | CREDENTIALS | ANY_PRIVATE,
+        "kuberay-operator": PUBLIC_API | ANY_PRIVATE,
+    },
+    # S3 has public addresses, and replicas have no way to the API.
+    "eks": {
+        "worker": WEB | CREDENTIALS | PRIVATE_DNS,
+        "head": WEB | CREDENTIALS | PRIVATE_DNS | PRIVATE_443,
+        "mirror": WEB | CREDENTIALS | PRIVATE_DNS,
+        "kuberay-operator": PRIVATE_DNS | PRIVATE_443,
+    },
+    # No model needs the internet, so replicas reach the store and nothing else.
+    "tight": {
+        "worker": NAMED | CREDENTIALS | PRIVATE_DNS,
+        "head": NAMED | CREDENTIALS | PUBLIC_API | ANY_PRIVATE,
+        "mirror": NAMED | CREDENTIALS | PRIVATE_DNS,
+        "kuberay-operator": PUBLIC_API | ANY_PRIVATE,
+    },
+}
 
 
-@pytest.mark.parametrize("dropped", ["closed", "ray", "gateway", "kuberay-operator", "mirror"])
-def test_each_policy_matters(plan: Plan, dropped: str) -> None:
+def test_exactly_these_connections_out_of_the_stack_are_open(plan: Plan, request: pytest.FixtureRequest) -> None:
+    """A pod has the rights of its own role: none gets those of the node, from the instance metadata."""
+    expected = EXPECTED[request.node.callspec.params["plan"]]
+    nothing = {"intruder": set[tuple[str, int]](), "impostor": set[tuple[str, int]](), "gateway": PRIVATE_DNS}
+    assert leaving(policies_of(plan), plan) == expected | nothing
+
+
+def test_each_policy_matters(plan: Plan) -> None:
     """Shows that the tests above can fail."""
-    rest = [policy for policy in policies_of(plan) if policy["metadata"]["name"] != dropped]
-    assert len(rest) == len(policies_of(plan)) - 1
-    found = {end.name: end for end in ends(plan)}
-    outside = [(a, b) for a in found.values() for b in found.values() if not b.namespace]
-    ways = [
-        (
-            reachable(some, plan),
-            {(a.name, b.name) for a, b in outside if may_reach(some, a, b, 443)},
-        )
-        for some in (policies_of(plan), rest)
-    ]
-    assert ways[0] != ways[1]
+    policies = policies_of(plan)
+    names = [policy["metadata"]["name"] for policy in policies]
+    assert len(set(names)) == len(names), "Pulumi's resources are named by them"
+    whole = reachable(policies, plan), leaving(policies, plan)
+    for dropped in policies:
+        rest = [policy for policy in policies if policy is not dropped]
+        if dropped["metadata"]["name"] == "mirror-closed":
+            continue  # for pods that are not there
+        assert (reachable(rest, plan), leaving(rest, plan)) != whole, dropped["metadata"]["name"]
+
+
+def test_a_pod_beside_the_mirror_jobs_reaches_nothing(plan: Plan) -> None:
+    beside = End("beside", namespace=plan.mirror_namespace)
+    policies = policies_of(plan)
+    assert not [one for one in ends(plan) for port in OUT_PORTS if may_reach(policies, beside, one, port)]
+
+
+def test_metrics_are_closed_where_nobody_is_named(tmp_path: Path) -> None:
+    """`from: []` would mean everybody."""
+    closed = planned(tmp_path, five_models(), kubernetes={"scrapers": []})
+    found = {(source, port) for source, _, port in reachable(policies_of(closed), closed)}
+    assert not found & {("prometheus", port) for port in (8405, 8406)}
+    ray = {target for source, target, port in reachable(policies_of(closed), closed) if source == "prometheus"}
+    assert ray == {"gateway"}, "with a key, as everybody"
 
 
 def test_the_vpc_cni_opens_the_address_of_the_service_that_the_gateway_calls(plan: Plan) -> None:

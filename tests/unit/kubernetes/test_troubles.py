@@ -97,11 +97,16 @@ def test_a_missing_secret_that_is_mounted_is_only_in_the_events(phase: str, coun
 
 def test_a_copy_of_weights_that_is_not_tried_again_is_final() -> None:
     jobs = [
-        {"metadata": {"name": name}, "status": {"conditions": [{"type": kind, "status": "True", "message": "limit."}]}}
+        {
+            "metadata": {"name": name, "namespace": "copies"},
+            "status": {"conditions": [{"type": kind, "status": "True", "message": "limit."}]},
+        }
         for name, kind in (("mirror-a", "Failed"), ("mirror-b", "Complete"))
     ]
     (trouble,) = failed_jobs(jobs)
-    assert trouble.final and trouble.sentence.startswith("Job mirror-a failed: limit; `kubectl logs job/mirror-a`")
+    assert trouble.final and trouble.sentence.startswith(
+        "Job mirror-a failed: limit; `kubectl -n copies logs job/mirror-a`"
+    )
     (trouble,) = failed_jobs(jobs, [tried("mirror-a"), tried("mirror-b")])
     assert trouble.sentence.startswith(
         "Job mirror-a failed: limit; a try ended with Error, exit code 1: Access Denied;"
@@ -109,12 +114,14 @@ def test_a_copy_of_weights_that_is_not_tried_again_is_final() -> None:
 
 
 def test_a_copy_of_weights_that_is_tried_again_is_said_with_what_the_last_try_wrote() -> None:
-    jobs: list[Manifest] = [{"metadata": {"name": name}, "status": {}} for name in ("mirror-a", "mirror-b")]
+    jobs: list[Manifest] = [
+        {"metadata": {"name": name, "namespace": "copies"}, "status": {}} for name in ("mirror-a", "mirror-b")
+    ]
     (trouble,) = failed_jobs(jobs, [tried("mirror-a"), pod("mirror-b-x", phase="Running")])
     assert not trouble.final
     assert trouble.sentence == (
         "Job mirror-a is tried again: a try ended with Error, exit code 1: Access Denied; "
-        "`kubectl logs job/mirror-a` has its log"
+        "`kubectl -n copies logs job/mirror-a` has its log"
     )
 
 

@@ -100,6 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "gateway.certificate: is in eu-west-1",
     ),
     "a name without a door": ({"hostname": "models.example.org"}, {}, "gateway.hostname: has no effect without"),
+    "a network that never gets there": ({**ZONE, "allowCidrs": ["2001:db8::/32"]}, {}, "an IPv6 network, which never"),
     "a network that is none": ({**ZONE, "allowCidrs": ["office"]}, {}, "gateway.allowCidrs[0]: found 'office'"),
     "an Ingress on eks": ({**ZONE, "ingressClass": "nginx"}, {}, "gateway.ingressClass: is for an existing cluster's"),
     "internet in a network without public subnets": (

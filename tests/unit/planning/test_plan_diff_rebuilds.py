@@ -67,6 +67,9 @@ CHANGES: dict[str, Any] = {
     "kubernetes.createNamespace": False,
     "kubernetes.image": "registry.example/serving:2",
     "kubernetes.operatorNamespace": "kuberay-system",
+    "kubernetes.mirrorNamespace": "copies",
+    "kubernetes.scrapers.namespace": [{"namespace": "observability"}],
+    "kubernetes.scrapers.podLabels": [{"podLabels": {"app.kubernetes.io/name": "prometheus"}}],
     "kubernetes.rollout": "replace",
     "kubernetes.headStorage": "none",
     "kubernetes.redisAddress": "redis:6379",
@@ -77,6 +80,7 @@ CHANGES: dict[str, Any] = {
     "mirror.sources": {"org/model": "s3://elsewhere/model"},
     "mirror.image": "registry.example/mirror:1",
     "mirror.instanceType": "m7i.xlarge",
+    "mirror.storageCidrs": ["10.8.0.0/24"],
     "budget.maxUsdPerHour": 1000,
     "licence.forbid": ["non-commercial"],
     "licence.forbidUnknown": True,
@@ -182,7 +186,8 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        rest = rest.partition(".")[0] if rest.startswith(("node.", "reserve.", "fallback.")) else rest
+        objects = ("node.", "reserve.", "fallback.", "scrapers.")
+        rest = rest.partition(".")[0] if rest.startswith(objects) else rest
         if not rest:
             settings[first] = value
         elif first == "pools":

@@ -23,7 +23,7 @@ def test_it_gives_up_with_the_command_that_shows_why(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(WAIT, "7")
     now = itertools.count(0.0, 5.0)
     monkeypatch.setattr("modelfleet.serving.mirror.waiting.time.monotonic", lambda: next(now))
-    with pytest.raises(MirrorError, match=r"s3://b/m is absent after 7 s; .* kubectl logs"):
+    with pytest.raises(MirrorError, match=r"s3://b/m is absent after 7 s; .* kubectl -n NAMESPACE-mirror logs"):
         wait_until_complete("s3://b/m", look=lambda uri: Status.ABSENT, sleep=lambda s: None)
 
 
