@@ -153,8 +153,8 @@ def test_where_no_pool_asks_for_it_nothing_exists_and_nothing_changes() -> None:
 
 def test_the_gpu_quota_has_room_for_a_move() -> None:
     """A worker that drains, its successor and the placeholder are there at once."""
-    (limit,) = [one for one in everything(PLAN) if one["kind"] == "ResourceQuota"]
-    assert limit["spec"]["hard"] == {"requests.nvidia.com/gpu": str(2 * 8 + 2)}
+    limits = {one["metadata"]["name"]: one for one in everything(PLAN) if one["kind"] == "ResourceQuota"}
+    assert limits["gpus"]["spec"]["hard"] == {"requests.nvidia.com/gpu": str(2 * 8 + 2)}
 
 
 def test_the_catalog_has_the_requests_of_its_pod() -> None:

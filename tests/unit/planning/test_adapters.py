@@ -49,20 +49,9 @@ def test_an_adapter_more_changes_nothing_that_restarts_the_model() -> None:
     assert first.args == second.args and "lora" not in json.dumps(first.args["model"]).replace("_lora", "").replace(
         "max_loras", ""
     )
-    assert first.as_config()["deployments"] == [
-        {
-            "name": "vllm",
-            "user_config": {
-                "lora": [
-                    {
-                        "name": "team/a0",
-                        "source": "org/a",
-                        "mirror": "s3://modelfleet-test-111122223333/models/_adapter/org--a",
-                    }
-                ]
-            },
-        }
-    ]
+    (deployment,) = first.as_config()["deployments"]
+    mirror = "s3://modelfleet-test-111122223333/models/_adapter/org--a"
+    assert deployment["user_config"] == {"lora": [{"name": "team/a0", "source": "org/a", "mirror": mirror}]}
     assert second.user_config is not None and len(second.user_config["lora"]) == 2
     assert two.gateway.routes[0].model_ids == (LLAMA, "team/a0", "team/a1")
 

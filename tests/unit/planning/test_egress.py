@@ -35,18 +35,12 @@ def test_a_stack_that_names_its_store_reaches_nothing_else(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("engine", "purpose"),
     [
-        ({"lora": [{"name": "a", "source": "org/adapter"}]}, "internet"),
-        ({"tokenizer_id": "org/other"}, "internet"),
         ({"engine_kwargs": {"hf_config_path": "org/other"}}, "internet"),
-        (
-            {"engine_kwargs": {"speculative_config": {"method": "eagle", "model": "o/d", "num_speculative_tokens": 2}}},
-            "internet",
-        ),
         ({"gcs_mirror_config": {"bucket_uri": "gs://weights/m"}}, "internet"),
         ({"lora": [{"name": "a", "source": "az://adapters/a"}]}, "internet"),
         ({"engine_kwargs": {"allowed_media_domains": ["images.example.com"]}}, "media"),
     ],
-    ids=["adapter", "tokenizer", "configuration", "draft", "other cloud", "adapter elsewhere", "media"],
+    ids=["configuration", "other cloud", "adapter elsewhere", "media"],
 )
 def test_public_addresses_are_open_if_a_model_needs_them(tmp_path: Path, engine: dict[str, Any], purpose: str) -> None:
     plan = plan_of(tmp_path, engine=engine)
@@ -62,6 +56,24 @@ def test_a_model_from_the_hub_opens_it_for_replicas_where_no_mirror_copies_it(tm
     copied = plan_of(tmp_path / "copied", mirror={**mirrors, "create": True})
     assert "internet" not in purposes(copied.egress.replicas)
     assert "internet" in purposes(copied.egress.mirror), "the Job loads it"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"lora": [{"name": "a", "source": "org/adapter"}]},
+        {"tokenizer_id": "org/other"},
+        {"engine_kwargs": {"speculative_config": {"method": "eagle", "model": "o/d", "num_speculative_tokens": 2}}},
+    ],
+    ids=["adapter", "tokenizer", "draft"],
+)
+def test_what_a_model_loads_beside_its_weights_comes_from_the_hub_through_the_job(
+    tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    plan = plan_of(tmp_path / "copied", engine=engine)
+    assert "internet" not in purposes(plan.egress.replicas) and "internet" in purposes(plan.egress.mirror)
+    mirror = {"create": False, "bucket": "b", "storageCidrs": [STORE], "sources": {"org/m": "s3://theirs/m"}}
+    assert "internet" in purposes(plan_of(tmp_path / "straight", engine=engine, mirror=mirror).egress.replicas)
 
 
 def test_a_folder_on_the_node_needs_nothing(tmp_path: Path) -> None:

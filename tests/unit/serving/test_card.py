@@ -116,7 +116,8 @@ def test_a_replica_starts_its_engine_with_the_arguments_of_its_card(monkeypatch:
         started.model = one
         raise Stop
 
-    monkeypatch.setattr("modelfleet.serving.weights.resolve", resolve)
+    monkeypatch.setattr("modelfleet.serving.replica.resolve", resolve)
+    monkeypatch.setattr("modelfleet.serving.replica._import_engine", lambda: None)
     replica = VllmReplica(model().model_dump(mode="json"), {}, [card.model_dump() for card in TWO])
     with pytest.raises(Stop):
         asyncio.run(replica._start())

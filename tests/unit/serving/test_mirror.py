@@ -179,7 +179,7 @@ def test_a_killed_download_resumes_and_completes(
     s3: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(model)
-    monkeypatch.setattr(download_module, "PARALLEL", 1)
+    monkeypatch.setattr(download_module, "READERS", 1)
     reads: list[int] = []
     from modelfleet.serving.mirror.store import S3Store
 
