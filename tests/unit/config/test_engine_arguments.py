@@ -71,10 +71,6 @@ def test_arguments_that_vllm_takes_are_accepted(kwargs: str) -> None:
         ("{quantization: [awq]}", "text is expected"),
         ("{compilation_config: {cudagraph_mod: 1}}", "unknown, did you mean cudagraph_mode?"),
         ("{max_num_batched_tokens: 8, max_num_seqs: 64}", "found 8; must be at least max_num_seqs, 64"),
-        (
-            "{max_num_batched_tokens: 1024, enable_chunked_prefill: false}",
-            "without chunked prefill it must be at least max_total_tokens, 2048",
-        ),
         ("{enable_auto_tool_choice: true}", "needs tool_call_parser"),
         ("{enable_auto_tool_choice: true, tool_call_parser: hermez}", "found 'hermez'; did you mean hermes?"),
         ("{reasoning_parser: qwen}", "found 'qwen'; did you mean qwen3?"),
@@ -89,6 +85,11 @@ def test_arguments_that_vllm_does_not_take_are_found(kwargs: str, message: str) 
     finding = only(kwargs)
     assert message in finding.message
     assert finding.line == 3 and finding.severity is Severity.ERROR
+
+
+def test_whole_prompts_must_fit_a_batch() -> None:
+    finding = only("{max_num_batched_tokens: 1024, enable_chunked_prefill: false}", "  max_total_tokens: 2048\n")
+    assert "without chunked prefill it must be at least max_total_tokens, 2048" in finding.message
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))

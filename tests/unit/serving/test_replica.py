@@ -98,8 +98,8 @@ def test_vllm_is_imported_while_the_weights_are_fetched(monkeypatch: pytest.Monk
         together.wait()
         return "/folder"
 
-    async def start(_: Any, weights: str, adapters: dict[str, Path], clock: Any) -> Any:
-        assert (weights, adapters) == ("/folder", {})
+    async def start(_: Any, arguments: dict[str, Any], clock: Any) -> Any:
+        assert arguments["model"] == "/folder"
         assert [step for step, _ in clock._steps] == ["weights", "import of vLLM"]
         raise EngineError("enough")
 
