@@ -12,8 +12,8 @@ from modelfleet.infra.planning.plan import CodeArtifact, ImageSource
 
 
 class Code(pulumi.ComponentResource):
-    """Child: the object. A new version is a new object, and old ones stay until the bucket goes: an application that a
-    stopped release, or a second Ray cluster's start, left on earlier code loads it again whenever a replica starts.
+    """Child: the object. A new version is a new object, and the old one goes at the end of a run that reached all models:
+    an application that a stopped release left on earlier code loads it again whenever a replica starts.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Code(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Code", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self, depends_on=[*after], retain_on_delete=True)
+        child = pulumi.ResourceOptions(parent=self, depends_on=[*after])
         self.object = zip_object(name, home, artifact, bucket=bucket, source=source, opts=child)
         self.register_outputs({"key": self.object.key})
 
