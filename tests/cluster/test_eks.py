@@ -153,16 +153,21 @@ def test_a_stack_comes_up_keeps_its_secrets_and_goes_from_the_top_down(fleet: Ek
 
 
 def _pods_run_what_was_built(fleet: EksFleet, image: str, emulator: Emulator) -> None:
-    repository = f"modelfleet-{fleet.name}/serving"
-    (built,) = emulator.client("ecr").describe_images(repositoryName=repository)["imageDetails"]
-    assert image == f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{repository}@{built['imageDigest']}"
+    assert image == _built(fleet, "serving", emulator)
     service = fleet.cluster.api.get("ray.io/v1", "RayService", "fleet", fleet.plan.namespace)
     assert service is not None
     config = service["spec"]["rayClusterConfig"]
     templates = [config["headGroupSpec"]["template"], *(group["template"] for group in config["workerGroupSpecs"])]
+    assert {one["image"] for template in templates for one in template["spec"]["containers"]} == {image}
     job = fleet.cluster.api.list("batch/v1", "Job", fleet.plan.mirror_namespace)[0]
-    specs = [*(template["spec"] for template in templates), job["spec"]["template"]["spec"]]
-    assert {one["image"] for spec in specs for one in spec["containers"]} == {image}
+    copying = {one["image"] for one in job["spec"]["template"]["spec"]["containers"]}
+    assert copying == {_built(fleet, "mirror", emulator)}
+
+
+def _built(fleet: EksFleet, what: str, emulator: Emulator) -> str:
+    repository = f"modelfleet-{fleet.name}/{what}"
+    (built,) = emulator.client("ecr").describe_images(repositoryName=repository)["imageDetails"]
+    return f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{repository}@{built['imageDigest']}"
 
 
 @contextmanager
