@@ -50,7 +50,7 @@ class Ladder:
     def bring_back(self, now: float) -> list[str]:
         """One turn of the program, as the ServiceAccount of its pod, over the ConfigMap as it is in the cluster."""
         config = self.stack.api.get("v1", "ConfigMap", LADDER_RETURN, self.stack.namespace) or {}
-        return ladder_return.turn(json.loads(config["data"]["ladders.json"]), self.program, now)
+        return ladder_return.turn(json.loads(config["data"]["ladders.json"]), self.program, now, {})
 
 
 @contextmanager
