@@ -20,7 +20,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
 )
 from modelfleet.infra.kubernetes.manifests.ray import whole_node
 from modelfleet.infra.kubernetes.manifests.scripts import FOLDER
-from modelfleet.infra.kubernetes.names import LADDER_RETURN, digest, labels, placeholder_priority
+from modelfleet.infra.kubernetes.names import LADDER_RETURN, PLACEHOLDER, digest, labels, placeholder_priority
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import PLACEHOLDER_LABEL, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan, PoolPlan, WorkerGroup
@@ -114,7 +114,7 @@ def _placeholder(plan: Plan, group: WorkerGroup, image: str) -> Manifest:
         "resources": whole_node(group),
         "securityContext": container_security(read_only=True),
     }
-    own = {**labels(plan, f"{LADDER_RETURN}-placeholder"), PLACEHOLDER_LABEL: group.pool}
+    own = {**labels(plan, PLACEHOLDER), PLACEHOLDER_LABEL: group.pool}
     return {
         "apiVersion": "v1",
         "kind": "Pod",

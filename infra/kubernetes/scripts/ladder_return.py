@@ -28,7 +28,7 @@ from typing import Any, Literal
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TURN_SECONDS = 15.0
 TIMEOUT_SECONDS = 30.0
-#: A placeholder that has a node and does not run for so long will not: its image cannot be pulled, or its node is broken.
+#: A placeholder that has a node and does not run for so long never will: its image or its node is at fault.
 STUCK_SECONDS = 1800.0
 #: No other is asked for so soon after one that was in vain: its node costs, and would fail the same way.
 PAUSE_SECONDS = 1800.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.kubernetes.ladder_return import LadderReturn
 from modelfleet.infra.kubernetes.manifests.everything import everything
+from modelfleet.infra.kubernetes.manifests.guard import head_guard
 from modelfleet.infra.kubernetes.manifests.ladder_return import ladder_return
 from modelfleet.infra.kubernetes.scripts.ladder_return import RUNGS, Action, Api, decide, placeholder, removal, turn
 from modelfleet.serving.config.errors import InputErrors
@@ -145,6 +147,29 @@ def test_the_placeholder_gives_way_to_any_worker_and_the_autoscaler_still_serves
     assert spec["containers"][0]["image"] == PLAN.ray_cluster.image, "the worker finds its image on the node"
 
 
+def test_the_admission_policy_is_over_its_account_and_lets_its_placeholder_pass() -> None:
+    """It fails closed, so a label that the policy does not know would end the way back for good."""
+    policy, _ = head_guard(PLAN)
+    (who,) = policy["spec"]["matchConditions"]
+    accounts = [f"system:serviceaccount:{PLAN.namespace}:{name}" for name in ("ray-head", "ladder-return")]
+    assert who["expression"] == f"request.userInfo.username in {accounts}"
+    created = [
+        rule["resources"]
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+        if "CREATE" in rule["operations"]
+    ]
+    assert created == [["pods"]]
+    (rule,) = [one["expression"] for one in policy["spec"]["validations"] if "makes only pods" in one["message"]]
+    made = placeholder(LADDER, 1)
+    labels = made["metadata"]["labels"]
+    asked = dict(re.findall(r"labels\['([^']+)'\] == '([^']+)'", rule))
+    assert asked == {key: value for key, value in labels.items() if key != "modelfleet.dev/placeholder"}
+    assert f"labels.size() == {len(labels)}" in rule
+    assert not {"volumes", "initContainers", "serviceAccountName"} & set(made["spec"])
+    assert made["spec"]["automountServiceAccountToken"] is False
+    assert not {"env", "envFrom"} & set(made["spec"]["containers"][0])
+
+
 def test_a_worker_is_replaced_by_kuberay_and_others_that_go_still_go() -> None:
     cluster = {
         "metadata": {"resourceVersion": "71"},
@@ -153,7 +178,7 @@ def test_a_worker_is_replaced_by_kuberay_and_others_that_go_still_go() -> None:
                 {"groupName": "a"},
                 {"groupName": "l4", "scaleStrategy": {"workersToDelete": ["idle"]}},
             ]
-        }
+        },
     }
     assert removal(cluster, "l4", "w") == [
         {"op": "test", "path": "/metadata/resourceVersion", "value": "71"},
