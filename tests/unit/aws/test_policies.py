@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.documents import iam_documents
 from modelfleet.infra.aws.identity import as_documents
+from modelfleet.infra.aws.site import site_of
+from tests.unit.aws.builders import facts, planned
 from tools.cloud.evaluator import allowed
 
 PARTITION = {"partition": "aws"}
@@ -52,6 +56,15 @@ def test_the_load_balancers_controller_changes_the_targets_of_its_own_stack_and_
         assert not allowed(statements, f"elasticloadbalancing:{action}", group, {})
     for action in ("ec2:AuthorizeSecurityGroupIngress", "elasticloadbalancing:DeleteTargetGroup"):
         assert not allowed(statements, action, group, mine)
+
+
+def test_the_operator_makes_a_cluster_in_the_stacks_region(tmp_path: Path) -> None:
+    """CreateCluster has no resource type, so a statement with the cluster's ARN never gives it."""
+    plan, _ = planned(tmp_path)
+    printed = iam_documents(plan, site_of(plan, facts()))
+    own = [one for name, document in printed.items() if name.startswith("operator") for one in document["Statement"]]
+    assert allowed(own, "eks:CreateCluster", "*", {"aws:RequestedRegion": "us-west-2"})
+    assert not allowed(own, "eks:CreateCluster", "*", {"aws:RequestedRegion": "us-east-1"})
 
 
 def test_reading_is_for_the_named_prefixes() -> None:
