@@ -2,7 +2,7 @@
 
 Each scans the output of `modelfleet manifests` for the shipped stacks, or the code. Scanners from the package index run
 in temporary uv environments; the others run only if they are on PATH. A line reports each one that is not available.
-A Kubernetes object that its schema refuses fails the run, and a right that AWS gives on `*` alone and a document gives on
+A Kubernetes object that its schema refuses fails the run, and a right that AWS gives on `*` alone and a document on
 less; the other findings are for information.
 """
 
@@ -27,8 +27,8 @@ from tools.paths import ROOT
 from tools.progress import Step, say
 
 UV = Path(sys.executable).with_name("uv")
-#: Actions that AWS gives by resource today and on `*` only in parliament's list.
-#: https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonelasticcontainerregistry.html, 2026-11-30
+#: Actions that AWS gives by resource today and on `*` only in parliament's list. Looked up on 2026-11-30.
+#: https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonelasticcontainerregistry.html
 FINER_SINCE = frozenset({"ecr:BatchImportUpstreamImage"})
 NEVER_GIVEN = "given on less than *, which AWS refuses: "
 #: Finding's id → how often; the form of every tool's result.
@@ -83,11 +83,15 @@ def _parliament(text: str) -> Counts:
 
 
 def _never_given(finding: dict[str, Any]) -> str | None:
-    """The right that a statement names and, by its resource, never gives; None for another finding."""
+    """The right that a statement names and, by its resource, never gives; None for another finding.
+
+    What a pattern such as `s3:Get*` has beside what it is for is no such right.
+    """
     if finding["issue"] != "RESOURCE_MISMATCH":
         return None
     wants = [one["action"] for one in finding["detail"] if one["required_format"] == "*"]
-    lost = sorted(action for action in wants if action not in FINER_SINCE)
+    text = Path(finding["location"]["filepath"]).read_text(encoding="utf-8")
+    lost = sorted(action for action in wants if action not in FINER_SINCE and f'"{action}"' in text)
     return f"{NEVER_GIVEN}{', '.join(lost)}" if lost else None
 
 

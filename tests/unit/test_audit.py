@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tools.audit import NEVER_GIVEN, _parliament
 
+OTHER = "MEDIUM No resources match for the given action"
+
 
 @pytest.mark.parametrize(
-    ("action", "form", "said"),
+    ("written", "action", "form", "said"),
     [
-        ("eks:CreateCluster", "*", f"{NEVER_GIVEN}eks:CreateCluster"),
-        ("s3:ListBucket", "arn:*:s3:::*", "MEDIUM No resources match for the given action"),
-        ("ecr:BatchImportUpstreamImage", "*", "MEDIUM No resources match for the given action"),
+        ("eks:CreateCluster", "eks:CreateCluster", "*", f"{NEVER_GIVEN}eks:CreateCluster"),
+        ("s3:List*", "s3:ListAllMyBuckets", "*", OTHER),
+        ("s3:ListBucket", "s3:ListBucket", "arn:*:s3:::*", OTHER),
+        ("ecr:BatchImportUpstreamImage", "ecr:BatchImportUpstreamImage", "*", OTHER),
     ],
 )
-def test_an_action_without_resources_that_is_given_on_one_is_told_apart(action: str, form: str, said: str) -> None:
+def test_an_action_without_resources_that_is_given_on_one_is_told_apart(
+    tmp_path: Path, written: str, action: str, form: str, said: str
+) -> None:
     """As parliament 1.6.4 prints it; its list is older than ECR's resource of the last one."""
+    (document := tmp_path / "operator.json").write_text(json.dumps({"Statement": [{"Action": [written]}]}))
     found = {
         "issue": "RESOURCE_MISMATCH",
-        "title": "No resources match for the given action",
+        "title": OTHER.partition(" ")[2],
         "severity": "MEDIUM",
         "detail": [{"action": action, "required_format": form}],
+        "location": {"filepath": str(document)},
     }
     assert dict(_parliament(json.dumps(found))) == {said: 1}
