@@ -67,6 +67,17 @@ def test_the_operator_makes_a_cluster_in_the_stacks_region(tmp_path: Path) -> No
     assert not allowed(own, "eks:CreateCluster", "*", {"aws:RequestedRegion": "us-east-1"})
 
 
+def test_a_build_makes_the_cache_of_its_base_and_no_other_repository() -> None:
+    """ECR makes a pull-through cache's repository at the first pull, in the name of who pulls."""
+    base, own = (f"arn:aws:ecr:us-west-2:123456789012:repository/{name}" for name in ("hub/vllm/vllm-openai", "own"))
+    where = {"bucket_arn": "arn:aws:s3:::b", "key": "k", "log_group_arn": "arn:aws:logs:us-west-2:1:log-group:g"}
+    build = policies.build_image(**where, repository_arns=[own], base_arns=[base])
+    for action in ("CreateRepository", "BatchImportUpstreamImage", "BatchGetImage"):
+        assert allowed(build, f"ecr:{action}", base)
+    assert not allowed(build, "ecr:CreateRepository", own)
+    assert not allowed(policies.build_image(**where, repository_arns=[own]), "ecr:CreateRepository", base)
+
+
 def test_reading_is_for_the_named_prefixes() -> None:
     read = STATEMENTS["read"]
     assert allowed(read, "s3:GetObject", "arn:aws:s3:::b/models/org--m/a")
