@@ -14,6 +14,7 @@ from modelfleet.infra.planning.plan import CodeArtifact, ImageSource
 class Code(pulumi.ComponentResource):
     """Child: the object. A new version is a new object, and old ones stay until the bucket goes: an application that a
     stopped release, or a second Ray cluster's start, left on earlier code loads it again whenever a replica starts.
+    From a bucket that is not the stack's nobody takes them (docs/aws.md, "Taking it down").
     """
 
     def __init__(
