@@ -2,7 +2,8 @@
 
 Each scans the output of `modelfleet manifests` for the shipped stacks, or the code. Scanners from the package index run
 in temporary uv environments; the others run only if they are on PATH. A line reports each one that is not available.
-Only a Kubernetes object that its schema refuses fails the run; the other findings are for information.
+A Kubernetes object that its schema refuses fails the run, and a right that AWS gives on `*` alone and a document on
+less; the other findings are for information.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,6 +27,10 @@ from tools.paths import ROOT
 from tools.progress import Step, say
 
 UV = Path(sys.executable).with_name("uv")
+#: Actions that AWS gives by resource today and on `*` only in parliament's list. Looked up on 2026-11-30.
+#: https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonelasticcontainerregistry.html
+FINER_SINCE = frozenset({"ecr:BatchImportUpstreamImage"})
+NEVER_GIVEN = "given on less than *, which AWS refuses: "
 #: Finding's id → how often; the form of every tool's result.
 Counts = Counter[str]
 
@@ -37,7 +43,8 @@ class Tool:
     command: Sequence[str]
     counts: Callable[[str], Counts]
     package: str | None = None
-    must_pass: bool = False
+    fatal: str | None = None
+    """How findings begin that fail the run; empty for all. With it the scanner must also have run."""
     beside: Sequence[str] = ()
     """What its package imports and does not name."""
 
@@ -72,7 +79,20 @@ def _trivy(text: str) -> Counts:
 
 def _parliament(text: str) -> Counts:
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    return Counter(f"{one['severity']} {one['title']}" for one in found)
+    return Counter(_never_given(one) or f"{one['severity']} {one['title']}" for one in found)
+
+
+def _never_given(finding: dict[str, Any]) -> str | None:
+    """The right that a statement names and, by its resource, never gives; None for another finding.
+
+    What a pattern such as `s3:Get*` has beside what it is for is no such right.
+    """
+    if finding["issue"] != "RESOURCE_MISMATCH":
+        return None
+    wants = [one["action"] for one in finding["detail"] if one["required_format"] == "*"]
+    text = Path(finding["location"]["filepath"]).read_text(encoding="utf-8")
+    lost = sorted(action for action in wants if action not in FINER_SINCE and f'"{action}"' in text)
+    return f"{NEVER_GIVEN}{', '.join(lost)}" if lost else None
 
 
 def tools(objects: Path, documents: Path) -> list[Tool]:
@@ -89,11 +109,11 @@ def tools(objects: Path, documents: Path) -> list[Tool]:
     checkov = ["checkov", "-d", str(objects), "--framework", "kubernetes", "--compact", "--quiet", "--skip-download"]
     parliament = ["parliament", "--directory", str(documents), "--json"]
     return [
-        Tool("kubernetes-validate", schemas, lines(r"^(?:ERROR|FAIL\w*) (.*)"), "kubernetes-validate==1.37.0", True),
+        Tool("kubernetes-validate", schemas, lines(r"^(?:ERROR|FAIL\w*) (.*)"), "kubernetes-validate==1.37.0", ""),
         Tool("checkov", [*checkov, "-o", "json"], _checkov, "checkov>=3.3,<4"),
         Tool("basedpyright", ["basedpyright", *python], lines(r"\((report\w+)\)$"), "basedpyright>=1.3,<2"),
         # Its list of actions is of 2024.
-        Tool("parliament", parliament, _parliament, "parliament==1.6.4", beside=["setuptools<81"]),
+        Tool("parliament", parliament, _parliament, "parliament==1.6.4", NEVER_GIVEN, beside=["setuptools<81"]),
         Tool("kube-score", ["kube-score", "score", "-o", "json", *files], _kube_score),
         Tool("trivy", ["trivy", "config", "--quiet", "-f", "json", str(objects)], _trivy),
     ]
@@ -151,11 +171,11 @@ def run(tool: Tool) -> bool:
     if done.returncode and not counts:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         say(f"{tool.name}: could not be installed or did not run: {last}")
-        return not tool.must_pass
+        return tool.fatal is None
     say(f"{tool.name}: {counts.total()} findings of {len(counts)} kinds")
     for kind, count in counts.most_common():
         say(f"  {count:4} {kind}")
-    return not (tool.must_pass and counts)
+    return tool.fatal is None or not any(kind.startswith(tool.fatal) for kind in counts)
 
 
 def main() -> int:

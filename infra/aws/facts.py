@@ -47,9 +47,13 @@ class SubnetFact:
 
 @dataclass(frozen=True)
 class ClusterFact:
-    """The stack's cluster, where it exists. `unreachable` says why its API server cannot be reached from here."""
+    """The stack's cluster, where it exists. `unreachable` says why its API server cannot be reached from here.
+
+    `version` is the control plane's minor version of Kubernetes.
+    """
 
     unreachable: str | None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class AccountFacts:
     `zone_id` is the Route 53 zone's of `gateway.zone`; empty without one.
     `lacks_image`: the stack's image should be in ECR and is not.
     `live_nodes` is the desired size of each node group of the stack's cluster, by its tag `Name`; `system_nodes` are
-    those of the system pool. `failed_groups` are those whose creation failed.
+    those of the system pool. `group_versions` has the minor version of Kubernetes of each group by its full name.
+    `failed_groups` are those whose creation failed.
     """
 
     account: str
@@ -95,6 +100,7 @@ class AccountFacts:
     has_aws_command: bool = True
     live_nodes: Mapping[str, int] = field(default_factory=dict)
     system_nodes: tuple[SystemNodes, ...] = ()
+    group_versions: Mapping[str, str] = field(default_factory=dict)
     failed_groups: tuple[str, ...] = ()
 
 

@@ -100,7 +100,7 @@ def _cluster(plan: Plan, session: boto3.Session) -> ClusterFact | None:
         found = eks.describe_cluster(name=cluster_name(plan))["cluster"]
     except eks.exceptions.ResourceNotFoundException:
         return None
-    return ClusterFact(why_unreachable(found.get("endpoint")))
+    return ClusterFact(why_unreachable(found.get("endpoint")), found.get("version"))
 
 
 def _has_log_group(plan: Plan, session: boto3.Session) -> bool:

@@ -95,6 +95,7 @@ def _read(plan: Plan, opts: pulumi.InvokeOptions) -> AccountFacts:
         has_aws_command=has_aws_command(),
         live_nodes=live.sizes,
         system_nodes=tuple(live.system),
+        group_versions=live.versions,
         failed_groups=tuple(live.failed),
     )
 
@@ -106,7 +107,8 @@ def _other_addresses(plan: Plan, opts: pulumi.InvokeOptions) -> int:
 
 
 def _cluster(name: str, opts: pulumi.InvokeOptions) -> ClusterFact | None:
-    return ClusterFact(why_unreachable(aws.eks.get_cluster(name=name, opts=opts).endpoint))
+    found = aws.eks.get_cluster(name=name, opts=opts)
+    return ClusterFact(why_unreachable(found.endpoint), found.version)
 
 
 def _has_log_group(plan: Plan, opts: pulumi.InvokeOptions) -> bool:
@@ -207,10 +209,11 @@ def _vpc_without(plan: Plan, subnets: tuple[SubnetFact, ...], opts: pulumi.Invok
 
 @dataclass
 class LiveGroups:
-    """A cluster's node groups: desired sizes by tag `Name`, the system pool's, names of those that failed."""
+    """A cluster's node groups: desired sizes by tag `Name`, the system pool's, versions, names of those that failed."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     system: list[SystemNodes] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
 
@@ -220,6 +223,7 @@ def _live_groups(cluster: str, opts: pulumi.InvokeOptions) -> LiveGroups:
     for group in aws.eks.get_node_groups(cluster_name=cluster, opts=opts).names:
         found = aws.eks.get_node_group(cluster_name=cluster, node_group_name=group, opts=opts)
         name, size = found.tags.get("Name", group), int(found.scaling_configs[0].desired_size)
+        live.versions[group] = found.version
         live.sizes[name] = max(size, live.sizes.get(name, 0))
         if found.status == "CREATE_FAILED":
             live.failed.append(group)

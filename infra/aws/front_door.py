@@ -222,7 +222,13 @@ class FrontDoor(pulumi.ComponentResource):
 
     def _create_association(self, balancer: aws.lb.LoadBalancer, web_acl: str) -> None:
         """The web ACL stays its maker's: who runs the firewall is often somebody else."""
-        aws.wafv2.WebAclAssociation(self._name, resource_arn=balancer.arn, web_acl_arn=web_acl, opts=self._child)
+        aws.wafv2.WebAclAssociation(
+            self._name,
+            resource_arn=balancer.arn,
+            web_acl_arn=web_acl,
+            # Dissociating names the load balancer alone, so it would take away the new web ACL (pulumi-aws#4782).
+            opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
+        )
 
 
 def short_name(name: str) -> str:

@@ -91,7 +91,6 @@ EKS_CHANGES = (
     "AssociateAccessPolicy",
     "CreateAccessEntry",
     "CreateAddon",
-    "CreateCluster",
     "CreateNodegroup",
     "CreatePodIdentityAssociation",
     "DeleteAccessEntry",
@@ -258,7 +257,7 @@ def operator(
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
-    `web_acl` judges what comes to its load balancer.
+    `web_acl` judges what comes to its load balancer; the run that takes it away, or puts another there, reads it too.
 
     A bucket that the stack only uses is read and gets the code, and the images' source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
@@ -278,6 +277,8 @@ def operator(
         _allow("*", _of("ec2", EC2_CHANGES)) | here,
         *([_allow(zones, ["route53:AssociateVPCWithHostedZone"])] if endpoints else ()),
         _allow("*", _of("kms", KEY_CHANGES)) | here,
+        # It has no resource type in the Service Authorization Reference: by a cluster's ARN it would be refused.
+        _allow("*", ["eks:CreateCluster"]) | here,
         _allow([site.cluster_arn, *(f"{eks}{kind}/{site.cluster_name}/*" for kind in kinds)], _of("eks", EKS_CHANGES)),
         _allow(f"arn:{partition}:iam::{account}:role/{names}-*", _of("iam", ROLE_CHANGES)),
         _allow(f"arn:{partition}:iam::{account}:policy/{names}-*", _of("iam", POLICY_CHANGES)),
@@ -291,7 +292,7 @@ def operator(
         # A certificate that is asked for has no ARN yet (Service Authorization Reference, AWS Certificate Manager).
         *([_allow("*", ["acm:RequestCertificate"]) | here] if front_door else ()),
         *(_front_door(f"{region}:{account}", partition) if front_door else ()),
-        *(_firewall(region, web_acl) if front_door and web_acl else ()),
+        *(_firewall(site, web_acl) if front_door else ()),
     ]
 
 
@@ -325,15 +326,24 @@ def _front_door(place: str, partition: str) -> list[Statement]:
     ]
 
 
-def _firewall(region: str, web_acl: str) -> list[Statement]:
-    """Associating asks for a right on each side; dissociating and looking name no web ACL.
+def _firewall(site: Site, web_acl: str | None) -> list[Statement]:
+    """Any front door may have had a web ACL: who takes it away looks at it, and dissociates naming the load balancer.
 
+    Associating asks for a right on each side, and looking for one to read the web ACL that is found.
     https://docs.aws.amazon.com/waf/latest/developerguide/security_iam_service-with-iam.html. The load balancer's side
     is asked without a resource in the list of actions that parliament 1.6.4 has (`SetWebAcl`).
     """
-    here = {"Condition": {"StringEquals": {"aws:RequestedRegion": region}}}
+    here = {"Condition": {"StringEquals": {"aws:RequestedRegion": site.region}}}
+    place = f"{site.region}:{site.account}"
+    balancers = f"arn:{site.partition}:elasticloadbalancing:{place}:loadbalancer/app/*/*"
     rest = ["elasticloadbalancing:SetWebACL", "wafv2:DisassociateWebACL", "wafv2:GetWebACLForResource"]
-    return [_allow(web_acl, ["wafv2:AssociateWebACL", "wafv2:GetWebACL"]), _allow("*", rest) | here]
+    # Whose account a web ACL is in is its owner's choice: Firewall Manager shares them.
+    reads = _allow(f"arn:{site.partition}:wafv2:{site.region}:*:regional/webacl/*", ["wafv2:GetWebACL"])
+    return [
+        reads,
+        _allow("*", rest) | here,
+        *([_allow([web_acl, balancers], ["wafv2:AssociateWebACL"])] if web_acl else ()),
+    ]
 
 
 def _store(site: Site) -> dict[str, object]:

@@ -52,9 +52,9 @@ LOOKS_OF_AUTOSCALER: Mapping[str, str] = {
 TOKEN_OF_REGISTRY: Mapping[str, str] = {
     "ecr:GetAuthorizationToken": "a token for the whole registry; AWS defines no resource type for it",
 }
-#: What `docker pull` asks of a repository, and of one that is a pull-through cache.
+#: What `docker pull` asks of a repository, and of one that is a pull-through cache, which the first pull makes.
 #: https://docs.aws.amazon.com/AmazonECR/latest/userguide/pull-through-cache-iam.html
-PULL = ("ecr:BatchGetImage", "ecr:BatchImportUpstreamImage", "ecr:GetDownloadUrlForLayer")
+PULL = ("ecr:BatchGetImage", "ecr:BatchImportUpstreamImage", "ecr:CreateRepository", "ecr:GetDownloadUrlForLayer")
 #: What `docker push` asks of a repository, and what it asks of layers that are there already.
 #: https://docs.aws.amazon.com/AmazonECR/latest/userguide/image-push-iam.html
 PUSH = (

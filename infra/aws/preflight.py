@@ -78,11 +78,14 @@ def quota_service(code: str) -> str:
     return "eks" if code == NODE_GROUP_QUOTA.code else "ec2"
 
 
-def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
-    """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none."""
+def _vcpus_needed(plan: Plan, catalog: Catalog, *, moving: bool = False) -> dict[Quota, int]:
+    """vCPUs at the plan's maximum, by the quota that they count against; a Capacity Block counts against none.
+
+    `moving`: while a worker of each pool with `returnAfterMinutes` returns to an earlier rung.
+    """
     needed = dict[Quota, int]()
     # Any rung may be the one that gives all nodes of its pool. Those that count against the same quota share it.
-    wanted = [_vcpus_of(pool, catalog) for pool in plan.node_groups]
+    wanted = [_vcpus_of(pool, catalog, moving=moving) for pool in plan.node_groups]
     if system := plan.system:  # a type that the catalog does not know counts as 0 vCPUs; the plan has warned of it
         own = catalog.quota(system.instance_type, "on-demand")
         wanted.append({own: system.max_nodes * system.vcpus_per_node} if own else {})
@@ -92,14 +95,19 @@ def _vcpus_needed(plan: Plan, catalog: Catalog) -> dict[Quota, int]:
     return needed
 
 
-def _vcpus_of(pool: PoolPlan, catalog: Catalog) -> dict[Quota, int]:
-    """vCPUs of all nodes of a pool on the largest rung of each quota."""
-    most = dict[Quota, int]()
+def _vcpus_of(pool: PoolPlan, catalog: Catalog, *, moving: bool) -> dict[Quota, int]:
+    """vCPUs of all nodes of a pool on the largest rung of each quota.
+
+    A worker that returns has its next node before it leaves the last one. Both count against one quota only if that has
+    an earlier and a later rung.
+    """
+    sizes = dict[Quota, list[int]]()
     for rung in pool.rungs:
         quota = catalog.quota(rung.instance_types[0], QUOTA_OF.get(rung.purchase, rung.purchase))
         if quota is not None:
-            most[quota] = max(most.get(quota, 0), pool.max_nodes * rung.vcpus_per_node)
-    return most
+            sizes.setdefault(quota, []).append(rung.vcpus_per_node)
+    returns = moving and pool.return_after_s is not None
+    return {quota: (pool.max_nodes + (returns and len(own) > 1)) * max(own) for quota, own in sizes.items()}
 
 
 def _account(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
@@ -181,9 +189,17 @@ def _offerings(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findin
 def _pool_offerings(
     index: int, pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts, place: Place
 ) -> Iterator[Finding]:
-    if absent := [name for name in pool.all_instance_types if not facts.offerings.get(name)]:
-        message = f"{', '.join(absent)} not offered in {facts.region}; choose another type or region"
-        yield place(("pools", index, "instanceTypes"), message)
+    named = {("pools", index, "instanceTypes"): pool.instance_types}
+    named |= {
+        _types_key(index, pool, rung): rung.instance_types
+        for rung in pool.rungs
+        if rung.accelerator != pool.accelerator
+    }
+    absent = {key: [name for name in types if not facts.offerings.get(name)] for key, types in named.items()}
+    for key, names in absent.items():
+        if names:
+            yield place(key, f"{', '.join(names)} not offered in {facts.region}; choose another type or region")
+    if any(absent.values()):
         return
     outside = [zone for zone in pool.zones or () if zone not in zones]
     if outside:
@@ -193,10 +209,17 @@ def _pool_offerings(
         yield from _rung_offerings(index, pool, rung, zones, facts, place)
 
 
+def _types_key(index: int, pool: PoolPlan, rung: Rung) -> tuple[str | int, ...]:
+    """The key of the stack file that names a rung's instance types."""
+    number = pool.accelerators.index(rung.accelerator)
+    return ("pools", index, *(("fallback", number - 1) if number else ()), "instanceTypes")
+
+
 def _rung_offerings(
     index: int, pool: PoolPlan, rung: Rung, zones: tuple[str, ...], facts: AccountFacts, place: Place
 ) -> Iterator[Finding]:
     first, *others = rung.instance_types
+    types = _types_key(index, pool, rung)
     own = rung_zones(rung, zones, facts)
     if not own and rung.zones != pool.zones:
         message = (
@@ -206,7 +229,7 @@ def _rung_offerings(
         yield place(("pools", index, "capacityReservationZone"), message)
     elif not own:
         yield place(
-            ("pools", index, "zones" if pool.zones else "instanceTypes"),
+            ("pools", index, "zones") if pool.zones and rung.accelerator == pool.accelerator else types,
             f"{first} is offered in {_listed(facts.offerings[first])}, but in none of the pool's zones "
             f"{', '.join(pool.zones or zones)}; raise network.zones or choose another type",
         )
@@ -219,10 +242,11 @@ def _rung_offerings(
     for name in others:
         if own and not set(own) & facts.offerings[name]:
             message = f"{name} is offered in none of the pool's zones {', '.join(own)} and will never start"
-            yield place(("pools", index, "instanceTypes"), message, Severity.WARNING)
+            yield place(types, message, Severity.WARNING)
 
 
 def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> Iterator[Finding]:
+    moving = _vcpus_needed(plan, catalog, moving=True)
     for quota, vcpus in sorted(_vcpus_needed(plan, catalog).items(), key=lambda item: item[0].name):
         if quota.code in facts.unread:
             message = f"quota {quota.code} ({quota.name}) could not be read: {facts.unread[quota.code]}"
@@ -232,6 +256,15 @@ def _quotas(plan: Plan, facts: AccountFacts, place: Place, catalog: Catalog) -> 
                 ("pools",),
                 f"need up to {vcpus} vCPUs of '{quota.name}'; the account's quota {quota.code} in {facts.region} is "
                 f"{facts.quotas[quota.code]:g}; lower maxNodes, or request it: {_request(quota, vcpus, facts)}",
+            )
+        elif facts.quotas[quota.code] < moving[quota]:
+            yield place(
+                ("pools",),
+                f"need {moving[quota]} vCPUs of '{quota.name}' while a worker returns (returnAfterMinutes): one node "
+                f"more than maxNodes; the account's quota {quota.code} in {facts.region} is "
+                f"{facts.quotas[quota.code]:g}, so at maxNodes none returns; request it: "
+                f"{_request(quota, moving[quota], facts)}",
+                Severity.WARNING,
             )
 
 
@@ -406,18 +439,27 @@ def _system_change(plan: Plan, facts: AccountFacts) -> tuple[str, str, str] | No
 
 
 def _version_step(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
-    """EKS takes a cluster up one minor version at a time, and never back.
+    """EKS takes a cluster up one minor version at a time and never back, once all its node groups are there.
 
-    https://docs.aws.amazon.com/eks/latest/userguide/update-cluster.html
+    https://docs.aws.amazon.com/eks/latest/userguide/update-cluster.html, hashicorp/terraform-provider-aws#19478
     """
-    wanted = plan.config.cluster.version
-    for version in sorted({live.version for live in facts.system_nodes}):
-        step = _minor(wanted) - _minor(version)
-        if step not in (0, 1):
-            other = f"{wanted.partition('.')[0]}.{_minor(version) + 1}"
-            fix = f"write {other}, run this, then go on" if step > 1 else f"write {version} or {other}"
-            message = f"found {wanted}, and the cluster's nodes have {version}; EKS goes up one minor version at a time"
-            yield place(("cluster", "version"), f"{message}: {fix}")
+    wanted, live = plan.config.cluster.version, facts.cluster.version if facts.cluster else None
+    lagging = sorted(name for name, version in facts.group_versions.items() if live and _minor(version) < _minor(live))
+    step = _minor(wanted) - _minor(live) if live else 0
+    key = ("cluster", "version")
+    if step < 0:
+        message = f"found {wanted}, and the control plane has {live}; EKS never goes back"
+        yield place(key, f"{message}: write {live} or {_next(str(live))}")
+    elif step > 1:
+        message = f"found {wanted}, and the control plane has {live}; EKS goes up one minor version at a time"
+        yield place(key, f"{message}: write {_next(str(live))}, run this, then go on")
+    elif step and lagging:
+        message = f"found {wanted}, and EKS goes up from {live} once all node groups have {live}; these have not"
+        yield place(key, f"{message}: {', '.join(lagging)}; write {live}, run this, then go on")
+
+
+def _next(version: str) -> str:
+    return f"{version.partition('.')[0]}.{_minor(version) + 1}"
 
 
 def _minor(version: str) -> int:

@@ -30,6 +30,8 @@ SCRIPTS: Final = "ray-scripts"
 #: In the namespace of the mirror Jobs, if they have one of their own.
 MIRROR_SCRIPTS: Final = "mirror-scripts"
 LADDER_RETURN: Final = "ladder-return"
+#: Pods that keep a node for a worker.
+PLACEHOLDER: Final = f"{LADDER_RETURN}-placeholder"
 SERVING_CODE: Final = "serving-code"
 
 #: ServiceAccounts with a role in AWS; the gateway and the operator have none.

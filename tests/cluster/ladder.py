@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+
+import pytest
 
 from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
-from modelfleet.infra.kubernetes.names import LADDER_RETURN
+from modelfleet.infra.kubernetes.names import HEAD_ACCOUNT, LADDER_RETURN
 from modelfleet.infra.kubernetes.scripts import ladder_return
 from tests.cluster.conftest import Stack, wait_for
 from tests.cluster.eks_nodes import allocatable
@@ -50,7 +53,26 @@ class Ladder:
     def bring_back(self, now: float) -> list[str]:
         """One turn of the program, as the ServiceAccount of its pod, over the ConfigMap as it is in the cluster."""
         config = self.stack.api.get("v1", "ConfigMap", LADDER_RETURN, self.stack.namespace) or {}
-        return ladder_return.turn(json.loads(config["data"]["ladders.json"]), self.program, now)
+        return ladder_return.turn(json.loads(config["data"]["ladders.json"]), self.program, now, {})
+
+    def may_only_wait(self) -> None:
+        """The program's token makes no pod with another account or a Secret, and changes no RayCluster's pods."""
+        config = self.stack.api.get("v1", "ConfigMap", LADDER_RETURN, self.stack.namespace) or {}
+        (settings,) = json.loads(config["data"]["ladders.json"])
+        pods = f"/api/v1/namespaces/{self.stack.namespace}/pods?dryRun=All"
+        for field, value in {"serviceAccountName": HEAD_ACCOUNT, "volumes": [{"name": "any", "emptyDir": {}}]}.items():
+            pod = ladder_return.placeholder(settings, 1)
+            pod["spec"][field] = value
+            with pytest.raises(HTTPError) as refused:
+                self.program.call("POST", pods, pod)
+            assert "makes only pods that wait" in refused.value.read().decode()
+        name = self.stack.ray_cluster()["metadata"]["name"]
+        path = f"/apis/ray.io/v1/namespaces/{self.stack.namespace}/rayclusters/{name}?dryRun=All"
+        account = "/spec/workerGroupSpecs/0/template/spec/serviceAccountName"
+        change = [{"op": "add", "path": account, "value": HEAD_ACCOUNT}]
+        with pytest.raises(HTTPError) as refused:
+            self.program.call("PATCH", path, change, "application/json-patch+json")
+        assert "only how many workers" in refused.value.read().decode()
 
 
 @contextmanager

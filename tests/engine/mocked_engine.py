@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pulumi
 from botocore.exceptions import ClientError
+from pulumi.runtime.mocks import MockMonitor
 
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props
 from modelfleet.infra.provider.values import plain, wire
@@ -57,6 +58,19 @@ class RefusedCall(grpc.RpcError):
         return self._said
 
 
+class Monitor(MockMonitor):
+    """Knows the option that the SDK does not hand to mocks: what is deleted before its successor is made."""
+
+    def __init__(self, mocks: pulumi.runtime.Mocks) -> None:
+        super().__init__(mocks)
+        self.deletes_first: set[tuple[str, str]] = set()
+
+    def RegisterResource(self, request: Any) -> Any:
+        if request.deleteBeforeReplace:
+            self.deletes_first.add((request.type, request.name))
+        return super().RegisterResource(request)
+
+
 class MockedEngine(pulumi.runtime.Mocks):
     """Creates each resource for real, and tries again like a person who runs `pulumi up` until it works."""
 
@@ -66,6 +80,9 @@ class MockedEngine(pulumi.runtime.Mocks):
         self.types = all_resources()
         self.functions = all_invokes()
         self.made: list[tuple[str, str, Props]] = []
+        self._monitor: Monitor
+        self._inputs: dict[tuple[str, str], Props] = {}
+        self._states: dict[tuple[str, str], tuple[str, str, Props]] = {}
         self.half_made = 0
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
@@ -83,22 +100,46 @@ class MockedEngine(pulumi.runtime.Mocks):
         if definition.autoname and definition.autoname.key not in inputs:
             inputs[definition.autoname.key] = f"{args.name}-0000000"
         call = Call(self.session, f"urn::{args.name}", args.name, args.typ, 0.0, lambda message: None)
+        key = args.typ, args.name
+        before, self._inputs[key] = self._inputs.get(key), inputs
+        if before == inputs:
+            _, id, state = self._states[key]
+            return id, state
+        first = key in self._monitor.deletes_first or definition.delete_before_replace
+        if before is not None and first:
+            self._forget(definition, call, key)
         made = self._imported(definition, call, args.resource_id, inputs) or self._until_made(definition, call, inputs)
+        if before is not None and not first:
+            self._forget(definition, call, key)
         state = {**inputs, **made.outputs}
-        self.made.append((args.typ, made.id, state))
+        self._states[key] = (args.typ, made.id, state)
+        self.made.append(self._states[key])
         return made.id, state
 
+    def _forget(self, definition: Any, call: Any, key: tuple[str, str]) -> None:
+        """Deletes what a second run replaces."""
+        changed = {name for name, value in self._inputs[key].items() if value != self._states[key][2].get(name)}
+        assert changed <= definition.force_new, f"{key}: a second run in this engine only replaces; changed: {changed}"
+        made = self._states.pop(key)
+        self.made.remove(made)
+        definition.delete(call, made[1], made[2])
+
     def run(self, program: Callable[[], Any]) -> None:
-        """Runs `program` with this in place of Pulumi's engine, until all that it makes exists."""
+        """Runs `program` with this in place of Pulumi's engine, until all that it makes exists.
+
+        A second run leaves what is unchanged and replaces what is not; it updates and deletes nothing.
+        """
         # pulumi.runtime.test asks for the thread's event loop, which an asyncio.run() of another test has removed.
         asyncio.set_event_loop(asyncio.new_event_loop())
-        pulumi.runtime.set_mocks(self, project="modelfleet", stack="test", preview=False)
+        self._monitor = Monitor(self)
+        pulumi.runtime.set_mocks(self, project="modelfleet", stack="test", preview=False, monitor=self._monitor)
         pulumi.runtime.test(program)()
 
     def destroy(self) -> None:
         """Deletes all that was made, last first."""
         self.session._faults = None
         made, self.made = self.made, []
+        self._inputs, self._states = {}, {}
         for kind, id, state in reversed(made):
             call = Call(self.session, f"urn::{id}", id, kind, 0.0, lambda message: None)
             self.types[kind].delete(call, id, state)

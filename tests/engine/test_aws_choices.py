@@ -341,18 +341,16 @@ def zone(account: Account) -> str:
 def test_a_front_door_is_a_load_balancer_with_a_certificate_and_a_name_in_dns(
     fleet: Maker, account: Account, zone: str
 ) -> None:
-    waf = account.client("wafv2")
-    looks = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": "wall"}
-    wall = waf.create_web_acl(Name="wall", Scope="REGIONAL", DefaultAction={"Allow": {}}, VisibilityConfig=looks)
+    wall = _web_acl(account, "wall")
     door = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org", "timeoutS": 1800}
-    fleet.make(gateway={**door, "webAcl": wall["Summary"]["ARN"]}, **KEYED)
+    fleet.make(gateway={**door, "webAcl": wall}, **KEYED)
     elb = account.client("elbv2")
     (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
     assert (balancer["Type"], balancer["Scheme"]) == ("application", "internet-facing")
     arn = balancer["LoadBalancerArn"]
     attributes = elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
     assert {"Key": "idle_timeout.timeout_seconds", "Value": "1800"} in attributes
-    assert waf.get_web_acl_for_resource(ResourceArn=arn)["WebACL"]["Name"] == "wall"
+    assert account.client("wafv2").get_web_acl_for_resource(ResourceArn=arn)["WebACL"]["Name"] == "wall"
     (listener,) = elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]
     assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)
     (certificate,) = listener["Certificates"]
@@ -362,6 +360,25 @@ def test_a_front_door_is_a_load_balancer_with_a_certificate_and_a_name_in_dns(
     (record,) = (one for one in records if one["Type"] == "A")
     assert record["Name"] == "models.example.org."
     assert record["AliasTarget"]["DNSName"].rstrip(".") == balancer["DNSName"]
+
+
+def test_another_web_acl_judges_what_comes_after_a_second_run(fleet: Maker, account: Account) -> None:
+    """Dissociating names the load balancer alone: after the new association it would leave none (pulumi-aws#4782)."""
+    door = {"expose": "internal"}
+    for name in ("before", "after"):
+        fleet.make(gateway={**door, "webAcl": _web_acl(account, name)}, **KEYED)
+        (balancer,) = account.client("elbv2").describe_load_balancers()["LoadBalancers"]
+        judge = account.client("wafv2").get_web_acl_for_resource(ResourceArn=balancer["LoadBalancerArn"])
+        assert judge.get("WebACL", {}).get("Name") == name
+
+
+def _web_acl(account: Account, name: str) -> str:
+    """The ARN of a web ACL that somebody else made."""
+    looks = {"SampledRequestsEnabled": False, "CloudWatchMetricsEnabled": False, "MetricName": name}
+    made = account.client("wafv2").create_web_acl(
+        Name=name, Scope="REGIONAL", DefaultAction={"Allow": {}}, VisibilityConfig=looks
+    )
+    return str(made["Summary"]["ARN"])
 
 
 def test_pods_are_reached_from_the_load_balancer_alone_and_it_by_named_networks_alone(

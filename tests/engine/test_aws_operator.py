@@ -61,6 +61,7 @@ UNUSED = {
     "elasticache:ModifyReplicationGroup": "a later version with another type or engine version",
     "elasticloadbalancing:ModifyTargetGroup": "a later version that checks the gateway's health otherwise",
     "elasticloadbalancing:SetSecurityGroups": "a front door whose security group is replaced",
+    "elasticloadbalancing:SetWebACL": "a front door that has a web ACL, or had one: tests/unit/cloud/test_web_acl.py",
     "elasticloadbalancing:SetSubnets": "a stack that gets another zone",
     "iam:CreateServiceLinkedRole": "the first node group of an account",
     "iam:UpdateAssumeRolePolicy": "a stack that gets another namespace",
@@ -74,6 +75,10 @@ UNUSED = {
     "route53:GetHostedZone": "the official provider, which reads a zone by its id",
     "route53:ListTagsForResource": "the official provider, which reads a zone's tags",
     "s3:AbortMultipartUpload": "a bucket that is deleted while a Job fills it",
+    "s3:DeleteObject": "a stack that makes its image, whose source goes with it: this one makes none, and code stays",
+    "wafv2:DisassociateWebACL": "the same as elasticloadbalancing:SetWebACL",
+    "wafv2:GetWebACL": "the same",
+    "wafv2:GetWebACLForResource": "the same",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the head's Kubernetes token cannot do: an admission policy over the rights that KubeRay gives it.
+"""What the Kubernetes tokens of the head and of `ladder-return` cannot do: an admission policy over their rights.
 
 Ray's autoscaler runs in the head's pod and patches the RayCluster. KubeRay's role for it allows any patch of
 RayClusters and pods (`BuildRole`, KubeRay 1.6.2 `controllers/ray/common/rbac.go`), and rights cannot be finer. Every
@@ -10,6 +10,9 @@ annotations and labels too: they turn fault tolerance off, name the store of the
 start with (`ray.io/ft-enabled`, `ray.io/external-storage-namespace`, `ray.io/overwrite-container-cmd`; KubeRay 1.6.2
 `controllers/ray/utils/constant.go`).
 
+`ladder-return` patches RayClusters too, and makes pods. A right to make pods is one to every account, Secret and label
+of the namespace, so the policy leaves it placeholders alone.
+
 https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/, stable since Kubernetes 1.30.
 """
 
@@ -18,7 +21,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.names import HEAD_ACCOUNT, head_policy, labels
+from modelfleet.infra.kubernetes.names import HEAD_ACCOUNT, LADDER_RETURN, PLACEHOLDER, head_policy, labels
+from modelfleet.infra.names import PLACEHOLDER_LABEL
 from modelfleet.infra.planning.plan import Plan
 
 API: Final = "admissionregistration.k8s.io/v1"
@@ -51,32 +55,56 @@ def head_guard(plan: Plan) -> list[Manifest]:
 
 
 def _policy(plan: Plan) -> Manifest:
-    account = f"system:serviceaccount:{plan.namespace}:{HEAD_ACCOUNT}"
+    accounts = [f"system:serviceaccount:{plan.namespace}:{name}" for name in (HEAD_ACCOUNT, LADDER_RETURN)]
     return {
         "failurePolicy": "Fail",
         "matchConstraints": {
             "resourceRules": [
-                _rule("ray.io", "v1", "rayclusters"),
-                _rule("", "v1", "pods"),
-                _rule("", "v1", "pods/resize"),  # which no rule for pods covers, and KubeRay's role allows
+                _rule("ray.io", "v1", "rayclusters", "UPDATE"),
+                _rule("", "v1", "pods", "CREATE", "UPDATE"),
+                _rule("", "v1", "pods/resize", "UPDATE"),  # which no rule for pods covers, and KubeRay's role allows
             ]
         },
-        "matchConditions": [{"name": "the-head", "expression": f"request.userInfo.username == '{account}'"}],
+        "matchConditions": [{"name": "who-scales", "expression": f"request.userInfo.username in {accounts}"}],
         "validations": [
             {
-                "expression": "request.resource.resource == 'rayclusters'",
-                "message": "the head's autoscaler changes no pods",
+                "expression": "request.resource.resource == 'rayclusters' || request.operation == 'CREATE'",
+                "message": f"Ray's autoscaler and {LADDER_RETURN} change no pods",
+            },
+            {
+                "expression": f"request.operation != 'CREATE' || ({_only_waits(plan)})",
+                "message": f"{LADDER_RETURN} makes only pods that wait for a node, with no account, Secret or volume",
             },
             {
                 "expression": " || ".join(["request.resource.resource != 'rayclusters'", f"({_only_counts()})"]),
-                "message": "the head's autoscaler changes only how many workers there are",
+                "message": f"Ray's autoscaler and {LADDER_RETURN} change only how many workers there are, and which",
             },
         ],
     }
 
 
-def _rule(group: str, version: str, resource: str) -> dict[str, Any]:
-    return {"apiGroups": [group], "apiVersions": [version], "resources": [resource], "operations": ["UPDATE"]}
+def _rule(group: str, version: str, resource: str, *operations: str) -> dict[str, Any]:
+    return {"apiGroups": [group], "apiVersions": [version], "resources": [resource], "operations": [*operations]}
+
+
+def _only_waits(plan: Plan) -> str:
+    """CEL: the new pod has a placeholder's labels and no others, which a Service could select, and nothing to read.
+
+    The API server has filled in the namespace's default account by then.
+    """
+    own = labels(plan, PLACEHOLDER)
+    has = "object.metadata.labels"
+    spec = "object.spec"
+    return " && ".join(
+        [
+            f"'{PLACEHOLDER_LABEL}' in {has} && {has}.size() == {len(own) + 1}",
+            *(f"{has}['{key}'] == '{value}'" for key, value in own.items()),
+            f"(!has({spec}.serviceAccountName) || {spec}.serviceAccountName == 'default')",
+            f"has({spec}.automountServiceAccountToken) && !{spec}.automountServiceAccountToken",
+            *(f"(!has({spec}.{field}) || {spec}.{field}.size() == 0)" for field in ("volumes", "initContainers")),
+            f"{spec}.containers.all(one, !has(one.env) && !has(one.envFrom))",
+        ]
+    )
 
 
 def _only_counts() -> str:

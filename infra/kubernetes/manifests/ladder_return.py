@@ -20,7 +20,7 @@ from modelfleet.infra.kubernetes.manifests.pods import (
 )
 from modelfleet.infra.kubernetes.manifests.ray import whole_node
 from modelfleet.infra.kubernetes.manifests.scripts import FOLDER
-from modelfleet.infra.kubernetes.names import LADDER_RETURN, digest, labels, placeholder_priority
+from modelfleet.infra.kubernetes.names import LADDER_RETURN, PLACEHOLDER, digest, labels, placeholder_priority
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import PLACEHOLDER_LABEL, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.plan import Plan, PoolPlan, WorkerGroup
@@ -81,35 +81,40 @@ def _rights(plan: Plan, kind: str, metadata: Manifest, rules: list[Manifest]) ->
     ]
 
 
-def _config(plan: Plan) -> Manifest:
+def ladders(plan: Plan, image: str) -> str:
+    """The program's settings: each ladder, with placeholders of `image`, the workers'."""
     groups = {group.pool: group for group in plan.ray_cluster.worker_groups}
-    ladders = [_ladder(plan, pool, groups[pool.name]) for pool in plan.returning]
-    data = {PROGRAM: (FOLDER / PROGRAM).read_text(), LADDERS: json_for_yaml(ladders, indent=1)}
+    return json_for_yaml([_ladder(plan, pool, groups[pool.name], image) for pool in plan.returning], indent=1)
+
+
+def _config(plan: Plan) -> Manifest:
+    data = {PROGRAM: (FOLDER / PROGRAM).read_text(), LADDERS: ladders(plan, plan.ray_cluster.image)}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(plan), "data": data}
 
 
-def _ladder(plan: Plan, pool: PoolPlan, group: WorkerGroup) -> dict[str, Any]:
+def _ladder(plan: Plan, pool: PoolPlan, group: WorkerGroup, image: str) -> dict[str, Any]:
     """One pool as the program reads it."""
     return {
         "pool": pool.name,
         "after_s": pool.return_after_s,
         "labels": {key: pool.labels[key] for key in (POOL_LABEL, STACK_LABEL)},
         "rungs": [{"name": f"{rung.accelerator} {rung.purchase}", "labels": dict(rung.labels)} for rung in pool.rungs],
-        "placeholder": _placeholder(plan, group),
+        "label": PLACEHOLDER_LABEL,
+        "placeholder": _placeholder(plan, group, image),
     }
 
 
-def _placeholder(plan: Plan, group: WorkerGroup) -> Manifest:
+def _placeholder(plan: Plan, group: WorkerGroup, image: str) -> Manifest:
     """As large as a worker, with the worker's image, which is then on the node when the worker comes."""
     container = {
         "name": "placeholder",
-        "image": plan.ray_cluster.image,
+        "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["sleep", "infinity"],
         "resources": whole_node(group),
         "securityContext": container_security(read_only=True),
     }
-    own = {**labels(plan, f"{LADDER_RETURN}-placeholder"), PLACEHOLDER_LABEL: group.pool}
+    own = {**labels(plan, PLACEHOLDER), PLACEHOLDER_LABEL: group.pool}
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -28,8 +28,11 @@ from typing import Any, Literal
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TURN_SECONDS = 15.0
 TIMEOUT_SECONDS = 30.0
+#: A placeholder that has a node and does not run for so long never will: its image or its node is at fault.
+STUCK_SECONDS = 1800.0
+#: No other is asked for so soon after one that was in vain: its node costs, and would fail the same way.
+PAUSE_SECONDS = 1800.0
 GROUP, CLUSTER, KIND = "ray.io/group", "ray.io/cluster", "ray.io/node-type"
-PLACEHOLDER = "modelfleet.dev/placeholder"
 #: Annotation of a placeholder: how many rungs, from the first on, it may be on.
 RUNGS = "modelfleet.dev/rungs"
 
@@ -38,19 +41,23 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Action:
-    """`ask` makes a placeholder for the first `rungs` rungs, `forget` deletes pod `name`, `move` ends worker `name`."""
+    """`ask` makes a placeholder for the first `rungs` rungs, `forget` deletes pod `name`, `move` ends worker `name`.
+
+    After `pause` the pool does not ask for `PAUSE_SECONDS`.
+    """
 
     what: Literal["ask", "forget", "move"]
     name: str = ""
     rungs: int = 0
+    pause: bool = False
 
 
 def decide(ladder: Json, nodes: Sequence[Json], pods: Sequence[Json], now: float) -> list[Action]:
     """What to do about one pool. `nodes` are the pool's, `pods` the namespace's, `now` is seconds since 1970."""
     rungs = {node["metadata"]["name"]: _rung(ladder, node) for node in nodes}
     workers = [pod for pod in pods if _labels(pod).get(GROUP) == ladder["pool"] and _labels(pod).get(KIND) == "worker"]
-    held = [pod for pod in pods if _labels(pod).get(PLACEHOLDER) == ladder["pool"] and not _ends(pod)]
-    forget = [Action("forget", pod["metadata"]["name"]) for pod in held]
+    held = [pod for pod in pods if _labels(pod).get(ladder["label"]) == ladder["pool"] and not _ends(pod)]
+    forget = [Action("forget", pod["metadata"]["name"], pause=_in_vain(pod, now)) for pod in held]
     late = sorted(
         (rung, now - since, pod["metadata"]["name"])
         for pod in workers
@@ -59,14 +66,14 @@ def decide(ladder: Json, nodes: Sequence[Json], pods: Sequence[Json], now: float
     )
     if not late:
         return forget
-    worst, _, name = late[-1]
+    worst, _, worker = late[-1]
     # One at a time: while a worker comes or goes, what it leaves or takes is not known.
     settled = not any(_ends(pod) or _placed(pod) is None for pod in workers)
     if not held:
         return [Action("ask", rungs=worst)] if settled else []
     placeholder, *more = held
     place = placeholder["spec"].get("nodeName")
-    if more or _ended(placeholder) or (place is None and _asked(placeholder) != worst):
+    if more or _in_vain(placeholder, now) or _ended(placeholder) or (place is None and _asked(placeholder) != worst):
         return forget
     if place is None or not settled or not _runs(placeholder):
         return []
@@ -74,10 +81,12 @@ def decide(ladder: Json, nodes: Sequence[Json], pods: Sequence[Json], now: float
     if here is None or here >= worst:
         return forget
     # The successor would take a node that is free before it takes the placeholder's. The autoscaler removes free nodes.
+    # It takes none that is cordoned or not Ready, and such a node may stay for days.
     taken = {pod["spec"].get("nodeName") for pod in [*workers, placeholder]}
-    if any(rung is not None and rung > here and node not in taken for node, rung in rungs.items()):
+    free = [rungs[name] for node in nodes if (name := node["metadata"]["name"]) not in taken and _takes_pods(node)]
+    if any(rung is not None and rung > here for rung in free):
         return []
-    return [Action("move", name)]
+    return [Action("move", worker)]
 
 
 def _labels(thing: Json) -> Json:
@@ -88,6 +97,20 @@ def _rung(ladder: Json, node: Json) -> int | None:
     """The rung that gave a node, counted from 0; None for a node of none."""
     own = _labels(node).items()
     return next((index for index, rung in enumerate(ladder["rungs"]) if own >= rung["labels"].items()), None)
+
+
+def _takes_pods(node: Json) -> bool:
+    """Whether the scheduler gives a node new pods."""
+    conditions = {one["type"]: one["status"] for one in node.get("status", {}).get("conditions") or ()}
+    return conditions.get("Ready") == "True" and not node.get("spec", {}).get("unschedulable")
+
+
+def _in_vain(placeholder: Json, now: float) -> bool:
+    """Whether it got a node and then ended, or did not run for `STUCK_SECONDS`."""
+    placed = _placed(placeholder)
+    if placed is None or _runs(placeholder):
+        return False
+    return _ended(placeholder) or now - placed >= STUCK_SECONDS
 
 
 def _ends(pod: Json) -> bool:
@@ -132,12 +155,14 @@ def placeholder(ladder: Json, rungs: int) -> Json:
 
 
 def removal(cluster: Json, group: str, worker: str) -> list[Json]:
-    """The JSON patch of a RayCluster that has KubeRay replace a worker; it fails where the groups have changed."""
+    """The JSON patch of a RayCluster that has KubeRay replace a worker; it fails where the cluster has changed."""
     groups = cluster["spec"]["workerGroupSpecs"]
     index = next(number for number, one in enumerate(groups) if one["groupName"] == group)
     names = [*(groups[index].get("scaleStrategy") or {}).get("workersToDelete", ()), worker]
     path = f"/spec/workerGroupSpecs/{index}"
     return [
+        # The list is replaced as a whole: a name that Ray's autoscaler has put there since would be lost.
+        {"op": "test", "path": "/metadata/resourceVersion", "value": cluster["metadata"]["resourceVersion"]},
         {"op": "test", "path": f"{path}/groupName", "value": group},
         {"op": "add", "path": f"{path}/scaleStrategy", "value": {"workersToDelete": names}},
     ]
@@ -175,12 +200,19 @@ class Api:
         return list(self.call("GET", f"/apis/ray.io/v1/namespaces/{self.namespace}/rayclusters")["items"])
 
 
-def turn(ladders: Sequence[Json], api: Api, now: float) -> list[str]:
-    """One look at each pool, and what it asks for; returns a line for each action."""
+def turn(ladders: Sequence[Json], api: Api, now: float, pauses: dict[str, float]) -> list[str]:
+    """One look at each pool, and what it asks for; returns a line for each action.
+
+    `pauses`: until when a pool asks for nothing, in seconds since 1970. It is changed here, and lost with the process.
+    """
     said = []
     pods = api.pods()
     for ladder in ladders:
         for action in decide(ladder, api.nodes(sorted(ladder["labels"].items())), pods, now):
+            if action.pause:
+                pauses[ladder["pool"]] = now + PAUSE_SECONDS
+            if action.what == "ask" and now < pauses.get(ladder["pool"], now):
+                continue
             if (line := _do(ladder, action, api)) is not None:
                 said.append(f"{ladder['pool']}: {line}")
     return said
@@ -194,7 +226,7 @@ def _do(ladder: Json, action: Action, api: Api) -> str | None:
         return f"asks again for {' or '.join(names[: action.rungs])}: a worker runs on {names[action.rungs]}"
     if action.what == "forget":
         api.call("DELETE", f"{pods}/{action.name}")
-        return f"needs {action.name} no longer"
+        return f"{action.name} was in vain" if action.pause else f"needs {action.name} no longer"
     clusters = api.clusters()
     if len(clusters) != 1:
         return None  # a rollout, whose new cluster begins at the first rung anyway
@@ -211,9 +243,10 @@ def main(settings: Path) -> None:
     host = f"[{host}]" if ":" in host else host
     namespace = (ACCOUNT / "namespace").read_text().strip()
     api = Api(f"https://{host}:{port}", namespace, ACCOUNT / "token", ACCOUNT / "ca.crt")
+    pauses: dict[str, float] = {}
     while True:
         try:
-            for line in turn(json.loads(settings.read_text()), api, time.time()):
+            for line in turn(json.loads(settings.read_text()), api, time.time(), pauses):
                 print(line, flush=True)
         except OSError as error:  # the next turn tries again
             print(f"the API server: {error}", file=sys.stderr, flush=True)

@@ -161,13 +161,15 @@ def test_addresses_cluster_log_group_and_image_are_read(tmp_path: Path, credenti
         ecr.create_repository(repositoryName="serving")
         without_tag = read_facts_with_boto3(plan)
         ecr.put_image(repositoryName="serving", imageManifest=MANIFEST, imageTag="1")
-        eks.create_cluster(name="modelfleet-test", roleArn=f"arn:aws:iam::{ACCOUNT}:role/r", resourcesVpcConfig={})
+        role = f"arn:aws:iam::{ACCOUNT}:role/r"
+        eks.create_cluster(name="modelfleet-test", roleArn=role, resourcesVpcConfig={}, version="1.35")
         after = read_facts_with_boto3(plan)
     assert (before.other_addresses, before.cluster, before.has_log_group, before.lacks_image) == (0, None, False, True)
     assert another.has_log_group is False, "only its name begins alike"
     assert without_tag.lacks_image is True, "the repository is there, the tag is not"
     assert after.other_addresses == 2, "the stack's own address is no obstacle to it"
-    assert after.cluster is not None and after.has_log_group is True and after.lacks_image is False
+    assert after.cluster is not None and after.cluster.version == "1.35"
+    assert after.has_log_group is True and after.lacks_image is False
     assert set(after.unread) == {"L-0263D0A3", "L-1216C47A", "L-6D54EA21", "L-DB2E81BA"}
 
 

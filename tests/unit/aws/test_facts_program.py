@@ -31,11 +31,12 @@ class Provider:
             name, size = groups[node_group_name]
             status = "CREATE_FAILED" if node_group_name == "l4-b" else "ACTIVE"
             sizes = [SimpleNamespace(desired_size=size)]
-            return SimpleNamespace(tags={"Name": name}, scaling_configs=sizes, status=status)
+            version = "1.34" if node_group_name == "l4-a" else "1.35"
+            return SimpleNamespace(tags={"Name": name}, scaling_configs=sizes, status=status, version=version)
 
         answers: dict[str, Callable[..., Any]] = {
             "get_clusters": lambda **_: SimpleNamespace(names=list(self.clusters)),
-            "get_cluster": lambda **_: SimpleNamespace(endpoint=""),
+            "get_cluster": lambda **_: SimpleNamespace(endpoint="", version="1.35"),
             "get_node_groups": lambda **_: SimpleNamespace(names=list(groups)),
             "get_node_group": group,
         }
@@ -80,7 +81,12 @@ def test_the_clusters_are_listed_once_for_all_that_is_read_of_one(
 ) -> None:
     provider = Provider(NAME)
     facts = read(provider, tmp_path, monkeypatch)
-    assert (facts.cluster, facts.live_nodes, facts.unread) == (ClusterFact(None), {"l4": 3, "system": 1}, {})
+    assert (facts.cluster, facts.live_nodes, facts.unread) == (
+        ClusterFact(None, "1.35"),
+        {"l4": 3, "system": 1},
+        {},
+    )
+    assert facts.group_versions == {"l4-a": "1.34", "l4-b": "1.35", "system": "1.35"}
     assert facts.failed_groups == ("l4-b",)
     assert provider.called.count("get_clusters") == 1
 

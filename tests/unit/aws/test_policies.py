@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelfleet.infra.aws import policies
+from modelfleet.infra.aws.documents import iam_documents
 from modelfleet.infra.aws.identity import as_documents
+from modelfleet.infra.aws.site import site_of
+from tests.unit.aws.builders import facts, planned
 from tools.cloud.evaluator import allowed
 
 PARTITION = {"partition": "aws"}
@@ -52,6 +56,26 @@ def test_the_load_balancers_controller_changes_the_targets_of_its_own_stack_and_
         assert not allowed(statements, f"elasticloadbalancing:{action}", group, {})
     for action in ("ec2:AuthorizeSecurityGroupIngress", "elasticloadbalancing:DeleteTargetGroup"):
         assert not allowed(statements, action, group, mine)
+
+
+def test_the_operator_makes_a_cluster_in_the_stacks_region(tmp_path: Path) -> None:
+    """CreateCluster has no resource type, so a statement with the cluster's ARN never gives it."""
+    plan, _ = planned(tmp_path)
+    printed = iam_documents(plan, site_of(plan, facts()))
+    own = [one for name, document in printed.items() if name.startswith("operator") for one in document["Statement"]]
+    assert allowed(own, "eks:CreateCluster", "*", {"aws:RequestedRegion": "us-west-2"})
+    assert not allowed(own, "eks:CreateCluster", "*", {"aws:RequestedRegion": "us-east-1"})
+
+
+def test_a_build_makes_the_cache_of_its_base_and_no_other_repository() -> None:
+    """ECR makes a pull-through cache's repository at the first pull, in the name of who pulls."""
+    base, own = (f"arn:aws:ecr:us-west-2:123456789012:repository/{name}" for name in ("hub/vllm/vllm-openai", "own"))
+    where = {"bucket_arn": "arn:aws:s3:::b", "key": "k", "log_group_arn": "arn:aws:logs:us-west-2:1:log-group:g"}
+    build = policies.build_image(**where, repository_arns=[own], base_arns=[base])
+    for action in ("CreateRepository", "BatchImportUpstreamImage", "BatchGetImage"):
+        assert allowed(build, f"ecr:{action}", base)
+    assert not allowed(build, "ecr:CreateRepository", own)
+    assert not allowed(policies.build_image(**where, repository_arns=[own]), "ecr:CreateRepository", base)
 
 
 def test_reading_is_for_the_named_prefixes() -> None:

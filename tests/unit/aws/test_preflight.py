@@ -391,6 +391,43 @@ def test_each_rung_counts_against_its_own_quota_and_a_reservation_against_that_o
     ]
 
 
+A10G = {"accelerator": "A10G", "instanceTypes": ["g5.xlarge", "g5.2xlarge"]}
+
+
+@pytest.mark.parametrize(
+    ("purchase", "quota", "said"),
+    [("on-demand", 19, True), ("on-demand", 20, False), ("spot", 16, False)],
+    ids=["of the same quota", "enough", "each rung of its own quota"],
+)
+def test_a_quota_without_room_for_a_worker_that_returns_is_a_warning(
+    tmp_path: Path, purchase: str, quota: float, said: bool
+) -> None:
+    """At maxNodes the placeholder would never get a node, and nobody would learn why workers stay."""
+    pool = {
+        **L4,
+        "purchase": purchase,
+        "fallback": [{**A10G, "instanceTypes": ["g5.xlarge"]}],
+        "returnAfterMinutes": 15,
+    }
+    plan, _ = planned(tmp_path, pools=[pool])
+    found = preflight(plan, facts(quotas={**facts().quotas, "L-DB2E81BA": quota}))
+    assert [(one.severity, "need 20 vCPUs" in one.message) for one in found] == [(Severity.WARNING, True)] * said
+
+
+def test_a_fallbacks_types_are_found_where_they_are_written(tmp_path: Path) -> None:
+    offered = {**facts().offerings, "g5.xlarge": frozenset({"us-west-2d"}), "g5.2xlarge": frozenset()}
+    pools = [{**L4, "fallback": [A10G]}]
+    (absent,) = sentences(tmp_path / "a", facts(offerings=offered), pools=pools)
+    assert "pools[0].fallback[0].instanceTypes: g5.2xlarge not offered in us-west-2" in absent
+    somewhere = {**offered, "g5.2xlarge": frozenset({"us-west-2d"})}
+    (outside,) = sentences(tmp_path / "b", facts(offerings=somewhere), pools=pools)
+    assert "pools[0].fallback[0].instanceTypes: g5.xlarge is offered in us-west-2d, but in none" in outside
+    (never,) = sentences(
+        tmp_path / "c", facts(offerings={**somewhere, "g5.xlarge": frozenset({"us-west-2a"})}), pools=pools
+    )
+    assert "pools[0].fallback[0].instanceTypes: g5.2xlarge is offered in none of the pool's zones" in never
+
+
 def test_a_reservation_names_its_zone_where_the_pool_has_several(tmp_path: Path) -> None:
     (said,) = sentences(tmp_path / "a", facts(), pools=[{**L4, **RESERVED}])
     assert "pools[0].capacityReservationZone: is not set, and the pool is in us-west-2a, us-west-2b" in said
@@ -423,16 +460,30 @@ def test_more_node_groups_than_the_account_may_have_are_refused(
     assert said is None or said in found[0]
 
 
-def test_a_version_is_reached_one_minor_at_a_time(tmp_path: Path) -> None:
-    def said(live: str) -> list[str]:
-        known = facts(system_nodes=(SystemNodes(live, f"{live}.0-20261101", ("m7i.xlarge",)),))
-        found = sentences(tmp_path / live, known, pools=[L4], cluster={"version": "1.35"})
-        return [one for one in found if "one minor version at a time" in one]
-
-    assert said("1.35") == said("1.34") == []
-    assert "found 1.35, and the cluster's nodes have 1.33" in said("1.33")[0]
-    assert said("1.33")[0].endswith("write 1.34, run this, then go on")
-    assert said("1.36")[0].endswith("write 1.36 or 1.37")
+@pytest.mark.parametrize(
+    ("control_plane", "groups", "said"),
+    [
+        pytest.param("1.35", {"l4-a": "1.35"}, None, id="there"),
+        pytest.param("1.34", {"l4-a": "1.34", "system-a": "1.34"}, None, id="one up"),
+        pytest.param("1.35", {"l4-a": "1.34", "system-a": "1.35"}, None, id="an update that stopped goes on"),
+        pytest.param(
+            "1.34",
+            {"l4-a": "1.33", "system-a": "1.34"},
+            "found 1.35, and EKS goes up from 1.34 once all node groups have 1.34; these have not: l4-a; write 1.34, run",
+            id="a group lags",
+        ),
+        pytest.param("1.33", {"l4-a": "1.33"}, "the control plane has 1.33; EKS goes up one minor", id="two up"),
+        pytest.param("1.33", {}, "write 1.34, run this, then go on", id="two up, groups unread"),
+        pytest.param("1.36", {"l4-a": "1.35"}, "EKS never goes back: write 1.36 or 1.37", id="back"),
+    ],
+)
+def test_a_version_is_reached_one_minor_at_a_time(
+    tmp_path: Path, control_plane: str, groups: dict[str, str], said: str | None
+) -> None:
+    known = facts(cluster=ClusterFact(None, control_plane), group_versions=groups)
+    found = [one for one in sentences(tmp_path, known, pools=[L4], cluster={"version": "1.35"}) if "EKS" in one]
+    assert len(found) == (said is not None), found
+    assert said is None or said in found[0]
 
 
 def test_a_node_group_whose_creation_failed_is_named_with_its_fix(tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
+import pulumi
 import pytest
 
 from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.kubernetes.ladder_return import LadderReturn
 from modelfleet.infra.kubernetes.manifests.everything import everything
+from modelfleet.infra.kubernetes.manifests.guard import head_guard
 from modelfleet.infra.kubernetes.manifests.ladder_return import ladder_return
-from modelfleet.infra.kubernetes.scripts.ladder_return import RUNGS, Action, decide, placeholder, removal
+from modelfleet.infra.kubernetes.scripts.ladder_return import RUNGS, Action, Api, decide, placeholder, removal, turn
 from modelfleet.serving.config.errors import InputErrors
 from tests.unit.planning.builders import model, planned, pool, stack
 from tools.kubernetes.autoscaler import NodeTemplate
@@ -25,8 +30,13 @@ NOW = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
 SPOT, ON_DEMAND, OTHER = (dict(rung.labels) for rung in PLAN.pools[0].rungs)
 
 
-def node(name: str, labels: dict[str, str]) -> dict[str, Any]:
-    return {"metadata": {"name": name, "labels": {**labels, "kubernetes.io/hostname": name}}}
+def node(name: str, labels: dict[str, str], *, ready: str = "True", **spec: Any) -> dict[str, Any]:
+    status = {"conditions": [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": ready}]}
+    return {
+        "metadata": {"name": name, "labels": {**labels, "kubernetes.io/hostname": name}},
+        "spec": spec,
+        "status": status,
+    }
 
 
 def pod(name: str, at: str | None, *, minutes: float = 60, labels: dict[str, str], **status: Any) -> dict[str, Any]:
@@ -55,6 +65,7 @@ def ending(one: dict[str, Any]) -> dict[str, Any]:
 NODES = [node("first", SPOT), node("second", ON_DEMAND), node("third", OTHER)]
 LATE = worker("w", "third")
 ASK, MOVE, FORGET = Action("ask", rungs=2), Action("move", "w"), Action("forget", "p")
+IN_VAIN = Action("forget", "p", pause=True)
 
 CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[Action]]] = {
     "nobody works": (NODES, [], []),
@@ -69,10 +80,24 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[Action]]
     "asked for too little": (NODES, [LATE, held("p", None, 1)], [FORGET]),
     "asked twice": (NODES, [LATE, held("p", None), held("q", None)], [FORGET, Action("forget", "q")]),
     "nobody is late any more": (NODES, [worker("w", "first"), held("p", None)], [FORGET]),
-    "its image is pulled": ([NODES[0], NODES[2]], [LATE, held("p", "first", phase="Pending")], []),
-    "its time is over": (NODES, [LATE, held("p", "first", phase="Failed")], [FORGET]),
+    "its image is pulled": (
+        [NODES[0], NODES[2]], [LATE, held("p", "first", minutes=29, phase="Pending")], [],
+    ),
+    "its image cannot be pulled": (
+        [NODES[0], NODES[2]], [LATE, held("p", "first", minutes=30, phase="Pending")], [IN_VAIN],
+    ),
+    "its image cannot be pulled while another ends": (
+        NODES, [LATE, ending(worker("v", "second")), held("p", "first", phase="Pending")], [IN_VAIN],
+    ),
+    "its time is over": (NODES, [LATE, held("p", "first", phase="Failed")], [IN_VAIN]),
     "a node came": ([NODES[0], NODES[2]], [LATE, held("p", "first")], [MOVE]),
     "a free node would be taken first": (NODES, [LATE, held("p", "first")], []),
+    "a cordoned node would not be taken": (
+        [NODES[0], NODES[2], node("second", ON_DEMAND, unschedulable=True)], [LATE, held("p", "first")], [MOVE],
+    ),
+    "a node that is not ready would not be taken": (
+        [NODES[0], NODES[2], node("second", ON_DEMAND, ready="Unknown")], [LATE, held("p", "first")], [MOVE],
+    ),
     "the later rung moves first": (
         NODES, [LATE, worker("v", "second", minutes=99), held("p", "first")], [MOVE],
     ),
@@ -122,19 +147,100 @@ def test_the_placeholder_gives_way_to_any_worker_and_the_autoscaler_still_serves
     assert spec["containers"][0]["image"] == PLAN.ray_cluster.image, "the worker finds its image on the node"
 
 
+def test_the_admission_policy_is_over_its_account_and_lets_its_placeholder_pass() -> None:
+    """It fails closed, so a label that the policy does not know would end the way back for good."""
+    policy, _ = head_guard(PLAN)
+    (who,) = policy["spec"]["matchConditions"]
+    accounts = [f"system:serviceaccount:{PLAN.namespace}:{name}" for name in ("ray-head", "ladder-return")]
+    assert who["expression"] == f"request.userInfo.username in {accounts}"
+    created = [
+        rule["resources"]
+        for rule in policy["spec"]["matchConstraints"]["resourceRules"]
+        if "CREATE" in rule["operations"]
+    ]
+    assert created == [["pods"]]
+    (rule,) = [one["expression"] for one in policy["spec"]["validations"] if "makes only pods" in one["message"]]
+    made = placeholder(LADDER, 1)
+    labels = made["metadata"]["labels"]
+    asked = dict(re.findall(r"labels\['([^']+)'\] == '([^']+)'", rule))
+    assert asked == {key: value for key, value in labels.items() if key != "modelfleet.dev/placeholder"}
+    assert f"labels.size() == {len(labels)}" in rule
+    assert not {"volumes", "initContainers", "serviceAccountName"} & set(made["spec"])
+    assert made["spec"]["automountServiceAccountToken"] is False
+    assert not {"env", "envFrom"} & set(made["spec"]["containers"][0])
+
+
 def test_a_worker_is_replaced_by_kuberay_and_others_that_go_still_go() -> None:
     cluster = {
+        "metadata": {"resourceVersion": "71"},
         "spec": {
             "workerGroupSpecs": [
                 {"groupName": "a"},
                 {"groupName": "l4", "scaleStrategy": {"workersToDelete": ["idle"]}},
             ]
-        }
+        },
     }
     assert removal(cluster, "l4", "w") == [
+        {"op": "test", "path": "/metadata/resourceVersion", "value": "71"},
         {"op": "test", "path": "/spec/workerGroupSpecs/1/groupName", "value": "l4"},
         {"op": "add", "path": "/spec/workerGroupSpecs/1/scaleStrategy", "value": {"workersToDelete": ["idle", "w"]}},
     ]
+
+
+class Namespace(Api):
+    """The namespace's API server in memory: what a placeholder of it becomes is up to the test."""
+
+    def __init__(self) -> None:
+        self.namespace, self.there = "ns", [LATE]
+
+    def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> dict[str, Any]:
+        if method == "POST":
+            body["metadata"]["name"] = "p"
+            body["spec"]["nodeName"] = "first"
+            body["status"] = {"phase": "Failed", "conditions": LATE["status"]["conditions"]}
+            self.there.append(body)
+        elif method == "DELETE":
+            self.there = [LATE]
+        return {"items": NODES if "/nodes" in path else self.there}
+
+
+def test_after_a_placeholder_that_was_in_vain_nothing_is_asked_for_half_an_hour() -> None:
+    """Its node is bought for nothing, and the next one would fail the same way."""
+    api, pauses = Namespace(), dict[str, float]()
+    minutes = (0, 1, 2, 30, 31)
+    assert [[line.split(":")[1] for line in turn([LADDER], api, NOW + 60 * at, pauses)] for at in minutes] == [
+        [" asks again for L4 spot or L4 on-demand"],
+        [" p was in vain"],
+        [],
+        [],
+        [" asks again for L4 spot or L4 on-demand"],
+    ]
+
+
+def test_the_placeholder_pulls_the_image_that_was_built() -> None:
+    """By another name the worker would not find its image on the node."""
+    built = "registry.example/serving@sha256:0123"
+
+    class Recorder(pulumi.runtime.Mocks):
+        def __init__(self) -> None:
+            self.made = list[tuple[str, dict[Any, Any]]]()
+
+        def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
+            return {}, []
+
+        def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+            self.made.append((args.typ, args.inputs))
+            return args.name, args.inputs
+
+    recorder = Recorder()
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    pulumi.runtime.set_mocks(recorder)
+    pulumi.runtime.test(lambda: LadderReturn("return", PLAN, image=pulumi.Output.from_input(built)) and None)()
+    made = {kind.rpartition(":")[2]: inputs for kind, inputs in recorder.made}
+    (ladder,) = json.loads(made["ConfigMap"]["data"]["ladders.json"])
+    workers = made["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert ladder["placeholder"]["spec"]["containers"][0]["image"] == workers == built
+    assert made["ConfigMap"]["data"]["ladder_return.py"] == CONFIG["data"]["ladder_return.py"]
 
 
 def test_where_no_pool_asks_for_it_nothing_exists_and_nothing_changes() -> None:

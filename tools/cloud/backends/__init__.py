@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.cloud import groups
 from tools.cloud.answers import Answer
-from tools.cloud.backends import ec2, elasticache, quotas
+from tools.cloud.backends import ec2, elasticache, firewall, quotas
 from tools.cloud.backends.codebuild import CodeBuild
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
@@ -60,6 +60,8 @@ class Backends:
         """What AWS does behind a call that moto has accepted."""
         if (call.service, call.operation) == ("logs", "DeleteLogGroup"):
             self.eks.log_group_deleted(call)
+        if (call.service, call.operation) == ("wafv2", "AssociateWebACL"):
+            firewall.associated(call)
 
     def forget(self) -> None:
         """Loses everything, as moto does when it is reset."""
