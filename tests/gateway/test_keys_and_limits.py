@@ -299,9 +299,7 @@ def test_a_body_that_takes_too_long_to_count_is_400(make_gateway: Make, config: 
     file.write_text(file.read_text().replace("\nglobal\n", "\nglobal\n    tune.lua.session-timeout 1ms\n"))
     assert gateway.processes
     gateway.old.append(gateway.processes)
-    gateway.processes = haproxy.start(
-        gateway.runtime, haproxy.find_binary(), gateway.log, replaces=gateway.processes
-    )
+    gateway.processes = haproxy.start(gateway.runtime, haproxy.find_binary(), gateway.log, replaces=gateway.processes)
     body = b'{"prompt":[' + b'"",' * texts + b'""],"model":"small"}'
     answer = gateway.post("/v1/completions", data=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and "takes too long" in answer.json()["error"]["message"]
