@@ -183,6 +183,7 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
         # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
+        *_each(),
         *_counted("posts !form"),
         "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
         "acl unseen var(txn.partial) -m found",
@@ -229,12 +230,18 @@ def _generates() -> list[str]:
 
 
 def _counted(when: str) -> list[str]:
+    """The count, and what it refuses.
+
+    HAProxy ends a Lua action after 4 s and goes on with the next rule (`tune.lua.session-timeout`; src/hlua.c,
+    hlua_action, HLUA_E_ETMOUT): a body that keeps it busy for longer would pass uncharged.
+    """
     return [
-        *_each(),
         f"http-request lua.count_tokens if {when}",
         refuses(400, "`max_tokens`, `n` and their like are numbers.", "Bad Request", param="body")
         + " if { var(txn.fault) -m str number }",
         not_json(),
+        refuses(400, "The request body takes too long to read.", "Bad Request", param="body")
+        + f" if {when} !{{ var(txn.charge) -m found }}",
     ]
 
 

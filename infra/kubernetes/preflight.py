@@ -15,7 +15,7 @@ from modelfleet.infra.kubernetes.names import OPERATOR, head_policy
 from modelfleet.infra.kubernetes.rollout import rollout_notice
 from modelfleet.infra.kubernetes.versions import KUBERAY
 from modelfleet.infra.names import GPU, POOL_LABEL, STACK_LABEL
-from modelfleet.infra.planning.plan import Plan, PoolPlan
+from modelfleet.infra.planning.plan import FrontDoor, Plan, PoolPlan
 from modelfleet.serving.config.errors import SetupError
 
 #: In which namespaces the run changes a resource: none, the stack's, that of its mirror Jobs, both.
@@ -44,6 +44,8 @@ NEEDED: Final = (
 VERBS: Final = ("create", "patch", "delete")
 #: ValidatingAdmissionPolicy is stable since. https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/
 OLDEST: Final = (1, 30)
+#: Of `https://` without a port, which is what the stack tells clients.
+HTTPS_PORT: Final = 443
 #: KubeRay makes and deletes them; a run changes the limits of their worker groups.
 ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
@@ -144,11 +146,22 @@ def missing_gateway(api: Api, plan: Plan) -> list[str]:
     parent = api.get(GATEWAY_API, "Gateway", door.parent, door.parent_namespace)
     if parent is None:
         return [f"{named} does not exist; `kubectl get gateway -A` lists them"]
-    listeners = {one["name"]: one["protocol"] for one in parent["spec"]["listeners"]}
-    if listeners.get(door.listener or "") != "HTTPS":
-        with_tls = ", ".join(name for name, protocol in listeners.items() if protocol == "HTTPS") or "none"
-        return [f"{named} has no listener {door.listener} of protocol HTTPS; those with it: {with_tls}"]
-    return []
+    with_tls = {one["name"]: one for one in parent["spec"]["listeners"] if one["protocol"] == "HTTPS"}
+    listener = with_tls.get(door.listener)
+    if listener is None:
+        those = ", ".join(with_tls) or "none"
+        return [f"{named} has no listener {door.listener} of protocol HTTPS; those with it: {those}"]
+    return [f"{named}, listener {door.listener}: {fault}" for fault in _shut(listener, door, plan.namespace)]
+
+
+def _shut(listener: dict[str, Any], door: FrontDoor, namespace: str) -> Iterator[str]:
+    """Why a listener leads no client of `base_url` here."""
+    if listener["port"] != HTTPS_PORT:
+        yield f"found port {listener['port']}, but clients use {door.base_url}; name a listener at port {HTTPS_PORT}"
+    takes = listener.get("allowedRoutes", {}).get("namespaces", {}).get("from", "Same")  # the definition's default
+    if takes not in ("All", "Selector") and namespace != door.parent_namespace:
+        way = f"let in those of {namespace} by from: Selector or All"
+        yield f"found allowedRoutes.namespaces.from: {takes}, which shuts out this stack's route; {way}"
 
 
 def operators(api: Api, plan: Plan) -> list[str]:

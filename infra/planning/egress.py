@@ -125,11 +125,15 @@ def _api(stack: LoadedStack) -> tuple[Way, ...]:
 
 
 def _store(stack: LoadedStack) -> list[Way]:
-    """To the store of the head's state; the name of an existing one has addresses that only its owner knows."""
+    """To the store of the head's state; the name of an existing one has addresses that only its owner knows.
+
+    Two ways, and not everywhere but `LINK`: the VPC CNI's agent gives all rules of a pod for one network the exceptions
+    of each, so private addresses would be shut (aws-network-policy-agent v1.3.0, fw_rule_processor.go).
+    """
     config = stack.config
     if address := config.kubernetes.redis_address:
         port = int(address.rpartition(":")[2])
-        return [Way("store", (EVERYWHERE,), (port,), without=(LINK,))]
+        return [Way("store", PRIVATE, (port,)), _public("store", port)]
     if head_storage_plan(stack) is None:
         return []
     return [Way("store", PRIVATE if config.network.vpc_id else (config.network.cidr,), (STORE_PORT,))]

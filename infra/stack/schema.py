@@ -413,9 +413,9 @@ class Mirror(StackSection):
     )
     storage_cidrs: list[str] | None = Field(
         None,
-        description="Networks where pods find the object store, on any port; then they reach no other address unless "
-        "a model needs it. Default: public addresses at port 443, and where the stack does not make the network also "
-        "private ones.",
+        description="Networks where pods find the object store, on any port; then workers reach no other address "
+        "unless a model needs it (the head also its store and the API server). Default: public addresses at port 443, "
+        "and where the stack does not make the network also private ones.",
     )
     instance_type: str = Field(
         "m7i.2xlarge",

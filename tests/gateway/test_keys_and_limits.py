@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG
 from modelfleet.infra.local import haproxy
 from tests.gateway.conftest import ALICE, BOB, KEYS, Gateway, Make
 from tests.gateway.test_large_bodies import body_of
@@ -288,6 +289,22 @@ def test_an_uncountable_number_behind_the_first_buffer_is_400(counting: Gateway)
         answer = counting.post(path, data=body_of(400_000, n="many"), headers={"content-type": "application/json"})
         assert answer.status_code == 400 and "are numbers" in answer.json()["error"]["message"]
     assert len(counting.backend.seen) == before
+
+
+@pytest.mark.parametrize(("config", "texts"), [(HAPROXY_CFG, 60_000), (BODIES_CFG, 300_000)], ids=["first", "second"])
+def test_a_body_that_takes_too_long_to_count_is_400(make_gateway: Make, config: str, texts: int) -> None:
+    """HAProxy ends the count and goes on: ten million empty prompts passed uncharged, here some that take over 1 ms."""
+    gateway = make_gateway(tokens_per_minute=10**9)
+    file = Path(gateway.runtime.folder) / config
+    file.write_text(file.read_text().replace("\nglobal\n", "\nglobal\n    tune.lua.session-timeout 1ms\n"))
+    assert gateway.processes
+    gateway.old.append(gateway.processes)
+    gateway.processes = haproxy.start(gateway.runtime, haproxy.find_binary(), gateway.log, replaces=gateway.processes)
+    body = b'{"prompt":[' + b'"",' * texts + b'""],"model":"small"}'
+    answer = gateway.post("/v1/completions", data=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and "takes too long" in answer.json()["error"]["message"]
+    assert gateway.post(CHAT, ASK).status_code == 200
+    assert [one.path for one in gateway.backend.seen] == [f"/small{CHAT}"]
 
 
 def test_auth_none_opens_and_limits_by_address(make_gateway: Make) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -57,8 +56,8 @@ class NodesFleet:
         """The stack's."""
         return f"modelfleet-{self.stack}"
 
-    def write(self, *, nodes: int = 2, replicas: int = 2, **settings: Any) -> None:
-        """Stack and model file: so many replicas, one on each node."""
+    def write(self, *, nodes: int = 2, replicas: int = 2, image: str | None = None) -> None:
+        """Stack and model file: so many replicas, one on each node. Mirror Jobs have a namespace of their own."""
         root = self.project.folder
         content = yaml.safe_load((ROOT / "models" / f"{SLUG}.yaml").read_text())
         # vLLM's compiler takes minutes on two cores, and these tests are not about it.
@@ -77,8 +76,11 @@ class NodesFleet:
                 "bucket": f"fleet-{self.stack}",
                 "sources": {MODEL: f"s3://{SEED_BUCKET}/smollm2"},
             },
-            "kubernetes": {"image": self.cluster.images.reference(SERVING), "createNamespace": False},
-            **settings,
+            "kubernetes": {
+                "image": image or self.cluster.images.reference(SERVING),
+                "createNamespace": False,
+                "mirrorNamespace": f"{self.namespace}-mirror",
+            },
         }
         config = {"aws:region": REGION, **{f"modelfleet:{key}": value for key, value in stack.items()}}
         for name, text in ((f"models/{SLUG}", content), (f"stacks/Pulumi.{self.stack}", {"config": config})):

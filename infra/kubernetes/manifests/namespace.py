@@ -59,17 +59,15 @@ def quotas(plan: Plan) -> list[Manifest]:
     """At most the GPUs of the worker groups, or twice that if an upgrade runs both clusters at once.
 
     A pool whose workers return has one worker that drains beside its successor, and a placeholder.
-    Where mirror Jobs are alone, they have no GPU, and as many pods as Jobs, twice: the Job of a changed source starts
-    before the run deletes the old one.
+    Where mirror Jobs are alone, they have no GPU. Their pods have no limit: a run deletes the Jobs of models that went
+    last, so while these copy, a limit by the models that stay would keep its new Jobs from starting.
     """
     gpus = sum(group.max_replicas * group.node.gpus for group in plan.ray_cluster.worker_groups)
     returning = sum(2 * pool.node.gpus for pool in plan.returning)
     clusters = 1 if plan.ray_cluster.rollout == "replace" else 2
     found = [_quota(plan, "gpus", plan.namespace, {f"requests.{GPU}": str(gpus * clusters + returning)})]
     if plan.own_mirror_namespace:
-        jobs = len({one.prefix for model in plan.models for one in (model.mirror, *model.others)} - {None})
-        most = {"pods": str(2 * jobs), f"requests.{GPU}": "0"}
-        found.append(_quota(plan, MIRROR_ACCOUNT, plan.mirror_namespace, most))
+        found.append(_quota(plan, MIRROR_ACCOUNT, plan.mirror_namespace, {f"requests.{GPU}": "0"}))
     return found
 
 

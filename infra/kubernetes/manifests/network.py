@@ -46,11 +46,15 @@ RETURN_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LADDER_RETURN}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 
 #: A cluster's DNS has a private address, or the link-local one of a cache on each node; a public server at port 53 is a
-#: way out for anything.
+#: way out for anything. Cilium matches no pod by its address, so its pods are named too (cilium#9209, #14497).
 #: https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/
 _RESOLVERS: Final = (*PRIVATE, "169.254.20.10/32", "fc00::/7")
+_DNS_PODS: Final = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+    "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+}
 DNS: Final[Manifest] = {
-    "to": [{"ipBlock": {"cidr": network}} for network in _RESOLVERS],
+    "to": [*({"ipBlock": {"cidr": network}} for network in _RESOLVERS), _DNS_PODS],
     "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
 }
 
@@ -93,6 +97,11 @@ def network_policies(plan: Plan) -> list[Manifest]:
         account = LOAD_BALANCER_ACCOUNT
         out = [DNS, *_out([*ways.api, *ways.aws])]
         policies.append(_policy(plan, account, CONTROLLER_PODS, ingress=[], egress=out))
+    if plan.front_door and plan.front_door.gateway_class:
+        # Some implementations (Istio) run the proxy beside the Gateway: who reaches it, and where its control plane is,
+        # only they know. https://gateway-api.sigs.k8s.io/geps/gep-1762/
+        proxy = {"matchLabels": {"gateway.networking.k8s.io/gateway-name": plan.front_door.parent}}
+        policies.append(_policy(plan, "front-door", proxy, ingress=[{}], egress=[{}]))
     return policies
 
 

@@ -218,11 +218,12 @@ def test_a_gateway_of_the_stack_has_tls_and_takes_this_namespaces_routes_alone(r
 class Cluster:
     """What the preflight reads of a cluster."""
 
-    def __init__(self, *found: str, protocol: str = "HTTPS") -> None:
-        self._found, self._protocol = found, protocol
+    def __init__(self, *found: str, protocol: str = "HTTPS", port: int = 443, takes: str | None = "All") -> None:
+        allowed = {"allowedRoutes": {"namespaces": {"from": takes}}} if takes else {}
+        self._found, self._listener = found, {"protocol": protocol, "port": port, **allowed}
 
     def get(self, _: str, kind: str, name: str, namespace: str | None = None) -> dict[str, Any] | None:
-        listeners = [{"name": "https", "protocol": self._protocol}, {"name": "tls", "protocol": "HTTPS"}]
+        listeners = [{"name": "https", **self._listener}, {"name": "tls", "protocol": "HTTPS", "port": 443}]
         return {"spec": {"listeners": listeners}} if f"{kind} {name}" in self._found else None
 
 
@@ -239,11 +240,23 @@ API = "CustomResourceDefinition httproutes.gateway.networking.k8s.io"
             Cluster(API, "Gateway public", protocol="HTTP"),
             "has no listener https of protocol HTTPS; those with it: tls",
         ),
+        (
+            FOREIGN,
+            Cluster(API, "Gateway public", port=8443),
+            "found port 8443, but clients use https://llm.example.org",
+        ),
+        (FOREIGN, Cluster(API, "Gateway public", takes=None), "from: Same, which shuts out this stack's route; let in"),
+        (FOREIGN, Cluster(API, "Gateway public", takes="None"), "from: None, which shuts out"),
+        (FOREIGN, Cluster(API, "Gateway public", takes="Selector"), None),
+        ({"parentGateway": "modelfleet-dev/public/https"}, Cluster(API, "Gateway public", takes="Same"), None),
         (FOREIGN, Cluster(API, "Gateway public"), None),
         (OWN, Cluster(API), "the cluster has no envoy"),
         (OWN, Cluster(API, "GatewayClass envoy"), None),
     ],
-    ids=["no definitions", "no Gateway", "plain text", "fits", "no class", "class"],
+    ids=[
+        *("no definitions", "no Gateway", "plain text", "another port", "its namespace alone", "no routes"),
+        *("some namespaces", "in its namespace", "fits", "no class", "class"),
+    ],
 )
 def test_a_door_that_the_cluster_cannot_open_is_said_first(
     root: Path, way: dict[str, str], cluster: Cluster, said: str | None

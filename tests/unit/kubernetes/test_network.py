@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def ends(plan: Plan) -> Iterator[End]:
     yield End("prometheus", namespace="monitoring", labels=PROMETHEUS)
     yield End("grafana", namespace="monitoring")
     yield End("dns", namespace="kube-system")
+    if plan.front_door and plan.front_door.gateway_class:  # as Istio runs it
+        yield End("proxy", labels={"gateway.networking.k8s.io/gateway-name": "gateway"})
     for name, address in OUTSIDE.items():
         yield End(name, namespace="", address=address)
 
@@ -126,9 +128,15 @@ def tight(root: Path) -> Plan:
     return planned(root, five_models(), mirror={**STORE, **FROM_BUCKET}, kubernetes=kubernetes)
 
 
+def with_own_store(root: Path) -> Plan:
+    """A stack on EKS whose Ray head keeps its state in a store that exists."""
+    return planned(root, five_models(), target="eks", kubernetes={"redisAddress": "redis.data:6379"})
+
+
 PLANS: dict[str, Callable[[Path], Plan]] = {
     "kubernetes": lambda root: planned(root, five_models()),
     "eks": lambda root: planned(root, five_models(), target="eks"),
+    "eks with a store": with_own_store,
     "tight": tight,
 }
 
@@ -165,7 +173,7 @@ def leaving(policies: list[Policy], plan: Plan) -> dict[str, set[tuple[str, int]
     }
 
 
-OUT_PORTS = (53, 80, 443, 6443, 9000)
+OUT_PORTS = (53, 80, 443, 6379, 6443, 9000)
 
 
 def policies_of(plan: Plan) -> list[Policy]:
@@ -193,7 +201,7 @@ def test_exactly_these_connections_into_the_stack_are_open(plan: Plan, request: 
     }
     # The Ingress controller decides where clients come from, and every request needs a key. Of the stack's own pods
     # those reach the gateway that reach private addresses: for the API, or because the object store may have one.
-    private = {"kubernetes": ("head", "worker", "mirror", "kuberay-operator"), "eks": ()}
+    private = {"kubernetes": ("head", "worker", "mirror", "kuberay-operator"), "eks": (), "eks with a store": ()}
     own = private.get(kind, ("head", "kuberay-operator"))
     others = [end.name for end in ends(plan) if end.namespace not in (plan.namespace, plan.mirror_namespace)]
     to_gateway = {(source, "gateway", 8080) for source in (*own, *others)}
@@ -208,6 +216,7 @@ PUBLIC_API = WEB | {(host, 6443) for host, _ in WEB}
 ANY_PRIVATE = {(host, port) for host in ("neighbour", "api") for port in OUT_PORTS}
 PRIVATE_443 = {("neighbour", 443), ("api", 443)}
 CREDENTIALS = {("credentials", 80)}
+STATE = {(host, 6379) for host in ("neighbour", "api", "internet", "store", "resolver")}
 NAMED = {("store", port) for port in OUT_PORTS}
 EXPECTED: dict[str, dict[str, set[tuple[str, int]]]] = {
     # Nobody knows here where the object store is, and private addresses are open.
@@ -221,6 +230,12 @@ EXPECTED: dict[str, dict[str, set[tuple[str, int]]]] = {
     "eks": {
         "worker": WEB | CREDENTIALS | PRIVATE_DNS,
         "head": WEB | CREDENTIALS | PRIVATE_DNS | PRIVATE_443,
+        "mirror": WEB | CREDENTIALS | PRIVATE_DNS,
+        "kuberay-operator": PRIVATE_DNS | PRIVATE_443,
+    },
+    "eks with a store": {
+        "worker": WEB | CREDENTIALS | PRIVATE_DNS,
+        "head": WEB | CREDENTIALS | PRIVATE_DNS | PRIVATE_443 | STATE,
         "mirror": WEB | CREDENTIALS | PRIVATE_DNS,
         "kuberay-operator": PRIVATE_DNS | PRIVATE_443,
     },
@@ -239,6 +254,73 @@ def test_exactly_these_connections_out_of_the_stack_are_open(plan: Plan, request
     expected = EXPECTED[request.node.callspec.params["plan"]]
     nothing = {"intruder": set[tuple[str, int]](), "impostor": set[tuple[str, int]](), "gateway": PRIVATE_DNS}
     assert leaving(policies_of(plan), plan) == expected | nothing
+
+
+def _opened_by_the_agent(policies: list[Policy], pod: End, address: str, port: int) -> bool:
+    """What the VPC CNI makes of a pod's rules for addresses: one entry for a network, with the exceptions of each rule.
+
+    aws-network-policy-agent v1.3.0, pkg/fwruleprocessor/fw_rule_processor.go, ComputeMapEntriesFromEndpointRules.
+    """
+    mine = [p for p in policies if p["metadata"]["namespace"] == pod.namespace]
+    rules = [r for p in mine if _picks(p["spec"]["podSelector"], pod.labels) for r in p["spec"]["egress"]]
+    blocks = [(peer["ipBlock"], rule) for rule in rules for peer in rule["to"] if "ipBlock" in peer]
+    ports: dict[Any, set[int | None]] = {}
+    excepted: dict[Any, set[Any]] = {}
+    for block, rule in sorted(blocks, key=lambda one: ipaddress.ip_network(one[0]["cidr"]).prefixlen):
+        network = ipaddress.ip_network(block["cidr"])
+        if network.version == 6:
+            continue  # in a cluster of IPv4
+        if network not in ports:  # it inherits what wider ones open, unless they except it
+            wider = [one for one in ports if network.subnet_of(one)]
+            within = [one for one in wider if not any(network.subnet_of(less) for less in excepted[one])]
+            ports[network], excepted[network] = {port for one in within for port in ports[one]}, set()
+        ports[network] |= {one["port"] for one in rule.get("ports", []) if one.get("protocol", "TCP") == "TCP"}
+        ports[network] |= set() if "ports" in rule else {None}
+        excepted[network] |= {ipaddress.ip_network(one) for one in block.get("except", [])}
+    for network in {less for ones in excepted.values() for less in ones} - set(ports):
+        ports[network] = set()
+    found = [one for one in ports if ipaddress.ip_address(address) in one]
+    longest = max(found, key=lambda one: one.prefixlen, default=None)
+    return longest is not None and bool({port, None} & ports[longest])
+
+
+def test_the_vpc_cni_opens_the_addresses_that_kubernetes_opens(plan: Plan) -> None:
+    """Its agent merges the rules of a pod: one way's exceptions shut what another opens for the same network."""
+    policies = policies_of(plan)
+    by_agent = {
+        end.name: {
+            (name, port)
+            for name, address in OUTSIDE.items()
+            for port in OUT_PORTS
+            if _opened_by_the_agent(policies, end, address, port)
+        }
+        for end in ends(plan)
+        if end.namespace in (plan.namespace, plan.mirror_namespace)
+    }
+    assert by_agent == leaving(policies, plan)
+
+
+def test_dns_answers_where_no_address_matches_a_pod(plan: Plan) -> None:
+    """With Cilium a block of addresses is for what is outside the cluster (cilium#9209); this address is in none."""
+    policies = policies_of(plan)
+    dns = End("dns", namespace="kube-system", labels={"k8s-app": "kube-dns"}, address=OUTSIDE["resolver"])
+    asking = {end.name: end for end in ends(plan)}
+    for end in (asking[name] for name in ("worker", "head", "gateway", "mirror", "kuberay-operator")):
+        assert may_reach(policies, end, dns, 53, "UDP") and may_reach(policies, end, dns, 53)
+        assert not may_reach(policies, end, replace(dns, labels={}), 53)
+
+
+def test_a_gateway_class_may_run_its_proxy_in_the_stacks_namespace(tmp_path: Path) -> None:
+    """Istio does, and `closed` would shut it out."""
+    gateway = {"expose": "internal", "hostname": "m.example.com", "tlsSecret": "tls", "gatewayClass": "istio"}
+    plan = planned(tmp_path, five_models(), gateway=gateway)
+    policies, found = policies_of(plan), {end.name: end for end in ends(plan)}
+    assert plan.front_door is not None
+    assert may_reach(policies, found["internet"], found["proxy"], 443)
+    assert may_reach(policies, found["proxy"], found["stranger"], 15012), "its control plane"
+    assert may_reach(policies, found["proxy"], found["gateway"], plan.front_door.port)
+    assert not may_reach(policies, found["proxy"], found["head"], 8265)
+    assert not may_reach(policies, found["internet"], found["intruder"], 443)
 
 
 def test_each_policy_matters(plan: Plan) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.egress import PRIVATE
 from modelfleet.infra.planning.plan import Way
 from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import model, planned
@@ -105,19 +106,20 @@ def test_an_existing_network_may_have_its_own_endpoint_of_s3(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("config", "network", "port"),
+    ("config", "networks", "port"),
     [
-        ({"target": "eks", "kubernetes": {"headStorage": "valkey"}}, "10.0.0.0/16", 6379),
-        ({"kubernetes": {"redisAddress": "rediss://store.data:6380"}}, "0.0.0.0/0", 6380),
+        ({"target": "eks", "kubernetes": {"headStorage": "valkey"}}, ["10.0.0.0/16"], 6379),
+        ({"kubernetes": {"redisAddress": "rediss://store.data:6380"}}, [*PRIVATE, "0.0.0.0/0"], 6380),
     ],
     ids=["made", "existing"],
 )
 def test_only_the_head_reaches_the_store_of_its_state(
-    tmp_path: Path, config: dict[str, Any], network: str, port: int
+    tmp_path: Path, config: dict[str, Any], networks: list[str], port: int
 ) -> None:
     plan = plan_of(tmp_path, **config)
-    (store,) = (way for way in plan.egress.head if way.purpose == "store")
-    assert (store.networks, store.ports) == ((network,), (port,))
+    store = [way for way in plan.egress.head if way.purpose == "store"]
+    assert [network for way in store for network in way.networks] == networks
+    assert {way.ports for way in store} == {(port,)}
     assert "store" not in purposes(plan.egress.replicas)
 
 

@@ -53,7 +53,7 @@ class Trial:
         return make_plan(self.root, self.stack)
 
     def prepare(self, environment: Mapping[str, str], weights: Mapping[str, str]) -> None:
-        """What the stack expects of its cluster: weights in a bucket, labelled nodes, a namespace with the Secret.
+        """What the stack expects of its cluster: weights in a bucket, labelled nodes, namespaces with the Secret.
 
         `environment` reaches the object store from here; `weights` are sources of `materialize`, by prefix.
         """
@@ -62,13 +62,14 @@ class Trial:
         for pool in plan.pools:
             for name in self._nodes()[: pool.max_nodes]:
                 self.label_node(name, pool.name)
-        self.give_namespace(plan)
+        self.give_namespaces(plan)
 
-    def give_namespace(self, plan: Plan) -> None:
-        """The stack's namespace, made by its owner, with the Secret of a bucket."""
-        restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-        self._apply("Namespace", plan.namespace, None, {"metadata": {"labels": restricted}})
-        self.give_secret(plan.namespace, plan.region)
+    def give_namespaces(self, plan: Plan) -> None:
+        """The namespaces of the stack and of its mirror Jobs, made by their owner, each with the Secret of a bucket."""
+        for namespace in namespaces_of(plan):
+            restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+            self._apply("Namespace", namespace, None, {"metadata": {"labels": restricted}})
+            self.give_secret(namespace, plan.region)
 
     def give_secret(self, namespace: str, region: str | None, **other: str) -> None:
         """Secret `object-storage`, with which pods that have no role reach the object store; `other` wins."""
@@ -111,7 +112,7 @@ class Trial:
     def forget(self) -> None:
         """Take back what `prepare` and `object_store` made."""
         plan = self.plan
-        for namespace in (plan.namespace, STORE):
+        for namespace in (*namespaces_of(plan), STORE):
             self.api.delete("v1", "Namespace", namespace)
         for node in self.api.list("v1", "Node", selector=f"{STACK_LABEL}={plan.stack}"):
             labels = {STACK_LABEL: None, POOL_LABEL: None}
@@ -150,6 +151,11 @@ class Trial:
         place = {"namespace": namespace} if namespace else {}
         meta = {"name": name, **place, **content.pop("metadata", {})}
         self.api.apply({"apiVersion": "v1", "kind": kind, "metadata": meta, **content}, manager=MANAGER, force=True)
+
+
+def namespaces_of(plan: Plan) -> tuple[str, ...]:
+    """The stack's, and that of its mirror Jobs where it is another one."""
+    return tuple(dict.fromkeys((plan.namespace, plan.mirror_namespace)))
 
 
 def local_weights() -> dict[str, str]:
