@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
+from modelfleet.infra.kubernetes.text import read_json_or_yaml
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def _deployed(resources: list[dict[str, Any]]) -> dict[str, Any]:
         if one.get("type") == "modelfleet:local:Application":
             found[str(inputs.get("config", {}).get("name"))] = inputs.get("config")
         elif isinstance(inputs.get("spec"), Mapping) and "serveConfigV2" in inputs["spec"]:
-            config = yaml.safe_load(str(inputs["spec"]["serveConfigV2"]))
+            config = read_json_or_yaml(str(inputs["spec"]["serveConfigV2"]))
             found |= {application["name"]: application for application in config.get("applications", [])}
     return found
 

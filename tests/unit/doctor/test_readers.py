@@ -253,6 +253,12 @@ def test_a_state_that_has_what_the_files_say_is_no_fact() -> None:
     assert list(state.state_facts(deployed("org--one", "org--two"), SUBJECT)) == []
 
 
+def test_numbers_of_a_ray_service_stay_numbers() -> None:
+    """YAML 1.1 reads JSON's 1e-06 as a word."""
+    resources = deployed("org--one", "org--two", small=1e-06)["resources"][1:]
+    assert state._deployed(resources)["org--one"]["args"]["model"]["small"] == 1e-06
+
+
 def test_a_model_that_came_after_the_last_run_is_named_with_the_runs_time() -> None:
     (fact,) = state.state_facts(deployed("org--one"), SUBJECT)
     assert (fact.kind, fact.models, fact.time) == ("absent", ("org--two",), "2026-11-29T10:00:00Z")

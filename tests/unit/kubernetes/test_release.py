@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from modelfleet.infra.kubernetes import release
-from modelfleet.infra.kubernetes.manifests.ray import cluster_parts, ray_service
+from modelfleet.infra.kubernetes.manifests.ray import cluster_parts, ray_service, serve_config_text
 from modelfleet.infra.kubernetes.release import LiveService
 from modelfleet.infra.kubernetes.rollout import rollout_notice
 from modelfleet.infra.planning import Plan
@@ -44,7 +44,7 @@ class Cluster:
         self.now += seconds
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        return {one["name"]: one for one in yaml.safe_load(self.service["spec"]["serveConfigV2"])["applications"]}
+        return {one["name"]: one for one in json.loads(self.service["spec"]["serveConfigV2"])["applications"]}
 
     def merge(self, version: str, kind: str, name: str, namespace: str, patch: dict[str, Any]) -> None:
         self._before = self.configs()
@@ -74,17 +74,20 @@ class Cluster:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return planned(tmp_path, [model(f"org/{name}", "L4") for name in "abc"], pools=POOLS)
+    # YAML 1.1 reads JSON's 1e-06 as a word.
+    small = {"engine_kwargs": {"hf_overrides": {"rms_norm_eps": 1e-06}}}
+    models = [model("org/a", "L4"), model("org/b", "L4"), model("org/c", "L4", **small)]
+    return planned(tmp_path, models, pools=POOLS)
 
 
 @pytest.fixture
 def cluster(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """The plan's RayService with earlier code."""
     service = ray_service(plan)
-    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    config = json.loads(service["spec"]["serveConfigV2"])
     for one in config["applications"]:
         one["runtime_env"]["working_dir"] = OLD
-    service["spec"]["serveConfigV2"] = yaml.safe_dump(config)
+    service["spec"]["serveConfigV2"] = serve_config_text(config)
     made = Cluster(service)
     monkeypatch.setattr(release, "time", made)
     return made
