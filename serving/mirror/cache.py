@@ -7,6 +7,7 @@
     <cache>/<name>.partial/     a download; who fetches holds <name>.lock
     <cache>/<name>.evicted/     what a killed removal left
 
+A folder without <name>.lock beside it is somebody's own: it counts for nothing and stays.
 The kernel drops a process's locks however it ends, so a killed replica keeps nothing. Where a file system has no flock
 on folders (some network file systems), nothing is removed.
 """
@@ -65,7 +66,7 @@ def room(folder: Path, size: int, limit: int | None, report: Report) -> Iterator
     """
     cache = folder.parent
     with FileLock(cache / EVICTING):
-        for left in cache.glob(f"*{EVICTED}"):
+        for left in filter(_ours, cache.glob(f"*{EVICTED}")):
             shutil.rmtree(left, ignore_errors=True)
         others = [one for one in _copies(cache) if one.name.removesuffix(PARTIAL) != folder.name]
         sizes = {one: _bytes(one) for one in others}
@@ -93,7 +94,14 @@ def _fits(cache: Path, sizes: dict[Path, int], size: int, limit: int | None, mis
 
 
 def _copies(cache: Path) -> list[Path]:
-    return [one for one in cache.iterdir() if one.is_dir() and not one.is_symlink() and one.suffix != EVICTED]
+    folders = (one for one in cache.iterdir() if one.is_dir() and not one.is_symlink() and one.suffix != EVICTED)
+    return [one for one in folders if _ours(one)]
+
+
+def _ours(folder: Path) -> bool:
+    """Whether `node.once` made it: its lock file stays beside it."""
+    name = folder.name.removesuffix(EVICTED).removesuffix(PARTIAL)
+    return folder.with_name(f"{name}.lock").is_file()
 
 
 def _evict(folder: Path) -> bool:
