@@ -18,7 +18,7 @@ from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
 from modelfleet.serving.engine_args import engine_arguments
-from modelfleet.serving.errors import EngineError
+from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
@@ -176,7 +176,10 @@ class VllmReplica:
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
-        weights, others, adapters = await asyncio.to_thread(self._fetch)
+        try:
+            weights, others, adapters = await asyncio.to_thread(self._fetch)
+        except OSError as error:  # such as a full disk
+            raise WeightsError(f"{self._model.model_id}: its weights cannot be fetched: {error}") from None
         self._clock.passed("weights")
         try:
             with kept_targets(logger):

@@ -14,7 +14,7 @@ import pytest
 
 from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
-from modelfleet.serving.errors import EngineError, MirrorError
+from modelfleet.serving.errors import EngineError, MirrorError, WeightsError
 from modelfleet.serving.replica import VllmReplica, lift_thread_limit
 from modelfleet.serving.startup import StartupClock
 from tests.unit.serving.test_engine_args import CPU, model
@@ -115,6 +115,14 @@ def test_weights_that_cannot_be_fetched_are_the_error_of_the_start(monkeypatch: 
         raise MirrorError("no manifest")
 
     with pytest.raises(MirrorError, match="no manifest"):
+        started(monkeypatch, fetch, lambda: None)
+
+
+def test_a_disk_that_is_full_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: Any) -> str:
+        raise OSError(28, "No space left on device", "/cache/model.safetensors")
+
+    with pytest.raises(WeightsError, match=r"^org/name: its weights cannot be fetched: .*No space left .*'/cache"):
         started(monkeypatch, fetch, lambda: None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,27 @@ def test_downloads_count_with_their_full_size_and_only_dead_ones_are_removed(tmp
     assert partial.is_dir()
     room(tmp_path / "new", 2, 6)
     assert not partial.exists(), "nobody fetches it any longer"
+
+
+def test_a_download_that_becomes_a_copy_while_it_is_counted_or_removed_is_no_error(tmp_path: Path) -> None:
+    """Its own replica failed with FileNotFoundError, or that of the other model."""
+    partial = copy(tmp_path / "other.partial", 1, 100)
+    counted = cache._files(partial)
+    assert next(counted).st_size == MB
+    cache.finish(partial, tmp_path / "other")
+    assert list(counted) == [] and cache._bytes(partial) == cache._allocated(partial) == cache._used_at(partial) == 0
+    assert cache._evict(partial) is False and (tmp_path / "other").is_dir()
+
+
+def test_no_download_becomes_a_copy_while_copies_are_counted(tmp_path: Path) -> None:
+    partial, final = copy(tmp_path / "other.partial", 1, 100), tmp_path / "other"
+    finishing = threading.Thread(target=cache.finish, args=(partial, final))
+    with cache.FileLock(tmp_path / cache.EVICTING):
+        finishing.start()
+        finishing.join(0.3)
+        assert partial.is_dir() and not final.exists()
+    finishing.join(20)
+    assert final in cache._in_use, "it is in use before another may remove it"
 
 
 def test_what_a_killed_removal_left_is_removed(tmp_path: Path) -> None:
