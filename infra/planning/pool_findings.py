@@ -89,15 +89,11 @@ def shared_memory_findings(choice: PoolChoice) -> list[Finding]:
     The replicas of a node share it.
     """
     found = []
-    room_gib = (choice.candidate.node.shm_mib - OBJECT_STORE_MIB) / 1024
-    for demand in choice.demands if choice.candidate.node.shm_mib else ():
-        asked = demand.model.config.engine_config.engine_kwargs.get("kv_offloading_size")
+    room_gib = caches_gib(choice)
+    for demand in choice.demands if room_gib is not None else ():
+        asked = cache_gib(demand)
         together = max(1, min(copies(demand.whole, choice.candidate.room), demand.max))
-        if (
-            demand.model.config.scaling_config.num_gpus_per_worker
-            and isinstance(asked, int | float)
-            and asked * together > room_gib
-        ):
+        if room_gib is not None and asked * together > room_gib:
             each = f" for each of its {together} replicas" if together > 1 else ""
             message = (
                 f"found {asked:g}{each}; it lies in /dev/shm, where {choice.candidate.name} has {room_gib:.1f} GiB for "
@@ -107,6 +103,19 @@ def shared_memory_findings(choice: PoolChoice) -> list[Finding]:
             path = ("engine_config", "engine_kwargs", "kv_offloading_size")
             found.append(demand.model.document.finding(path, message))
     return found
+
+
+def caches_gib(choice: PoolChoice) -> float | None:
+    """What /dev/shm of the pool's nodes has for caches, GiB; None on this machine, where it is the machine's own."""
+    shm_mib = choice.candidate.node.shm_mib
+    return (shm_mib - OBJECT_STORE_MIB) / 1024 if shm_mib else None
+
+
+def cache_gib(demand: Demand) -> float:
+    """What one replica keeps in /dev/shm of its node (`kv_offloading_size`), GiB."""
+    config = demand.model.config
+    asked = config.engine_config.engine_kwargs.get("kv_offloading_size")
+    return float(asked) if config.scaling_config.num_gpus_per_worker and isinstance(asked, int | float) else 0.0
 
 
 def weights_disk_findings(choice: PoolChoice, facts: Mapping[str, ModelFacts | None]) -> list[Finding]:
