@@ -21,7 +21,7 @@ from modelfleet.infra.planning.demand import Demand, nodes_for
 from modelfleet.infra.planning.packing import Steps, copies, room_left
 from modelfleet.infra.planning.plan import Gap
 from modelfleet.infra.planning.pool_findings import cache_gib, caches_gib
-from modelfleet.infra.planning.rollout import start_minutes
+from modelfleet.infra.planning.start_up import UNKNOWN_START_MINUTES, StartUp
 from modelfleet.infra.stack import StackConfig, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -137,8 +137,8 @@ def _replicas(demand: Demand, most: bool) -> int:
     return max(demand.max, demand.min) if most else demand.min
 
 
-def gap_of(demand: Demand, room: Room, config: StackConfig, *, weights_mib: float) -> Gap:
-    """The gap that an edit leaves, and the surge that avoids it; `weights_mib` is what a replica loads."""
+def gap_of(demand: Demand, room: Room, config: StackConfig, *, start: StartUp | None) -> Gap:
+    """The gap that an edit leaves, and the surge that avoids it; `start` is that of a replica."""
     asked = demand.model.config.deployment_config.max_surge_percent
     surge = asked if asked is not None else 0 if room.missing else SURGE_PERCENT
     drain = shutdown_s(demand, config)
@@ -146,7 +146,7 @@ def gap_of(demand: Demand, room: Room, config: StackConfig, *, weights_mib: floa
         return Gap(0, "" if room.always else "an edit waits while the pool is full", room.way, surge, drain)
     if demand.min > 1:
         return Gap(0, f"its {demand.min} replicas change one after another", "", 0, drain)
-    minutes = max(1, round(start_minutes(weights_mib)))
+    minutes = max(1, math.ceil(start.again_seconds / 60)) if start else UNKNOWN_START_MINUTES
     if room.missing:
         return Gap(minutes, room.missing, room.way, 0, drain)
     return Gap(minutes, "max_surge_percent is 0 in its file", "remove it there", 0, drain)

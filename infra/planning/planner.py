@@ -69,7 +69,6 @@ from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
-from modelfleet.infra.planning.rollout import weights_mib
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -375,8 +374,8 @@ def _model_plan(
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
-    weights = weights_mib(memory, model.scaling_config.num_workers, size)
-    gap = gap_of(demand, room, stack.config, weights_mib=weights)
+    start = start_up(model, facts, stack.config.target, size, choice.candidate.node.memory_mib)
+    gap = gap_of(demand, room, stack.config, start=start)
     fallbacks = on_fallbacks(choice, demand, facts, catalog, priced=stack.config.target.priced)
     served = without_fallbacks(with_batch(model, facts, catalog))
     cards = cards_of(served, fallbacks, catalog)
@@ -405,7 +404,7 @@ def _model_plan(
         length_source=length_source,
         sampling=sampling_of(model),
         shape_source=facts.source if facts is not None else "",
-        start=start_up(model, facts, stack.config.target, size),
+        start=start,
         fallbacks=fallbacks,
     )
 

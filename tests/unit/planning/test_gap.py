@@ -54,6 +54,13 @@ def test_without_room_the_old_replica_stops_first_because_a_surge_would_wait_for
     assert closed.models[0].gap.minutes == 0, "what the sentence says closes it"
 
 
+def test_the_gap_is_the_start_that_the_plan_shows_rounded_up() -> None:
+    one = plan(
+        [model("Qwen/Qwen3-8B")], stack(pool("l4", "L4", maxNodes=1, instanceTypes=[ONE_GPU])), code=CODE
+    ).models[0]
+    assert one.start is not None and (round(one.start.again_seconds), one.gap.minutes) == (103, 2)
+
+
 def test_a_model_with_several_replicas_has_no_gap_without_room() -> None:
     gap = planned([model(replicas=(2, 2))], nodes=2).models[0].gap
     assert (gap.sentence, gap.surge_percent) == ("no gap; its 2 replicas change one after another", 0)
