@@ -65,7 +65,8 @@ def _deployed(resources: list[dict[str, Any]]) -> dict[str, Any]:
     for one in resources:
         inputs = one.get("inputs") or {}
         if one.get("type") == "modelfleet:local:Application":
-            found[str(inputs.get("config", {}).get("name"))] = inputs.get("config")
+            config = json.loads(inputs["config"])
+            found[str(config["name"])] = config
         elif isinstance(inputs.get("spec"), Mapping) and "serveConfigV2" in inputs["spec"]:
             config = read_json_or_yaml(str(inputs["spec"]["serveConfigV2"]))
             found |= {application["name"]: application for application in config.get("applications", [])}

@@ -259,6 +259,23 @@ def test_numbers_of_a_ray_service_stay_numbers() -> None:
     assert state._deployed(resources)["org--one"]["args"]["model"]["small"] == 1e-06
 
 
+def test_applications_of_this_machine_are_read_as_the_text_that_they_are() -> None:
+    """`infra/local/fleet.py` writes the configuration as JSON: Pulumi's values have neither whole numbers nor null."""
+    applications = json.loads(deployed("org--one", "org--two")["resources"][1]["inputs"]["spec"]["serveConfigV2"])
+    (one, two) = applications["applications"]
+    two["args"]["model"] = {}
+    resources = [
+        {
+            "type": "modelfleet:local:Application",
+            "urn": f"urn::{config['name']}",
+            "inputs": {"config": json.dumps(config)},
+        }
+        for config in (one, two)
+    ]
+    found = list(state.state_facts({"resources": resources}, SUBJECT))
+    assert [(fact.kind, fact.models) for fact in found] == [("drift", ("org--two",))]
+
+
 def test_a_model_that_came_after_the_last_run_is_named_with_the_runs_time() -> None:
     (fact,) = state.state_facts(deployed("org--one"), SUBJECT)
     assert (fact.kind, fact.models, fact.time) == ("absent", ("org--two",), "2026-11-29T10:00:00Z")
