@@ -74,9 +74,13 @@ def _deployed(resources: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _model(application: Any) -> Any:
-    """The model file as it travels: most of it in `args`, the adapters in `user_config`."""
+    """The model file as it travels: most of it in `args`, the adapters in `user_config`.
+
+    What else the deployments have follows from other files, too.
+    """
     found = application or {}
-    return _plain([found.get("args", {}).get("model"), found.get("deployments", [])])
+    adapters = [one.get("user_config") for one in found.get("deployments", [])]
+    return _plain([found.get("args", {}).get("model"), adapters])
 
 
 def _plain(value: Any) -> Any:

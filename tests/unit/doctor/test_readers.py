@@ -286,6 +286,23 @@ def test_a_file_that_was_changed_after_the_last_run_is_named() -> None:
     assert [(one.kind, one.models) for one in found] == [("drift", ("org--one",)), ("drift", ("org--two",))]
 
 
+def test_of_deployments_only_the_adapters_are_the_models_file() -> None:
+    """The surge of a model changes when another one comes, and its file was said to be changed."""
+
+    def with_deployment(**changes: Any) -> dict[str, Any]:
+        made = deployed("org--one", "org--two")
+        spec = made["resources"][1]["inputs"]["spec"]
+        config = json.loads(spec["serveConfigV2"])
+        config["applications"][0]["deployments"][0] |= changes
+        spec["serveConfigV2"] = json.dumps(config)
+        return made
+
+    other = with_deployment(max_surge_percent=99, graceful_shutdown_timeout_s=1.0)
+    assert list(state.state_facts(other, SUBJECT)) == []
+    (fact,) = state.state_facts(with_deployment(user_config={"lora": [{"name": "a"}]}), SUBJECT)
+    assert (fact.kind, fact.models) == ("drift", ("org--one",))
+
+
 def test_what_a_killed_run_left_half_done_is_named() -> None:
     urn = "urn:pulumi:prod::modelfleet::aws:eks/nodeGroup:NodeGroup::prod-l4"
     pending = {"pending_operations": [{"type": "creating", "resource": {"urn": urn}}]}
