@@ -15,7 +15,7 @@ from modelfleet.infra.local.provider.ray import logs_folder, serve_api
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.planning.release import Config
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, ResourceDef
-from modelfleet.infra.rolling import Stopped, as_read, never_differs, roll
+from modelfleet.infra.rolling import FAILED, Stopped, as_read, never_differs, roll
 
 ID = "release"
 
@@ -31,6 +31,10 @@ class _Serve:
             return deployed(self._api.details())
         except Unreachable:
             return {}  # no Ray, and so nothing that runs
+
+    def failed(self) -> set[str]:
+        found = self._api.details().get("applications", {})
+        return {name for name, one in found.items() if one["status"] in FAILED}
 
     def apply(self, configs: Sequence[Config]) -> None:
         for config in configs:

@@ -34,6 +34,7 @@ class Cluster:
         self.service["metadata"]["generation"] = 1
         self.steps: list[list[str]] = []
         self.broken: tuple[str, ...] = ()
+        self.sick: tuple[str, ...] = ()
         self._changed = -100.0
         self._before: dict[str, dict[str, Any]] = {}
 
@@ -58,7 +59,7 @@ class Cluster:
         generation = self.service["metadata"]["generation"]
         states = {}
         for name, one in self.configs().items():
-            word = "RUNNING"
+            word = "UNHEALTHY" if name in self.sick else "RUNNING"
             if one != self._before.get(name, one):
                 new = one["runtime_env"]["working_dir"] != OLD
                 # At 4 s KubeRay has seen the change, and still reports the states from before it.
@@ -112,6 +113,12 @@ def test_a_model_that_does_not_start_gets_its_old_code_back(cluster: Cluster, pl
     assert cluster.steps == [["org--a"], ["org--b"], ["org--b"]]
     codes = {name: one["runtime_env"]["working_dir"] for name, one in cluster.configs().items()}
     assert codes["org--b"] == codes["org--c"] == OLD != codes["org--a"]
+
+
+def test_a_model_that_is_not_healthy_is_not_waited_for(cluster: Cluster, plan: Plan) -> None:
+    cluster.sick = cluster.broken = ("org--b",)
+    roll(live(cluster, plan), wanted_configs(plan), 1, lambda line: None)
+    assert cluster.steps == [["org--b"], ["org--a"], ["org--c"]]
 
 
 def test_a_new_ray_cluster_takes_the_code_whole(cluster: Cluster, plan: Plan) -> None:
