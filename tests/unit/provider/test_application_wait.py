@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from modelfleet.infra.local import fleet
 from modelfleet.infra.local.provider import application, progress, release
 from modelfleet.infra.local.provider.application import NotReady
 from modelfleet.infra.local.provider.progress import Progress
-from modelfleet.infra.local.provider.serve_api import Unreachable
+from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
 from modelfleet.infra.provider import Call
+from tests.unit.listener import listening
 
 
 class Clock:
@@ -105,3 +107,11 @@ def test_a_refresh_without_ray_keeps_the_release_as_it_is(monkeypatch: pytest.Mo
     monkeypatch.setattr(release, "serve_api", lambda state: Busy(99))
     state = {"configs": "[]", "code": "x", "folder": "/nowhere"}
     assert release.read(Call({}, "urn", "release", "token", 0, print), "release", state) == state
+
+
+@pytest.mark.parametrize(("answer", "status"), [("no", 200), ([], 200), ({}, 404), ({}, 500)])
+def test_a_preview_takes_another_service_at_rays_port_for_no_applications(
+    answer: Any, status: int, tmp_path: Path
+) -> None:
+    with listening(answer, status=status) as other:
+        assert fleet._live(ServeApi(other.url(), 8000, tmp_path)) == {}
