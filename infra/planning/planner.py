@@ -47,7 +47,7 @@ from modelfleet.infra.planning.length import length_source, sampling_of, with_le
 from modelfleet.infra.planning.local import Machine, memory_short
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
-from modelfleet.infra.planning.nodes import ray_resources, weights_disk_gb
+from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
@@ -64,7 +64,7 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
-from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings
+from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings, weights_room_gb
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
@@ -393,9 +393,7 @@ def _model_plan(
         placement_strategy=demand.strategy,
         mirror=mirror,
         others=_others(stack, model, facts),
-        application=application(
-            stack, served, cards, mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)
-        ),
+        application=application(stack, served, cards, mirror, bucket, code, gap, weights_room_gb(choice, model)),
         memory=memory,
         speed=speed,
         cost=cost,
