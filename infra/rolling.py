@@ -8,13 +8,15 @@ on with the same code, or back with the code before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from modelfleet.infra.planning.release import Config, moves
 from modelfleet.infra.provider import Props
 
 Say = Callable[[str], None]
+#: Status of an application that failed for good, or whose replicas do (Ray Serve 2.60 `ApplicationStatus`).
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 class Live(Protocol):
@@ -22,6 +24,9 @@ class Live(Protocol):
 
     def configs(self) -> Mapping[str, Config]:
         """The configuration of each that is deployed, by name; empty where there is no Serve yet."""
+
+    def failed(self) -> Collection[str]:
+        """Names of those whose status is one of `FAILED`."""
 
     def apply(self, configs: Sequence[Config]) -> None:
         """Give these their configuration; the others keep theirs."""
@@ -55,23 +60,32 @@ def roll(live: Live, wanted: Sequence[Config], at_once: int, say: Say) -> None:
 
     What fails gets its old configuration back: where its old replica still serves, Serve keeps it. An application that
     an earlier run left starting is waited for first.
+
+    An application that has failed before has no good code to keep. It takes the new one at the start and is waited for
+    by nobody, or the others could not go back to code that works.
     """
     before = dict(live.configs())
     found = moves(before, wanted)
     new = {one["name"]: one for one in wanted}
-    if found.to_move and found.moved:
-        say(f"waiting for those with the new code: {', '.join(found.moved)}")
-        if failed := live.wait(found.moved):
-            raise Stopped(_sentence(failed, (), found.to_move, put_back=False))
-    for start in range(0, len(found.to_move), at_once):
-        batch, rest = found.to_move[start : start + at_once], found.to_move[start + at_once :]
-        say(f"new code for {', '.join(batch)}; {start} of {len(found.to_move)} have it")
+    sick = live.failed() if found.to_move else ()
+    moved = [name for name in found.moved if name not in sick]
+    to_move = [name for name in found.to_move if name not in sick]
+    if to_move and moved:
+        say(f"waiting for those with the new code: {', '.join(moved)}")
+        if failed := live.wait(moved):
+            raise Stopped(_sentence(failed, (), to_move, put_back=False))
+    if lost := [name for name in found.to_move if name in sick]:
+        say(f"new code for {', '.join(lost)}, which had failed before")
+        live.apply([new[name] for name in lost])
+    for start in range(0, len(to_move), at_once):
+        batch, rest = to_move[start : start + at_once], to_move[start + at_once :]
+        say(f"new code for {', '.join(batch)}; {start} of {len(to_move)} have it")
         live.apply([new[name] for name in batch])
         if failed := live.wait(batch):
             say(f"the old code again for {', '.join(failed)}")
             live.apply([before[name] for name in failed])
             back = live.wait([*failed])
-            raise Stopped(_sentence(failed, [*found.moved, *found.to_move[:start]], rest, put_back=True, back=back))
+            raise Stopped(_sentence(failed, [*moved, *to_move[:start]], rest, put_back=True, back=back))
 
 
 def _sentence(

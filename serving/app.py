@@ -55,7 +55,8 @@ def build(args: dict[str, Any]) -> Application:
     """
     parsed = AppArgs.model_validate(args)
     for mirror in filter(None, (parsed.weights.mirror, parsed.weights.draft, parsed.weights.tokenizer)):
-        # Here, not in the replica: waiting here holds no GPU and delays no other application.
+        # Here, not in the replica: waiting here holds no GPU and delays no other application. Adapters are not waited
+        # for; the replica serves them once they are there.
         wait_until_complete(mirror)
     return application(VllmReplica, parsed)
 

@@ -73,8 +73,9 @@ class Adapters:
         self._models = models
 
     async def become(self, folders: Mapping[str, Path], keep: Collection[str] = ()) -> dict[str, str]:
-        """Loads what is new or has another folder, and takes away what is not named; open requests end undisturbed.
+        """Loads what is new or has another folder, and takes away what is not named.
 
+        Open requests of an adapter that has another folder go on with its new weights; all others end undisturbed.
         `keep` are names that stay as they are. Returns by name why vLLM refuses an adapter.
         """
         for name in self._models.lora_requests.keys() - folders.keys() - set(keep):
@@ -88,6 +89,10 @@ class Adapters:
             answer = await self._models.load_lora_adapter(asked)
             if isinstance(answer, ErrorResponse):
                 faults[name] = f"lora {name}: vLLM refuses it: {' '.join(answer.error.message.split())[:300]}"
+            else:
+                # vLLM keeps the request and gives it to every later one of a client: at each step it would read the
+                # adapter from the disk again (vLLM 0.32 `vllm/lora/worker_manager.py`, `add_adapter`).
+                self._models.lora_requests[name].load_inplace = False
         return faults
 
 

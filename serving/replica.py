@@ -7,22 +7,23 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelfleet.serving.adapters import WantedAdapters
 from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
-from modelfleet.serving.config.schema import LoraAdapter, ModelConfig
+from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
 from modelfleet.serving.engine_args import engine_arguments
-from modelfleet.serving.errors import EngineError
+from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy
-from modelfleet.serving.mirror.waiting import wait_until_complete
+from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.versions import check_versions
@@ -68,7 +69,9 @@ class VllmReplica:
         self._weights = weights
         self._engine: Any = None
         self._adapters: Any = None
-        self._adapters_told = False
+        self._wanted: WantedAdapters | None = None
+        self._loading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -110,19 +113,59 @@ class VllmReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this before a replica is ready, and whenever the application's `user_config` changes.
 
-        At the start an adapter that cannot be served fails the replica. Later it is a line in the log, and everything
-        else goes on: a new one is vLLM's 404, a changed one stays as it was.
+        At the start an adapter that cannot be served fails the replica; one that a Job still copies is served once it
+        is there. Later an adapter that cannot be served is a line in the log, and everything else goes on: a new one is
+        vLLM's 404, a changed one stays as it was.
+
+        Only the first call waits for a fetch. A replica gets no requests before this returns, and is stopped when it
+        raises (Ray 2.60 `serve/_private/deployment_state.py`, `ReplicaState.UPDATING` and
+        `_check_startup_replicas`).
         """
-        first, self._adapters_told = not self._adapters_told, True
-        folders, faults = await asyncio.to_thread(
-            _adapter_folders, user_config.get("lora") or [], cache_limit(self._weights)
-        )
-        faults |= await self._adapters.become(folders, keep=faults.keys())
-        for fault in faults.values():
-            logger.error("%s", fault)
-        if first and faults:
-            sys.tracebacklimit = 0
-            raise EngineError("; ".join(faults.values()))
+        first = self._wanted is None
+        self._wanted = wanted = WantedAdapters(user_config.get("lora") or [], cache_limit(self._weights))
+        if first:
+            await self._take_over(wanted)
+            if wanted.faults:
+                sys.tracebacklimit = 0
+                raise EngineError("; ".join(wanted.faults.values()))
+        if wanted.late or not first:
+            self._begin(self._follow(wanted))
+
+    async def _follow(self, wanted: WantedAdapters) -> None:
+        """Takes over what is `wanted` as its mirrors fill, until a newer configuration comes."""
+        ends = time.monotonic() + wait_s()
+        try:
+            while wanted is self._wanted:
+                await self._take_over(wanted)
+                if not wanted.late:
+                    return
+                if time.monotonic() > ends:
+                    for name, adapter in wanted.late.items():
+                        logger.error("lora %s: %s", name, overdue(adapter["mirror"], "not complete"))
+                    return
+                await asyncio.sleep(POLL_S)
+        except Exception:  # nobody else would see it
+            logger.exception("the LoRA adapters of %s stay as they are", self._model.model_id)
+
+    async def _take_over(self, wanted: WantedAdapters) -> None:
+        """Fetches what is there by now and has the engine serve it; new faults, and what is late, go to the log."""
+        known = set(wanted.faults)
+        await asyncio.to_thread(wanted.fetch)
+        async with self._loading:
+            if wanted is not self._wanted:
+                return
+            wanted.refuse(await self._adapters.become(wanted.folders, keep={*wanted.faults, *wanted.late}))
+        for name in wanted.faults.keys() - known:
+            logger.error("%s", wanted.faults[name])
+        if wanted.late and wanted.late.keys() != wanted.noted:
+            wanted.noted = set(wanted.late)
+            logger.info("not served yet, because a Job still copies them: lora %s", ", ".join(wanted.late))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does it beside the requests, until the replica ends."""
+        tasks = self._tasks
+        tasks.add(task := asyncio.create_task(work))
+        task.add_done_callback(tasks.discard)
 
     async def _start(self) -> ASGIApp:
         """The weights are fetched while vLLM is imported, each in a thread, so that this process answers meanwhile."""
@@ -133,7 +176,10 @@ class VllmReplica:
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
-        weights, others, adapters = await asyncio.to_thread(self._fetch)
+        try:
+            weights, others, adapters = await asyncio.to_thread(self._fetch)
+        except OSError as error:  # such as a full disk
+            raise WeightsError(f"{self._model.model_id}: its weights cannot be fetched: {error}") from None
         self._clock.passed("weights")
         try:
             with kept_targets(logger):
@@ -155,7 +201,8 @@ class VllmReplica:
         logger.info("%s", self._clock.line())
         gate = EngineGate(app, self._engine)
         metrics = MetricsCopy(self._model.slug)
-        self._tasks = [asyncio.create_task(self._exit_with_engine(gate)), asyncio.create_task(metrics.run())]
+        self._begin(self._exit_with_engine(gate))
+        self._begin(metrics.run())
         return gate
 
     def _fetch(self) -> tuple[str, dict[str, str | None], dict[str, Path]]:
@@ -188,23 +235,6 @@ def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any, Any]]]:
     with kept_targets(logger):
         from modelfleet.serving.engine import start
     return start
-
-
-def _adapter_folders(
-    adapters: list[dict[str, Any]], limit: int | None = None
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Folders of adapters on this node by their names, and why others have none; waits for what a Job still copies."""
-    folders, faults = {}, {}
-    for adapter in adapters:
-        mirror = adapter.get("mirror")
-        own = LoraAdapter.model_validate({name: value for name, value in adapter.items() if name != "mirror"})
-        try:
-            if mirror is not None:
-                wait_until_complete(mirror)
-            folders[own.name] = resolve_adapter(own, logger.info, mirror, limit=limit)
-        except ModelfleetError as error:
-            faults[own.name] = str(error)
-    return folders, faults
 
 
 def lift_thread_limit(model: ModelConfig) -> None:

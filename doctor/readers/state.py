@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
+from modelfleet.infra.kubernetes.text import read_json_or_yaml
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,22 @@ def _deployed(resources: list[dict[str, Any]]) -> dict[str, Any]:
     for one in resources:
         inputs = one.get("inputs") or {}
         if one.get("type") == "modelfleet:local:Application":
-            found[str(inputs.get("config", {}).get("name"))] = inputs.get("config")
+            config = json.loads(inputs["config"])
+            found[str(config["name"])] = config
         elif isinstance(inputs.get("spec"), Mapping) and "serveConfigV2" in inputs["spec"]:
-            config = yaml.safe_load(str(inputs["spec"]["serveConfigV2"]))
+            config = read_json_or_yaml(str(inputs["spec"]["serveConfigV2"]))
             found |= {application["name"]: application for application in config.get("applications", [])}
     return found
 
 
 def _model(application: Any) -> Any:
-    """The model file as it travels: most of it in `args`, the adapters in `user_config`."""
+    """The model file as it travels: most of it in `args`, the adapters in `user_config`.
+
+    What else the deployments have follows from other files, too.
+    """
     found = application or {}
-    return _plain([found.get("args", {}).get("model"), found.get("deployments", [])])
+    adapters = [one.get("user_config") for one in found.get("deployments", [])]
+    return _plain([found.get("args", {}).get("model"), adapters])
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from modelfleet.infra.kubernetes.troubles import DEPLOY_FAILED, RUNNING
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.infra.planning.release import Config, wanted_configs
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, ResourceDef
-from modelfleet.infra.rolling import Say, Stopped, as_read, never_differs, roll
+from modelfleet.infra.rolling import FAILED, Say, Stopped, as_read, never_differs, roll
 
 ID: Final = "release"
 #: How long a state must last, in seconds: five of KubeRay's reports.
@@ -70,6 +70,12 @@ class LiveService:
         """Nothing where a new Ray cluster comes: it starts with the new code, and the live one keeps its own."""
         live = self._service()
         return {} if live is None or rebuilt_by(live, self._cluster.split(".")) else live_configs(live)
+
+    def failed(self) -> set[str]:
+        """By KubeRay's report."""
+        service = self._service() or {}
+        found = service.get("status", {}).get("activeServiceStatus", {}).get("applicationStatuses") or {}
+        return {name for name, one in found.items() if one.get("status") in FAILED}
 
     def apply(self, configs: Sequence[Config]) -> None:
         """A step: these change, and all others stay as they are live."""

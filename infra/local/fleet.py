@@ -17,6 +17,7 @@ from modelfleet.infra.local.resources import LocalResource
 from modelfleet.infra.local.runtime import gateway_runtime, serve_environment
 from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
 from modelfleet.infra.planning.release import release_notice, wanted_configs
+from modelfleet.infra.provider import Refused
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: Resources that have their own options in `ray start`.
@@ -62,7 +63,8 @@ class LocalFleet(pulumi.ComponentResource):
                     self._weights[mirror.prefix] = self._create_weights(model, mirror)
         self._code = self._create_code()
         self._ray = self._create_ray()
-        live = self._live()
+        dashboard = f"http://127.0.0.1:{self._local.dashboard_port}"
+        live = _live(ServeApi(dashboard, self._local.serve_port, Path(self._folder)))
         if found := release_notice(live, plan):
             pulumi.log.warn(found)
         self._release = self._create_release(begin=not live)
@@ -133,14 +135,6 @@ class LocalFleet(pulumi.ComponentResource):
         }
         return LocalResource("Ray", "ray", props, self._child())
 
-    def _live(self) -> dict[str, Mapping[str, Any]]:
-        """The applications that run now; none where no Ray answers."""
-        try:
-            api = ServeApi(f"http://127.0.0.1:{self._local.dashboard_port}", self._local.serve_port, Path(self._folder))
-            return deployed(api.details(LOOK_S))
-        except Unreachable:
-            return {}
-
     def _create_release(self, *, begin: bool) -> LocalResource:
         """Takes new code to the applications that run, before their own resources; they wait for it.
 
@@ -192,3 +186,11 @@ class LocalFleet(pulumi.ComponentResource):
         self, *, provider: aws.Provider | None = None, depends_on: list[LocalResource] | None = None
     ) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, provider=provider, depends_on=depends_on)
+
+
+def _live(api: ServeApi) -> dict[str, Mapping[str, Any]]:
+    """The applications that run now; none where no Ray answers, or something else does."""
+    try:
+        return deployed(api.details(LOOK_S))
+    except (Unreachable, Refused, ValueError):
+        return {}

@@ -20,7 +20,8 @@ from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.demand import Demand, nodes_for
 from modelfleet.infra.planning.packing import Steps, copies, room_left
 from modelfleet.infra.planning.plan import Gap
-from modelfleet.infra.planning.rollout import start_minutes
+from modelfleet.infra.planning.pool_findings import cache_gib, caches_gib
+from modelfleet.infra.planning.start_up import UNKNOWN_START_MINUTES, StartUp
 from modelfleet.infra.stack import StackConfig, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -75,6 +76,9 @@ class Rooms:
         """`memory_short`: this machine's memory does not hold one replica more."""
         if not self._fits(choice, demand, most=False):
             return Room(*_missing(choice, demand, self._config), always=False)
+        if not _caches_fit(choice, demand):
+            way = "write a smaller one, or use a larger node"
+            return Room("a node's /dev/shm holds no cache more (kv_offloading_size)", way, always=False)
         if memory_short:
             way = "serve fewer models here, or on a machine with more"
             return Room("this machine's memory holds no replica more", way, always=False)
@@ -100,12 +104,41 @@ class Rooms:
         return found >= more or found + sum(nodes * copies(demand.whole, one) for one, nodes in self._left[key]) >= more
 
 
+def _caches_fit(choice: PoolChoice, demand: Demand) -> bool:
+    """Whether /dev/shm holds the caches of all that an edit of this model may bring together on one node.
+
+    Ray does not count /dev/shm: it puts the next replica wherever CPUs and GPUs are free, and vLLM ends there.
+    """
+    room_gib = caches_gib(choice)
+    if room_gib is None or not cache_gib(demand):
+        return True
+    asked = demand.model.config.deployment_config.max_surge_percent
+    surge = math.ceil((SURGE_PERCENT if asked is None else asked) * max(demand.max, 1) / 100)
+    caches = [
+        (one.whole, one.max + (surge if one is demand else 0), cache_gib(one))
+        for one in choice.demands
+        if cache_gib(one)
+    ]
+    return _most_gib(caches, choice.candidate.room) <= room_gib
+
+
+def _most_gib(caches: Sequence[tuple[Steps, int, float]], room: Steps) -> float:
+    """The most GiB of caches that replicas which fit `room` together have; of each (whole, replicas, GiB)."""
+    if not caches:
+        return 0.0
+    (whole, replicas, gib), *others = caches
+    return max(
+        count * gib + _most_gib(others, {name: room[name] - count * whole.get(name, 0) for name in room})
+        for count in range(min(replicas, copies(whole, room)) + 1)
+    )
+
+
 def _replicas(demand: Demand, most: bool) -> int:
     return max(demand.max, demand.min) if most else demand.min
 
 
-def gap_of(demand: Demand, room: Room, config: StackConfig, *, weights_mib: float) -> Gap:
-    """The gap that an edit leaves, and the surge that avoids it; `weights_mib` is what a replica loads."""
+def gap_of(demand: Demand, room: Room, config: StackConfig, *, start: StartUp | None) -> Gap:
+    """The gap that an edit leaves, and the surge that avoids it; `start` is that of a replica."""
     asked = demand.model.config.deployment_config.max_surge_percent
     surge = asked if asked is not None else 0 if room.missing else SURGE_PERCENT
     drain = shutdown_s(demand, config)
@@ -113,7 +146,7 @@ def gap_of(demand: Demand, room: Room, config: StackConfig, *, weights_mib: floa
         return Gap(0, "" if room.always else "an edit waits while the pool is full", room.way, surge, drain)
     if demand.min > 1:
         return Gap(0, f"its {demand.min} replicas change one after another", "", 0, drain)
-    minutes = max(1, round(start_minutes(weights_mib)))
+    minutes = max(1, math.ceil(start.again_seconds / 60)) if start else UNKNOWN_START_MINUTES
     if room.missing:
         return Gap(minutes, room.missing, room.way, 0, drain)
     return Gap(minutes, "max_surge_percent is 0 in its file", "remove it there", 0, drain)

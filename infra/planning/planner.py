@@ -47,7 +47,7 @@ from modelfleet.infra.planning.length import length_source, sampling_of, with_le
 from modelfleet.infra.planning.local import Machine, memory_short
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
-from modelfleet.infra.planning.nodes import ray_resources, weights_disk_gb
+from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
@@ -64,12 +64,11 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
-from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings
+from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings, weights_room_gb
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
-from modelfleet.infra.planning.rollout import weights_mib
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -375,8 +374,8 @@ def _model_plan(
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
-    weights = weights_mib(memory, model.scaling_config.num_workers, size)
-    gap = gap_of(demand, room, stack.config, weights_mib=weights)
+    start = start_up(model, facts, stack.config.target, size, choice.candidate.node.memory_mib)
+    gap = gap_of(demand, room, stack.config, start=start)
     fallbacks = on_fallbacks(choice, demand, facts, catalog, priced=stack.config.target.priced)
     served = without_fallbacks(with_batch(model, facts, catalog))
     cards = cards_of(served, fallbacks, catalog)
@@ -394,9 +393,7 @@ def _model_plan(
         placement_strategy=demand.strategy,
         mirror=mirror,
         others=_others(stack, model, facts),
-        application=application(
-            stack, served, cards, mirror, bucket, code, gap, weights_disk_gb(choice.candidate.node)
-        ),
+        application=application(stack, served, cards, mirror, bucket, code, gap, weights_room_gb(choice, model)),
         memory=memory,
         speed=speed,
         cost=cost,
@@ -405,7 +402,7 @@ def _model_plan(
         length_source=length_source,
         sampling=sampling_of(model),
         shape_source=facts.source if facts is not None else "",
-        start=start_up(model, facts, stack.config.target, size),
+        start=start,
         fallbacks=fallbacks,
     )
 

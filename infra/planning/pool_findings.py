@@ -13,6 +13,8 @@ from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB, node_shape, w
 from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import actor_options
 
 #: A hint about CPUs must save at least the first share of the price and keep at least the second of the CPUs.
 WORTH_SAVING, LEAST_CPUS = 0.1, 0.5
@@ -89,15 +91,11 @@ def shared_memory_findings(choice: PoolChoice) -> list[Finding]:
     The replicas of a node share it.
     """
     found = []
-    room_gib = (choice.candidate.node.shm_mib - OBJECT_STORE_MIB) / 1024
-    for demand in choice.demands if choice.candidate.node.shm_mib else ():
-        asked = demand.model.config.engine_config.engine_kwargs.get("kv_offloading_size")
+    room_gib = caches_gib(choice)
+    for demand in choice.demands if room_gib is not None else ():
+        asked = cache_gib(demand)
         together = max(1, min(copies(demand.whole, choice.candidate.room), demand.max))
-        if (
-            demand.model.config.scaling_config.num_gpus_per_worker
-            and isinstance(asked, int | float)
-            and asked * together > room_gib
-        ):
+        if room_gib is not None and asked * together > room_gib:
             each = f" for each of its {together} replicas" if together > 1 else ""
             message = (
                 f"found {asked:g}{each}; it lies in /dev/shm, where {choice.candidate.name} has {room_gib:.1f} GiB for "
@@ -109,18 +107,40 @@ def shared_memory_findings(choice: PoolChoice) -> list[Finding]:
     return found
 
 
+def caches_gib(choice: PoolChoice) -> float | None:
+    """What /dev/shm of the pool's nodes has for caches, GiB; None on this machine, where it is the machine's own."""
+    shm_mib = choice.candidate.node.shm_mib
+    return (shm_mib - OBJECT_STORE_MIB) / 1024 if shm_mib else None
+
+
+def cache_gib(demand: Demand) -> float:
+    """What one replica keeps in /dev/shm of its node (`kv_offloading_size`), GiB."""
+    config = demand.model.config
+    asked = config.engine_config.engine_kwargs.get("kv_offloading_size")
+    return float(asked) if config.scaling_config.num_gpus_per_worker and isinstance(asked, int | float) else 0.0
+
+
+def weights_room_gb(choice: PoolChoice, model: ModelConfig) -> int | None:
+    """What weights on a node may take where this model keeps them, GB; None where the plan does not know that disk."""
+    own_folder = "MODELFLEET_MODEL_CACHE" in actor_options(model)["runtime_env"]["env_vars"]
+    return None if own_folder else weights_disk_gb(choice.candidate.node)
+
+
 def weights_disk_findings(choice: PoolChoice, facts: Mapping[str, ModelFacts | None]) -> list[Finding]:
     """Weights that the disk of the pool's nodes does not hold: their replica would refuse to start.
 
-    Weights that a file names on the node, or streams past the disk, take none of it.
+    Weights that a file names on the node, streams past the disk or keeps in a folder of its own choice
+    (`MODELFLEET_MODEL_CACHE`) take none of it.
     """
     found = []
-    room_gb = weights_disk_gb(choice.candidate.node)
-    for demand in choice.demands if room_gb is not None else ():
+    for demand in choice.demands:
+        room_gb = weights_room_gb(choice, demand.model.config)
+        if room_gb is None:
+            continue
         engine = demand.model.config.engine_config
         size = stored_bytes(facts.get(demand.model_id))
         streamed = str(engine.engine_kwargs.get("load_format", "")).startswith("runai_streamer")
-        if size is None or streamed or engine.weights_id.startswith("/") or size <= (room_gb or 0) * 1e9:
+        if size is None or streamed or engine.weights_id.startswith("/") or size <= room_gb * 1e9:
             continue
         message = (
             f"needs {size / 1e9:,.0f} GB of disk for its weights; {choice.candidate.name} has {room_gb} GB for them; "

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
-from modelfleet.infra.planning.plan import GpuMemory, Plan
-
-#: From the request for a node to a pod on it: EC2's start and the join, https://github.com/aws/containers-roadmap.
-NODE_MINUTES: Final = 3.0
-#: Pulling vLLM's image, some 10 GB compressed (awslabs/data-on-eks#559: minutes).
-IMAGE_MINUTES: Final = 5.0
-#: Weights from S3 into GPU memory: 140 GB in 359 s (Ray's documentation, model loading).
-LOAD_MIB_PER_MINUTE: Final = 140e9 / 359 * 60 / 2**20
-#: vLLM's work before and after loading: imports, compilation, graph capture.
-ENGINE_MINUTES: Final = 3.0
+from modelfleet.infra.planning.plan import Plan
+from modelfleet.infra.planning.start_up import unknown_seconds
+from modelfleet.serving.config.accelerators import CPU
 
 
 @dataclass(frozen=True)
@@ -36,10 +28,13 @@ class SecondCluster:
 
 
 def second_cluster(plan: Plan) -> SecondCluster:
-    """What a second copy of the plan's cluster takes. The minutes are an estimate until the largest model is loaded."""
-    starts = {model.model_id: start_minutes(weights_mib(model.memory, model.workers)) for model in plan.models}
+    """What a second copy of the plan's cluster takes. The minutes are an estimate until the slowest model answers."""
+    starts = {
+        model.model_id: model.start.seconds if model.start else unknown_seconds(plan.target, model.accelerator)
+        for model in plan.models
+    }
     slowest = max(starts, key=lambda name: starts[name], default=None)
-    minutes = NODE_MINUTES + IMAGE_MINUTES + (starts[slowest] if slowest else ENGINE_MINUTES)
+    minutes = (starts[slowest] if slowest else unknown_seconds(plan.target, CPU)) / 60
     return SecondCluster(
         least_gpus=sum(pool.node.gpus * pool.min_nodes for pool in plan.pools),
         most_gpus=sum(pool.node.gpus * pool.max_nodes for pool in plan.pools),
@@ -57,13 +52,3 @@ def _usd(plan: Plan, hours: float) -> float | None:
     if any(price is None for _, price in prices):
         return None
     return sum(count * (price or 0.0) for count, price in prices) * hours
-
-
-def start_minutes(weights: float) -> float:
-    """Minutes from a replica's start to its first answer on a node that is there; `weights` in MiB."""
-    return ENGINE_MINUTES + weights / LOAD_MIB_PER_MINUTE
-
-
-def weights_mib(memory: GpuMemory | None, workers: int, stored_bytes: int | None = None) -> float:
-    """All weights of one replica; without GPUs those of its files; 0 where nothing is known about the model."""
-    return memory.weights_mib * workers if memory else (stored_bytes or 0) / 2**20

@@ -22,6 +22,8 @@ GIB: Final = 1024**3
 IMAGE_GIB: Final = 11.2
 #: What a node has once one replica ran on it, so what a replica that takes another's place does not wait for.
 ON_THE_NODE: Final[Collection[PartName]] = ("node", "image", "weights")
+#: What the start of a model takes, about which nothing is known, where its node and the image are there.
+UNKNOWN_START_MINUTES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -46,31 +48,35 @@ class StartUp:
     again_seconds: float
 
 
-def start_up(config: ModelConfig, facts: ModelFacts | None, target: Target, weight_bytes: int | None) -> StartUp | None:
+def start_up(
+    config: ModelConfig, facts: ModelFacts | None, target: Target, weight_bytes: int | None, node_mib: int
+) -> StartUp | None:
     """The start of one replica of a model; None where nothing is known about its size.
 
-    `weight_bytes` are those of its checkpoint. The parts that a target does not have are left out.
+    `weight_bytes` are those of its checkpoint, `node_mib` is its node's memory: weights that are larger are read from
+    the disk. The parts that a target does not have are left out.
     """
     if facts is None or weight_bytes is None:
         return None
     kwargs = config.engine_config.engine_kwargs
     known, gib = start_parts(), weight_bytes / GIB
-    kind = "cpu" if config.accelerator == CPU else "gpu"
+    kind = _kind(config.accelerator)
     eager = bool(kwargs.get("enforce_eager")) or kind == "cpu"
     streamed = str(kwargs.get("load_format", "")).startswith("runai_streamer")
     download = known["weights", "*"].of(gib)
-    parts: list[StartPart] = []
-    if target.makes_cluster:
-        parts.append(StartPart("node", known["node", kind].of()))
-    if not target.on_this_machine:
-        parts.append(StartPart("image", known["image", "eks" if target.makes_cluster else "cluster"].of(IMAGE_GIB)))
+    load = known["load", kind].of(gib)
+    if streamed:
+        load = max(download, load)
+    elif gib * 1024 > node_mib:  # no page cache holds them
+        load = known["load", kind].of() + download
+    parts = _node_parts(target, kind)
     # Streamed weights go from the bucket to the GPU and touch no disk.
     parts += [
         StartPart("ray", known["ray", "*"].of()),
         StartPart("weights", 0.0 if streamed else download),
         StartPart("import", known["import", "*"].of(), beside=True),
         StartPart("engine", (2 if config.scaling_config.num_workers > 1 else 1) * known["engine", "*"].of()),
-        StartPart("load", max(download, known["load", kind].of(gib)) if streamed else known["load", kind].of(gib)),
+        StartPart("load", load),
     ]
     if not eager:
         compiled = known["compile", "mxfp4" if facts.quantization == "mxfp4" else kind]
@@ -80,6 +86,25 @@ def start_up(config: ModelConfig, facts: ModelFacts | None, target: Target, weig
         ]
     parts.append(StartPart("token", known["token", "*"].of()))
     return StartUp(tuple(parts), _together(parts, ()), _together(parts, ON_THE_NODE))
+
+
+def unknown_seconds(target: Target, accelerator: str) -> float:
+    """The same as `StartUp.seconds` for a model about which nothing is known."""
+    return _together(_node_parts(target, _kind(accelerator)), ()) + 60 * UNKNOWN_START_MINUTES
+
+
+def _kind(accelerator: str) -> Literal["cpu", "gpu"]:
+    return "cpu" if accelerator == CPU else "gpu"
+
+
+def _node_parts(target: Target, kind: str) -> list[StartPart]:
+    """Until the image is on a new node."""
+    known, parts = start_parts(), list[StartPart]()
+    if target.makes_cluster:
+        parts.append(StartPart("node", known["node", kind].of()))
+    if not target.on_this_machine:
+        parts.append(StartPart("image", known["image", "eks" if target.makes_cluster else "cluster"].of(IMAGE_GIB)))
+    return parts
 
 
 def _together(parts: Collection[StartPart], without: Collection[PartName]) -> float:

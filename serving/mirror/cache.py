@@ -2,11 +2,13 @@
 
     use(folder) → bool          whether the copy is there; if so it stays while this process lives
     room(folder, bytes, …)      makes room for a copy: removes others
+    finish(partial, folder)     a whole download becomes the copy, in use
 
     <cache>/<name>/             a copy; its time of change is its last use. Who uses it holds a shared flock on it
     <cache>/<name>.partial/     a download; who fetches holds <name>.lock
     <cache>/<name>.evicted/     what a killed removal left
 
+A folder without <name>.lock beside it is somebody's own: it counts for nothing and stays.
 The kernel drops a process's locks however it ends, so a killed replica keeps nothing. Where a file system has no flock
 on folders (some network file systems), nothing is removed.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +29,7 @@ from modelfleet.serving.errors import WeightsError
 from modelfleet.serving.mirror.download import SPARE_BYTES, Report
 
 PARTIAL, EVICTED = ".partial", ".evicted"
-#: Held while copies are removed, and until the next download has its place.
+#: Held while copies are removed, until the next download has its place, and while one becomes a copy.
 EVICTING = ".evicting.lock"
 #: Open folders by path: a closed one could be removed.
 _in_use: dict[Path, int] = {}
@@ -65,12 +68,12 @@ def room(folder: Path, size: int, limit: int | None, report: Report) -> Iterator
     """
     cache = folder.parent
     with FileLock(cache / EVICTING):
-        for left in cache.glob(f"*{EVICTED}"):
+        for left in filter(_ours, cache.glob(f"*{EVICTED}")):
             shutil.rmtree(left, ignore_errors=True)
         others = [one for one in _copies(cache) if one.name.removesuffix(PARTIAL) != folder.name]
         sizes = {one: _bytes(one) for one in others}
         own = _allocated(folder.with_name(folder.name + PARTIAL))
-        for one in sorted(others, key=lambda one: one.stat().st_mtime):
+        for one in sorted(others, key=_used_at):
             if _fits(cache, sizes, size, limit, size - own):
                 break
             if _evict(one):
@@ -84,6 +87,14 @@ def room(folder: Path, size: int, limit: int | None, report: Report) -> Iterator
         yield
 
 
+def finish(partial: Path, final: Path) -> None:
+    """Makes a whole download the copy `final`, and uses it; nobody counts or removes copies meanwhile."""
+    with FileLock(final.parent / EVICTING):
+        partial.rename(final)
+        if not use(final):
+            raise WeightsError(f"{final} went while it was made; leave the node's cache to its replicas")
+
+
 def _fits(cache: Path, sizes: dict[Path, int], size: int, limit: int | None, missing: int) -> bool:
     """Whether a copy of `size` bytes, of which `missing` are not on the disk yet, has room beside the others."""
     if limit is not None and sum(sizes.values()) + size > limit:
@@ -93,7 +104,14 @@ def _fits(cache: Path, sizes: dict[Path, int], size: int, limit: int | None, mis
 
 
 def _copies(cache: Path) -> list[Path]:
-    return [one for one in cache.iterdir() if one.is_dir() and not one.is_symlink() and one.suffix != EVICTED]
+    folders = (one for one in cache.iterdir() if one.is_dir() and not one.is_symlink() and one.suffix != EVICTED)
+    return [one for one in folders if _ours(one)]
+
+
+def _ours(folder: Path) -> bool:
+    """Whether `node.once` made it: its lock file stays beside it."""
+    name = folder.name.removesuffix(EVICTED).removesuffix(PARTIAL)
+    return folder.with_name(f"{name}.lock").is_file()
 
 
 def _evict(folder: Path) -> bool:
@@ -101,7 +119,7 @@ def _evict(folder: Path) -> bool:
     if folder.name.endswith(PARTIAL):
         try:
             with FileLock(f"{folder.with_name(folder.name.removesuffix(PARTIAL))}.lock", timeout=0):
-                return _remove(folder)
+                return folder.is_dir() and _remove(folder)  # or it became a copy meanwhile
         except Timeout:
             return False
     try:
@@ -133,9 +151,26 @@ def _still_there(folder: Path, opened: int) -> bool:
 
 def _bytes(folder: Path) -> int:
     """The size of its files; those of a download have their full size from the start."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(found.st_size for found in _files(folder))
 
 
 def _allocated(folder: Path) -> int:
     """What its files take on the disk so far."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    return sum(found.st_blocks * 512 for found in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """Its files, but for those that go meanwhile."""
+    with suppress(FileNotFoundError):
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield found
+
+
+def _used_at(folder: Path) -> float:
+    """When it was last used; 0 for what is gone."""
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0

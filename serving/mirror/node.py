@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from modelfleet.serving.errors import MirrorError
-from modelfleet.serving.mirror.cache import PARTIAL, room, use
+from modelfleet.serving.mirror.cache import PARTIAL, finish, room, use
 from modelfleet.serving.mirror.download import Download, Report, Wanted
 from modelfleet.serving.mirror.manifest import Manifest
 from modelfleet.serving.mirror.open import open_store
@@ -91,6 +91,5 @@ def once(final: Path, download: Download, limit: int | None) -> Path:
     with FileLock(f"{final}.lock"):
         if not use(final):
             download.run(room(final, download.total_bytes, limit, download.report))
-            download.folder.rename(final)
-            use(final)
+            finish(download.folder, final)
     return final

@@ -75,7 +75,6 @@ UNUSED = {
     "route53:GetHostedZone": "the official provider, which reads a zone by its id",
     "route53:ListTagsForResource": "the official provider, which reads a zone's tags",
     "s3:AbortMultipartUpload": "a bucket that is deleted while a Job fills it",
-    "s3:DeleteObject": "a stack that makes its image, whose source goes with it: this one makes none, and code stays",
     "wafv2:DisassociateWebACL": "the same as elasticloadbalancing:SetWebACL",
     "wafv2:GetWebACL": "the same",
     "wafv2:GetWebACLForResource": "the same",

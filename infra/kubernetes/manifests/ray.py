@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
-import yaml
-
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     RAY_USER,
@@ -53,7 +51,7 @@ from modelfleet.infra.kubernetes.names import (
     digest,
     labels,
 )
-from modelfleet.infra.kubernetes.text import json_for_yaml
+from modelfleet.infra.kubernetes.text import json_for_yaml, read_json_or_yaml
 from modelfleet.infra.names import DISK, GPU, POOL_LABEL, STACK_LABEL
 from modelfleet.infra.planning.gap import GRACE_SECONDS, STOP_SECONDS
 from modelfleet.infra.planning.mirrors import MODELS_WAIT_S
@@ -165,7 +163,7 @@ def rebuilt_by(live: Manifest, parts: list[str]) -> bool:
 
 def live_configs(live: Manifest) -> dict[str, Any]:
     """The applications of a RayService, by name."""
-    config = yaml.safe_load(live.get("spec", {}).get("serveConfigV2") or "{}") or {}
+    config = read_json_or_yaml(live.get("spec", {}).get("serveConfigV2") or "{}") or {}
     return {one["name"]: one for one in config.get("applications", [])}
 
 

@@ -45,8 +45,10 @@ class ServeApi:
     folder: Path
 
     def details(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-        """Everything that Serve reports; raises `Unreachable`."""
-        answer: dict[str, Any] = json.loads(self._request("GET", timeout_s=timeout_s))
+        """Everything that Serve reports; raises `Unreachable`, and `Refused` or `ValueError` where no Ray answers."""
+        answer = json.loads(self._request("GET", timeout_s=timeout_s))
+        if not isinstance(answer, dict):
+            raise ValueError(f"the answer at {self.dashboard_url} is not Ray's")
         return answer
 
     def application(self, name: str) -> dict[str, Any] | None:

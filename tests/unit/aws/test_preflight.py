@@ -518,7 +518,7 @@ def test_a_run_that_replaces_system_nodes_says_what_it_interrupts(
     (found,) = preflight(plan, facts(system_nodes=(LIVE, LIVE)))
     assert found.severity == Severity.WARNING
     assert f"cluster.{change}, so the system nodes are replaced" in found.sentence()
-    assert "every replica ends with it, and no model answers for about 11 min" in found.message
+    assert "every replica ends with it, and no model answers for about 6 min" in found.message
 
     plan, _ = planned(tmp_path, cluster=cluster, kubernetes={"headStorage": "valkey"})
     (found,) = preflight(plan, facts(system_nodes=(LIVE, LIVE)))

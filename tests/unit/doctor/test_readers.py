@@ -253,6 +253,29 @@ def test_a_state_that_has_what_the_files_say_is_no_fact() -> None:
     assert list(state.state_facts(deployed("org--one", "org--two"), SUBJECT)) == []
 
 
+def test_numbers_of_a_ray_service_stay_numbers() -> None:
+    """YAML 1.1 reads JSON's 1e-06 as a word."""
+    resources = deployed("org--one", "org--two", small=1e-06)["resources"][1:]
+    assert state._deployed(resources)["org--one"]["args"]["model"]["small"] == 1e-06
+
+
+def test_applications_of_this_machine_are_read_as_the_text_that_they_are() -> None:
+    """`infra/local/fleet.py` writes the configuration as JSON: Pulumi's values have neither whole numbers nor null."""
+    applications = json.loads(deployed("org--one", "org--two")["resources"][1]["inputs"]["spec"]["serveConfigV2"])
+    (one, two) = applications["applications"]
+    two["args"]["model"] = {}
+    resources = [
+        {
+            "type": "modelfleet:local:Application",
+            "urn": f"urn::{config['name']}",
+            "inputs": {"config": json.dumps(config)},
+        }
+        for config in (one, two)
+    ]
+    found = list(state.state_facts({"resources": resources}, SUBJECT))
+    assert [(fact.kind, fact.models) for fact in found] == [("drift", ("org--two",))]
+
+
 def test_a_model_that_came_after_the_last_run_is_named_with_the_runs_time() -> None:
     (fact,) = state.state_facts(deployed("org--one"), SUBJECT)
     assert (fact.kind, fact.models, fact.time) == ("absent", ("org--two",), "2026-11-29T10:00:00Z")
@@ -261,6 +284,23 @@ def test_a_model_that_came_after_the_last_run_is_named_with_the_runs_time() -> N
 def test_a_file_that_was_changed_after_the_last_run_is_named() -> None:
     found = list(state.state_facts(deployed("org--one", "org--two", scaling_config={}), SUBJECT))
     assert [(one.kind, one.models) for one in found] == [("drift", ("org--one",)), ("drift", ("org--two",))]
+
+
+def test_of_deployments_only_the_adapters_are_the_models_file() -> None:
+    """The surge of a model changes when another one comes, and its file was said to be changed."""
+
+    def with_deployment(**changes: Any) -> dict[str, Any]:
+        made = deployed("org--one", "org--two")
+        spec = made["resources"][1]["inputs"]["spec"]
+        config = json.loads(spec["serveConfigV2"])
+        config["applications"][0]["deployments"][0] |= changes
+        spec["serveConfigV2"] = json.dumps(config)
+        return made
+
+    other = with_deployment(max_surge_percent=99, graceful_shutdown_timeout_s=1.0)
+    assert list(state.state_facts(other, SUBJECT)) == []
+    (fact,) = state.state_facts(with_deployment(user_config={"lora": [{"name": "a"}]}), SUBJECT)
+    assert (fact.kind, fact.models) == ("drift", ("org--one",))
 
 
 def test_what_a_killed_run_left_half_done_is_named() -> None:

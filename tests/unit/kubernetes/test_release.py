@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from modelfleet.infra.kubernetes import release
-from modelfleet.infra.kubernetes.manifests.ray import cluster_parts, ray_service
+from modelfleet.infra.kubernetes.manifests.ray import cluster_parts, ray_service, serve_config_text
 from modelfleet.infra.kubernetes.release import LiveService
 from modelfleet.infra.kubernetes.rollout import rollout_notice
 from modelfleet.infra.planning import Plan
@@ -34,6 +34,7 @@ class Cluster:
         self.service["metadata"]["generation"] = 1
         self.steps: list[list[str]] = []
         self.broken: tuple[str, ...] = ()
+        self.sick: tuple[str, ...] = ()
         self._changed = -100.0
         self._before: dict[str, dict[str, Any]] = {}
 
@@ -44,7 +45,7 @@ class Cluster:
         self.now += seconds
 
     def configs(self) -> dict[str, dict[str, Any]]:
-        return {one["name"]: one for one in yaml.safe_load(self.service["spec"]["serveConfigV2"])["applications"]}
+        return {one["name"]: one for one in json.loads(self.service["spec"]["serveConfigV2"])["applications"]}
 
     def merge(self, version: str, kind: str, name: str, namespace: str, patch: dict[str, Any]) -> None:
         self._before = self.configs()
@@ -58,7 +59,7 @@ class Cluster:
         generation = self.service["metadata"]["generation"]
         states = {}
         for name, one in self.configs().items():
-            word = "RUNNING"
+            word = "UNHEALTHY" if name in self.sick else "RUNNING"
             if one != self._before.get(name, one):
                 new = one["runtime_env"]["working_dir"] != OLD
                 # At 4 s KubeRay has seen the change, and still reports the states from before it.
@@ -74,17 +75,20 @@ class Cluster:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return planned(tmp_path, [model(f"org/{name}", "L4") for name in "abc"], pools=POOLS)
+    # YAML 1.1 reads JSON's 1e-06 as a word.
+    small = {"engine_kwargs": {"hf_overrides": {"rms_norm_eps": 1e-06}}}
+    models = [model("org/a", "L4"), model("org/b", "L4"), model("org/c", "L4", **small)]
+    return planned(tmp_path, models, pools=POOLS)
 
 
 @pytest.fixture
 def cluster(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """The plan's RayService with earlier code."""
     service = ray_service(plan)
-    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    config = json.loads(service["spec"]["serveConfigV2"])
     for one in config["applications"]:
         one["runtime_env"]["working_dir"] = OLD
-    service["spec"]["serveConfigV2"] = yaml.safe_dump(config)
+    service["spec"]["serveConfigV2"] = serve_config_text(config)
     made = Cluster(service)
     monkeypatch.setattr(release, "time", made)
     return made
@@ -109,6 +113,12 @@ def test_a_model_that_does_not_start_gets_its_old_code_back(cluster: Cluster, pl
     assert cluster.steps == [["org--a"], ["org--b"], ["org--b"]]
     codes = {name: one["runtime_env"]["working_dir"] for name, one in cluster.configs().items()}
     assert codes["org--b"] == codes["org--c"] == OLD != codes["org--a"]
+
+
+def test_a_model_that_is_not_healthy_is_not_waited_for(cluster: Cluster, plan: Plan) -> None:
+    cluster.sick = cluster.broken = ("org--b",)
+    roll(live(cluster, plan), wanted_configs(plan), 1, lambda line: None)
+    assert cluster.steps == [["org--b"], ["org--a"], ["org--c"]]
 
 
 def test_a_new_ray_cluster_takes_the_code_whole(cluster: Cluster, plan: Plan) -> None:

@@ -54,6 +54,13 @@ def test_without_room_the_old_replica_stops_first_because_a_surge_would_wait_for
     assert closed.models[0].gap.minutes == 0, "what the sentence says closes it"
 
 
+def test_the_gap_is_the_start_that_the_plan_shows_rounded_up() -> None:
+    one = plan(
+        [model("Qwen/Qwen3-8B")], stack(pool("l4", "L4", maxNodes=1, instanceTypes=[ONE_GPU])), code=CODE
+    ).models[0]
+    assert one.start is not None and (round(one.start.again_seconds), one.gap.minutes) == (103, 2)
+
+
 def test_a_model_with_several_replicas_has_no_gap_without_room() -> None:
     gap = planned([model(replicas=(2, 2))], nodes=2).models[0].gap
     assert (gap.sentence, gap.surge_percent) == ("no gap; its 2 replicas change one after another", 0)
@@ -74,6 +81,25 @@ def test_the_file_decides_and_a_surge_without_room_is_a_warning() -> None:
     (warning,) = [one for one in made.notices if one.path == "deployment_config.max_surge_percent"]
     assert warning.severity is Severity.WARNING
     assert "found 50, but pool l4 has no room for one replica more (maxNodes 1)" in warning.message
+
+
+@pytest.mark.parametrize(("gib", "surge"), [(7, 20), (8, 0)])
+def test_a_next_replica_whose_cache_shared_memory_does_not_hold_beside_the_old_one_starts_after_it(
+    gib: int, surge: int
+) -> None:
+    """/dev/shm has 15.5 GiB for caches. Ray counts only GPUs, and vLLM ended in the new replica of each edit."""
+    node = stack(pool("l4", "L4", maxNodes=2, instanceTypes=["g6.12xlarge"]))
+    gap = plan([model(engine_kwargs={"kv_offloading_size": gib})], node, code=CODE).models[0].gap
+    assert gap.surge_percent == surge
+    assert bool(surge) or "because a node's /dev/shm holds no cache more (kv_offloading_size); to close" in gap.sentence
+
+
+def test_caches_of_other_models_on_the_node_count_and_models_without_one_are_free() -> None:
+    node = stack(pool("l4", "L4", maxNodes=2, instanceTypes=["g6.12xlarge"]))
+    caches = {"org/a": 5, "org/b": 6, "org/c": None}
+    models = [model(name, engine_kwargs={"kv_offloading_size": gib} if gib else {}) for name, gib in caches.items()]
+    made = plan(models, node, code=CODE)
+    assert [one.gap.surge_percent for one in made.models] == [0, 0, 20], "5 + 5 + 6 and 5 + 6 + 6 are above 15.5"
 
 
 def test_ray_serve_takes_what_the_plan_writes() -> None:

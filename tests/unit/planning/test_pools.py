@@ -177,6 +177,20 @@ def test_weights_that_the_disk_of_a_node_does_not_hold_are_refused() -> None:
     assert not said(model(name, "L40S"), pool(accelerator="L40S"))
 
 
+@pytest.mark.parametrize("section", ["engine", "actor"])
+def test_the_plan_bounds_no_cache_in_a_folder_of_the_files_own_choice(section: str) -> None:
+    """Its disk is not the node's, and a limit made for that one refused or removed weights there."""
+    own: dict[str, Any] = {"runtime_env": {"env_vars": {"MODELFLEET_MODEL_CACHE": "/data"}}}
+    keys = own if section == "engine" else {"actor": own}
+    name, small = "Qwen/Qwen3-32B", stack(pool(accelerator="T4", instanceTypes=["g4dn.xlarge"]))
+    facts = catalog_facts([model(name).config], default_catalog())
+    with pytest.raises(InputErrors) as refused:
+        planned([model(name, "T4", **keys)], small, facts=facts)
+    assert "of disk for its weights" not in str(refused.value)
+    one, other = planned([model("org/a", "T4", **keys), model("org/b", "T4")], small).models
+    assert "cache_gb" not in one.application.args["weights"] and other.application.args["weights"]["cache_gb"] == 60
+
+
 def test_memory_of_the_replica_counts() -> None:
     """g6.xlarge offers 13.4 GiB to Ray, g6.2xlarge 28."""
     plan = planned([model(actor={"memory": 20 * 1024**3})], stack(pool()))

@@ -22,12 +22,15 @@ def config(name: str, code: str, args: str = "same") -> dict[str, Any]:
 class Serve:
     """Serve whose applications do not start with the code `broken`; `log` has what it was given."""
 
-    def __init__(self, *live: Config, dead: Sequence[str] = ()) -> None:
+    def __init__(self, *live: Config, dead: Sequence[str] = (), sick: Sequence[str] = ()) -> None:
         self.live = {one["name"]: one for one in live}
-        self.dead, self.log = dead, list[str]()
+        self.dead, self.sick, self.log = dead, sick, list[str]()
 
     def configs(self) -> Mapping[str, Config]:
         return dict(self.live)
+
+    def failed(self) -> Sequence[str]:
+        return self.sick
 
     def apply(self, configs: Sequence[Config]) -> None:
         self.live |= {one["name"]: one for one in configs}
@@ -80,6 +83,19 @@ def test_what_a_killed_run_left_starting_is_waited_for_before_another_takes_the_
     with pytest.raises(Stopped, match="stops at a: a does not start; b, c, d keep theirs"):
         roll(serve, [config(name, "new") for name in "abcd"], 1, quiet)
     assert serve.log == []
+
+
+def test_a_model_that_had_failed_before_keeps_no_other_from_going_back() -> None:
+    """b stopped the release and starts with its old code neither; d failed on its own."""
+    serve = Serve(config("a", "new"), OLD[1], config("c", "new"), config("d", "new"), dead="bd", sick="bd")
+    roll(serve, OLD, 1, quiet)
+    assert serve.log == ["d:old", "a:old", "c:old"]
+
+
+def test_a_model_that_had_failed_before_is_not_among_those_that_run_the_new_code() -> None:
+    serve = Serve(*OLD[:2], config("c", "new"), dead="c", sick="c")
+    with pytest.raises(Stopped, match=r"stops at a: a does not start; a has its old code again; b keep theirs\. Mend"):
+        roll(serve, [config("a", "broken"), *(config(name, "new") for name in "bc")], 1, quiet)
 
 
 def test_a_release_that_stopped_is_seen_although_a_refresh_forgets_that_the_run_failed() -> None:

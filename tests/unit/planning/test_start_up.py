@@ -27,9 +27,16 @@ def facts_of(hf_id: str) -> ModelFacts:
     return found
 
 
-def start(hf_id: str = QWEN, gib: float = 16, target: Any = "eks", accelerator: str = "H100", **keys: Any) -> StartUp:
+def start(
+    hf_id: str = QWEN,
+    gib: float = 16,
+    target: Any = "eks",
+    accelerator: str = "H100",
+    memory_gib: int = 200,
+    **keys: Any,
+) -> StartUp:
     config = model(hf_id, accelerator, **keys).config
-    found = start_up(config, facts_of(hf_id), TARGETS[target], round(gib * GIB))
+    found = start_up(config, facts_of(hf_id), TARGETS[target], round(gib * GIB), memory_gib * 1024)
     assert found is not None
     return found
 
@@ -86,14 +93,21 @@ def test_streamed_weights_are_downloaded_while_they_load() -> None:
     assert (found["weights"], found["load"]) == (0.0, 27.4)
 
 
+def test_weights_larger_than_the_nodes_memory_are_read_from_its_disk() -> None:
+    """A large model's next replica was promised in seconds, from a page cache that cannot hold it."""
+    fits, large = start(gib=100, memory_gib=100), start(gib=100, memory_gib=99)
+    assert (seconds(fits)["load"], seconds(large)["load"]) == (22.0, 173.0)
+    assert large.again_seconds - fits.again_seconds == pytest.approx(151)
+
+
 def test_several_workers_are_processes_that_import_vllm_once_more() -> None:
     assert seconds(start(workers=2))["engine"] == 2 * seconds(start())["engine"]
 
 
 def test_an_unknown_model_has_no_seconds() -> None:
     config = model("org/unknown").config
-    assert start_up(config, None, TARGETS["eks"], None) is None
-    assert start_up(config, facts_of(QWEN), TARGETS["eks"], None) is None
+    assert start_up(config, None, TARGETS["eks"], None, 1) is None
+    assert start_up(config, facts_of(QWEN), TARGETS["eks"], None, 1) is None
 
 
 def test_table_json_and_page_show_every_part() -> None:

@@ -1,4 +1,4 @@
-"""How long the local target waits for a replica that starts: as long as it does something new."""
+"""How long the local target waits for a replica that starts, as long as it does something new, and for Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from modelfleet.infra.local.provider import application, progress
+from modelfleet.infra.local import fleet
+from modelfleet.infra.local.provider import application, progress, release
 from modelfleet.infra.local.provider.application import NotReady
 from modelfleet.infra.local.provider.progress import Progress
+from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.provider import Call
+from tests.unit.listener import listening
 
 
 class Clock:
@@ -68,3 +72,46 @@ def test_a_start_that_does_nothing_new_is_given_up(monkeypatch: pytest.MonkeyPat
 def test_a_limit_of_the_resource_is_one_for_the_whole_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotReady, match="was not ready after 600 s"):
         wait(downloading(), monkeypatch, limit_s=600)
+
+
+class Busy:
+    """A dashboard that answers from its `answers_at`th call on."""
+
+    def __init__(self, answers_at: int) -> None:
+        self.left = answers_at
+
+    def details(self) -> dict[str, Any]:
+        self.left -= 1
+        if self.left > 0:
+            raise Unreachable("it is busy")
+        return {"applications": {"org--a": {"status": "RUNNING", "deployed_app_config": {"name": "org--a"}}}}
+
+
+def live(api: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock = Clock()
+    monkeypatch.setattr(release, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
+    return release._Serve(api, Path("/nowhere"), Progress(lambda line: None), 0, release.PATIENCE_S)
+
+
+def test_a_release_waits_for_a_busy_dashboard_and_does_not_take_it_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With nothing live the release ended at once, and all applications took the new code together."""
+    assert set(live(Busy(2), monkeypatch).configs()) == {"org--a"}
+    with pytest.raises(Unreachable):
+        live(Busy(99), monkeypatch).configs()
+
+
+def test_a_refresh_without_ray_keeps_the_release_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "serve_api", lambda state: Busy(99))
+    state = {"configs": "[]", "code": "x", "folder": "/nowhere"}
+    assert release.read(Call({}, "urn", "release", "token", 0, print), "release", state) == state
+
+
+@pytest.mark.parametrize(("answer", "status"), [("no", 200), ([], 200), ({}, 404), ({}, 500)])
+def test_a_preview_takes_another_service_at_rays_port_for_no_applications(
+    answer: Any, status: int, tmp_path: Path
+) -> None:
+    with listening(answer, status=status) as other:
+        assert fleet._live(ServeApi(other.url(), 8000, tmp_path)) == {}

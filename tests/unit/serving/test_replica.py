@@ -14,7 +14,7 @@ import pytest
 
 from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
-from modelfleet.serving.errors import EngineError, MirrorError
+from modelfleet.serving.errors import EngineError, MirrorError, WeightsError
 from modelfleet.serving.replica import VllmReplica, lift_thread_limit
 from modelfleet.serving.startup import StartupClock
 from tests.unit.serving.test_engine_args import CPU, model
@@ -85,8 +85,7 @@ def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any) -> 
     monkeypatch.setattr("modelfleet.serving.replica.resolve", fetch)
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
-    replica._model, replica._weights, replica._clock = model(), {}, StartupClock()
-    replica._cards = []
+    replica._model, replica._cards, replica._weights, replica._clock = model(), [], {}, StartupClock()
     asyncio.run(replica._start())
 
 
@@ -119,12 +118,139 @@ def test_weights_that_cannot_be_fetched_are_the_error_of_the_start(monkeypatch: 
         started(monkeypatch, fetch, lambda: None)
 
 
+def test_a_disk_that_is_full_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: Any) -> str:
+        raise OSError(28, "No space left on device", "/cache/model.safetensors")
+
+    with pytest.raises(WeightsError, match=r"^org/name: its weights cannot be fetched: .*No space left .*'/cache"):
+        started(monkeypatch, fetch, lambda: None)
+
+
 def test_an_import_that_fails_is_the_engines_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def import_engine() -> Any:
         raise ImportError("libcuda.so.1: cannot open shared object file")
 
     with pytest.raises(EngineError, match="vLLM cannot start org/name: ImportError: libcuda"):
         started(monkeypatch, lambda *_: "/folder", import_engine)
+
+
+class Loaded:
+    """vLLM's adapters: `steps` has the names after each change."""
+
+    def __init__(self) -> None:
+        self.steps: list[set[str]] = []
+        self.names: set[str] = set()
+
+    async def become(self, folders: dict[str, Path], keep: set[str]) -> dict[str, str]:
+        self.names = set(folders) | (self.names & keep)
+        self.steps.append(self.names)
+        return {}
+
+
+class Served:
+    """A replica whose engine runs; `broken` are faults by source, `filling` the mirrors that a Job still copies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken: dict[str, Exception] = {}
+        self.filling: set[str] = set()
+        self.gate = threading.Event()  # a fetch waits for it
+        self.gate.set()
+        self.replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
+        self.loaded = Loaded()
+        self.replica._adapters, self.replica._weights, self.replica._model = self.loaded, {}, model()
+        self.replica._wanted, self.replica._loading, self.replica._tasks = None, asyncio.Lock(), set()
+        monkeypatch.setattr("modelfleet.serving.adapters.resolve_adapter", self.resolve)
+        monkeypatch.setattr("modelfleet.serving.adapters.is_filling", lambda mirror: mirror in self.filling)
+        monkeypatch.setattr("modelfleet.serving.replica.POLL_S", 0.01)
+        monkeypatch.setenv("MODELFLEET_MIRROR_WAIT_S", "20")
+
+    def resolve(self, adapter: Any, *_: Any, **__: Any) -> Path:
+        assert self.gate.wait(20)
+        if fault := self.broken.get(adapter.source):
+            raise fault
+        return Path(adapter.source)
+
+    async def reconfigure(self, **sources: str) -> None:
+        """The mirror of an adapter is named as its source."""
+        lora = [{"name": name, "source": source, "mirror": source} for name, source in sources.items()]
+        await self.replica.reconfigure({"lora": lora})
+
+    async def settled(self) -> None:
+        await asyncio.wait_for(asyncio.gather(*self.replica._tasks), 20)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    return Served(monkeypatch)
+
+
+def test_adapters_that_change_keep_no_request_waiting_and_the_newest_list_counts(served: Served) -> None:
+    """Serve sends a replica nothing while `reconfigure` runs, and a mirror may take hours."""
+
+    async def run() -> None:
+        await served.reconfigure(a="/a")
+        assert served.loaded.steps == [{"a"}], "the first call returns when its adapters are loaded"
+        served.gate.clear()
+        await served.reconfigure(a="/a", b="/b")
+        await served.reconfigure(c="/c")
+        served.gate.set()
+        await served.settled()
+        assert served.loaded.steps == [{"a"}, {"c"}], "the list between was never the engine's"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", [MirrorError("no manifest"), OSError(28, "No space left on device"), KeyError("x")])
+def test_an_adapter_that_cannot_be_fetched_later_is_a_line_in_the_log_and_stops_no_replica(
+    served: Served, fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Serve stops a replica whose `reconfigure` raises."""
+    served.broken["/b"] = fault
+
+    async def run() -> None:
+        await served.reconfigure(a="/a")
+        await served.reconfigure(b="/b", c="/c")
+        await served.settled()
+
+    asyncio.run(run())
+    assert str(fault) in caplog.text
+    assert isinstance(fault, KeyError) or served.loaded.names == {"c"}
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_sentence(served: Served) -> None:
+    served.broken["/b"] = OSError(28, "No space left on device")
+    with pytest.raises(EngineError, match=r"^lora b: .*No space left on device$"):
+        asyncio.run(served.reconfigure(b="/b"))
+
+
+def test_a_start_does_not_wait_for_an_adapter_that_a_job_still_copies(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.filling = {"/b"}
+
+    async def run() -> None:
+        with caplog.at_level("INFO", "ray.serve"):
+            await served.reconfigure(a="/a", b="/b")
+        assert served.loaded.names == {"a"} and "because a Job still copies them: lora b" in caplog.text
+        served.filling.clear()
+        await served.settled()
+        assert served.loaded.names == {"a", "b"}
+
+    asyncio.run(run())
+
+
+def test_a_mirror_that_is_not_filled_in_time_is_a_line_in_the_log(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELFLEET_MIRROR_WAIT_S", "0.02")
+    served.filling = {"/b"}
+
+    async def run() -> None:
+        await served.reconfigure(b="/b")
+        await served.settled()
+
+    asyncio.run(run())
+    assert "lora b: /b is not complete after 0 s; its Job says why: kubectl" in caplog.text
 
 
 @pytest.mark.parametrize("name", [name for name in RAY_ENVIRONMENT if name.startswith("RAY_")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,13 @@ def copy(folder: Path, mb: int, used_at: int) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes(mb * MB))
     os.utime(folder, (used_at, used_at))
+    lock(folder)
     return folder
+
+
+def lock(folder: Path) -> None:
+    """What its download leaves beside it."""
+    folder.with_name(folder.name.removesuffix(".evicted").removesuffix(".partial") + ".lock").touch()
 
 
 def room(folder: Path, mb: int, limit_mb: int | None) -> list[str]:
@@ -108,6 +115,7 @@ def test_a_copy_that_is_being_removed_is_not_used(tmp_path: Path, monkeypatch: p
 def test_downloads_count_with_their_full_size_and_only_dead_ones_are_removed(tmp_path: Path) -> None:
     partial = tmp_path / "other.partial"
     partial.mkdir()
+    lock(partial)
     with (partial / "model.safetensors").open("wb") as stream:
         stream.truncate(5 * MB)
     with cache.FileLock(tmp_path / "other.lock"), pytest.raises(WeightsError, match="in use"):
@@ -117,10 +125,41 @@ def test_downloads_count_with_their_full_size_and_only_dead_ones_are_removed(tmp
     assert not partial.exists(), "nobody fetches it any longer"
 
 
+def test_a_download_that_becomes_a_copy_while_it_is_counted_or_removed_is_no_error(tmp_path: Path) -> None:
+    """Its own replica failed with FileNotFoundError, or that of the other model."""
+    partial = copy(tmp_path / "other.partial", 1, 100)
+    counted = cache._files(partial)
+    assert next(counted).st_size == MB
+    cache.finish(partial, tmp_path / "other")
+    assert list(counted) == [] and cache._bytes(partial) == cache._allocated(partial) == cache._used_at(partial) == 0
+    assert cache._evict(partial) is False and (tmp_path / "other").is_dir()
+
+
+def test_no_download_becomes_a_copy_while_copies_are_counted(tmp_path: Path) -> None:
+    partial, final = copy(tmp_path / "other.partial", 1, 100), tmp_path / "other"
+    finishing = threading.Thread(target=cache.finish, args=(partial, final))
+    with cache.FileLock(tmp_path / cache.EVICTING):
+        finishing.start()
+        finishing.join(0.3)
+        assert partial.is_dir() and not final.exists()
+    finishing.join(20)
+    assert final in cache._in_use, "it is in use before another may remove it"
+
+
 def test_what_a_killed_removal_left_is_removed(tmp_path: Path) -> None:
     copy(tmp_path / "old.evicted", 1, 100)
     room(tmp_path / "new", 1, None)
     assert names(tmp_path) == set()
+
+
+def test_folders_of_somebody_else_count_for_nothing_and_stay(tmp_path: Path) -> None:
+    """MODELFLEET_MODEL_CACHE may name a folder that holds more than the cache."""
+    for name in ("my-photos", "my-photos.partial", "my-photos.evicted"):
+        copy(tmp_path / name, 2, 100)
+    (tmp_path / "my-photos.lock").unlink()
+    copy(tmp_path / "ours", 2, 200)
+    room(tmp_path / "new", 2, 2)
+    assert names(tmp_path) == {"my-photos", "my-photos.partial", "my-photos.evicted"}
 
 
 def test_a_full_disk_removes_copies_without_any_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,49 @@
+"""The LoRA adapters that an application's `user_config` names: their folders on this node, as they come."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modelfleet.serving.config.errors import ModelfleetError
+from modelfleet.serving.config.schema import LoraAdapter
+from modelfleet.serving.mirror.waiting import is_filling
+from modelfleet.serving.weights import resolve_adapter
+
+logger = logging.getLogger("ray.serve")
+
+
+class WantedAdapters:
+    """Those of one configuration by name: `folders` on this node, `faults`, and what is `late`."""
+
+    def __init__(self, adapters: Iterable[Mapping[str, Any]], limit: int | None = None) -> None:
+        """`limit`: bytes that all copies on this node may take."""
+        self.late: dict[str, Mapping[str, Any]] = {one["name"]: one for one in adapters}
+        self.folders: dict[str, Path] = {}
+        self.faults: dict[str, str] = {}
+        #: What of `late` the log has already.
+        self.noted: set[str] = set()
+        self._limit = limit
+
+    def fetch(self) -> None:
+        """Fetches what is late, but for what a Job still copies into its mirror; that stays late. Blocks."""
+        for name, adapter in list(self.late.items()):
+            mirror = adapter.get("mirror")
+            own = LoraAdapter.model_validate({key: value for key, value in adapter.items() if key != "mirror"})
+            try:
+                if mirror is not None and is_filling(mirror):
+                    continue
+                self.folders[name] = resolve_adapter(own, logger.info, mirror, limit=self._limit)
+            except ModelfleetError as error:
+                self.faults[name] = str(error)
+            except OSError as error:  # such as a full disk
+                self.faults[name] = f"lora {name}: {error}"
+            del self.late[name]
+
+    def refuse(self, faults: Mapping[str, str]) -> None:
+        """What the engine does not take is not asked of it again."""
+        self.faults |= faults
+        for name in faults:
+            del self.folders[name]
