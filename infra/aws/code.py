@@ -12,8 +12,9 @@ from modelfleet.infra.planning.plan import CodeArtifact, ImageSource
 
 
 class Code(pulumi.ComponentResource):
-    """Child: the object. A new version is a new object, and the old one goes at the end of a run that reached all models:
-    an application that a stopped release left on earlier code loads it again whenever a replica starts.
+    """Child: the object. A new version is a new object; the old one goes at the end of a run that reached all models.
+
+    An application that a stopped release left on earlier code loads it again whenever a replica starts.
     """
 
     def __init__(
