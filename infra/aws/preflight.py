@@ -189,7 +189,7 @@ def _offerings(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Findin
 def _pool_offerings(
     index: int, pool: PoolPlan, zones: tuple[str, ...], facts: AccountFacts, place: Place
 ) -> Iterator[Finding]:
-    named = {("pools", index, "instanceTypes"): pool.instance_types}
+    named: dict[tuple[str | int, ...], tuple[str, ...]] = {("pools", index, "instanceTypes"): pool.instance_types}
     named |= {
         _types_key(index, pool, rung): rung.instance_types
         for rung in pool.rungs

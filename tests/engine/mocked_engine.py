@@ -68,7 +68,8 @@ class Monitor(MockMonitor):
     def RegisterResource(self, request: Any) -> Any:
         if request.deleteBeforeReplace:
             self.deletes_first.add((request.type, request.name))
-        return super().RegisterResource(request)
+        register: Any = super().RegisterResource
+        return register(request)
 
 
 class MockedEngine(pulumi.runtime.Mocks):
