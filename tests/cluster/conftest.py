@@ -119,6 +119,14 @@ def stack_of(cluster: ControlPlane, stack_name: str, tmp_path: Path) -> Iterator
         take_away(stack)
 
 
+def _let_go(stack: Stack) -> None:
+    """Pods that a test held by a finalizer, and failed before it let them go."""
+    for pod in stack.api.list("v1", "Pod", stack.namespace):
+        if pod["metadata"].get("finalizers"):
+            name = pod["metadata"]["name"]
+            stack.api.merge("v1", "Pod", name, stack.namespace, {"metadata": {"finalizers": None}})
+
+
 def take_away(stack: Stack) -> None:
     """Leave the shared cluster as it was, in the order of `pulumi destroy`: workloads, operator, namespace."""
     api, where = stack.api, stack.namespace
@@ -136,9 +144,7 @@ def take_away(stack: Stack) -> None:
     if "kuberay-operator" not in stack.cluster.pids():
         stack.start_operator()
     spaces = dict.fromkeys((where, copies))
-    for pod in api.list("v1", "Pod", where):
-        if pod["metadata"].get("finalizers"):  # of a test that failed before it let its pod go
-            api.merge("v1", "Pod", pod["metadata"]["name"], where, {"metadata": {"finalizers": None}})
+    _let_go(stack)
     wait_for("all pods to go", lambda: not [pod for one in spaces for pod in api.list("v1", "Pod", one)], seconds=120)
     if "kuberay-operator" in stack.cluster.pids():
         stack.cluster.kill("kuberay-operator")
