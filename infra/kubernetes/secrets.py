@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pulumi
 
 from modelfleet.infra.gateway import render_key_map
-from modelfleet.infra.kubernetes.authority import Authority, make_authority
+from modelfleet.infra.kubernetes.authority import make_authority
 from modelfleet.infra.kubernetes.manifests import secrets
 from modelfleet.infra.kubernetes.objects import each, resource
 from modelfleet.infra.planning.plan import Plan
@@ -42,10 +42,8 @@ class Secrets(pulumi.ComponentResource):
             password: pulumi.Output[str] = pulumi.Output.secret(head_storage_password)
             self.ready.append(resource(f"{name}-head-storage", secrets.head_storage(plan, password), child))
         if plan.ray_cluster.authority is not None:
-            made: pulumi.Output[Authority] = pulumi.Output.secret(make_authority(f"modelfleet {plan.stack}"))
-            manifests = secrets.authority(
-                plan, made.apply(lambda one: one.certificate), made.apply(lambda one: one.key)
-            )
+            made = make_authority(f"modelfleet {plan.stack}")
+            manifests = secrets.authority(plan, pulumi.Output.secret(made.certificate), pulumi.Output.secret(made.key))
             # Each run makes one, and only the first one's is used: pods of one cluster need the same.
             kept = pulumi.ResourceOptions(parent=self, ignore_changes=["stringData"])
             self.ready += each(name, manifests, kept)

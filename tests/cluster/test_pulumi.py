@@ -202,7 +202,7 @@ def test_an_interrupted_run_is_finished_by_the_next_and_what_is_gone_comes_back(
 
 def test_a_changed_key_rolls_the_gateway_alone_and_no_secret_is_in_plain_text(fleet: Fleet) -> None:
     key, other, token = "sk-one-0123456789abcdef", "sk-two-0123456789abcdef", "hf_0123456789abcdefghij"
-    fleet.write([model("org/one", "L4")], kubernetes={"rayTls": True})
+    fleet.write([model("org/one", "L4")], pools=[{**L4[0], "minNodes": 1}], kubernetes={"rayTls": True})
     fleet.project.set_secret("token", token)
     fleet.project.set_secret("keys", json.dumps({"alice": key}))
     fleet.first_up()
