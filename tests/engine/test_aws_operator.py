@@ -45,7 +45,6 @@ UNUSED = {
     "ecr:DescribeImages": "a stack that makes its image, or names one in ECR: this one does neither",
     "ecr:DescribeRepositories": "the same",
     "iam:ListInstanceProfilesForRole": "the official provider, before it deletes a role",
-    "iam:ListPolicyVersions": "the official provider, before it adds or deletes a version",
     "iam:ListRolePolicies": "the official provider, which reads a role's inline policies",
     "pricing:GetProducts": "a plan with pricing: live, which asks AWS for prices",
     "ecr:PutImageScanningConfiguration": "a later version that scans otherwise",
