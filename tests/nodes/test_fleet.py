@@ -37,7 +37,7 @@ def test_the_gateways_policy_names_what_the_operators_service_selects(fleet: Nod
     policy = api.get("networking.k8s.io/v1", "NetworkPolicy", "gateway", namespace)
     assert service is not None and policy is not None
     selector = service["spec"]["selector"]
-    peers = [peer["podSelector"] for rule in policy["spec"]["egress"] for peer in rule.get("to", [])]
+    peers = [peer.get("podSelector") for rule in policy["spec"]["egress"] for peer in rule.get("to", [])]
     assert SERVE_PODS in peers and RAY_PODS in peers
     assert SERVE_PODS["matchLabels"].items() <= selector.items()
     assert not RAY_PODS["matchLabels"].items() <= selector.items(), "the label of Ray's pods is enough now"
