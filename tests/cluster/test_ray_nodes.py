@@ -290,7 +290,7 @@ CLIMBER = {
 }
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="its end, when the old pod is gone, fails here: LONG=1 runs it")
+@pytest.mark.skipif("LONG" not in os.environ, reason="not yet seen whole on a quiet machine: LONG=1 runs it")
 def test_a_model_goes_up_the_ladder_answers_on_the_other_card_and_returns_without_a_cut_stream(
     stack_of: Callable[..., Stack], serve_port: int, ray_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,8 +340,9 @@ def test_a_model_goes_up_the_ladder_answers_on_the_other_card_and_returns_withou
         ladder.short_of()
         ladder.buyer.forgive()  # after 5 to 30 minutes
 
-        # kwok has a pod go at once; what its hook does runs here.
+        # kwok has a pod go at once: this holds it, as the kubelet does until the hook ends.
         name, where = first["metadata"]["name"], stack.namespace
+        stack.api.merge("v1", "Pod", name, where, {"metadata": {"finalizers": ["modelfleet.dev/drains"]}})
         moved, asked = ladder.climb("the worker to move", lambda: ladder.bring_back(later))
         assert (moved, asked) == ([f"l4: moves worker {name}"], ["l4_spot-a"])
 
@@ -362,6 +363,8 @@ def test_a_model_goes_up_the_ladder_answers_on_the_other_card_and_returns_withou
         draining.join(timeout=120)
         assert texts[0].startswith("first more") and texts[0].endswith("last"), "the stream was whole"
         assert not draining.is_alive() and drain.replicas() == []
+        if stack.api.get("v1", "Pod", name, where):  # kwok may have taken the finalizer away by now
+            stack.api.merge("v1", "Pod", name, where, {"metadata": {"finalizers": None}})
         wait_for("the old pod to go", lambda: stack.api.get("v1", "Pod", name, where) is None)
         ladder.bring_back(later)
         left = [pod["metadata"]["name"] for pod in stack.api.list("v1", "Pod", where, "modelfleet.dev/placeholder=l4")]
