@@ -84,9 +84,9 @@ def describe(call: Call, url: str, servers: ApiServers) -> Item:
     return {"cluster": shown(find(call), call.region, url, servers)}
 
 
-def find(call: Call) -> Cluster:
-    """The cluster that a call names; raises `Error`."""
-    name = str(call.params["name"])
+def find(call: Call, parameter: str = "name") -> Cluster:
+    """The cluster that a call names in `parameter`; raises `Error`."""
+    name = str(call.params[parameter])
     live = eks_backends[ACCOUNT][call.region].clusters.get(name)
     if live is None:
         raise Error(404, "ResourceNotFoundException", f"No cluster found for name: {name}.")

@@ -15,6 +15,7 @@ from moto.eks.models import Nodegroup, eks_backends
 
 from tools.cloud import groups
 from tools.cloud.answers import Error
+from tools.cloud.backends import clusters
 from tools.cloud.backends.parts import Item, Parts, as_refused, update_of
 from tools.cloud.backends.scaling import Scaling
 from tools.cloud.callers import ACCOUNT
@@ -167,11 +168,7 @@ def _active(call: Call) -> Nodegroup:
 
 
 def _cluster(call: Call) -> Any:
-    name = str(call.params["clusterName"])
-    live = eks_backends[ACCOUNT][call.region].clusters.get(name)
-    if live is None:
-        raise Error(404, "ResourceNotFoundException", f"No cluster found for name: {name}.")
-    return live
+    return clusters.find(call, "clusterName")
 
 
 def _types(params: Mapping[str, Any], region: str, group: Nodegroup) -> list[str]:
