@@ -57,6 +57,8 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN):
             del os.environ[name]
+    # Where it is unset, Ray 2.60 asks for the token of `~/.ray/auth_token` once any `ray.init()` has made that file.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

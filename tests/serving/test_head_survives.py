@@ -61,7 +61,7 @@ class Fleet:
             folder / "project", [model_file("org/m", "CPU")], pools=[CPU_POOL], kubernetes={"redisAddress": STORE}
         )
         cluster = ray_cluster(plan)
-        common = {name: os.environ[name] for name in ("PATH", "HOME")} | PATIENCE
+        common = {name: os.environ[name] for name in ("PATH", "HOME", "RAY_AUTH_MODE")} | PATIENCE
         self._worker = {**common, **_declared(cluster["workerGroupSpecs"][0])}
         self._head = {**common, **_declared(cluster["headGroupSpec"]), **ON_HEAD}
         assert "RAY_REDIS_CA_CERT" in self._head, "the head would not verify its store"

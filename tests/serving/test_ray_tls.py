@@ -74,7 +74,8 @@ class Cluster:
         self._groups = {"head": cluster["headGroupSpec"], "worker": cluster["workerGroupSpecs"][0]}
         self._namespace = plan.namespace
         self._env: dict[str, dict[str, str]] = {}
-        self._common = {name: os.environ[name] for name in ("PATH", "HOME")} | PATIENCE | {"PYTHONUNBUFFERED": "1"}
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "RAY_AUTH_MODE")}
+        self._common = kept | PATIENCE | {"PYTHONUNBUFFERED": "1"}
         self._python = str(bare_python(folder / "python"))
         self._authority = _authority(folder / "authority")
 
