@@ -9,8 +9,9 @@ fine-tune in a folder, has the recipe of its `model_type`.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -123,12 +124,20 @@ class Recipe(Section):
 
     def longest_match(self, hf_id: str) -> int:
         """Length of the longest pattern that matches; 0 when none does."""
-        return max((len(pattern) for pattern in self.ids if id_matches(hf_id, pattern)), default=0)
+        if not _any_of(tuple(self.ids)).match(hf_id.lower()):
+            return 0
+        return max(len(pattern) for pattern in self.ids if id_matches(hf_id, pattern))
 
 
 def id_matches(hf_id: str, pattern: str) -> bool:
     """Whether a Hub id matches a pattern with `*` and `?`, without regard to case."""
     return fnmatchcase(hf_id.lower(), pattern.lower())
+
+
+@cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One expression for all: a plan asks for each model whether one of a hundred recipes is its own."""
+    return re.compile("|".join(translate(pattern.lower()) for pattern in patterns))
 
 
 def recipe_of(hf_id: str, model_type: str | None = None, recipes: Mapping[str, Recipe] | None = None) -> Recipe | None:

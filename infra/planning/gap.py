@@ -71,6 +71,7 @@ class Rooms:
     def __init__(self, config: StackConfig) -> None:
         self._config = config
         self._left: dict[tuple[str, bool], Sequence[tuple[Steps, int]]] = {}
+        self._in_pieces: dict[str, bool] = {}
 
     def room(self, choice: PoolChoice, demand: Demand, *, memory_short: bool) -> Room:
         """`memory_short`: this machine's memory does not hold one replica more."""
@@ -92,7 +93,7 @@ class Rooms:
         more = 1 + (_replicas(demand, most) == 0)
         if needed > limit:
             return False
-        if any(len(one.pieces(room)) > 1 for one in choice.demands):  # pieces may have to be apart
+        if self._has_pieces(choice):  # which may have to be apart
             counts = {one.model_id: _replicas(one, most) for one in choice.demands}
             counts[demand.model_id] += more
             return nodes_for(choice.demands, counts, room) <= limit
@@ -102,6 +103,13 @@ class Rooms:
             self._left[key] = room_left(items, room)
         found = (limit - needed) * copies(demand.whole, room)
         return found >= more or found + sum(nodes * copies(demand.whole, one) for one, nodes in self._left[key]) >= more
+
+    def _has_pieces(self, choice: PoolChoice) -> bool:
+        """Whether a replica of the pool is more than one piece for a node; asked once a pool, not once a model."""
+        name, room = choice.pool.name, choice.candidate.room
+        if name not in self._in_pieces:
+            self._in_pieces[name] = any(len(one.pieces(room)) > 1 for one in choice.demands)
+        return self._in_pieces[name]
 
 
 def _caches_fit(choice: PoolChoice, demand: Demand) -> bool:

@@ -90,6 +90,7 @@ def resource_name(accelerator: str) -> str:
     return f"{RESOURCE_PREFIX}{accelerator}"
 
 
+@cache
 def accelerator_of(resource: str) -> str | None:
     """The accelerator that a custom resource names (`accelerator_type:L4` → `L4`), or else None."""
     name = resource.removeprefix(RESOURCE_PREFIX)

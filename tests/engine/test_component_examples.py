@@ -64,8 +64,10 @@ def test_on_eks_everything_is_made(project: ExampleProject) -> None:
     made, outputs = would_make(run), shown_outputs(run)
     assert outputs["base_url"] == BASE_URL
     assert 1 < outputs["max_usd_per_hour"] < 5, "two g6.xlarge, two system nodes, a control plane and a NAT"
-    for kind in ("aws:ec2/vpc:Vpc", "aws:eks/cluster:Cluster", "aws:s3/bucket:Bucket", "kubernetes:core/v1:Namespace"):
+    for kind in ("aws:ec2/vpc:Vpc", "aws:eks/cluster:Cluster", "aws:s3/bucket:Bucket"):
         assert len(made[kind]) == 1, kind
+    names = [one["metadata"]["name"] for one in made["kubernetes:core/v1:Namespace"]]
+    assert sorted(names) == ["modelfleet-test", "modelfleet-test-mirror"], "models, and Jobs that copy"
     assert len(made["kubernetes:core/v1:Secret"]) == 1, "the gateway's keys"
     assert "sk-0123456789abcdef" not in run.text + json.dumps(run.events)
 

@@ -139,12 +139,15 @@ def _optimum(catalog: Catalog, demands: list) -> float | None:  # type: ignore[t
     return min(costs)[1] if costs else None
 
 
-def test_a_thousand_models_on_twenty_pools_take_under_a_second_and_300_mib() -> None:
-    """Measures CPU time, so a busy machine does not matter, and in its own process, so the peak memory is its own."""
-    script = "from tools.bench.packing import measure; r = measure(1000, 20); print(r.cpu_s, r.peak_mib)"
+def test_ten_times_the_models_cost_at_most_thirty_times_the_planning_and_300_mib() -> None:
+    """A ratio of CPU times in one process, so that neither a slow machine nor a busy one matters."""
+    script = (
+        "from tools.bench.packing import measure; measure(100, 20); one, ten = measure(100, 20), measure(1000, 20);"
+        "print(ten.cpu_s / one.cpu_s, ten.peak_mib)"
+    )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    cpu_s, peak_mib = map(float, answer.stdout.split())
-    assert cpu_s < 1.0
+    ratio, peak_mib = map(float, answer.stdout.split())
+    assert ratio < 30
     assert peak_mib < 300
 
 
