@@ -67,7 +67,7 @@ def test_on_eks_everything_is_made(project: ExampleProject) -> None:
     for kind in ("aws:ec2/vpc:Vpc", "aws:eks/cluster:Cluster", "aws:s3/bucket:Bucket"):
         assert len(made[kind]) == 1, kind
     names = [one["metadata"]["name"] for one in made["kubernetes:core/v1:Namespace"]]
-    assert sorted(names) == ["modelfleet-test", "modelfleet-test-mirror"], "models, and Jobs that copy"
+    assert sorted(names) == ["modelfleet-llm", "modelfleet-llm-mirror"], "models, and Jobs that copy"
     assert len(made["kubernetes:core/v1:Secret"]) == 1, "the gateway's keys"
     assert "sk-0123456789abcdef" not in run.text + json.dumps(run.events)
 
