@@ -17,7 +17,7 @@ from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
-from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
@@ -45,16 +45,6 @@ SENT_S = 0.1
 ENGINE_END_S = 30.0
 """Seconds in which vLLM's processes end by themselves: its own 5 are all that a worker may take to notice (vLLM 0.32
 `VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS`), and those that are killed leave their shared memory."""
-
-DEFAULT_ENVIRONMENT = {
-    # Limits of a request: RayLLM's 8 stop strings (vLLM's default is 4) and OpenAI's 128 answers.
-    "VLLM_MAX_STOP_STRINGS": "8",
-    "VLLM_MAX_N_SEQUENCES": "128",
-    "VLLM_NO_USAGE_STATS": "1",
-    # A host that a model file allows could otherwise send the replica to one that it does not.
-    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
-}
-"""Environment of vLLM, unless the node or the model file's `runtime_env` says otherwise."""
 
 LOG_TAIL_BYTES = 256 * 1024
 

@@ -1,7 +1,7 @@
 """A model's compile cache in object storage, made once for each image, card and set of arguments.
 
-    write(root, uri, …) → SealManifest   packs the cache, sends it, and the manifest last; only the warm-up Job does this
-    take(uri, root, machine, report)     a verified copy in the replica's own folder; False where there is none for it
+    write(root, uri, …) → SealManifest   packs the cache, sends it, and the manifest last; only a warm-up Job does so
+    take(uri, root, machine, report)     a verified copy in the replica's own folder; False where there is none
 
 Without a seal a replica compiles as it always did, so nothing here ever fails one.
 """

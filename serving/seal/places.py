@@ -1,7 +1,7 @@
 """Where the compilers of a replica keep what they made: all below one folder, so that it can be packed and copied.
 
-By default they are in four places, one of which depends on whether the cache was cold (vLLM 0.32
-`compilation/compiler_interface.py` gives Triton a folder of the model when it compiles, and torch another when it loads).
+By default they are in four places, and where Triton's is depends on whether the cache was cold (vLLM 0.32
+`compilation/compiler_interface.py` gives it a folder of the model when it compiles, and torch another when it loads).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from modelfleet.serving.mirror.store import SCHEMES, parse_uri
 from modelfleet.serving.weights import default_cache
 
 #: vLLM's own below VLLM_CACHE_ROOT (vLLM 0.32 `compilation/decorators.py` and `backends.py`,
-#: `model_executor/warmup/flashinfer_autotune_cache.py`, `utils/deep_gemm.py`, `model_executor/models/registry.py`), then
-#: those of the variables below. Not in a seal is what tells of one machine: `gpu_p2p_access_cache_for_*.json`.
+#: `model_executor/warmup/flashinfer_autotune_cache.py`, `utils/deep_gemm.py`, `model_executor/models/registry.py`),
+#: then those of the variables below. Not in a seal is what tells of one machine: `gpu_p2p_access_cache_for_*.json`.
 SEALED: Final = (
     "torch_compile_cache",
     "flashinfer_autotune_cache",
