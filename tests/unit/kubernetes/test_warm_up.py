@@ -138,6 +138,8 @@ def test_the_mounted_program_loads_the_code_and_runs_the_sealing_command(tmp_pat
     assert programs["data"]["seal_job.py"] == (FOLDER / "seal_job.py").read_text()
     package = tmp_path / "code" / "modelfleet" / "serving" / "seal"
     package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").touch()
     (package / "__main__.py").write_text(
         "import os\ndef main(words):\n    print(words, os.environ['PYTHONPATH'])\n    return 7\n"
     )
