@@ -49,7 +49,7 @@ def job(args: dict[str, Any], bucket: Any, s3: dict[str, str], scratch: Path) ->
         "ARGS": json.dumps(args["args"]),
         "VLLM_CACHE_ROOT": str(scratch / "vllm"),
     }
-    command = [sys.executable, "-m", "modelfleet.serving.seal"]
+    command = [sys.executable, "-m", "modelfleet.serving.warm_up"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=JOB_S, cwd=scratch)
     said = ran.stdout + ran.stderr
     assert ran.returncode == 0, said[-4000:]

@@ -19,9 +19,9 @@ def main() -> int:
     load_code(os.environ["CODE"])
     # vLLM's processes are started anew and have only the environment.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRATCH / "code"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    from modelfleet.serving.seal.__main__ import main as seal
+    from modelfleet.serving.warm_up import main as warm_up
 
-    code: int = seal([])
+    code: int = warm_up([])
     return code
 
 

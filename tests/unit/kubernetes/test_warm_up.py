@@ -136,11 +136,11 @@ def test_the_mounted_program_loads_the_code_and_runs_the_sealing_command(tmp_pat
     for name, text in programs["data"].items():
         (tmp_path / name).write_text(text)
     assert programs["data"]["seal_job.py"] == (FOLDER / "seal_job.py").read_text()
-    package = tmp_path / "code" / "modelfleet" / "serving" / "seal"
+    package = tmp_path / "code" / "modelfleet" / "serving"
     package.mkdir(parents=True)
-    for folder in (package, package.parent, package.parent.parent):
+    for folder in (package, package.parent):
         (folder / "__init__.py").touch()
-    (package / "__main__.py").write_text(
+    (package / "warm_up.py").write_text(
         "import os\ndef main(words):\n    print(words, os.environ['PYTHONPATH'])\n    return 7\n"
     )
     (tmp_path / "boto3.py").write_text("raise SystemExit('the stand-in has no bucket')\n")

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from modelfleet.serving import warm_up as command
 from modelfleet.serving.app import AppArgs
 from modelfleet.serving.errors import EngineError, MirrorError
 from modelfleet.serving.replica import VllmReplica
 from modelfleet.serving.seal import Machine, cache_environment, seal_root, take, this_machine, write
-from modelfleet.serving.seal import __main__ as command
 from modelfleet.serving.seal.copy import is_sealed
 from modelfleet.serving.seal.manifest import MANIFEST
 from tests.unit.serving.test_engine_args import CPU, model

@@ -2,8 +2,8 @@
 
     ARGS    the Serve application's args as JSON, with weights.seal
 
-    python -m modelfleet.serving.seal
-    python -m modelfleet.serving.seal status s3://bucket/seals/<slug>/<key>
+    python -m modelfleet.serving.warm_up
+    python -m modelfleet.serving.warm_up status s3://bucket/seals/<slug>/<key>
 
 It does nothing where the seal is whole, so Kubernetes may run it again. Exit 1 for wrong arguments or no whole seal, 2
 for other errors.
