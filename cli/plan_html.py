@@ -18,6 +18,7 @@ from modelfleet.cli.plan_table import (
     per_node_text,
     range_text,
     replicas_text,
+    seal_text,
     start_text,
     summary,
     usd,
@@ -54,7 +55,7 @@ def plan_page(plan: Plan) -> str:
     environment.filters["usd"] = usd
     functions = (
         segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,
-        image_text, zones_text, start_text, fits_text, memory_texts, length_text,
+        image_text, zones_text, start_text, fits_text, memory_texts, length_text, seal_text,
     )  # fmt: skip
     return environment.get_template("plan.html.j2").render(
         plan=plan,

@@ -13,7 +13,16 @@ from rich.text import Text
 
 from modelfleet.cli.output import counted
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.plan import CopyPlan, CostRange, GpuMemory, ImagePlan, ModelPlan, PoolPlan, Rung
+from modelfleet.infra.planning.plan import (
+    CopyPlan,
+    CostRange,
+    GpuMemory,
+    ImagePlan,
+    ModelPlan,
+    PoolPlan,
+    Rung,
+    SealPlan,
+)
 from modelfleet.infra.planning.speed import Range, SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
 
@@ -38,6 +47,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_speeds(plan))
     if any(model.start for model in plan.models):
         parts.append(_starts(plan))
+    if any(model.seal for model in plan.models):
+        parts.append(_seals(plan))
     if plan.models:
         parts.append(_changes(plan))
     if plan.target.priced:
@@ -214,6 +225,23 @@ def start_text(start: StartUp) -> str:
     """`295 s: node 120, image 67, ray 10, weights 15 beside import 8, …`; the two beside each other count once."""
     words = ", ".join(f"{part.name} {_seconds(part.seconds)}" for part in start.parts)
     return f"{_seconds(start.seconds)} s: {words}".replace(", import", " beside import")
+
+
+def _seals(plan: Plan) -> FittingTable:
+    """The sealed compile caches, each with the Job that makes it, or why there is none."""
+    table = FittingTable("Sealed compile caches, each made once by a Job", [("model", False), ("seal", False)])
+    for model in plan.models:
+        if model.seal is not None:
+            table.add_row(model.model_id, seal_text(model.seal, priced=plan.target.priced))
+    return table
+
+
+def seal_text(seal: SealPlan, *, priced: bool) -> str:
+    """`0123456789abcdef, about 7 min on a node of its own, 0.23 USD on top`, or `none: it runs eagerly, …`."""
+    if seal.prefix is None:
+        return f"none: {seal.because}"
+    cost = f", {usd(seal.usd)} USD on top" if priced else ""
+    return f"{seal.key}, about {seal.seconds / 60:.0f} min on a node of its own{cost}"
 
 
 def _changes(plan: Plan) -> FittingTable:

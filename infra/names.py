@@ -37,6 +37,8 @@ READERS: Final = ("ray-head", "ray-worker")
 #: The mirror Job, in a namespace of its own where the stack makes namespaces: writes weights; the only one with the
 #: Hugging Face token.
 WRITER: Final = "mirror"
+#: The warm-up Jobs, beside the mirror Jobs: write sealed compile caches, and nobody else does.
+SEALER: Final = "warm-up"
 #: cluster-autoscaler, in `kube-system`.
 AUTOSCALER: Final = "cluster-autoscaler"
 AUTOSCALER_NAMESPACE: Final = "kube-system"

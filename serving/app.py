@@ -34,6 +34,7 @@ class WeightsArgs(BaseModel):
     cache_gb: int | None = Field(None, description="GB that all weights on one node may take; None: what its disk has.")
     draft: str | None = Field(None, description="s3://bucket/prefix of the copy of what drafts.")
     tokenizer: str | None = Field(None, description="s3://bucket/prefix of the copy of another tokenizer.")
+    seal: str | None = Field(None, description="s3://bucket/prefix of the sealed compile cache; its end is the key.")
 
 
 class AppArgs(BaseModel):

@@ -17,6 +17,16 @@ SHUT = {"disable_fastapi_docs": True, "disable_uvicorn_access_log": True, "use_t
 """Arguments of every model: no docs pages, one access log, the gateway's (Serve adds request ids), and no progress bar:
 in a file it is one endless line."""
 
+DEFAULT_ENVIRONMENT = {
+    # Limits of a request: RayLLM's 8 stop strings (vLLM's default is 4) and OpenAI's 128 answers.
+    "VLLM_MAX_STOP_STRINGS": "8",
+    "VLLM_MAX_N_SEQUENCES": "128",
+    "VLLM_NO_USAGE_STATS": "1",
+    # A host that a model file allows could otherwise send the replica to one that it does not.
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+}
+"""Environment of vLLM, unless the node or the model file's `runtime_env` says otherwise."""
+
 NO_MEDIA = "set-allowed-media-domains-in-the-model-file.invalid"
 """A host that never exists (RFC 6761), which clients read in vLLM's refusal.
 

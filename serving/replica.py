@@ -17,13 +17,14 @@ from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
-from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy
 from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
+from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.versions import check_versions
@@ -44,16 +45,6 @@ SENT_S = 0.1
 ENGINE_END_S = 30.0
 """Seconds in which vLLM's processes end by themselves: its own 5 are all that a worker may take to notice (vLLM 0.32
 `VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS`), and those that are killed leave their shared memory."""
-
-DEFAULT_ENVIRONMENT = {
-    # Limits of a request: RayLLM's 8 stop strings (vLLM's default is 4) and OpenAI's 128 answers.
-    "VLLM_MAX_STOP_STRINGS": "8",
-    "VLLM_MAX_N_SEQUENCES": "128",
-    "VLLM_NO_USAGE_STATS": "1",
-    # A host that a model file allows could otherwise send the replica to one that it does not.
-    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
-}
-"""Environment of vLLM, unless the node or the model file's `runtime_env` says otherwise."""
 
 LOG_TAIL_BYTES = 256 * 1024
 
@@ -78,10 +69,22 @@ class VllmReplica:
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         lift_thread_limit(self._model)
+        self._place_caches()
         names = self._model.engine_config.env_vars_to_propogate
         if names and workers_are_ray_actors(self._model):
             # vLLM's Ray workers get them from this process; child processes inherit its whole environment.
             os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(names)
+
+    def _place_caches(self) -> None:
+        """Puts all compile caches below one folder, the seal's where the plan has one; before vLLM is imported.
+
+        Without a seal they are where the node's VLLM_CACHE_ROOT says, which a pod has and this machine need not have.
+        """
+        if (seal := self._weights.get("seal")) is not None:
+            os.environ.update(cache_environment(seal_root(seal)))
+        elif (root := os.environ.get("VLLM_CACHE_ROOT")) is not None:
+            for name, value in cache_environment(Path(root)).items():
+                os.environ.setdefault(name, value)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica's process is up; the replica is ready when this returns."""
@@ -168,7 +171,24 @@ class VllmReplica:
         task.add_done_callback(tasks.discard)
 
     async def _start(self) -> ASGIApp:
-        """The weights are fetched while vLLM is imported, each in a thread, so that this process answers meanwhile."""
+        """The application, and what goes on beside the requests."""
+        app = await self.start_engine()
+        try:
+            note()
+        except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
+            logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
+        logger.info("%s", self._clock.line())
+        gate = EngineGate(app, self._engine)
+        metrics = MetricsCopy(self._model.slug)
+        self._begin(self._exit_with_engine(gate))
+        self._begin(metrics.run())
+        return gate
+
+    async def start_engine(self) -> ASGIApp:
+        """vLLM's application on its running engine; a warm-up Job calls this too, so that both compile the same.
+
+        The weights are fetched while vLLM is imported, each in a thread, so that this process answers meanwhile.
+        """
         # Both threads need it. Two that begin to import the same modules may see one of them half done.
         from huggingface_hub import HfApi, snapshot_download  # noqa: F401
 
@@ -176,6 +196,9 @@ class VllmReplica:
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
+        if self._weights.get("seal") is not None:
+            await asyncio.to_thread(self._take_seal)
+            self._clock.passed("sealed compile cache")
         try:
             weights, others, adapters = await asyncio.to_thread(self._fetch)
         except OSError as error:  # such as a full disk
@@ -189,21 +212,22 @@ class VllmReplica:
                     logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
                 arguments = engine_arguments(self._model, weights, adapters, **others)
                 app, self._engine, self._adapters = await start(self._model, arguments, self._clock)
+            return app
         except ModelfleetError:
             raise
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
+
+    def _take_seal(self) -> None:
+        """Copies the sealed compile cache to this node; without one, or with a foreign one, vLLM compiles."""
+        uri = self._weights["seal"]
         try:
-            note()
-        except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
-            logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
-        logger.info("%s", self._clock.line())
-        gate = EngineGate(app, self._engine)
-        metrics = MetricsCopy(self._model.slug)
-        self._begin(self._exit_with_engine(gate))
-        self._begin(metrics.run())
-        return gate
+            machine = this_machine(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
+        except EngineError as error:
+            logger.info("no sealed compile cache, so vLLM compiles: %s", error)
+        else:
+            take(uri, seal_root(uri), machine, logger.info)
 
     def _fetch(self) -> tuple[str, dict[str, str | None], dict[str, Path]]:
         """The weights, the folders of tokenizer and draft, and those of the adapters by their names."""

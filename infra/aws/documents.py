@@ -12,7 +12,7 @@ from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import Site, image_log_group, image_project, site_of
-from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, LOAD_BALANCER_ACCOUNT, READERS, WRITER
+from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, LOAD_BALANCER_ACCOUNT, READERS, SEALER, WRITER
 from modelfleet.infra.planning.plan import ImagePlan, Plan
 
 #: Used when the stack file names no account (`modelfleet:accountId`).
@@ -33,13 +33,18 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales, and the load
     balancer's controller registers the gateway's pods.
 
-    Of other people's buckets replicas read what models name, and the Job what it copies.
+    Of other people's buckets replicas read what models name, and the Job what it copies. Where a pool seals compile
+    caches, only the warm-up Jobs write these, and replicas read them.
     """
     partition, bucket = site.partition, plan.bucket
     balancing = policies.target_registration(
         stack=site.stack, partition=partition, region=site.region, account=site.account
     )
-    reads = policies.read_objects(bucket.name or "", [policies.CODE, policies.MODELS], partition=partition)
+    loaded = [policies.CODE, policies.MODELS]
+    reads = policies.read_objects(bucket.name or "", loaded, partition=partition)
+    with_seals = policies.read_objects(bucket.name or "", [*loaded, policies.SEALS], partition=partition)
+    sealing = policies.put_objects(bucket.name or "", [policies.SEALS], partition=partition)
+    run = with_seals if plan.sealed_pools else reads
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)
     copied = policies.read_existing(bucket.copied_from, partition=partition)
@@ -47,8 +52,9 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
         cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
     )
     return [
-        *(PodAccess(account, site.namespace, [*reads, *foreign], "read") for account in READERS),
+        *(PodAccess(account, site.namespace, [*run, *foreign], "read") for account in READERS),
         PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied], "write"),
+        *([PodAccess(SEALER, plan.mirror_namespace, [*sealing, *run, *foreign], "write")] if plan.sealed_pools else ()),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
         *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),
     ]

@@ -23,6 +23,8 @@ PREFIXES_PER_STATEMENT = 20
 #: Prefixes of the stack's bucket: weights by model, the serving code by content hash.
 MODELS = "models"
 CODE = "code"
+#: Compile caches, which replicas execute.
+SEALS = "seals"
 
 #: What CloudWatch Logs does with a key. https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/encrypt-log-data-kms.html
 LOGS_KEY_ACTIONS = (
@@ -139,6 +141,12 @@ def write_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> li
         },
         {"Effect": "Allow", "Action": ["s3:ListBucketMultipartUploads"], "Resource": arn},
     ]
+
+
+def put_objects(bucket: str, prefixes: Sequence[str], *, partition: str) -> list[Statement]:
+    """Put whole objects below `prefixes`, and nothing else: no right to delete one, or to see unfinished uploads."""
+    arn = f"arn:{partition}:s3:::{bucket}"
+    return [{"Effect": "Allow", "Action": ["s3:PutObject"], "Resource": [f"{arn}/{prefix}/*" for prefix in prefixes]}]
 
 
 def use_key(key_arn: str, *, write: bool, region: str) -> list[Statement]:

@@ -19,6 +19,7 @@ from modelfleet.infra.kubernetes.operator import Operator
 from modelfleet.infra.kubernetes.ray import RayFleet
 from modelfleet.infra.kubernetes.rollout import rebuild_notice
 from modelfleet.infra.kubernetes.secrets import Secrets
+from modelfleet.infra.kubernetes.warm_ups import WarmUps
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -59,7 +60,8 @@ class HeadStorage:
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, return, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, warm-ups where a
+    pool seals compile caches, return, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` and
     `mirror_image` are images by their digests, where the plan knows only their tags. With a load balancer,
@@ -109,7 +111,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             opts=self._child(*namespace.own),
         )
         Mirrors(f"{name}-mirrors", plan, image=mirror_image, opts=self._child(*namespace.ready, *secrets.ready))
-        RayFleet(
+        served = RayFleet(
             f"{name}-ray",
             plan,
             image=image,
@@ -117,6 +119,9 @@ class KubernetesFleet(pulumi.ComponentResource):
             store_address=head_storage.address if head_storage else STORE_ADDRESS,
             opts=self._child(*namespace.ready, *operator.ready, *secrets.ready),
         )
+        if plan.sealed_pools:
+            # After the models: their weights are in the bucket then, and no node with a GPU waits for these.
+            WarmUps(f"{name}-warm-ups", plan, image=image, opts=self._child(*namespace.ready, served))
         LadderReturn(f"{name}-return", plan, image=image, opts=self._child(*namespace.ready, *operator.ready))
         # The gateway's pods are ready once the load balancer asks them, so its update must not run ahead of it.
         door = (

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from modelfleet.infra.names import READERS, STACK_LABEL, WRITER
+from modelfleet.infra.names import READERS, SEALER, STACK_LABEL, WRITER
 from modelfleet.infra.planning.plan import Plan
 
 RAY_SERVICE: Final = "fleet"
@@ -37,6 +37,7 @@ SERVING_CODE: Final = "serving-code"
 #: ServiceAccounts with a role in AWS; the gateway and the operator have none.
 HEAD_ACCOUNT, WORKER_ACCOUNT = READERS
 MIRROR_ACCOUNT: Final = WRITER
+WARM_UP_ACCOUNT: Final = SEALER
 
 SERVE_PORT: Final = 8000
 DASHBOARD_PORT: Final = 8265
@@ -66,6 +67,11 @@ def front_priority(plan: Plan) -> str | None:
 def placeholder_priority(plan: Plan) -> str:
     """The PriorityClass of pods that keep a node for a worker, `<namespace>-placeholder`."""
     return f"{plan.namespace}-placeholder"
+
+
+def warm_up_priority(plan: Plan) -> str | None:
+    """The PriorityClass of warm-up Jobs, `<namespace>-warm-up`; None as for `front_priority`."""
+    return f"{plan.namespace}-warm-up" if plan.config.kubernetes.create_namespace else None
 
 
 def head_policy(plan: Plan) -> str | None:

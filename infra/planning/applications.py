@@ -15,6 +15,7 @@ from modelfleet.infra.planning.plan import (
     MirrorPlan,
     ModelKind,
     Route,
+    SealPlan,
     ServeApplication,
 )
 from modelfleet.infra.stack import LoadedStack
@@ -108,6 +109,7 @@ def application(
     code: CodeArtifact,
     gap: Gap,
     cache_gb: int | None = None,
+    seal: SealPlan | None = None,
 ) -> ServeApplication:
     """One Serve application per model, its file in `args`, its code named by content.
 
@@ -118,7 +120,7 @@ def application(
     for adapters takes them over from `user_config`.
     """
 
-    def uri(one: MirrorPlan | None) -> str | None:
+    def uri(one: MirrorPlan | SealPlan | None) -> str | None:
         return f"s3://{bucket}/{one.prefix}" if one and one.prefix else None
 
     weights: dict[str, Any] = {"source": mirror.source, "revision": mirror.revision, "mirror": uri(mirror)}
@@ -126,6 +128,7 @@ def application(
         "draft": uri(draft_mirror(stack, model, None)),
         "tokenizer": uri(tokenizer_mirror(stack, model)),
         "cache_gb": cache_gb,
+        "seal": uri(seal),
     }
     dumped = model.model_dump(mode="json", exclude_unset=True)
     dumped["engine_config"].pop("lora", None)

@@ -128,6 +128,8 @@ class PoolPlan:
     cost: CostRange
     rungs: tuple[Rung, ...]
     return_after_s: int | None = None
+    #: Whether its models' compile caches are sealed.
+    sealed: bool = False
 
     @property
     def purchases(self) -> str:
@@ -190,6 +192,26 @@ class MirrorPlan:
     bytes: int | None = None
     #: What its repository holds, which decides the files that are copied.
     kind: Kind = "model"
+
+
+@dataclass(frozen=True)
+class SealPlan:
+    """The sealed compile cache of a model whose pool has `sealedCaches`.
+
+    `prefix` is the key prefix in the stack's bucket, its last part the key; None where no Job makes one, and then
+    `because` says why. The Job takes about `seconds`, on a node of the model's pool and with the node's start, and
+    costs about `usd` once, on top of `cost`; None where a price is not known.
+    """
+
+    prefix: str | None
+    because: str
+    seconds: int
+    usd: float | None
+
+    @property
+    def key(self) -> str:
+        """A hash of image, accelerator, arguments and weights; empty without a Job."""
+        return (self.prefix or "").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -371,6 +393,8 @@ class ModelPlan:
     shape_source: str = ""
     #: Seconds until a new replica answers; None where nothing is known about the model's size.
     start: StartUp | None = None
+    #: None where its pool has no `sealedCaches`.
+    seal: SealPlan | None = None
     #: On each accelerator on which the pool falls back.
     fallbacks: tuple[OnFallback, ...] = ()
 
@@ -585,6 +609,11 @@ class Plan:
     def returning(self) -> tuple[PoolPlan, ...]:
         """The pools whose workers return to an earlier rung."""
         return tuple(pool for pool in self.pools if pool.return_after_s is not None)
+
+    @property
+    def sealed_pools(self) -> tuple[PoolPlan, ...]:
+        """The pools whose models' compile caches are sealed."""
+        return tuple(pool for pool in self.pools if pool.sealed)
 
     @property
     def head_survives(self) -> bool:

@@ -69,6 +69,7 @@ from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.seals import seal_findings, seal_plan
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -177,6 +178,7 @@ def plan(
             length_source=lengths[demand.model_id],
             catalog=catalog,
             room=rooms[demand.model_id],
+            image=image_name(stack, made),
         )
         for choice in choices
         for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
@@ -247,6 +249,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *copy_findings(stack),
         *head_storage_findings(stack),
         *ladder_findings(stack),
+        *seal_findings(stack),
         *front_door_findings(stack),
         *egress_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
@@ -353,6 +356,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         cost=pool_cost(stack.config.target, choice),
         rungs=rungs(stack, choice, labels, catalog),
         return_after_s=pool.return_after_minutes and 60 * pool.return_after_minutes,
+        sealed=pool.sealed_caches,
     )
 
 
@@ -371,14 +375,19 @@ def _model_plan(
     length_source: LengthSource,
     catalog: Catalog,
     room: Room,
+    image: str,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
-    start = start_up(model, facts, stack.config.target, size, choice.candidate.node.memory_mib)
-    gap = gap_of(demand, room, stack.config, start=start)
     fallbacks = on_fallbacks(choice, demand, facts, catalog, priced=stack.config.target.priced)
     served = without_fallbacks(with_batch(model, facts, catalog))
     cards = cards_of(served, fallbacks, catalog)
+    memory_mib, target = choice.candidate.node.memory_mib, stack.config.target
+    cold = start_up(model, facts, target, size, memory_mib)
+    seal = seal_plan(stack, choice, served, image=image, start=cold)
+    sealed = seal is not None and seal.prefix is not None
+    start = start_up(model, facts, target, size, memory_mib, sealed=sealed)
+    gap = gap_of(demand, room, stack.config, start=start)
     return ModelPlan(
         model_id=model.model_id,
         kind=kind_of(model.engine_config),
@@ -393,7 +402,7 @@ def _model_plan(
         placement_strategy=demand.strategy,
         mirror=mirror,
         others=_others(stack, model, facts),
-        application=application(stack, served, cards, mirror, bucket, code, gap, weights_room_gb(choice, model)),
+        application=application(stack, served, cards, mirror, bucket, code, gap, weights_room_gb(choice, model), seal),
         memory=memory,
         speed=speed,
         cost=cost,
@@ -403,6 +412,7 @@ def _model_plan(
         sampling=sampling_of(model),
         shape_source=facts.source if facts is not None else "",
         start=start,
+        seal=seal,
         fallbacks=fallbacks,
     )
 

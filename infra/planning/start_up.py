@@ -16,12 +16,12 @@ from modelfleet.infra.stack.target import Target
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
 
-PartName = Literal["node", "image", "ray", "weights", "import", "engine", "load", "compile", "graphs", "token"]
+PartName = Literal["node", "image", "ray", "weights", "import", "engine", "load", "compile", "graphs", "token", "seal"]
 GIB: Final = 1024**3
 #: vLLM's image and what serving/Dockerfile adds, packed, in GiB: 12 GB.
 IMAGE_GIB: Final = 11.2
 #: What a node has once one replica ran on it, so what a replica that takes another's place does not wait for.
-ON_THE_NODE: Final[Collection[PartName]] = ("node", "image", "weights")
+ON_THE_NODE: Final[Collection[PartName]] = ("node", "image", "weights", "seal")
 #: What the start of a model takes, about which nothing is known, where its node and the image are there.
 UNKNOWN_START_MINUTES: Final = 3
 
@@ -49,19 +49,24 @@ class StartUp:
 
 
 def start_up(
-    config: ModelConfig, facts: ModelFacts | None, target: Target, weight_bytes: int | None, node_mib: int
+    config: ModelConfig,
+    facts: ModelFacts | None,
+    target: Target,
+    weight_bytes: int | None,
+    node_mib: int,
+    *,
+    sealed: bool = False,
 ) -> StartUp | None:
     """The start of one replica of a model; None where nothing is known about its size.
 
     `weight_bytes` are those of its checkpoint, `node_mib` is its node's memory: weights that are larger are read from
-    the disk. The parts that a target does not have are left out.
+    the disk. The parts that a target does not have are left out. A `sealed` compile cache is there, and is copied.
     """
     if facts is None or weight_bytes is None:
         return None
     kwargs = config.engine_config.engine_kwargs
     known, gib = start_parts(), weight_bytes / GIB
     kind = _kind(config.accelerator)
-    eager = bool(kwargs.get("enforce_eager")) or kind == "cpu"
     streamed = str(kwargs.get("load_format", "")).startswith("runai_streamer")
     download = known["weights", "*"].of(gib)
     load = known["load", kind].of(gib)
@@ -73,19 +78,26 @@ def start_up(
     # Streamed weights go from the bucket to the GPU and touch no disk.
     parts += [
         StartPart("ray", known["ray", "*"].of()),
+        *([StartPart("seal", known["seal", "*"].of())] if sealed else []),
         StartPart("weights", 0.0 if streamed else download),
         StartPart("import", known["import", "*"].of(), beside=True),
         StartPart("engine", (2 if config.scaling_config.num_workers > 1 else 1) * known["engine", "*"].of()),
         StartPart("load", load),
     ]
-    if not eager:
-        compiled = known["compile", "mxfp4" if facts.quantization == "mxfp4" else kind]
+    if not is_eager(config):
+        how = "sealed" if sealed else "mxfp4" if facts.quantization == "mxfp4" else kind
+        compiled = known["compile", how]
         parts += [
             StartPart("compile", compiled.of(layers=facts.checkpoint.layers)),
             StartPart("graphs", known["graphs", kind].of()),
         ]
     parts.append(StartPart("token", known["token", "*"].of()))
     return StartUp(tuple(parts), _together(parts, ()), _together(parts, ON_THE_NODE))
+
+
+def is_eager(config: ModelConfig) -> bool:
+    """Whether vLLM compiles nothing: the file says so, or there is no GPU (`serving/engine_args.py`)."""
+    return bool(config.engine_config.engine_kwargs.get("enforce_eager")) or config.accelerator == CPU
 
 
 def unknown_seconds(target: Target, accelerator: str) -> float:

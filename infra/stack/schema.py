@@ -144,6 +144,11 @@ class Pool(StackSection):
         description="Minutes that a worker runs on a later purchase or fallback before the stack asks for an earlier "
         "one again and moves it there; default: it stays.",
     )
+    sealed_caches: bool = Field(
+        False,
+        description="Compile each model once, in a Job on a node of this pool, and let its replicas take what that "
+        "compiled from the bucket; it costs that node for minutes, and again after an edit or a new image.",
+    )
     node: NodeSize | None = Field(
         None, description="Size of one node of an existing cluster, where it is not an EC2 instance type."
     )

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.engine_args import NO_MEDIA, engine_arguments
-from modelfleet.serving.replica import DEFAULT_ENVIRONMENT
+from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, NO_MEDIA, engine_arguments
 from tests.unit.listener import listening
 
 #: One transparent pixel.

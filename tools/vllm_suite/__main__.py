@@ -25,7 +25,7 @@ from typing import Any
 
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import slug_of
-from modelfleet.serving.replica import DEFAULT_ENVIRONMENT
+from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT
 from tools.bench import servers
 from tools.bench.__main__ import VARIANTS
 from tools.bench.models import folder_of, model_file

@@ -43,6 +43,7 @@ from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS, ray_service, serve_service
 from modelfleet.infra.kubernetes.manifests.scripts import mirror_scripts, scripts, serving_code
 from modelfleet.infra.kubernetes.manifests.secrets import authority, gateway_keys, head_storage, huggingface
+from modelfleet.infra.kubernetes.manifests.warm_up import warm_up_job, warm_up_priority_class, warmed
 from modelfleet.infra.planning.plan import Plan
 
 #: Replaces a secret's value or a hash of it.
@@ -87,6 +88,11 @@ def mirrors(plan: Plan) -> list[Manifest]:
     return [serving_code(plan), *mirror_scripts(plan), *jobs]
 
 
+def warm_ups(plan: Plan) -> list[Manifest]:
+    """A Job for each compile cache that is sealed, and their class; they need what `mirrors` has."""
+    return [*warm_up_priority_class(plan), *(warm_up_job(plan, model) for model in warmed(plan))]
+
+
 def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:
     """The gateway's configuration, its pods, its Service and, on a cluster that is not ours, its Ingress or route."""
     parts = [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan)]
@@ -107,6 +113,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *ray(plan),
         *ladder_return(plan),
         *mirrors(plan),
+        *warm_ups(plan),
         *load_balancer(plan, cluster_name, PLACEHOLDER),
         *gateway(plan, keys_id),
     ]

@@ -7,6 +7,7 @@ from modelfleet.infra.kubernetes.names import (
     GATEWAY,
     HEAD_ACCOUNT,
     MIRROR_ACCOUNT,
+    WARM_UP_ACCOUNT,
     WORKER_ACCOUNT,
     front_priority,
     labels,
@@ -59,15 +60,18 @@ def quotas(plan: Plan) -> list[Manifest]:
     """At most the GPUs of the worker groups, or twice that if an upgrade runs both clusters at once.
 
     A pool whose workers return has one worker that drains beside its successor, and a placeholder.
-    Where mirror Jobs are alone, they have no GPU. Their pods have no limit: a run deletes the Jobs of models that went
+    Where mirror Jobs are alone, they have no GPU; warm-up Jobs beside them take one node of each sealed pool at a time,
+    and the others of a pool wait. Their pods have no limit: a run deletes the Jobs of models that went
     last, so while these copy, a limit by the models that stay would keep its new Jobs from starting.
     """
     gpus = sum(group.max_replicas * group.node.gpus for group in plan.ray_cluster.worker_groups)
     returning = sum(2 * pool.node.gpus for pool in plan.returning)
+    warming = sum(pool.node.gpus for pool in plan.sealed_pools)
+    beside = 0 if plan.own_mirror_namespace else warming
     clusters = 1 if plan.ray_cluster.rollout == "replace" else 2
-    found = [_quota(plan, "gpus", plan.namespace, {f"requests.{GPU}": str(gpus * clusters + returning)})]
+    found = [_quota(plan, "gpus", plan.namespace, {f"requests.{GPU}": str(gpus * clusters + returning + beside)})]
     if plan.own_mirror_namespace:
-        found.append(_quota(plan, MIRROR_ACCOUNT, plan.mirror_namespace, {f"requests.{GPU}": "0"}))
+        found.append(_quota(plan, MIRROR_ACCOUNT, plan.mirror_namespace, {f"requests.{GPU}": str(warming)}))
     return found
 
 
@@ -84,6 +88,8 @@ def service_accounts(plan: Plan) -> list[Manifest]:
     """One identity per duty. Only the head's autoscaler talks to the API server; the others get no token."""
     where = dict.fromkeys((HEAD_ACCOUNT, WORKER_ACCOUNT, MIRROR_ACCOUNT, GATEWAY), plan.namespace)
     where[MIRROR_ACCOUNT] = plan.mirror_namespace
+    if plan.sealed_pools:
+        where[WARM_UP_ACCOUNT] = plan.mirror_namespace
     return [
         {
             "apiVersion": "v1",

@@ -25,6 +25,7 @@ from modelfleet.infra.kubernetes.names import (
     OPERATOR,
     RAY_METRICS_PORT,
     SERVE_PORT,
+    WARM_UP_ACCOUNT,
     labels,
 )
 from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT
@@ -44,6 +45,7 @@ OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 CONTROLLER_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LOAD_BALANCER_ACCOUNT}}
 RETURN_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LADDER_RETURN}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
+WARM_UP_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": WARM_UP_ACCOUNT}}
 
 #: A cluster's DNS has a private address, or the link-local one of a cache on each node; a public server at port 53 is a
 #: way out for anything. Cilium matches no pod by its address, so its pods are named too (cilium#9209, #14497).
@@ -87,6 +89,9 @@ def network_policies(plan: Plan) -> list[Manifest]:
         _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS]),
         copying,
     ]
+    if plan.sealed_pools:
+        out = [DNS, *_out(ways.replicas)]  # it loads what a replica loads
+        policies.append(_policy(plan, WARM_UP_ACCOUNT, WARM_UP_PODS, ingress=[], egress=out, where=mirrors))
     if plan.own_mirror_namespace:
         policies.append(_policy(plan, "mirror-closed", {}, ingress=[], egress=[], where=mirrors))
     if plan.own_operator:

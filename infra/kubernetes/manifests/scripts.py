@@ -13,11 +13,13 @@ SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
 OF_RAY: Final = ("certificate.py", "drain.py", "follow_logs.py")
 OF_MIRROR: Final = ("mirror_job.py",)
+#: It loads the code as the mirror Jobs' program does.
+OF_WARM_UP: Final = ("seal_job.py",)
 
 
 def scripts(plan: Plan) -> Manifest:
     """The programs beside Ray, and the mirror Jobs' too where these run in the same namespace."""
-    names = OF_RAY if plan.own_mirror_namespace else (*OF_RAY, *OF_MIRROR)
+    names = OF_RAY if plan.own_mirror_namespace else (*OF_RAY, *_of_jobs(plan))
     return _config(plan, SCRIPTS, plan.namespace, {name: (FOLDER / name).read_text() for name in names})
 
 
@@ -25,8 +27,12 @@ def mirror_scripts(plan: Plan) -> list[Manifest]:
     """The mirror Jobs' program, in a namespace of their own."""
     if not plan.own_mirror_namespace:
         return []
-    data = {name: (FOLDER / name).read_text() for name in OF_MIRROR}
+    data = {name: (FOLDER / name).read_text() for name in _of_jobs(plan)}
     return [_config(plan, MIRROR_SCRIPTS, plan.mirror_namespace, data)]
+
+
+def _of_jobs(plan: Plan) -> tuple[str, ...]:
+    return (*OF_MIRROR, *OF_WARM_UP) if plan.sealed_pools else OF_MIRROR
 
 
 def serving_code(plan: Plan) -> Manifest:

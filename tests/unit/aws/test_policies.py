@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.aws import policies
-from modelfleet.infra.aws.documents import iam_documents
+from modelfleet.infra.aws.documents import iam_documents, pod_access
 from modelfleet.infra.aws.identity import as_documents
 from modelfleet.infra.aws.site import site_of
 from tests.unit.aws.builders import facts, planned
@@ -20,6 +20,7 @@ PLACE = {**PARTITION, "region": "us-west-2", "account": "123456789012"}
 STATEMENTS = {
     "read": policies.read_objects("b", ["code", "models"], **PARTITION),
     "write": policies.write_objects("b", ["models"], **PARTITION),
+    "seal": policies.put_objects("b", ["seals"], **PARTITION),
     "key": policies.use_key("arn:aws:kms:us-west-2:1:key/k", write=True, region="us-west-2"),
     "existing": policies.read_existing(["other/llama", "other/mistral", "whole"], **PARTITION),
     "autoscaler": policies.cluster_autoscaler(cluster_name="c", **PLACE),
@@ -99,6 +100,37 @@ def test_writing_hides_older_weights_and_never_deletes_a_version() -> None:
     assert not allowed(write, "s3:DeleteObject", "arn:aws:s3:::b/code/x")
     assert not allowed(write, "s3:PutObject", "arn:aws:s3:::b/code/x")
     assert not allowed(write, "s3:PutBucketPolicy", "arn:aws:s3:::b")
+
+
+def granted(tmp_path: Path, sealed: bool) -> dict[str, list[Any]]:
+    """The statements of each service account's role."""
+    pools = [{"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"], "sealedCaches": sealed}]
+    plan, _ = planned(tmp_path, pools=pools)
+    return {access.service_account: list(access.statements) for access in pod_access(site_of(plan, facts()), plan)}
+
+
+def test_only_the_warm_up_jobs_write_what_replicas_execute(tmp_path: Path) -> None:
+    """Whoever else could write a seal would run code in every replica of the model."""
+    roles = granted(tmp_path, sealed=True)
+    arn = "arn:aws:s3:::modelfleet-test-123456789012"
+    seal = f"{arn}/seals/org--model/0123456789abcdef/manifest.json"
+    writers = {name for name, may in roles.items() if allowed(may, "s3:PutObject", seal)}
+    assert writers == {"warm-up"}
+    changers = ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObjectAcl", "s3:PutBucketPolicy")
+    assert not [(name, one) for name, may in roles.items() for one in changers if allowed(may, one, seal)]
+    readers = {name for name, may in roles.items() if allowed(may, "s3:GetObject", seal)}
+    assert readers == {"ray-head", "ray-worker", "warm-up"}
+    listing = {"s3:prefix": "seals/org--model/0123456789abcdef/manifest.json"}
+    for name in ("ray-worker", "warm-up"):
+        assert allowed(roles[name], "s3:ListBucket", arn, listing), "else S3 says 403 of a seal that is not there yet"
+    for prefix in ("models", "code"):
+        assert not allowed(roles["warm-up"], "s3:PutObject", f"{arn}/{prefix}/x"), "it runs models"
+        assert allowed(roles["warm-up"], "s3:GetObject", f"{arn}/{prefix}/x")
+
+
+def test_without_sealed_caches_nobody_has_rights_to_any(tmp_path: Path) -> None:
+    roles = granted(tmp_path, sealed=False)
+    assert "warm-up" not in roles and "seals" not in json.dumps(roles)
 
 
 def test_existing_buckets_are_read_at_their_prefix_or_as_a_whole() -> None:

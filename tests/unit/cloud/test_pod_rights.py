@@ -23,6 +23,8 @@ from modelfleet.serving.mirror import Status, complete_version, fetch, fill, fil
 from modelfleet.serving.mirror import upload as upload_module
 from modelfleet.serving.mirror.origin import Folder, OriginFile
 from modelfleet.serving.mirror.prefix import fetch_prefix
+from modelfleet.serving.seal import Machine, take, write
+from modelfleet.serving.seal.copy import is_sealed
 from tests.unit.aws.builders import planned
 from tests.unit.cloud.conftest import BUCKET, REGION, Fleet, made
 from tools.cloud.server import Listening
@@ -200,3 +202,41 @@ def test_a_replica_reads_a_bucket_that_its_model_names_and_no_other(account: Lis
         assert (fetch_prefix("s3://weights/llama", tmp_path / "cache") / "config.json").read_bytes() == b"{}"
         with pytest.raises(MirrorError, match="AccessDenied"):
             fetch_prefix("s3://weights/secret", tmp_path / "cache")
+
+
+MACHINE = Machine(card="NVIDIA L4", architecture="x86_64", features=["avx2"], python="3.12.11", packages={})
+SEALING = [{"name": "l4", "accelerator": "L4", "maxNodes": 4, "instanceTypes": ["g6.xlarge"], "sealedCaches": True}]
+
+
+def test_a_seal_is_written_by_the_warm_up_job_and_taken_by_replicas_and_changed_by_nobody_else(
+    account: Listening, model: Path, tmp_path: Path
+) -> None:
+    """Each with its own role: replicas run what is in it, and the Job runs models."""
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET}, pools=SEALING)
+    fleet = with_code(made(account, plan))
+    fill(model, URI, model_id="org/m", source="org/m", s3=fleet.cloud.client("s3"))
+    (found,) = plan.models
+    assert found.seal is not None
+    uri, key = found.application.args["weights"]["seal"], found.seal.key
+    compiled = tmp_path / "compiled"
+    (compiled / "triton").mkdir(parents=True)
+    (compiled / "triton" / "kernel").write_bytes(b"machine code")
+    seal: dict[str, Any] = {"key": key, "model_id": "org/m", "machine": MACHINE}
+    for account_name in ("ray-worker", "mirror"):
+        with acting_as(fleet, account_name), pytest.raises(MirrorError, match="AccessDenied"):
+            write(compiled, uri, **seal)
+    said: list[str] = []
+    with acting_as(fleet, "ray-worker"):
+        assert not take(uri, tmp_path / "node" / key, MACHINE, said.append)
+        assert "has none yet" in said[0], "S3 says 403 of what is absent to who may not list"
+    with acting_as(fleet, "warm-up"):
+        mirror_job.load_code(f"s3://{BUCKET}/{CODE_KEY}")
+        fetch(URI, tmp_path / "job")
+        assert not is_sealed(uri)
+        write(compiled, uri, **seal)
+        assert is_sealed(uri, MACHINE)
+        with pytest.raises(MirrorError, match="AccessDenied"):
+            fill(model, f"{URI}-other", model_id="org/m", source="org/m")
+    with acting_as(fleet, "ray-worker"):
+        assert take(uri, tmp_path / "node" / key, MACHINE)
+    assert (tmp_path / "node" / key / "triton" / "kernel").read_bytes() == b"machine code"

@@ -32,6 +32,7 @@ CHANGES: dict[str, Any] = {
     "pools.fallback.instanceTypes": [{"accelerator": "A10G", "instanceTypes": ["g5.2xlarge", "g5.xlarge"]}],
     "pools.fallback.purchase": [{"accelerator": "A10G", "instanceTypes": ["g5.2xlarge"], "purchase": "spot"}],
     "pools.returnAfterMinutes": 15,
+    "pools.sealedCaches": True,
     "pools.node.cpus": {**NODE, "cpus": 32},
     "pools.node.memoryGib": {**NODE, "memoryGib": 128},
     "pools.node.gpus": {**NODE, "gpus": 4},

@@ -15,9 +15,8 @@ from modelfleet.serving.config.serve_options import (
     deployment_options,
     placement_bundles,
 )
-from modelfleet.serving.engine_args import NO_MEDIA, engine_arguments, lora_rank
+from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, NO_MEDIA, engine_arguments, lora_rank
 from modelfleet.serving.errors import EngineError
-from modelfleet.serving.replica import DEFAULT_ENVIRONMENT
 from modelfleet.serving.sampling import body_defaults, compile_stops
 
 GPU = {"accelerator_type:L4": 0.001}
