@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modelfleet.infra.planning.cards import CardPlan
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
@@ -570,6 +571,8 @@ class Plan:
     mirror_image: ImagePlan | None = None
     #: None where nobody outside the cluster reaches the gateway.
     front_door: FrontDoor | None = None
+    #: None where the stack serves on no card of this machine.
+    cards: CardPlan | None = None
 
     @property
     def images(self) -> tuple[ImagePlan, ...]:

@@ -16,6 +16,8 @@ from modelfleet.infra.local.processes import ProcessId, members
 
 #: File in the stack's run-time folder that names the process of the last start.
 LAST_START = "ray.json"
+#: What listened at a port of a stack when it was last asked. A later start's processes are others.
+_before: dict[tuple[str, int], psutil.Process] = {}
 
 
 def write_last_start(folder: str | Path, process: ProcessId) -> None:
@@ -42,8 +44,17 @@ def of_last_start(folder: str | Path) -> list[psutil.Process]:
 
 
 def has_port(folder: str | Path, port: int) -> bool:
-    """Whether a process of this stack's Ray listens at TCP `port`."""
-    return any(_listens(process, port) for process in of_last_start(folder))
+    """Whether a process of this stack's Ray listens at TCP `port`.
+
+    The one that did before is asked first: to look through all processes of the machine takes 0.2 s on a busy one.
+    """
+    before = _before.get((str(folder), port))
+    if before and before.is_running() and _listens(before, port):
+        return True
+    found = next((one for one in of_last_start(folder) if _listens(one, port)), None)
+    if found:
+        _before[str(folder), port] = found
+    return found is not None
 
 
 def _listens(process: psutil.Process, port: int) -> bool:

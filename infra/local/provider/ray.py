@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from modelfleet.infra.local.ports import LOOPBACK, free_port, require_free
-from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, mark, members, spawn
+from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, members, spawn
 from modelfleet.infra.local.provider.folders import run_folder
 from modelfleet.infra.local.provider.last_start import of_last_start, write_last_start
 from modelfleet.infra.local.provider.progress import Progress
@@ -22,6 +22,7 @@ from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreach
 from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
+from modelfleet.infra.names import mark
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving import own_user
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
