@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelfleet.cli import output, pulumi_run
-from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer, why_no_way_to
+from modelfleet.cli.endpoint import curl_example, first_exchange, openai_example, wait_for_first_answer, why_no_way_to
 from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.status import base_url
 from modelfleet.infra.local import emulator
@@ -134,7 +134,11 @@ def _first_answers(root: Path, plan: Plan, base: str, models: Sequence[ModelPlan
         output.say(f"{model.model_id}: first {what} after {seconds:.1f} s")
     first = models[0]
     kind = kinds[first.model_id]
+    if kind == "text" and (exchange := first_exchange(base, first, key)):
+        output.say(f"\n{exchange}", stderr=False)
     output.show(f"\nBase URL: {base}/v1\n")
+    if plan.gateway.chat:
+        output.say(f"Chat in a browser: {base}/\n", stderr=False)
     output.say(curl_example(base, first, kind, with_key=with_key), stderr=False)
     python = openai_example(base, first, kind, with_key=with_key, root=root)
     output.say(f"\n{python}\n" if python else "", stderr=False)

@@ -198,7 +198,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
-    return GatewayPlan(routes, stack.config.auth, stack.config.gateway)
+    return GatewayPlan(routes, stack.config.auth, stack.config.gateway, chat=stack.config.target.on_this_machine)
 
 
 def _answer_tokens(model: ModelConfig) -> int:

@@ -430,11 +430,15 @@ class Route:
 
 @dataclass(frozen=True)
 class GatewayPlan:
-    """What HAProxy needs to know: the routes, whether it requires keys, and the stack file's `gateway`."""
+    """What HAProxy needs to know: the routes, whether it requires keys, and the stack file's `gateway`.
+
+    `chat`: at `/` it has a page to try the models with, which asks for a key where one is required.
+    """
 
     routes: tuple[Route, ...]
     auth: Literal["keys", "none"]
     settings: Gateway
+    chat: bool = False
 
 
 @dataclass(frozen=True)
