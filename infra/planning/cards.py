@@ -75,7 +75,7 @@ class Card:
 class Gpus:
     """What this machine has for serving on GPUs. `why_none` says why there are no cards.
 
-    `hidden` are cards that CUDA_VISIBLE_DEVICES leaves out. `compiler` and `headers` are a C compiler and Python.h.
+    `compiler` and `headers`: a C compiler and Python.h are there.
     `cpu_build`: the vLLM that is installed is the one without GPUs, which would serve on CPUs and say nothing.
     """
 
@@ -87,7 +87,6 @@ class Gpus:
     compiler: bool = True
     headers: bool = True
     nvcc: bool = False
-    hidden: int = 0
     cpu_build: bool = False
 
 

