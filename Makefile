@@ -9,15 +9,19 @@ SUITE ?=
 STACK ?= local
 # The stack for trying the Kubernetes half out: around it the tools put what a platform team has.
 TRIAL := $(filter cluster,$(STACK))
+STACK_FILE := stacks/Pulumi.$(STACK).yaml
+LOCAL := $(shell grep -s '^ *modelfleet:target: *local' $(STACK_FILE))
+# A pool whose accelerator is not CPU; no other begins with a C.
+ON_GPUS := $(if $(LOCAL),$(shell grep -sE '^[^\#]*accelerator: *"?[^"C ]' $(STACK_FILE)))
 # Only a local stack and a trial need all that `make setup` installs.
-SETUP := $(if $(TRIAL)$(shell grep -s '^ *modelfleet:target: *local' stacks/Pulumi.$(STACK).yaml),setup,setup-operator)
+SETUP := $(if $(ON_GPUS),setup-gpu,$(if $(TRIAL)$(LOCAL),setup,setup-operator))
 BIN := .venv/bin
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
 # Two of these at once would write to the same environment.
 .NOTPARALLEL:
-.PHONY: help setup setup-operator tools up down status check audit licences image fix test test-fast test-gateway \
+.PHONY: help setup setup-gpu setup-operator tools up down status check audit licences image fix test test-fast test-gateway \
     test-engine test-serving test-cluster test-nodes vllm-suite schema bench soak rendered release lock clean
 
 help:  ## List the targets
@@ -25,12 +29,14 @@ help:  ## List the targets
 
 setup: .venv/.ready tools  ## Make the virtual environment and get the tools
 
+setup-gpu: .venv/.gpu tools  ## The same for this machine's NVIDIA GPUs, in place of vLLM's CPU build
+
 setup-operator: operator tools  ## Set up only what planning and deploying need: 300 MB, not 6 GB
 
 # An environment from `make setup` has all of this, so it is kept and updated as such.
 .PHONY: operator
 operator:
-	@$(MAKE) --no-print-directory $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.operator)
+	@$(MAKE) --no-print-directory $(firstword $(wildcard .venv/.ready .venv/.gpu) .venv/.operator)
 
 .venv/.operator: requirements/operator.txt requirements/bootstrap.txt pyproject.toml tools/setup.sh
 	@sh tools/setup.sh "$(PYTHON)" requirements/operator.txt
@@ -38,6 +44,12 @@ operator:
 
 .venv/.ready: requirements/local.txt requirements/bootstrap.txt pyproject.toml tools/setup.sh
 	@sh tools/setup.sh "$(PYTHON)" requirements/local.txt
+	@rm -f .venv/.gpu && touch $@
+
+.venv/.gpu: requirements/local-gpu.txt requirements/bootstrap.txt pyproject.toml tools/setup.sh tools/gpu_set.sh
+	@sh tools/gpu_set.sh
+	@rm -f .venv/.ready
+	@sh tools/setup.sh "$(PYTHON)" requirements/local-gpu.txt
 	@touch $@
 
 tools: operator  ## Find, install or build the Pulumi CLI and its plugins
@@ -135,6 +147,8 @@ lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra operator --extra local -o requirements/fleet.txt
 	@$(BIN)/$(LOCK) --extra operator -c requirements/local.txt -o requirements/operator.txt
 	@$(BIN)/$(LOCK) --extra cluster -o requirements/cluster.txt
+	@cp requirements/cluster.txt requirements/local-gpu.txt  # uv keeps these versions
+	@$(BIN)/$(LOCK) --extra operator --extra local-gpu -o requirements/local-gpu.txt
 	@$(BIN)/$(LOCK) --extra mirror -c requirements/cluster.txt -o requirements/mirror.txt
 	@$(BIN)/$(LOCK) --extra cluster-cpu -o requirements/cluster-cpu.txt
 	@cd / && printf torchvision | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/cluster.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet | sed -n '/^torchvision==/,/# via/{/# via/!p}' > $(CURDIR)/requirements/probe.txt

@@ -22,6 +22,8 @@ ANSWER_TIMEOUT_S = 120.0
 SAY_EVERY_S = 4.0
 CONNECT_TIMEOUT_S, CONNECT_EVERY_S = 5.0, 2.0
 QUESTION = "What is the capital of France?"
+#: Enough for a sentence or two on CPUs.
+FIRST_TOKENS = 64
 DOCUMENTS = ["Paris is the capital of France.", "Berlin has 3.7 million inhabitants."]
 
 
@@ -79,6 +81,23 @@ def wait_for_first_answer(base_url: str, model: ModelPlan, api_key: str | None) 
             output.say(f"waiting for {model.model_id} at {base_url}: {problem} ({waited:.0f} s)")
             said = time.monotonic()
         time.sleep(0.25)
+
+
+def first_exchange(base_url: str, model: ModelPlan, api_key: str | None) -> str | None:
+    """A question, the model's own answer and its seconds, as two lines; None for a model that does not chat.
+
+    It has the sampling that a client without any gets, so it shows what they will see.
+    """
+    began = time.monotonic()
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": FIRST_TOKENS}
+    status, answer = _ask(base_url + CHAT.path, model.model_id, body, api_key)
+    try:
+        said = answer["choices"][0]["message"]["content"] if status == 200 else None
+    except (KeyError, IndexError, TypeError):
+        return None
+    if not isinstance(said, str) or not said.strip():
+        return None  # one that is still thinking has not said anything
+    return f"You:   {QUESTION}\nModel: {' '.join(said.split())}   ({time.monotonic() - began:.1f} s)"
 
 
 def why_no_way_to(base_url: str, *, seconds: float) -> str:

@@ -41,6 +41,9 @@ TEXT_WIDTH = 24
 def plan_table(plan: Plan) -> RenderableType:
     """The tables and the lines below them."""
     parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
+    if plan.cards:
+        parts.append(Text(f"Cards: {plan.cards.named}"))
+        parts += [Text(f"Missing: {line}", style="red") for line in plan.cards.missing]
     if plan.models:
         parts.append(_lengths(plan))
     if any(model.speed for model in plan.models):

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelfleet.cli import output, pulumi_run
-from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer, why_no_way_to
+from modelfleet.cli.endpoint import curl_example, first_exchange, openai_example, wait_for_first_answer, why_no_way_to
 from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.status import base_url
 from modelfleet.infra.local import emulator
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
+from modelfleet.infra.reading.cards import name_of_a_card
 from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.infra.stack.load import stack_file
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, SetupError, errors_in
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ def run_up(stack: str) -> int:
     """Check and show the plan, deploy it, wait for a first answer, print examples; returns the exit code."""
     root, began = Path.cwd(), time.monotonic()
     plan = make_plan(root, stack)
+    _say_cards(root, plan)
     output.show_findings(plan.notices)
     output.show(plan_table(plan))
+    if plan.cards and plan.cards.missing:
+        raise SetupError("\n".join(plan.cards.missing))
     pulumi_run.command()  # before anything starts, because without it nothing can be made
     watch = _prepare(root, plan)
     pulumi_run.make_stack(root, stack)
@@ -63,6 +68,15 @@ def _prepare(root: Path, plan: Plan) -> ClusterWatch | None:
     else:
         _ask_aws(plan)
     return None
+
+
+def _say_cards(root: Path, plan: Plan) -> None:
+    """The cards that the stack serves on, before anything else; or that there is one, where it serves on CPUs."""
+    if plan.cards:
+        output.say(f"Cards: {plan.cards.named}")
+    elif plan.target.on_this_machine and (name := name_of_a_card()):
+        way = "make up STACK=gpu" if stack_file(root, "gpu").is_file() else "a pool with a GPU accelerator"
+        output.say(f"This machine has {name}, and stack {plan.stack} serves on CPUs. On the card: {way}")
 
 
 def _ask_aws(plan: Plan) -> None:
@@ -120,7 +134,11 @@ def _first_answers(root: Path, plan: Plan, base: str, models: Sequence[ModelPlan
         output.say(f"{model.model_id}: first {what} after {seconds:.1f} s")
     first = models[0]
     kind = kinds[first.model_id]
+    if kind == "text" and (exchange := first_exchange(base, first, key)):
+        output.say(f"\n{exchange}", stderr=False)
     output.show(f"\nBase URL: {base}/v1\n")
+    if plan.gateway.chat:
+        output.say(f"Chat in a browser: {base}/\n", stderr=False)
     output.say(curl_example(base, first, kind, with_key=with_key), stderr=False)
     python = openai_example(base, first, kind, with_key=with_key, root=root)
     output.say(f"\n{python}\n" if python else "", stderr=False)

@@ -5,6 +5,8 @@ Never change one: what a live cluster has under the old name would not be found 
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Final
 
 #: Label of nodes and objects, tag of AWS resources: the stack that they belong to.
@@ -44,3 +46,11 @@ AUTOSCALER: Final = "cluster-autoscaler"
 AUTOSCALER_NAMESPACE: Final = "kube-system"
 #: The AWS Load Balancer Controller, in the stack's namespace: registers the gateway's pods with the load balancer.
 LOAD_BALANCER_ACCOUNT: Final = "load-balancer-controller"
+
+#: Variable in the environment of what the local target starts, and of its children: whose they are (`mark`).
+MARK: Final = "MODELFLEET_PROCESS"
+
+
+def mark(folder: str | Path, role: str) -> str:
+    """The mark of the processes that the stack with run-time folder `folder` runs as `role`, such as `ray`."""
+    return f"{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12]}-{role}"

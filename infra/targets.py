@@ -10,6 +10,7 @@ from typing import Any
 import pulumi
 
 from modelfleet.infra.planning.plan import Plan
+from modelfleet.serving.config.errors import SetupError
 
 Outputs = Mapping[str, Any]
 #: The names of what `build` returns, by target.
@@ -46,6 +47,8 @@ def _local(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.local import emulator
     from modelfleet.infra.local.fleet import LocalFleet
 
+    if plan.cards and plan.cards.missing:
+        raise SetupError("\n".join(plan.cards.missing))
     emulator.start(plan.config.local.s3_port, root / ".modelfleet")
     folder = root / ".modelfleet" / "local" / plan.stack
     fleet = LocalFleet(plan.stack, plan, folder=folder, api_keys=_api_keys(plan, given), opts=_below(given))

@@ -20,7 +20,7 @@ if ! .venv/bin/uv --version >/dev/null 2>&1; then
     .venv/bin/python -m ensurepip --upgrade >/dev/null 2>&1 || true
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 fi
-case "$requirements" in */operator.txt) size="about 300 MB" ;; *) size="about 6 GB with torch" ;; esac
+case "$requirements" in */operator.txt) size="about 300 MB" ;; */local-gpu.txt) size="about 12 GB with CUDA" ;; *) size="about 6 GB with torch" ;; esac
 echo "setup: installing $requirements ($size; linked from uv's cache the next time)" >&2
 # With bootstrap.txt, so that uv does not uninstall itself if the requirements do not name it.
 # Compiled once here: where Python must not write bytecode (PYTHONDONTWRITEBYTECODE, usual in containers), each process

@@ -14,6 +14,7 @@ SLUGS_MAP = "slugs.map"
 CARDS_MAP = "cards.map"
 ANSWERS_MAP = "answers.map"
 LUA = "gateway.lua"
+CHAT = "chat.html"
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def render(
     gateway = replace(gateway, routes=tuple(sorted(gateway.routes, key=lambda route: route.model_id)))
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
     texts = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.settings.tokens_per_minute else {}
+    texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
     return GatewayFiles(
         texts
         | {
@@ -63,9 +64,14 @@ def render(
             files.MODELS_MAP: maps.models_map(gateway),
             files.SLUGS_MAP: maps.slugs_map(gateway),
             files.CARDS_MAP: maps.cards_map(gateway),
-            files.LUA: resources.files("modelfleet.infra.gateway").joinpath(files.LUA).read_text(encoding="utf-8"),
+            files.LUA: _own(files.LUA),
         }
     )
+
+
+def _own(name: str) -> str:
+    """A file of this package."""
+    return resources.files("modelfleet.infra.gateway").joinpath(name).read_text(encoding="utf-8")
 
 
 def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:
@@ -82,6 +88,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         *serve_errors(),
         *rules.identity(),
         *rules.probes(gateway),
+        *rules.chat(gateway, f"{runtime.folder}/{files.CHAT}"),
         *rules.keys(gateway, runtime.key_map),
         *rules.listing(runtime.folder),
         *rules.paths(runtime.folder),

@@ -7,6 +7,7 @@ from modelfleet.infra.gateway.answers import (
     RETRY_AFTER_RATE_S,
     error,
     log_format,
+    quoted,
     refuses,
     returns,
 )
@@ -40,6 +41,17 @@ SAGEMAKER_HEADERS = "x-amzn-sagemaker-"
 ANSWERS_HEADER = "x-modelfleet-answers"
 #: On answers to who has shown no key: with it they cannot keep the gateway's connections, of which there are few.
 CLOSE = {"Connection": "close"}
+
+
+#: The page loads nothing, speaks to its own gateway only, and stands in no other page.
+CHAT_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    **CLOSE,
+}
 
 
 def identity() -> list[str]:
@@ -76,6 +88,15 @@ def probes(gateway: GatewayPlan) -> list[str]:
         *([f"{not_ready} if {{ path {READY} }} reads down"] if gateway.routes else []),
         f"{ready} if {{ path {READY} }} reads",
     ]
+
+
+def chat(gateway: GatewayPlan, file: str) -> list[str]:
+    """`/`: a page to try the models with. It needs no key, and sends the one that is typed into it."""
+    if not gateway.chat:
+        return []
+    page = f'http-request return status 200 content-type "text/html; charset=utf-8" file {file}'
+    extra = "".join(f" hdr {name} {quoted(value)}" for name, value in CHAT_HEADERS.items())
+    return [f"{page}{extra} if {{ path / }} reads"]
 
 
 def keys(gateway: GatewayPlan, key_map: str) -> list[str]:

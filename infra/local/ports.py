@@ -35,6 +35,13 @@ def is_free(port: int) -> bool:
         return True
 
 
+def listens(port: int) -> bool:
+    """Whether anybody takes connections at `port` of the loopback address."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
 def require_free(ports: Mapping[str, int]) -> None:
     """Raises `SetupError`, naming every taken port, who has it and the key that changes ours.
 
@@ -43,13 +50,16 @@ def require_free(ports: Mapping[str, int]) -> None:
     """
     until = time.monotonic() + PASSING_S
     while taken := {key: port for key, port in ports.items() if not is_free(port)}:
-        if any(map(_by, taken.values())) or time.monotonic() > until:
-            named = "; ".join(f"modelfleet:local.{key}: port {port} is taken{_by(port)}" for key, port in taken.items())
+        if any(map(owner, taken.values())) or time.monotonic() > until:
+            named = "; ".join(
+                f"modelfleet:local.{key}: port {port} is taken{owner(port)}" for key, port in taken.items()
+            )
             raise SetupError(f"{named}. Choose a free port in the stack file, or end the program that has it")
         time.sleep(0.1)
 
 
-def _by(port: int) -> str:
+def owner(port: int) -> str:
+    """Who listens at `port`, as words that follow "is taken"; empty where that cannot be seen."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:

@@ -8,7 +8,6 @@ child shows the mark: programs that set their title overwrite their environment.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-MARK = "MODELFLEET_PROCESS"
+from modelfleet.infra.names import MARK
+
 #: Start times come from the kernel's boot time, which moves a little when the clock is set.
 START_TOLERANCE_S = 2.0
 
@@ -43,11 +43,6 @@ class ProcessId:
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
-
-
-def mark(folder: str, role: str) -> str:
-    """The mark of the processes that the stack with run-time folder `folder` runs as `role`, such as `ray`."""
-    return f"{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12]}-{role}"
 
 
 def members(leader: ProcessId) -> list[psutil.Process]:

@@ -19,6 +19,7 @@ from modelfleet.infra.planning.plan import (
     ServeApplication,
 )
 from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.checkpoint_files import Kind, weights_kind
 from modelfleet.serving.config.engine_schema import EngineConfig, LoraAdapter
 from modelfleet.serving.config.errors import Finding
@@ -41,8 +42,13 @@ def mirror_plan(stack: LoadedStack, model: ModelConfig, size: int | None = None)
     if engine.mirror_config is not None and engine.mirror_config.bucket_uri:
         return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size, kind)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
-    mirrored = stack.config.mirror.create and not on_node
+    mirrored = stack.config.mirror.create and not on_node and not _straight(stack, model, source)
     return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None, size, kind)
+
+
+def _straight(stack: LoadedStack, model: ModelConfig, source: str) -> bool:
+    """Whether a replica on this machine's cards loads from the Hub itself: the emulator's bucket is in memory."""
+    return stack.config.target.on_this_machine and model.accelerator != CPU and ":" not in source
 
 
 def other_mirror(stack: LoadedStack, name: str, revision: str | None, kind: Kind, size: int | None) -> MirrorPlan:
@@ -195,7 +201,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
-    return GatewayPlan(routes, stack.config.auth, stack.config.gateway)
+    return GatewayPlan(routes, stack.config.auth, stack.config.gateway, chat=stack.config.target.on_this_machine)
 
 
 def _answer_tokens(model: ModelConfig) -> int:

@@ -96,11 +96,13 @@ class PoolChoice:
         return (*over, round(price * (least + most), 6), price, most, self.candidate.name)
 
 
-def candidates_of(index: int, stack: LoadedStack, catalog: Catalog) -> tuple[list[Candidate], list[Finding]]:
+def candidates_of(
+    index: int, stack: LoadedStack, catalog: Catalog, gpus: int | None = None
+) -> tuple[list[Candidate], list[Finding]]:
     """The node that the stack file names, otherwise every type with the accelerator; findings for wrong names."""
     pool, config = stack.config.pools[index], stack.config
     if config.target.on_this_machine:
-        return [Candidate(pool.accelerator, (), local_node(pool, config), 0, None, 0.0)], []
+        return [Candidate(pool.accelerator, (), local_node(pool, config, gpus), 0, None, 0.0)], []
     if pool.fallback and (wrong := _wrong_fallbacks(index, stack, catalog)):
         return [], wrong
     if pool.node is not None:

@@ -186,7 +186,7 @@ def _missing(choice: PoolChoice, demand: Demand, config: StackConfig) -> tuple[s
     if wanted["GPU"] > choice.candidate.offer.get("GPU", 0.0):
         gpus = math.ceil(wanted["GPU"])
         return (
-            f"this machine has no GPU for one replica more (local.gpus {config.local.gpus})",
+            f"this machine has no GPU for one replica more (local.gpus {choice.candidate.offer['GPU']:g})",
             f"serve it on a machine with {gpus} GPUs, and write modelfleet:local.gpus: {gpus}",
         )
     return (

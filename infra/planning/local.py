@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from modelfleet.infra.planning.cards import Gpus
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.host_memory import host_bytes
 from modelfleet.infra.planning.plan import NodeShape
@@ -23,9 +24,10 @@ UNKNOWN_MEMORY_MIB = 0
 
 @dataclass(frozen=True)
 class Machine:
-    """What `infra/reading` found on this machine, for the local target."""
+    """What `infra/reading` found on this machine, for the local target. `gpus` is None where nobody looked."""
 
     memory_bytes: int
+    gpus: Gpus | None = None
 
 
 def memory_short(machine: Machine | None, model: ModelConfig, models: Iterable[ModelConfig], facts: Facts) -> bool:
@@ -40,12 +42,12 @@ def memory_short(machine: Machine | None, model: ModelConfig, models: Iterable[M
     return fewest + more > machine.memory_bytes
 
 
-def local_node(pool: Pool, config: StackConfig) -> NodeShape:
-    """This machine as the pool's node."""
+def local_node(pool: Pool, config: StackConfig, gpus: int | None = None) -> NodeShape:
+    """This machine as the pool's node: all pools are on it. `gpus` are its cards that serve."""
     cpus = config.local.cpus or DEFAULT_CPUS
     return NodeShape(
         cpu_millis=cpus * 1000,
         memory_mib=UNKNOWN_MEMORY_MIB,
-        gpus=0 if pool.accelerator == CPU else config.local.gpus,
+        gpus=0 if pool.accelerator == CPU else gpus or config.local.gpus or 1,
         shm_mib=0,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modelfleet.infra.planning.cards import CardPlan
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
@@ -453,11 +454,15 @@ class Route:
 
 @dataclass(frozen=True)
 class GatewayPlan:
-    """What HAProxy needs to know: the routes, whether it requires keys, and the stack file's `gateway`."""
+    """What HAProxy needs to know: the routes, whether it requires keys, and the stack file's `gateway`.
+
+    `chat`: at `/` it has a page to try the models with, which asks for a key where one is required.
+    """
 
     routes: tuple[Route, ...]
     auth: Literal["keys", "none"]
     settings: Gateway
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -594,6 +599,8 @@ class Plan:
     mirror_image: ImagePlan | None = None
     #: None where nobody outside the cluster reaches the gateway.
     front_door: FrontDoor | None = None
+    #: None where the stack serves on no card of this machine.
+    cards: CardPlan | None = None
 
     @property
     def images(self) -> tuple[ImagePlan, ...]:

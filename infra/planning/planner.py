@@ -21,6 +21,7 @@ from modelfleet.infra.planning.applications import (
 )
 from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
+from modelfleet.infra.planning.cards import card_findings, card_plan, on_cards, with_share
 from modelfleet.infra.planning.cost import (
     budget_findings,
     fixed_cost_range,
@@ -114,15 +115,19 @@ def plan(
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
+    gpus = machine.gpus if machine else None
+    cards, catalog = card_plan(stack, gpus), on_cards(stack, gpus, catalog)
     models = sorted(models, key=lambda model: model.config.model_id)
     findings = adapter_findings(models, facts)
+    models = [replace(m, config=with_share(m.config, stack, gpus, catalog)) for m in models]
     lengths = {m.config.model_id: length_source(m.config, facts.get(m.config.model_id), catalog) for m in models}
     models = [replace(m, config=_complete(m.config, facts.get(m.config.model_id), catalog, reserve)) for m in models]
     demands = [demand_of(model) for model in models]
-    choices, found = settle(stack, demands, catalog)
+    choices, found = settle(stack, demands, catalog, cards.gpus if cards else None)
     findings += found
     for choice in choices:
         findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
+    findings += card_findings(stack, gpus, _fewest_gpus(choices), catalog)
     findings += fallback_findings(stack, choices, facts, catalog)
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
@@ -215,7 +220,13 @@ def plan(
         image=made,
         mirror_image=made_mirror,
         front_door=front_door(stack),
+        cards=cards,
     )
+
+
+def _fewest_gpus(choices: Sequence[PoolChoice]) -> int:
+    """The GPUs of all models at their fewest replicas."""
+    return round(sum(one.min * one.total.get("GPU", 0.0) for choice in choices for one in choice.demands))
 
 
 def _complete(config: ModelConfig, facts: ModelFacts | None, catalog: Catalog, reserve: bool) -> ModelConfig:

@@ -16,15 +16,20 @@ from modelfleet.infra.stack import LoadedStack, Pool
 from modelfleet.serving.config.errors import Finding
 
 
-def settle(stack: LoadedStack, demands: Sequence[Demand], catalog: Catalog) -> tuple[list[PoolChoice], list[Finding]]:
-    """Every pool with its models and node, in the stack file's order, and findings for what cannot be placed."""
+def settle(
+    stack: LoadedStack, demands: Sequence[Demand], catalog: Catalog, gpus: int | None = None
+) -> tuple[list[PoolChoice], list[Finding]]:
+    """Every pool with its models and node, in the stack file's order, and findings for what cannot be placed.
+
+    `gpus` are the cards of this machine, for the local target.
+    """
     pools = stack.config.pools
     waiting = {name: [d for d in demands if d.model.config.accelerator == name] for name in _accelerators(demands)}
     seen: dict[str, list[Candidate]] = {}
     choices: list[PoolChoice] = []
     findings: list[Finding] = []
     for index, pool in enumerate(pools):
-        candidates, wrong = candidates_of(index, stack, catalog)
+        candidates, wrong = candidates_of(index, stack, catalog, gpus)
         findings += wrong
         if not candidates:
             waiting.pop(pool.accelerator, None)

@@ -107,7 +107,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
             catalog=catalog,
             facts=facts,
             image=image_source() if stack.config.target.makes_cluster else None,
-            machine=this_machine() if stack.config.target.on_this_machine else None,
+            machine=this_machine(stack, root) if stack.config.target.on_this_machine else None,
             deploying=deploying,
         )
     except InputErrors as refused:

@@ -548,9 +548,13 @@ class Local(StackSection):
     dashboard_port: Port = Field(8265, description="Port of the Ray dashboard.")
     gcs_port: Port = Field(6380, description="Port of Ray's control store.")
     cpus: PositiveInt | None = Field(
-        None, description="CPUs that Ray counts in all pools together; default 32. They only steer placement."
+        None, description="CPUs that Ray counts for all pools together; default 32. They only steer placement."
     )
-    gpus: PositiveInt = Field(1, description="GPUs of this machine, for pools with a GPU accelerator.")
+    gpus: PositiveInt | None = Field(
+        None,
+        description="GPUs of this machine that serve, for all GPU pools together; default: all of its largest class of "
+        "equal cards, 1 where none is found.",
+    )
 
     @model_validator(mode="after")
     def ports_differ(self) -> Self:

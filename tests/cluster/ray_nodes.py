@@ -39,6 +39,7 @@ def ray_cluster() -> Iterator[Any]:
             "RAY_agent_register_timeout_ms": "300000",
             "RAY_health_check_failure_threshold": "60",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all on loopback
+            "RAY_AUTH_MODE": "disabled",  # a token in the user's ~/.ray would switch it on
         }.items():
             patch.setenv(name, value)
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # read from that variable when ray was imported

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from modelfleet.infra.local import processes
 from modelfleet.infra.local.ports import require_free
-from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, mark, members, spawn
+from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, members, spawn
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import doing
+from modelfleet.infra.names import MARK, mark
 from modelfleet.serving.config.errors import SetupError
 from tests.waiting import wait_until
 
@@ -66,12 +66,12 @@ def test_a_process_id_that_another_program_has_by_now_is_left_alone(tmp_path: Pa
 def test_a_marked_process_in_somebody_elses_session_does_not_end_that_session(tmp_path: Path) -> None:
     """A user's shell must survive even if one of its children has our mark."""
     value = mark(str(tmp_path), "test")
-    environment = f"{{**os.environ, '{processes.MARK}': '{value}'}}"
+    environment = f"{{**os.environ, '{MARK}': '{value}'}}"
     code = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', '{SLEEP}'], env={environment})"
     shell = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         wait_until(
-            lambda: [c for c in psutil.Process(shell.pid).children() if c.environ().get(processes.MARK) == value],
+            lambda: [c for c in psutil.Process(shell.pid).children() if c.environ().get(MARK) == value],
             what="the child with the mark",
             retry=psutil.Error,
         )

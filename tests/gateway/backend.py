@@ -35,6 +35,8 @@ class Backend:
     aborted: threading.Event = field(default_factory=threading.Event)
     events: int = 20
     pause_s: float = 0.05
+    #: The data of a stream's events in place of their numbers.
+    data: list[str] = field(default_factory=list)
     hold_s: float = 0.0
     #: Status and text with which every request is refused, as Serve itself does.
     refuses: tuple[int, str] | None = None
@@ -134,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         try:
-            for number in [*range(self.state.events), "[DONE]"]:
+            for number in [*(self.state.data or range(self.state.events)), "[DONE]"]:
                 event = f"data: {number}\n\n".encode()
                 self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
                 self.wfile.flush()

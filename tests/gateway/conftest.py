@@ -35,8 +35,8 @@ PLAN = GatewayPlan(
 
 
 def changed(plan: GatewayPlan, changes: Mapping[str, Any]) -> GatewayPlan:
-    """The plan with other routes, other `auth`, or other keys of the stack file's `gateway`."""
-    own = {key: value for key, value in changes.items() if key in ("routes", "auth")}
+    """The plan with other routes, `auth` or `chat`, or other keys of the stack file's `gateway`."""
+    own = {key: value for key, value in changes.items() if key in ("routes", "auth", "chat")}
     keys = {key: value for key, value in changes.items() if key not in own}
     return replace(plan, **own, settings=plan.settings.model_copy(update=keys))
 

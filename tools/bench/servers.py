@@ -176,6 +176,7 @@ def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, P
         **ENVIRONMENT,
         **{name: str(port) for name, port in ports.others().items()},
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",  # a token in the user's ~/.ray would switch it on
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}",

@@ -13,7 +13,7 @@ from typing import Any
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.ray import logs_folder, serve_api
 from modelfleet.infra.local.provider.replica_log import doing
-from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props, Refused, ResourceDef
 
 #: Longest silence of a start (one step of it: weights, compilation, a busy machine); the whole may take hours, as a
@@ -74,6 +74,8 @@ def _deploy(call: Call[Props], inputs: Props, config: dict[str, Any]) -> None:
             _remove(api, name, progress)  # Serve does not try an unchanged configuration again
         api.put(config)
         wait_until_running(api, name, progress, logs_folder(inputs["folder"]), call.timeout_seconds)
+    except NotOurs as error:
+        raise Refused(str(error)) from error
     except Unreachable as error:
         raise PartlyMade(name, {}, [f"Ray ended during the deployment of {name}: {error}"]) from error
     except NotReady as error:

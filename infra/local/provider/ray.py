@@ -10,20 +10,19 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from modelfleet.infra.local.ports import LOOPBACK, free_port, require_free
-from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, mark, members, spawn
+from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, members, spawn
 from modelfleet.infra.local.provider.folders import run_folder
+from modelfleet.infra.local.provider.last_start import of_last_start, write_last_start
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import tail
-from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
 from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
+from modelfleet.infra.names import mark
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving import own_user
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
@@ -31,8 +30,6 @@ from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 RAY_HEAD = Path(__file__).parents[1] / "ray_head.py"
 PORTS = ("gcsPort", "servePort", "dashboardPort", "rayMetricsPort")
 ATTEMPTS = 3
-#: File in the stack's run-time folder that names the process of the last start.
-LAST_START = "ray.json"
 #: Long, because it only matters for a Ray that hangs; one that ends is noticed at once.
 START_TIMEOUT_S = 600.0
 #: Time for processes to end before they are killed. Serve gave replicas theirs when it deleted their application.
@@ -55,24 +52,13 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 def create(call: Call[Props], inputs: Props) -> Made:
     """Ends what a killed run left of Ray, starts Ray and waits until its dashboard answers."""
     mine = mark(inputs["folder"], "ray")
-    if left := end_all(lambda: [*left_behind(mine), *_of_last_start(inputs["folder"])], END_GRACE_S):
+    if left := end_all(lambda: [*left_behind(mine), *of_last_start(inputs["folder"])], END_GRACE_S):
         call.note(f"ended {left} processes of this stack's earlier Ray")
     require_free({name: inputs[name] for name in PORTS})
     Path(inputs["folder"]).mkdir(parents=True, exist_ok=True)
     process = _start(call, inputs, mine)
     outputs = {"pid": process.pid, "started": process.started, "dashboardUrl": dashboard_url(inputs)}
     return Made(f"ray-{process.pid}-{int(process.started)}", {**outputs, "logs": str(logs_folder(inputs["folder"]))})
-
-
-def _of_last_start(folder: str) -> list[psutil.Process]:
-    """The processes that still run in the session of this stack's last Ray.
-
-    When Ray dies, its agent may live on and keep its port. No mark finds the agent, because it has set its own title.
-    """
-    with suppress(OSError, ValueError, KeyError):
-        last = json.loads((Path(folder) / LAST_START).read_text(encoding="utf-8"))
-        return members(ProcessId(last["pid"], last["started"]))
-    return []
 
 
 def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
@@ -93,8 +79,7 @@ def _start(call: Call[Props], inputs: Props, mine: str) -> ProcessId:
                 {**inputs["environment"], **token_environment(inputs["folder"]), **own_user.ENVIRONMENT}
             ),
         )
-        last = json.dumps({"pid": process.pid, "started": process.started})
-        (Path(inputs["folder"]) / LAST_START).write_text(last, encoding="utf-8")
+        write_last_start(inputs["folder"], process)
         try:
             _wait(inputs, process, log, progress)
             return process
@@ -117,6 +102,8 @@ def _wait(inputs: Props, process: ProcessId, log: Path, progress: Progress) -> N
         try:
             api.details(timeout_s=POLL_TIMEOUT_S)
             return
+        except NotOurs as error:
+            raise Refused(str(error)) from error  # ours cannot have the port any more
         except Unreachable:
             said = f"{tail(log) or 'no output'} (full output: {log})"
             if process.find() is None:
@@ -144,7 +131,7 @@ def read(call: Call[Props], id: str, state: Props) -> Props | None:
                 call.note(OPEN)
             return state
         except Unreachable as error:
-            if progress.seconds > PATIENCE_S:
+            if progress.seconds > PATIENCE_S or isinstance(error, NotOurs):
                 call.note(f"Ray runs, but {error}; it will be started again")
                 return None
             progress.say("waiting for Ray's dashboard")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from modelfleet.infra.local.ports import listens, owner
+from modelfleet.infra.local.provider.last_start import has_port, last_start
 from modelfleet.infra.local.token import headers
 from modelfleet.infra.provider import Refused
 
@@ -25,6 +28,10 @@ LOCK_TIMEOUT_S = 120.0
 
 class Unreachable(Exception):
     """Nothing answers at the dashboard's address."""
+
+
+class NotOurs(Unreachable):
+    """Another program answers there; the text names it, and the key that changes our port."""
 
 
 def deployed(details: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -38,7 +45,10 @@ def deployed(details: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class ServeApi:
-    """Serve on one Ray. `folder` is the stack's: it has Ray's token, and the lock that all writers share."""
+    """Serve on one Ray. `folder` is the stack's: it has Ray's token and process, and the lock that all writers share.
+
+    Nothing is sent before the port is known to be that process's: neither the token nor an application.
+    """
 
     dashboard_url: str
     serve_port: int
@@ -74,7 +84,23 @@ class ServeApi:
             }
             self._request("PUT", json.dumps(body).encode())
 
+    def _prove(self) -> None:
+        """Raises `NotOurs` where somebody else listens, and `Unreachable` where nobody does."""
+        port = urllib.parse.urlsplit(self.dashboard_url).port or 0
+        if last_start(self.folder) is None:
+            raise Unreachable("this stack has started no Ray")
+        # In this order: a dashboard that begins to listen in between is found as ours.
+        if not listens(port):
+            raise Unreachable(f"the dashboard at {self.dashboard_url} does not answer")
+        if has_port(self.folder, port):
+            return
+        raise NotOurs(
+            f"port {port} is taken{owner(port)}, not by this stack's Ray; end that program, or choose another "
+            "modelfleet:local.dashboardPort"
+        )
+
     def _request(self, method: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
+        self._prove()
         url = f"{self.dashboard_url}/api/serve/applications/"
         sent = {"content-type": "application/json", **headers(self.folder)}
         request = urllib.request.Request(url, body, sent, method=method)  # noqa: S310 - our own loopback address

@@ -47,6 +47,7 @@ CASES = {
     ),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),
+    "chat": (replace(plan_of(SMALL), chat=True), LOCAL, "127.0.0.1:8001"),
     "no-models": (plan_of(), LOCAL, "127.0.0.1:8001"),
     "front-door": (
         plan_of(SMALL),

