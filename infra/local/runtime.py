@@ -1,4 +1,4 @@
-"""Where a local stack keeps its sockets, Ray's folder and the gateway's files on this machine."""
+"""Where a local stack keeps its sockets, Ray's folder and the gateway's files on this machine, and its environment."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import tempfile
 from pathlib import Path
 
 from modelfleet.infra.gateway import Runtime
+from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: A UNIX socket's path has at most 107 bytes, of which Ray's own part takes about 64.
 MAX_LENGTH = 40
 #: More than the replicas that ever run on one machine, including those that an update is ending.
 REPLICA_PORTS = 32
+
+#: Environment of vLLM and Ray in every replica on this machine. The CPU settings have no effect on a GPU.
+REPLICA_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": RAY_ENVIRONMENT["RAY_worker_niceness"],
+}
 
 
 def short_folder(folder: str, role: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
+from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT
 from modelfleet.infra.local.processes import ProcessId, end_all, mark, members, spawn
 from modelfleet.infra.local.runtime import serve_environment
 from tests.bare_python import bare_python

@@ -22,6 +22,8 @@ KINDS = (
     ("ProxyActor", "proxy"),
     ("HAProxyManager", "proxy manager"),
 )
+#: What a request passes outside the engine: application, proxies and gateway, without Ray's own idle work.
+AROUND = ("front", "proxy", "proxy manager", "gateway")
 
 
 READY_S = 900.0

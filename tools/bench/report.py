@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tools.bench.load import Outcome
+from tools.bench.processes import AROUND
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Sample:
     @property
     def around_ms(self) -> float:
         """CPU ms per request outside the engine: application, proxies and gateway, without Ray's own idle work."""
-        return sum(ms for kind, ms in self.cpu_ms.items() if kind in ("front", "proxy", "proxy manager", "gateway"))
+        return sum(ms for kind, ms in self.cpu_ms.items() if kind in AROUND)
 
     def line(self) -> str:
         """The sample in one line, as progress."""

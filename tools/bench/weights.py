@@ -121,7 +121,12 @@ def _loads(folder: Path, rounds: int) -> None:
     """Compare fetch and load with streaming from S3, each in a new process with an empty cache, in random order."""
     (folder / "load.py").write_text(LOAD, encoding="utf-8")
     seconds: dict[str, list[tuple[float, float]]] = {"fetch": [], "runai_streamer": []}
-    environment = {**os.environ, **models.ENVIRONMENT, "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+    environment = {
+        **os.environ,
+        **models.ENVIRONMENT,
+        **models.CPU_ENVIRONMENT,
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    }
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     for number in range(rounds):
         for way in random.sample(list(seconds), len(seconds)):

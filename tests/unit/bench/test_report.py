@@ -16,7 +16,7 @@ from tools.bench.report import Sample, ratios, rows, table
 
 
 def sample(target: str, per_second: float, first_s: float, **cpu_ms: float) -> Sample:
-    return Sample(target, True, 8, 0, Outcome(per_second, first_s, 0), cpu_ms)
+    return Sample(target, True, 8, 0, Outcome(per_second, [first_s], 0), cpu_ms)
 
 
 SAMPLES = [
@@ -38,7 +38,7 @@ def test_a_row_holds_minimum_median_and_maximum_without_the_engine() -> None:
 
 
 def test_ratios_are_to_the_baseline_of_the_same_load() -> None:
-    other_load = Sample("fleet", False, 1, 0, Outcome(10, 0.1, 0), {})
+    other_load = Sample("fleet", False, 1, 0, Outcome(10, [0.1], 0), {})
     against = ratios(rows([*SAMPLES, other_load]), "alone")
     assert list(against) == [("fleet", True, 8)]
     only = against["fleet", True, 8]
