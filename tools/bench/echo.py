@@ -24,6 +24,14 @@ def application() -> FastAPI:
     """The application alone, for uvicorn: `uvicorn --factory tools.bench.echo:application`."""
     app = FastAPI()
 
+    @app.get("/health")
+    async def health() -> Any:
+        return {}
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [{"id": "bench/echo", "object": "model", "created": 0, "owned_by": "bench"}]}
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:
         asked = await request.json()

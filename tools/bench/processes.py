@@ -12,6 +12,7 @@ import psutil
 
 #: The kind of a process by part of its title; the first match counts.
 KINDS = (
+    ("raylet/raylet", "raylet"),  # first: its command line has those of its agents
     ("EngineCore", "engine"),
     ("VLLM::Worker", "engine"),
     ("ServeReplica", "front"),
@@ -21,6 +22,14 @@ KINDS = (
     ("haproxy", "proxy"),
     ("ProxyActor", "proxy"),
     ("HAProxyManager", "proxy manager"),
+    ("ServeController", "controller"),
+    ("gcs_server", "GCS"),
+    ("monitor.py", "autoscaler"),
+    ("DashboardAgent", "agents"),
+    ("RuntimeEnvAgent", "agents"),
+    ("dashboard/agent.py", "agents"),
+    ("runtime_env/agent", "agents"),
+    ("dashboard", "dashboard"),
 )
 #: What a request passes outside the engine: application, proxies and gateway, without Ray's own idle work.
 AROUND = ("front", "proxy", "proxy manager", "gateway")

@@ -34,6 +34,7 @@ from tools.bench.processes import Tree, wait_for
 DIRECT = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 PATH = "/v1/chat/completions"
 ROOT = Path(__file__).resolve().parents[2]
+LOCAL_HEAD = ROOT / "infra" / "local" / "ray_head.py"
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class Variant:
     others: int = 9
     """Models that the gateway knows beside the real one."""
     machine: Machine = field(default_factory=Machine)
+    local_head: bool = False
+    """Whether Ray starts as a local stack starts it (`infra/local/ray_head.py`), and not by its own command."""
 
     @property
     def own_environment(self) -> dict[str, str]:
@@ -199,8 +202,9 @@ def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, P
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}",
         **variant.own_environment,
     }
+    program = ["-P", str(LOCAL_HEAD)] if variant.local_head else ["-m", "ray.scripts.scripts"]
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        sys.executable, *program, "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={ports.gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}",
         f"--dashboard-agent-listen-port={ports.gcs + 1}", f"--dashboard-agent-grpc-port={ports.gcs + 2}",

@@ -21,7 +21,7 @@ from modelfleet.infra.local.provider.folders import run_folder
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
-from modelfleet.infra.local.runtime import short_folder
+from modelfleet.infra.local.runtime import QUIET_RAY, short_folder
 from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
@@ -215,6 +215,7 @@ def ray_environment(extra: dict[str, str]) -> dict[str, str]:
         **own,
         **LOOPBACK_ONLY,
         **RAY_ENVIRONMENT,  # not among the inputs: what an upgrade adds there would restart Ray
+        **QUIET_RAY,
         **extra,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelfleet.infra.local.runtime import serve_environment
+from modelfleet.infra.local.runtime import QUIET_RAY, serve_environment
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import gpu_memory, memory_in, setting_of
 from modelfleet.infra.planning.host_memory import with_host_memory
@@ -95,15 +95,14 @@ class Bench:
             machine = servers.Machine(gpus=0 if self.pretended else step.cards)
             return servers.Variant(step.server, "vllm", {**environment, "PYTHONPATH": _python_path()}, machine=machine)
         # Ray's own port stays closed: replicas listen themselves, as in both targets.
-        ray = {name: value for name, value in serve_environment(0).items() if "_PORT" not in name}
+        ray = {name: value for name, value in {**serve_environment(0), **QUIET_RAY}.items() if "_PORT" not in name}
         machine = servers.Machine(
             max(4, os.cpu_count() or 4),
             0 if self.pretended else step.cards,
             {} if self.pretended else {f"accelerator_type:{self.cards.accelerator.name}": 1},
         )
-        return servers.Variant(
-            step.server, "fleet", {**ray, **environment, "PYTHONPATH": _python_path()}, machine=machine
-        )
+        own = {**ray, **environment, "PYTHONPATH": _python_path()}
+        return servers.Variant(step.server, "fleet", own, machine=machine, local_head=True)
 
     def _environment(self, step: Step) -> dict[str, str]:
         """Where compilers keep what they make, each in a folder of the step's own, and where Python keeps bytecode."""
