@@ -138,3 +138,13 @@ def test_other_clients_reports_become_the_same_figures() -> None:
     assert clients.from_guidellm(guidellm, 8) == expected == clients.from_vllm_bench(vllm, 8)
     line = "| guidellm | vllm serve | 8 | 41.5 | 9.0 | 30.0 | 1 |"
     assert clients.table([("guidellm", "vllm serve", expected)]).splitlines()[-1] == line
+
+
+def test_what_outlives_a_server_is_ended_with_it() -> None:
+    begin = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid)"
+    root = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, start_new_session=True)
+    assert root.stdout is not None
+    orphan = psutil.Process(int(root.stdout.readline()))
+    root.wait()
+    processes.Tree(root).end()
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
