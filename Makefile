@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Options of `python -m tools.bench`, such as BENCH="--restarts 1 --concurrency 8".
 BENCH ?=
+# Options of `python -m tools.bench.gpu`, such as GPU_BENCH="--model /models/llama-3.1-8b".
+GPU_BENCH ?=
 # Options of `python -m tools.bench.soak`, such as SOAK="--minutes 5".
 SOAK ?=
 # Options of `python -m tools.vllm_suite`, such as SUITE="--module completion --keep /tmp/suite".
@@ -22,7 +24,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 # Two of these at once would write to the same environment.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-operator tools up down status check audit licences image fix test test-fast test-gateway \
-    test-engine test-serving test-cluster test-nodes vllm-suite schema bench soak rendered release lock clean
+    test-engine test-serving test-cluster test-nodes vllm-suite schema bench gpu-bench soak rendered release lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -129,6 +131,9 @@ bench: setup  ## Print speeds next to their baselines
 	@$(BIN)/modelfleet down --stack local
 	@$(BIN)/python -m tools.bench $(BENCH)
 
+gpu-bench:  ## On an NVIDIA GPU: print `vllm serve` beside our replica; 12 minutes (GPU_BENCH="--model FOLDER")
+	@PYTHON="$(PYTHON)" sh tools/gpu_bench.sh $(GPU_BENCH)
+
 soak: setup  ## Load one model for 20 minutes and fail when memory grows
 	@$(BIN)/python -m tools.bench.soak $(SOAK)
 
@@ -153,6 +158,7 @@ lock: .venv/.ready  ## Pin the requirements again
 	@$(BIN)/$(LOCK) --extra cluster-cpu -o requirements/cluster-cpu.txt
 	@cd / && printf torchvision | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/cluster.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet | sed -n '/^torchvision==/,/# via/{/# via/!p}' > $(CURDIR)/requirements/probe.txt
 	@cd / && printf "pytest-asyncio\ntblib\nsetuptools-rust\nsetuptools-scm\n" | $(CURDIR)/$(BIN)/uv pip compile - -c $(CURDIR)/requirements/local.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet | awk '/^[a-z]/ { keep = /^(pytest-asyncio|tblib|setuptools-rust|setuptools-scm|vcs-versioning|semantic-version)==/ } keep' > $(CURDIR)/requirements/vllm-suite.txt
+	@cd / && pins=$$(mktemp) && grep -vE "^click==|^ " $(CURDIR)/requirements/local.txt | sed 's/ \\$$//' > $$pins && printf "guidellm==0.8.1\n" | $(CURDIR)/$(BIN)/uv pip compile - -c $$pins --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet | awk '/^[a-z]/ { keep = /^(guidellm|culsans|aiologic|datasets|multiprocess|pandas|pyarrow|xxhash|eval-type-backport|faker|ftfy|h2|hpack|hyperframe|click|more-itertools|tabulate|tzdata)==/ } keep' > $(CURDIR)/requirements/guidellm.txt
 	@printf "uv>=0.13\nhatchling>=1.33,<2\n" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --quiet -c requirements/local.txt -o requirements/bootstrap.txt
 
 clean:  ## Remove the virtual environment (not the caches shared with other clones)

@@ -14,24 +14,15 @@ from modelfleet.infra.gateway import render
 from modelfleet.infra.local import emulator
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.local.resources import LocalResource
-from modelfleet.infra.local.runtime import gateway_runtime, serve_environment
+from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, gateway_runtime, serve_environment
 from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
 from modelfleet.infra.planning.release import release_notice, wanted_configs
 from modelfleet.infra.provider import Refused
-from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: Resources that have their own options in `ray start`.
 BUILT_IN = ("CPU", "GPU", "memory")
 #: How long a preview waits for Ray's dashboard.
 LOOK_S = 5.0
-#: Environment of vLLM and Ray in every replica on this machine. The CPU settings have no effect on a GPU.
-REPLICA_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": RAY_ENVIRONMENT["RAY_worker_niceness"],
-}
 
 
 class LocalFleet(pulumi.ComponentResource):

@@ -1,4 +1,4 @@
-"""Where a local stack keeps its sockets, Ray's folder and the gateway's files on this machine."""
+"""Where a local stack keeps its sockets, Ray's folder and the gateway's files on this machine, and its environment."""
 
 from __future__ import annotations
 
@@ -8,11 +8,45 @@ import tempfile
 from pathlib import Path
 
 from modelfleet.infra.gateway import Runtime
+from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: A UNIX socket's path has at most 107 bytes, of which Ray's own part takes about 64.
 MAX_LENGTH = 40
 #: More than the replicas that ever run on one machine, including those that an update is ending.
 REPLICA_PORTS = 32
+
+#: Environment of vLLM and Ray in every replica on this machine. The CPU settings have no effect on a GPU.
+REPLICA_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": RAY_ENVIRONMENT["RAY_worker_niceness"],
+}
+#: What Ray 2.60 does many times a second on an idle machine, slower or not at all: nothing that `status`, `doctor` or
+#: the metrics show is lost, it is seconds older. Of one node nobody else waits for its reports.
+QUIET_RAY = {
+    # Serve's counters, ten times a second in each replica and handle; Ray itself exports them every ten seconds
+    # (`serve/_private/replica.py`, `router.py`).
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # Each task's events, once a second from each process to the GCS: for `ray list tasks`, whose part of the dashboard
+    # is not started here (`ray_head.py`). 0 is off (`src/ray/common/ray_config_def.h`, as are the next two).
+    "RAY_task_events_report_interval_ms": "0",
+    # The raylet's looks at its objects' memory and at what to tell the GCS, ten times a second each.
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "500",
+    # Ray's agents look at their parent 2.5 times a second, and end when five looks missed it: now after 5 s. What is
+    # left of a Ray is ended by `modelfleet down` and by the next start (`_private/process_watcher.py`).
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "1",
+    "RAY_RUNTIME_ENV_AGENT_CHECK_PARENT_INTERVAL_S": "1",
+    # The agent's own thread for events that nobody here asks for (`dashboard/modules/aggregator`).
+    "RAY_DASHBOARD_AGGREGATOR_AGENT_CHECK_MAIN_THREAD_LIVENESS_INTERVAL_SECONDS": "5",
+    # CPU, memory and disk of each process, read through psutil (`dashboard/modules/reporter`), and the dashboard's own.
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",
+    "METRICS_RECORD_INTERVAL_S": "30",
+    # What no node can take, which the doctor reads; no node is ever added here (`autoscaler/_private/constants.py`).
+    "AUTOSCALER_UPDATE_INTERVAL_S": "15",
+}
 
 
 def short_folder(folder: str, role: str) -> Path:

@@ -10,9 +10,8 @@ from typing import Any
 
 import requests
 
-from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
 from modelfleet.infra.local.processes import ProcessId, end_all, members, spawn
-from modelfleet.infra.local.runtime import serve_environment
+from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, serve_environment
 from modelfleet.infra.names import mark
 from tests.bare_python import bare_python
 from tests.ports import free_ports

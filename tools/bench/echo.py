@@ -24,13 +24,22 @@ def application() -> FastAPI:
     """The application alone, for uvicorn: `uvicorn --factory tools.bench.echo:application`."""
     app = FastAPI()
 
+    @app.get("/health")
+    async def health() -> Any:
+        return {}
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [{"id": "bench/echo", "object": "model", "created": 0, "owned_by": "bench"}]}
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:
         asked = await request.json()
+        tokens = asked.get("max_tokens") or asked["max_completion_tokens"]
         if asked.get("stream"):
-            return StreamingResponse(_events(asked["max_tokens"]), media_type="text/event-stream")
-        await asyncio.sleep(PACE_S * asked["max_tokens"])
-        return JSONResponse(_event("a" * asked["max_tokens"]))
+            return StreamingResponse(_events(tokens), media_type="text/event-stream")
+        await asyncio.sleep(PACE_S * tokens)
+        return JSONResponse(_event("a" * tokens))
 
     return app
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -32,11 +33,27 @@ class Load:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a load: requests per second, median seconds to the first event, failures."""
+    """The result of a load: requests per second, each answer's seconds to its first event, failures."""
 
     per_second: float
-    first_s: float
+    firsts: Sequence[float]
     failed: int
+
+    @property
+    def first_s(self) -> float:
+        """Median seconds to the first event."""
+        return statistics.median(self.firsts)
+
+    @property
+    def first_p99_s(self) -> float:
+        """Seconds within which 99 of 100 answers began."""
+        return p99(self.firsts)
+
+
+def p99(values: Iterable[float]) -> float:
+    """The 99th percentile: the smallest value that at most one in a hundred exceeds."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-99 * len(ordered) // 100) - 1)]
 
 
 def run(target: Target, load: Load) -> Outcome:
@@ -57,7 +74,7 @@ async def _run(target: Target, load: Load) -> Outcome:
         raise RuntimeError(
             f"{target.name}: every request failed; the first error: {failures[0] if failures else 'none'}"
         )
-    return Outcome(len(firsts) / took, statistics.median(firsts), len(failures))
+    return Outcome(len(firsts) / took, tuple(firsts), len(failures))
 
 
 def _message(target: Target, load: Load) -> bytes:

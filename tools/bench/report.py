@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.bench.load import Outcome
+from tools.bench.load import Outcome, p99
+from tools.bench.processes import AROUND
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,12 @@ class Sample:
     restart: int
     outcome: Outcome
     cpu_ms: dict[str, float]
+    round: int = 0
 
     @property
     def around_ms(self) -> float:
         """CPU ms per request outside the engine: application, proxies and gateway, without Ray's own idle work."""
-        return sum(ms for kind, ms in self.cpu_ms.items() if kind in ("front", "proxy", "proxy manager", "gateway"))
+        return sum(ms for kind, ms in self.cpu_ms.items() if kind in AROUND)
 
     def line(self) -> str:
         """The sample in one line, as progress."""
@@ -33,8 +35,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """CPU ms a second of one server without requests, by kind of process."""
+
+    server: str
+    cpu_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Row:
-    """The results of one target under one load, over all restarts and rounds. Times are in ms."""
+    """The results of one target under one load, over all restarts and rounds. Times are in ms.
+
+    `first_p99_ms` is of the answers of all samples together.
+    """
 
     target: str
     stream: bool
@@ -45,6 +58,7 @@ class Row:
     around_ms: tuple[float, float, float]
     front_ms: float
     failed: int
+    first_p99_ms: float = 0.0
 
 
 def rows(samples: Iterable[Sample]) -> list[Row]:
@@ -67,6 +81,7 @@ def _row(group: Sequence[Sample]) -> Row:
         _spread(one.around_ms for one in group),
         statistics.median(one.cpu_ms.get("front", 0.0) for one in group),
         sum(one.outcome.failed for one in group),
+        1000 * p99(second for one in group for second in one.outcome.firsts),
     )
 
 
@@ -91,25 +106,69 @@ def ratios(found: Sequence[Row], baseline: str) -> dict[tuple[str, bool, int], d
             "first_ms_more_best": row.first_ms[0] - other.first_ms[0],
             "around_ms_more": row.around_ms[1] - other.around_ms[1],
             "around_ms_more_best": row.around_ms[0] - other.around_ms[0],
+            "first_p99": row.first_p99_ms / other.first_p99_ms,
         }
     return result
 
 
-def table(found: Sequence[Row], baseline: str) -> str:
-    """The rows as text, each followed by its ratios to the baseline."""
+def paired(samples: Sequence[Sample], baseline: str) -> dict[tuple[str, bool, int], tuple[float, float, float]]:
+    """Each target's requests a second against the baseline's of the same round: smallest, median, largest ratio.
+
+    Loads of one round are neighbours in time where the servers run together, and minutes apart where they take turns.
+    """
+    base = {
+        (one.stream, one.concurrency, one.restart, one.round): one.outcome.per_second
+        for one in samples
+        if one.target == baseline
+    }
+    found: dict[tuple[str, bool, int], list[float]] = {}
+    for one in samples:
+        other = base.get((one.stream, one.concurrency, one.restart, one.round))
+        if other and one.target != baseline:
+            found.setdefault((one.target, one.stream, one.concurrency), []).append(one.outcome.per_second / other)
+    return {key: _spread(values) for key, values in found.items()}
+
+
+def table(
+    found: Sequence[Row],
+    baseline: str,
+    pairs: Mapping[tuple[str, bool, int], tuple[float, float, float]] | None = None,
+) -> str:
+    """The rows as text, each followed by its ratios to the baseline; `pairs` are those of single rounds."""
     compared = ratios(found, baseline)
-    head = f"{'':44}{'req/s':>20}{'first event, ms':>22}{'CPU ms/req outside engine':>28}{'failed':>8}"
-    lines = [head, f"{'':44}{'least/median/most':>20}{'least/median/most':>22}{'least/median/most':>28}"]
+    head = f"{'':44}{'req/s':>20}{'first event, ms':>22}{'p99':>8}{'CPU ms/req outside engine':>28}{'failed':>8}"
+    spread = "least/median/most"
+    lines = [head, f"{'':44}{spread:>20}{spread:>22}{'':8}{spread:>28}"]
     for row in found:
+        key = (row.target, row.stream, row.concurrency)
         load = f"{'stream' if row.stream else 'plain'} c{row.concurrency}"
         cells = [_triple(row.per_second, 1), _triple(row.first_ms, 1), _triple(row.around_ms, 2)]
-        lines.append(f"{row.target[:33]:34}{load:10}{cells[0]:>20}{cells[1]:>22}{cells[2]:>28}{row.failed:>8}")
-        if against := compared.get((row.target, row.stream, row.concurrency)):
+        lines.append(
+            f"{row.target[:33]:34}{load:10}{cells[0]:>20}{cells[1]:>22}{row.first_p99_ms:8.1f}{cells[2]:>28}{row.failed:>8}"
+        )
+        if against := compared.get(key):
+            rounds = f" (single rounds {_triple(pairs[key], 2)})" if pairs and key in pairs else ""
             lines.append(
-                f"{'':4}against {baseline}: x{against['per_second']:.2f} req/s, best {against['per_second_best']:.2f}, "
+                f"{'':4}against {baseline}: x{against['per_second']:.2f} req/s, "
+                f"best {against['per_second_best']:.2f}{rounds}, "
                 f"{against['first_ms_more']:+.1f} ms to the first event (best {against['first_ms_more_best']:+.1f}), "
+                f"p99 x{against['first_p99']:.2f}, "
                 f"{against['around_ms_more']:+.2f} CPU ms (best {against['around_ms_more_best']:+.2f})"
             )
+    return "\n".join(lines)
+
+
+def idle_table(idle: Sequence[Idle]) -> str:
+    """What each server costs that nobody asks anything: medians over its starts, the kinds that cost most first."""
+    by_server: dict[str, list[Idle]] = {}
+    for one in idle:
+        by_server.setdefault(one.server, []).append(one)
+    lines = ["", "idle, CPU ms a second"]
+    for server, starts in by_server.items():
+        kinds = {kind for one in starts for kind in one.cpu_ms}
+        spent = {kind: statistics.median(one.cpu_ms.get(kind, 0.0) for one in starts) for kind in kinds}
+        parts = ", ".join(f"{kind} {ms:.1f}" for kind, ms in sorted(spent.items(), key=lambda part: -part[1]))
+        lines.append(f"  {server:32}{sum(spent.values()):8.1f}  {parts}")
     return "\n".join(lines)
 
 

@@ -28,12 +28,13 @@ from modelfleet.infra.stack.schema import Gateway as Settings
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import engine_arguments
 from tools.bench.load import Target
-from tools.bench.models import ENVIRONMENT
+from tools.bench.models import CPU_ENVIRONMENT, ENVIRONMENT
 from tools.bench.processes import Tree, wait_for
 
 DIRECT = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 PATH = "/v1/chat/completions"
 ROOT = Path(__file__).resolve().parents[2]
+LOCAL_HEAD = ROOT / "infra" / "local" / "ray_head.py"
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,25 @@ class Ports:
 
 @dataclass
 class Running:
-    """A running server: its targets, process tree, seconds from start to first answer, and the replica's own steps."""
+    """A running server: its targets, process tree, seconds from start to first answer, and the replica's own steps.
+
+    `logs` are the files and folders in which its engine writes.
+    """
 
     targets: list[Target]
     tree: Tree
     ready_s: float
     start: str = ""
+    logs: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What Ray may give to replicas."""
+
+    cpus: int = 4
+    gpus: int = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,14 @@ class Variant:
     import_path: str = "modelfleet.serving.app:build"
     others: int = 9
     """Models that the gateway knows beside the real one."""
+    machine: Machine = field(default_factory=Machine)
+    local_head: bool = False
+    """Whether Ray starts as a local stack starts it (`infra/local/ray_head.py`), and not by its own command."""
+
+    @property
+    def own_environment(self) -> dict[str, str]:
+        """What its processes have beside the environment of this one."""
+        return {**ENVIRONMENT, **({} if self.machine.gpus else CPU_ENVIRONMENT), **self.environment}
 
 
 def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> AbstractContextManager[Running]:
@@ -129,14 +151,14 @@ def _vllm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -
             command,
             stdout=out,
             stderr=out,
-            env={**os.environ, **ENVIRONMENT, **variant.environment},
+            env={**os.environ, **variant.own_environment},
             start_new_session=True,
         )
     tree = Tree(root)
     target = Target(variant.name, f"http://127.0.0.1:{ports.vllm}", PATH, config.model_id)
     try:
         wait_for("vllm serve", lambda: answers(target), tree, str(log))
-        yield Running([target], tree, time.monotonic() - begun)
+        yield Running([target], tree, time.monotonic() - begun, logs=(log,))
     finally:
         tree.end()
 
@@ -153,7 +175,7 @@ def _uvicorn(variant: Variant, _: dict[str, Any], ports: Ports, folder: Path) ->
             stdout=out,
             stderr=out,
             cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **variant.own_environment, "PYTHONPATH": str(ROOT)},
             start_new_session=True,
         )
     tree = Tree(root, {root.pid: "front"})
@@ -173,21 +195,23 @@ def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, P
     own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
     environment = {
         **own,
-        **ENVIRONMENT,
         **{name: str(port) for name, port in ports.others().items()},
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",  # a token in the user's ~/.ray would switch it on
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', '')}",
-        **variant.environment,
+        **variant.own_environment,
     }
+    program = ["-P", str(LOCAL_HEAD)] if variant.local_head else ["-m", "ray.scripts.scripts"]
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        sys.executable, *program, "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={ports.gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}",
         f"--dashboard-agent-listen-port={ports.gcs + 1}", f"--dashboard-agent-grpc-port={ports.gcs + 2}",
-        f"--metrics-export-port={ports.gcs + 3}", f"--ray-client-server-port={ports.gcs + 4}", "--num-cpus=4",
+        f"--metrics-export-port={ports.gcs + 3}", f"--ray-client-server-port={ports.gcs + 4}",
+        f"--num-cpus={variant.machine.cpus}", f"--num-gpus={variant.machine.gpus}",
+        f"--resources={json.dumps(dict(variant.machine.resources))}",
         f"--object-store-memory={256 << 20}", f"--temp-dir={temp}", "--include-log-monitor=false",
     ]  # fmt: skip
     log = folder / "ray.log"
@@ -239,7 +263,7 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
                 targets.append(
                     Target(f"{variant.name}, replica's port", direct, f"/{config.slug}{PATH}", config.model_id)
                 )
-            yield Running(targets, tree, ready_s, _start_line(logs))
+            yield Running(targets, tree, ready_s, _start_line(logs), (logs,))
 
 
 @contextmanager

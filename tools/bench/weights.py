@@ -34,7 +34,7 @@ from botocore.config import Config
 from modelfleet.serving.mirror import Manifest, download, fetch
 from modelfleet.serving.mirror.download import ranges
 from modelfleet.serving.mirror.gcs_azure import ObstoreStore
-from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST
+from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum
 from modelfleet.serving.mirror.node import fetch_manifest
 from modelfleet.serving.mirror.origin import Folder
 from modelfleet.serving.mirror.read import read_manifest
@@ -121,7 +121,12 @@ def _loads(folder: Path, rounds: int) -> None:
     """Compare fetch and load with streaming from S3, each in a new process with an empty cache, in random order."""
     (folder / "load.py").write_text(LOAD, encoding="utf-8")
     seconds: dict[str, list[tuple[float, float]]] = {"fetch": [], "runai_streamer": []}
-    environment = {**os.environ, **models.ENVIRONMENT, "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0"}
+    environment = {
+        **os.environ,
+        **models.ENVIRONMENT,
+        **models.CPU_ENVIRONMENT,
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    }
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     for number in range(rounds):
         for way in random.sample(list(seconds), len(seconds)):
@@ -140,7 +145,8 @@ def _loads(folder: Path, rounds: int) -> None:
 def _compare(s3: Any, folder: Path, options: argparse.Namespace) -> None:
     ways: dict[str, Callable[[Path], object]] = {
         "raw: the same ranges, unchecked": partial(_raw, s3, options.connections),
-        "modelfleet: each chunk checked": lambda to: fetch(URI, to),
+        "raw, and its bytes checked": partial(_raw, s3, options.connections, check=True),
+        "modelfleet: each chunk checked": lambda to: fetch(URI, to, s3=s3),
         "the same over obstore": _obstore,
         "boto3's transfer manager": partial(_boto3, s3, options.connections),
     }
@@ -206,8 +212,11 @@ def _answers(port: int) -> bool:
         return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _raw(s3: Any, connections: int, to: Path) -> None:
-    """Copy the same ranges with as many threads, to the same places, without checking them."""
+def _raw(s3: Any, connections: int, to: Path, check: bool = False) -> None:
+    """Copy the same ranges with as many threads, to the same places, without checking them.
+
+    With `check` the checksum is counted and not compared: what is then left beside `fetch` is no checksum's cost.
+    """
     store = S3Store("bench", s3)
     with concurrent.futures.ThreadPoolExecutor(connections) as pool:
         jobs = []
@@ -216,16 +225,20 @@ def _raw(s3: Any, connections: int, to: Path) -> None:
             with path.open("wb") as stream:
                 stream.truncate(found.size)
             jobs += [
-                pool.submit(_range, store, key, path, start, size) for _, start, size in ranges(found.size, CHUNK_BYTES)
+                pool.submit(_range, store, key, path, start, size, check)
+                for _, start, size in ranges(found.size, CHUNK_BYTES)
             ]
         for job in jobs:
             job.result()
 
 
-def _range(store: S3Store, key: str, path: Path, start: int, size: int) -> None:
+def _range(store: S3Store, key: str, path: Path, start: int, size: int, check: bool) -> None:
+    checksum = Checksum()
     with path.open("r+b", buffering=0) as stream:
         stream.seek(start)
         for piece in store.stream(key, start, size):
+            if check:
+                checksum.update(piece)
             stream.write(piece)
 
 

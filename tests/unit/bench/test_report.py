@@ -10,13 +10,14 @@ import psutil
 import pytest
 
 from tests.waiting import wait_until
-from tools.bench import makeup
+from tools.bench import clients, makeup, processes
+from tools.bench.__main__ import turns
 from tools.bench.load import Outcome
-from tools.bench.report import Sample, ratios, rows, table
+from tools.bench.report import Idle, Sample, idle_table, paired, ratios, rows, table
 
 
 def sample(target: str, per_second: float, first_s: float, **cpu_ms: float) -> Sample:
-    return Sample(target, True, 8, 0, Outcome(per_second, first_s, 0), cpu_ms)
+    return Sample(target, True, 8, 0, Outcome(per_second, [first_s], 0), cpu_ms)
 
 
 SAMPLES = [
@@ -38,7 +39,7 @@ def test_a_row_holds_minimum_median_and_maximum_without_the_engine() -> None:
 
 
 def test_ratios_are_to_the_baseline_of_the_same_load() -> None:
-    other_load = Sample("fleet", False, 1, 0, Outcome(10, 0.1, 0), {})
+    other_load = Sample("fleet", False, 1, 0, Outcome(10, [0.1], 0), {})
     against = ratios(rows([*SAMPLES, other_load]), "alone")
     assert list(against) == [("fleet", True, 8)]
     only = against["fleet", True, 8]
@@ -83,3 +84,67 @@ def test_cpu_time_counts_what_carries_the_mark_and_nothing_else() -> None:
             counted.kill(), stranger.kill()
             counted.wait(), stranger.wait()
     assert cpu.seconds < 0.6, "a process without the mark was counted"
+
+
+def test_servers_take_turns_and_every_second_restart_goes_backwards() -> None:
+    assert turns(["vllm", "fleet"], 0, together=False) == [["vllm"], ["fleet"]]
+    assert turns(["vllm", "fleet"], 1, together=False) == [["fleet"], ["vllm"]]
+    assert turns(["vllm", "fleet"], 2, together=True) == [["vllm", "fleet"]]
+
+
+def test_neighbours_are_compared_round_by_round() -> None:
+    def one(target: str, per_second: float, number: int) -> Sample:
+        return Sample(target, True, 8, 0, Outcome(per_second, [0.1], 0), {}, number)
+
+    # The machine is half as fast in the second round; the ratio is the same.
+    slower = [one("alone", 100, 0), one("fleet", 97, 0), one("alone", 50, 1), one("fleet", 48.5, 1)]
+    assert paired(slower, "alone") == {("fleet", True, 8): (0.97, 0.97, 0.97)}
+
+
+def test_the_99th_percentile_is_of_all_answers_and_compared() -> None:
+    def one(target: str, first_s: list[float]) -> Sample:
+        return Sample(target, True, 8, 0, Outcome(10, first_s, 0), {})
+
+    found = rows([one("alone", [0.01] * 99 + [0.1, 0.1]), one("fleet", [0.01] * 99), one("fleet", [0.11, 0.11])])
+    assert [row.first_p99_ms for row in found] == pytest.approx([100, 110])
+    assert ratios(found, "alone")["fleet", True, 8]["first_p99"] == pytest.approx(1.1)
+    assert "p99 x1.10" in table(found, "alone")
+
+
+def test_what_an_idle_server_costs_is_told_by_kind() -> None:
+    text = idle_table([Idle("fleet", {"front": 20.0, "GCS": 7.0}), Idle("fleet", {"front": 22.0, "GCS": 9.0})])
+    assert text.splitlines()[-1].split() == ["fleet", "29.0", "front", "21.0,", "GCS", "8.0"]
+
+
+def test_a_raylet_is_told_from_the_agents_that_its_command_line_names() -> None:
+    title = "/site/ray/core/src/ray/raylet/raylet --dashboard_agent_command=python ray/dashboard/agent.py"
+    assert next(kind for part, kind in processes.KINDS if part in title) == "raylet"
+
+
+def test_other_clients_reports_become_the_same_figures() -> None:
+    guidellm = {
+        "benchmarks": [
+            {
+                "metrics": {
+                    "requests_per_second": {"successful": {"mean": 41.5}},
+                    "time_to_first_token_ms": {"successful": {"median": 9.0, "percentiles": {"p99": 30.0}}},
+                    "request_totals": {"successful": 99, "errored": 1},
+                }
+            }
+        ]
+    }
+    vllm = {"request_throughput": 41.5, "median_ttft_ms": 9.0, "p99_ttft_ms": 30.0, "failed": 1}
+    expected = clients.Result(8, 41.5, 9.0, 30.0, 1)
+    assert clients.from_guidellm(guidellm, 8) == expected == clients.from_vllm_bench(vllm, 8)
+    line = "| guidellm | vllm serve | 8 | 41.5 | 9.0 | 30.0 | 1 |"
+    assert clients.table([("guidellm", "vllm serve", expected)]).splitlines()[-1] == line
+
+
+def test_what_outlives_a_server_is_ended_with_it() -> None:
+    begin = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid)"
+    root = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, start_new_session=True)
+    assert root.stdout is not None
+    orphan = psutil.Process(int(root.stdout.readline()))
+    root.wait()
+    processes.Tree(root).end()
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
