@@ -60,13 +60,21 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
 
 
 def egress_findings(stack: LoadedStack) -> Iterator[Finding]:
-    """Networks of the object store that are none."""
-    for index, cidr in enumerate(stack.config.mirror.storage_cidrs or ()):
-        path = ("mirror", "storageCidrs", index)
-        if stack.config.target.on_this_machine:
-            yield stack.finding(path, f"found '{cidr}', but target local has no pods; remove it")
-        elif network_of(cidr) is None:
-            yield stack.finding(path, f"found '{cidr}', which is not a network; write it as 10.8.0.0/24")
+    """Networks of the object store and of the API server that are none."""
+    config = stack.config
+    for path, cidrs in (
+        (("mirror", "storageCidrs"), config.mirror.storage_cidrs),
+        (("kubernetes", "apiCidrs"), config.kubernetes.api_cidrs),
+    ):
+        for index, cidr in enumerate(cidrs or ()):
+            if config.target.on_this_machine:
+                yield stack.finding((*path, index), f"found '{cidr}', but target local has no pods; remove it")
+            elif network_of(cidr) is None:
+                message = f"found '{cidr}', which is not a network; write it as 10.8.0.0/24"
+                yield stack.finding((*path, index), message)
+    if config.kubernetes.api_cidrs == []:
+        message = "is empty, and the head scales workers through the API server; name its networks, or take it out"
+        yield stack.finding(("kubernetes", "apiCidrs"), message)
 
 
 def public_needs(stack: LoadedStack, model: ModelConfig) -> Iterator[str]:
@@ -117,7 +125,13 @@ def _kms(stack: LoadedStack) -> list[Way]:
 
 
 def _api(stack: LoadedStack) -> tuple[Way, ...]:
-    """To the cluster's API: on EKS by a private address and port 443; elsewhere its port is the owner's choice."""
+    """To the cluster's API: on EKS by a private address and port 443; elsewhere its port is the owner's choice.
+
+    `apiCidrs` names the API server's own addresses: policies judge a connection after its Service's address became one.
+    """
+    named, ports = stack.config.kubernetes.api_cidrs, (HTTPS,) if stack.config.target.makes_cluster else ()
+    if named is not None:
+        return (Way("api", tuple(named), ports),)
     if stack.config.target.makes_cluster:
         return (Way("api", PRIVATE, (HTTPS,)),)
     return (Way("api", PRIVATE), _public("api", *API_PORTS))

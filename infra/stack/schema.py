@@ -346,6 +346,12 @@ class Kubernetes(StackSection):
         default=[Scraper()],
         description="Who may read the metrics of Ray, its models and the gateway; empty: nobody.",
     )
+    api_cidrs: list[str] | None = Field(
+        None,
+        description="Networks where pods find the API server; then the head, the operator and other pods that use it "
+        "reach no other address for it. Default: private addresses, on eks at port 443; elsewhere also public ones at "
+        "443 and 6443.",
+    )
     rollout: Literal["surge", "replace", "incremental"] = Field(
         "surge",
         description="How a new image rolls out: a second cluster first, the old one removed first, or step by step.",

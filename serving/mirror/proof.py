@@ -90,12 +90,11 @@ class KmsKey:
         self._name, self._kms = name, kms or boto3.client("kms")
 
     def sign(self, data: bytes) -> bytes:
-        """The signature of `data` as DER; raises `MirrorError` where KMS refuses."""
-        digest = hashlib.sha256(data).digest()
+        """The signature of `data`, 4096 bytes at most, as DER; raises `MirrorError` where KMS refuses."""
         with plain_errors(
             f"sign with {self._name}", "KMS", "allow kms:Sign on the stack's key to the mirror Job's role"
         ):
-            answer = self._kms.sign(KeyId=self._name, Message=digest, MessageType="DIGEST", SigningAlgorithm=ALGORITHM)
+            answer = self._kms.sign(KeyId=self._name, Message=data, MessageType="RAW", SigningAlgorithm=ALGORITHM)
         return bytes(answer["Signature"])
 
     def public(self) -> str:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from modelfleet.infra.aws.documents import pod_access, site_without_account
 from modelfleet.infra.kubernetes.manifests.mirror import job_name, mirror_job
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ImageSource
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.infra.stack.schema import TrustedSigner
+from modelfleet.serving.app import AppArgs
 from modelfleet.serving.config.errors import InputErrors, Severity
 from tests.unit.planning.builders import model, planned, pool, stack
 
@@ -95,3 +97,53 @@ def test_an_entry_for_no_model_is_a_warning() -> None:
 def test_a_signer_is_one_key_or_certificates_as_pem(entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="signers"):
         signed(entry)
+
+
+MANIFEST_KEY = {"kms": "arn:aws:kms:us-east-1:111122223333:key/1234-abcd", "publicKey": KEY}
+DER = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"
+
+
+def with_manifest_key(**keys: Any) -> LoadedStack:
+    own = {"kubernetes": {}, **keys}
+    return stack(pool(), trust={"manifestKey": MANIFEST_KEY, **own.pop("trust", {})}, **own)
+
+
+def test_the_key_of_manifests_is_in_the_job_and_its_public_half_in_the_applications_args() -> None:
+    plain, plan = (
+        plan_of(signed()),
+        plan_of(with_manifest_key(trust={"signers": [{"weights": ["*"], "publicKey": KEY}]})),
+    )
+    (one,) = plan.models
+    assert AppArgs.model_validate(one.application.args).weights.manifest_key == DER
+    assert one.mirror.signer is not None
+    assert one.application.args["weights"]["signers"] == {
+        f"s3://{plan.bucket.name}/models/org--model": one.mirror.signer.fingerprint
+    }
+    assert not {"manifest_key", "signers"} & set(plain.models[0].application.args["weights"])
+    (container,) = mirror_job(plan, one)["spec"]["template"]["spec"]["containers"]
+    assert {"name": "MANIFEST_KEY", "value": MANIFEST_KEY["kms"]} in container["env"]
+    assert job_name(plan, one) != job_name(plain, plain.models[0])
+
+
+def test_only_mirror_jobs_may_sign() -> None:
+    plan = plan_of(with_manifest_key())
+    signing = {
+        access.service_account
+        for access in pod_access(site_without_account(plan), plan)
+        for statement in access.statements
+        if "kms:Sign" in statement["Action"] and statement["Resource"] == MANIFEST_KEY["kms"]
+    }
+    assert signing == {"mirror"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({"mirror": {"create": False, "bucket": "theirs"}}, "mirror.create is false"), ({"target": "local"}, "has none")],
+    ids=["nothing is copied", "this machine"],
+)
+def test_a_key_that_nothing_signs_with_is_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputErrors) as refused:
+        planned([model("org/model")], with_manifest_key(**keys))
+    assert [said in one.message for one in refused.value.findings if one.path == "modelfleet:trust.manifestKey"] == [
+        True
+    ]
