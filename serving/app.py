@@ -10,6 +10,7 @@ here: the process that builds the application may have no vLLM at all.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +20,8 @@ from ray.serve import Application
 from modelfleet.serving.card import Card
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import DEPLOYMENT, actor_options, deployment_options, placement_bundles
+from modelfleet.serving.mirror import status
+from modelfleet.serving.mirror.proof import Expected
 from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.replica import VllmReplica
 
@@ -35,6 +38,10 @@ class WeightsArgs(BaseModel):
     draft: str | None = Field(None, description="s3://bucket/prefix of the copy of what drafts.")
     tokenizer: str | None = Field(None, description="s3://bucket/prefix of the copy of another tokenizer.")
     seal: str | None = Field(None, description="s3://bucket/prefix of the sealed compile cache; its end is the key.")
+    manifest_key: str | None = Field(None, description="Public key that manifests are signed with: base64 of its DER.")
+    signers: dict[str, str] = Field(
+        default_factory=dict, description="Fingerprint of who must have signed a copy's weights, by s3://bucket/prefix."
+    )
 
 
 class AppArgs(BaseModel):
@@ -58,7 +65,9 @@ def build(args: dict[str, Any]) -> Application:
     for mirror in filter(None, (parsed.weights.mirror, parsed.weights.draft, parsed.weights.tokenizer)):
         # Here, not in the replica: waiting here holds no GPU and delays no other application. Adapters are not waited
         # for; the replica serves them once they are there.
-        wait_until_complete(mirror)
+        own = mirror == parsed.weights.mirror
+        expected = Expected.of(parsed.weights.model_dump(), None if own else mirror)
+        wait_until_complete(mirror, look=partial(status, expected=expected))
     return application(VllmReplica, parsed)
 
 

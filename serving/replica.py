@@ -125,7 +125,9 @@ class VllmReplica:
         `_check_startup_replicas`).
         """
         first = self._wanted is None
-        self._wanted = wanted = WantedAdapters(user_config.get("lora") or [], cache_limit(self._weights))
+        self._wanted = wanted = WantedAdapters(
+            user_config.get("lora") or [], cache_limit(self._weights), self._weights.get("manifest_key")
+        )
         if first:
             await self._take_over(wanted)
             if wanted.faults:
@@ -233,9 +235,7 @@ class VllmReplica:
         """The weights, the folders of tokenizer and draft, and those of the adapters by their names."""
         limit = cache_limit(self._weights)
         weights = resolve(self._model, self._weights, logger.info)
-        others = {
-            name: resolve_other(self._weights.get(name), logger.info, limit=limit) for name in ("tokenizer", "draft")
-        }
+        others = {name: resolve_other(self._weights, name, logger.info) for name in ("tokenizer", "draft")}
         adapters = {one.name: resolve_adapter(one, logger.info, limit=limit) for one in self._model.engine_config.lora}
         return weights, others, adapters
 

@@ -25,6 +25,7 @@ from modelfleet.serving.hub import download
 from modelfleet.serving.mirror import complete_version, fetch
 from modelfleet.serving.mirror.download import Report
 from modelfleet.serving.mirror.prefix import fetch_extra_file, fetch_prefix
+from modelfleet.serving.mirror.proof import Expected
 from modelfleet.serving.mirror.store import SCHEMES
 
 UNSIGNED = "--no-sign-request"
@@ -40,7 +41,7 @@ def resolve(model: ModelConfig, weights: Mapping[str, Any], report: Report = lam
     """What vLLM loads: a folder, complete on this node; raises `MirrorError` or `WeightsError`.
 
     With `engine_kwargs.load_format: runai_streamer` and weights in S3 it is the s3:// prefix instead, which vLLM itself
-    streams into memory. We then check that the manifest's files are all there, but not their bytes.
+    streams into memory. We then check that the manifest's files are all there (and its signature), but not their bytes.
     """
     streamed = _streamed(model, weights)
     return str(_folder(model, weights, report)) if streamed is None else streamed
@@ -53,7 +54,7 @@ def _streamed(model: ModelConfig, weights: Mapping[str, Any]) -> str | None:
     streaming = str(engine.engine_kwargs.get("load_format", "")).startswith("runai_streamer")
     if not streaming or uri is None or Path(engine.weights_id).is_absolute():
         return None
-    return complete_version(uri) or uri
+    return complete_version(uri, None if own else Expected.of(weights)) or uri
 
 
 def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> Path:
@@ -72,7 +73,8 @@ def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> P
             kind,
         )
     if mirror := weights.get("mirror"):
-        return _model_folder(fetch(mirror, cache, limit=limit, report=report), mirror, kind)
+        expected = Expected.of(weights)
+        return _model_folder(fetch(mirror, cache, limit=limit, report=report, expected=expected), mirror, kind)
     report(f"fetching {engine.weights_id} from the Hugging Face Hub")
     return download(engine.weights_id, engine.revision, kind=kind)
 
@@ -83,20 +85,30 @@ def cache_limit(weights: Mapping[str, Any]) -> int | None:
     return None if gb is None else int(gb * 1e9)
 
 
-def resolve_other(uri: str | None, report: Report = lambda line: None, *, limit: int | None = None) -> str | None:
-    """The folder of the stack's copy of a draft or a tokenizer on this node; None without a copy."""
-    return None if uri is None else str(fetch(uri, default_cache(), limit=limit, report=report))
+def resolve_other(weights: Mapping[str, Any], name: str, report: Report = lambda line: None) -> str | None:
+    """The folder on this node of the copy that `weights` has under `name`, a draft or a tokenizer; else None."""
+    if (uri := weights.get(name)) is None:
+        return None
+    expected = Expected.of(weights, uri)
+    return str(fetch(uri, default_cache(), limit=cache_limit(weights), report=report, expected=expected))
 
 
 def resolve_adapter(
-    adapter: LoraAdapter, report: Report = lambda line: None, mirror: str | None = None, *, limit: int | None = None
+    adapter: LoraAdapter,
+    report: Report = lambda line: None,
+    mirror: str | None = None,
+    *,
+    limit: int | None = None,
+    expected: Expected | None = None,
 ) -> Path:
     """The folder of a LoRA adapter on this node, from the stack's copy where it has one. `limit` is the cache's.
+
+    With `expected` the copy's manifest must be signed so.
 
     Raises `MirrorError` or `WeightsError`.
     """
     if mirror is not None:
-        folder = fetch(mirror, default_cache(), limit=limit, report=report)
+        folder = fetch(mirror, default_cache(), limit=limit, report=report, expected=expected)
     elif Path(adapter.source).is_absolute():
         folder = Path(adapter.source)
     elif adapter.source.partition("://")[0] in SCHEMES:

@@ -48,12 +48,14 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)
     copied = policies.read_existing(bucket.copied_from, partition=partition)
+    key = plan.config.trust.manifest_key
+    signs = policies.sign_manifests(key.kms) if key else []
     scaling = policies.cluster_autoscaler(
         cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
     )
     return [
         *(PodAccess(account, site.namespace, [*run, *foreign], "read") for account in READERS),
-        PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied], "write"),
+        PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied, *signs], "write"),
         *([PodAccess(SEALER, plan.mirror_namespace, [*sealing, *run, *foreign], "write")] if plan.sealed_pools else ()),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
         *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),

@@ -161,6 +161,11 @@ def use_key(key_arn: str, *, write: bool, region: str) -> list[Statement]:
     ]
 
 
+def sign_manifests(key_arn: str) -> list[Statement]:
+    """Sign with a key, and read its public half to tell whether an earlier manifest was signed with it."""
+    return [{"Effect": "Allow", "Action": ["kms:GetPublicKey", "kms:Sign"], "Resource": key_arn}]
+
+
 def read_existing(locations: Sequence[str], *, partition: str) -> list[Statement]:
     """Read the existing buckets that models name themselves, as `bucket/prefix` or `bucket`."""
     by_bucket: dict[str, list[str]] = {}

@@ -92,6 +92,8 @@ class LocalFleet(pulumi.ComponentResource):
             "source": mirror.source,
             "revision": mirror.revision,
         } | ({} if mirror.kind == "model" else {"kind": mirror.kind})
+        if mirror.signer is not None:
+            props |= {"signerKey": mirror.signer.public_key, "signerCertificates": mirror.signer.certificates}
         name = (mirror.prefix or "").removeprefix("models/").replace("/", "-")
         return LocalResource("Weights", f"weights-{name}", props, self._child())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modelfleet.infra.planning.drafting import draft_source
@@ -18,6 +18,7 @@ from modelfleet.infra.planning.plan import (
     SealPlan,
     ServeApplication,
 )
+from modelfleet.infra.planning.signers import signer_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.checkpoint_files import Kind, weights_kind
@@ -38,12 +39,13 @@ def mirror_plan(stack: LoadedStack, model: ModelConfig, size: int | None = None)
     """Where the weights come from, and the prefix of the stack's own copy if it keeps one; `size` in bytes."""
     engine = model.engine_config
     source = stack.config.mirror.sources.get(engine.weights_id, engine.weights_id)
-    kind = weights_kind(engine.engine_kwargs)
+    kind, signer = weights_kind(engine.engine_kwargs), signer_of(stack, engine.weights_id)
     if engine.mirror_config is not None and engine.mirror_config.bucket_uri:
-        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size, kind)
+        return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size, kind, signer, engine.weights_id)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
     mirrored = stack.config.mirror.create and not on_node and not _straight(stack, model, source)
-    return MirrorPlan(source, engine.revision, f"models/{model.slug}" if mirrored else None, size, kind)
+        prefix = f"models/{model.slug}" if mirrored else None
+    return MirrorPlan(source, engine.revision, prefix, size, kind, signer, engine.weights_id)
 
 
 def _straight(stack: LoadedStack, model: ModelConfig, source: str) -> bool:
@@ -62,7 +64,7 @@ def other_mirror(stack: LoadedStack, name: str, revision: str | None, kind: Kind
     key = name.replace("://", "--").replace("/", "--") + (f"@{revision}" if revision else "")
     # No model's slug begins like this.
     prefix = f"models/_{kind}/{key}" if stack.config.mirror.create and copied else None
-    return MirrorPlan(source, revision, prefix, size, kind)
+    return MirrorPlan(source, revision, prefix, size, kind, signer_of(stack, name), name)
 
 
 def draft_mirror(stack: LoadedStack, model: ModelConfig, size: int | None) -> MirrorPlan | None:
@@ -87,6 +89,16 @@ def tokenizer_mirror(stack: LoadedStack, model: ModelConfig) -> MirrorPlan | Non
 def adapter_mirror(stack: LoadedStack, adapter: LoraAdapter) -> MirrorPlan:
     """The copy of an adapter; its bytes are too few to count."""
     return other_mirror(stack, adapter.source, adapter.revision, "adapter", 0)
+
+
+def all_mirrors(stack: LoadedStack, model: ModelConfig) -> list[MirrorPlan]:
+    """All that a replica loads: weights, draft, tokenizer, adapters. What has no prefix is not copied."""
+    others = (
+        draft_mirror(stack, model, None),
+        tokenizer_mirror(stack, model),
+        *(adapter_mirror(stack, adapter) for adapter in model.engine_config.lora),
+    )
+    return [mirror_plan(stack, model), *(one for one in others if one is not None)]
 
 
 def kind_of(engine: EngineConfig) -> ModelKind:
@@ -135,6 +147,8 @@ def application(
         "tokenizer": uri(tokenizer_mirror(stack, model)),
         "cache_gb": cache_gb,
         "seal": uri(seal),
+        "manifest_key": stack.config.trust.manifest_key and stack.config.trust.manifest_key.der,
+        "signers": _signers(stack, model, uri),
     }
     dumped = model.model_dump(mode="json", exclude_unset=True)
     dumped["engine_config"].pop("lora", None)
@@ -144,8 +158,13 @@ def application(
         **({"cards": list(cards)} if cards else {}),
     }
     adapters = [
-        {**one.model_dump(mode="json", exclude_none=True), "mirror": uri(adapter_mirror(stack, one))}
+        {
+            **one.model_dump(mode="json", exclude_none=True),
+            "mirror": uri(copy),
+            **({"signer": copy.signer.fingerprint} if copy.signer and copy.prefix else {}),
+        }
         for one in model.engine_config.lora
+        for copy in (adapter_mirror(stack, one),)
     ]
     has_slots = model.engine_config.engine_kwargs.get("enable_lora") is True
     return ServeApplication(
@@ -157,6 +176,17 @@ def application(
         options={"max_surge_percent": gap.surge_percent, "graceful_shutdown_timeout_s": gap.shutdown_s},
         user_config={"lora": adapters} if has_slots else None,
     )
+
+
+def _signers(
+    stack: LoadedStack, model: ModelConfig, uri: Callable[[MirrorPlan | None], str | None]
+) -> dict[str, str] | None:
+    """Who must have signed each copy but the adapters', by its place, where the manifest says it; None for nobody."""
+    if stack.config.trust.manifest_key is None:
+        return None
+    loaded = (mirror_plan(stack, model), draft_mirror(stack, model, None), tokenizer_mirror(stack, model))
+    places = ((uri(one), one.signer) for one in loaded if one is not None)
+    return {place: signer.fingerprint for place, signer in places if place and signer} or None
 
 
 def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[BucketPlan, list[Finding]]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import Final
 
-from modelfleet.infra.planning.applications import adapter_mirror, draft_mirror, mirror_plan, tokenizer_mirror
+from modelfleet.infra.planning.applications import all_mirrors
 from modelfleet.infra.planning.head_storage import head_storage_plan
 from modelfleet.infra.planning.network import PRIVATE_ADDRESSES, network_of
-from modelfleet.infra.planning.plan import EgressPlan, MirrorPlan, Way
+from modelfleet.infra.planning.plan import EgressPlan, Way
 from modelfleet.infra.planning.trust import from_hub
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding
@@ -41,7 +41,7 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
     """The ways out of each kind of pod."""
     config = stack.config
     needs = {what for model in models for what in public_needs(stack, model.config)}
-    copied = [one for model in models for one in _mirrors(stack, model.config)]
+    copied = [one for model in models for one in all_mirrors(stack, model.config)]
     from_elsewhere = any(one.prefix and not one.source.startswith("s3://") for one in copied)
     storage = _storage(stack)
     internet = _public("internet", HTTPS)
@@ -53,26 +53,34 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
             *_media_addresses(models),
         ),
         head=(*_api(stack), *_store(stack)),
-        mirror=(*storage, *([internet] if from_elsewhere else [])),
+        mirror=(*storage, *([internet] if from_elsewhere else []), *_kms(stack)),
         api=_api(stack),
         aws=(_public("aws", HTTPS), Way("aws", PRIVATE, (HTTPS,)), _CREDENTIALS) if config.target.makes_cluster else (),
     )
 
 
 def egress_findings(stack: LoadedStack) -> Iterator[Finding]:
-    """Networks of the object store that are none."""
-    for index, cidr in enumerate(stack.config.mirror.storage_cidrs or ()):
-        path = ("mirror", "storageCidrs", index)
-        if stack.config.target.on_this_machine:
-            yield stack.finding(path, f"found '{cidr}', but target local has no pods; remove it")
-        elif network_of(cidr) is None:
-            yield stack.finding(path, f"found '{cidr}', which is not a network; write it as 10.8.0.0/24")
+    """Networks of the object store and of the API server that are none."""
+    config = stack.config
+    for path, cidrs in (
+        (("mirror", "storageCidrs"), config.mirror.storage_cidrs),
+        (("kubernetes", "apiCidrs"), config.kubernetes.api_cidrs),
+    ):
+        for index, cidr in enumerate(cidrs or ()):
+            if config.target.on_this_machine:
+                yield stack.finding((*path, index), f"found '{cidr}', but target local has no pods; remove it")
+            elif network_of(cidr) is None:
+                message = f"found '{cidr}', which is not a network; write it as 10.8.0.0/24"
+                yield stack.finding((*path, index), message)
+    if config.kubernetes.api_cidrs == []:
+        message = "is empty, and the head scales workers through the API server; name its networks, or take it out"
+        yield stack.finding(("kubernetes", "apiCidrs"), message)
 
 
 def public_needs(stack: LoadedStack, model: ModelConfig) -> Iterator[str]:
     """Why a model's replicas need public addresses beside the object store: `hub`, `cloud`, `code`, `media`."""
     engine = model.engine_config
-    not_copied = [one.source for one in _mirrors(stack, model) if one.prefix is None]
+    not_copied = [one.source for one in all_mirrors(stack, model) if one.prefix is None]
     named = [*not_copied, engine.engine_kwargs.get("hf_config_path")]
     if any(isinstance(name, str) and from_hub(name) for name in named):
         yield "hub"
@@ -85,16 +93,6 @@ def public_needs(stack: LoadedStack, model: ModelConfig) -> Iterator[str]:
         yield "code"
     if engine.engine_kwargs.get("allowed_media_domains"):
         yield "media"
-
-
-def _mirrors(stack: LoadedStack, model: ModelConfig) -> list[MirrorPlan]:
-    """All that a replica loads: weights, draft, tokenizer, adapters. What has no prefix is not copied."""
-    others = (
-        draft_mirror(stack, model, None),
-        tokenizer_mirror(stack, model),
-        *(adapter_mirror(stack, adapter) for adapter in model.engine_config.lora),
-    )
-    return [mirror_plan(stack, model), *(one for one in others if one is not None)]
 
 
 def _public(purpose: str, *ports: int) -> Way:
@@ -117,8 +115,23 @@ def _storage(stack: LoadedStack) -> list[Way]:
     return [*known, Way("storage", PRIVATE, (HTTPS,))] if config.network.vpc_id else known
 
 
+def _kms(stack: LoadedStack) -> list[Way]:
+    """Where manifests are signed; without `storageCidrs` public addresses at 443 are open anyway."""
+    config = stack.config
+    if config.trust.manifest_key is None:
+        return []
+    private = [Way("kms", PRIVATE, (HTTPS,))] if config.network.vpc_id or not config.target.makes_cluster else []
+    return [_public("kms", HTTPS), *private]
+
+
 def _api(stack: LoadedStack) -> tuple[Way, ...]:
-    """To the cluster's API: on EKS by a private address and port 443; elsewhere its port is the owner's choice."""
+    """To the cluster's API: on EKS by a private address and port 443; elsewhere its port is the owner's choice.
+
+    `apiCidrs` names the API server's own addresses: policies judge a connection after its Service's address became one.
+    """
+    named, ports = stack.config.kubernetes.api_cidrs, (HTTPS,) if stack.config.target.makes_cluster else ()
+    if named is not None:
+        return (Way("api", tuple(named), ports),)
     if stack.config.target.makes_cluster:
         return (Way("api", PRIVATE, (HTTPS,)),)
     return (Way("api", PRIVATE), _public("api", *API_PORTS))

@@ -15,6 +15,7 @@ from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.serve_options import DEPLOYMENT
+from modelfleet.serving.config.signer import Signer
 
 #: A month in AWS's own calculator.
 HOURS_PER_MONTH = 730
@@ -193,6 +194,10 @@ class MirrorPlan:
     bytes: int | None = None
     #: What its repository holds, which decides the files that are copied.
     kind: Kind = "model"
+    #: Who must have signed its files, before they are copied; None where the stack names nobody.
+    signer: Signer | None = None
+    #: Its name in model files, a Hugging Face id mostly, whatever the stack's `mirror.sources` make of it.
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from modelfleet.infra.names import ACCELERATOR_LABEL, GPU, GPU_COUNT_LABEL, GPU_
 from modelfleet.infra.planning.adapters import adapter_findings, with_adapters
 from modelfleet.infra.planning.applications import (
     adapter_mirror,
+    all_mirrors,
     application,
     bucket_plan,
     draft_mirror,
@@ -71,6 +72,7 @@ from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.seals import seal_findings, seal_plan
+from modelfleet.infra.planning.signers import signer_findings
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -141,6 +143,7 @@ def plan(
         *licence_findings(stack, models, catalog),
         *token_findings(stack, models, catalog),
         *trust_findings(stack, models),
+        *signer_findings(stack, [one for model in models for one in all_mirrors(stack, model.config)]),
     ]
     configs = [model.config for model in models]
     short = {one.model_id: memory_short(machine, one, configs, facts) for one in configs}

@@ -16,6 +16,7 @@ from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.machine import this_machine
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.prices import with_known_prices
+from modelfleet.infra.reading.signatures import key_findings, signature_findings
 from modelfleet.infra.stack import LoadedStack, Sections, load_stack, stack_of
 from modelfleet.serving.config.document import Document
 from modelfleet.serving.config.errors import Finding, InputErrors, errors_in
@@ -112,9 +113,13 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
         )
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
-    if errors:
+    signed = []
+    if stack.config.trust.signers:
+        # A run that buys nodes asks the Hub, too.
+        signed = [*key_findings(stack), *signature_findings(made, network=network or deploying)]
+    if errors := [*errors, *errors_in(signed)]:
         raise InputErrors(errors)
-    return replace(made, notices=tuple(sorted([*workspace.findings, *made.notices])))
+    return replace(made, notices=tuple(sorted([*workspace.findings, *made.notices, *signed])))
 
 
 def model_files(root: Path, stack: LoadedStack) -> tuple[list[Path], list[Finding]]:

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from modelfleet.infra.stack.target import TARGETS, Target, TargetName
 from modelfleet.serving.config.accelerators import accelerators
+from modelfleet.serving.config.signer import Signer
 from modelfleet.serving.config.validation import KeyFault, Matching
 
 if TYPE_CHECKING:
@@ -350,6 +351,12 @@ class Kubernetes(StackSection):
         default=[Scraper()],
         description="Who may read the metrics of Ray, its models and the gateway; empty: nobody.",
     )
+    api_cidrs: list[str] | None = Field(
+        None,
+        description="Networks where pods find the API server; then the head, the operator and other pods that use it "
+        "reach no other address for it. Default: private addresses, on eks at port 443; elsewhere also public ones at "
+        "443 and 6443.",
+    )
     rollout: Literal["surge", "replace", "incremental"] = Field(
         "surge",
         description="How a new image rolls out: a second cluster first, the old one removed first, or step by step.",
@@ -448,6 +455,56 @@ class Licence(StackSection):
     )
 
 
+def _pem(kind: str) -> Matching:
+    return Matching(
+        rf"^\s*-----BEGIN {kind}-----[A-Za-z0-9+/=\s]+-----END {kind}-----\s*", f"PEM, from -----BEGIN {kind}----- on"
+    )
+
+
+class TrustedSigner(StackSection):
+    """Who signs weights."""
+
+    weights: list[Annotated[str, Matching(r"^\S+$", "a Hugging Face id, in which `*` stands for anything")]] = Field(
+        min_length=1,
+        description="What must be signed by it: weights, drafts, tokenizers and adapters by Hugging Face id, or many "
+        "such as `org/*`. The first entry that matches counts.",
+    )
+    public_key: Annotated[str, _pem("PUBLIC KEY")] | None = Field(
+        None, description="PEM of the signer's public key, of an elliptic curve."
+    )
+    certificates: Annotated[str, _pem("CERTIFICATE")] | None = Field(
+        None, description="PEM of the certificates that the signer's own must lead to, instead of publicKey."
+    )
+
+    @model_validator(mode="after")
+    def it_is_known_by_one_of_both(self) -> Self:
+        """A signer has a key, or a certificate of an authority."""
+        if (self.public_key is None) == (self.certificates is None):
+            raise ValueError("name either publicKey or certificates of the signer")
+        return self
+
+    @property
+    def signer(self) -> Signer:
+        """What verifies."""
+        return Signer(self.public_key, self.certificates)
+
+
+class ManifestKey(StackSection):
+    """What mirror Jobs sign manifests with, and replicas verify them by."""
+
+    kms: Annotated[
+        str, Matching(r"^arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+$", "the ARN of a KMS key (not of an alias)")
+    ] = Field(
+        description="KMS key of spec ECC_NIST_P256 and usage SIGN_VERIFY; on eks the Jobs' role may sign with it."
+    )
+    public_key: Annotated[str, _pem("PUBLIC KEY")] = Field(description="PEM of its public key.")
+
+    @property
+    def der(self) -> str:
+        """The public key as base64 of its DER, which is what PEM has between its lines."""
+        return "".join(line for line in self.public_key.split("\n") if "-----" not in line).replace(" ", "")
+
+
 class Trust(StackSection):
     """What the stack lets models do beyond serving."""
 
@@ -455,6 +512,16 @@ class Trust(StackSection):
         default_factory=list,
         description="Models, by `model_id`, whose files may make replicas run code of others, such as "
         "`trust_remote_code` or packages in `runtime_env`; every other model that asks for it is refused.",
+    )
+    signers: list[TrustedSigner] = Field(
+        default_factory=list,
+        description="Who must have signed which weights (OpenSSF model-signing, `model.sig` beside them). A preview "
+        "refuses others, and nothing is copied.",
+    )
+    manifest_key: ManifestKey | None = Field(
+        None,
+        description="KMS key of yours that signs each copy's manifest; replicas then take no other copy, whoever can "
+        "write to the bucket.",
     )
 
 

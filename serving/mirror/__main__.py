@@ -20,10 +20,13 @@ from pathlib import Path
 
 from modelfleet.serving.config.checkpoint_files import FILES
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
+from modelfleet.serving.config.signer import Signer
 from modelfleet.serving.mirror.hub import Repository
 from modelfleet.serving.mirror.node import fetch
 from modelfleet.serving.mirror.origin import Folder, Origin, Prefix
+from modelfleet.serving.mirror.proof import Expected, KmsKey
 from modelfleet.serving.mirror.read import Status, read_manifest, status
+from modelfleet.serving.mirror.signer import Signature
 from modelfleet.serving.mirror.store import S3Store, parse_uri, plain_errors
 from modelfleet.serving.mirror.upload import fill_from
 
@@ -49,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     origin.add_argument("--hub", help="a Hugging Face id")
     filling.add_argument("--revision", help="commit, tag or branch on the Hub")
     filling.add_argument("--kind", choices=list(FILES), default="model", help="what the Hub's repository holds")
+    filling.add_argument(
+        "--signer-key", metavar="PEM", help="a public key; the files must be signed with its private one"
+    )
+    filling.add_argument("--signer-certificates", metavar="PEM", help="certificates that the signer's own must lead to")
+    filling.add_argument(
+        "--manifest-key", metavar="KMS", help="a KMS key that signs the manifest: alias/name or its ARN"
+    )
     filling.set_defaults(run=_fill)
     looking = commands.add_parser("status", help="absent, complete or damaged")
     looking.add_argument("uri", metavar="s3://bucket/prefix")
@@ -61,12 +71,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fill(parsed: argparse.Namespace) -> int:
-    if parsed.hub is not None and _holds(parsed.uri, parsed.hub, parsed.revision):
+    signer = Signer(parsed.signer_key, parsed.signer_certificates)
+    signature = Signature(signer, parsed.kind) if signer != Signer() else None
+    key = KmsKey(parsed.manifest_key) if parsed.manifest_key else None
+    if parsed.hub is not None and _holds(parsed, signature, key):
         _report(f"{parsed.uri} already has {parsed.hub} at {parsed.revision}")
         return 0
     origin, source = _origin(parsed)
     manifest = fill_from(
-        origin, parsed.uri, model_id=parsed.model_id, source=source, source_revision=parsed.revision, report=_report
+        origin,
+        parsed.uri,
+        model_id=parsed.model_id,
+        source=source,
+        source_revision=parsed.revision,
+        report=_report,
+        signature=signature,
+        key=key,
     )
     print(manifest.version)
     return 0
@@ -82,9 +102,18 @@ def _origin(parsed: argparse.Namespace) -> tuple[Origin, str]:
     return Folder(folder), f"file://{folder}"
 
 
-def _holds(uri: str, source: str, revision: str | None) -> bool:
-    """Whether the mirror is complete and from this source and revision; False without a revision."""
-    if revision is None or status(uri) is not Status.COMPLETE:
+def _holds(parsed: argparse.Namespace, signature: Signature | None, key: KmsKey | None) -> bool:
+    """Whether the mirror is complete and from this source and revision, and signed with `key`.
+
+    Never without a revision. Without a key nothing says that it was made after a signer was named.
+    """
+    uri, source, revision = parsed.uri, parsed.hub, parsed.revision
+    if revision is None or (key is None and signature is not None):
+        return False
+    if key is not None:
+        signer = signature.signer.fingerprint if signature is not None else ""
+        return status(uri, expected=Expected(key.public(), signer, source, revision)) is Status.COMPLETE
+    if status(uri) is not Status.COMPLETE:
         return False
     location = parse_uri(uri)
     with plain_errors(f"look at {uri}"):

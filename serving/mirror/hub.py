@@ -35,6 +35,7 @@ class Repository:
         self._repository, self._what, self._files = repository, named(repository, revision), FILES[kind]
         with hub_errors(self._what):
             self._commit = HfApi().model_info(repository, revision=revision).sha
+        self._found: dict[str, OriginFile] = {}
 
     def __str__(self) -> str:
         return self._what
@@ -47,11 +48,16 @@ class Repository:
 
         with hub_errors(self._what):
             tree = HfApi().list_repo_tree(self._repository, recursive=True, revision=self._commit)
-            found = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+            entries = [entry for entry in tree if isinstance(entry, RepoFile)]
+        found = {one.path: OriginFile(one.path, one.size, one.lfs.sha256 if one.lfs else None) for one in entries}
+        self._found = found
         allowed = self._files.wanted(list(found))
         names = filter_repo_objects(found, allow_patterns=allowed, ignore_patterns=list(self._files.ignored))
-        needed = [found[name] for name in names]
-        return [OriginFile(one.path, one.size, one.lfs.sha256 if one.lfs else None) for one in needed]
+        return [found[name] for name in names]
+
+    def find(self, path: str) -> OriginFile | None:
+        """See `Origin`."""
+        return self._found.get(path)
 
     def stream(self, path: str, offset: int, length: int) -> Iterator[bytes]:
         """See `Origin`. A broken connection goes on where it stopped."""

@@ -39,6 +39,9 @@ class Origin(Protocol):
     def files(self) -> list[OriginFile]:
         """All files that belong to the model."""
 
+    def find(self, path: str) -> OriginFile | None:
+        """A file beside them, whether it belongs to the model or not; None where there is none. Ask after `files`."""
+
     def stream(self, path: str, offset: int, length: int) -> Iterator[bytes]:
         """Bytes of a range, in pieces."""
 
@@ -57,6 +60,11 @@ class Folder:
         found = (path for path in sorted(self.path.rglob("*")) if path.is_file())
         named = ((path.relative_to(self.path), path.stat().st_size) for path in found)
         return [OriginFile(name.as_posix(), size) for name, size in named if not _is_ignored(name)]
+
+    def find(self, path: str) -> OriginFile | None:
+        """See `Origin`."""
+        file = self.path / path
+        return OriginFile(path, file.stat().st_size) if file.is_file() else None
 
     def stream(self, path: str, offset: int, length: int) -> Iterator[bytes]:
         """See `Origin`."""
@@ -77,6 +85,7 @@ class Prefix:
     def __init__(self, uri: str) -> None:
         self.location = parse_uri(uri, *SCHEMES)
         self._objects: dict[str, tuple[str, str | None]] = {}
+        self._sizes: dict[str, int] = {}
         with plain_errors(f"read {uri}"):
             self._store = open_store(self.location)
 
@@ -90,9 +99,15 @@ class Prefix:
             if manifest is None:
                 found = below(self._store, self.location)
                 self._objects = {file.path: (file.key, file.tag) for file in found}
+                self._sizes = {file.path: file.size for file in found}
                 return [OriginFile(file.path, file.size) for file in found]
         self._objects = {f.path: (self.location.key(manifest.version, f.path), None) for f in manifest.files}
+        self._sizes = {file.path: file.size for file in manifest.files}
         return [OriginFile(file.path, file.size, file.sha256) for file in manifest.files]
+
+    def find(self, path: str) -> OriginFile | None:
+        """See `Origin`; a mirror has nothing beside its files."""
+        return OriginFile(path, self._sizes[path]) if path in self._sizes else None
 
     def stream(self, path: str, offset: int, length: int) -> Iterator[bytes]:
         """See `Origin`; fails if the object has changed since `files` saw it."""

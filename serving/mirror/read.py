@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError
 
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from modelfleet.serving.mirror.proof import Expected
 from modelfleet.serving.mirror.store import Location, S3Store, Store, parse_uri, plain_errors
 
 
@@ -20,16 +21,17 @@ class Status(StrEnum):
     DAMAGED = "damaged"
 
 
-def status(uri: str, *, s3: Any = None) -> Status:
+def status(uri: str, *, s3: Any = None, expected: Expected | None = None) -> Status:
     """The state of the copy at `uri`: complete if its manifest is valid and every file is there with its size.
 
-    A missing bucket counts as absent; raises `MirrorError` when S3 cannot be queried.
+    With `expected` the manifest must also be signed so. A missing bucket counts as absent; raises `MirrorError` when S3
+    cannot be queried.
     """
     location = parse_uri(uri)
     store = S3Store(location.bucket, s3)
     with plain_errors(f"look at {uri}"):
         try:
-            manifest = read_manifest(store, location)
+            manifest = read_manifest(store, location, expected)
         except MirrorError:
             return Status.DAMAGED
         except ClientError as error:
@@ -41,10 +43,18 @@ def status(uri: str, *, s3: Any = None) -> Status:
         return Status.DAMAGED if missing_files(store, location, manifest) else Status.COMPLETE
 
 
-def read_manifest(store: Store, location: Location) -> Manifest | None:
-    """The manifest, or None when there is none; raises `MirrorError` when it cannot be trusted."""
+def read_manifest(store: Store, location: Location, expected: Expected | None = None) -> Manifest | None:
+    """The manifest, or None when there is none; raises `MirrorError` when it cannot be trusted.
+
+    With `expected` only a manifest that is signed so can be.
+    """
     data = store.read(location.key(MANIFEST), MAX_MANIFEST_BYTES)
-    return None if data is None else parse_manifest(data, str(location))
+    if data is None:
+        return None
+    manifest = parse_manifest(data, str(location))
+    if expected is not None:
+        expected.verify(store, location, data, manifest)
+    return manifest
 
 
 def missing_files(store: Store, location: Location, manifest: Manifest) -> list[str]:

@@ -94,8 +94,11 @@ def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None,
 
 
 @contextmanager
-def plain_errors(what: str) -> Iterator[None]:
-    """Turns the SDK's errors into a `MirrorError` that says what was tried and what to check."""
+def plain_errors(what: str, service: str = "S3", fix: str | None = None) -> Iterator[None]:
+    """Turns the SDK's errors into a `MirrorError` that says what was tried and what to check.
+
+    `fix` is what to do when `service` refuses; that of S3 depends on what it says.
+    """
     try:
         yield
     except NoCredentialsError:
@@ -103,7 +106,7 @@ def plain_errors(what: str) -> Iterator[None]:
     except ClientError as error:
         code = _code(error)
         raise MirrorError(
-            f"{what}: S3 returned {code}; {_WAY_OUT.get(code, 'check the bucket and its policy')}"
+            f"{what}: {service} returned {code}; {fix or _WAY_OUT.get(code, 'check the bucket and its policy')}"
         ) from None
     except BotoCoreError as error:
         text = str(error).splitlines()[0][:200]

@@ -22,7 +22,9 @@ from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror.download import ranges
 from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile, version_of
 from modelfleet.serving.mirror.origin import Folder, Origin, OriginFile
+from modelfleet.serving.mirror.proof import Expected, KmsKey, name_of, statement
 from modelfleet.serving.mirror.read import read_manifest
+from modelfleet.serving.mirror.signer import Signature
 from modelfleet.serving.mirror.store import PARALLEL, Location, S3Store, parse_uri, plain_errors
 
 T = TypeVar("T")
@@ -44,6 +46,8 @@ def fill(
     report: Report = lambda line: None,
     chunk_bytes: int = CHUNK_BYTES,
     s3: Any = None,
+    signature: Signature | None = None,
+    key: KmsKey | None = None,
 ) -> Manifest:
     """`fill_from` a folder on this machine."""
     return fill_from(
@@ -55,6 +59,8 @@ def fill(
         report=report,
         chunk_bytes=chunk_bytes,
         s3=s3,
+        signature=signature,
+        key=key,
     )
 
 
@@ -68,10 +74,15 @@ def fill_from(
     report: Report = lambda line: None,
     chunk_bytes: int = CHUNK_BYTES,
     s3: Any = None,
+    signature: Signature | None = None,
+    key: KmsKey | None = None,
 ) -> Manifest:
     """Copies a model to `uri` and returns its manifest; sends nothing that is already there.
 
-    Raises `MirrorError` when the origin is not a model, changes during the copy, or S3 refuses.
+    `signature` says who must have signed the files; it is verified before the first of them is sent. The manifest is
+    signed with `key`, and what an earlier manifest says counts only if it is, too.
+
+    Raises `MirrorError` when the origin is not a model or not signed so, changes during the copy, or S3 refuses.
     """
     location = parse_uri(uri)
     found = origin.files()
@@ -80,9 +91,13 @@ def fill_from(
     with plain_errors(f"fill {uri}"):
         bucket = S3Store(location.bucket, s3)
         replaced = _current(bucket, location)
-        files = _with_hashes(origin, found, chunk_bytes, report)
+        signer = signature.signer.fingerprint if signature is not None else ""
+        known = _current(bucket, location, Expected(key.public(), signer)) if key is not None else replaced
+        files = with_hashes(origin, found, chunk_bytes, report)
+        if signature is not None:
+            signature.verify(origin, files, report)
         version = version_of((file.path, file.size, file.sha256 or "") for file in files)
-        job = _Fill(bucket, location.key(version, ""), origin, chunk_bytes, report, _verified(replaced, version))
+        job = _Fill(bucket, location.key(version, ""), origin, chunk_bytes, report, _verified(known, version))
         manifest = Manifest(
             model_id=model_id,
             source=source,
@@ -90,22 +105,28 @@ def fill_from(
             files=job.copy(files),
             chunk_bytes=chunk_bytes,
         )
+        body = manifest.to_json()
+        if key is not None:
+            proof = key.sign(statement(location, body, signer))
+            bucket.s3.put_object(Bucket=location.bucket, Key=location.key(name_of(body)), Body=proof)
         bucket.s3.put_object(
             Bucket=location.bucket,
             Key=location.key(MANIFEST),
-            Body=manifest.to_json(),
+            Body=body,
             ContentType="application/json",
             ChecksumAlgorithm="SHA256",
         )
-        _delete_all_but({version} | ({replaced.version} if replaced else set()), bucket, location, report)
+        kept = [manifest, *([replaced] if replaced else [])]
+        names = {name for one in kept for name in (one.version, name_of(one.to_json()))}
+        _delete_all_but(names, bucket, location, report)
     report(f"{uri} has {len(manifest.files)} files, {manifest.total_bytes / 1e6:.0f} MB")
     return manifest
 
 
-def _current(bucket: S3Store, location: Location) -> Manifest | None:
-    """The current manifest, or None; a damaged one counts as none, because it will be replaced."""
+def _current(bucket: S3Store, location: Location, expected: Expected | None = None) -> Manifest | None:
+    """The current manifest, or None; a damaged one, or one not as `expected`, counts as none: it will be replaced."""
     try:
-        return read_manifest(bucket, location)
+        return read_manifest(bucket, location, expected)
     except MirrorError:
         return None
 
@@ -116,8 +137,10 @@ def _verified(manifest: Manifest | None, version: str) -> dict[str, ManifestFile
     return {file.path: file for file in manifest.files} if manifest is not None and same else {}
 
 
-def _with_hashes(origin: Origin, files: Sequence[OriginFile], chunk_bytes: int, report: Report) -> list[OriginFile]:
-    """The files, each with its SHA-256."""
+def with_hashes(
+    origin: Origin, files: Sequence[OriginFile], chunk_bytes: int, report: Report = lambda line: None
+) -> list[OriginFile]:
+    """The files, each with its SHA-256; those without one are read."""
     unknown = [file for file in files if file.sha256 is None]
     report(f"hashing {len(unknown)} of {len(files)} files of {origin}")
     entries = _in_parallel(lambda file: entry_of(origin, file, chunk_bytes), unknown)
@@ -310,7 +333,7 @@ def _finished(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _delete_all_but(versions: set[str], bucket: S3Store, location: Location, report: Report) -> None:
-    """Deletes older versions; the one just replaced stays for replicas that are still reading it.
+    """Deletes older versions and signatures; the one just replaced stays for replicas that are still reading it.
 
     DeleteObjects answers 200 and lists what it could not delete. The copy is whole by then, so that is only said.
     """

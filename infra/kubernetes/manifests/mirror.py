@@ -51,6 +51,8 @@ def job_name(plan: Plan, model: ModelPlan, mirror: MirrorPlan | None = None) -> 
     """`mirror-<model>-<content hash>`; `mirror` is that of the model's weights by default."""
     mirror = mirror or model.mirror
     content = [mirror.source, mirror.revision, plan.bucket.name, mirror.prefix]
+    content += [mirror.signer.fingerprint] if mirror.signer else []
+    content += [key.kms, key.der] if (key := plan.config.trust.manifest_key) else []
     return f"mirror-{dns_name(model.slug)}-{digest(content)}"
 
 
@@ -91,6 +93,9 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
             "KIND": None if mirror.kind == "model" else mirror.kind,
             "MIRROR": f"s3://{plan.bucket.name}/{mirror.prefix}",
             "MODEL_ID": model.model_id,
+            "MANIFEST_KEY": plan.config.trust.manifest_key and plan.config.trust.manifest_key.kms,
+            "SIGNER_KEY": mirror.signer and mirror.signer.public_key,
+            "SIGNER_CERTIFICATES": mirror.signer and mirror.signer.certificates,
             "AWS_REGION": plan.region,
             "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
             "HOME": WEIGHTS_PATH,

@@ -7,6 +7,8 @@ A Job that starts again goes on where it stopped: the bucket keeps what has arri
     SOURCE    Hub id or s3://bucket/prefix       REVISION   commit, tag or branch, may be empty
     KIND      what the Hub's repository holds, may be empty (`serving/config/checkpoint_files.py`)
     MIRROR    s3://bucket/models/<slug>          MODEL_ID   the model's public name      CODE   s3://bucket/code/….zip
+    SIGNER_KEY or SIGNER_CERTIFICATES            PEM of who must have signed it (`trust.signers`), may be missing
+    MANIFEST_KEY                                 KMS key that signs the manifest (`trust.manifestKey`), may be missing
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def main() -> int:
     origin = ["--from" if "://" in source else "--hub", source]
     named = ["--revision", revision] if revision else []
     named += ["--kind", kind] if (kind := os.environ.get("KIND")) else []
+    for option in ("--signer-key", "--signer-certificates", "--manifest-key"):
+        named += [option, pem] if (pem := os.environ.get(option.strip("-").replace("-", "_").upper())) else []
     code: int = mirror(["fill", os.environ["MIRROR"], "--model-id", os.environ["MODEL_ID"], *origin, *named])
     return code
 

@@ -7,12 +7,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelfleet.infra.local.emulator import ACCESS_KEY, REGION
 from modelfleet.infra.local.provider.progress import Progress
+from modelfleet.infra.planning.trust import from_hub
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving.config.errors import ModelfleetError
+from modelfleet.serving.config.signer import Signer
+
+if TYPE_CHECKING:
+    from modelfleet.serving.mirror.signer import Signature
 
 #: Running programs that fetch weights. They end with the plugin; the next run continues where they stopped.
 _fetching: set[subprocess.Popen[str]] = set()
@@ -58,11 +63,28 @@ def create_weights(call: Call[Props], inputs: Props) -> Made:
                 source_revision=inputs.get("revision"),
                 report=progress.say,
                 s3=client(inputs),
+                signature=_signature(inputs),
             )
         )
     except ModelfleetError as error:
         raise Refused(str(error)) from error
     return Made(_uri(inputs), {"version": manifest.version, "bytes": manifest.total_bytes})
+
+
+def _signature(inputs: Props) -> Signature | None:
+    """Who must have signed the files. A download from the Hub lacks the signature, so it is read there."""
+    from modelfleet.serving.mirror.hub import Repository
+    from modelfleet.serving.mirror.signer import Signature
+
+    signer = Signer(inputs.get("signerKey"), inputs.get("signerCertificates"))
+    if signer == Signer():
+        return None
+    source, kind = inputs["source"], inputs.get("kind") or "model"
+    beside = None
+    if from_hub(source):
+        beside = Repository(source, inputs.get("revision"), kind)
+        beside.files()
+    return Signature(signer, kind, beside)
 
 
 def update_weights(call: Call[Props], id: str, state: Props, inputs: Props) -> Props:
@@ -185,7 +207,9 @@ def _unless_gone(work: Any) -> None:
 
 WEIGHTS = ResourceDef[Props](
     token="modelfleet:local:Weights",  # noqa: S106 - Pulumi's word for a type
-    inputs=frozenset({"endpoint", "bucket", "prefix", "source", "revision", "modelId", "kind"}),
+    inputs=frozenset(
+        {"endpoint", "bucket", "prefix", "source", "revision", "modelId", "kind", "signerKey", "signerCertificates"}
+    ),
     required=frozenset({"endpoint", "bucket", "prefix", "source", "modelId"}),
     outputs=frozenset({"version", "bytes"}),
     force_new=frozenset({"bucket", "prefix"}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import sys
 import zipfile
@@ -16,6 +18,7 @@ import boto3
 import pytest
 import smart_open
 
+from modelfleet.infra.aws import policies
 from modelfleet.infra.kubernetes.manifests.mirror import mirrored
 from modelfleet.infra.kubernetes.scripts import mirror_job
 from modelfleet.serving.errors import MirrorError
@@ -23,8 +26,10 @@ from modelfleet.serving.mirror import Status, complete_version, fetch, fill, fil
 from modelfleet.serving.mirror import upload as upload_module
 from modelfleet.serving.mirror.origin import Folder, OriginFile
 from modelfleet.serving.mirror.prefix import fetch_prefix
+from modelfleet.serving.mirror.proof import Expected, KmsKey
 from modelfleet.serving.seal import Machine, take, write
 from modelfleet.serving.seal.copy import is_sealed
+from tests.unit.aws import builders
 from tests.unit.aws.builders import planned
 from tests.unit.cloud.conftest import BUCKET, REGION, Fleet, made
 from tools.cloud.server import Listening
@@ -240,3 +245,26 @@ def test_a_seal_is_written_by_the_warm_up_job_and_taken_by_replicas_and_changed_
     with acting_as(fleet, "ray-worker"):
         assert take(uri, tmp_path / "node" / key, MACHINE)
     assert (tmp_path / "node" / key / "triton" / "kernel").read_bytes() == b"machine code"
+
+
+def test_a_mirror_job_signs_with_the_stacks_key_and_a_replica_verifies_and_cannot_sign(
+    account: Listening, model: Path, tmp_path: Path
+) -> None:
+    """A replica that somebody took over reads weights and asks KMS nothing."""
+    kms = account.client("kms")
+    policy = json.dumps(policies.account_key(partition="aws", account=builders.ACCOUNT))
+    key = kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY", Policy=policy)["KeyMetadata"]["Arn"]
+    der = base64.b64encode(kms.get_public_key(KeyId=key)["PublicKey"]).decode()
+    named = {"kms": key, "publicKey": f"-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n"}
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET}, trust={"manifestKey": named})
+    fleet = with_code(made(account, plan))
+    expected = Expected.of({"manifest_key": plan.models[0].application.args["weights"]["manifest_key"]}, URI)
+    assert expected is not None and expected.key == der
+    with acting_as(fleet, "mirror"):
+        fill(model, URI, model_id="org/m", source="org/m", key=KmsKey(key))
+    with acting_as(fleet, "ray-worker"):
+        assert (fetch(URI, tmp_path / "cache", expected=expected) / "config.json").read_text() == "{}"
+        with pytest.raises(MirrorError, match="KMS returned AccessDenied"):
+            KmsKey(key).sign(b"a manifest of its own")
+    assert {"kms:Sign", "kms:GetPublicKey"} <= fleet.used("mirror")
+    assert not {"kms:Sign", "kms:GetPublicKey"} & fleet.granted("ray-worker")

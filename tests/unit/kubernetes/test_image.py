@@ -13,12 +13,16 @@ from pathlib import Path
 
 import boto3
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from model_signing import signing
 from moto.server import ThreadedMotoServer
 
 from modelfleet.infra.kubernetes.manifests.pods import RAY_USER
 from modelfleet.infra.kubernetes.manifests.ray import CERTIFICATES
 from modelfleet.infra.kubernetes.scripts import mirror_job
 from modelfleet.infra.reading.code import build_code_zip
+from modelfleet.serving.config.signer import SIGNATURE
 from modelfleet.serving.versions import PINNED
 
 ROOT = Path(__file__).parents[3]
@@ -165,10 +169,12 @@ def test_a_mirror_job_runs_with_what_its_image_installs_and_that_is_small() -> N
         )
         s3.create_bucket(Bucket="fleet")
         s3.put_object(Bucket="fleet", Key="code.zip", Body=build_code_zip())
-        for name in ("config.json", "model.safetensors"):
-            s3.put_object(Bucket="fleet", Key=f"theirs/{name}", Body=b"{}")
+        key, files = signed_model(Path(folder))
+        for name, body in files.items():
+            s3.put_object(Bucket="fleet", Key=f"theirs/{name}", Body=body)
         job = {
             "SOURCE": "s3://fleet/theirs",
+            "SIGNER_KEY": key,
             "MIRROR": "s3://fleet/models/org--m",
             "MODEL_ID": "org/m",
             "CODE": "s3://fleet/code.zip",
@@ -180,7 +186,22 @@ def test_a_mirror_job_runs_with_what_its_image_installs_and_that_is_small() -> N
         }
         seen = subprocess.run([python, "-P", mirror_job.__file__], env=keys | job, capture_output=True, text=True)
         assert seen.returncode == 0, seen.stderr
+        assert "s3://fleet/theirs is signed by" in seen.stderr
         assert s3.get_object(Bucket="fleet", Key="models/org--m/manifest.json")["Body"].read()
+
+
+def signed_model(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """A maker's public key, and the files of a model with its signature."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    key, model = folder / "maker.key", folder / "model"
+    key.write_bytes(private.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_bytes(b"{}")
+    signing.Config().use_elliptic_key_signer(private_key=key).sign(model, model / SIGNATURE)
+    public = private.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    return public, {path.name: path.read_bytes() for path in model.iterdir()}
 
 
 @contextmanager

@@ -123,6 +123,37 @@ def test_only_the_head_reaches_the_store_of_its_state(
     assert "store" not in purposes(plan.egress.replicas)
 
 
+KEY = {
+    "kms": "arn:aws:kms:us-west-2:111122223333:key/1",
+    "publicKey": "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n",
+}
+
+
+def test_only_who_signs_reaches_kms_where_a_store_is_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, trust={"manifestKey": KEY})
+    assert purposes(plan.egress.mirror) == {"storage", "credentials", "kms"}
+    assert "kms" not in purposes(plan.egress.replicas) | purposes(plan.egress.head)
+
+
+@pytest.mark.parametrize(("target", "ports"), [("kubernetes", ()), ("eks", (443,))])
+def test_an_api_server_that_is_named_is_the_only_one_that_head_and_operator_reach(
+    tmp_path: Path, target: str, ports: tuple[int, ...]
+) -> None:
+    plan = plan_of(tmp_path, target=target, kubernetes={"apiCidrs": ["10.9.0.0/28"]})
+    assert plan.egress.api == (Way("api", ("10.9.0.0/28",), ports),)
+    assert [way for way in plan.egress.head if way.purpose == "api"] == [*plan.egress.api]
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "said"),
+    [(["kubernetes.default"], r"apiCidrs.*found 'kubernetes.default', which is not a network"), ([], "is empty")],
+    ids=["a name", "nothing"],
+)
+def test_an_api_server_that_is_nowhere_is_said_at_its_line(tmp_path: Path, cidrs: list[str], said: str) -> None:
+    with pytest.raises(InputErrors, match=said):
+        plan_of(tmp_path, kubernetes={"apiCidrs": cidrs})
+
+
 def test_a_store_that_is_not_a_network_is_said_at_its_line(tmp_path: Path) -> None:
     with pytest.raises(InputErrors, match=r"storageCidrs.*found 'minio', which is not a network"):
         plan_of(tmp_path, mirror={"create": True, "bucket": "b", "storageCidrs": ["minio"]})

@@ -160,7 +160,7 @@ class Served:
         self.replica._adapters, self.replica._weights, self.replica._model = self.loaded, {}, model()
         self.replica._wanted, self.replica._loading, self.replica._tasks = None, asyncio.Lock(), set()
         monkeypatch.setattr("modelfleet.serving.adapters.resolve_adapter", self.resolve)
-        monkeypatch.setattr("modelfleet.serving.adapters.is_filling", lambda mirror: mirror in self.filling)
+        monkeypatch.setattr("modelfleet.serving.adapters.is_filling", lambda mirror, **_: mirror in self.filling)
         monkeypatch.setattr("modelfleet.serving.replica.POLL_S", 0.01)
         monkeypatch.setenv("MODELFLEET_MIRROR_WAIT_S", "20")
 

@@ -1,0 +1,131 @@
+"""Who wrote a manifest: signed with the stack's KMS key, which only mirror Jobs may use.
+
+    <uri>/<SHA-256 of the manifest>.sig      an ECDSA signature over `statement`, written before the manifest
+
+So who can write to the bucket, and cannot use the key, gives replicas no weights: no manifest of their own, none that
+was changed, and none of another model, which has another `uri`, source or revision. Replicas have the public key and
+ask no KMS.
+A manifest that was signed earlier for the same source and revision still counts: name a commit, which nobody can move.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from modelfleet.serving.errors import MirrorError
+from modelfleet.serving.mirror.manifest import Manifest
+from modelfleet.serving.mirror.store import Location, Store, plain_errors
+
+SUFFIX = ".sig"
+#: An ECDSA signature over P-256 has 72 bytes at most.
+MAX_SIGNATURE_BYTES = 1024
+#: KMS's name of the only algorithm of its `ECC_NIST_P256`.
+#: https://docs.aws.amazon.com/kms/latest/developerguide/symm-asymm-choose-key-spec.html
+ALGORITHM = "ECDSA_SHA_256"
+
+
+def statement(location: Location, manifest: bytes, signer: str) -> bytes:
+    """What is signed: which manifest, for which place, and whose signature its weights needed (a fingerprint)."""
+    said = {"kind": "modelfleet manifest 1", "uri": str(location), "signer": signer, "sha256": _sha256(manifest)}
+    return json.dumps(said, sort_keys=True).encode()
+
+
+def name_of(manifest: bytes) -> str:
+    """The name of a manifest's signature, beside it."""
+    return f"{_sha256(manifest)}{SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reader wants of a manifest: signed with `key` (base64 of the DER of a public key), after `signer`.
+
+    `source` and `revision` are compared unless `source` is None: then the place alone says what it is a copy of.
+    """
+
+    key: str
+    signer: str = ""
+    source: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Any], uri: str | None = None) -> Self | None:
+        """What `args.weights` of an application say about its copy's manifest, or about that of another one at `uri`.
+
+        None where the stack signs none.
+        """
+        if not (key := weights.get("manifest_key")):
+            return None
+        signer = (weights.get("signers") or {}).get(uri or weights.get("mirror"), "")
+        return cls(key, signer) if uri else cls(key, signer, weights.get("source"), weights.get("revision"))
+
+    def verify(self, store: Store, location: Location, data: bytes, manifest: Manifest) -> None:
+        """Raises `MirrorError` unless `data` is the signed manifest of this place, source and revision."""
+        signature = store.read(location.key(name_of(data)), MAX_SIGNATURE_BYTES)
+        if signature is None:
+            raise MirrorError(f"{location}: its manifest is not signed with the stack's key; {_FIX}")
+        if not _is_signed(self.key, signature, statement(location, data, self.signer)):
+            raise MirrorError(
+                f"{location}: its manifest is signed by another key or for another place or signer; {_FIX}"
+            )
+        found, wanted = (manifest.source, manifest.source_revision), (self.source, self.revision)
+        if self.source is not None and found != wanted:
+            raise MirrorError(f"{location} has {_named(*found)}, and the stack wants {_named(*wanted)}; {_FIX}")
+
+
+_FIX = "its mirror Job makes a copy and signs it (`pulumi up`)"
+
+
+class KmsKey:
+    """A KMS key that signs; `name` is an ARN, an id or `alias/…`."""
+
+    def __init__(self, name: str, kms: Any = None) -> None:
+        import boto3
+
+        self._name, self._kms = name, kms or boto3.client("kms")
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature of `data`, 4096 bytes at most, as DER; raises `MirrorError` where KMS refuses."""
+        with plain_errors(
+            f"sign with {self._name}", "KMS", "allow kms:Sign on the stack's key to the mirror Job's role"
+        ):
+            answer = self._kms.sign(KeyId=self._name, Message=data, MessageType="RAW", SigningAlgorithm=ALGORITHM)
+        return bytes(answer["Signature"])
+
+    def public(self) -> str:
+        """What `Expected.key` is; raises `MirrorError` where KMS refuses."""
+        fix = "allow kms:GetPublicKey on the stack's key to the mirror Job's role"
+        with plain_errors(f"read the public key of {self._name}", "KMS", fix):
+            return base64.b64encode(self._kms.get_public_key(KeyId=self._name)["PublicKey"]).decode()
+
+
+def _is_signed(key: str, signature: bytes, data: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    try:
+        public = load_der_public_key(base64.b64decode(key, validate=True))
+    except (ValueError, binascii.Error):
+        public = None
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise MirrorError("the application's manifest_key is no public key of an elliptic curve; run `pulumi up` again")
+    try:
+        public.verify(signature, data, ec.ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _named(source: str, revision: str | None) -> str:
+    return source if revision is None else f"{source}@{revision}"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
