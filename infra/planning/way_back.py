@@ -34,13 +34,13 @@ def _usd(rungs: Sequence[Rung]) -> float | None:
 
 
 def return_findings(stack: LoadedStack) -> list[Finding]:
-    """A notice for each pool whose moves may cut an answer: the gateway lets it take longer than a move waits for it."""
+    """A notice for each pool whose moves may cut an answer, because the gateway lets it take longer than a move does."""
     drain, longest = drain_s(stack.config.target), stack.config.gateway.timeout_s
     if not stack.config.target.makes_cluster or drain is None or longest <= drain:
         return []
     message = (
-        f"a worker that returns gives its open answers {drain} s, and gateway.timeoutS allows {longest} s: a longer one "
-        f"is cut; write gateway.timeoutS: {drain} where no answer may be"
+        f"a worker that returns gives its open answers {drain} s, and gateway.timeoutS allows {longest} s: a longer "
+        f"one is cut; write gateway.timeoutS: {drain} where no answer may be"
     )
     return [
         stack.finding(("pools", index, "returnAfterMinutes"), message, Severity.NOTICE)

@@ -20,7 +20,9 @@ A10G = {"accelerator": "A10G", "instanceTypes": ["g5.xlarge"]}
 BLOCK = {"capacityReservationId": "cr-0123456789abcdef0", "capacityReservationZone": "us-east-1b"}
 
 
-def returning(*purchase: str, replicas: tuple[int, int] = (1, 3), keys: dict[str, Any] | None = None, **more: Any) -> Plan:
+def returning(
+    *purchase: str, replicas: tuple[int, int] = (1, 3), keys: dict[str, Any] | None = None, **more: Any
+) -> Plan:
     own = pool(instanceTypes=["g6.xlarge"], purchase=list(purchase), returnAfterMinutes=10, **more)
     return planned([model(replicas=replicas)], stack(own, **(keys or {})))
 
@@ -29,7 +31,9 @@ def returning(*purchase: str, replicas: tuple[int, int] = (1, 3), keys: dict[str
     ("purchase", "more", "usd", "most"),
     [
         pytest.param(["spot", "on-demand"], {}, 0.8048, 4 * 0.8048, id="alike"),
-        pytest.param(["spot"], {"fallback": [A10G]}, 0.8048, 3 * 1.006 + 0.8048, id="the cheaper one beside the dearest"),
+        pytest.param(
+            ["spot"], {"fallback": [A10G]}, 0.8048, 3 * 1.006 + 0.8048, id="the cheaper one beside the dearest"
+        ),
         pytest.param(["spot", "on-demand"], {"fallback": [A10G]}, 0.8048, 3 * 1.006 + 0.8048, id="three rungs"),
         pytest.param(["capacity-block", "on-demand"], BLOCK, 0.0, 3 * 0.8048, id="what is paid for"),
     ],
@@ -80,4 +84,4 @@ def test_an_answer_that_a_move_would_cut_is_said_before_it_happens(timeout_s: in
     made = returning("spot", "on-demand", keys={"gateway": {"timeoutS": timeout_s}})
     found = [one for one in made.notices if one.path.endswith("returnAfterMinutes")]
     assert [one.severity for one in found] == [Severity.NOTICE] * said
-    assert not said or "a longer one is cut; write gateway.timeoutS: 480" in found[0].message
+    assert not said or "one is cut; write gateway.timeoutS: 480" in found[0].message
