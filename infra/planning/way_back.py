@@ -34,7 +34,7 @@ def _usd(rungs: Sequence[Rung]) -> float | None:
 
 
 def return_findings(stack: LoadedStack) -> list[Finding]:
-    """A notice for each pool whose moves may cut an answer, because the gateway lets it take longer than a move does."""
+    """A notice for each pool whose moves may cut an answer: the gateway allows a longer one than a move does."""
     drain, longest = drain_s(stack.config.target), stack.config.gateway.timeout_s
     if not stack.config.target.makes_cluster or drain is None or longest <= drain:
         return []
