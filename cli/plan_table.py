@@ -135,6 +135,9 @@ def _ladders(plan: Plan) -> list[FittingTable]:
             row = [pool.name, str(number), rung.accelerator, rung.purchase]
             row += [", ".join(rung.instance_types), zones_text(rung), fits_text(plan, pool, rung)]
             table.add_row(*row, usd(rung.usd_per_node_hour), usd(most_usd(pool, rung)))
+        if pool.returns:
+            row = [pool.name, "+", "", "while a worker returns", "one node more", "", "", ""]
+            table.add_row(*row, usd(pool.returns.usd_per_hour))
     return [table]
 
 

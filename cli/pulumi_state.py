@@ -146,7 +146,7 @@ def _refuse_a_state_that_nobody_finds(root: Path, stack: str) -> None:
         f"stack {stack} lives in AWS, but its state and its passphrase would be in {root / '.modelfleet'} alone, where "
         f"no colleague and no CI finds them; choose a place: `pulumi login 's3://BUCKET?region=REGION'` and then "
         f"`pulumi stack init {stack} --secrets-provider 'awskms://alias/KEY?region=REGION'`; or, to try it alone, "
-        f"`pulumi login --local` and then `pulumi stack init {stack}`"
+        f"`pulumi login --local`, `export PULUMI_CONFIG_PASSPHRASE_FILE=FILE` and then `pulumi stack init {stack}`"
     )
 
 

@@ -106,7 +106,7 @@ def _vcpus_of(pool: PoolPlan, catalog: Catalog, *, moving: bool) -> dict[Quota, 
         quota = catalog.quota(rung.instance_types[0], QUOTA_OF.get(rung.purchase, rung.purchase))
         if quota is not None:
             sizes.setdefault(quota, []).append(rung.vcpus_per_node)
-    returns = moving and pool.return_after_s is not None
+    returns = moving and pool.returns is not None
     return {quota: (pool.max_nodes + (returns and len(own) > 1)) * max(own) for quota, own in sizes.items()}
 
 

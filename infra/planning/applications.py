@@ -44,7 +44,7 @@ def mirror_plan(stack: LoadedStack, model: ModelConfig, size: int | None = None)
         return MirrorPlan(engine.mirror_config.bucket_uri, engine.revision, None, size, kind, signer, engine.weights_id)
     on_node = engine.weights_id.startswith("/") and source == engine.weights_id
     mirrored = stack.config.mirror.create and not on_node and not _straight(stack, model, source)
-        prefix = f"models/{model.slug}" if mirrored else None
+    prefix = f"models/{model.slug}" if mirrored else None
     return MirrorPlan(source, engine.revision, prefix, size, kind, signer, engine.weights_id)
 
 

@@ -11,7 +11,7 @@ from modelfleet.infra.planning.demand import Demand
 from modelfleet.infra.planning.front_door import LOAD_BALANCER, PUBLIC_ADDRESS, public_addresses
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
-from modelfleet.infra.planning.plan import CostRange, FixedCost, HeadStoragePlan, PoolPlan, SystemPlan
+from modelfleet.infra.planning.plan import CostRange, FixedCost, HeadStoragePlan, PoolPlan, ReturnPlan, SystemPlan
 from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -29,15 +29,19 @@ def _sum(parts: Iterable[float | None]) -> float | None:
     return None if None in known else sum(part for part in known if part is not None)
 
 
-def pool_cost(target: Target, choice: PoolChoice) -> CostRange:
-    """A pool's cost: nothing on this machine, None for an unknown price."""
+def pool_cost(target: Target, choice: PoolChoice, returns: ReturnPlan | None = None) -> CostRange:
+    """A pool's cost: nothing on this machine, None for an unknown price.
+
+    At the most with the node more that a worker takes which `returns`: nobody is asked before it moves.
+    """
     if not target.priced:
         return NOTHING
     price = choice.candidate.dearest_usd_per_hour
-    if price is None:
+    more = returns.usd_per_hour if returns else 0.0
+    if price is None or more is None:
         return CostRange(None, None)
     most = max(choice.least, min(choice.need_at_max, choice.pool.max_nodes))
-    return CostRange(choice.least * price, most * price)
+    return CostRange(choice.least * price, most * price + (more if most else 0.0))
 
 
 def model_costs(choice: PoolChoice, cost: CostRange) -> list[tuple[Demand, CostRange]]:

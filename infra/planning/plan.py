@@ -100,6 +100,20 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class ReturnPlan:
+    """How a pool's workers return to an earlier rung (`infra/kubernetes/scripts/ladder_return.py`).
+
+    `after_s`: how long a worker runs on a later rung before an earlier one is asked for again. `usd_per_hour`: the most
+    that the node above `max_nodes` costs which the pool has for the minutes of a move. It is in the pool's `cost`; None
+    for an unknown price. `drain_s`: how long an answer may still take when its worker begins to move; then it is cut.
+    """
+
+    after_s: int
+    usd_per_hour: float | None
+    drain_s: int
+
+
+@dataclass(frozen=True)
 class PoolPlan:
     """One pool: one Ray worker group, and per rung and zone one EKS node group. Rungs are tried in their order.
 
@@ -109,8 +123,8 @@ class PoolPlan:
     `accelerator` and `instance_types` are the pool's own; a rung may have others. `node` is the smallest of all rungs'
     types, so that a worker fits each. `usd_per_node_hour` is that of the dearest rung, which may be the one that runs.
     `ray_resources` is the worker group's `resources:` map, with the pool's own accelerator on every rung: Ray has it
-    before anybody knows the rung. `return_after_s`: how long a worker runs on a later rung before an earlier one is
-    asked for again; None where it stays.
+    before anybody knows the rung. `returns`: how workers come back from a later rung; None where they stay. `cost` has
+    the node more that a move takes.
     """
 
     name: str
@@ -129,7 +143,7 @@ class PoolPlan:
     usd_per_node_hour: float | None
     cost: CostRange
     rungs: tuple[Rung, ...]
-    return_after_s: int | None = None
+    returns: ReturnPlan | None = None
     #: Whether its models' compile caches are sealed.
     sealed: bool = False
 
@@ -620,7 +634,7 @@ class Plan:
     @property
     def returning(self) -> tuple[PoolPlan, ...]:
         """The pools whose workers return to an earlier rung."""
-        return tuple(pool for pool in self.pools if pool.return_after_s is not None)
+        return tuple(pool for pool in self.pools if pool.returns is not None)
 
     @property
     def sealed_pools(self) -> tuple[PoolPlan, ...]:

@@ -79,6 +79,7 @@ from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.trust import trust_findings
 from modelfleet.infra.planning.use_findings import licence_findings, token_findings
+from modelfleet.infra.planning.way_back import return_findings, return_plan
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
@@ -188,8 +189,8 @@ def plan(
             room=rooms[demand.model_id],
             image=image_name(stack, made),
         )
-        for choice in choices
-        for demand, cost_of_one in model_costs(choice, pool_cost(stack.config.target, choice))
+        for choice, pool in zip(choices, pools, strict=True)
+        for demand, cost_of_one in model_costs(choice, pool.cost)
     ]
     mirrors = {one.prefix: one for model in planned for one in (model.mirror, *model.others) if one.prefix is not None}
     copied = list(mirrors.values())
@@ -264,6 +265,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *head_storage_findings(stack),
         *ladder_findings(stack),
         *seal_findings(stack),
+        *return_findings(stack),
         *front_door_findings(stack),
         *egress_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
@@ -352,6 +354,8 @@ def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
 
 def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> PoolPlan:
     pool, labels = choice.pool, _labels(stack, choice)
+    ladder = rungs(stack, choice, labels, catalog)
+    returns = return_plan(stack, pool, ladder)
     return PoolPlan(
         name=pool.name,
         accelerator=pool.accelerator,
@@ -367,9 +371,9 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         ray_resources=ray_resources(pool.accelerator, choice.candidate.node),
         vcpus_per_node=choice.candidate.vcpus,
         usd_per_node_hour=choice.candidate.dearest_usd_per_hour,
-        cost=pool_cost(stack.config.target, choice),
-        rungs=rungs(stack, choice, labels, catalog),
-        return_after_s=pool.return_after_minutes and 60 * pool.return_after_minutes,
+        cost=pool_cost(stack.config.target, choice, returns),
+        rungs=ladder,
+        returns=returns,
         sealed=pool.sealed_caches,
     )
 

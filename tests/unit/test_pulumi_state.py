@@ -51,6 +51,7 @@ def test_a_stack_in_aws_gets_no_state_in_a_hidden_folder(root: Path, arguments: 
     assert "\n" not in said
     first, second = said.index("pulumi login 's3://"), said.index("awskms://")
     assert first < second < said.index("pulumi login --local"), "a backend for a team comes first"
+    assert said.index("PULUMI_CONFIG_PASSPHRASE_FILE") > said.index("--local"), "without it `modelfleet up` ends there"
     assert not (root / ".modelfleet").exists(), "a passphrase was made already"
 
 

@@ -23,7 +23,7 @@ from modelfleet.infra.kubernetes.manifests.scripts import FOLDER
 from modelfleet.infra.kubernetes.names import LADDER_RETURN, PLACEHOLDER, digest, labels, placeholder_priority
 from modelfleet.infra.kubernetes.text import json_for_yaml
 from modelfleet.infra.names import PLACEHOLDER_LABEL, POOL_LABEL, STACK_LABEL
-from modelfleet.infra.planning.plan import Plan, PoolPlan, WorkerGroup
+from modelfleet.infra.planning.plan import Plan, PoolPlan, ReturnPlan, WorkerGroup
 
 #: The least that cluster-autoscaler still buys nodes for (`--expendable-pods-priority-cutoff`, its FAQ on
 #: overprovisioning); any worker takes the node from it.
@@ -84,7 +84,10 @@ def _rights(plan: Plan, kind: str, metadata: Manifest, rules: list[Manifest]) ->
 def ladders(plan: Plan, image: str) -> str:
     """The program's settings: each ladder, with placeholders of `image`, the workers'."""
     groups = {group.pool: group for group in plan.ray_cluster.worker_groups}
-    return json_for_yaml([_ladder(plan, pool, groups[pool.name], image) for pool in plan.returning], indent=1)
+    own = [
+        _ladder(plan, pool, pool.returns, groups[pool.name], image) for pool in plan.pools if pool.returns is not None
+    ]
+    return json_for_yaml(own, indent=1)
 
 
 def _config(plan: Plan) -> Manifest:
@@ -92,11 +95,11 @@ def _config(plan: Plan) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(plan), "data": data}
 
 
-def _ladder(plan: Plan, pool: PoolPlan, group: WorkerGroup, image: str) -> dict[str, Any]:
+def _ladder(plan: Plan, pool: PoolPlan, returns: ReturnPlan, group: WorkerGroup, image: str) -> dict[str, Any]:
     """One pool as the program reads it."""
     return {
         "pool": pool.name,
-        "after_s": pool.return_after_s,
+        "after_s": returns.after_s,
         "labels": {key: pool.labels[key] for key in (POOL_LABEL, STACK_LABEL)},
         "rungs": [{"name": f"{rung.accelerator} {rung.purchase}", "labels": dict(rung.labels)} for rung in pool.rungs],
         "label": PLACEHOLDER_LABEL,

@@ -242,9 +242,27 @@ def test_a_group_without_capacity_fails_in_its_activities_and_tries_again(cluste
     assert scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]["StatusCode"] == "Successful"
 
 
+@pytest.mark.parametrize(("zones", "ended"), [(2, True), (1, False)])
+def test_a_group_over_two_zones_ends_a_loaded_node_to_balance_them(cluster: Cluster, zones: int, ended: bool) -> None:
+    """AZRebalance heeds no disruption budget, so each of our groups is in one zone."""
+    cluster.cloud.cloud.rules.short_of(("g5.xlarge", "us-west-2b"))
+    name, scaling = scaled(cluster, subnets=cluster.subnets[:zones]), cluster.cloud.client("autoscaling")
+    scaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=2)
+
+    def places() -> list[str]:
+        (found,) = scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+        return [one["AvailabilityZone"] for one in found["Instances"]]
+
+    assert places() == ["us-west-2a", "us-west-2a"]
+    cluster.cloud.cloud.rules.short_of()
+    assert places() == (["us-west-2a", "us-west-2b"] if ended else ["us-west-2a", "us-west-2a"])
+    newest = scaling.describe_scaling_activities(AutoScalingGroupName=name)["Activities"][0]
+    assert (newest["Description"] == "Terminating EC2 instance") is ended
+
+
 def scaled(cluster: Cluster, **more: Any) -> str:
     """The Auto Scaling group of a new node group of at most two g5.xlarge."""
-    group = cluster.group("l4_spot-a-0123", 0, 0, 2, instanceTypes=["g5.xlarge"], **more)
+    group = {**cluster.group("l4_spot-a-0123", 0, 0, 2, instanceTypes=["g5.xlarge"]), **more}
     made = cluster.eks.create_nodegroup(**group)["nodegroup"]
     found = cluster.eks.describe_nodegroup(clusterName="c", nodegroupName=made["nodegroupName"])["nodegroup"]
     name = str(found["resources"]["autoScalingGroups"][0]["name"])

@@ -47,6 +47,10 @@ def test_a_small_stack_has_all_defaults(tmp_path: Path) -> None:
             "6: modelfleet:pools[0].maxNode: unknown, did you mean maxNodes?",
         ),
         (
+            "  modelfleet:pools:\n    - {name: h100, accelerator: H100, maxNodes: 2, efa: true}\n",
+            "6: modelfleet:pools[0].efa: unknown",
+        ),
+        (
             "  modelfleet:pools:\n    - {name: l4, accelerator: V100, maxNodes: 2}\n",
             "6: modelfleet:pools[0].accelerator: found 'V100'",
         ),

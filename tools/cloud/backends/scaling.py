@@ -31,7 +31,9 @@ class Group:
     """What a group has; what it may have is its node group's."""
 
     desired: int
+    #: Their types, and beside them their zones; the oldest first.
     instances: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     #: The newest first.
     activities: list[dict[str, str]] = field(default_factory=list)
 
@@ -108,24 +110,47 @@ class Scaling:
     def _resize(self, region: str, node_group: Any, wanted: int) -> None:
         group = self._of(region, node_group)
         group.desired = wanted
-        del group.instances[wanted:]
+        del group.instances[wanted:], group.places[wanted:]
         self._launch(region, node_group, group)
 
     def _launch(self, region: str, node_group: Any, group: Group) -> None:
         """Instances until there are as many as desired, or until EC2 refuses one."""
         purchase = bought_as(region, node_group)
+        kinds, zones = types_of(region, node_group), zones_of(region, node_group)
+        self._rebalance(group, kinds, zones, purchase)
         while len(group.instances) < group.desired:
-            kinds, zones = types_of(region, node_group), zones_of(region, node_group)
-            found = [k for k in kinds for z in zones if not self._rules.is_short(k, z, purchase)]
-            started = [kind for kind in found if not self._above_quota(region, kind, purchase)]
-            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            activity = {"Description": "Launching a new EC2 instance", "StartTime": now}
+            emptiest = sorted(zones, key=group.places.count)
+            found = [(k, z) for k in kinds for z in emptiest if not self._rules.is_short(k, z, purchase)]
+            started = [one for one in found if not self._above_quota(region, one[0], purchase)]
+            activity = _activity("Launching a new EC2 instance")
             if not started:
                 said = self._why_none(kinds, zones, purchase, enough=bool(found))
                 group.activities.insert(0, {**activity, "StatusCode": "Failed", "StatusMessage": said})
                 return
-            group.instances.append(started[0])
+            group.instances.append(started[0][0])
+            group.places.append(started[0][1])
             group.activities.insert(0, {**activity, "StatusCode": "Successful", "StatusMessage": ""})
+
+    def _rebalance(self, group: Group, kinds: list[str], zones: list[str], purchase: str) -> None:
+        """Starts an instance in the emptiest zone that has machines, and ends one of the fullest, loaded or not.
+
+        The process AZRebalance; EKS heeds no disruption budget then.
+        """
+        able = [(k, z) for z in zones for k in kinds if not self._rules.is_short(k, z, purchase)]
+        while able and group.places:
+            kind, emptiest = min(able, key=lambda one: group.places.count(one[1]))
+            fullest = max(zones, key=group.places.count)
+            if group.places.count(fullest) - group.places.count(emptiest) < 2:
+                return
+            oldest = group.places.index(fullest)
+            del group.instances[oldest], group.places[oldest]
+            group.instances.append(kind)
+            group.places.append(emptiest)
+            for what in ("Launching a new EC2 instance", "Terminating EC2 instance"):
+                cause = f"to balance instances in zones {emptiest} with other zones"
+                group.activities.insert(
+                    0, {**_activity(what), "Cause": cause, "StatusCode": "Successful", "StatusMessage": ""}
+                )
 
     def _why_none(self, kinds: list[str], zones: list[str], purchase: str, *, enough: bool) -> str:
         """Auto Scaling's words: EC2 has none of the types, or (`enough`) the account may not have more of them."""
@@ -159,7 +184,7 @@ class Scaling:
             self._launch(call.region, node_group, group)
             zones = zones_of(call.region, node_group)
             instances = (
-                {"InstanceId": f"i-{number:017x}", "InstanceType": kind, "AvailabilityZone": zones[0]}
+                {"InstanceId": f"i-{number:017x}", "InstanceType": kind, "AvailabilityZone": group.places[number]}
                 | {"LifecycleState": "InService", "HealthStatus": "Healthy", "ProtectedFromScaleIn": "false"}
                 for number, kind in enumerate(group.instances)
             )
@@ -194,6 +219,11 @@ def _quota(kind: str, purchase: str) -> Quota | None:
 
 def _vcpus(kind: str) -> int:
     return int(INSTANCE_TYPES[kind]["VCpuInfo"]["DefaultVCpus"])
+
+
+def _activity(what: str) -> dict[str, str]:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"Description": what, "StartTime": now}
 
 
 def _member(values: Mapping[str, object], *inner: str) -> str:
