@@ -21,7 +21,10 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class LoadedStack:
-    """A valid stack file. `secrets` names the secret keys that are set; their values stay with Pulumi."""
+    """A valid stack file. `secrets` names the secret keys that are set; their values stay with Pulumi.
+
+    `key_names` are the API keys that have a secret; None where `apiKeys` is encrypted in one piece, names included.
+    """
 
     name: str
     config: StackConfig
@@ -31,6 +34,7 @@ class LoadedStack:
     notices: tuple[Finding, ...] = ()
     #: `aws:profile`, the AWS profile of the run.
     profile: str | None = None
+    key_names: frozenset[str] | None = frozenset()
 
     def finding(self, path: KeyPath, message: str, severity: Severity = Severity.ERROR) -> Finding:
         """A finding at a key of the stack file, e.g. `("pools", 0, "accelerator")`."""
@@ -65,6 +69,7 @@ def stack_of(document: Document, name: str, sections: Sections = MappingProxyTyp
     """
     settings = _with_sections(_settings(document), sections)
     ours = {key.removeprefix(NAMESPACE): value for key, value in settings.items() if key.startswith(NAMESPACE)}
+    key_names = _names_in(ours.get("apiKeys"))
     secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) is not None)
     moved = Document(document.file, document.data, {_inner(p): n for p, n in document.lines.items()}, document.findings)
     result = validate(StackConfig, moved, ours)
@@ -73,7 +78,14 @@ def stack_of(document: Document, name: str, sections: Sections = MappingProxyTyp
     if isinstance(result, list) or errors_in(findings):
         raise InputErrors([_outer(f) for f in errors_in(findings)])
     region, profile = (str(settings[key]) if settings.get(key) else None for key in ("aws:region", "aws:profile"))
-    return LoadedStack(name, result, region, document, secrets, tuple(findings), profile)
+    return LoadedStack(name, result, region, document, secrets, tuple(findings), profile, key_names)
+
+
+def _names_in(keys: Any) -> frozenset[str] | None:
+    """The names of keys that Pulumi encrypted one by one, as `pulumi config set --secret --path` does."""
+    if not isinstance(keys, dict):
+        return frozenset() if keys is None else None
+    return None if set(keys) == {"secure"} and isinstance(keys["secure"], str) else frozenset(map(str, keys))
 
 
 def _settings(document: Document) -> dict[str, Any]:
