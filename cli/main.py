@@ -304,6 +304,27 @@ def models_show(
     raise typer.Exit(run_show(model, asked, as_json=as_json))
 
 
+@app.command()
+def usage(
+    stack: Stack = "local",
+    by: Annotated[Literal["key", "team", "model", "adapter", "day"], typer.Option(help="One row for each.")] = "key",
+    since: Annotated[str, typer.Option(metavar="7d|24h", help="Requests that ended in this time.")] = "7d",
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", metavar="DIR", help="Copies of the replicas' records; default: this machine's own."),
+    ] = None,
+    json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """Show who used how many tokens, from what the replicas wrote down of each request.
+
+    Example: `modelfleet usage --by team --since 30d --csv`
+    """
+    from modelfleet.cli.usage import run_usage
+
+    raise typer.Exit(run_usage(stack, by=by, since=since, records=records, as_json=json, as_csv=csv))
+
+
 key = typer.Typer(help="API keys: make, list, rotate and revoke them.", no_args_is_help=True)
 app.add_typer(key, name="key")
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, as in the stack file's `keys`.")]

@@ -12,6 +12,8 @@ from modelfleet.serving.config.validation import Matching
 
 #: Names of keys and teams: they become words of HAProxy's maps, labels of metrics and columns of a table.
 KEY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
+#: What `pulumi config set` makes of a day without quotes when it writes the file again (Go's text of a time).
+PULUMI_MIDNIGHT = " 00:00:00 +0000 UTC"
 KeyName = Annotated[
     str,
     Matching(KEY_NAME_PATTERN, "1 to 63 letters, digits, `.`, `_`, `-`, beginning with a letter or digit"),
@@ -58,13 +60,13 @@ class ApiKey(Allowance):
     @field_validator("expires", mode="before")
     @classmethod
     def is_a_day(cls, value: object) -> object:
-        """A day of the calendar, as text: YAML makes a date of it."""
-        if value is None or isinstance(value, date):
-            return value and str(value)
+        """A day of the calendar, as text. Where it has no quotes, Pulumi writes it back with an hour and a zone."""
+        if value is None:
+            return None
         try:
-            return date.fromisoformat(str(value)).isoformat()
+            return date.fromisoformat(str(value).removesuffix(PULUMI_MIDNIGHT)).isoformat()
         except ValueError:
-            raise ValueError(f"found {value!r}; allowed is a day such as 2026-12-31") from None
+            raise ValueError(f"found {str(value)[:80]!r}; allowed is a day such as 2026-12-31") from None
 
     @property
     def ends_at(self) -> int | None:
