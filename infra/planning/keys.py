@@ -25,8 +25,6 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
                 requests_per_minute=key.requests_per_minute or config.gateway.requests_per_minute,
                 tokens_per_minute=key.tokens_per_minute or config.gateway.tokens_per_minute,
                 concurrent_requests=key.concurrent_requests or config.gateway.concurrent_requests,
-                budget_tokens=key.budget.tokens if key.budget else None,
-                budget_per=key.budget.per if key.budget else "month",
                 tags=_tags({**team.tags, **key.tags} if team else key.tags),
                 team=key.team,
                 models=tuple(sorted(one for one in names if _in_all(one, globs))) if globs else None,
@@ -44,8 +42,6 @@ def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
             team.requests_per_minute,
             team.tokens_per_minute,
             team.concurrent_requests,
-            team.budget.tokens if team.budget else None,
-            team.budget.per if team.budget else "month",
             _tags(team.tags),
         )
         for name, team in sorted(stack.config.teams.items())
@@ -53,9 +49,10 @@ def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
 
 
 def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
-    """Globs that match nothing, keys that may use nothing, keys without a secret, and `keys` without `auth: keys`."""
+    """Unknown teams, globs that match nothing, keys that may use nothing or have no secret, and keys with auth none."""
     config = stack.config
     findings = [
+        *_unknown_teams(stack),
         *(one for name, key in config.keys.items() for one in _unmatched(stack, "keys", name, key, names)),
         *(one for name, team in config.teams.items() for one in _unmatched(stack, "teams", name, team, names)),
     ]
@@ -72,6 +69,18 @@ def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
             if plan.models == ()
         ]
     return findings + _without_secret(stack)
+
+
+def _unknown_teams(stack: LoadedStack) -> list[Finding]:
+    """A wrong name would take a key out of its team's limits."""
+    config = stack.config
+    return [
+        stack.finding(
+            ("keys", name, "team"), f"found {key.team}; {near(key.team, config.teams)}, or add it to modelfleet:teams"
+        )
+        for name, key in config.keys.items()
+        if key.team is not None and key.team not in config.teams
+    ]
 
 
 def _without_secret(stack: LoadedStack) -> list[Finding]:

@@ -429,14 +429,12 @@ class Route:
 
 @dataclass(frozen=True)
 class AllowancePlan:
-    """Limits of a key or a team: requests and tokens per minute, open requests, tokens of a calendar day or month."""
+    """Limits of a key or a team: requests and tokens per minute, and open requests."""
 
     name: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
-    budget_tokens: int | None = None
-    budget_per: Literal["day", "month"] = "month"
     tags: tuple[tuple[str, str], ...] = ()
 
 

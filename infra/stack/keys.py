@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -23,13 +23,6 @@ ModelGlob = Annotated[
 ]
 
 
-class KeyBudget(StackSection):
-    """What may be used in one day or month (UTC); after that the gateway answers 429 until the next one."""
-
-    tokens: PositiveInt = Field(description="Tokens of prompts and answers together.")
-    per: Literal["day", "month"] = Field("month", description="Calendar day or month, in UTC.")
-
-
 class Allowance(StackSection):
     """What a key has and a team has."""
 
@@ -45,7 +38,6 @@ class Allowance(StackSection):
         None, description="Tokens per minute, counted as the gateway's; a key's default: the gateway's."
     )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests; a key's default: the gateway's.")
-    budget: KeyBudget | None = Field(None, description="Tokens per day or month; default: no limit.")
     tags: dict[str, str] = Field(default_factory=dict, description="For the books, such as a cost centre.")
 
 

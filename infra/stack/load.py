@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from modelfleet.infra.stack.schema import SECRET_KEYS, StackConfig
-from modelfleet.serving.config.document import Document, KeyPath, dotted, read_document
+from modelfleet.serving.config.document import TWICE, Document, KeyPath, dotted, read_document
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
 from modelfleet.serving.config.validation import validate
 
@@ -73,7 +73,7 @@ def stack_of(document: Document, name: str, sections: Sections = MappingProxyTyp
     secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) is not None)
     moved = Document(document.file, document.data, {_inner(p): n for p, n in document.lines.items()}, document.findings)
     result = validate(StackConfig, moved, ours)
-    findings = list(document.findings) + (result if isinstance(result, list) else [])
+    findings = [_in_one_team(finding) for finding in document.findings] + (result if isinstance(result, list) else [])
     findings += _plain_secrets(document, settings)
     if isinstance(result, list) or errors_in(findings):
         raise InputErrors([_outer(f) for f in errors_in(findings)])
@@ -118,6 +118,14 @@ def _outer(finding: Finding) -> Finding:
     if not finding.path or ":" in finding.path:
         return finding
     return Finding(finding.file, finding.line, f"{NAMESPACE}{finding.path}", finding.message, finding.severity)
+
+
+def _in_one_team(finding: Finding) -> Finding:
+    """Elsewhere a key that is there twice is a warning. An API key would silently have the limits of its last entry."""
+    if not (finding.path.startswith(f"config.{NAMESPACE}keys.") and finding.message.startswith(TWICE)):
+        return finding
+    message = f"{finding.message}; an API key has one entry and one team: keep one of them"
+    return Finding(finding.file, finding.line, finding.path.removeprefix("config."), message)
 
 
 def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding]:

@@ -18,7 +18,7 @@ from modelfleet.infra.stack.keys import Keys, Teams
 from modelfleet.infra.stack.section import StackSection
 from modelfleet.infra.stack.target import TARGETS, Target, TargetName
 from modelfleet.serving.config.accelerators import accelerators
-from modelfleet.serving.config.validation import KeyFault, Matching, near
+from modelfleet.serving.config.validation import KeyFault, Matching
 
 if TYPE_CHECKING:
     AcceleratorName = str
@@ -592,16 +592,6 @@ class StackConfig(StackSection):
         names = [pool.name for pool in self.pools]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"pools: found {', '.join(twice)} twice; each pool has its own name")
-        return self
-
-    @model_validator(mode="after")
-    def teams_exist(self) -> Self:
-        """Every key's team is in `teams`: a wrong name would take a key out of its team's limits."""
-        for name, key in self.keys.items():
-            if key.team is not None and key.team not in self.teams:
-                raise ValueError(
-                    f"keys.{name}.team: found {key.team}; {near(key.team, self.teams)}, or add it to `teams`"
-                )
         return self
 
 
