@@ -70,7 +70,8 @@ def stack_of(document: Document, name: str, sections: Sections = MappingProxyTyp
     settings = _with_sections(_settings(document), sections)
     ours = {key.removeprefix(NAMESPACE): value for key, value in settings.items() if key.startswith(NAMESPACE)}
     key_names = _names_in(ours.get("apiKeys"))
-    secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) is not None)
+    # Pulumi leaves `{}` where the last secret of a mapping was removed.
+    secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) not in (None, {}))
     moved = Document(document.file, document.data, {_inner(p): n for p, n in document.lines.items()}, document.findings)
     result = validate(StackConfig, moved, ours)
     findings = [_in_one_team(finding) for finding in document.findings] + (result if isinstance(result, list) else [])
@@ -138,7 +139,7 @@ def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding
             f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`",
         )
         for key in SECRET_KEYS
-        if (value := settings.get(f"{NAMESPACE}{key}")) is not None and not _is_secure(value)
+        if (value := settings.get(f"{NAMESPACE}{key}")) not in (None, {}) and not _is_secure(value)
     ]
 
 

@@ -27,10 +27,14 @@ STACK: dict[str, Any] = {
 
 
 class Pulumi:
-    """Stands in for `pulumi config`: encrypts nothing, and writes the stack's file as the real one does."""
+    """Stands in for `pulumi config`: encrypts nothing, and writes the stack's file as the real one does.
+
+    So it leaves `{}` where the last secret was removed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.file = root / "stacks" / "Pulumi.local.yaml"
+        self.used: set[str] = set()
         self.values: dict[str, dict[str, str]] = {"apiKeys": {}, "rotatedKeys": {}}
         self.file.parent.mkdir()
         self.write()
@@ -39,7 +43,7 @@ class Pulumi:
         secret = {
             f"modelfleet:{section}": {name: {"secure": f"v1:{name}"} for name in values}
             for section, values in self.values.items()
-            if values
+            if values or section in self.used
         }
         self.file.write_text(yaml.safe_dump({"config": STACK | secret}))
 
@@ -50,6 +54,7 @@ class Pulumi:
 
     def set(self, root: Path, stack: str, path: str, value: str) -> None:
         section, name = self.place(path)
+        self.used.add(section)
         self.values[section][name] = value
         self.write()
 
@@ -95,6 +100,7 @@ def test_a_revoked_key_is_out_of_the_stack_with_its_old_secret(pulumi: Pulumi) -
     key.run_rotate("local", "search.prod", "7d")
     assert key.run_revoke("local", "search.prod") == 0
     assert pulumi.values == {"apiKeys": {}, "rotatedKeys": {}}
+    assert key.run_add("local", "search.prod") == 0, "the file can be read again"
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "x" * 64, "", "a b", "@rotated", "é"])
