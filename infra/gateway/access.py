@@ -83,7 +83,7 @@ def class_cards(gateway: GatewayPlan) -> str:
     """The lines of `cards.map` for classes: their lists, each of their models, and below `/<slug>` that one's list."""
     lines = []
     for names, suffix in classes(gateway).items():
-        listed = []
+        listed: list[dict[str, object]] = []
         for route in gateway.routes:
             cards = {name: _card(name, route) for name in names_of(route) if name in names}
             listed += cards.values()
