@@ -305,6 +305,80 @@ def models_show(
 
 
 @app.command()
+def usage(
+    stack: Stack = "local",
+    by: Annotated[Literal["key", "team", "model", "adapter", "day"], typer.Option(help="One row for each.")] = "key",
+    since: Annotated[str, typer.Option(metavar="7d|24h", help="Requests that ended in this time.")] = "7d",
+    records: Annotated[
+        Path | None,
+        typer.Option("--records", metavar="DIR", help="Copies of the replicas' records; default: this machine's own."),
+    ] = None,
+    json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """Show who used how many tokens, from what the replicas wrote down of each request.
+
+    Example: `modelfleet usage --by team --since 30d --csv`
+    """
+    from modelfleet.cli.usage import run_usage
+
+    raise typer.Exit(run_usage(stack, by=by, since=since, records=records, as_json=json, as_csv=csv))
+
+
+key = typer.Typer(help="API keys: make, list, rotate and revoke them.", no_args_is_help=True)
+app.add_typer(key, name="key")
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, as in the stack file's `keys`.")]
+
+
+@key.command(name="add")
+def key_add(name: KeyName, stack: Stack = "local") -> None:
+    """Make a key's secret, and show it once; only its hash is deployed.
+
+    Example: `modelfleet key add search --stack prod`
+    """
+    from modelfleet.cli.key import run_add
+
+    raise typer.Exit(run_add(stack, name))
+
+
+@key.command(name="list")
+def key_list(stack: Stack = "local", json: Json = False) -> None:
+    """List a stack's keys with their models, limits and ends; no secret is shown.
+
+    Example: `modelfleet key list --stack prod`
+    """
+    from modelfleet.cli.key import run_list
+
+    raise typer.Exit(run_list(stack, as_json=json))
+
+
+@key.command(name="rotate")
+def key_rotate(
+    name: KeyName,
+    stack: Stack = "local",
+    grace: Annotated[str, typer.Option(help="How long the old secret stays valid: 30m, 24h, 7d.")] = "24h",
+) -> None:
+    """Make another secret for a key; for a while both are valid.
+
+    Example: `modelfleet key rotate search --stack prod --grace 7d`
+    """
+    from modelfleet.cli.key import run_rotate
+
+    raise typer.Exit(run_rotate(stack, name, grace))
+
+
+@key.command(name="revoke")
+def key_revoke(name: KeyName, stack: Stack = "local") -> None:
+    """Take a key back at once: the running gateway refuses it, and so does the next `up`.
+
+    Example: `modelfleet key revoke search --stack prod`
+    """
+    from modelfleet.cli.key import run_revoke
+
+    raise typer.Exit(run_revoke(stack, name))
+
+
+@app.command()
 def add(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, such as Qwen/Qwen3-8B.")],
     stack: Annotated[

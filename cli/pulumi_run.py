@@ -101,6 +101,27 @@ def ask(root: Path, arguments: Sequence[str]) -> str | None:
     return result.stdout if result.returncode == 0 else None
 
 
+def set_secret(root: Path, stack: str, path: str, value: str) -> None:
+    """Keeps a secret at `path` of the stack's file, encrypted; the value goes through a pipe, never a command line.
+
+    Raises `SetupError` with the CLI's message.
+    """
+    _configure(root, ["config", "set", "--secret", "--path", path, "--stack", stack], value)
+
+
+def remove_config(root: Path, stack: str, path: str) -> None:
+    """Takes `path` out of the stack's file; raises `SetupError` with the CLI's message."""
+    _configure(root, ["config", "rm", "--path", path, "--stack", stack], "")
+
+
+def _configure(root: Path, arguments: Sequence[str], given: str) -> None:
+    environment = dict(os.environ)
+    words = [*_command(root, arguments, environment, engine=False), "--non-interactive"]
+    result = subprocess.run(words, cwd=root, env=environment, input=given, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SetupError(f"pulumi {' '.join(arguments[:2])} failed: {' '.join(result.stderr.split())}")
+
+
 def _command(root: Path, arguments: Sequence[str], environment: dict[str, str], *, engine: bool) -> list[str]:
     """The whole command line; adds the fleet's own backend to `environment` if the user chose none."""
     cli = command()

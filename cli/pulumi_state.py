@@ -32,7 +32,7 @@ _OWN_SECRETS = re.compile(r"^(encryptionsalt|encryptedkey|secretsprovider)\s*:",
 
 
 class HiddenState(Exception):
-    """The state of a stack in the cloud would be where nobody finds it; the message says the commands that choose."""
+    """A stack has no state here: it would be where nobody finds it, or cannot be made. The message says what to do."""
 
 
 def command_of(arguments: list[str]) -> str:
@@ -103,6 +103,8 @@ def prepare(cli: Path, arguments: Sequence[str], environment: dict[str, str], ro
     # A secret that the user adds with `pulumi config set --secret` is then encrypted with the salt of the state.
     environment.setdefault("PULUMI_FALLBACK_TO_STATE_SECRETS_MANAGER", "true")
     if not engine:
+        if named and command_of(arguments) == "config" and _keeps(arguments):
+            _made(Path(cli), named, environment, root)  # its salt encrypts the secret
         return arguments
     stack = named or _selected(cli, environment, root)
     if stack is None:
@@ -179,19 +181,26 @@ def _private(folder: Path) -> None:
 
 def _with_salt(cli: Path, stack: str, source: Path, environment: dict[str, str], root: Path) -> Path:
     """A copy of the stack's file with the salt of its state."""
+    made = _made(cli, stack, environment, root)
+    copy = root / ".modelfleet" / "pulumi" / f"with-salt.{stack}.yaml"
+    copy.write_text(f"{source.read_text().rstrip()}\nencryptionsalt: {_salt(made)}\n")
+    return copy
+
+
+def _made(cli: Path, stack: str, environment: dict[str, str], root: Path) -> Path:
+    """The file of the stack's state, after making the stack if it has none."""
     project, salts = _project(root), root / ".modelfleet" / "pulumi"
     made = _checkpoint(root, stack)
-    kept = salts / f"Pulumi.{stack}.yaml"
     _private(salts)
     if not made.is_file():
-        kept.unlink(missing_ok=True)
+        (salts / f"Pulumi.{stack}.yaml").unlink(missing_ok=True)
         (salts / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         print(f"pulumi: stack {stack} has no state yet; it is made under {state_folder(root)}", file=sys.stderr)
         command = [str(cli), "stack", "init", stack, "--no-select", "--non-interactive", "-C", str(salts)]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    copy = salts / f"with-salt.{stack}.yaml"
-    copy.write_text(f"{source.read_text().rstrip()}\nencryptionsalt: {_salt(made)}\n")
-    return copy
+        done = subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise HiddenState(f"stack {stack} cannot be made; pulumi says why above")
+    return made
 
 
 def _salt(state: Path) -> str:

@@ -12,6 +12,7 @@ import pulumi
 from packaging.version import Version
 
 from modelfleet.infra.component import Fleet
+from modelfleet.infra.gateway import with_rotated
 from modelfleet.serving.config.errors import ModelfleetError, SetupError
 
 #: Tells the language host that the error is reported: a `pulumi.RunError` adds "exited with non-zero exit code".
@@ -34,7 +35,7 @@ def deploy_stack() -> None:
         fleet = Fleet(
             pulumi.get_stack(),
             huggingface_token=config.get_secret("huggingFaceToken"),
-            api_keys=config.get_secret_object("apiKeys"),
+            api_keys=_api_keys(config),
         )
     except (ModelfleetError, pulumi.RunError) as error:
         pulumi.log.error(str(error))
@@ -44,6 +45,15 @@ def deploy_stack() -> None:
     pulumi.export("max_usd_per_hour", fleet.plan.cost.max_usd_per_hour)
     for name, value in fleet.outputs.items():
         pulumi.export(name, value)
+
+
+def _api_keys(config: pulumi.Config) -> pulumi.Output[dict[str, str]] | None:
+    """The keys, with the old secrets of rotated ones that are still valid."""
+    keys, rotated = config.get_secret_object("apiKeys"), config.get_secret_object("rotatedKeys")
+    if keys is None or rotated is None:
+        return keys
+    both: pulumi.Output[dict[str, str]] = pulumi.Output.all(keys, rotated).apply(lambda two: with_rotated(*two))
+    return pulumi.Output.secret(both)
 
 
 def _refuse_a_newer_stack() -> None:

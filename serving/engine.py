@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+from weakref import WeakValueDictionary
 
 from starlette.exceptions import HTTPException
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -26,7 +27,9 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 from modelfleet.serving.body_defaults import CHAT, CHATS, COMPLETIONS, BodyDefaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
@@ -34,14 +37,80 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.prompt import MessagesRefused, check_messages
 from modelfleet.serving.sampling import Stops, body_defaults, compile_stops
 from modelfleet.serving.startup import StartupClock
+from modelfleet.serving.usage import CURRENT, Counts
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
 
+class EngineSequence:
+    """One sequence of vLLM's output processor, for the books; its state stays as it was when vLLM lets go of it."""
+
+    def __init__(self, model: str, state: RequestState, states: Mapping[str, RequestState]) -> None:
+        self._model, self._state, self._states = model, state, states
+        self.aborted = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether vLLM has let go of it: what its engine still says of it counts nowhere."""
+        return self._states.get(self._state.request_id) is not self._state
+
+    @property
+    def counts(self) -> Counts:
+        """The tokens so far, as vLLM's own counters have them (`IterationStats.update_from_output`)."""
+        state = self._state
+        answered = 0
+        if state.stats is not None:
+            answered = state.stats.num_generation_tokens
+        elif state.detokenizer is not None:
+            answered = state.detokenizer.num_output_tokens()
+        read = not state.is_prefilling
+        return Counts(
+            model=self._model,
+            adapter=state.lora_name,
+            group=state.parent_req.request_id if state.parent_req else state.request_id,
+            prompt=state.prompt_len if read else 0,
+            cached=state.num_cached_tokens if read else 0,
+            completion=answered,
+        )
+
+
+class MeteredOutputs(OutputProcessor):
+    """vLLM's output processor, which tells each sequence to the HTTP request that began it."""
+
+    model: str
+    _metered: WeakValueDictionary[str, EngineSequence]
+
+    @classmethod
+    def take_over(cls, outputs: OutputProcessor, model: str) -> None:
+        """Makes `outputs` one of these: vLLM's engine has made it by then, and its output task has it already."""
+        outputs.__class__ = cls
+        metered = cast(MeteredOutputs, outputs)
+        metered.model, metered._metered = model, WeakValueDictionary()
+
+    def add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+        """As vLLM's; runs in the task of the request, or in one that it started."""
+        super().add_request(request, *args, **kwargs)
+        usage = CURRENT.get()
+        state = self.request_states.get(request.request_id)
+        if usage is None or state is None or request.request_id in self._metered:
+            return
+        one = EngineSequence(self.model, state, self.request_states)
+        self._metered[request.request_id] = one
+        usage.sequences.append(one)
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """As vLLM's, and notes which answers are not whole."""
+        aborted = super().abort_requests(request_ids, internal)
+        for request_id in aborted:
+            if (one := self._metered.get(request_id)) is not None:
+                one.aborted = True
+        return aborted
+
+
 class FleetEngine(AsyncLLM):
-    """vLLM's engine with a model file's stop sequences added to every request."""
+    """vLLM's engine with a model file's stop sequences added to every request, and its tokens counted per request."""
 
     stops = Stops((), ())
 
@@ -112,6 +181,7 @@ async def start(
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))
     await init_app_state(engine, app.state, args, tasks)
     engine.stops = _stops(model, engine)
+    MeteredOutputs.take_over(engine.output_processor, model.model_id)
     _default_length(app, default_max_tokens(generation.generate_kwargs))
     if generation.prompt_format is not None:
         _as_rayllm(app.state.online_renderer)

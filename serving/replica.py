@@ -27,6 +27,7 @@ from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
+from modelfleet.serving.usage import TokenMetrics, UsageMeter, usage_folder
 from modelfleet.serving.versions import check_versions
 from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
 
@@ -180,10 +181,12 @@ class VllmReplica:
         except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
             logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
         logger.info("%s", self._clock.line())
-        gate = EngineGate(app, self._engine)
+        meter = UsageMeter(app, usage_folder() / self._model.slug, counted=TokenMetrics().count)
+        gate = EngineGate(meter, self._engine)
         metrics = MetricsCopy(self._model.slug)
         self._begin(self._exit_with_engine(gate))
         self._begin(metrics.run())
+        self._begin(meter.run())
         return gate
 
     async def start_engine(self) -> ASGIApp:

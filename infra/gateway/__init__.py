@@ -5,7 +5,7 @@ Kubernetes puts it in a ConfigMap.
 """
 
 from modelfleet.infra.gateway.files import GatewayFiles, Runtime
-from modelfleet.infra.gateway.keys import hash_key, key_faults, render_key_map
+from modelfleet.infra.gateway.keys import hash_key, key_faults, render_key_map, with_rotated
 from modelfleet.infra.gateway.render import render
 
-__all__ = ["GatewayFiles", "Runtime", "hash_key", "key_faults", "render", "render_key_map"]
+__all__ = ["GatewayFiles", "Runtime", "hash_key", "key_faults", "render", "render_key_map", "with_rotated"]

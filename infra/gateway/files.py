@@ -13,6 +13,8 @@ MODELS_MAP = "models.map"
 SLUGS_MAP = "slugs.map"
 CARDS_MAP = "cards.map"
 ANSWERS_MAP = "answers.map"
+ACCESS_MAP = "access.map"
+TEAMS_MAP = "teams.map"
 LUA = "gateway.lua"
 CHAT = "chat.html"
 

@@ -1,6 +1,6 @@
 -- Reads the model's name from a request body where HAProxy's json_query found none: escaped text ("org\/name"),
 -- nesting deeper than mjson's 20 levels, multipart forms. Also finds out what is wrong with a body that names no model.
--- Sets txn.model, or txn.fault to one of: json, type, missing, number.
+-- Sets txn.model, or txn.fault to one of: json, type, missing, twice, number.
 
 local MAX_NAME = 512
 
@@ -81,44 +81,58 @@ local function each_key(text, visit)
   end
 end
 
--- The top-level key "model" of a JSON object: its name, or nil and the fault.
-local function model_of_json(text)
-  local model, fault
+-- The top-level key "model" of a JSON object: its name, or nil and the fault. With `once` a second one is a fault.
+local function model_of_json(text, once)
+  local model, fault, found
   local ended = each_key(text, function(key, first, last)
     if key ~= 'model' then return false end
+    if found then
+      model, fault = nil, 'twice'
+      return true
+    end
+    found = true
     if text:byte(first) == 34 then
       model = decoded(text:sub(first + 1, last - 1))
     else
       fault = text:sub(first, last) == 'null' and 'missing' or 'type'
     end
-    return true
+    return not once
   end)
+  if ended == 'json' then model = nil end
   return model, fault or ended
 end
 
--- The form field "model" of a multipart body.
-local function model_of_form(text, content_type)
+-- The form field "model" of a multipart body. With `once` a second one is a fault.
+local function model_of_form(text, content_type, once)
   local boundary = content_type:match('[bB][oO][uU][nN][dD][aA][rR][yY]="?([^";,%s]+)')
   if not boundary then return nil, 'json' end
   local marker = '--' .. boundary
   local at = text:find(marker, 1, true)
+  local model
   while at do
     local head = at + #marker
     local blank = text:find('\r\n\r\n', head, true)
     local following = text:find('\r\n' .. marker, head, true)
     if blank and following and blank < following and text:sub(head, blank):match('[%s;]name="?model"?[%s;\r]') then
-      return text:sub(blank + 4, following - 1)
+      if model then return nil, 'twice' end
+      model = text:sub(blank + 4, following - 1)
+      if not once then return model end
     end
     at = following and following + 2
   end
-  return nil, 'missing'
+  return model, 'missing'
 end
 
 core.register_action('read_model', { 'http-req' }, function(txn)
   local body = txn.f:req_body() or ''
   local content_type = txn.f:req_fhdr('content-type') or ''
+  local once = txn:get_var('txn.class') ~= nil
   local model, fault
-  if txn:get_var('txn.form') then model, fault = model_of_form(body, content_type) else model, fault = model_of_json(body) end
+  if txn:get_var('txn.form') then
+    model, fault = model_of_form(body, content_type, once)
+  else
+    model, fault = model_of_json(body, once)
+  end
   if model and #model > MAX_NAME then model = model:sub(1, MAX_NAME) end
   if model and not utf8.len(model) then model, fault = nil, 'json' end
   if model then txn:set_var('txn.model', model) else txn:set_var('txn.fault', fault) end

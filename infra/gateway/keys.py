@@ -1,16 +1,45 @@
-"""API keys: only their sha256 reaches HAProxy, with the name that logs and limits show."""
+"""API keys: only their sha256 reaches HAProxy, with the name that logs and limits show.
+
+A line of the map is `<sha256> <name>`. For a secret that was rotated it is `<sha256> <name>@<end>`, until which it is
+valid.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: Visible ASCII without comma, quote and backslash: what every client sends unchanged in a header.
 KEY = re.compile(r"[\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]+")
+#: After the name of a key whose old secret it is.
+ROTATED = "@rotated"
+ISO = "%Y-%m-%dT%H:%M:%SZ"
 MIN_KEY_LENGTH = 16
 MAX_KEY_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """The old secret of a rotated key: its sha256, and when it ends in seconds since 1970 (UTC)."""
+
+    sha256: str
+    ends_at: int
+
+    @classmethod
+    def parse(cls, text: str) -> Rotated:
+        """What the stack's secret `rotatedKeys.<name>` holds, `<sha256> <ISO time>`; raises `ValueError`."""
+        match = re.fullmatch(r"([0-9a-f]{64}) (\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z)", text.strip())
+        if match is None:
+            raise ValueError("is no sha256 with a time such as 2026-12-31T00:00:00Z; `modelfleet key rotate` writes it")
+        return cls(match[1], int(datetime.strptime(match[2], ISO).replace(tzinfo=UTC).timestamp()))
+
+    def text(self) -> str:
+        """The reverse of `parse`."""
+        return f"{self.sha256} {datetime.fromtimestamp(self.ends_at, UTC).strftime(ISO)}"
 
 
 def hash_key(key: str) -> str:
@@ -45,8 +74,30 @@ def key_faults(keys: Mapping[str, str]) -> list[str]:
     return faults
 
 
+def with_rotated(keys: Mapping[str, str], rotated: Mapping[str, str] | None) -> dict[str, str]:
+    """The stack's secrets `apiKeys` and `rotatedKeys` in one mapping, as `render_key_map` takes them.
+
+    A key that was revoked takes its old secret along.
+    """
+    old = {f"{name}{ROTATED}": text for name, text in (rotated or {}).items() if name in keys}
+    return {**keys, **old}
+
+
 def render_key_map(keys: Mapping[str, str]) -> str:
-    """The map file `<sha256> <name>`, sorted by name; raises `ValueError` with every fault."""
-    if faults := key_faults(keys):
+    """The map file, sorted by name; raises `ValueError` with every fault.
+
+    `<name>@rotated` is the old secret of a key, as `Rotated.text` writes it.
+    """
+    new = {name: key for name, key in keys.items() if not name.endswith(ROTATED)}
+    faults = key_faults(new)
+    old: dict[str, Rotated] = {}
+    for name in keys.keys() - new.keys():
+        try:
+            old[name.removesuffix(ROTATED)] = Rotated.parse(keys[name])
+        except ValueError as error:
+            faults.append(f"the rotated key named {name.removesuffix(ROTATED)[:80]!r} {error}")
+    if faults:
         raise ValueError("; ".join(faults))
-    return "".join(f"{hash_key(key)} {name}\n" for name, key in sorted(keys.items()))
+    lines = {one.sha256: f"{name}@{one.ends_at}" for name, one in old.items() if name in new}
+    lines |= {hash_key(key): name for name, key in new.items()}  # an old secret that came back is no old one
+    return "".join(f"{sha256} {name}\n" for sha256, name in sorted(lines.items(), key=lambda line: (line[1], line[0])))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 
-from modelfleet.infra.gateway import files, maps, rules
+from modelfleet.infra.gateway import access, files, maps, rules
 from modelfleet.infra.gateway.answers import proxy_errors, serve_errors
 from modelfleet.infra.gateway.files import GatewayFiles, Runtime
 from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
@@ -54,16 +54,20 @@ def render(
     maps.check_routes(gateway.routes)
     gateway = replace(gateway, routes=tuple(sorted(gateway.routes, key=lambda route: route.model_id)))
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
-    texts = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.settings.tokens_per_minute else {}
+    texts: dict[str, str] = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.counts_tokens else {}
     texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
+    if gateway.keys:
+        texts[files.ACCESS_MAP] = access.access_map(gateway)
+    if gateway.teams:
+        texts[files.TEAMS_MAP] = access.teams_map(gateway)
     return GatewayFiles(
         texts
         | {
             files.HAPROXY_CFG: _first(gateway, runtime, servers),
             files.BODIES_CFG: _second(gateway, runtime, servers),
-            files.MODELS_MAP: maps.models_map(gateway),
-            files.SLUGS_MAP: maps.slugs_map(gateway),
-            files.CARDS_MAP: maps.cards_map(gateway),
+            files.MODELS_MAP: maps.models_map(gateway) + access.class_models(gateway),
+            files.SLUGS_MAP: maps.slugs_map(gateway) + access.class_slugs(gateway),
+            files.CARDS_MAP: maps.cards_map(gateway) + access.class_cards(gateway),
             files.LUA: _own(files.LUA),
         }
     )
@@ -89,13 +93,14 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         *rules.identity(),
         *rules.probes(gateway),
         *rules.chat(gateway, f"{runtime.folder}/{files.CHAT}"),
-        *rules.keys(gateway, runtime.key_map),
-        *rules.listing(runtime.folder),
-        *rules.paths(runtime.folder),
+        *rules.keys(gateway, runtime.folder, runtime.key_map),
+        *rules.listing(gateway, runtime.folder),
+        *rules.paths(gateway, runtime.folder),
         *rules.size(gateway),
-        *rules.limits(gateway),
+        *rules.limits(gateway, runtime.folder),
         *rules.routing(gateway, runtime.folder, buffer=BUFFER, last=False, wait_s=BODY_TIMEOUT_S),
-        *(["use_backend bodies if generates unseen !form"] if gateway.settings.tokens_per_minute else []),
+        *(["use_backend bodies if generates not_whole !form"] if gateway.counts_tokens else []),
+        *(["use_backend bodies if restricted posts not_whole"] if access.classes(gateway) else []),
         "use_backend bodies if direct { var(txn.chunked) -m found }",
         "use_backend model.%[var(txn.slug)] if { var(txn.slug) -m found }",
         "default_backend bodies",
@@ -112,6 +117,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
             "backend bodies", ["timeout queue 10s", f"server bodies unix@{runtime.bodies_socket} maxconn {slots}"]
         ),
         _section("backend limits", [LIMITS_TABLE]),
+        _section("backend teams", [LIMITS_TABLE]) if gateway.teams else None,
         _metrics(runtime.metrics_bind, key_metrics=True),
     ]
     return _text(sections)
@@ -141,7 +147,8 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
         "http-response set-header x-modelfleet-model %[var(txn.model)]",
         *rules.says_answers(gateway),
         "acl reads method GET HEAD",
-        *rules.paths(runtime.folder),
+        *access.hear_class(gateway),
+        *rules.paths(gateway, runtime.folder),
         *rules.routing(gateway, runtime.folder, buffer=0, last=True, wait_s=BODY_TIMEOUT_S),
         "use_backend model.%[var(txn.slug)]",
     ]

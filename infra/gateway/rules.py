@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelfleet.infra.gateway import access
 from modelfleet.infra.gateway.answers import (
     RETRY_AFTER_BUSY_S,
     RETRY_AFTER_RATE_S,
@@ -77,8 +78,10 @@ def probes(gateway: GatewayPlan) -> list[str]:
         f'{{"id":"{route.model_id}","ready":%[nbsrv(ready.{route.slug}),bool,iif(true,false)]}}'
         for route in gateway.routes
     )
-    ready = returns(200, f'{{"ready":true,"models":[{states}]}}', headers=CLOSE, dynamic=True)
-    not_ready = returns(503, f'{{"ready":false,"models":[{states}]}}', headers=CLOSE, dynamic=True)
+    # Who has no key learns no name where names are hidden from some who have one.
+    models = "" if access.classes(gateway) else f',"models":[{states}]'
+    ready = returns(200, f'{{"ready":true{models}}}', headers=CLOSE, dynamic=True)
+    not_ready = returns(503, f'{{"ready":false{models}}}', headers=CLOSE, dynamic=True)
     return [
         "acl reads method GET HEAD",
         returns(200, '{"status":"ok"}', headers=CLOSE) + f" if {{ path {HEALTH} }} reads",
@@ -99,7 +102,7 @@ def chat(gateway: GatewayPlan, file: str) -> list[str]:
     return [f"{page}{extra} if {{ path / }} reads"]
 
 
-def keys(gateway: GatewayPlan, key_map: str) -> list[str]:
+def keys(gateway: GatewayPlan, folder: str, key_map: str) -> list[str]:
     """Finds the key's name by its hash and drops the key. With auth `none` the client's address takes its place."""
     drop = ["http-request del-header authorization", "http-request del-header x-api-key"]
     if gateway.auth == "none":
@@ -116,34 +119,38 @@ def keys(gateway: GatewayPlan, key_map: str) -> list[str]:
         f"http-request set-var(txn.key) req.fhdr(x-api-key),{lookup} unless {{ var(txn.key) -m found }}",
         refusal + " unless { var(txn.key) -m found }",
         *drop,
+        *access.ends(gateway, folder),
+        *access.tell_replica(gateway),
     ]
 
 
-def listing(folder: str) -> list[str]:
+def listing(gateway: GatewayPlan, folder: str) -> list[str]:
     """`GET /v1/models`, `/v1/models/{id}` and `/version` from the plan: a replica of another vLLM does not start."""
     cards = f"{folder}/cards.map"
     version = f'{{"version":"{PINNED["vllm"]}"}}'
     missing = _with_field(
         error("The model `{0}` does not exist.", "NotFoundError", 404, "model"), "var(txn.model),json(utf8s)"
     )
+    own = access.of_class(gateway)
     return [
-        f"{returns(200, f'%[str(*),map_str({cards})]', dynamic=True)} if {{ path {MODELS} }} reads",
+        f"{returns(200, f'%[str(*){own},map_str({cards})]', dynamic=True)} if {{ path {MODELS} }} reads",
         f"{returns(200, version)} if {{ path {VERSION} }} reads",
         f"acl one_model path_beg {MODELS}/",
         f"http-request set-var(txn.model) path,url_dec,regsub(^{MODELS}/,),bytes(0,{ECHOED_NAME}) if one_model reads",
-        "acl whole_list var(txn.model) -m str *",
-        f"http-request set-var(txn.card) var(txn.model),map_str({cards}) if one_model reads !whole_list",
+        "acl whole_list var(txn.model) -m str *"
+        + (f" {access.NAMES}\n    acl whole_list var(txn.model) -m beg {access.BASE}" if own else ""),
+        f"http-request set-var(txn.card) var(txn.model){own},map_str({cards}) if one_model reads !whole_list",
         f"{returns(200, '%[var(txn.card)]', dynamic=True)} if one_model reads {{ var(txn.card) -m found }}",
         f"{returns(404, missing, dynamic=True)} if one_model reads",
     ]
 
 
-def paths(folder: str) -> list[str]:
+def paths(gateway: GatewayPlan, folder: str) -> list[str]:
     """The open paths, compared exactly, so that no spelling of another path slips through."""
     unknown = _with_field(error("There is no {0} here.", "NotFoundError", 404), "var(txn.path),json(utf8s)")
     return [
         *(f"acl by_model path -m str {path}" for path in BY_MODEL),
-        f"http-request set-var(txn.slug) path,field(2,/),map_str({folder}/slugs.map)",
+        f"http-request set-var(txn.slug) path,field(2,/){access.of_class(gateway)},map_str({folder}/slugs.map)",
         "http-request set-var(txn.rest) path,regsub(^/[^/]+,) if { var(txn.slug) -m found }",
         *(f"acl direct var(txn.rest) -m str {path}" for path in BY_MODEL),
         *(f"acl direct_get var(txn.rest) -m str {path}" for path in DIRECT_GET),
@@ -154,6 +161,7 @@ def paths(folder: str) -> list[str]:
         wrong_method("GET") + " if known_get !reads or direct_get !reads",
         f"{returns(404, unknown, dynamic=True)} if !by_model !direct !direct_get",
         "http-request set-var(txn.model) var(txn.slug) if direct or direct_get",
+        *access.class_listing(gateway, folder),
     ]
 
 
@@ -167,24 +175,40 @@ def _with_field(body: str, fetch: str) -> str:
     return log_format(body).replace("{0}", f"%[{fetch}]")
 
 
-def limits(gateway: GatewayPlan) -> list[str]:
-    """Per key (or address): open requests and requests per minute; a refused request does not count."""
+def limits(gateway: GatewayPlan, folder: str) -> list[str]:
+    """Per key (or address), and per team: open requests and requests per minute; a refused request does not count."""
     lines = ["http-request track-sc0 var(txn.key) table limits if posts"]
-    if most := gateway.settings.concurrent_requests:
-        lines.append(_over("open requests", f"{most} at a time", RETRY_AFTER_BUSY_S, when=f"sc0_conn_cur gt {most}"))
-    if most := gateway.settings.requests_per_minute:
-        lines += [
-            _over("requests", f"{most} per minute", RETRY_AFTER_RATE_S, when=f"sc_gpc_rate(0,0) ge {most}"),
-            "http-request sc-inc-gpc(0,0) if posts",
-        ]
+    if gateway.teams:
+        lines.append("http-request track-sc1 var(txn.team) table teams if posts { var(txn.team) -m found }")
+    lines += access.limits(gateway, folder) if gateway.keys or gateway.teams else []
+    lines += _over(gateway, "open", "open requests", "at a time", RETRY_AFTER_BUSY_S, used="sc{0}_conn_cur,sub(1)")
+    lines += _over(gateway, "requests", "requests", "per minute", RETRY_AFTER_RATE_S, used="sc_gpc_rate(0,{0})")
+    for number, any_has in enumerate(access.has(gateway, "requests")):
+        lines += [f"http-request sc-inc-gpc(0,{number}) if posts"] if any_has else []
     return lines
 
 
-def _over(what: str, allowed: str, retry_after_s: int, *, when: str) -> str:
-    """429 for a key that has too many of something."""
-    message = f"Too many {what} for this API key; allowed are {allowed}."
-    headers = {"Retry-After": str(retry_after_s)}
-    return refuses(429, message, "RateLimitError", headers=headers) + f" if posts {{ {when} }}"
+def _over(gateway: GatewayPlan, limit: str, what: str, per: str, retry_after_s: int, *, used: str) -> list[str]:
+    """429 for a key, and for a team, that has used all of a limit."""
+    lines = []
+    own, teams = access.has(gateway, limit)
+    if own and not gateway.keys:
+        most = {"open": "concurrent_requests", "requests": "requests_per_minute", "tokens": "tokens_per_minute"}[limit]
+        number = getattr(gateway.settings, most)
+        message = f"Too many {what} for this API key; allowed are {number} {per}."
+        answer = refuses(429, message, "RateLimitError", headers={"Retry-After": str(retry_after_s)})
+        lines.append(f"{answer} if posts {{ {used.format(0)} ge {number} }}")
+    elif own:
+        lines.append(
+            access.over(what, per, retry_after_s, whose="API key", variable=f"txn.{limit}", used=used.format(0))
+        )
+    if teams:
+        lines.append(
+            access.over(
+                what, per, retry_after_s, whose="API key's team", variable=f"txn.team_{limit}", used=used.format(1)
+            )
+        )
+    return lines
 
 
 def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
@@ -193,22 +217,24 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
     What an answer took is known only after its last byte, and for a stream only the stream says it. A limit that waits
     for it lets through whatever arrives meanwhile. OpenAI and Azure also charge at admission.
     """
-    most = gateway.settings.tokens_per_minute
-    if not most:
+    if not gateway.counts_tokens:
         return []
-    allowed = f"{most} per minute. A request counts with a quarter of its bytes and the max_tokens of each answer"
+    per = "per minute. A request counts with a quarter of its bytes and the max_tokens of each answer"
     longest = max((route.answer_tokens for route in gateway.routes), default=0)
     return [
         *_generates(),
-        _over("tokens", allowed, RETRY_AFTER_RATE_S, when=f"sc_gpc_rate(1,0) ge {most}"),
+        *_over(gateway, "tokens", "tokens", per, RETRY_AFTER_RATE_S, used="sc_gpc_rate(1,{0})"),
         # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
         *_each(),
         *_counted("posts !form"),
         "http-request sc-add-gpc(1,0) var(txn.charge) if { var(txn.charge) -m found }",
-        "acl unseen var(txn.partial) -m found",
-        "acl unseen var(txn.chunked) -m found",
+        *(
+            ["http-request sc-add-gpc(1,1) var(txn.charge) if { var(txn.charge) -m found } { var(txn.team) -m found }"]
+            if gateway.teams
+            else []
+        ),
     ]
 
 
@@ -218,23 +244,27 @@ def unseen_tokens(gateway: GatewayPlan) -> list[str]:
     It comes with the head of the answer, which is late. What the first part said is charged by then, and that is a
     quarter of half a buffer at least: 32,768 tokens.
     """
-    if not gateway.settings.tokens_per_minute:
+    if not gateway.counts_tokens:
         return []
-    return [
+    more = "{ var(txn.unseen) -m int gt 0 }"
+    lines = [
         f"http-response set-var(txn.unseen) res.fhdr({ANSWERS_HEADER}),sub(txn.answers) if {{ be_name bodies }}",
-        "http-response sc-add-gpc(1,0) var(txn.unseen) if { var(txn.unseen) -m int gt 0 }",
+        f"http-response sc-add-gpc(1,0) var(txn.unseen) if {more}",
     ]
+    if gateway.teams:
+        lines.append(f"http-response sc-add-gpc(1,1) var(txn.unseen) if {more} {{ var(txn.team) -m found }}")
+    return lines
 
 
 def says_answers(gateway: GatewayPlan) -> list[str]:
     """How the second process says it."""
     say = f"http-response set-header {ANSWERS_HEADER} %[var(txn.answers)] if {{ var(txn.answers) -m found }}"
-    return [say] if gateway.settings.tokens_per_minute else []
+    return [say] if gateway.counts_tokens else []
 
 
 def all_tokens(gateway: GatewayPlan, folder: str) -> list[str]:
     """The same count in the second process, once the model is known, of a body that is whole."""
-    if not gateway.settings.tokens_per_minute:
+    if not gateway.counts_tokens:
         return []
     return [
         *_generates(),
@@ -297,7 +327,8 @@ def partly_read(gateway: GatewayPlan, *, last: bool) -> list[str]:
         message = f"The request body is too large; allowed are {gateway.settings.max_body_mib} MiB."
         return [refuses(413, message, "Request Entity Too Large") + f" if {{ req.body_len gt {limit} }}"]
     return [
-        *(["http-request allow if generates unseen !form"] if gateway.settings.tokens_per_minute else []),
+        *(["http-request allow if generates not_whole !form"] if gateway.counts_tokens else []),
+        *(["http-request allow if restricted posts not_whole"] if access.classes(gateway) else []),
         "http-request allow if direct { var(txn.chunked) -m found }",
         "http-request allow if by_model !routed { var(txn.partial) -m found }",
         "http-request allow if by_model !routed { var(txn.chunked) -m found }",
@@ -311,24 +342,15 @@ def _partly(buffer: int) -> list[str]:
         "http-request set-var(txn.body_len) req.body_len",
         "http-request set-var(txn.partial) bool(true) if { req.body_size,sub(txn.body_len) gt 0 }",
         f"http-request set-var(txn.chunked) bool(true) if {chunked}",
+        "acl not_whole var(txn.partial) -m found",
+        "acl not_whole var(txn.chunked) -m found",
     ]
 
 
 def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_s: int) -> list[str]:
     """Finds the slug of the body's model, in the first process and in the `last`, whose buffer holds every body."""
-    names = ", ".join(name for route in gateway.routes for name in names_of(route))
-    unknown = error(f"The model `{{0}}` does not exist. Valid aliases: {names}.", "NotFoundError", 404, "model")
-    unknown = _with_field(unknown, f"var(txn.model),bytes(0,{ECHOED_NAME}),json(utf8s)")
-    models = f"map_str({folder}/models.map)"
-    only = gateway.routes[0] if len(gateway.routes) == 1 else None
-    missing = (
-        [f"http-request set-var(txn.model) str({only.model_id}) if missing"]
-        if only
-        else [
-            refuses(400, f"The body names no `model`; this gateway serves {names}.", "BadRequestError", param="model")
-            + " if missing"
-        ]
-    )
+    own = access.of_class(gateway)
+    models = f"{own.removeprefix(',')},map_str({folder}/models.map)" if own else f"map_str({folder}/models.map)"
     return [
         f"http-request wait-for-body time {wait_s}s if posts",
         *([] if last else _partly(buffer)),
@@ -343,14 +365,56 @@ def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model named",
         *([] if last else tokens(gateway, folder)),
         *partly_read(gateway, last=last),
-        "http-request lua.read_model if by_model !routed",
         "acl missing var(txn.fault) -m str missing",
+        *access.class_routing(gateway, folder),
+        "http-request lua.read_model if by_model !routed",
         not_json(),
         refuses(400, "`model` is not a string.", "Bad Request", param="body.model")
         + " if { var(txn.fault) -m str type }",
-        *missing,
+        *_unnamed(gateway, folder),
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model !routed named",
-        f"{returns(404, unknown, dynamic=True)} if by_model !routed",
+        *_unknown(gateway, folder),
         *(all_tokens(gateway, folder) if last else []),
         "http-request set-path /%[var(txn.slug)]%[path] if by_model",
     ]
+
+
+def _unnamed(gateway: GatewayPlan, folder: str) -> list[str]:
+    """400 for a body without `model`, with the names that the key may use; where one model is served, that one."""
+    if len(gateway.routes) == 1:
+        return [f"http-request set-var(txn.model) str({gateway.routes[0].model_id}) if by_model missing"]
+    body = log_format(error("The body names no `model`; this gateway serves {0}.", "BadRequestError", 400, "model"))
+    answer = "http-request return status 400 content-type application/json lf-string"
+    return [
+        f"{answer} {quoted(body.replace('{0}', names))} if by_model missing{when}"
+        for names, when in _served(gateway, folder)
+    ]
+
+
+def _unknown(gateway: GatewayPlan, folder: str) -> list[str]:
+    """vLLM's 404 for a model that does not exist, or not for this key."""
+    message = "The model `{0}` does not exist. Valid aliases: {1}."
+    body = _with_field(
+        error(message, "NotFoundError", 404, "model"), f"var(txn.model),bytes(0,{ECHOED_NAME}),json(utf8s)"
+    )
+    lines = []
+    for names, when in _served(gateway, folder):
+        answer = returns(404, body.replace("{1}", names), dynamic=True)
+        lines.append(f"{answer} if by_model !routed{when}")
+        if when == RESTRICTED:
+            # Below /<slug> a body may name an adapter, of this model or, which that replica refuses, of another.
+            lines.append(f"{answer} if restricted direct !{{ var(txn.granted),strcmp(txn.slug) eq 0 }}")
+    return lines
+
+
+#: How the rule of a class goes on.
+RESTRICTED = " restricted"
+
+
+def _served(gateway: GatewayPlan, folder: str) -> list[tuple[str, str]]:
+    """The names that a key may use, as text or a fetch, each with the condition of the keys that it is for."""
+    names = log_format(", ".join(name for route in gateway.routes for name in names_of(route)))
+    if not access.classes(gateway):
+        return [(names, "")]
+    own = f"%[str({access.NAMES}),concat(,txn.class),map_str({folder}/cards.map)]"
+    return [(names, " !restricted"), (own, RESTRICTED)]

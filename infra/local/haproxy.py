@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from modelfleet.serving.config.errors import SetupError
 START_TIMEOUT_S = 10.0
 #: HAProxy considers a server up until its first check, and checks all servers in the first 50 ms.
 FIRST_CHECKS_S = 0.3
+#: Lines of a map in one command, which must fit the first process's buffer: 1,000 have 150 KB at most.
+LINES_AT_ONCE = 1000
 #: Linux allows a UNIX socket's path 108 bytes with the closing zero; HAProxy adds a suffix while it binds.
 LONGEST_SOCKET_PATH = 90
 
@@ -130,10 +132,27 @@ def set_keys(runtime: Runtime, keys: Mapping[str, str]) -> None:
     version = answer.rpartition(":")[2].strip()
     if not version.isdigit():
         raise SetupError(f"the gateway did not accept the new keys: {answer.strip()}")
-    for line in text.splitlines():
-        admin(runtime, f"add map @{version} {runtime.key_map} {line}")
+    lines = text.splitlines()
+    for start in range(0, len(lines), LINES_AT_ONCE):
+        part = "\n".join(lines[start : start + LINES_AT_ONCE])
+        if refused := admin(runtime, f"add map @{version} {runtime.key_map} <<\n{part}\n").strip():
+            raise SetupError(f"the gateway did not accept the new keys: {refused}")
     admin(runtime, f"commit map @{version} {runtime.key_map}")
     _replace(Path(runtime.key_map), text)
+
+
+def revoke(runtime: Runtime, names: Collection[str]) -> int:
+    """Take keys out of force at once, in the running process and in the file; returns how many secrets ended.
+
+    Needs no secret: the map has names. Raises `SetupError` when the gateway does not answer.
+    """
+    path = Path(runtime.key_map)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    gone = [line for line in lines if line.partition(" ")[2].partition("@")[0] in names]
+    for line in gone:
+        admin(runtime, f"del map {runtime.key_map} {line.partition(' ')[0]}")
+    _replace(path, "".join(f"{line}\n" for line in lines if line not in gone))
+    return len(gone)
 
 
 def admin(runtime: Runtime, command: str) -> str:

@@ -69,6 +69,11 @@ def replica_ports(serve_port: int) -> tuple[int, int]:
     return first, first + REPLICA_PORTS - 1
 
 
+def usage_folder(folder: Path) -> Path:
+    """Where the replicas of the stack with run-time folder `folder` write what was used; `down` leaves it."""
+    return folder.resolve().parents[1] / "usage" / folder.name
+
+
 def serve_environment(serve_port: int) -> dict[str, str]:
     """Ray Serve's settings: replicas listen themselves, and the application runs in the event loop that serves it.
 

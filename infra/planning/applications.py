@@ -7,6 +7,7 @@ from typing import Any
 
 from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.gateway_paths import RESERVED
+from modelfleet.infra.planning.keys import key_plans, team_plans
 from modelfleet.infra.planning.plan import (
     BucketPlan,
     CodeArtifact,
@@ -222,7 +223,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         Route(
             model_id=config.model_id,
             slug=config.slug,
-            model_ids=(config.model_id, *(adapter.name for adapter in config.engine_config.lora)),
+            model_ids=served_names(config),
             description=config.engine_config.model_description,
             url=config.engine_config.model_url,
             kind=config.engine_config.model_type,
@@ -231,7 +232,20 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
-    return GatewayPlan(routes, stack.config.auth, stack.config.gateway, chat=stack.config.target.on_this_machine)
+    names = [name for route in routes for name in route.model_ids]
+    return GatewayPlan(
+        routes,
+        stack.config.auth,
+        stack.config.gateway,
+        chat=stack.config.target.on_this_machine,
+        keys=key_plans(stack, names),
+        teams=team_plans(stack),
+    )
+
+
+def served_names(model: ModelConfig) -> tuple[str, ...]:
+    """The names that clients may put in `model`: its id, then those of its LoRA adapters."""
+    return (model.model_id, *(adapter.name for adapter in model.engine_config.lora))
 
 
 def _answer_tokens(model: ModelConfig) -> int:

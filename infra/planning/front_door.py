@@ -126,7 +126,7 @@ _NO_DOOR = "has no effect without a front door; set expose to internal or intern
 LONGEST_CERTIFIED = 64
 _NO_KEYS = (
     "found none, but gateway.expose is internet, so anybody would use your GPUs; set `auth: keys` and "
-    "`pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, or expose it as internal"
+    "`modelfleet key add NAME`, or expose it as internal"
 )
 
 

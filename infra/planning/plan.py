@@ -472,8 +472,34 @@ class Route:
 
 
 @dataclass(frozen=True)
+class AllowancePlan:
+    """Limits of a key or a team: requests and tokens per minute, and open requests."""
+
+    name: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class KeyPlan(AllowancePlan):
+    """One key of the stack file's `keys`, with the gateway's limits where it has none of its own.
+
+    `models` are the names that it may use, sorted, None for all; `ends_at` is when it ends, in seconds since
+    1970 (UTC).
+    """
+
+    team: str | None = None
+    models: tuple[str, ...] | None = None
+    ends_at: int | None = None
+
+
+@dataclass(frozen=True)
 class GatewayPlan:
-    """What HAProxy needs to know: the routes, whether it requires keys, and the stack file's `gateway`.
+    """What HAProxy needs to know: the routes, whether it requires keys, the stack file's `gateway`, and who may what.
+
+    A key without a `KeyPlan` has the limits of `settings` and may use every model.
 
     `chat`: at `/` it has a page to try the models with, which asks for a key where one is required.
     """
@@ -482,6 +508,13 @@ class GatewayPlan:
     auth: Literal["keys", "none"]
     settings: Gateway
     chat: bool = False
+    keys: tuple[KeyPlan, ...] = ()
+    teams: tuple[AllowancePlan, ...] = ()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether anybody's tokens per minute are limited."""
+        return bool(self.settings.tokens_per_minute) or any(one.tokens_per_minute for one in (*self.keys, *self.teams))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from modelfleet.infra.planning.applications import (
     kind_of,
     mirror_plan,
     name_findings,
+    served_names,
     tokenizer_mirror,
 )
 from modelfleet.infra.planning.batch import with_batch
@@ -44,6 +45,7 @@ from modelfleet.infra.planning.gap import Room, Rooms, gap_findings, gap_of
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import PROCESSOR, with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
+from modelfleet.infra.planning.keys import key_findings
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.local import Machine, memory_short
@@ -137,6 +139,7 @@ def plan(
     findings += [
         *found,
         *name_findings(models),
+        *key_findings(stack, [name for model in models for name in served_names(model.config)]),
         *_stack_findings(stack, deploying=deploying),
         *image_findings(stack, made),
         *fit_findings(models, facts, catalog),
@@ -335,8 +338,8 @@ def _auth(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
     if stack.config.auth == "none" or "apiKeys" in stack.secrets:
         return []
     message = (
-        "is not set, but auth is keys; run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`, "
-        "or set `modelfleet:auth: none`"
+        f"is not set, but auth is keys; run `modelfleet key add NAME --stack {stack.name}`, or set "
+        "`modelfleet:auth: none`"
     )
     return [stack.finding(("apiKeys",), message, Severity.ERROR if deploying else Severity.WARNING)]
 

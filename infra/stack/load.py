@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from modelfleet.infra.stack.schema import SECRET_KEYS, StackConfig
-from modelfleet.serving.config.document import Document, KeyPath, dotted, read_document
+from modelfleet.serving.config.document import TWICE, Document, KeyPath, dotted, read_document
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
 from modelfleet.serving.config.validation import validate
 
@@ -21,7 +21,10 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class LoadedStack:
-    """A valid stack file. `secrets` names the secret keys that are set; their values stay with Pulumi."""
+    """A valid stack file. `secrets` names the secret keys that are set; their values stay with Pulumi.
+
+    `key_names` are the API keys that have a secret; None where `apiKeys` is encrypted in one piece, names included.
+    """
 
     name: str
     config: StackConfig
@@ -31,6 +34,7 @@ class LoadedStack:
     notices: tuple[Finding, ...] = ()
     #: `aws:profile`, the AWS profile of the run.
     profile: str | None = None
+    key_names: frozenset[str] | None = frozenset()
 
     def finding(self, path: KeyPath, message: str, severity: Severity = Severity.ERROR) -> Finding:
         """A finding at a key of the stack file, e.g. `("pools", 0, "accelerator")`."""
@@ -65,15 +69,24 @@ def stack_of(document: Document, name: str, sections: Sections = MappingProxyTyp
     """
     settings = _with_sections(_settings(document), sections)
     ours = {key.removeprefix(NAMESPACE): value for key, value in settings.items() if key.startswith(NAMESPACE)}
-    secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) is not None)
+    key_names = _names_in(ours.get("apiKeys"))
+    # Pulumi leaves `{}` where the last secret of a mapping was removed.
+    secrets = frozenset(key for key in SECRET_KEYS if ours.pop(key, None) not in (None, {}))
     moved = Document(document.file, document.data, {_inner(p): n for p, n in document.lines.items()}, document.findings)
     result = validate(StackConfig, moved, ours)
-    findings = list(document.findings) + (result if isinstance(result, list) else [])
+    findings = [_in_one_team(finding) for finding in document.findings] + (result if isinstance(result, list) else [])
     findings += _plain_secrets(document, settings)
     if isinstance(result, list) or errors_in(findings):
         raise InputErrors([_outer(f) for f in errors_in(findings)])
     region, profile = (str(settings[key]) if settings.get(key) else None for key in ("aws:region", "aws:profile"))
-    return LoadedStack(name, result, region, document, secrets, tuple(findings), profile)
+    return LoadedStack(name, result, region, document, secrets, tuple(findings), profile, key_names)
+
+
+def _names_in(keys: Any) -> frozenset[str] | None:
+    """The names of keys that Pulumi encrypted one by one, as `pulumi config set --secret --path` does."""
+    if not isinstance(keys, dict):
+        return frozenset() if keys is None else None
+    return None if set(keys) == {"secure"} and isinstance(keys["secure"], str) else frozenset(map(str, keys))
 
 
 def _settings(document: Document) -> dict[str, Any]:
@@ -108,6 +121,14 @@ def _outer(finding: Finding) -> Finding:
     return Finding(finding.file, finding.line, f"{NAMESPACE}{finding.path}", finding.message, finding.severity)
 
 
+def _in_one_team(finding: Finding) -> Finding:
+    """Elsewhere a key that is there twice is a warning. An API key would silently have the limits of its last entry."""
+    if not (finding.path.startswith(f"config.{NAMESPACE}keys.") and finding.message.startswith(TWICE)):
+        return finding
+    message = f"{finding.message}; an API key has one entry and one team: keep one of them"
+    return Finding(finding.file, finding.line, finding.path.removeprefix("config."), message)
+
+
 def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding]:
     """Refuses a secret in plain text: it would be in git."""
     return [
@@ -118,7 +139,7 @@ def _plain_secrets(document: Document, settings: dict[str, Any]) -> list[Finding
             f"is in plain text; run `pulumi config set --secret {NAMESPACE}{key}`",
         )
         for key in SECRET_KEYS
-        if (value := settings.get(f"{NAMESPACE}{key}")) is not None and not _is_secure(value)
+        if (value := settings.get(f"{NAMESPACE}{key}")) not in (None, {}) and not _is_secure(value)
     ]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -16,6 +14,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from modelfleet.infra.stack.keys import Keys, Teams
+from modelfleet.infra.stack.section import StackSection
 from modelfleet.infra.stack.target import TARGETS, Target, TargetName
 from modelfleet.serving.config.accelerators import accelerators
 from modelfleet.serving.config.signer import Signer
@@ -53,26 +53,6 @@ RedisAddress = Annotated[
     str,
     Matching(r"^(rediss?://)?[A-Za-z0-9.-]+:\d{1,5}$", "host:port, redis://host:port or rediss://host:port"),
 ]
-
-
-def _key(name: str) -> str:
-    """The key in the file. No field has an `alias`: type checkers would disagree about the name of its argument."""
-    return "target" if name == "target_name" else to_camel(name)
-
-
-class StackSection(BaseModel):
-    """Base of every part: unknown keys are refused, keys are camelCase in the file."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=_key,
-        validate_by_name=True,
-        validate_by_alias=True,
-        loc_by_alias=True,
-        protected_namespaces=(),
-        validate_default=True,
-    )
 
 
 class NodeSize(StackSection):
@@ -656,6 +636,13 @@ class StackConfig(StackSection):
     licence: Licence = Field(default_factory=Licence, description="Licences that the stack does not serve.")
     trust: Trust = Field(default_factory=Trust, description="What models may do beyond serving.")
     gateway: Gateway = Field(default_factory=Gateway, description="The HAProxy in front.")
+    keys: Keys = Field(
+        default_factory=dict,
+        description="What each API key may use, by its name; the secret itself is made by `modelfleet key add`.",
+    )
+    teams: Teams = Field(
+        default_factory=dict, description="Groups of keys, by name; each limit is for all keys together."
+    )
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")
     models_at_once: PositiveInt = Field(
@@ -685,4 +672,4 @@ class StackConfig(StackSection):
 
 
 #: Keys that Pulumi keeps encrypted. Only the program reads their values, never this model.
-SECRET_KEYS = ("huggingFaceToken", "apiKeys")
+SECRET_KEYS = ("huggingFaceToken", "apiKeys", "rotatedKeys")

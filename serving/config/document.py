@@ -26,6 +26,9 @@ MAX_INTEGER = 2**63 - 1
 _MERGE = "tag:yaml.org,2002:merge"
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
+#: How the finding of a key begins that a mapping has twice, which YAML forbids and most readers let pass.
+TWICE = "appears twice"
+
 KeyPath = tuple[str | int, ...]
 
 
@@ -171,7 +174,7 @@ class _Builder:
             key = self.key(key_node, path)
             here = (*path, key)
             if key in result:
-                message = f"appears twice (first on line {self.lines[here]}); the last one counts"
+                message = f"{TWICE} (first on line {self.lines[here]}); the last one counts"
                 self.findings.append(Finding(self.file, line, dotted(here), message, Severity.WARNING))
                 if isinstance(result[key], dict | list):
                     self.lines = {known: at for known, at in self.lines.items() if known[: len(here)] != here}

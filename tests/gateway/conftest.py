@@ -35,10 +35,14 @@ PLAN = GatewayPlan(
 
 
 def changed(plan: GatewayPlan, changes: Mapping[str, Any]) -> GatewayPlan:
-    """The plan with other routes, `auth` or `chat`, or other keys of the stack file's `gateway`."""
-    own = {key: value for key, value in changes.items() if key in ("routes", "auth", "chat")}
-    keys = {key: value for key, value in changes.items() if key not in own}
-    return replace(plan, **own, settings=plan.settings.model_copy(update=keys))
+    """The plan with other routes, `auth`, `chat`, `who` (its keys) or teams, or other keys of the stack file's `gateway`."""
+    own = {
+        "keys" if key == "who" else key: changes[key]
+        for key in changes
+        if key in ("routes", "auth", "chat", "who", "teams")
+    }
+    settings = {key: value for key, value in changes.items() if key not in (*own, "who")}
+    return replace(plan, **own, settings=plan.settings.model_copy(update=settings))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from modelfleet.infra.gateway import Runtime, render
 from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG
 from modelfleet.infra.gateway.maps import cards_map
 from modelfleet.infra.local.haproxy import find_binary
-from modelfleet.infra.planning.plan import GatewayPlan, Route
+from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
 from modelfleet.infra.stack.schema import Gateway
 from tests.cluster.fleet import model, planned
 
@@ -42,6 +42,18 @@ CASES = {
     "two-models": (plan_of(LARGE, SMALL), LOCAL, "127.0.0.1:8001"),
     "limits": (
         plan_of(SMALL, requests_per_minute=60, concurrent_requests=8, tokens_per_minute=9000),
+        LOCAL,
+        "127.0.0.1:8001",
+    ),
+    "keys": (
+        replace(
+            plan_of(LARGE, SMALL, requests_per_minute=60),
+            keys=(
+                KeyPlan("ci", 60, ends_at=1_798_761_600),
+                KeyPlan("search", 600, 90_000, 8, team="web", models=("org/large-lora", "small")),
+            ),
+            teams=(AllowancePlan("web", 1000, 100_000, 16),),
+        ),
         LOCAL,
         "127.0.0.1:8001",
     ),

@@ -264,7 +264,7 @@ def test_a_reserve_that_leaves_a_worker_nothing_is_refused_with_its_line() -> No
 def test_a_stack_without_api_keys_can_be_planned_but_not_deployed() -> None:
     """An open cluster must be requested explicitly; a forgotten secret must not make one."""
     made = stack(pool(), auth="keys")
-    assert "run `pulumi config set --secret --path modelfleet:apiKeys.NAME KEY`" in refusals([model()], made)[0]
+    assert "run `modelfleet key add NAME --stack test`" in refusals([model()], made)[0]
     notices = planned([model()], made, deploying=False).notices
     assert [n.severity for n in notices if "apiKeys" in n.path] == [Severity.WARNING]
     planned([model()], stack(pool(), auth="keys", secrets=["apiKeys"]))

@@ -1,0 +1,203 @@
+"""`modelfleet key`: makes, lists, rotates and revokes API keys. A secret is shown once; only its hash is deployed.
+
+The secrets are Pulumi's, `modelfleet:apiKeys.NAME` in the stack's file. `rotate` also keeps the old secret's hash, with
+its end, in `modelfleet:rotatedKeys.NAME`. `revoke` takes both out, and the hashes out of the running gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from modelfleet.cli import output, pulumi_run
+from modelfleet.infra.gateway.keys import NAME, Rotated, hash_key
+from modelfleet.infra.stack import LoadedStack, load_stack
+from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
+from modelfleet.serving.config.validation import near
+
+SECRETS, ROTATED = "modelfleet:apiKeys", "modelfleet:rotatedKeys"
+#: Before each secret, so that scanners for leaked ones can know it; then 256 random bits.
+PREFIX = "mf-"
+RANDOM_BYTES = 32
+_DURATION = re.compile(r"(\d{1,5})([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+
+
+def run_add(stack: str, name: str) -> int:
+    """Make the secret of a key and show it; returns the exit code. Raises `InputErrors` for a name that is taken."""
+    root = Path.cwd()
+    loaded = _with_keys(root, stack)
+    if not NAME.fullmatch(name):
+        raise _refused("add", f"found {name[:80]!r}; allowed are letters, digits, `.`, `_`, `-`, at most 63")
+    if name in _names(loaded):
+        raise _refused("add", f"{name} has a secret; `modelfleet key rotate {name} --stack {stack}` makes another")
+    secret = _new_secret()
+    pulumi_run.set_secret(root, stack, _path(SECRETS, name), secret)
+    _show(name, secret)
+    if name not in loaded.config.keys:
+        output.say(
+            f"{name} may use every model, with the gateway's limits; "
+            f"`modelfleet:keys.{name}` in the stack file says otherwise"
+        )
+    output.say(f"It is valid after `modelfleet up --stack {stack}`, which drops no stream.")
+    return 0
+
+
+def run_rotate(stack: str, name: str, grace: str) -> int:
+    """Make another secret for a key; the old one ends after `grace`, such as `24h`. Returns the exit code."""
+    root = Path.cwd()
+    loaded = _with_keys(root, stack)
+    seconds = _seconds(grace)
+    _known("rotate", name, loaded)
+    old = _secrets(root, stack).get(name)
+    if old is None:
+        raise SetupError(
+            f"stack {stack}: the secret of {name} cannot be read; is this the passphrase or key that made it?"
+        )
+    rotated, secret = Rotated(hash_key(old), int(time.time()) + seconds), _new_secret()
+    # In this order: were it the other way round and cut in between, the old secret would end at once.
+    pulumi_run.set_secret(root, stack, _path(ROTATED, name), rotated.text())
+    pulumi_run.set_secret(root, stack, _path(SECRETS, name), secret)
+    _show(name, secret)
+    output.say(
+        f"After `modelfleet up --stack {stack}` it is valid, and the old one until {rotated.text().partition(' ')[2]}."
+    )
+    return 0
+
+
+def run_revoke(stack: str, name: str) -> int:
+    """Take a key out of the stack's file and out of the running gateway; returns the exit code."""
+    root = Path.cwd()
+    loaded = _with_keys(root, stack)
+    _known("revoke", name, loaded)
+    # The gateway first: whoever revokes a key is in a hurry.
+    where = _revoke_in_gateway(root, loaded, name)
+    rotated = _mapping(loaded, ROTATED)
+    for path in (SECRETS, ROTATED) if name in rotated else (SECRETS,):
+        pulumi_run.remove_config(root, stack, _path(path, name))
+    output.say(f"{name}: revoked; {where}")
+    return 0
+
+
+def run_list(stack: str, *, as_json: bool = False) -> int:
+    """Print the keys of a stack, without any secret; returns the exit code."""
+    loaded = _with_keys(Path.cwd(), stack)
+    found = rows(loaded)
+    if as_json:
+        output.show_json({"stack": stack, "keys": found})
+        return 0
+    table = Table("key", "team", "models", "ends", "requests/min", "tokens/min", "open", "secret", box=SIMPLE_HEAD)
+    for row in found:
+        shown = (row["key"], row["team"], ", ".join(row["models"]) if row["models"] else "all", row["expires"])
+        limits = (row["requests_per_minute"], row["tokens_per_minute"], row["concurrent_requests"])
+        table.add_row(*(str(one or "–") for one in (*shown, *limits, row["secret"])))
+    output.show(table)
+    return 0
+
+
+def rows(stack: LoadedStack) -> list[dict[str, Any]]:
+    """One row per key: `secret` says whether it has one, and whether an old one may still be valid."""
+    with_secret, rotated = _names(stack), _mapping(stack, ROTATED)
+    return [
+        {
+            "key": name,
+            "team": key.team if key else None,
+            "models": key.models if key else None,
+            "expires": key.expires if key else None,
+            "requests_per_minute": (key and key.requests_per_minute) or stack.config.gateway.requests_per_minute,
+            "tokens_per_minute": (key and key.tokens_per_minute) or stack.config.gateway.tokens_per_minute,
+            "concurrent_requests": (key and key.concurrent_requests) or stack.config.gateway.concurrent_requests,
+            "tags": key.tags if key else {},
+            "secret": ("rotated" if name in rotated else "set") if name in with_secret else "none",
+        }
+        for name in sorted({*with_secret, *stack.config.keys})
+        for key in [stack.config.keys.get(name)]
+    ]
+
+
+def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> str:
+    """Returns in words what the gateway knows now."""
+    if not stack.config.target.on_this_machine:
+        return f"the running gateway still knows it: run `modelfleet up --stack {stack.name}` now"
+    from modelfleet.infra.local import haproxy
+    from modelfleet.infra.local.runtime import gateway_runtime
+
+    local = stack.config.local
+    folder = root / ".modelfleet" / "local" / stack.name
+    runtime = gateway_runtime(str(folder), local.gateway_port, local.metrics_port)
+    if not Path(runtime.key_map).exists():
+        return "no gateway of this stack runs here"
+    ended = haproxy.revoke(runtime, {name})
+    return f"the gateway refuses it from now on ({output.counted(ended, 'secret')})"
+
+
+def _with_keys(root: Path, stack: str) -> LoadedStack:
+    loaded = load_stack(root, stack)
+    if loaded.config.auth == "none":
+        raise InputErrors([loaded.finding(("auth",), "is none, so nobody shows a key; leave it out first")])
+    if loaded.key_names is None:
+        raise InputErrors(
+            [
+                loaded.finding(
+                    ("apiKeys",),
+                    "is encrypted in one piece; set each key by its name, with `pulumi config set --secret --path "
+                    f"{SECRETS}.NAME`",
+                )
+            ]
+        )
+    return loaded
+
+
+def _names(stack: LoadedStack) -> frozenset[str]:
+    return stack.key_names or frozenset()
+
+
+def _mapping(stack: LoadedStack, key: str) -> Mapping[str, Any]:
+    data = stack.document.data["config"].get(key)
+    return data if isinstance(data, dict) else {}
+
+
+def _known(command: str, name: str, stack: LoadedStack) -> None:
+    if name not in _names(stack):
+        raise _refused(command, f"found {name[:80]!r}; {near(name, _names(stack))}")
+
+
+def _refused(command: str, message: str) -> InputErrors:
+    return InputErrors([Finding(f"modelfleet key {command}", 0, "NAME", message)])
+
+
+def _seconds(grace: str) -> int:
+    match = _DURATION.fullmatch(grace)
+    if match is None:
+        finding = Finding(
+            "modelfleet key rotate", 0, "--grace", f"found {grace[:80]!r}; allowed are 30m, 24h, 7d and so on"
+        )
+        raise InputErrors([finding])
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _secrets(root: Path, stack: str) -> dict[str, str]:
+    text = pulumi_run.ask(root, ["config", "get", SECRETS, "--stack", stack])
+    return dict(json.loads(text)) if text else {}
+
+
+def _path(section: str, name: str) -> str:
+    """Quoted, because names have dots."""
+    return f'{section}["{name}"]'
+
+
+def _new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
+
+
+def _show(name: str, secret: str) -> None:
+    output.say(f"The secret of {name}, shown only now:")
+    output.write(secret)

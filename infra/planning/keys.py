@@ -1,0 +1,115 @@
+"""What each API key may do: the stack file's `keys` and `teams`, matched with the names that the gateway serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from modelfleet.infra.planning.plan import AllowancePlan, KeyPlan
+from modelfleet.infra.stack import LoadedStack
+from modelfleet.infra.stack.keys import Allowance
+from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.validation import near
+
+
+def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
+    """Every key of the stack file, sorted by name; `names` are those of all models and adapters."""
+    config = stack.config
+    plans = []
+    for name, key in sorted(config.keys.items()):
+        team = config.teams[key.team] if key.team else None
+        globs = [one for one in (key.models, team.models if team else None) if one is not None]
+        plans.append(
+            KeyPlan(
+                name=name,
+                requests_per_minute=key.requests_per_minute or config.gateway.requests_per_minute,
+                tokens_per_minute=key.tokens_per_minute or config.gateway.tokens_per_minute,
+                concurrent_requests=key.concurrent_requests or config.gateway.concurrent_requests,
+                tags=_tags({**team.tags, **key.tags} if team else key.tags),
+                team=key.team,
+                models=tuple(sorted(one for one in names if _in_all(one, globs))) if globs else None,
+                ends_at=key.ends_at,
+            )
+        )
+    return tuple(plans)
+
+
+def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
+    """Every team of the stack file, sorted by name. A team has no limit that it does not name."""
+    return tuple(
+        AllowancePlan(
+            name,
+            team.requests_per_minute,
+            team.tokens_per_minute,
+            team.concurrent_requests,
+            _tags(team.tags),
+        )
+        for name, team in sorted(stack.config.teams.items())
+    )
+
+
+def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
+    """Unknown teams, globs that match nothing, keys that may use nothing or have no secret, and keys with auth none."""
+    config = stack.config
+    findings = [
+        *_unknown_teams(stack),
+        *(one for name, key in config.keys.items() for one in _unmatched(stack, "keys", name, key, names)),
+        *(one for name, team in config.teams.items() for one in _unmatched(stack, "teams", name, team, names)),
+    ]
+    if config.auth == "none":
+        return findings + [
+            stack.finding((section,), "is set, but auth is none, so nobody shows a key; leave `modelfleet:auth` out")
+            for section, given in (("keys", config.keys), ("teams", config.teams))
+            if given
+        ]
+    if not findings:
+        findings += [
+            stack.finding(("keys", plan.name, "models"), f"and those of team {plan.team} have no model in common")
+            for plan in key_plans(stack, names)
+            if plan.models == ()
+        ]
+    return findings + _without_secret(stack)
+
+
+def _unknown_teams(stack: LoadedStack) -> list[Finding]:
+    """A wrong name would take a key out of its team's limits."""
+    config = stack.config
+    return [
+        stack.finding(
+            ("keys", name, "team"), f"found {key.team}; {near(key.team, config.teams)}, or add it to modelfleet:teams"
+        )
+        for name, key in config.keys.items()
+        if key.team is not None and key.team not in config.teams
+    ]
+
+
+def _without_secret(stack: LoadedStack) -> list[Finding]:
+    """Only a warning: `key add` may come later, and a revoked key may come back."""
+    if stack.key_names is None:
+        return []
+    return [
+        stack.finding(
+            ("keys", name),
+            f"has no secret, so nobody can use it; run `modelfleet key add {name} --stack {stack.name}`",
+            Severity.WARNING,
+        )
+        for name in sorted(stack.config.keys.keys() - stack.key_names)
+    ]
+
+
+def _unmatched(
+    stack: LoadedStack, section: str, name: str, allowance: Allowance, names: Sequence[str]
+) -> list[Finding]:
+    return [
+        stack.finding((section, name, "models", index), f"found {glob!r}, which matches no model; {near(glob, names)}")
+        for index, glob in enumerate(allowance.models or ())
+        if not any(fnmatchcase(one, glob) for one in names)
+    ]
+
+
+def _in_all(name: str, globs: Sequence[Sequence[str]]) -> bool:
+    return all(any(fnmatchcase(name, glob) for glob in one) for one in globs)
+
+
+def _tags(tags: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(tags.items()))

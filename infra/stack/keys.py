@@ -1,0 +1,77 @@
+"""The stack file's `keys` and `teams`: who may use which models, how much, and until when. No secret is in them."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, field_validator
+
+from modelfleet.infra.stack.section import StackSection
+from modelfleet.serving.config.validation import Matching
+
+#: Names of keys and teams: they become words of HAProxy's maps, labels of metrics and columns of a table.
+KEY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
+#: What `pulumi config set` makes of a day without quotes when it writes the file again (Go's text of a time).
+PULUMI_MIDNIGHT = " 00:00:00 +0000 UTC"
+KeyName = Annotated[
+    str,
+    Matching(KEY_NAME_PATTERN, "1 to 63 letters, digits, `.`, `_`, `-`, beginning with a letter or digit"),
+]
+ModelGlob = Annotated[
+    str, Matching(r"^[A-Za-z0-9._/*?\[\]!-]+\Z", "a model's id or its adapter's name; `*` and `?` match any")
+]
+
+
+class Allowance(StackSection):
+    """What a key has and a team has."""
+
+    models: list[ModelGlob] | None = Field(
+        None,
+        min_length=1,
+        description="Models and adapters by name, globs allowed; default: all. Others do not exist for it.",
+    )
+    requests_per_minute: PositiveInt | None = Field(
+        None, description="Requests per minute; a key's default: the gateway's."
+    )
+    tokens_per_minute: PositiveInt | None = Field(
+        None, description="Tokens per minute, counted as the gateway's; a key's default: the gateway's."
+    )
+    concurrent_requests: PositiveInt | None = Field(None, description="Open requests; a key's default: the gateway's.")
+    tags: dict[str, str] = Field(default_factory=dict, description="For the books, such as a cost centre.")
+
+
+class ApiKey(Allowance):
+    """One API key, without its secret."""
+
+    team: KeyName | None = Field(None, description="The team that it belongs to, of `teams`; one at most.")
+    expires: str | None = Field(
+        None, description="Last day on which it is valid, in UTC, as 2026-12-31; default: until it is revoked."
+    )
+
+    @field_validator("expires", mode="before")
+    @classmethod
+    def is_a_day(cls, value: object) -> object:
+        """A day of the calendar, as text. Where it has no quotes, Pulumi writes it back with an hour and a zone."""
+        if value is None:
+            return None
+        try:
+            return date.fromisoformat(str(value).removesuffix(PULUMI_MIDNIGHT)).isoformat()
+        except ValueError:
+            raise ValueError(f"found {str(value)[:80]!r}; allowed is a day such as 2026-12-31") from None
+
+    @property
+    def ends_at(self) -> int | None:
+        """Seconds since 1970 (UTC) at which it is no longer valid: the midnight after its last day."""
+        if self.expires is None:
+            return None
+        day = date.fromisoformat(self.expires) + timedelta(days=1)
+        return int(datetime.combine(day, time(), UTC).timestamp())
+
+
+class Team(Allowance):
+    """Keys that share limits."""
+
+
+Keys = dict[KeyName, ApiKey]
+Teams = dict[KeyName, Team]

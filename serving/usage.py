@@ -1,0 +1,271 @@
+"""Every token that a replica's engine answers, counted once, under the name of the key that asked.
+
+`UsageMeter` is around the application: it opens a `RequestUsage` for each HTTP request, and the engine tells it of each
+sequence that it begins for that request. At the request's end the counts are read from the engine's own state of those
+sequences, the same numbers that vLLM's counters add up. So nothing is counted per token, and streams, aborts and
+answers without `usage` count alike.
+
+One JSON line per request goes to `<folder>/date=…/hour=…/<replica>.jsonl` (UTC). A request that is still open has
+a line each second in which it grew, with `"end": "open"`; of lines with equal `replica` and `number` the last one
+counts. So a replica that is killed loses at most the last second of the requests that were open, and no other.
+Lines are in the file when `write` returns, and on the disk a second later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+FOLDER_VARIABLE = "MODELFLEET_USAGE_FOLDER"
+"""Environment variable with the folder of the records; without it they are beside Ray's logs, where shippers look."""
+
+PERIOD_S = 1.0
+"""Seconds between two lines of an open request, and until a line is on the disk."""
+
+KEY, TEAM, REQUEST_ID = b"x-modelfleet-key", b"x-modelfleet-team", b"x-request-id"
+"""Headers by which the gateway says who asks. It drops what a client sends under the first two."""
+
+logger = logging.getLogger("ray.serve")
+
+
+class Sequence(Protocol):
+    """What the engine knows of one sequence, as long as the request lives."""
+
+    @property
+    def counts(self) -> Counts:
+        """The tokens so far."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more can come."""
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it ended before its answer did."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of one sequence: its prompt, the part of it that came from the cache, its answer, and thoughts in it.
+
+    `prompt` is 0 until the engine has read the prompt, as in vLLM's own counters. `group` is the same for the answers
+    to one prompt (`n`), which a client pays once; the engine reads it for each.
+    """
+
+    model: str
+    adapter: str | None
+    group: str
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int = 0
+
+
+@dataclass
+class RequestUsage:
+    """One HTTP request and the sequences that the engine began for it."""
+
+    number: int
+    request_id: str
+    key: str | None
+    team: str | None
+    path: str
+    began: float
+    sequences: list[Sequence] = field(default_factory=list)
+    #: Tokens in its last line.
+    noted: int = 0
+    #: Whether the application is through with it.
+    answered: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the engine has let go of all of it."""
+        return all(one.ended for one in self.sequences)
+
+    @property
+    def tokens(self) -> int:
+        """All that the engine counted so far."""
+        return sum(one.counts.prompt + one.counts.completion for one in self.sequences)
+
+    def record(self, replica: str, end: str) -> dict[str, Any]:
+        """The JSON line as data; times are in UTC."""
+        counts = [one.counts for one in self.sequences]
+        first = {one.group: one for one in reversed(counts)}.values()
+        return {
+            "version": 1,
+            "replica": replica,
+            "number": self.number,
+            "request_id": self.request_id,
+            "began": _stamp(self.began),
+            "written": _stamp(time.time()),
+            "key": self.key,
+            "team": self.team,
+            "model": counts[0].model,
+            "adapter": counts[0].adapter,
+            "path": self.path,
+            "end": end,
+            "sequences": len(counts),
+            "prompt_tokens": sum(one.prompt for one in first),
+            "cached_tokens": sum(one.cached for one in first),
+            "completion_tokens": sum(one.completion for one in counts),
+            "reasoning_tokens": sum(one.reasoning for one in counts),
+            "engine_prompt_tokens": sum(one.prompt for one in counts),
+        }
+
+
+CURRENT: ContextVar[RequestUsage | None] = ContextVar("modelfleet_request_usage", default=None)
+"""The request whose task this is. Tasks that it starts have it too."""
+
+
+class UsageMeter:
+    """Pure ASGI: opens and closes the usage of each request; one file an hour in `folder`.
+
+    `counted` is called once per record that is final, for the metrics. A record that cannot be written is an error in
+    the log, with the record itself: an answer is worth more than its bill.
+    """
+
+    def __init__(
+        self, app: ASGIApp, folder: Path, *, counted: Callable[[dict[str, Any]], None] = lambda record: None
+    ) -> None:
+        self.app, self.folder, self._counted = app, folder, counted
+        self.replica = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}"
+        self._next = 0
+        self._open: dict[int, RequestUsage] = {}
+        self._file: int | None = None
+        self._path: Path | None = None
+        self._unsynced = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        usage = self._begin(scope)
+        token = CURRENT.set(usage)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            CURRENT.reset(token)
+            usage.answered = True
+            if usage.ended:
+                self._end(usage)
+            # Otherwise the engine has yet to let go of it, and counts until then; `note_open` sees when.
+
+    async def run(self) -> None:
+        """Notes what is open each `PERIOD_S`, and ends what the engine has let go of; until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            self.note_open()
+            if self._unsynced and self._file is not None:
+                self._unsynced = False
+                await asyncio.to_thread(_sync, self._file)
+
+    def note_open(self) -> None:
+        """A line for each open request that grew since its last one, and the last line of those that are through."""
+        for usage in list(self._open.values()):
+            if usage.answered and usage.ended:
+                self._end(usage)
+            elif (so_far := usage.tokens) != usage.noted:
+                usage.noted = so_far
+                self._write(usage.record(self.replica, "open"))
+
+    def _begin(self, scope: Scope) -> RequestUsage:
+        said = {name: value for name, value in scope["headers"] if name in (KEY, TEAM, REQUEST_ID)}
+        key, team, request_id = (_text(said.get(name)) for name in (KEY, TEAM, REQUEST_ID))
+        usage = RequestUsage(self._next, request_id or "", key, team, scope["path"], time.time())
+        self._next += 1
+        self._open[usage.number] = usage
+        return usage
+
+    def _end(self, usage: RequestUsage) -> None:
+        if self._open.pop(usage.number, None) is None or not usage.sequences:
+            return
+        end = "aborted" if any(one.aborted for one in usage.sequences) else "finished"
+        record = usage.record(self.replica, end)
+        self._write(record)
+        self._counted(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=True) + "\n"
+        try:
+            os.write(self._of_this_hour(), line.encode())
+            self._unsynced = True
+        except OSError as error:
+            logger.error("usage cannot be written to %s: %s; the record is %s", self._path, error, line.strip())
+
+    def _of_this_hour(self) -> int:
+        now = datetime.now(UTC)
+        path = self.folder / f"date={now:%Y-%m-%d}" / f"hour={now:%H}" / f"{self.replica}.jsonl"
+        if path != self._path or self._file is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            if self._file is not None:
+                os.fsync(self._file)
+                os.close(self._file)
+            self._file, self._path = opened, path
+        return self._file
+
+
+def usage_folder() -> Path:
+    """Where this process's records go: the environment's folder, or `usage` beside the logs of Ray's session."""
+    if said := os.environ.get(FOLDER_VARIABLE):
+        return Path(said)
+    return Path("/tmp/ray/session_latest/logs/usage")  # noqa: S108 - Ray's own folder (`ray._private.utils.get_ray_temp_dir`)
+
+
+class TokenMetrics:
+    """Tokens and requests by key, team, model, adapter and kind, in Ray's scrape."""
+
+    TAGS = ("key", "team", "model", "adapter", "end", "kind")
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter
+
+        said = "Tokens of ended requests by API key; kind is prompt, cached_prompt, completion or reasoning."
+        self._tokens = Counter("modelfleet_tokens", description=said, tag_keys=self.TAGS)
+        tags = self.TAGS[:-1]
+        self._requests = Counter("modelfleet_requests", description="Ended requests by API key.", tag_keys=tags)
+
+    def count(self, record: dict[str, Any]) -> None:
+        """Adds one final record. A cached prompt's tokens count as prompt too, and thoughts as completion."""
+        tags = {name: record[name] or "" for name in self.TAGS[:-1]}
+        self._requests.inc(1, tags=tags)
+        for kind, name in KINDS.items():
+            if record[name]:
+                self._tokens.inc(record[name], tags={**tags, "kind": kind})
+
+
+KINDS = {
+    "prompt": "prompt_tokens",
+    "cached_prompt": "cached_tokens",
+    "completion": "completion_tokens",
+    "reasoning": "reasoning_tokens",
+}
+
+
+def _sync(file: int) -> None:
+    try:
+        os.fsync(file)
+    except OSError as error:
+        logger.error("usage is not on the disk: %s", error)
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1") if value else None
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,239 @@
+"""What a replica writes down of each request, against the real engine's own counters, behind the real gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from modelfleet.infra.gateway import Runtime, render
+from modelfleet.infra.local import haproxy
+from modelfleet.infra.planning.host_memory import with_host_memory
+from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
+from modelfleet.infra.reading.usage import read_usage
+from modelfleet.infra.stack.schema import Gateway as Settings
+from modelfleet.serving.config.schema import ModelConfig
+from tests.ports import free_port
+from tests.serving.conftest import model
+from tests.serving.tiny import make_adapter
+from tests.waiting import wait_until
+
+ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789abc"
+MODEL, ADAPTER = "test/metered", "test/metered-adapter"
+START_S = 400
+
+
+@dataclass
+class Metered:
+    """The replica's process, the gateway before it, and the folder of its records."""
+
+    url: str
+    port: int
+    folder: Path
+    process: subprocess.Popen[str]
+
+    def post(self, path: str = "/v1/completions", key: str = ALICE, **body: Any) -> requests.Response:
+        headers = {"authorization": f"Bearer {key}", **body.pop("headers", {})}
+        stream = bool(body.get("stream"))
+        whole = {"model": MODEL, "prompt": "One two three", "ignore_eos": True, **body}
+        return requests.post(self.url + path, json=whole, headers=headers, timeout=120, stream=stream)
+
+    def records(self) -> list[dict[str, Any]]:
+        return list(read_usage(self.folder))
+
+    def record_of(self, request_id: str) -> dict[str, Any]:
+        """The last record of a request, once it is no longer open."""
+
+        def ended() -> dict[str, Any] | None:
+            found = [one for one in self.records() if one["request_id"] == request_id and one["end"] != "open"]
+            return found[0] if found else None
+
+        return wait_until(ended, what=f"{request_id} has a record")
+
+    def counters(self) -> tuple[float, float]:
+        """vLLM's own prompt and generation tokens."""
+        text = requests.get(f"http://127.0.0.1:{self.port}/{MODEL.replace('/', '--')}/metrics", timeout=20).text
+        return tuple(  # type: ignore[return-value]
+            sum(
+                float(line.rpartition(" ")[2])
+                for line in text.splitlines()
+                if re.match(rf"vllm:{name}_total[{{ ]", line)
+            )
+            for name in ("prompt_tokens", "generation_tokens")
+        )
+
+
+@pytest.fixture(scope="module")
+def weights(tiny: Path, scratch: Path) -> tuple[Path, Path]:
+    return tiny, make_adapter(scratch / "metered-adapter")
+
+
+def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
+    folder.mkdir()
+    tiny, adapter = weights
+    engine = {
+        "lora": [{"name": ADAPTER, "source": str(adapter)}],
+        "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8, "enforce_eager": True},
+    }
+    config = with_host_memory(ModelConfig.model_validate(model(MODEL, tiny, engine=engine)), None, reserve=False)
+    (folder / "model.json").write_text(config.model_dump_json())
+    port, usage = free_port(), folder / "usage"
+    words = [sys.executable, "-m", "tests.serving.metered", folder / "model.json", tiny, adapter, usage, str(port)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, text=True, start_new_session=True)
+    slug = config.slug
+    plan = GatewayPlan(
+        (Route(MODEL, slug, (MODEL, ADAPTER), answer_tokens=16),), "keys", Settings(),
+        keys=(KeyPlan("alice", team="web"), KeyPlan("bob")), teams=(AllowancePlan("web"),),
+    )  # fmt: skip
+    runtime = Runtime(
+        bind=f"127.0.0.1:{free_port()}", folder=f"{folder}/files", run_folder=f"{folder}/run",
+        key_map=f"{folder}/run/keys.map", metrics_bind=f"127.0.0.1:{free_port()}", threads=1, bodies_memory_mib=256,
+    )  # fmt: skip
+    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{port}"), runtime, {"alice": ALICE, "bob": BOB})
+    made = haproxy.start(runtime, haproxy.find_binary(), folder / "gateway.log")
+    (folder / "pids").write_text(json.dumps(made.__dict__))
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        return requests.get(f"http://127.0.0.1:{port}/{slug}/health", timeout=20).ok
+
+    wait_until(answers, what="vLLM answers", seconds=START_S, retry=requests.RequestException)
+    return Metered(f"http://{runtime.bind}", port, usage, process)
+
+
+def end(metered: Metered) -> None:
+    made = json.loads((metered.folder.parent / "pids").read_text())
+    haproxy.stop(haproxy.Processes(**made), timeout_s=0.2)
+    if metered.process.poll() is None:
+        os.killpg(metered.process.pid, signal.SIGKILL)
+    metered.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def metered(scratch: Path, weights: tuple[Path, Path]) -> Iterator[Metered]:
+    running = launched(scratch / "metered", weights)
+    yield running
+    end(running)
+
+
+def test_a_plain_answer_is_counted_as_its_usage_says(metered: Metered) -> None:
+    answer = metered.post(max_tokens=7, headers={"x-request-id": "plain", "x-modelfleet-key": "mallory"})
+    assert answer.status_code == 200, answer.text
+    said, record = answer.json()["usage"], metered.record_of("plain")
+    assert (record["prompt_tokens"], record["completion_tokens"]) == (said["prompt_tokens"], 7)
+    assert (record["key"], record["team"], record["model"], record["adapter"]) == ("alice", "web", MODEL, None)
+    assert record["end"] == "finished"
+
+
+def test_a_stream_without_include_usage_is_counted_and_so_is_an_adapter(metered: Metered) -> None:
+    answer = metered.post(model=ADAPTER, max_tokens=9, stream=True, key=BOB, headers={"x-request-id": "stream"})
+    events = [line for line in answer.iter_lines() if line.startswith(b"data: {")]
+    record = metered.record_of("stream")
+    assert record["completion_tokens"] == 9 and len(events) >= 9 and b'"usage"' not in events[-1]
+    assert (record["key"], record["team"], record["adapter"]) == ("bob", None, ADAPTER)
+
+
+def test_several_answers_to_a_prompt_pay_the_prompt_once(metered: Metered) -> None:
+    answer = metered.post(max_tokens=5, n=3, headers={"x-request-id": "three"})
+    record = metered.record_of("three")
+    assert record["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    assert (record["completion_tokens"], record["sequences"]) == (15, 3)
+    assert record["engine_prompt_tokens"] == 3 * record["prompt_tokens"]
+
+
+def test_several_prompts_are_each_paid(metered: Metered) -> None:
+    answer = metered.post(prompt=["One", "two three"], max_tokens=3, headers={"x-request-id": "prompts"})
+    record = metered.record_of("prompts")
+    assert record["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    assert record["completion_tokens"] == 6
+
+
+def test_an_aborted_stream_is_counted_as_far_as_the_engine_went(metered: Metered) -> None:
+    before = metered.counters()[1]
+    answer = metered.post(max_tokens=400, stream=True, headers={"x-request-id": "aborted"})
+    lines = answer.iter_lines()
+    for _ in range(20):
+        next(lines)
+    answer.close()
+    record = metered.record_of("aborted")
+    assert record["end"] == "aborted" and 5 <= record["completion_tokens"] < 400
+    assert metered.counters()[1] - before == record["completion_tokens"]
+
+
+def test_a_refused_request_has_no_record(metered: Metered) -> None:
+    assert metered.post(max_tokens=-1, headers={"x-request-id": "refused"}).status_code == 400
+    metered.post(max_tokens=1, headers={"x-request-id": "after"})
+    metered.record_of("after")
+    assert not [one for one in metered.records() if one["request_id"] == "refused"]
+
+
+def test_many_mixed_requests_add_up_to_the_engines_own_counters(metered: Metered) -> None:
+    def one(number: int) -> None:
+        body: dict[str, Any] = {
+            "max_tokens": 3 + number % 11, "key": (ALICE, BOB)[number % 2], "model": (MODEL, ADAPTER)[number % 3 == 0],
+            "prompt": f"Request {number} " + "word " * (number % 40), "headers": {"x-request-id": f"mixed-{number}"},
+        }  # fmt: skip
+        if number % 4 == 0:
+            body |= {"n": 2, "temperature": 1.0}
+        if number % 2:
+            answer = metered.post(**body, stream=True)
+            if number % 5 == 0:
+                next(answer.iter_lines())
+                answer.close()
+                return
+            list(answer.iter_lines())
+        else:
+            assert metered.post(**body).status_code == 200
+
+    prompt, completion = metered.counters()
+    known = {one["request_id"] for one in metered.records()}
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(one, range(120)))
+
+    def new() -> list[dict[str, Any]]:
+        return [one for one in metered.records() if one["request_id"] not in known]
+
+    wait_until(lambda: len(new()) >= 115 and all(one["end"] != "open" for one in new()), what="all have ended")
+    time.sleep(1.5)  # an abort before the engine took the request has no record, so the number is not known
+    counted_prompt, counted = metered.counters()
+    assert sum(one["completion_tokens"] for one in new()) == counted - completion
+    assert sum(one["engine_prompt_tokens"] for one in new()) == counted_prompt - prompt
+
+
+def test_a_killed_replica_loses_a_second_of_its_open_streams_at_most(scratch: Path, weights: tuple[Path, Path]) -> None:
+    running = launched(scratch / "killed", weights)
+    try:
+        done = running.post(max_tokens=4, headers={"x-request-id": "done"})
+        assert done.status_code == 200
+        began, came = time.monotonic(), 0
+        answer = running.post(max_tokens=480, stream=True, headers={"x-request-id": "cut"}, prompt="One")
+        times: list[float] = []
+        for line in answer.iter_lines():
+            if line.startswith(b"data: {"):
+                came += 1
+                times.append(time.monotonic())
+            if time.monotonic() - began > 2.5 or came >= 400:
+                break
+        os.killpg(running.process.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        records = {one["request_id"]: one for one in running.records()}
+        assert records["done"]["completion_tokens"] == 4
+        owed = sum(1 for at in times if at < killed - 1.5)
+        assert came > owed, "the stream was alive"
+        if owed:
+            assert records["cut"]["end"] == "open" and records["cut"]["completion_tokens"] >= owed
+    finally:
+        end(running)

@@ -1,0 +1,106 @@
+"""The stack file's `keys` and `teams`: what becomes of them in the plan, and what is refused with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.plan import AllowancePlan, KeyPlan
+from modelfleet.infra.stack.keys import PULUMI_MIDNIGHT, ApiKey
+from modelfleet.serving.config.errors import InputErrors, Severity
+from tests.unit.planning.builders import model, planned, pool, stack
+from tests.unit.stack.test_load import HEAD, sentences
+
+MODELS = [model("org/large", lora=[{"name": "org/large-lora", "source": "s3://b/l"}]), model("small")]
+
+
+def plan_of(**sections: Any) -> Plan:
+    settings = {"auth": "keys", "secrets": ["apiKeys"], **sections}
+    return planned(MODELS, stack(pool(), **settings))
+
+
+def refused(**sections: Any) -> list[str]:
+    with pytest.raises(InputErrors) as caught:
+        plan_of(**sections)
+    return [finding.sentence() for finding in caught.value.findings]
+
+
+def key_of(plan: Plan, name: str) -> KeyPlan:
+    return next(key for key in plan.gateway.keys if key.name == name)
+
+
+def test_globs_become_the_names_that_the_gateway_serves() -> None:
+    plan = plan_of(keys={"a": {"models": ["org/*"]}, "b": {"models": ["*-lora", "small"]}, "c": {}})
+    assert key_of(plan, "a").models == ("org/large", "org/large-lora")
+    assert key_of(plan, "b").models == ("org/large-lora", "small")
+    assert key_of(plan, "c").models is None
+
+
+def test_a_key_may_use_what_both_it_and_its_team_may() -> None:
+    plan = plan_of(
+        keys={"a": {"team": "web", "models": ["org/*"]}, "b": {"team": "web"}},
+        teams={"web": {"models": ["*lora", "small"], "tokensPerMinute": 9, "tags": {"cost": "4711"}}},
+    )
+    assert key_of(plan, "a").models == ("org/large-lora",)
+    assert key_of(plan, "b").models == ("org/large-lora", "small")
+    assert plan.gateway.teams == (AllowancePlan("web", tokens_per_minute=9, tags=(("cost", "4711"),)),)
+    assert key_of(plan, "b").tags == (("cost", "4711"),)
+    assert plan.gateway.counts_tokens
+
+
+def test_a_key_has_the_gateways_limits_where_it_has_none() -> None:
+    plan = plan_of(gateway={"requestsPerMinute": 60, "tokensPerMinute": 10}, keys={"a": {"requestsPerMinute": 5}})
+    assert (key_of(plan, "a").requests_per_minute, key_of(plan, "a").tokens_per_minute) == (5, 10)
+
+
+def test_a_key_ends_with_its_last_day_in_utc() -> None:
+    assert ApiKey(expires="2026-12-31").ends_at == 1_798_761_600
+    assert ApiKey(expires="2026-12-31" + PULUMI_MIDNIGHT).expires == "2026-12-31", "as Pulumi writes it back"
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"keys": {"a": {"models": ["org/larg"]}}}, "keys.a.models[0]: found 'org/larg', which matches no model"),
+        (
+            {"keys": {"a": {"team": "t", "models": ["small"]}}, "teams": {"t": {"models": ["org/*"]}}},
+            "no model in common",
+        ),
+        ({"keys": {"a": {"team": "web"}}, "teams": {"wep": {}}}, "keys.a.team: found web; did you mean wep?"),
+        ({"auth": "none", "keys": {"a": {}}}, "auth is none"),
+    ],
+)
+def test_what_opens_nothing_is_refused_with_its_line(sections: dict[str, Any], words: str) -> None:
+    (sentence,) = refused(**sections)
+    assert words in sentence and sentence.startswith("stacks/Pulumi.test.yaml:"), sentence
+
+
+def test_a_key_without_a_secret_is_a_warning() -> None:
+    plan = plan_of(keys={"a": {}})
+    (notice,) = [one for one in plan.notices if one.path == "modelfleet:keys.a"]
+    assert notice.severity is Severity.WARNING and "modelfleet key add a --stack test" in notice.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("keys: {a: {team: [one, two]}}", "keys.a.team"),
+        ("keys: {a: {team: one}, a: {team: two}}", "a"),
+        ("keys: {a: {expires: tomorrow}}", "allowed is a day such as 2026-12-31"),
+        ("keys: {a: {expires: '2026-02-30'}}", "allowed is a day such as 2026-12-31"),
+        ("keys: {a: {models: []}}", "keys.a.models"),
+        ("keys: {a: {models: ['x y']}}", "a model's id or its adapter's name"),
+        ("keys: {a: {requestsPerMinute: 0}}", "keys.a.requestsPerMinute"),
+        ("keys: {a: {budget: 3}}", "budget"),
+        ('keys: {"a\\"b": {}}', "1 to 63 letters"),
+        ('keys: {"a\\nb": {}}', "1 to 63 letters"),
+        ('keys: {"a\\n": {}}', "1 to 63 letters"),
+        (f"keys: {{{'x' * 64}: {{}}}}", "1 to 63 letters"),
+    ],
+)
+def test_a_key_in_two_teams_and_every_other_fault_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    found = sentences(tmp_path, HEAD + f"  modelfleet:{text}\n")
+    assert any(words in one and one.startswith("stacks/Pulumi.dev.yaml:5") for one in found), found
