@@ -102,7 +102,7 @@ class MeteredOutputs(OutputProcessor):
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
         """As vLLM's, and notes which answers are not whole."""
-        aborted = super().abort_requests(request_ids, internal)
+        aborted: list[str] = super().abort_requests(request_ids, internal)
         for request_id in aborted:
             if (one := self._metered.get(request_id)) is not None:
                 one.aborted = True

@@ -124,7 +124,7 @@ def _users(command: str, own_mark: str) -> tuple[Mapping[str, list[CardUser]], M
 def _is_marked(pid: int, own_mark: str) -> bool:
     """Whether the process is in a session that one of this stack began. A title hides its own environment."""
     with suppress(psutil.Error, OSError):
-        return psutil.Process(os.getsid(pid)).environ().get(MARK) == own_mark
+        return bool(psutil.Process(os.getsid(pid)).environ().get(MARK) == own_mark)
     return False
 
 

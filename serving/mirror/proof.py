@@ -73,9 +73,11 @@ class Expected:
             raise MirrorError(
                 f"{location}: its manifest is signed by another key or for another place or signer; {_FIX}"
             )
-        found, wanted = (manifest.source, manifest.source_revision), (self.source, self.revision)
-        if self.source is not None and found != wanted:
-            raise MirrorError(f"{location} has {_named(*found)}, and the stack wants {_named(*wanted)}; {_FIX}")
+        if self.source is None:
+            return
+        found = _named(manifest.source, manifest.source_revision)
+        if found != (wanted := _named(self.source, self.revision)):
+            raise MirrorError(f"{location} has {found}, and the stack wants {wanted}; {_FIX}")
 
 
 _FIX = "its mirror Job makes a copy and signs it (`pulumi up`)"

@@ -86,6 +86,7 @@ def _placement(plan: Plan) -> Manifest:
 
 
 def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
+    key, signer = plan.config.trust.manifest_key, mirror.signer
     values = environment(
         {
             "SOURCE": mirror.source,
@@ -93,9 +94,9 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
             "KIND": None if mirror.kind == "model" else mirror.kind,
             "MIRROR": f"s3://{plan.bucket.name}/{mirror.prefix}",
             "MODEL_ID": model.model_id,
-            "MANIFEST_KEY": plan.config.trust.manifest_key and plan.config.trust.manifest_key.kms,
-            "SIGNER_KEY": mirror.signer and mirror.signer.public_key,
-            "SIGNER_CERTIFICATES": mirror.signer and mirror.signer.certificates,
+            "MANIFEST_KEY": key.kms if key else None,
+            "SIGNER_KEY": signer.public_key if signer else None,
+            "SIGNER_CERTIFICATES": signer.certificates if signer else None,
             "AWS_REGION": plan.region,
             "HF_HOME": f"{WEIGHTS_PATH}/huggingface",
             "HOME": WEIGHTS_PATH,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 def main() -> int:
     """Seal the compile cache; the exit code decides whether Kubernetes tries again."""
-    from mirror_job import SCRATCH, load_code
+    from mirror_job import SCRATCH, load_code  # type: ignore[import-not-found]  # beside it where it is mounted
 
     load_code(os.environ["CODE"])
     # vLLM's processes are started anew and have only the environment.

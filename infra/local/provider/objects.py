@@ -13,6 +13,7 @@ from modelfleet.infra.local.emulator import ACCESS_KEY, REGION
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.planning.trust import from_hub
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.signer import Signer
 
@@ -79,7 +80,8 @@ def _signature(inputs: Props) -> Signature | None:
     signer = Signer(inputs.get("signerKey"), inputs.get("signerCertificates"))
     if signer == Signer():
         return None
-    source, kind = inputs["source"], inputs.get("kind") or "model"
+    source = inputs["source"]
+    kind: Kind = inputs.get("kind") or "model"
     beside = None
     if from_hub(source):
         beside = Repository(source, inputs.get("revision"), kind)

@@ -102,7 +102,7 @@ def _groups(rows: Sequence[Row]) -> Mapping[tuple[str, str, int, bool], list[Row
 
 
 def _median(group: Sequence[Row], name: str) -> float:
-    return statistics.median(row[name] for row in group)
+    return float(statistics.median(row[name] for row in group))
 
 
 def _last_of_each(rows: Sequence[Row], name: str) -> list[Row]:
