@@ -27,7 +27,8 @@ from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
-from modelfleet.serving.usage import TokenMetrics, UsageMeter, usage_folder
+from modelfleet.serving.usage import UsageMeter, usage_folder
+from modelfleet.serving.usage_metrics import TokenMetrics
 from modelfleet.serving.versions import check_versions
 from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
 
