@@ -86,6 +86,8 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Built]:
     (tmp_path / "stacks").mkdir()
     (tmp_path / "stacks" / "Pulumi.prod.yaml").write_text(STACK)
     (tmp_path / "models" / "org--m.yaml").write_text(json.dumps(MODEL))
+    # An Output wants the thread's event loop, which an asyncio.run() of another test has removed.
+    asyncio.set_event_loop(asyncio.new_event_loop())
     monkeypatch.setattr(component, "build", made.build)
     monkeypatch.setattr(pulumi, "get_root_directory", lambda: str(tmp_path))
     yield made
