@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,17 @@ SHARED = {
 settings.register_profile("search", deadline=None)
 settings.register_profile("modelfleet", deadline=None, derandomize=True)
 settings.load_profile("modelfleet")
+
+
+@pytest.fixture(autouse=True)
+def whole_tracebacks() -> Iterator[None]:
+    """A replica that cannot start takes its process's tracebacks away, without which Pulumi's SDK fails."""
+    before = getattr(sys, "tracebacklimit", None)
+    yield
+    if before is not None:
+        sys.tracebacklimit = before
+    elif hasattr(sys, "tracebacklimit"):
+        del sys.tracebacklimit
 
 
 def pytest_configure() -> None:

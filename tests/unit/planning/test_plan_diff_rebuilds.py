@@ -20,6 +20,16 @@ A100 = {"name": "a100", "accelerator": "A100-40G", "instanceTypes": ["p4d.24xlar
 BASE: dict[str, Any] = {"target": "kubernetes", "pools": [L4, A100]}
 NODE = {"cpus": 16, "memoryGib": 64, "gpus": 1}
 
+KMS = "arn:aws:kms:us-east-1:111122223333:key/"
+PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEIB==\n-----END PUBLIC KEY-----\n"
+#: What a key and a team may have.
+ALLOWANCE = {
+    "models": ["*"],
+    "requestsPerMinute": 60,
+    "tokensPerMinute": 1000,
+    "concurrentRequests": 8,
+    "tags": {"centre": "42"},
+}
 #: The new value by key. A key of a pool changes in the first pool.
 CHANGES: dict[str, Any] = {
     "models": ["others-*"],
@@ -116,6 +126,15 @@ CHANGES: dict[str, Any] = {
     "tags": {"team": "ml"},
     "imageRegistry": "mirror.example/all",
     "modelsAtOnce": 2,
+    "kubernetes.apiCidrs": ["10.9.0.0/24"],
+    "trust.manifestKey.kms": {"kms": f"{KMS}2", "publicKey": PUBLIC_KEY},
+    "trust.manifestKey.publicKey": {"kms": f"{KMS}1", "publicKey": PUBLIC_KEY.replace("IB", "IC")},
+    "trust.signers.weights": [{"weights": ["Qwen/*"], "publicKey": PUBLIC_KEY}],
+    "trust.signers.publicKey": [{"weights": ["*"], "publicKey": PUBLIC_KEY}],
+    "trust.signers.certificates": [{"weights": ["*"], "certificates": PUBLIC_KEY.replace("PUBLIC KEY", "CERTIFICATE")}],
+    **{f"{section}.{name}": value for section in ("keys", "teams") for name, value in ALLOWANCE.items()},
+    "keys.expires": "2030-12-31",
+    "keys.team": "search",
 }
 #: A front door of a cluster that is not ours.
 INGRESS = {"gateway.expose": "internal", "gateway.ingressClass": "nginx", "gateway.tlsSecret": "tls-before"}
@@ -150,6 +169,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "gateway.parentGateway": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
     "gateway.webAcl": {"gateway.expose": "internal"},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
+    **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams."))},
+    "keys.team": {"auth": "keys", "teams.requestsPerMinute": 60},
+    **{key: {"mirror.image": "registry.example/mirror:1"} for key in CHANGES if key.startswith("trust.signers.")},
 }
 #: Keys of what only target eks makes, or that differ there.
 ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs", "gateway.webAcl", "pools.returnAfterMinutes")
@@ -187,12 +209,14 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        objects = ("node.", "reserve.", "fallback.", "scrapers.")
+        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.")
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
         if not rest:
             settings[first] = value
         elif first == "pools":
             settings["pools"][0][rest] = value
+        elif first in ("keys", "teams"):
+            settings[first] = {"search": {rest: value}}
         else:
             settings.setdefault(first, {})[rest] = value
     pools = settings.pop("pools")
