@@ -18,6 +18,9 @@ from tests.unit.planning.builders import model, planned, stack
 L4 = {"name": "l4", "accelerator": "L4", "instanceTypes": ["g6.2xlarge"], "maxNodes": 8}
 A100 = {"name": "a100", "accelerator": "A100-40G", "instanceTypes": ["p4d.24xlarge"], "maxNodes": 1}
 BASE: dict[str, Any] = {"target": "kubernetes", "pools": [L4, A100]}
+KEY = "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n"
+CERTIFICATES = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+SIGNING = "arn:aws:kms:us-east-1:111122223333:key/one"
 NODE = {"cpus": 16, "memoryGib": 64, "gpus": 1}
 
 #: The new value by key. A key of a pool changes in the first pool.
@@ -71,6 +74,7 @@ CHANGES: dict[str, Any] = {
     "kubernetes.mirrorNamespace": "copies",
     "kubernetes.scrapers.namespace": [{"namespace": "observability"}],
     "kubernetes.scrapers.podLabels": [{"podLabels": {"app.kubernetes.io/name": "prometheus"}}],
+    "kubernetes.apiCidrs": ["10.0.0.1/32"],
     "kubernetes.rollout": "replace",
     "kubernetes.headStorage": "none",
     "kubernetes.redisAddress": "redis:6379",
@@ -86,6 +90,23 @@ CHANGES: dict[str, Any] = {
     "licence.forbid": ["non-commercial"],
     "licence.forbidUnknown": True,
     "trust.foreignCode": ["org/model"],
+    "trust.signers.weights": [{"weights": ["other/*"], "publicKey": KEY}],
+    "trust.signers.publicKey": [{"weights": ["other/*"], "publicKey": KEY.replace("MFkw", "MHYw")}],
+    "trust.signers.certificates": [{"weights": ["other/*"], "certificates": CERTIFICATES}],
+    "trust.manifestKey.kms": {"kms": SIGNING, "publicKey": KEY},
+    "trust.manifestKey.publicKey": {"kms": SIGNING, "publicKey": KEY.replace("MFkw", "MHYw")},
+    "keys.models": {"one": {"models": ["Qwen/*"]}},
+    "keys.requestsPerMinute": {"one": {"requestsPerMinute": 60}},
+    "keys.tokensPerMinute": {"one": {"tokensPerMinute": 9000}},
+    "keys.concurrentRequests": {"one": {"concurrentRequests": 8}},
+    "keys.tags": {"one": {"tags": {"costs": "1"}}},
+    "keys.team": {"one": {"team": "all"}},
+    "keys.expires": {"one": {"expires": "2027-12-31"}},
+    "teams.models": {"all": {"models": ["Qwen/*"]}},
+    "teams.requestsPerMinute": {"all": {"requestsPerMinute": 60}},
+    "teams.tokensPerMinute": {"all": {"tokensPerMinute": 9000}},
+    "teams.concurrentRequests": {"all": {"concurrentRequests": 8}},
+    "teams.tags": {"all": {"tags": {"costs": "1"}}},
     "gateway.requestsPerMinute": 60,
     "gateway.concurrentRequests": 8,
     "gateway.tokensPerMinute": 9000,
@@ -150,6 +171,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "gateway.parentGateway": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
     "gateway.webAcl": {"gateway.expose": "internal"},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
+    "keys.team": {"teams.tags": {"all": {}}, "auth": "keys"},
+    **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams.")) and key != "keys.team"},
 }
 #: Keys of what only target eks makes, or that differ there.
 ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs", "gateway.webAcl", "pools.returnAfterMinutes")
@@ -195,9 +218,9 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        objects = ("node.", "reserve.", "fallback.", "scrapers.")
+        objects = ("node.", "reserve.", "fallback.", "scrapers.", "signers.", "manifestKey.")
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
-        if not rest:
+        if not rest or first in ("keys", "teams"):
             settings[first] = value
         elif first == "pools":
             settings["pools"][0][rest] = value
