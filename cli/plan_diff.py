@@ -15,6 +15,7 @@ from modelfleet.cli.plan_table import UNKNOWN, nodes_text, replicas_text, usd
 from modelfleet.infra.kubernetes.rollout import rebuild_reasons, sentence
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ModelPlan, PoolPlan
+from modelfleet.infra.planning.system_roll import system_nodes_of, system_roll
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
 
@@ -46,7 +47,7 @@ def difference(root: Path, revision: str, after: Plan) -> Difference:
     before, reason = _plan_of(root, revision, after.stack)
     warnings = [f"{revision} has no plan of stack {after.stack}: {reason}"] if reason else []
     if before is not None:
-        warnings += rebuild_warnings(before, after)
+        warnings += [*rebuild_warnings(before, after), *roll_warnings(before, after)]
     return Difference(after.stack, revision, before, after, tuple(changes(before, after)), tuple(warnings))
 
 
@@ -175,6 +176,16 @@ def rebuild_warnings(before: Plan, after: Plan) -> list[str]:
         return []
     reasons = rebuild_reasons(before, after)
     return [f"the Ray cluster changes ({', '.join(reasons)}): {sentence(after)}"] if reasons else []
+
+
+def roll_warnings(before: Plan, after: Plan) -> list[str]:
+    """A warning that the change replaces the system nodes, with what that interrupts."""
+    survives = before.head_survives and after.head_survives
+    roll = system_roll(system_nodes_of(before), after, head_survives=survives)
+    if roll is None:
+        return []
+    changes = ", ".join(f"{'.'.join(one.path)} {one.was} → {one.will}" for one in roll.changes)
+    return [f"{changes}: {roll.sentence}"]
 
 
 def cost_line(diff: Difference) -> str:

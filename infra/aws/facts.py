@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from modelfleet.infra.planning.system_roll import SystemNodes
 from modelfleet.serving.config.errors import SetupError
 
 #: Zones in which EKS makes no control plane. It refuses subnets there.
@@ -54,15 +55,6 @@ class ClusterFact:
 
     unreachable: str | None
     version: str | None = None
-
-
-@dataclass(frozen=True)
-class SystemNodes:
-    """A live node group of the system pool: Kubernetes' minor version, the AMI's release, the instance types."""
-
-    version: str
-    release: str
-    instance_types: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from modelfleet.infra.aws.facts import (
     AccountFacts,
     ClusterFact,
     SubnetFact,
-    SystemNodes,
     not_queried,
     why,
     zones_by_type,
@@ -32,6 +31,7 @@ from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import cluster_name, log_group
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, SYSTEM_POOL
 from modelfleet.infra.planning.plan import Plan
+from modelfleet.infra.planning.system_roll import SystemNodes
 
 #: What the provider says of an image, a tag or a repository that does not exist
 #: (terraform-provider-aws internal/service/ecr/image_data_source.go).
@@ -228,5 +228,6 @@ def _live_groups(cluster: str, opts: pulumi.InvokeOptions) -> LiveGroups:
         if found.status == "CREATE_FAILED":
             live.failed.append(group)
         if found.tags.get(POOL_LABEL) == SYSTEM_POOL:
-            live.system.append(SystemNodes(found.version, found.release_version, tuple(found.instance_types)))
+            types = tuple(found.instance_types)
+            live.system.append(SystemNodes(found.version, found.release_version, types, dict(found.tags)))
     return live

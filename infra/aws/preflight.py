@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from modelfleet.infra.aws.facts import ADDRESSES, CLUSTER, IMAGE, LIVE_SIZES, LOG_GROUP, ZONE, AccountFacts
 from modelfleet.infra.aws.site import cluster_name
@@ -16,7 +17,7 @@ from modelfleet.infra.catalog import Catalog, Quota, default_catalog
 from modelfleet.infra.planning.ladder import USUAL_NODE_GROUPS, fewer_node_groups
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.plan import Plan, PoolPlan, Rung
-from modelfleet.infra.planning.rollout import second_cluster
+from modelfleet.infra.planning.system_roll import system_roll
 from modelfleet.infra.stack.schema import RESERVED
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -405,37 +406,17 @@ def _listed(zones: frozenset[str]) -> str:
 
 def _system_roll(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:
     """System nodes that the run replaces take the Ray head with them."""
-    if (change := _system_change(plan, facts)) is None:
-        return
-    key, was, will = change
-    minutes = second_cluster(plan).minutes
-    gone = (
-        "every replica ends with it, and no model answers for about "
-        f"{minutes} min, until the models are loaded again; set kubernetes.headStorage: valkey in a run before this one"
-    )
-    kept = "replicas, new requests and open streams go on; models do not scale until the head is back"
-    yield place(
-        ("cluster", key),
-        f"changes from {was} to {will}, so the system nodes are replaced and the Ray head moves to another: "
-        f"{kept if plan.head_survives else gone}",
-        Severity.NOTICE if plan.head_survives else Severity.WARNING,
-    )
-
-
-def _system_change(plan: Plan, facts: AccountFacts) -> tuple[str, str, str] | None:
-    """The key that replaces live system nodes, what they have and what they will have; None if nothing does.
-
-    https://docs.aws.amazon.com/eks/latest/userguide/managed-node-update-behavior.html
-    """
-    cluster = plan.config.cluster
     for live in facts.system_nodes:
-        if (cluster.system_instance_type,) != live.instance_types:
-            return "systemInstanceType", ", ".join(live.instance_types), cluster.system_instance_type
-        if cluster.version != live.version:
-            return "version", live.version, cluster.version
-        if cluster.node_release and cluster.node_release != live.release:
-            return "nodeRelease", live.release, cluster.node_release
-    return None
+        # Others may have tagged the group beside us, so a tag that is not in the file says nothing.
+        known = replace(live, tags={key: value for key, value in live.tags.items() if key in plan.config.tags})
+        if roll := system_roll(known, plan, head_survives=plan.head_survives):
+            change = roll.changes[0]
+            yield place(
+                change.path,
+                f"changes from {change.was} to {change.will}, so {roll.sentence}",
+                Severity.WARNING if roll.gap_minutes else Severity.NOTICE,
+            )
+            return
 
 
 def _version_step(plan: Plan, facts: AccountFacts, place: Place) -> Iterator[Finding]:

@@ -232,6 +232,7 @@ def test_each_node_has_imdsv2_an_encrypted_fast_volume_and_its_nvme_in_one_piece
         ebs = device["Ebs"]
         assert (ebs["Encrypted"], ebs["DeleteOnTermination"], ebs["VolumeType"]) == (True, True, "gp3"), pool
         assert ebs["VolumeSize"] == (50 if pool == "system" else 200)
+        assert not data.get("NetworkInterfaces"), "with interfaces of its own (EFA) EKS adds no security group"
         # SOCI below 600 MiB/s is slower than without.
         assert (ebs.get("Throughput"), ebs.get("Iops")) == ((None, None) if pool == "system" else (600, 6000)), pool
         node_config = base64.b64decode(data["UserData"]).decode()
@@ -607,6 +608,22 @@ def test_a_new_launch_template_version_rolls_the_node_group_in_place(
     group = account.node_groups(CLUSTER)["a100"]
     assert int(group["launchTemplate"]["version"]) >= 2
     assert {"Key": "team", "Value": "platform"} in account.template(group)["TagSpecifications"][0]["Tags"]
+
+
+def test_a_new_node_release_rolls_every_group_in_place(live: FleetProject, emulator: Emulator) -> None:
+    """`cluster.nodeRelease` is what updates AMIs; a replacement would take all nodes of a pool at once."""
+    account, (stack, models) = Account(emulator, REGION), live.written
+    before = account.node_groups(CLUSTER)
+    version = next(iter(before.values()))["version"]
+    release = f"{version}.9-20261130"
+    live.files({**stack, "cluster": {**stack.get("cluster", {}), "version": version, "nodeRelease": release}}, models)
+    run = live.up("--refresh")
+    after = account.node_groups(CLUSTER)
+    assert {name: group["releaseVersion"] for name, group in after.items()} == dict.fromkeys(before, release)
+    assert {name: group["nodegroupName"] for name, group in after.items()} == {
+        name: group["nodegroupName"] for name, group in before.items()
+    }
+    assert {operation for operation, name in run.steps() if "pool" in name or "system" in name} <= {"update", "refresh"}
 
 
 def test_new_limits_move_a_pools_size_only_where_they_exclude_it(live: FleetProject, emulator: Emulator) -> None:

@@ -17,12 +17,12 @@ from modelfleet.infra.aws.facts import (
     AccountFacts,
     ClusterFact,
     SubnetFact,
-    SystemNodes,
 )
 from modelfleet.infra.aws.here import why_unreachable
 from modelfleet.infra.aws.preflight import instance_types, preflight, quota_codes
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.catalog import Quota, default_catalog
+from modelfleet.infra.planning.system_roll import SystemNodes
 from modelfleet.serving.config.errors import InputErrors, Severity
 from tests.unit.aws.builders import ACCOUNT, facts, planned
 
@@ -491,36 +491,39 @@ def test_a_node_group_whose_creation_failed_is_named_with_its_fix(tmp_path: Path
     assert said.endswith("--cluster-name modelfleet-test --nodegroup-name l4-a-0123")
 
 
-LIVE = SystemNodes("1.35", "1.35.0-20261101", ("m7i.xlarge",))
+#: The stack's own tag, and one that an account's policy put there.
+LIVE = SystemNodes("1.35", "1.35.0-20261101", ("m7i.xlarge",), {"team": "a", "made-by": "somebody"})
 
 
 @pytest.mark.parametrize(
-    ("cluster", "change"),
+    ("keys", "change"),
     [
-        pytest.param({"version": "1.36"}, "version: changes from 1.35 to 1.36", id="kubernetes"),
+        pytest.param({"cluster": {"version": "1.36"}}, "cluster.version: changes from 1.35 to 1.36", id="kubernetes"),
         pytest.param(
-            {"nodeRelease": "1.35.0-20261128"},
-            "nodeRelease: changes from 1.35.0-20261101 to 1.35.0-20261128",
+            {"cluster": {"nodeRelease": "1.35.0-20261128"}},
+            "cluster.nodeRelease: changes from 1.35.0-20261101 to 1.35.0-20261128",
             id="release",
         ),
         pytest.param(
-            {"systemInstanceType": "m7i.2xlarge"},
-            "systemInstanceType: changes from m7i.xlarge to m7i.2xlarge",
+            {"cluster": {"systemInstanceType": "m7i.2xlarge"}},
+            "cluster.systemInstanceType: changes from m7i.xlarge to m7i.2xlarge",
             id="type",
         ),
+        pytest.param({"tags": {"team": "b"}}, "tags.team: changes from a to b", id="tag"),
+        pytest.param({"tags": {"team": "a", "cost": "1"}}, "tags.cost: changes from unset to 1", id="another-tag"),
     ],
 )
 def test_a_run_that_replaces_system_nodes_says_what_it_interrupts(
-    tmp_path: Path, cluster: dict[str, str], change: str
+    tmp_path: Path, keys: dict[str, Any], change: str
 ) -> None:
     """The Ray head is on one of them; a preview showed an update of a node group, and then no model answered."""
-    plan, _ = planned(tmp_path, cluster=cluster)
+    plan, _ = planned(tmp_path, **keys)
     (found,) = preflight(plan, facts(system_nodes=(LIVE, LIVE)))
     assert found.severity == Severity.WARNING
-    assert f"cluster.{change}, so the system nodes are replaced" in found.sentence()
-    assert "every replica ends with it, and no model answers for about 6 min" in found.message
+    assert f"{change}, so the system nodes are replaced, 2 one after another in 3 to 21 min" in found.sentence()
+    assert "every replica ends with it, and no model answers for about 9 min" in found.message
 
-    plan, _ = planned(tmp_path, cluster=cluster, kubernetes={"headStorage": "valkey"})
+    plan, _ = planned(tmp_path, **keys, kubernetes={"headStorage": "valkey"})
     (found,) = preflight(plan, facts(system_nodes=(LIVE, LIVE)))
     assert found.severity == Severity.NOTICE
     assert "replicas, new requests and open streams go on" in found.message
@@ -528,5 +531,5 @@ def test_a_run_that_replaces_system_nodes_says_what_it_interrupts(
 
 @pytest.mark.parametrize("live", [(), (LIVE,)], ids=["none-yet", "as-they-are"])
 def test_system_nodes_that_stay_are_not_mentioned(tmp_path: Path, live: tuple[SystemNodes, ...]) -> None:
-    plan, _ = planned(tmp_path)
+    plan, _ = planned(tmp_path, tags={"team": "a"})
     assert preflight(plan, facts(system_nodes=live)) == []

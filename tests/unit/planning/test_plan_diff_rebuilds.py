@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from modelfleet.cli.plan_diff import rebuild_warnings
+from modelfleet.cli.plan_diff import rebuild_warnings, roll_warnings
 from modelfleet.infra.kubernetes.manifests.ray import cluster_parts
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.stack import StackConfig
@@ -194,6 +194,14 @@ REBUILDS = {
     "kubernetes.createNamespace": "kubernetes.createNamespace",
     "gateway.timeoutS": "gateway.timeoutS",
 }
+#: What target eks takes alone, and of it what replaces the system nodes, as the warning names it.
+NEAR_SYSTEM_NODES = ("cluster.", "tags", "mirror.", "budget.", "auth", "imageRegistry", "modelsAtOnce", "gateway.re")
+ROLLS = {
+    "cluster.version": ["cluster.version"],
+    "cluster.systemInstanceType": ["cluster.systemInstanceType"],
+    "cluster.nodeRelease": ["cluster.nodeRelease"],
+    "tags": ["tags.team"],
+}
 
 
 def keys(section: type[BaseModel], at: str = "") -> Iterator[str]:
@@ -240,6 +248,25 @@ def test_the_diff_warns_exactly_when_kuberay_builds_another_cluster(key: str) ->
     assert (cluster_parts(before) != cluster_parts(after)) is (key in REBUILDS)
     assert len(warnings) == (key in REBUILDS)
     assert all(warning.startswith(f"the Ray cluster changes ({REBUILDS[key]}): ") for warning in warnings)
+
+
+@pytest.mark.parametrize("key", [key for key in CHANGES if key.startswith(NEAR_SYSTEM_NODES)])
+def test_the_diff_warns_exactly_when_the_system_nodes_are_replaced(key: str) -> None:
+    """Tags are among them: they are in the launch template, and a new version of it rolls the nodes."""
+    before, after = plan_with({}, {"target": "eks"}), _changed(key)
+    assert [warning.partition(" ")[0] for warning in roll_warnings(before, after)] == ROLLS.get(key, [])
+
+
+def _changed(key: str) -> Plan:
+    return plan_with({key: CHANGES[key]}, {"target": "eks"})
+
+
+def test_a_removed_tag_rolls_and_a_removed_release_does_not() -> None:
+    """Without `nodeRelease` a group keeps the release that it has."""
+    base = {"target": "eks"}
+    tagged, released = plan_with({"tags": {"team": "ml"}}, base), _changed("cluster.nodeRelease")
+    assert roll_warnings(tagged, plan_with({}, base))[0].startswith("tags.team ml → unset: ")
+    assert roll_warnings(released, plan_with({}, base)) == []
 
 
 def test_an_appended_pool_is_not_a_rebuild_but_a_removed_one_is() -> None:
