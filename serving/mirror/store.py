@@ -23,8 +23,9 @@ PARALLEL = 8
 READERS = 16
 """Reads at a time of one download. Each holds a piece in memory, not a chunk."""
 
-PIECE_BYTES = 2**20
-"""Bytes that a transfer holds in memory at a time."""
+PIECE_BYTES = 2**19
+"""Bytes that a transfer holds in memory at a time. A larger piece leaves the core's cache between reading, checksum and
+write; smaller ones cost more calls (docs/benchmarks.md, "Weights from a fast S3 server")."""
 
 SCHEMES = ("s3", "gs", "az")
 """Schemes that can be read."""

@@ -70,6 +70,11 @@ class Ports:
         return self.first + 4
 
     @property
+    def store(self) -> int:
+        """The stand-in for S3."""
+        return self.first + 50
+
+    @property
     def applications(self) -> str:
         """Serve's REST API on Ray's dashboard."""
         return f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"
@@ -124,6 +129,8 @@ class Variant:
     machine: Machine = field(default_factory=Machine)
     local_head: bool = False
     """Whether Ray starts as a local stack starts it (`infra/local/ray_head.py`), and not by its own command."""
+    seal: str | None = None
+    """Where our replica finds its sealed compile cache."""
 
     @property
     def own_environment(self) -> dict[str, str]:
@@ -242,7 +249,7 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
         "name": config.slug,
         "route_prefix": f"/{config.slug}",
         "import_path": variant.import_path,
-        "args": {"model": model, "weights": {}},
+        "args": {"model": model, "weights": {"seal": variant.seal}},
     }
     with _ray(variant, ports, folder) as (tree, logs):
         begun = time.monotonic()

@@ -12,8 +12,6 @@ import concurrent.futures
 import os
 import random
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -40,7 +38,7 @@ from modelfleet.serving.mirror.origin import Folder
 from modelfleet.serving.mirror.read import read_manifest
 from modelfleet.serving.mirror.store import PIECE_BYTES, READERS, S3Store, parse_uri
 from modelfleet.serving.mirror.upload import entry_of
-from tools.bench import models
+from tools.bench import file_server, models
 from tools.gobuild import GoCommand, GoModule, build
 from tools.paths import ROOT
 
@@ -100,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         source = models.folder_of("smollm") if options.load else _random_model(folder / "model", options)
         _mirror(source, folder / "served" / "bench" / "models" / "random")
-        with _server(binary, folder, options.port) as endpoint:
+        served = folder / "served"
+        with _rclone(binary, served, options.port) if binary else file_server.running(served, options.port) as endpoint:
             os.environ |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY}
             os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
             s3 = boto3.client("s3", config=Config(max_pool_connections=2 * options.connections))
@@ -184,32 +183,24 @@ def _random_model(folder: Path, options: argparse.Namespace) -> Path:
 
 
 @contextmanager
-def _server(binary: Path | None, folder: Path, port: int) -> Iterator[str]:
-    command = [sys.executable, "-m", "tools.bench.file_server", str(folder / "served"), str(port)]
-    command = command if binary is None else [
-        str(binary), "serve", "s3", str(folder / "served"), f"--addr=127.0.0.1:{port}", f"--auth-key={KEY},{KEY}",
+def _rclone(binary: Path, served: Path, port: int) -> Iterator[str]:
+    command = [
+        str(binary), "serve", "s3", str(served), f"--addr=127.0.0.1:{port}", f"--auth-key={KEY},{KEY}",
         "--etag-hash=", "--config=", "--vfs-cache-mode=off",
     ]  # fmt: skip
-    log = folder / "rclone.log"
+    log = served.parent / "rclone.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + 60
-        while not _answers(port) and process.poll() is None and time.monotonic() < deadline:
+        while not file_server.answers(port) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if process.poll() is not None:
             raise RuntimeError(f"the server ended; the end of its log: {log.read_text()[-500:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         process.wait()
-        while _answers(port):  # a child of it, from which the next run would get half an answer
-            time.sleep(0.05)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as asked:
-        return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _raw(s3: Any, connections: int, to: Path, check: bool = False) -> None:

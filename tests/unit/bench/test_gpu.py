@@ -15,12 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.facts import facts_from_config
+from modelfleet.serving.app import AppArgs
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.seal import Machine, seal_root, take
+from tests.ports import free_port
 from tools.bench import servers
 from tools.bench.gpu import __main__ as command
 from tools.bench.gpu import card, engine_log
@@ -30,6 +34,7 @@ from tools.bench.gpu.record import DONE, Record
 from tools.bench.gpu.steps import Step, steps
 from tools.bench.gpu.table import table
 from tools.bench.load import Load, Outcome, Target, p99
+from tools.bench.servers import Ports
 
 ROOT = Path(__file__).parents[3]
 H100 = Cards("NVIDIA H100 80GB HBM3", 1, 81559, "580.1")
@@ -130,7 +135,15 @@ def test_the_bench_imports_only_what_the_clusters_image_has() -> None:
     names = importlib.metadata.packages_distributions()
     normal = {re.sub(r"[-_.]+", "-", one).lower() for module in found.stdout.split() for one in names.get(module, ())}
     pinned = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements/cluster.txt").read_text(), re.MULTILINE))
-    assert normal - pinned - {"modelfleet"} == set()
+    # pyOpenSSL: botocore takes it where it is, and does without (`botocore/httpsession.py`).
+    assert normal - pinned - {"modelfleet", "pyopenssl"} == set()
+
+
+ANY_MACHINE = Machine(card=H100.name, architecture="x86_64", features=["avx2"], python="3.12", packages={})
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @dataclass
@@ -143,6 +156,10 @@ class Servers:
     ended: list[str] = field(default_factory=list)
     asked: list[tuple[str, int, bool]] = field(default_factory=list)
     most: int = 10**6
+    roots: list[tuple[Path, bool]] = field(default_factory=list)
+    taken: list[bool] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    cached: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def serve(self, variant: servers.Variant, model: Any, ports: Any, logs: Path) -> Iterator[servers.Running]:
@@ -153,6 +170,7 @@ class Servers:
             if variant.name == self.fails:
                 raise RuntimeError("vllm serve ended with exit code 1:\n  CUDA out of memory")
             (logs / "engine.log").write_text(LOG)
+            self.compile(variant)
             line = "ready 30.5 s after the start of its process: Ray's worker 2.2 s, weights 0.1 s, engine 19.4 s"
             target = Target(f"{variant.name}, replica's port", "http://127.0.0.1:1", "/", "m")
             own = Target(f"{variant.name}, gateway own route", "http://127.0.0.1:1", "/", "m")
@@ -160,6 +178,26 @@ class Servers:
             yield servers.Running([target, own], tree, 66.9, line, (logs,))
         finally:
             self.ended.append(variant.name)
+
+    def compile(self, variant: servers.Variant) -> None:
+        """What a replica does with its caches: it takes the seal where there is one, and fills the rest."""
+        root = Path(variant.environment["VLLM_CACHE_ROOT"])
+        if variant.seal is not None:
+            root = seal_root(variant.seal, variant.environment)
+            names = {name.lower(): value for name, value in variant.environment.items() if name.startswith("AWS_")}
+            s3 = boto3.client(
+                "s3",
+                endpoint_url=names.pop("aws_endpoint_url"),
+                region_name=names.pop("aws_default_region"),
+                **names,
+            )
+            self.roots.append((root, root.exists()))
+            self.taken.append(take(variant.seal, root, ANY_MACHINE, self.said.append, s3=s3))
+            self.cached = {path.relative_to(root).as_posix(): path.read_text() for path in files_of(root)}
+            (root / "of-the-sealed-replica").touch()
+            return
+        (kernel := root / "torch_compile_cache" / "kernel.so").parent.mkdir(parents=True, exist_ok=True)
+        kernel.write_text(f"made for {kernel}")
 
     def send(self, target: Target, load: Load) -> Outcome:
         if load.requests != 128:  # not the warm-up
@@ -172,6 +210,7 @@ class Servers:
 def bench(tmp_path: Path, fake: Servers, **more: Any) -> Bench:
     record = Record(tmp_path / "rows.jsonl", MACHINE)
     facts = facts_from_config(LLAMA_8B, "test", default_catalog())
+    more = {"ports": Ports(free_port() - Ports(0).store), "machine": lambda *, gpus: ANY_MACHINE, **more}
     made = Bench(H100, tmp_path, facts, record, tmp_path / "work", 1, serve=fake.serve, send=fake.send, **more)
     made._memory_at_rest = list  # type: ignore[method-assign]
     return made
@@ -282,7 +321,69 @@ def test_the_table_shows_starts_memory_against_the_plan_and_ratios(tmp_path: Pat
     assert re.search(r"weights GiB 15\.00 / 14\.9\d; KV GiB 54\.02 / \d\d\.\d\d; KV tokens 442,560 / 4\d\d,\d{3}", text)
     assert re.search(r"modelfleet, replica's port +97\.0 +x0\.97 +20\.0 +30\.0 +0\.00 +0", text)
     assert "own route" not in text, "a card's time goes to the port and /v1"
-    assert "left out: no seal" in text and "left out: this machine has 1 card" in text
+    assert re.search(r"modelfleet, uni, caches sealed +66\.9 ", text)
+    assert "left out: this machine has 1 card" in text and "failed" not in text.partition("not measured")[2]
+
+
+SEALED = [Step("modelfleet"), Step("modelfleet", caches="sealed", loads=False)]
+
+
+def test_sealed_caches_come_from_a_seal_of_what_an_earlier_step_compiled_and_into_the_same_folder(
+    tmp_path: Path,
+) -> None:
+    """The replica's own `take` reads what the warm-up's own `write` wrote, through boto3 and a server on a port."""
+    fake = Servers()
+    made = bench(tmp_path, fake)
+    command.measure(made, SEALED, time.monotonic() + 600)
+    assert made.record.is_done("modelfleet, uni, caches sealed"), table(made.record)
+    root = tmp_path / "work" / "caches" / "modelfleet-uni-1"
+    assert (fake.roots, fake.taken) == ([(root, False)], [True]), fake.said
+    kernel = root / "torch_compile_cache" / "kernel.so"
+    assert fake.cached == {"torch_compile_cache/kernel.so": f"made for {kernel}"}, "files name others by their path"
+    assert files_of(root) == [kernel], "the caches are as the earlier step left them, for a run that goes on"
+
+
+def test_a_run_that_was_killed_while_it_sealed_finds_its_filled_caches_again(tmp_path: Path) -> None:
+    fake = Servers()
+    made = bench(tmp_path, fake)
+    command.measure(made, SEALED[:1], time.monotonic() + 600)
+    root = tmp_path / "work" / "caches" / "modelfleet-uni-1"
+    root.rename(root.with_name(f"{root.name}.filled"))
+    root.mkdir()
+    (root / "half-taken").touch()
+    command.measure(made, SEALED, time.monotonic() + 600)
+    assert list(fake.cached) == ["torch_compile_cache/kernel.so"]
+
+
+def test_without_filled_caches_the_step_says_what_is_missing_and_the_next_runs(tmp_path: Path) -> None:
+    fake = Servers()
+    made = bench(tmp_path, fake)
+    command.measure(made, [SEALED[1], *TWO], time.monotonic() + 600)
+    failed, *others = made.record.of("step")
+    assert failed["outcome"] == "failed" and "the step with filled caches makes it" in failed["why"]
+    assert [row["outcome"] for row in others] == [DONE, DONE]
+
+
+def test_a_replica_is_deployed_with_its_seal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the bench deploys is read by the application's own arguments."""
+    sent: list[dict[str, Any]] = []
+
+    @contextmanager
+    def ray(*_: object) -> Iterator[tuple[Any, Path]]:
+        yield None, tmp_path
+
+    def deploy(_: Ports, applications: list[dict[str, Any]]) -> None:
+        sent.extend(applications)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(servers, "_ray", ray)
+    monkeypatch.setattr(servers, "_deploy", deploy)
+    model = bench(tmp_path, Servers())._model(Step("modelfleet"))
+    for seal in (None, "s3://seals/modelfleet-uni-1"):
+        variant = servers.Variant("modelfleet", "fleet", seal=seal)
+        with pytest.raises(RuntimeError, match="far enough"), servers.serve(variant, model, Ports(), tmp_path):
+            pass
+        assert AppArgs.model_validate(sent[-1]["args"]).weights.seal == seal
 
 
 def test_a_pretended_run_says_so_at_the_top_and_runs_no_ray_executor(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.serving.config.accelerators import Accelerator
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.seal import Machine, cache_environment, this_machine
 from tools.bench import processes, servers
 from tools.bench.gpu import deadline, engine_log
 from tools.bench.gpu.card import PRETENDED, Cards, used_mib
 from tools.bench.gpu.record import Record
+from tools.bench.gpu.sealing import Seal, sealed
 from tools.bench.gpu.steps import Step
 from tools.bench.load import Load, Target, run
 
@@ -51,6 +53,7 @@ class Bench:
     ports: servers.Ports = field(default_factory=servers.Ports)
     serve: Serve = servers.serve
     send: Callable[[Target, Load], Any] = run
+    machine: Callable[..., Machine] = this_machine
 
     @property
     def pretended(self) -> bool:
@@ -63,8 +66,11 @@ class Bench:
             self._imports(step)
             return
         with tempfile.TemporaryDirectory(prefix="gpu-bench-") as logs:
-            before = self._memory_at_rest()
-            with self.serve(self._variant(step), self._model(step), self.ports, Path(logs)) as running:
+            before, model = self._memory_at_rest(), self._model(step)
+            with (
+                self._seal(step) as seal,
+                self.serve(self._variant(step, seal), model, self.ports, Path(logs)) as running,
+            ):
                 try:
                     self._rows(step, running, before)
                 finally:
@@ -89,7 +95,15 @@ class Bench:
             subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True, capture_output=True)
             self.record.add("start", step=f"imports, {found}", seconds=round(time.monotonic() - begun, 1), parts={})
 
-    def _variant(self, step: Step) -> servers.Variant:
+    def _seal(self, step: Step) -> AbstractContextManager[Seal | None]:
+        """The seal of the caches that earlier steps filled; None for steps that do without."""
+        if step.caches != "sealed":
+            return nullcontext()
+        machine = self.machine(gpus=not self.pretended)
+        model_id = self._model(step)["engine_config"]["model_id"]
+        return sealed(self.work / "caches" / step.cache, self.work / "store", self.ports.store, model_id, machine)
+
+    def _variant(self, step: Step, seal: Seal | None = None) -> servers.Variant:
         environment = self._environment(step)
         if step.server == "vllm serve":
             machine = servers.Machine(gpus=0 if self.pretended else step.cards)
@@ -102,17 +116,16 @@ class Bench:
             {} if self.pretended else {f"accelerator_type:{self.cards.accelerator.name}": 1},
         )
         own = {**ray, **environment, "PYTHONPATH": _python_path()}
-        return servers.Variant(step.server, "fleet", own, machine=machine, local_head=True)
+        if seal is not None:
+            own |= seal.environment
+        uri = seal.uri if seal is not None else None
+        return servers.Variant(step.server, "fleet", own, machine=machine, local_head=True, seal=uri)
 
     def _environment(self, step: Step) -> dict[str, str]:
-        """Where compilers keep what they make, each in a folder of the step's own, and where Python keeps bytecode."""
-        caches = self.work / "caches" / step.cache
+        """Where compilers keep what they make, below a folder of the step's own, and where Python keeps bytecode."""
         bytecode = self.work / ("bytecode" if step.bytecode else "no-bytecode")
         return {
-            "VLLM_CACHE_ROOT": str(caches / "vllm"),
-            "TRITON_CACHE_DIR": str(caches / "triton"),
-            "FLASHINFER_WORKSPACE_BASE": str(caches / "flashinfer"),
-            "CUDA_CACHE_PATH": str(caches / "cuda"),
+            **cache_environment(self.work / "caches" / step.cache),
             "PYTHONPYCACHEPREFIX": str(bytecode),
             "PYTHONDONTWRITEBYTECODE": "" if step.bytecode else "1",
         }

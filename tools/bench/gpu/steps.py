@@ -17,7 +17,8 @@ class Step:
     """One start of one server, and whether loads follow.
 
     `executor` is vLLM's, `caches` those of its compilers, `bytecode` whether Python finds any. Steps with the same
-    `cache` share a folder: the first fills it. `left_out` says why a step cannot run here.
+    `cache` share a folder: the first fills it, and the one with sealed caches seals what is there. `left_out` says why
+    a step cannot run here.
     """
 
     server: Server
@@ -51,7 +52,6 @@ def steps(cards: int, *, pretended: bool) -> list[Step]:
     """
     no_ray = "vLLM's CPU build has no Ray executor" if pretended else ""
     one_card = f"this machine has {cards} card" if cards < 2 else ""
-    no_seal = "no seal: this version makes none"
     many = max(cards, 2)
     return [
         Step("imports", loads=False),
@@ -63,6 +63,6 @@ def steps(cards: int, *, pretended: bool) -> list[Step]:
         Step("vllm serve", "mp", many, left_out=one_card),
         Step("modelfleet", "mp", many, left_out=one_card),
         Step("modelfleet", "ray", many, left_out=one_card or no_ray),
-        Step("modelfleet", caches="sealed", loads=False, left_out=no_seal),
+        Step("modelfleet", caches="sealed", loads=False),
         Step("modelfleet", bytecode=False, loads=False),
     ]
