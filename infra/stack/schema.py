@@ -498,10 +498,10 @@ class Trust(StackSection):
         description="Who must have signed which weights (OpenSSF model-signing, `model.sig` beside them). A preview "
         "refuses others, and nothing is copied.",
     )
-    manifest_key: ManifestKey | None = Field(
+    manifest_key: ManifestKey | Literal["own"] | None = Field(
         None,
-        description="KMS key of yours that signs each copy's manifest; replicas then take no other copy, whoever can "
-        "write to the bucket.",
+        description="KMS key that signs each copy's manifest; replicas then take no other copy, whoever can write to "
+        "the bucket. `own`: the stack makes it, on eks; or name one of yours.",
     )
 
 
