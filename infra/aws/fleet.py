@@ -229,7 +229,7 @@ class AwsFleet(pulumi.ComponentResource):
         key = self._plan.manifest_key
         if key is None or not key.made:
             return None
-        return ManifestKey(f"{self._name}-manifests", self._site, key, opts=self._child)
+        return ManifestKey(f"{self._name}-manifests", self._site, key, names=self._name, opts=self._child)
 
     def _create_roles(self, cluster: Cluster, mirror: Mirror | None) -> list[PodRole]:
         return [self._pod_role(access, cluster, mirror) for access in pod_access(self._site, self._plan)]

@@ -18,8 +18,15 @@ class ManifestKey(pulumi.ComponentResource):
     public: pulumi.Output[str]
 
     def __init__(
-        self, name: str, site: Site, plan: ManifestKeyPlan, *, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        site: Site,
+        plan: ManifestKeyPlan,
+        *,
+        names: str,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
+        """`names` is what the names of the stack's roles begin with."""
         super().__init__("modelfleet:aws:ManifestKey", name, None, opts)
         key = aws.kms.Key(
             name,
@@ -28,9 +35,7 @@ class ManifestKey(pulumi.ComponentResource):
             customer_master_key_spec="ECC_NIST_P256",
             key_usage="SIGN_VERIFY",
             deletion_window_in_days=KEY_DELETION_DAYS,
-            policy=policies.as_json(
-                policies.signing_key(partition=site.partition, account=site.account, names=site.stack)
-            ),
+            policy=policies.as_json(policies.signing_key(partition=site.partition, account=site.account, names=names)),
             tags=site.tagged(name),
             opts=pulumi.ResourceOptions(parent=self, protect=plan.protect),
         )
