@@ -1,4 +1,4 @@
-"""The key that the stack makes to sign manifests with (`trust.manifestKey: own`); only mirror Jobs may use it."""
+"""The key that the stack makes to sign manifests with (`trust.manifestKey.kms: own`); only mirror Jobs may use it."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def fixed_costs(
         return ()
     region, gateways = stack.region or "", nat_gateways(stack.config.network)
     doors = int(stack.config.gateway.expose != "none")
-    keys = int(stack.config.trust.manifest_key == "own")
+    keys = int(stack.config.trust.manifest_key is not None and stack.config.trust.manifest_key.own)
     machine, count = system.instance_type, max(system.min_nodes, system.needed_nodes)
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),

@@ -31,7 +31,7 @@ def manifest_key_plan(stack: LoadedStack) -> ManifestKeyPlan | None:
     key = stack.config.trust.manifest_key
     if key is None:
         return None
-    if key == "own":
+    if key.own:
         return ManifestKeyPlan(None, f"file://{MANIFEST_KEY_FILE}", stack.config.cluster.deletion_protection)
     return ManifestKeyPlan(key.kms, key.der)
 
@@ -78,10 +78,10 @@ def _manifest_key(stack: LoadedStack) -> Iterator[Finding]:
         message = "signs with KMS, and target local has none: its bucket answers its own user alone; take it out"
     elif not config.mirror.create:
         message = "signs what the stack copies, and modelfleet:mirror.create is false; take one of them out"
-    elif config.trust.manifest_key == "own" and not config.target.makes_cluster:
+    elif config.trust.manifest_key.own and not config.target.makes_cluster:
         message = (
-            f"found 'own', which target eks makes; target {config.target.name} gives pods no role that may sign, so "
-            "name a key of yours: `kms` its ARN, `publicKey` its PEM"
+            f"found kms 'own', which target eks makes; target {config.target.name} gives pods no role that may sign, "
+            "so name a key of yours: `kms` its ARN, `publicKey` its PEM"
         )
     else:
         severity = Severity.NOTICE

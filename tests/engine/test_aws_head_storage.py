@@ -32,7 +32,7 @@ def project(tmp_path: Path, emulator: Emulator) -> Iterator[FleetProject]:
 def test_the_store_is_closed_and_its_password_stays(project: FleetProject, emulator: Emulator) -> None:
     """A password that each run makes anew would lock the head out of its own state at every `pulumi up`."""
     account = Account(emulator, REGION)
-    project.files(stack_of(pools=[POOL], kubernetes=STORE, trust={"manifestKey": "own"}), MODELS)
+    project.files(stack_of(pools=[POOL], kubernetes=STORE, trust={"manifestKey": {"kms": "own"}}), MODELS)
     project.up()
     _its_key_signs_for_mirror_jobs_alone(project, account)
     (store,) = account.stores()

@@ -1,4 +1,4 @@
-"""The key that the stack makes to sign manifests with (`trust.manifestKey: own`): what pods know of it.
+"""The key that the stack makes to sign manifests with (`trust.manifestKey.kms: own`): what pods know of it.
 
 It is known only once it is made. In a ConfigMap it changes neither Serve's configuration nor a pod's specification.
 """

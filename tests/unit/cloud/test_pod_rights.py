@@ -275,7 +275,7 @@ def test_only_mirror_jobs_sign_with_the_key_that_the_stack_makes(
     account: Listening, model: Path, tmp_path: Path
 ) -> None:
     """Not even who may everything with every key of the account, which IAM alone would let sign."""
-    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET}, trust={"manifestKey": "own"})
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET}, trust={"manifestKey": {"kms": "own"}})
     fleet = with_code(made(account, plan))
     der = base64.b64encode(account.client("kms").get_public_key(KeyId=fleet.manifest_key)["PublicKey"]).decode()
     public = tmp_path / "manifest-key" / "public"

@@ -143,7 +143,7 @@ def test_only_mirror_jobs_may_sign() -> None:
 
 def test_the_key_that_the_stack_makes_is_a_file_in_its_pods_and_names_in_their_jobs() -> None:
     plan = plan_of(signed(target="eks", kubernetes={}))
-    own = plan_of(stack(pool(), target="eks", trust={"manifestKey": "own"}))
+    own = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
     (one,) = own.models
     named = AppArgs.model_validate(one.application.args).weights.manifest_key
     assert named == f"file://{MANIFEST_KEY_FILE}" and not any("arn:" in text for text in strings(ray(own)))
@@ -176,7 +176,7 @@ def strings(of: Any) -> Iterator[str]:
 
 
 def test_the_key_that_the_stack_makes_has_a_price_and_a_notice_says_what_becomes_of_copies() -> None:
-    plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": "own"}))
+    plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
     (cost,) = [one for one in plan.fixed if one.name == "KMS key of manifests"]
     assert cost.usd_per_hour is not None and 0.99 < cost.usd_per_hour * 730 < 1.01
     (notice,) = [one for one in plan.notices if one.path == "modelfleet:trust.manifestKey"]
@@ -186,13 +186,13 @@ def test_the_key_that_the_stack_makes_has_a_price_and_a_notice_says_what_becomes
 
 def test_the_key_that_the_stack_makes_is_as_protected_as_its_bucket() -> None:
     for protect in (True, False):
-        keys = {"trust": {"manifestKey": "own"}, "cluster": {"deletionProtection": protect}}
+        keys = {"trust": {"manifestKey": {"kms": "own"}}, "cluster": {"deletionProtection": protect}}
         plan = plan_of(stack(pool(), target="eks", **keys))
         assert plan.manifest_key is not None and plan.manifest_key.protect == plan.bucket.protect == protect
 
 
 def test_only_mirror_jobs_may_sign_with_the_key_that_the_stack_makes() -> None:
-    plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": "own"}))
+    plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
     site = site_without_account(plan)
     assert {access.service_account for access in pod_access(site, plan) if access.signs} == {"mirror"}
     documents = iam_documents(plan, site)
@@ -230,6 +230,27 @@ def test_a_key_that_nothing_signs_with_is_refused(keys: dict[str, Any], said: st
 
 def test_a_cluster_that_is_not_ours_makes_no_key() -> None:
     with pytest.raises(InputErrors) as refused:
-        plan_of(stack(pool(), target="kubernetes", kubernetes={"image": "r.example/s:1"}, trust={"manifestKey": "own"}))
+        plan_of(
+            stack(
+                pool(),
+                target="kubernetes",
+                kubernetes={"image": "r.example/s:1"},
+                trust={"manifestKey": {"kms": "own"}},
+            )
+        )
     (found,) = [one for one in refused.value.findings if one.path == "modelfleet:trust.manifestKey"]
     assert "target eks makes" in found.message and "`kms` its ARN" in found.message
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"kms": "own", "publicKey": KEY}, "reads the publicKey of its own key"),
+        ({"kms": MANIFEST_KEY["kms"]}, "name publicKey"),
+        ({"kms": "alias/mine", "publicKey": KEY}, "`own`, or the ARN"),
+    ],
+    ids=["own and named", "without its public half", "an alias"],
+)
+def test_a_key_of_manifests_is_the_stacks_own_or_known_by_both_halves(entry: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        stack(pool(), trust={"manifestKey": entry})

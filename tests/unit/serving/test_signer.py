@@ -275,7 +275,10 @@ def test_a_copy_from_before_a_signer_was_named_is_refused_until_its_job_verified
     assert Expected.of({"mirror": URI, "signers": {"s3://fleet/models/another": signer.fingerprint}}) is None
 
 
-def test_an_adapters_signer_is_demanded_too(s3: Any, maker: Maker) -> None:
+def test_an_adapters_signer_is_demanded_too(
+    s3: Any, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELFLEET_MODEL_CACHE", str(tmp_path / "cache"))
     maker.write("adapter_config.json", b"{}")
     signer = maker.sign()
     own = {"name": "a", "source": "org/a", "mirror": URI, "signer": signer.fingerprint}
