@@ -62,7 +62,7 @@ def _its_key_signs_for_mirror_jobs_alone(project: FleetProject, account: Account
     """Its public half is what KMS has, so that replicas verify what Jobs sign."""
     key = project.outputs()["manifest_key"]
     found = account.kms.get_public_key(KeyId=key["arn"])
-    assert (found["KeySpec"], found["KeyUsage"]) == ("ECC_NIST_P256", "SIGN_VERIFY")
+    assert (found["CustomerMasterKeySpec"], found["KeyUsage"]) == ("ECC_NIST_P256", "SIGN_VERIFY")
     assert base64.b64encode(found["PublicKey"]).decode() == key["public"]
     (made,) = (one for one in project.resources("aws:kms/key:Key") if one["outputs"]["arn"] == key["arn"])
     assert made["inputs"]["deletionWindowInDays"] == 30

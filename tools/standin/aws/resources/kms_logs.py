@@ -113,7 +113,7 @@ def _get_public_key(session: Aws, args: Props) -> Props:
         "id": answer["KeyId"],
         "arn": answer["KeyId"],
         "keyId": args["keyId"],
-        "customerMasterKeySpec": answer["KeySpec"],
+        "customerMasterKeySpec": answer["CustomerMasterKeySpec"],  # moto tells it by its older name alone
         "keyUsage": answer["KeyUsage"],
         "signingAlgorithms": answer.get("SigningAlgorithms", []),
         "encryptionAlgorithms": answer.get("EncryptionAlgorithms", []),
