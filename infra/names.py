@@ -47,6 +47,10 @@ AUTOSCALER_NAMESPACE: Final = "kube-system"
 #: The AWS Load Balancer Controller, in the stack's namespace: registers the gateway's pods with the load balancer.
 LOAD_BALANCER_ACCOUNT: Final = "load-balancer-controller"
 
+#: Where pods find the public half of the key that the stack makes to sign manifests with: base64 of its DER.
+MANIFEST_KEY_FOLDER: Final = "/etc/modelfleet/manifest-key"
+MANIFEST_KEY_FILE: Final = f"{MANIFEST_KEY_FOLDER}/public"
+
 #: Variable in the environment of what the local target starts, and of its children: whose they are (`mark`).
 MARK: Final = "MODELFLEET_PROCESS"
 

@@ -59,6 +59,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.aws import AwsFleet
     from modelfleet.infra.aws.site import cluster_name
     from modelfleet.infra.kubernetes.fleet import HeadStorage, KubernetesFleet
+    from modelfleet.infra.kubernetes.manifest_key import Signing
 
     cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), image_source=_image(root, plan), opts=_below(given))
     fleet = KubernetesFleet(
@@ -71,6 +72,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
         head_storage=HeadStorage(store.address, store.password) if (store := cloud.head_storage) else None,
+        signing=Signing(key.arn, key.public) if (key := cloud.manifest_key) else None,
         image=cloud.image,
         mirror_image=cloud.mirror_image,
         ready=cloud.ready,

@@ -40,7 +40,8 @@ class WantedAdapters:
             mirror = adapter.get("mirror")
             own = LoraAdapter.model_validate({key: value for key, value in adapter.items() if key not in PLANNED})
             # Its prefix names source and revision (`infra/planning/applications.py`).
-            expected = Expected(self._key, adapter.get("signer", "")) if self._key else None
+            signer = adapter.get("signer", "")
+            expected = Expected(self._key or "", signer) if self._key or signer else None
             try:
                 if mirror is not None and is_filling(mirror, look=partial(status, expected=expected)):
                     continue

@@ -38,7 +38,9 @@ class WeightsArgs(BaseModel):
     draft: str | None = Field(None, description="s3://bucket/prefix of the copy of what drafts.")
     tokenizer: str | None = Field(None, description="s3://bucket/prefix of the copy of another tokenizer.")
     seal: str | None = Field(None, description="s3://bucket/prefix of the sealed compile cache; its end is the key.")
-    manifest_key: str | None = Field(None, description="Public key that manifests are signed with: base64 of its DER.")
+    manifest_key: str | None = Field(
+        None, description="Public key that manifests are signed with: base64 of its DER, or `file:///…`."
+    )
     signers: dict[str, str] = Field(
         default_factory=dict, description="Fingerprint of who must have signed a copy's weights, by s3://bucket/prefix."
     )

@@ -21,12 +21,16 @@ NO_ACCOUNT = "000000000000"
 
 @dataclass(frozen=True)
 class PodAccess:
-    """What the role of one service account may do. `key` is its use of the bucket's key: `read`, `write` or empty."""
+    """What the role of one service account may do. `key` is its use of the bucket's key: `read`, `write` or empty.
+
+    With `signs` it signs with the key of manifests that the stack makes, which has no ARN before.
+    """
 
     service_account: str
     namespace: str
     statements: Sequence[Statement]
     key: str = ""
+    signs: bool = False
 
 
 def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
@@ -48,14 +52,15 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)
     copied = policies.read_existing(bucket.copied_from, partition=partition)
-    key = plan.config.trust.manifest_key
-    signs = policies.sign_manifests(key.kms) if key else []
+    key = plan.manifest_key
+    signs = policies.sign_manifests(key.kms) if key and key.kms else []
+    own = key is not None and key.made
     scaling = policies.cluster_autoscaler(
         cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
     )
     return [
         *(PodAccess(account, site.namespace, [*run, *foreign], "read") for account in READERS),
-        PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied, *signs], "write"),
+        PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied, *signs], "write", signs=own),
         *([PodAccess(SEALER, plan.mirror_namespace, [*sealing, *run, *foreign], "write")] if plan.sealed_pools else ()),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
         *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),
@@ -95,7 +100,8 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
 
     `operator` is for whoever runs `pulumi up`; no component makes it.
 
-    The bucket's key has no ARN until it is made; here its ARN ends in `BUCKET-KEY-ID`.
+    The bucket's key and that of manifests have no ARN until they are made; here these end in `BUCKET-KEY-ID` and
+    `MANIFEST-KEY-ID`.
     """
     where = {"partition": site.partition, "account": site.account}
     may = operator(
@@ -107,6 +113,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         store=plan.head_storage is not None,
         front_door=plan.front_door is not None,
         web_acl=plan.config.gateway.web_acl,
+        signs=plan.manifest_key is not None and plan.manifest_key.made,
     )
     found = {
         **policies.numbered("operator", may),
@@ -125,6 +132,10 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         if plan.bucket.create and access.key:
             use = policies.use_key(key_arn, write=access.key == "write", region=site.region)
             found[f"{name}-uses-key"] = policies.document(use)
+        if access.signs:
+            sign = policies.sign_with_own_key(key_arn.replace("BUCKET-KEY-ID", "MANIFEST-KEY-ID"))
+            found[f"{name}-signs"] = policies.document(sign)
+            found["manifest-key"] = policies.signing_key(**where, names=plan.stack)
     if plan.image:
         own = image_documents(site, plan.images, plan.bucket.name or "")
         found |= {f"image-build-{short}": document for short, document in own.items()}

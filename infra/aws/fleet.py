@@ -17,6 +17,7 @@ from modelfleet.infra.aws.front_door import FrontDoor
 from modelfleet.infra.aws.head_storage import HeadStorage
 from modelfleet.infra.aws.identity import PodRole, as_documents
 from modelfleet.infra.aws.image import Images
+from modelfleet.infra.aws.manifest_key import ManifestKey
 from modelfleet.infra.aws.mirror import Mirror
 from modelfleet.infra.aws.network import Network
 from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings, SystemPool
@@ -49,6 +50,8 @@ class AwsFleet(pulumi.ComponentResource):
     #: Names of the node groups, by `RUNG-ZONE`: `l4-us-east-1a`, `l4_spot-us-east-1a`.
     pools: Mapping[str, pulumi.Output[str]]
     front_door: FrontDoor | None
+    #: That of manifests; None where the stack makes none.
+    manifest_key: ManifestKey | None
     ready: Sequence[pulumi.Resource]
 
     def __init__(
@@ -82,6 +85,7 @@ class AwsFleet(pulumi.ComponentResource):
         self.front_door = self._create_front_door(cluster, network, subnets)
         services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
         self.head_storage = self._create_head_storage(cluster, subnets)
+        self.manifest_key = self._create_manifest_key()
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
@@ -221,6 +225,12 @@ class AwsFleet(pulumi.ComponentResource):
         )
         return system, groups
 
+    def _create_manifest_key(self) -> ManifestKey | None:
+        key = self._plan.manifest_key
+        if key is None or not key.made:
+            return None
+        return ManifestKey(f"{self._name}-manifests", self._site, key, names=self._name, opts=self._child)
+
     def _create_roles(self, cluster: Cluster, mirror: Mirror | None) -> list[PodRole]:
         return [self._pod_role(access, cluster, mirror) for access in pod_access(self._site, self._plan)]
 
@@ -228,6 +238,10 @@ class AwsFleet(pulumi.ComponentResource):
         documents: dict[str, pulumi.Input[str]] = dict(as_documents("access", access.statements))
         if mirror is not None and mirror.key is not None and access.key:
             documents["key"] = policies_for_key(mirror.key, self._site, write=access.key == "write")
+        if self.manifest_key is not None and access.signs:
+            documents["signs"] = self.manifest_key.arn.apply(
+                lambda arn: policies.as_json(policies.document(policies.sign_with_own_key(arn)))
+            )
         short = "autoscaler" if access.service_account == AUTOSCALER else access.service_account
         return PodRole(
             f"{self._name}-{short}",

@@ -253,11 +253,13 @@ def operator(
     store: bool = False,
     front_door: bool = False,
     web_acl: str | None = None,
+    signs: bool = False,
 ) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
     `web_acl` judges what comes to its load balancer; the run that takes it away, or puts another there, reads it too.
+    `signs`: the stack makes the key of manifests.
 
     A bucket that the stack only uses is read and gets the code, and the images' source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
@@ -277,6 +279,8 @@ def operator(
         _allow("*", _of("ec2", EC2_CHANGES)) | here,
         *([_allow(zones, ["route53:AssociateVPCWithHostedZone"])] if endpoints else ()),
         _allow("*", _of("kms", KEY_CHANGES)) | here,
+        # Replicas get the public half.
+        *([_allow(f"arn:{partition}:kms:{region}:{account}:key/*", ["kms:GetPublicKey"])] if signs else ()),
         # It has no resource type in the Service Authorization Reference: by a cluster's ARN it would be refused.
         _allow("*", ["eks:CreateCluster"]) | here,
         _allow([site.cluster_arn, *(f"{eks}{kind}/{site.cluster_name}/*" for kind in kinds)], _of("eks", EKS_CHANGES)),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.names import STACK_LABEL, WRITER
 
 Statement = Mapping[str, Any]
 Document = dict[str, Any]
@@ -166,6 +166,11 @@ def sign_manifests(key_arn: str) -> list[Statement]:
     return [{"Effect": "Allow", "Action": ["kms:GetPublicKey", "kms:Sign"], "Resource": key_arn}]
 
 
+def sign_with_own_key(key_arn: str) -> list[Statement]:
+    """Sign with the key that the stack made, whose public half its pods have."""
+    return [{"Effect": "Allow", "Action": ["kms:Sign"], "Resource": key_arn}]
+
+
 def read_existing(locations: Sequence[str], *, partition: str) -> list[Statement]:
     """Read the existing buckets that models name themselves, as `bucket/prefix` or `bucket`."""
     by_bucket: dict[str, list[str]] = {}
@@ -293,6 +298,30 @@ def cluster_key(*, partition: str, region: str, account: str, log_group: str) ->
 def account_key(*, partition: str, account: str) -> Document:
     """Policy of a key whose use the account's IAM policies decide."""
     return document([_key_owner(partition, account)])
+
+
+def signing_key(*, partition: str, account: str, names: str) -> Document:
+    """Policy of the key that a stack makes to sign manifests with: only its mirror Jobs' role signs.
+
+    The roles of the stack begin with `names`. Its policies alone would leave the use to everybody in the account whose
+    own say `kms:*`. Who may change this policy, or make a role of that name, still decides who signs.
+    """
+    role = f"arn:{partition}:iam::{account}:role/{names}-{WRITER}-*"
+    return document(
+        [
+            _key_owner(partition, account),
+            {
+                "Sid": "OnlyMirrorJobsSign",
+                "Effect": "Deny",
+                "Principal": {"AWS": "*"},
+                "Action": "kms:Sign",
+                "Resource": "*",
+                # Of a role's session it is the role's ARN.
+                # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html
+                "Condition": {"ArnNotLike": {"aws:PrincipalArn": role}},
+            },
+        ]
+    )
 
 
 def _key_owner(partition: str, account: str) -> Statement:

@@ -12,6 +12,7 @@ from modelfleet.infra.kubernetes.cluster_add_ons import ClusterAddOns
 from modelfleet.infra.kubernetes.gateway import Gateway, LoadBalancer
 from modelfleet.infra.kubernetes.group_limits import follow_limits
 from modelfleet.infra.kubernetes.ladder_return import LadderReturn
+from modelfleet.infra.kubernetes.manifest_key import ManifestKey, Signing
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.mirrors import Mirrors
 from modelfleet.infra.kubernetes.namespace import Namespace
@@ -60,13 +61,13 @@ class HeadStorage:
 
 
 class KubernetesFleet(pulumi.ComponentResource):
-    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, mirrors, Ray, warm-ups where a
-    pool seals compile caches, return, gateway.
+    """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, key of manifests where the stack
+    makes one, mirrors, Ray, warm-ups where a pool seals compile caches, return, gateway.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` and
     `mirror_image` are images by their digests, where the plan knows only their tags. With a load balancer,
     `target_group_arn` is where the gateway's pods are registered and `balancer` its name in DNS. `head_storage` is what
-    the plan's `head_storage` became.
+    the plan's `head_storage` became, and `signing` a key of manifests that the stack made.
     `destroy` runs in reverse order: the RayService's pods end while the operator still runs.
     """
 
@@ -84,6 +85,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
         head_storage: HeadStorage | None = None,
+        signing: Signing | None = None,
         image: pulumi.Input[str] | None = None,
         mirror_image: pulumi.Input[str] | None = None,
         ready: Sequence[pulumi.Resource] = (),
@@ -110,14 +112,17 @@ class KubernetesFleet(pulumi.ComponentResource):
             head_storage_password=head_storage.password if head_storage else None,
             opts=self._child(*namespace.own),
         )
-        Mirrors(f"{name}-mirrors", plan, image=mirror_image, opts=self._child(*namespace.ready, *secrets.ready))
+        known = [*namespace.ready, *secrets.ready]
+        if signing is not None:
+            known += ManifestKey(f"{name}-manifest-key", plan, signing, opts=self._child(*namespace.ready)).ready
+        Mirrors(f"{name}-mirrors", plan, image=mirror_image, opts=self._child(*known))
         served = RayFleet(
             f"{name}-ray",
             plan,
             image=image,
             kubeconfig=kubeconfig,
             store_address=head_storage.address if head_storage else STORE_ADDRESS,
-            opts=self._child(*namespace.ready, *operator.ready, *secrets.ready),
+            opts=self._child(*known, *operator.ready),
         )
         if plan.sealed_pools:
             # After the models: their weights are in the bucket then, and no node with a GPU waits for these.

@@ -33,6 +33,8 @@ LADDER_RETURN: Final = "ladder-return"
 #: Pods that keep a node for a worker.
 PLACEHOLDER: Final = f"{LADDER_RETURN}-placeholder"
 SERVING_CODE: Final = "serving-code"
+#: The public half of the key that the stack makes to sign manifests with, and which key it is.
+MANIFEST_KEY: Final = "manifest-key"
 
 #: ServiceAccounts with a role in AWS; the gateway and the operator have none.
 HEAD_ACCOUNT, WORKER_ACCOUNT = READERS

@@ -19,7 +19,7 @@ from modelfleet.infra.planning.plan import (
     SealPlan,
     ServeApplication,
 )
-from modelfleet.infra.planning.signers import signer_of
+from modelfleet.infra.planning.signers import manifest_key_plan, signer_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.checkpoint_files import Kind, weights_kind
@@ -148,7 +148,7 @@ def application(
         "tokenizer": uri(tokenizer_mirror(stack, model)),
         "cache_gb": cache_gb,
         "seal": uri(seal),
-        "manifest_key": stack.config.trust.manifest_key and stack.config.trust.manifest_key.der,
+        "manifest_key": key.public if (key := manifest_key_plan(stack)) else None,
         "signers": _signers(stack, model, uri),
     }
     dumped = model.model_dump(mode="json", exclude_unset=True)
@@ -182,9 +182,7 @@ def application(
 def _signers(
     stack: LoadedStack, model: ModelConfig, uri: Callable[[MirrorPlan | None], str | None]
 ) -> dict[str, str] | None:
-    """Who must have signed each copy but the adapters', by its place, where the manifest says it; None for nobody."""
-    if stack.config.trust.manifest_key is None:
-        return None
+    """Who must have signed each copy but the adapters', by its place; None for nobody."""
     loaded = (mirror_plan(stack, model), draft_mirror(stack, model, None), tokenizer_mirror(stack, model))
     places = ((uri(one), one.signer) for one in loaded if one is not None)
     return {place: signer.fingerprint for place, signer in places if place and signer} or None

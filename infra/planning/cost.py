@@ -15,6 +15,7 @@ from modelfleet.infra.planning.plan import CostRange, FixedCost, HeadStoragePlan
 from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
+KMS_KEY = "kms-key"
 NOTHING = CostRange(0.0, 0.0)
 
 
@@ -78,8 +79,8 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
 def fixed_costs(
     stack: LoadedStack, system: SystemPlan | None, head_storage: HeadStoragePlan | None, catalog: Catalog
 ) -> tuple[FixedCost, ...]:
-    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, NAT, load balancer,
-    and what their addresses on the internet cost.
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, the key of
+    manifests, NAT, load balancer, and what their addresses on the internet cost.
 
     Without the system node more that a rollout takes for its minutes.
     """
@@ -87,6 +88,7 @@ def fixed_costs(
         return ()
     region, gateways = stack.region or "", nat_gateways(stack.config.network)
     doors = int(stack.config.gateway.expose != "none")
+    keys = int(stack.config.trust.manifest_key is not None and stack.config.trust.manifest_key.own)
     machine, count = system.instance_type, max(system.min_nodes, system.needed_nodes)
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),
@@ -98,6 +100,7 @@ def fixed_costs(
             gateways + public_addresses(stack),
             catalog.usd_per_hour(PUBLIC_ADDRESS, region=region),
         ),
+        FixedCost("KMS key of manifests", keys, catalog.usd_per_hour(KMS_KEY, region=region)),
     ]
     if head_storage is not None:
         name, nodes = head_storage.node_type, head_storage.nodes

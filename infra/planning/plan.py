@@ -44,6 +44,24 @@ class FixedCost:
 
 
 @dataclass(frozen=True)
+class ManifestKeyPlan:
+    """What mirror Jobs sign manifests with: the ARN of a KMS key, or None where the stack makes it.
+
+    `public` is what replicas verify by, as `args` say it: base64 of the DER of its public half, or `file:///…`.
+    With `protect` a key that the stack makes is deleted only by hand, as its bucket is.
+    """
+
+    kms: str | None
+    public: str
+    protect: bool = False
+
+    @property
+    def made(self) -> bool:
+        """Whether the stack makes the key."""
+        return self.kms is None
+
+
+@dataclass(frozen=True)
 class Replicas:
     """Numbers of replicas of a model."""
 
@@ -651,6 +669,8 @@ class Plan:
     mirror_image: ImagePlan | None = None
     #: None where nobody outside the cluster reaches the gateway.
     front_door: FrontDoor | None = None
+    #: None where nobody signs manifests.
+    manifest_key: ManifestKeyPlan | None = None
     #: None where the stack serves on no card of this machine.
     cards: CardPlan | None = None
 

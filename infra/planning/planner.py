@@ -74,7 +74,7 @@ from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.seals import seal_findings, seal_plan
-from modelfleet.infra.planning.signers import signer_findings
+from modelfleet.infra.planning.signers import manifest_key_plan, signer_findings
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -213,6 +213,7 @@ def plan(
         models=tuple(sorted(planned, key=lambda model: model.model_id)),
         ray_cluster=_ray_cluster(stack, pools, image_name(stack, made)),
         gateway=gateway_plan(stack, models),
+        manifest_key=manifest_key_plan(stack),
         bucket=bucket,
         copies=copies,
         egress=egress_plan(stack, models),

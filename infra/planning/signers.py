@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
-from modelfleet.infra.planning.plan import MirrorPlan
+from modelfleet.infra.names import MANIFEST_KEY_FILE
+from modelfleet.infra.planning.plan import ManifestKeyPlan, MirrorPlan
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.signer import Signer
@@ -23,6 +24,16 @@ def signer_of(stack: LoadedStack, name: str) -> Signer | None:
     """Who must have signed weights of this name."""
     index = signer_index(stack, name)
     return None if index is None else stack.config.trust.signers[index].signer
+
+
+def manifest_key_plan(stack: LoadedStack) -> ManifestKeyPlan | None:
+    """What the stack signs manifests with; None where it signs none."""
+    key = stack.config.trust.manifest_key
+    if key is None:
+        return None
+    if key.own:
+        return ManifestKeyPlan(None, f"file://{MANIFEST_KEY_FILE}", stack.config.cluster.deletion_protection)
+    return ManifestKeyPlan(key.kms, key.der)
 
 
 def signer_findings(stack: LoadedStack, loaded: Iterable[MirrorPlan]) -> Iterator[Finding]:
@@ -62,12 +73,23 @@ def _manifest_key(stack: LoadedStack) -> Iterator[Finding]:
     config, path = stack.config, ("trust", "manifestKey")
     if config.trust.manifest_key is None:
         return
+    severity = Severity.ERROR
     if config.target.on_this_machine:
         message = "signs with KMS, and target local has none: its bucket answers its own user alone; take it out"
-        yield stack.finding(path, message)
     elif not config.mirror.create:
         message = "signs what the stack copies, and modelfleet:mirror.create is false; take one of them out"
-        yield stack.finding(path, message)
+    elif config.trust.manifest_key.own and not config.target.makes_cluster:
+        message = (
+            f"found kms 'own', which target eks makes; target {config.target.name} gives pods no role that may sign, "
+            "so name a key of yours: `kms` its ARN, `publicKey` its PEM"
+        )
+    else:
+        severity = Severity.NOTICE
+        message = (
+            "lets replicas take only copies that mirror Jobs signed with it; a copy of before is not made again: its "
+            "Job reads it back, compares it with its source and signs it"
+        )
+    yield stack.finding(path, message, severity)
 
 
 def _jobs_can_verify(stack: LoadedStack) -> bool:

@@ -473,16 +473,37 @@ class ManifestKey(StackSection):
     """What mirror Jobs sign manifests with, and replicas verify them by."""
 
     kms: Annotated[
-        str, Matching(r"^arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+$", "the ARN of a KMS key (not of an alias)")
+        str,
+        Matching(
+            r"^(own|arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+)$",
+            "`own`, or the ARN of a KMS key (not of an alias)",
+        ),
     ] = Field(
-        description="KMS key of spec ECC_NIST_P256 and usage SIGN_VERIFY; on eks the Jobs' role may sign with it."
+        description="`own`: the stack makes it, on eks. Or a key of yours, of spec ECC_NIST_P256 and usage "
+        "SIGN_VERIFY; on eks the Jobs' role may sign with it."
     )
-    public_key: Annotated[str, _pem("PUBLIC KEY")] = Field(description="PEM of its public key.")
+    public_key: Annotated[str, _pem("PUBLIC KEY")] | None = Field(
+        None, description="PEM of the public half of a key of yours."
+    )
+
+    @model_validator(mode="after")
+    def replicas_know_it(self) -> Self:
+        """What the stack makes, it reads itself; of another key replicas need the public half."""
+        if self.own and self.public_key is not None:
+            raise ValueError("the stack reads the publicKey of its own key; take it out")
+        if not self.own and self.public_key is None:
+            raise ValueError("name publicKey, the PEM of the key's public half")
+        return self
+
+    @property
+    def own(self) -> bool:
+        """Whether the stack makes it."""
+        return self.kms == "own"
 
     @property
     def der(self) -> str:
-        """The public key as base64 of its DER, which is what PEM has between its lines."""
-        return "".join(line for line in self.public_key.split("\n") if "-----" not in line).replace(" ", "")
+        """The public key as base64 of its DER, which is what PEM has between its lines; empty for the stack's own."""
+        return "".join(line for line in (self.public_key or "").split("\n") if "-----" not in line).replace(" ", "")
 
 
 class Trust(StackSection):
@@ -500,8 +521,8 @@ class Trust(StackSection):
     )
     manifest_key: ManifestKey | None = Field(
         None,
-        description="KMS key of yours that signs each copy's manifest; replicas then take no other copy, whoever can "
-        "write to the bucket.",
+        description="KMS key that signs each copy's manifest; replicas then take no other copy, whoever can write to "
+        "the bucket.",
     )
 
 

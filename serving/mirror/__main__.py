@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     filling.add_argument(
         "--manifest-key", metavar="KMS", help="a KMS key that signs the manifest: alias/name or its ARN"
     )
+    filling.add_argument("--manifest-public-key", metavar="DER", help="its public half, base64; default: ask KMS")
     filling.set_defaults(run=_fill)
     looking = commands.add_parser("status", help="absent, complete or damaged")
     looking.add_argument("uri", metavar="s3://bucket/prefix")
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _fill(parsed: argparse.Namespace) -> int:
     signer = Signer(parsed.signer_key, parsed.signer_certificates)
     signature = Signature(signer, parsed.kind) if signer != Signer() else None
-    key = KmsKey(parsed.manifest_key) if parsed.manifest_key else None
+    key = KmsKey(parsed.manifest_key, public=parsed.manifest_public_key) if parsed.manifest_key else None
     if parsed.hub is not None and _holds(parsed, signature, key):
         _report(f"{parsed.uri} already has {parsed.hub} at {parsed.revision}")
         return 0
@@ -103,16 +104,17 @@ def _origin(parsed: argparse.Namespace) -> tuple[Origin, str]:
 
 
 def _holds(parsed: argparse.Namespace, signature: Signature | None, key: KmsKey | None) -> bool:
-    """Whether the mirror is complete and from this source and revision, and signed with `key`.
+    """Whether the mirror is complete and from this source and revision, after this signer, and signed with `key`.
 
-    Never without a revision. Without a key nothing says that it was made after a signer was named.
+    Never without a revision.
     """
     uri, source, revision = parsed.uri, parsed.hub, parsed.revision
-    if revision is None or (key is None and signature is not None):
+    if revision is None:
         return False
-    if key is not None:
+    if key is not None or signature is not None:
         signer = signature.signer.fingerprint if signature is not None else ""
-        return status(uri, expected=Expected(key.public(), signer, source, revision)) is Status.COMPLETE
+        expected = Expected(key.public() if key is not None else "", signer, source, revision)
+        return status(uri, expected=expected) is Status.COMPLETE
     if status(uri) is not Status.COMPLETE:
         return False
     location = parse_uri(uri)

@@ -70,6 +70,8 @@ class Manifest(BaseModel):
     model_id: str
     source: str
     source_revision: str | None
+    #: Fingerprint of who signed the files, as whoever copied them verified it; None where nobody had to.
+    signer: str | None = None
     chunk_bytes: int = Field(CHUNK_BYTES, ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)
     files: list[ManifestFile] = Field(min_length=1, max_length=MAX_FILES)
 
@@ -108,8 +110,10 @@ class Manifest(BaseModel):
         return sum(file.size for file in self.files)
 
     def to_json(self) -> bytes:
-        """Canonical JSON: sorted keys, files in order of their path."""
+        """Canonical JSON: sorted keys, files in order of their path, no signer where there is none."""
         data = self.model_dump(by_alias=True)
+        if self.signer is None:
+            del data["signer"]  # the bytes of a manifest of before stay, and so does the name of its signature
         data["files"].sort(key=lambda file: file["path"])
         return json.dumps(data, sort_keys=True, indent=1).encode() + b"\n"
 

@@ -42,7 +42,7 @@ def fetch(
     """The folder with the verified copy of the mirror at `uri`, made in `cache` if it is not there yet.
 
     `limit`: bytes that all copies in `cache` may take; those that nobody uses are removed first. With `expected` the
-    manifest must be signed so, and each file has the SHA-256 that it names.
+    manifest must be so; with its key each file also has the SHA-256 that it names.
 
     Raises `MirrorError` when the mirror is absent, damaged or unreachable, `WeightsError` when the disk is too small.
     """
@@ -52,7 +52,9 @@ def fetch(
         manifest = read_manifest(store, location, expected)
         if manifest is None:
             raise MirrorError(f"{uri} has no manifest, so it is not complete; fill it (`pulumi up` does)")
-        return fetch_manifest(store, location, manifest, cache, report, limit, signed=expected is not None)
+        return fetch_manifest(
+            store, location, manifest, cache, report, limit, signed=expected is not None and bool(expected.key)
+        )
 
 
 def complete_version(uri: str, expected: Expected | None = None) -> str | None:

@@ -4,7 +4,8 @@
 
 So who can write to the bucket, and cannot use the key, gives replicas no weights: no manifest of their own, none that
 was changed, and none of another model, which has another `uri`, source or revision. Replicas have the public key and
-ask no KMS.
+ask no KMS. A key of the stack's own is known only once it is made, so its public half is a file in each pod, and the
+applications name the file (`file:///…`).
 A manifest that was signed earlier for the same source and revision still counts: name a commit, which nobody can move.
 """
 
@@ -16,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from modelfleet.serving.errors import MirrorError
@@ -25,6 +27,8 @@ from modelfleet.serving.mirror.store import Location, Store, plain_errors
 SUFFIX = ".sig"
 #: An ECDSA signature over P-256 has 72 bytes at most.
 MAX_SIGNATURE_BYTES = 1024
+#: Begins the name of a file that has a public key.
+_FILE = "file://"
 #: KMS's name of the only algorithm of its `ECC_NIST_P256`.
 #: https://docs.aws.amazon.com/kms/latest/developerguide/symm-asymm-choose-key-spec.html
 ALGORITHM = "ECDSA_SHA_256"
@@ -43,12 +47,14 @@ def name_of(manifest: bytes) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a reader wants of a manifest: signed with `key` (base64 of the DER of a public key), after `signer`.
+    """What a reader wants of a manifest: signed with `key`, of files that `signer` signed (a fingerprint).
 
+    `key` is base64 of the DER of a public key, or `file:///…`, where that is. Without it the manifest itself says whose
+    signature its maker verified, which counts for who trusts whoever can write to the bucket.
     `source` and `revision` are compared unless `source` is None: then the place alone says what it is a copy of.
     """
 
-    key: str
+    key: str = ""
     signer: str = ""
     source: str | None = None
     revision: str | None = None
@@ -57,15 +63,27 @@ class Expected:
     def of(cls, weights: Mapping[str, Any], uri: str | None = None) -> Self | None:
         """What `args.weights` of an application say about its copy's manifest, or about that of another one at `uri`.
 
-        None where the stack signs none.
+        None where the stack signs none, and nobody had to sign the files.
         """
-        if not (key := weights.get("manifest_key")):
-            return None
-        signer = (weights.get("signers") or {}).get(uri or weights.get("mirror"), "")
+        key, signer = weights.get("manifest_key"), (weights.get("signers") or {}).get(uri or weights.get("mirror"), "")
+        if not key:
+            return cls(signer=signer) if signer else None
         return cls(key, signer) if uri else cls(key, signer, weights.get("source"), weights.get("revision"))
 
     def verify(self, store: Store, location: Location, data: bytes, manifest: Manifest) -> None:
-        """Raises `MirrorError` unless `data` is the signed manifest of this place, source and revision."""
+        """Raises `MirrorError` unless `data` is the manifest of this place, source and revision, after its signer."""
+        if self.key:
+            self._verify_signature(store, location, data)
+        elif self.signer and manifest.signer != self.signer:
+            said = f"that {manifest.signer} signed" if manifest.signer else "of no signer of"
+            raise MirrorError(f"{location}: its manifest says {said} its files, and {self.signer} must have; {_FIX}")
+        if self.source is None:
+            return
+        found = _named(manifest.source, manifest.source_revision)
+        if found != (wanted := _named(self.source, self.revision)):
+            raise MirrorError(f"{location} has {found}, and the stack wants {wanted}; {_FIX}")
+
+    def _verify_signature(self, store: Store, location: Location, data: bytes) -> None:
         signature = store.read(location.key(name_of(data)), MAX_SIGNATURE_BYTES)
         if signature is None:
             raise MirrorError(f"{location}: its manifest is not signed with the stack's key; {_FIX}")
@@ -73,23 +91,21 @@ class Expected:
             raise MirrorError(
                 f"{location}: its manifest is signed by another key or for another place or signer; {_FIX}"
             )
-        if self.source is None:
-            return
-        found = _named(manifest.source, manifest.source_revision)
-        if found != (wanted := _named(self.source, self.revision)):
-            raise MirrorError(f"{location} has {found}, and the stack wants {wanted}; {_FIX}")
 
 
-_FIX = "its mirror Job makes a copy and signs it (`pulumi up`)"
+_FIX = "its mirror Job writes one (`pulumi up`)"
 
 
 class KmsKey:
-    """A KMS key that signs; `name` is an ARN, an id or `alias/…`."""
+    """A KMS key that signs; `name` is an ARN, an id or `alias/…`.
 
-    def __init__(self, name: str, kms: Any = None) -> None:
+    `public` is what `Expected.key` is, where it is known; else KMS is asked.
+    """
+
+    def __init__(self, name: str, kms: Any = None, *, public: str | None = None) -> None:
         import boto3
 
-        self._name, self._kms = name, kms or boto3.client("kms")
+        self._name, self._kms, self._public = name, kms or boto3.client("kms"), public
 
     def sign(self, data: bytes) -> bytes:
         """The signature of `data`, 4096 bytes at most, as DER; raises `MirrorError` where KMS refuses."""
@@ -101,6 +117,8 @@ class KmsKey:
 
     def public(self) -> str:
         """What `Expected.key` is; raises `MirrorError` where KMS refuses."""
+        if self._public:
+            return self._public
         fix = "allow kms:GetPublicKey on the stack's key to the mirror Job's role"
         with plain_errors(f"read the public key of {self._name}", "KMS", fix):
             return base64.b64encode(self._kms.get_public_key(KeyId=self._name)["PublicKey"]).decode()
@@ -113,16 +131,30 @@ def _is_signed(key: str, signature: bytes, data: bytes) -> bool:
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     try:
-        public = load_der_public_key(base64.b64decode(key, validate=True))
+        public = load_der_public_key(base64.b64decode(_text_of(key), validate=True))
     except (ValueError, binascii.Error):
         public = None
     if not isinstance(public, ec.EllipticCurvePublicKey):
-        raise MirrorError("the application's manifest_key is no public key of an elliptic curve; run `pulumi up` again")
+        raise MirrorError("the stack's manifest_key is no public key of an elliptic curve; run `pulumi up` again")
     try:
         public.verify(signature, data, ec.ECDSA(SHA256()))
     except InvalidSignature:
         return False
     return True
+
+
+def _text_of(key: str) -> str:
+    """`key`, read from its file where it names one: at each use, because the kubelet updates it."""
+    if not key.startswith(_FILE):
+        return key
+    try:
+        return Path(key.removeprefix(_FILE)).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise MirrorError(
+            f"{key.removeprefix(_FILE)} has no public key that manifests are signed with ({reason}); `pulumi up` makes "
+            "the ConfigMap manifest-key, which this pod must mount"
+        ) from None
 
 
 def _named(source: str, revision: str | None) -> str:

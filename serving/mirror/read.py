@@ -24,7 +24,7 @@ class Status(StrEnum):
 def status(uri: str, *, s3: Any = None, expected: Expected | None = None) -> Status:
     """The state of the copy at `uri`: complete if its manifest is valid and every file is there with its size.
 
-    With `expected` the manifest must also be signed so. A missing bucket counts as absent; raises `MirrorError` when S3
+    With `expected` the manifest must also be so. A missing bucket counts as absent; raises `MirrorError` when S3
     cannot be queried.
     """
     location = parse_uri(uri)
@@ -46,7 +46,7 @@ def status(uri: str, *, s3: Any = None, expected: Expected | None = None) -> Sta
 def read_manifest(store: Store, location: Location, expected: Expected | None = None) -> Manifest | None:
     """The manifest, or None when there is none; raises `MirrorError` when it cannot be trusted.
 
-    With `expected` only a manifest that is signed so can be.
+    With `expected` only a manifest that is so can be.
     """
     data = store.read(location.key(MANIFEST), MAX_MANIFEST_BYTES)
     if data is None:

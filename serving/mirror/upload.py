@@ -79,8 +79,8 @@ def fill_from(
 ) -> Manifest:
     """Copies a model to `uri` and returns its manifest; sends nothing that is already there.
 
-    `signature` says who must have signed the files; it is verified before the first of them is sent. The manifest is
-    signed with `key`, and what an earlier manifest says counts only if it is, too.
+    `signature` says who must have signed the files; it is verified before the first of them is sent, and the manifest
+    names the signer. The manifest is signed with `key`, and what an earlier manifest says counts only if it is, too.
 
     Raises `MirrorError` when the origin is not a model or not signed so, changes during the copy, or S3 refuses.
     """
@@ -102,6 +102,7 @@ def fill_from(
             model_id=model_id,
             source=source,
             source_revision=source_revision,
+            signer=signer or None,
             files=job.copy(files),
             chunk_bytes=chunk_bytes,
         )

@@ -67,6 +67,8 @@ pulumi.export("bucket", fleet.bucket)
 pulumi.export("pools", fleet.pools)
 if store := fleet.head_storage:
     pulumi.export("store", {"address": store.address, "password": store.password})
+if key := fleet.manifest_key:
+    pulumi.export("manifest_key", {"arn": key.arn, "public": key.public})
 pulumi.export("image", fleet.image)
 """
 

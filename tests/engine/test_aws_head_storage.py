@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
+from tools.cloud.evaluator import like
 
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
 MODELS = {"org--m": model("org/m", "L4")}
@@ -29,8 +32,9 @@ def project(tmp_path: Path, emulator: Emulator) -> Iterator[FleetProject]:
 def test_the_store_is_closed_and_its_password_stays(project: FleetProject, emulator: Emulator) -> None:
     """A password that each run makes anew would lock the head out of its own state at every `pulumi up`."""
     account = Account(emulator, REGION)
-    project.files(stack_of(pools=[POOL], kubernetes=STORE), MODELS)
+    project.files(stack_of(pools=[POOL], kubernetes=STORE, trust={"manifestKey": {"kms": "own"}}), MODELS)
     project.up()
+    _its_key_signs_for_mirror_jobs_alone(project, account)
     (store,) = account.stores()
     assert store["Engine"] == "valkey" and store["CacheNodeType"] == "cache.t4g.micro"
     assert store["TransitEncryptionEnabled"] and store["AtRestEncryptionEnabled"] and store["AuthTokenEnabled"]
@@ -52,6 +56,20 @@ def test_the_store_is_closed_and_its_password_stays(project: FleetProject, emula
     assert account.stores() == []
     project.destroy()
     assert account.everything() == []
+
+
+def _its_key_signs_for_mirror_jobs_alone(project: FleetProject, account: Account) -> None:
+    """Its public half is what KMS has, so that replicas verify what Jobs sign."""
+    key = project.outputs()["manifest_key"]
+    found = account.kms.get_public_key(KeyId=key["arn"])
+    assert (found["CustomerMasterKeySpec"], found["KeyUsage"]) == ("ECC_NIST_P256", "SIGN_VERIFY")
+    assert base64.b64encode(found["PublicKey"]).decode() == key["public"]
+    (made,) = (one for one in project.resources("aws:kms/key:Key") if one["outputs"]["arn"] == key["arn"])
+    assert made["inputs"]["deletionWindowInDays"] == 30
+    (deny,) = (one for one in json.loads(made["inputs"]["policy"])["Statement"] if one["Effect"] == "Deny")
+    allowed = deny["Condition"]["ArnNotLike"]["aws:PrincipalArn"]
+    arns = [one["Arn"] for one in account.iam.list_roles()["Roles"]]
+    assert [":role/aws-mirror-" in arn for arn in arns if like(allowed, arn)] == [True]
 
 
 def _only_from_the_nodes(account: Account) -> None:

@@ -143,6 +143,7 @@ def stack(door: dict[str, Any] = DOOR, **more: Any) -> dict[str, Any]:
             "apiKeys": KEYS,
             "gateway": door,
             "kubernetes": STORE,
+            "trust": {"manifestKey": {"kms": "own"}},
             **more,
         }
     )

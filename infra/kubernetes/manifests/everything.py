@@ -23,6 +23,7 @@ from modelfleet.infra.kubernetes.manifests.guard import head_guard
 from modelfleet.infra.kubernetes.manifests.ladder_return import ladder_return
 from modelfleet.infra.kubernetes.manifests.load_balancer import controller, target_group_binding
 from modelfleet.infra.kubernetes.manifests.load_balancer import custom_resource_definitions as balancer_definitions
+from modelfleet.infra.kubernetes.manifests.manifest_key import manifest_key
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
 from modelfleet.infra.kubernetes.manifests.namespace import (
     disruption_budgets,
@@ -110,6 +111,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *cluster_add_ons(plan, cluster_name),
         *base(plan),
         *operator(plan),
+        *manifest_key(plan, PLACEHOLDER, PLACEHOLDER),
         *ray(plan),
         *ladder_return(plan),
         *mirrors(plan),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelfleet.infra.kubernetes.manifests.manifest_key import job_environment
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     RAY_USER,
@@ -52,7 +53,10 @@ def job_name(plan: Plan, model: ModelPlan, mirror: MirrorPlan | None = None) -> 
     mirror = mirror or model.mirror
     content = [mirror.source, mirror.revision, plan.bucket.name, mirror.prefix]
     content += [mirror.signer.fingerprint] if mirror.signer else []
-    content += [key.kms, key.der] if (key := plan.config.trust.manifest_key) else []
+    key = plan.manifest_key
+    content += [key.kms, key.public] if key else []
+    # A manifest says who its signer is since Jobs have this name; with a key its signature always said it.
+    content += ["manifest names the signer"] if mirror.signer and not key else []
     return f"mirror-{dns_name(model.slug)}-{digest(content)}"
 
 
@@ -86,7 +90,7 @@ def _placement(plan: Plan) -> Manifest:
 
 
 def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
-    key, signer = plan.config.trust.manifest_key, mirror.signer
+    key, signer = plan.manifest_key, mirror.signer
     values = environment(
         {
             "SOURCE": mirror.source,
@@ -110,7 +114,7 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
         "image": plan.copies.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", f"{SCRIPTS_PATH}/mirror_job.py"],
-        "env": [*values, code, token],
+        "env": [*values, *job_environment(plan), code, token],
         "envFrom": object_storage(),
         "resources": resources(millis(plan.copies.job_cpu_millis), MEMORY, disk=DISK, limit_memory=MOST_MEMORY),
         **CAUSE_IN_STATUS,

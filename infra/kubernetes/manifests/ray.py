@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
+from modelfleet.infra.kubernetes.manifests.manifest_key import key_mounts, key_volumes
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     RAY_USER,
@@ -331,6 +332,7 @@ def _container(plan: Plan, name: str) -> Manifest:
             {"name": "scripts", "mountPath": SCRIPTS_PATH, "readOnly": True},
             {"name": "huggingface", "mountPath": HUGGINGFACE_PATH, "readOnly": True},
             *tls_mounts(plan),
+            *key_mounts(plan),
         ],
     }
 
@@ -371,5 +373,6 @@ def _pod(plan: Plan, account: str, *, shm_mib: int) -> Manifest:
             {"name": "scripts", "configMap": {"name": SCRIPTS}},
             {"name": "huggingface", "secret": {"secretName": REPLICA_HUGGINGFACE, "optional": True}},
             *tls_volumes(plan),
+            *key_volumes(plan),
         ],
     }

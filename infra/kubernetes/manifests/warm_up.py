@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from modelfleet.infra.kubernetes.manifests.manifest_key import key_mounts, key_volumes
 from modelfleet.infra.kubernetes.manifests.pods import (
     CAUSE_IN_STATUS,
     RAY_USER,
@@ -112,6 +113,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  a volume of this pod alone
             {"name": "weights", "mountPath": WEIGHTS_PATH},
             {"name": "scripts", "mountPath": SCRIPTS_PATH, "readOnly": True},
+            *key_mounts(plan),
         ],
     }
     return {
@@ -128,6 +130,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": mib(group.node.shm_mib)}},
             {"name": "weights", "emptyDir": {}},
             {"name": "scripts", "configMap": {"name": MIRROR_SCRIPTS if plan.own_mirror_namespace else SCRIPTS}},
+            *key_volumes(plan),
         ],
     }
 

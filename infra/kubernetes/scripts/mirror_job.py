@@ -9,6 +9,7 @@ A Job that starts again goes on where it stopped: the bucket keeps what has arri
     MIRROR    s3://bucket/models/<slug>          MODEL_ID   the model's public name      CODE   s3://bucket/code/….zip
     SIGNER_KEY or SIGNER_CERTIFICATES            PEM of who must have signed it (`trust.signers`), may be missing
     MANIFEST_KEY                                 KMS key that signs the manifest (`trust.manifestKey`), may be missing
+    MANIFEST_PUBLIC_KEY                          its public half, where the stack made the key
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> int:
     origin = ["--from" if "://" in source else "--hub", source]
     named = ["--revision", revision] if revision else []
     named += ["--kind", kind] if (kind := os.environ.get("KIND")) else []
-    for option in ("--signer-key", "--signer-certificates", "--manifest-key"):
+    for option in ("--signer-key", "--signer-certificates", "--manifest-key", "--manifest-public-key"):
         named += [option, pem] if (pem := os.environ.get(option.strip("-").replace("-", "_").upper())) else []
     code: int = mirror(["fill", os.environ["MIRROR"], "--model-id", os.environ["MODEL_ID"], *origin, *named])
     return code

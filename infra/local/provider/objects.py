@@ -98,9 +98,12 @@ def read_weights(call: Call[Props], id: str, state: Props) -> Props | None:
     """Returns None unless the whole copy is in the bucket: the emulator forgets everything when it ends."""
     from modelfleet.serving.errors import MirrorError
     from modelfleet.serving.mirror import Status, status
+    from modelfleet.serving.mirror.proof import Expected
 
+    signer = Signer(state.get("signerKey"), state.get("signerCertificates"))
+    expected = Expected(signer=signer.fingerprint) if signer != Signer() else None
     try:
-        found = status(_uri(state), s3=client(state))
+        found = status(_uri(state), s3=client(state), expected=expected)
     except MirrorError as error:
         call.note(f"the mirror counts as absent: {error}")
         return None

@@ -37,6 +37,8 @@ class Fleet:
     namespaces: dict[str, str]
     node: dict[str, str]
     roles: dict[str, str]
+    #: ARN of the key that the stack made to sign manifests with, or empty.
+    manifest_key: str = ""
 
     def credentials(self, service_account: str) -> dict[str, str]:
         """A pod's credentials."""
@@ -98,6 +100,13 @@ def fleet(account: Listening, tmp_path_factory: pytest.TempPathFactory) -> Fleet
     return made(account, plan)
 
 
+def signing_key(cloud: Listening, stack: str) -> str:
+    """The key of manifests that a stack makes, with its own policy; returns its ARN."""
+    policy = json.dumps(policies.signing_key(partition="aws", account=builders.ACCOUNT, names=stack))
+    key = cloud.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY", Policy=policy)
+    return str(key["KeyMetadata"]["Arn"])
+
+
 def made(cloud: Listening, plan: Plan) -> Fleet:
     """Makes what a fleet's pods meet: cluster, bucket with its default key and its policy, roles, associations."""
     site = site_of(plan, builders.facts())
@@ -120,16 +129,21 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
     iam.create_role(RoleName="node", AssumeRolePolicyDocument=json.dumps(policies.service_trust("ec2.amazonaws.com")))
     document = json.dumps(policies.document([MINIMAL_NODE]))
     iam.put_role_policy(RoleName="node", PolicyName="minimal", PolicyDocument=document)
+    signing = signing_key(cloud, site.stack) if plan.manifest_key and plan.manifest_key.made else ""
     roles, namespaces = {}, {}
     for access in pod_access(site, plan):
         trust = policies.pod_trust(
             cluster_arn=site.cluster_arn, namespace=access.namespace, service_account=access.service_account
         )
-        role = iam.create_role(RoleName=f"pod-{access.service_account}", AssumeRolePolicyDocument=json.dumps(trust))
+        # As Pulumi names it (`identity.py`, `PodRole`): the stack, the account, and a suffix of its own.
+        name_of_role = f"{site.stack}-{access.service_account}-1a2b3c4"
+        role = iam.create_role(RoleName=name_of_role, AssumeRolePolicyDocument=json.dumps(trust))
         documents = list(policies.numbered("access", access.statements).values())
         if access.key:
             use = policies.use_key(key_arn, write=access.key == "write", region=REGION)
             documents.append(policies.document(use))
+        if access.signs:
+            documents.append(policies.document(policies.sign_with_own_key(signing)))
         for index, document in enumerate(documents):
             policy = iam.create_policy(
                 PolicyName=f"{access.service_account}-{index}", PolicyDocument=json.dumps(document)
@@ -144,7 +158,7 @@ def made(cloud: Listening, plan: Plan) -> Fleet:
         roles[access.service_account] = role["Role"]["RoleName"]
         namespaces[access.service_account] = access.namespace
     node = cloud.assumed(f"arn:aws:iam::{builders.ACCOUNT}:role/node")
-    return Fleet(cloud, site.cluster_name, namespaces, node, roles)
+    return Fleet(cloud, site.cluster_name, namespaces, node, roles, signing)
 
 
 def subnets_in(cloud: Listening, *zones: str) -> list[str]:

@@ -21,6 +21,7 @@ import smart_open
 from modelfleet.infra.aws import policies
 from modelfleet.infra.kubernetes.manifests.mirror import mirrored
 from modelfleet.infra.kubernetes.scripts import mirror_job
+from modelfleet.infra.names import MANIFEST_KEY_FILE
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror import Status, complete_version, fetch, fill, fill_from, status
 from modelfleet.serving.mirror import upload as upload_module
@@ -268,3 +269,31 @@ def test_a_mirror_job_signs_with_the_stacks_key_and_a_replica_verifies_and_canno
             KmsKey(key).sign(b"a manifest of its own")
     assert {"kms:Sign", "kms:GetPublicKey"} <= fleet.used("mirror")
     assert not {"kms:Sign", "kms:GetPublicKey"} & fleet.granted("ray-worker")
+
+
+def test_only_mirror_jobs_sign_with_the_key_that_the_stack_makes(
+    account: Listening, model: Path, tmp_path: Path
+) -> None:
+    """Not even who may everything with every key of the account, which IAM alone would let sign."""
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET}, trust={"manifestKey": {"kms": "own"}})
+    fleet = with_code(made(account, plan))
+    der = base64.b64encode(account.client("kms").get_public_key(KeyId=fleet.manifest_key)["PublicKey"]).decode()
+    public = tmp_path / "manifest-key" / "public"
+    public.parent.mkdir()
+    public.write_text(der)
+    weights = dict(plan.models[0].application.args["weights"])
+    assert weights["manifest_key"] == f"file://{MANIFEST_KEY_FILE}"
+    expected = Expected.of({**weights, "manifest_key": f"file://{public}"}, URI)
+    with acting_as(fleet, "mirror"):
+        fill(model, URI, model_id="org/m", source="org/m", key=KmsKey(fleet.manifest_key, public=der))
+    iam = account.client("iam")
+    everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "kms:*", "Resource": "*"}]}
+    iam.put_role_policy(
+        RoleName=fleet.roles["ray-worker"], PolicyName="everything", PolicyDocument=json.dumps(everything)
+    )
+    with acting_as(fleet, "ray-worker"):
+        assert (fetch(URI, tmp_path / "cache", expected=expected) / "config.json").read_text() == "{}"
+        KmsKey(fleet.manifest_key).public()
+        with pytest.raises(MirrorError, match="KMS returned AccessDenied"):
+            KmsKey(fleet.manifest_key).sign(b"a manifest of its own")
+    assert "kms:Sign" in fleet.used("mirror") and "kms:GetPublicKey" not in fleet.granted("mirror")

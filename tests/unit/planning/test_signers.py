@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from modelfleet.infra.aws.documents import pod_access, site_without_account
+from modelfleet.infra.aws.documents import iam_documents, pod_access, site_without_account
+from modelfleet.infra.kubernetes.manifests.everything import ray
+from modelfleet.infra.kubernetes.manifests.manifest_key import manifest_key
 from modelfleet.infra.kubernetes.manifests.mirror import job_name, mirror_job
+from modelfleet.infra.names import MANIFEST_KEY_FILE
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ImageSource
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.infra.stack.schema import TrustedSigner
 from modelfleet.serving.app import AppArgs
 from modelfleet.serving.config.errors import InputErrors, Severity
+from modelfleet.serving.mirror.proof import Expected
 from tests.unit.planning.builders import model, planned, pool, stack
 
 KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
@@ -136,6 +141,80 @@ def test_only_mirror_jobs_may_sign() -> None:
     assert signing == {"mirror"}
 
 
+def test_the_key_that_the_stack_makes_is_a_file_in_its_pods_and_names_in_their_jobs() -> None:
+    plan = plan_of(signed(target="eks", kubernetes={}))
+    own = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
+    (one,) = own.models
+    named = AppArgs.model_validate(one.application.args).weights.manifest_key
+    assert named == f"file://{MANIFEST_KEY_FILE}" and not any("arn:" in text for text in strings(ray(own)))
+    (container,) = mirror_job(own, one)["spec"]["template"]["spec"]["containers"]
+    asked = {e["name"]: e["valueFrom"]["configMapKeyRef"] for e in container["env"] if "KEY" in e["name"]}
+    maps = manifest_key(own, "the arn", "the public half")
+    data = {(m["metadata"]["name"], m["metadata"]["namespace"]): m["data"] for m in maps}
+    assert set(data) == {("manifest-key", own.namespace), ("manifest-key", own.mirror_namespace)}
+    jobs = data["manifest-key", own.mirror_namespace]
+    found = {name: jobs[ref["key"]] for name, ref in asked.items()}
+    assert found == {"MANIFEST_KEY": "the arn", "MANIFEST_PUBLIC_KEY": "the public half"}
+    cluster = ray(own)[-1]["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        spec = group["template"]["spec"]
+        (volume,) = (v for v in spec["volumes"] if v["name"] == "manifest-key")
+        (mount,) = (m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "manifest-key")
+        (item,) = volume["configMap"]["items"]
+        assert f"{mount['mountPath']}/{item['path']}" == MANIFEST_KEY_FILE
+        assert data["manifest-key", own.namespace][item["key"]] == "the public half"
+    assert job_name(own, one) != job_name(plan, plan.models[0])
+    assert manifest_key(plan, "", "") == [] and "manifest-key" not in str(ray(plan))
+
+
+def strings(of: Any) -> Iterator[str]:
+    """Every string in it."""
+    if isinstance(of, str):
+        yield of
+    for part in of.values() if isinstance(of, dict) else of if isinstance(of, list) else ():
+        yield from strings(part)
+
+
+def test_the_key_that_the_stack_makes_has_a_price_and_a_notice_says_what_becomes_of_copies() -> None:
+    plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
+    (cost,) = [one for one in plan.fixed if one.name == "KMS key of manifests"]
+    assert cost.usd_per_hour is not None and 0.99 < cost.usd_per_hour * 730 < 1.01
+    (notice,) = [one for one in plan.notices if one.path == "modelfleet:trust.manifestKey"]
+    assert notice.severity is Severity.NOTICE and "a copy of before is not made again" in notice.message
+    assert plan_of(signed(target="eks")).manifest_key is None
+
+
+def test_the_key_that_the_stack_makes_is_as_protected_as_its_bucket() -> None:
+    for protect in (True, False):
+        keys = {"trust": {"manifestKey": {"kms": "own"}}, "cluster": {"deletionProtection": protect}}
+        plan = plan_of(stack(pool(), target="eks", **keys))
+        assert plan.manifest_key is not None and plan.manifest_key.protect == plan.bucket.protect == protect
+
+
+def test_only_mirror_jobs_may_sign_with_the_key_that_the_stack_makes() -> None:
+    plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
+    site = site_without_account(plan)
+    assert {access.service_account for access in pod_access(site, plan) if access.signs} == {"mirror"}
+    documents = iam_documents(plan, site)
+    assert "kms:Sign" in str(documents["mirror-signs"])
+    (deny,) = [one for one in documents["manifest-key"]["Statement"] if one["Effect"] == "Deny"]
+    assert deny["Condition"]["ArnNotLike"]["aws:PrincipalArn"].endswith(f":role/{plan.stack}-mirror-*")
+    assert "kms:GetPublicKey" in str([text for name, text in documents.items() if name.startswith("operator")])
+    without = iam_documents(plan_of(signed(target="eks")), site)
+    assert not {"mirror-signs", "manifest-key"} & set(without) and "kms:GetPublicKey" not in str(without)
+
+
+def test_a_signer_is_demanded_without_a_key_too_and_its_job_runs_once_more() -> None:
+    plan = plan_of(signed({"weights": ["*"], "publicKey": KEY}))
+    (one,) = plan.models
+    signer = one.mirror.signer
+    assert signer is not None
+    weights = one.application.args["weights"]
+    assert weights["signers"] == {weights["mirror"]: signer.fingerprint} and "manifest_key" not in weights
+    expected = Expected.of(AppArgs.model_validate(one.application.args).weights.model_dump())
+    assert expected == Expected(signer=signer.fingerprint)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [({"mirror": {"create": False, "bucket": "theirs"}}, "mirror.create is false"), ({"target": "local"}, "has none")],
@@ -147,3 +226,31 @@ def test_a_key_that_nothing_signs_with_is_refused(keys: dict[str, Any], said: st
     assert [said in one.message for one in refused.value.findings if one.path == "modelfleet:trust.manifestKey"] == [
         True
     ]
+
+
+def test_a_cluster_that_is_not_ours_makes_no_key() -> None:
+    with pytest.raises(InputErrors) as refused:
+        plan_of(
+            stack(
+                pool(),
+                target="kubernetes",
+                kubernetes={"image": "r.example/s:1"},
+                trust={"manifestKey": {"kms": "own"}},
+            )
+        )
+    (found,) = [one for one in refused.value.findings if one.path == "modelfleet:trust.manifestKey"]
+    assert "target eks makes" in found.message and "`kms` its ARN" in found.message
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"kms": "own", "publicKey": KEY}, "reads the publicKey of its own key"),
+        ({"kms": MANIFEST_KEY["kms"]}, "name publicKey"),
+        ({"kms": "alias/mine", "publicKey": KEY}, "`own`, or the ARN"),
+    ],
+    ids=["own and named", "without its public half", "an alias"],
+)
+def test_a_key_of_manifests_is_the_stacks_own_or_known_by_both_halves(entry: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        stack(pool(), trust={"manifestKey": entry})

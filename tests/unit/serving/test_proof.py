@@ -202,6 +202,48 @@ def test_signatures_go_with_their_manifests_but_for_the_last(s3: Any, key: KmsKe
     assert {name for name in found if name.endswith(".sig")} == set(names[1:])
 
 
+def test_a_copy_of_before_is_signed_without_a_byte_of_it_being_sent(s3: Any, key: KmsKey, model: Path) -> None:
+    filled(model, URI, None)
+    lines: list[str] = []
+    filled(model, URI, key, report=lines.append)
+    assert status(URI, expected=wanted(key)) is Status.COMPLETE
+    assert lines and not [line for line in lines if line.startswith("uploading")]
+
+
+def test_the_public_half_may_be_a_file_which_is_read_at_each_use(
+    s3: Any, key: KmsKey, model: Path, tmp_path: Path
+) -> None:
+    """A key of the stack's own is known once it is made, and a ConfigMap's file changes while a pod lives."""
+    public = tmp_path / "manifest-key" / "public"
+    filled(model, URI, key)
+    expected = Expected.of(
+        {"manifest_key": f"file://{public}", "mirror": URI, "source": "org/tiny", "revision": "a" * 40}
+    )
+    with pytest.raises(MirrorError) as refused:
+        fetch(URI, tmp_path / "cache", expected=expected)
+    assert f"{public} has no public key" in str(refused.value) and "`pulumi up`" in str(refused.value)
+    public.parent.mkdir()
+    public.write_text(made_key().public())
+    assert status(URI, expected=expected) is Status.DAMAGED
+    public.write_text(f"{key.public()}\n")
+    assert status(URI, expected=expected) is Status.COMPLETE
+    assert fetch(URI, tmp_path / "cache", expected=expected).name.endswith(SIGNED)
+
+
+def test_a_job_that_has_the_public_half_asks_kms_for_signatures_alone(s3: Any, key: KmsKey, model: Path) -> None:
+    asked: list[str] = []
+
+    class Kms:
+        def sign(self, **request: Any) -> Any:
+            asked.append("sign")
+            return key._kms.sign(**request)
+
+    own = KmsKey(key._name, Kms(), public=key.public())
+    filled(model, URI, own)
+    filled(model, URI, own)
+    assert asked == ["sign", "sign"] and status(URI, expected=wanted(key)) is Status.COMPLETE
+
+
 def test_the_jobs_command_signs_what_is_there_already(
     s3: Any, key: KmsKey, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

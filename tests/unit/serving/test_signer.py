@@ -15,11 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from model_signing import hashing, signing
 
+from modelfleet.serving.adapters import WantedAdapters
 from modelfleet.serving.config.signer import SIGNATURE, Signer
 from modelfleet.serving.errors import MirrorError
-from modelfleet.serving.mirror import Status, fill, fill_from, status
+from modelfleet.serving.mirror import Status, complete_version, fetch, fill, fill_from, status
 from modelfleet.serving.mirror import __main__ as command
 from modelfleet.serving.mirror.origin import Prefix
+from modelfleet.serving.mirror.proof import Expected
 from modelfleet.serving.mirror.signer import Signature, check_signer
 
 URI = "s3://fleet/models/org--tiny"
@@ -249,3 +251,42 @@ def test_the_jobs_command_refuses_what_is_there_already_unsigned(
     assert "has no model.sig" in capsys.readouterr().err
     maker.sign()
     assert command.main([*fill_command, "--signer-key", key]) == 0
+
+
+def test_a_copy_from_before_a_signer_was_named_is_refused_until_its_job_verified_it(
+    s3: Any, maker: Maker, tmp_path: Path
+) -> None:
+    """Without a key the manifest says whose signature its maker verified; the bytes of one that says none stay."""
+    signer = maker.sign()
+    fill(maker.model, URI, model_id="org/tiny", source="org/tiny")
+    expected = Expected.of({"mirror": URI, "signers": {URI: signer.fingerprint}})
+    assert status(URI) is Status.COMPLETE and status(URI, expected=expected) is Status.DAMAGED
+    for read in (lambda: fetch(URI, tmp_path / "cache", expected=expected), lambda: complete_version(URI, expected)):
+        with pytest.raises(MirrorError) as refused:
+            read()
+        assert f"of no signer of its files, and {signer.fingerprint} must have" in str(refused.value)
+    fill_command = ["fill", URI, "--model-id", "org/tiny", "--from", str(maker.model)]
+    assert command.main([*fill_command, "--signer-key", pem(maker.key)]) == 0
+    assert status(URI, expected=expected) is Status.COMPLETE
+    assert (fetch(URI, tmp_path / "cache", expected=expected) / "config.json").is_file()
+    other = Expected.of({"mirror": URI, "signers": {URI: "0" * 64}})
+    with pytest.raises(MirrorError, match=f"says that {signer.fingerprint} signed its files, and 0000"):
+        fetch(URI, tmp_path / "cache", expected=other)
+    assert Expected.of({"mirror": URI, "signers": {"s3://fleet/models/another": signer.fingerprint}}) is None
+
+
+def test_an_adapters_signer_is_demanded_too(
+    s3: Any, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELFLEET_MODEL_CACHE", str(tmp_path / "cache"))
+    maker.write("adapter_config.json", b"{}")
+    signer = maker.sign()
+    own = {"name": "a", "source": "org/a", "mirror": URI, "signer": signer.fingerprint}
+    fill(maker.model, URI, model_id="org/a", source="org/a")
+    before = WantedAdapters([own])
+    before.fetch()
+    assert "of no signer" in before.faults["a"]
+    fill(maker.model, URI, model_id="org/a", source="org/a", signature=Signature(signer))
+    after = WantedAdapters([own])
+    after.fetch()
+    assert not after.faults and (after.folders["a"] / "adapter_config.json").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from modelfleet.infra.provider import UNKNOWN, Call, InvokeDef, Made, Props, ResourceDef
@@ -16,9 +17,15 @@ def _kms_tags(call: Call[Aws], inputs: Props) -> list[dict[str, str]]:
     return as_tags(call.session.tags(inputs), "TagKey", "TagValue")
 
 
+#: What a key is made for, as KMS spells it.
+_KIND = {"customerMasterKeySpec": "KeySpec", "keyUsage": "KeyUsage"}
+SYMMETRIC = "SYMMETRIC_DEFAULT"
+
+
 def _create_key(call: Call[Aws], inputs: Props) -> Made:
     kms = client(call, "kms", inputs)
     more = {"Policy": inputs["policy"]} if inputs.get("policy") else {}
+    more |= {name: inputs[key] for key, name in _KIND.items() if inputs.get(key)}
     answer = kms.create_key(Description=inputs.get("description", ""), Tags=_kms_tags(call, inputs), **more)
     key = answer["KeyMetadata"]
     outputs = {
@@ -31,6 +38,8 @@ def _create_key(call: Call[Aws], inputs: Props) -> Made:
 
 
 def _rotate(kms: Any, id: str, inputs: Props) -> None:
+    if inputs.get("customerMasterKeySpec", SYMMETRIC) != SYMMETRIC:
+        return  # KMS refuses even the question
     if inputs.get("enableKeyRotation"):
         kms.enable_key_rotation(KeyId=id)
     else:
@@ -45,9 +54,10 @@ def _read_key(call: Call[Aws], id: str, state: Props) -> Props | None:
     tags = from_tags(kms.list_resource_tags(KeyId=id)["Tags"], "TagKey", "TagValue")
     live = {
         "description": answer["KeyMetadata"]["Description"],
-        "enableKeyRotation": kms.get_key_rotation_status(KeyId=id)["KeyRotationEnabled"],
         "policy": kms.get_key_policy(KeyId=id, PolicyName="default")["Policy"],
     }
+    if state.get("customerMasterKeySpec", SYMMETRIC) == SYMMETRIC:
+        live["enableKeyRotation"] = kms.get_key_rotation_status(KeyId=id)["KeyRotationEnabled"]
     return {**state, **{key: value for key, value in live.items() if key in state}, **live_tags(call, state, tags)}
 
 
@@ -83,9 +93,9 @@ def _window(inputs: Props) -> list[tuple[str, str]]:
 
 KEY = ResourceDef(
     token="aws:kms/key:Key",
-    inputs=frozenset({"deletionWindowInDays", "description", "enableKeyRotation", "policy", "region", "tags"}),
+    inputs=frozenset({"deletionWindowInDays", "description", "enableKeyRotation", "policy", "region", "tags", *_KIND}),
     outputs=frozenset({"arn", "keyId", "region", "tagsAll"}),
-    force_new=frozenset({"region"}),
+    force_new=frozenset({"region", *_KIND}),
     same={"policy": same_json},
     check=_window,
     create=_create_key,
@@ -93,6 +103,24 @@ KEY = ResourceDef(
     update=_update_key,
     delete=_delete_key,
 )
+
+
+def _get_public_key(session: Aws, args: Props) -> Props:
+    answer = session.client("kms", args.get("region")).get_public_key(KeyId=args["keyId"])
+    der = base64.b64encode(answer["PublicKey"]).decode()
+    lines = "\n".join(der[at : at + 64] for at in range(0, len(der), 64))
+    return {
+        "id": answer["KeyId"],
+        "arn": answer["KeyId"],
+        "keyId": args["keyId"],
+        "customerMasterKeySpec": answer["CustomerMasterKeySpec"],  # moto tells it by its older name alone
+        "keyUsage": answer["KeyUsage"],
+        "signingAlgorithms": answer.get("SigningAlgorithms", []),
+        "encryptionAlgorithms": answer.get("EncryptionAlgorithms", []),
+        "publicKey": der,
+        "publicKeyPem": f"-----BEGIN PUBLIC KEY-----\n{lines}\n-----END PUBLIC KEY-----\n",
+    }
+
 
 # --- alias -----------------------------------------------------------------------------------------------
 
@@ -210,5 +238,8 @@ def _get_log_groups(session: Aws, args: Props) -> Props:
     }
 
 
-INVOKES = (InvokeDef("aws:cloudwatch/getLogGroups:getLogGroups", _get_log_groups),)
+INVOKES = (
+    InvokeDef("aws:cloudwatch/getLogGroups:getLogGroups", _get_log_groups),
+    InvokeDef("aws:kms/getPublicKey:getPublicKey", _get_public_key),
+)
 RESOURCES = (KEY, ALIAS, LOGS)
