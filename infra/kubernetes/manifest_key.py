@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pulumi
 
-from modelfleet.infra.kubernetes.manifests.everything import manifest_key
+from modelfleet.infra.kubernetes.manifests.manifest_key import manifest_key
 from modelfleet.infra.kubernetes.objects import resource
 from modelfleet.infra.planning.plan import Plan
 
