@@ -22,8 +22,8 @@ from modelfleet.infra.planning.applications import (
     tokenizer_mirror,
 )
 from modelfleet.infra.planning.batch import with_batch
-from modelfleet.infra.planning.candidates import PoolChoice
-from modelfleet.infra.planning.cards import card_findings, card_plan, on_cards, with_share
+from modelfleet.infra.planning.candidates import PoolChoice, on_one_node
+from modelfleet.infra.planning.cards import card_findings, card_plan, on_cards, unused_card_findings, with_share
 from modelfleet.infra.planning.cost import (
     budget_findings,
     fixed_cost_range,
@@ -68,7 +68,12 @@ from modelfleet.infra.planning.plan import (
     Taint,
     WorkerGroup,
 )
-from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings, weights_room_gb
+from modelfleet.infra.planning.pool_findings import (
+    cpu_findings,
+    shared_memory_findings,
+    weights_disk_findings,
+    weights_room_gb,
+)
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
@@ -133,6 +138,10 @@ def plan(
     for choice in choices:
         findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
     findings += card_findings(stack, gpus, _fewest_gpus(choices), catalog)
+    findings += cpu_findings(stack, choices)
+    if cards and not any(choice.demands for choice in choices if choice.pool.accelerator != CPU):
+        findings += unused_card_findings(stack, cards)
+        cards = replace(cards, missing=())
     findings += fallback_findings(stack, choices, facts, catalog)
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
@@ -152,9 +161,10 @@ def plan(
     configs = [model.config for model in models]
     short = {one.model_id: memory_short(machine, one, configs, facts) for one in configs}
     packed = Rooms(stack.config)
+    nodes = [on_one_node(choices)] if choices and stack.config.target.on_this_machine else choices
     rooms = {
         demand.model_id: packed.room(choice, demand, memory_short=short[demand.model_id])
-        for choice in choices
+        for choice in nodes
         for demand in choice.demands
     }
     findings += [
@@ -406,7 +416,7 @@ def _model_plan(
     memory_mib, target = choice.candidate.node.memory_mib, stack.config.target
     cold = start_up(model, facts, target, size, memory_mib)
     seal = seal_plan(stack, choice, served, image=image, start=cold)
-    sealed = seal is not None and seal.prefix is not None
+    sealed = seal is not None and seal.has_job
     start = start_up(model, facts, target, size, memory_mib, sealed=sealed)
     gap = gap_of(demand, room, stack.config, start=start)
     return ModelPlan(

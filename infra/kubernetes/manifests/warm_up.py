@@ -49,7 +49,7 @@ MIRROR_WAIT_S: Final = 900
 
 def warmed(plan: Plan) -> list[ModelPlan]:
     """The models whose compile cache a Job seals."""
-    return [model for model in plan.models if model.seal is not None and model.seal.prefix is not None]
+    return [model for model in plan.models if model.seal is not None and model.seal.has_job]
 
 
 def warm_up_job_name(plan: Plan, model: ModelPlan) -> str:
