@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ class Bench:
         if step.server == "imports":
             self._imports(step)
             return
+        if step.caches == "empty":  # a run of it that was cut has filled them
+            shutil.rmtree(self.caches_of(step), ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix="gpu-bench-") as logs:
             before = self._memory_at_rest()
             with self.serve(self._variant(step), self._model(step), self.ports, Path(logs)) as running:
@@ -84,6 +87,7 @@ class Bench:
     def _imports(self, step: Step) -> None:
         """What is imported by a replica and its engine, twice: the first run finds no bytecode and writes it."""
         environment = {**os.environ, **self._environment(step), "PYTHONPATH": _python_path()}
+        shutil.rmtree(environment["PYTHONPYCACHEPREFIX"], ignore_errors=True)
         for found in ("no bytecode", "bytecode"):
             begun = time.monotonic()
             subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True, capture_output=True)
@@ -104,9 +108,13 @@ class Bench:
         own = {**ray, **environment, "PYTHONPATH": _python_path()}
         return servers.Variant(step.server, "fleet", own, machine=machine, local_head=True)
 
+    def caches_of(self, step: Step) -> Path:
+        """Where the compilers of the step's server keep what they make."""
+        return self.work / "caches" / step.cache
+
     def _environment(self, step: Step) -> dict[str, str]:
         """Where compilers keep what they make, each in a folder of the step's own, and where Python keeps bytecode."""
-        caches = self.work / "caches" / step.cache
+        caches = self.caches_of(step)
         bytecode = self.work / ("bytecode" if step.bytecode else "no-bytecode")
         return {
             "VLLM_CACHE_ROOT": str(caches / "vllm"),
