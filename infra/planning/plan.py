@@ -146,6 +146,8 @@ class PoolPlan:
     returns: ReturnPlan | None = None
     #: Whether its models' compile caches are sealed.
     sealed: bool = False
+    #: Labels of the nodes with its own accelerator, where the stack makes nodes with others for it too.
+    own_card: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def purchases(self) -> str:

@@ -65,6 +65,7 @@ from modelfleet.infra.planning.plan import (
     PoolPlan,
     RayClusterPlan,
     Replicas,
+    Rung,
     Taint,
     WorkerGroup,
 )
@@ -365,6 +366,16 @@ def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
     return labels
 
 
+def _own_card(stack: LoadedStack, ladder: Sequence[Rung]) -> dict[str, str]:
+    """An existing cluster's nodes need no label of their card, so there none is asked for."""
+    several = len({rung.accelerator for rung in ladder}) > 1
+    return (
+        {ACCELERATOR_LABEL: ladder[0].labels[ACCELERATOR_LABEL]}
+        if several and stack.config.target.makes_cluster
+        else {}
+    )
+
+
 def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> PoolPlan:
     pool, labels = choice.pool, _labels(stack, choice)
     ladder = rungs(stack, choice, labels, catalog)
@@ -388,6 +399,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         rungs=ladder,
         returns=returns,
         sealed=pool.sealed_caches,
+        own_card=_own_card(stack, ladder),
     )
 
 

@@ -95,6 +95,8 @@ def warm_up_job(plan: Plan, model: ModelPlan) -> Manifest:
 
 def _pod(plan: Plan, model: ModelPlan) -> Manifest:
     group = next(one for one in plan.ray_cluster.worker_groups if one.pool == model.pool)
+    # A seal is of one card: that of the pool, and not one that it falls back on.
+    card = next(one for one in plan.pools if one.name == model.pool).own_card
     priority = warm_up_priority(plan)
     code = {"name": "CODE", "valueFrom": {"configMapKeyRef": {"name": SERVING_CODE, "key": "uri"}}}
     container = {
@@ -121,7 +123,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "restartPolicy": "Never",
         "securityContext": pod_security(RAY_USER),
         **({"priorityClassName": priority} if priority else {}),
-        "nodeSelector": {key: group.labels[key] for key in (POOL_LABEL, STACK_LABEL)},
+        "nodeSelector": {**{key: group.labels[key] for key in (POOL_LABEL, STACK_LABEL)}, **card},
         "tolerations": tolerations(group.taints),
         "containers": [container],
         "volumes": [

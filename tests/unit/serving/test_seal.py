@@ -8,6 +8,8 @@ import io
 import json
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -328,6 +330,21 @@ def test_a_job_that_runs_again_does_nothing(
     assert "is whole" in capsys.readouterr().err
     assert command.main(["status", URI]) == 0
     assert command.main(["status", URI + "0"]) == 1
+
+
+def test_whether_a_seal_is_whole_is_said_where_there_is_no_ray() -> None:
+    """An operator's environment has none, and it was a traceback."""
+    script = (
+        "import sys; sys.modules['ray'] = None; from modelfleet.serving.warm_up import main\n"
+        f"sys.exit(main(['status', {URI!r}]))"
+    )
+    nobody = {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": "/nowhere",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=nobody, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "no AWS credentials" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"model": 1}', "without"])
