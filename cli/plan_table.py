@@ -244,7 +244,7 @@ def _seals(plan: Plan) -> FittingTable:
 
 def seal_text(seal: SealPlan, *, priced: bool) -> str:
     """`0123456789abcdef, about 7 min on a node of its own, 0.23 USD on top`, or `none: it runs eagerly, …`."""
-    if seal.prefix is None:
+    if not seal.has_job:
         return f"none: {seal.because}"
     cost = f", {usd(seal.usd)} USD on top" if priced else ""
     return f"{seal.key}, about {seal.seconds / 60:.0f} min on a node of its own{cost}"

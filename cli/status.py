@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from modelfleet.cli import output
-from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable
+from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import SetupError
@@ -45,6 +45,9 @@ def rows(plan: Plan) -> list[dict[str, Any]]:
         folder = Path.cwd() / ".modelfleet" / "local" / plan.stack
         api = ServeApi(f"http://127.0.0.1:{local.dashboard_port}", local.serve_port, folder)
         applications = api.details(TIMEOUT_S).get("applications", {})
+    except NotOurs as error:
+        output.say(str(error))  # or "not running" would be all that is said of a port that another program has
+        applications = {}
     except Unreachable:
         applications = {}
     return [

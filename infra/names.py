@@ -41,6 +41,8 @@ READERS: Final = ("ray-head", "ray-worker")
 WRITER: Final = "mirror"
 #: The warm-up Jobs, beside the mirror Jobs: write sealed compile caches, and nobody else does.
 SEALER: Final = "warm-up"
+#: Prefix of the stack's bucket below which sealed compile caches are.
+SEALS: Final = "seals"
 #: cluster-autoscaler, in `kube-system`.
 AUTOSCALER: Final = "cluster-autoscaler"
 AUTOSCALER_NAMESPACE: Final = "kube-system"
@@ -53,6 +55,8 @@ MANIFEST_KEY_FILE: Final = f"{MANIFEST_KEY_FOLDER}/public"
 
 #: Variable in the environment of what the local target starts, and of its children: whose they are (`mark`).
 MARK: Final = "MODELFLEET_PROCESS"
+#: File in a local stack's run-time folder that names the process of Ray's last start.
+LAST_START: Final = "ray.json"
 
 
 def mark(folder: str | Path, role: str) -> str:

@@ -63,6 +63,7 @@ class VllmReplica:
         self._engine: Any = None
         self._adapters: Any = None
         self._wanted: WantedAdapters | None = None
+        self._seal_root: Path | None = None
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._clock = StartupClock()
@@ -83,7 +84,8 @@ class VllmReplica:
         Without a seal they are where the node's VLLM_CACHE_ROOT says, which a pod has and this machine need not have.
         """
         if (seal := self._weights.get("seal")) is not None:
-            os.environ.update(cache_environment(seal_root(seal)))
+            self._seal_root = seal_root(seal)  # asked once: it is below the variable that the next line changes
+            os.environ.update(cache_environment(self._seal_root))
         elif (root := os.environ.get("VLLM_CACHE_ROOT")) is not None:
             for name, value in cache_environment(Path(root)).items():
                 os.environ.setdefault(name, value)
@@ -201,10 +203,11 @@ class VllmReplica:
         check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
-        importing = asyncio.create_task(asyncio.to_thread(_import_engine))
-        if self._weights.get("seal") is not None:
-            await asyncio.to_thread(self._take_seal)
+        if self._seal_root is not None:
+            # Before the import, which may make folders: one that is there counts as filled.
+            await asyncio.to_thread(self._take_seal, self._weights["seal"], self._seal_root)
             self._clock.passed("sealed compile cache")
+        importing = asyncio.create_task(asyncio.to_thread(_import_engine))
         try:
             weights, others, adapters = await asyncio.to_thread(self._fetch)
         except OSError as error:  # such as a full disk
@@ -225,15 +228,14 @@ class VllmReplica:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
 
-    def _take_seal(self) -> None:
+    def _take_seal(self, uri: str, root: Path) -> None:
         """Copies the sealed compile cache to this node; without one, or with a foreign one, vLLM compiles."""
-        uri = self._weights["seal"]
         try:
             machine = this_machine(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
         except EngineError as error:
             logger.info("no sealed compile cache, so vLLM compiles: %s", error)
         else:
-            take(uri, seal_root(uri), machine, logger.info)
+            take(uri, root, machine, logger.info)
 
     def _fetch(self) -> tuple[str, dict[str, str | None], dict[str, Path]]:
         """The weights, the folders of tokenizer and draft, and those of the adapters by their names."""

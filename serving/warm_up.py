@@ -18,11 +18,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from modelfleet.serving.app import AppArgs
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
 from modelfleet.serving.config.serve_options import actor_options
 from modelfleet.serving.errors import EngineError
@@ -30,6 +29,9 @@ from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.seal.copy import is_sealed, write
 from modelfleet.serving.seal.machine import Machine, this_machine
 from modelfleet.serving.seal.places import seal_root
+
+if TYPE_CHECKING:
+    from modelfleet.serving.app import AppArgs
 
 #: Asked once each, so that what only a request compiles is in the seal too; a model that has no such endpoint refuses.
 REQUESTS = (
@@ -53,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _job(text: str) -> int:
+    from modelfleet.serving.app import AppArgs  # Ray's import, which `status` does without
+
     try:
         parsed = AppArgs.model_validate(json.loads(text))
         uri = parsed.weights.seal or ""

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the benchmark on this machine's NVIDIA GPU: gpu_bench.sh [OPTION...], see `python -m tools.bench.gpu --help`.
 # It needs vLLM's CUDA build. Where $PYTHON has it (a machine without a network got it on PYTHONPATH), nothing is
-# installed; else requirements/cluster.txt goes into .venv-gpu, beside the .venv with vLLM's CPU build.
+# installed; else requirements/local-gpu.txt goes into .venv-gpu, beside the .venv with vLLM's CPU
+# build: not cluster.txt, because the default model is converted from GGUF.
 set -eu
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
@@ -21,10 +22,10 @@ if ! has_vllm "$python"; then
         exit 2
     fi
     if ! has_vllm .venv-gpu/bin/python; then
-        echo "gpu-bench: installing requirements/cluster.txt into .venv-gpu (about 10 GB with torch and CUDA)" >&2
+        echo "gpu-bench: installing requirements/local-gpu.txt into .venv-gpu (about 12 GB with torch and CUDA)" >&2
         "$python" -m venv --clear .venv-gpu
         .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-        .venv-gpu/bin/uv pip sync --python .venv-gpu/bin/python --require-hashes requirements/cluster.txt requirements/bootstrap.txt
+        .venv-gpu/bin/uv pip sync --python .venv-gpu/bin/python --require-hashes requirements/local-gpu.txt requirements/bootstrap.txt
     fi
     python=.venv-gpu/bin/python
 fi

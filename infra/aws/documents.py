@@ -12,7 +12,15 @@ from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
 from modelfleet.infra.aws.registry import ecr_image
 from modelfleet.infra.aws.site import Site, image_log_group, image_project, site_of
-from modelfleet.infra.names import AUTOSCALER, AUTOSCALER_NAMESPACE, LOAD_BALANCER_ACCOUNT, READERS, SEALER, WRITER
+from modelfleet.infra.names import (
+    AUTOSCALER,
+    AUTOSCALER_NAMESPACE,
+    LOAD_BALANCER_ACCOUNT,
+    READERS,
+    SEALER,
+    SEALS,
+    WRITER,
+)
 from modelfleet.infra.planning.plan import ImagePlan, Plan
 
 #: Used when the stack file names no account (`modelfleet:accountId`).
@@ -46,8 +54,8 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     )
     loaded = [policies.CODE, policies.MODELS]
     reads = policies.read_objects(bucket.name or "", loaded, partition=partition)
-    with_seals = policies.read_objects(bucket.name or "", [*loaded, policies.SEALS], partition=partition)
-    sealing = policies.put_objects(bucket.name or "", [policies.SEALS], partition=partition)
+    with_seals = policies.read_objects(bucket.name or "", [*loaded, SEALS], partition=partition)
+    sealing = policies.put_objects(bucket.name or "", [SEALS], partition=partition)
     run = with_seals if plan.sealed_pools else reads
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)

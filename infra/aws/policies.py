@@ -23,8 +23,6 @@ PREFIXES_PER_STATEMENT = 20
 #: Prefixes of the stack's bucket: weights by model, the serving code by content hash.
 MODELS = "models"
 CODE = "code"
-#: Compile caches, which replicas execute.
-SEALS = "seals"
 
 #: What CloudWatch Logs does with a key. https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/encrypt-log-data-kms.html
 LOGS_KEY_ACTIONS = (

@@ -14,11 +14,10 @@ from modelfleet.infra.gateway import render
 from modelfleet.infra.local import emulator
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.local.resources import LocalResource
-from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, gateway_runtime, serve_environment, usage_folder
+from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, gateway_runtime, serve_environment
 from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
 from modelfleet.infra.planning.release import release_notice, wanted_configs
 from modelfleet.infra.provider import Refused
-from modelfleet.serving.usage import FOLDER_VARIABLE
 
 #: Resources that have their own options in `ray start`.
 BUILT_IN = ("CPU", "GPU", "memory")
@@ -126,7 +125,6 @@ class LocalFleet(pulumi.ComponentResource):
                 **(dict(self._plan.cards.environment) if self._plan.cards else {}),
                 **serve_environment(self._local.serve_port),
                 **emulator.environment(self._local.s3_port),
-                FOLDER_VARIABLE: str(usage_folder(Path(self._folder))),
             },
         }
         return LocalResource("Ray", "ray", props, self._child())

@@ -14,6 +14,7 @@ from modelfleet.infra.planning.packing import Steps, steps
 from modelfleet.infra.planning.plan import NodeShape
 from modelfleet.infra.stack import LoadedStack, Pool
 from modelfleet.infra.stack.schema import Fallback, Purchase
+from modelfleet.serving.config.accelerators import resource_name
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.validation import near
 
@@ -47,6 +48,8 @@ class Candidate:
     fallbacks: tuple[OtherNode, ...] = ()
     #: Its own nodes are a Capacity Block's alone.
     paid_ahead: bool = False
+    #: Accelerators of other pools that are on the same node: this machine has all of them.
+    beside: tuple[str, ...] = ()
 
     @property
     def dearest_usd_per_hour(self) -> float | None:
@@ -59,7 +62,8 @@ class Candidate:
     def offer(self) -> dict[str, float]:
         """Ray resources of one node, memory in bytes among them."""
         memory = float(self.node.memory_mib * MIB) or UNBOUNDED
-        return {**ray_resources(self.accelerator, self.node), "memory": memory}
+        own = ray_resources(self.accelerator, self.node)
+        return {**own, **{resource_name(one): 1.0 for one in self.beside}, "memory": memory}
 
     @cached_property
     def room(self) -> Steps:
@@ -247,6 +251,16 @@ def cheapest(pool: Pool, candidates: Sequence[Candidate], demands: Sequence[Dema
         if best is None or choice.rank < best.rank:
             best = choice
     return best
+
+
+def on_one_node(choices: Sequence[PoolChoice]) -> PoolChoice:
+    """This machine's pools as one, with the models of all: they share its CPUs and its cards."""
+    first, *others = sorted(choices, key=lambda choice: -choice.candidate.node.gpus)
+    if not others:
+        return first
+    beside = tuple(one.candidate.accelerator for one in others)
+    demands = [demand for choice in choices for demand in choice.demands]
+    return _evaluated(first.pool, replace(first.candidate, beside=beside), demands)
 
 
 def _evaluated(pool: Pool, candidate: Candidate, demands: Sequence[Demand]) -> PoolChoice:

@@ -94,7 +94,8 @@ class Gpus:
 class CardPlan:
     """The cards that a local stack serves on: `gpus` for Ray, and those of `uuids` alone.
 
-    `named` describes them in one line; `missing` is what stops serving, one sentence each with its fix.
+    `named` describes them in one line; `missing` is what stops serving, one sentence each with its fix. Nothing does
+    where no model is on a pool of GPUs.
     """
 
     gpus: int
@@ -258,6 +259,14 @@ def card_findings(stack: LoadedStack, gpus: Gpus | None, needed: int, catalog: C
         message = f"serves on {len(cards)} × {cards[0].name}; unequal cards are left alone: {', '.join(unequal)}"
         found.append(stack.finding(("local",), message, Severity.NOTICE))
     return found
+
+
+def unused_card_findings(stack: LoadedStack, cards: CardPlan) -> list[Finding]:
+    """What would stop serving on cards, where no model is on a pool of GPUs yet."""
+    return [
+        stack.finding(("local",), f"no model is on a pool of GPUs yet; one would need: {one}", Severity.NOTICE)
+        for one in cards.missing
+    ]
 
 
 def _other_names(stack: LoadedStack, card: Card, catalog: Catalog) -> list[Finding]:

@@ -164,6 +164,8 @@ class PoolPlan:
     returns: ReturnPlan | None = None
     #: Whether its models' compile caches are sealed.
     sealed: bool = False
+    #: Labels of the nodes with its own accelerator, where the stack makes nodes with others for it too.
+    own_card: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def purchases(self) -> str:
@@ -236,9 +238,11 @@ class MirrorPlan:
 class SealPlan:
     """The sealed compile cache of a model whose pool has `sealedCaches`.
 
-    `prefix` is the key prefix in the stack's bucket, its last part the key; None where no Job makes one, and then
-    `because` says why. The Job takes about `seconds`, on a node of the model's pool and with the node's start, and
-    costs about `usd` once, on top of `cost`; None where a price is not known.
+    `prefix` is the key prefix in the stack's bucket, its last part the key; None where the model can have none.
+    Where no Job makes one, `because` says why. Replicas look at the prefix even while the pool has no room for a Job:
+    it is one of their arguments, and another model's edit must not change these. The Job takes about `seconds`, on a
+    node of the model's pool and with the node's start, and costs about `usd` once, on top of `cost`; None where a price
+    is not known.
     """
 
     prefix: str | None
@@ -247,8 +251,13 @@ class SealPlan:
     usd: float | None
 
     @property
+    def has_job(self) -> bool:
+        """Whether a Job makes it."""
+        return self.prefix is not None and not self.because
+
+    @property
     def key(self) -> str:
-        """A hash of image, accelerator, arguments and weights; empty without a Job."""
+        """A hash of image, accelerator, arguments and weights; empty where the model can have none."""
         return (self.prefix or "").rpartition("/")[2]
 
 

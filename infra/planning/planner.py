@@ -22,8 +22,8 @@ from modelfleet.infra.planning.applications import (
     tokenizer_mirror,
 )
 from modelfleet.infra.planning.batch import with_batch
-from modelfleet.infra.planning.candidates import PoolChoice
-from modelfleet.infra.planning.cards import card_findings, card_plan, on_cards, with_share
+from modelfleet.infra.planning.candidates import PoolChoice, on_one_node
+from modelfleet.infra.planning.cards import card_findings, card_plan, on_cards, unused_card_findings, with_share
 from modelfleet.infra.planning.cost import (
     budget_findings,
     fixed_cost_range,
@@ -65,10 +65,16 @@ from modelfleet.infra.planning.plan import (
     PoolPlan,
     RayClusterPlan,
     Replicas,
+    Rung,
     Taint,
     WorkerGroup,
 )
-from modelfleet.infra.planning.pool_findings import shared_memory_findings, weights_disk_findings, weights_room_gb
+from modelfleet.infra.planning.pool_findings import (
+    cpu_findings,
+    shared_memory_findings,
+    weights_disk_findings,
+    weights_room_gb,
+)
 from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
@@ -133,6 +139,10 @@ def plan(
     for choice in choices:
         findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
     findings += card_findings(stack, gpus, _fewest_gpus(choices), catalog)
+    findings += cpu_findings(stack, choices)
+    if cards and not any(choice.demands for choice in choices if choice.pool.accelerator != CPU):
+        findings += unused_card_findings(stack, cards)
+        cards = replace(cards, missing=())
     findings += fallback_findings(stack, choices, facts, catalog)
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
@@ -152,9 +162,10 @@ def plan(
     configs = [model.config for model in models]
     short = {one.model_id: memory_short(machine, one, configs, facts) for one in configs}
     packed = Rooms(stack.config)
+    nodes = [on_one_node(choices)] if choices and stack.config.target.on_this_machine else choices
     rooms = {
         demand.model_id: packed.room(choice, demand, memory_short=short[demand.model_id])
-        for choice in choices
+        for choice in nodes
         for demand in choice.demands
     }
     findings += [
@@ -356,6 +367,16 @@ def _labels(stack: LoadedStack, choice: PoolChoice) -> dict[str, str]:
     return labels
 
 
+def _own_card(stack: LoadedStack, ladder: Sequence[Rung]) -> dict[str, str]:
+    """An existing cluster's nodes need no label of their card, so there none is asked for."""
+    several = len({rung.accelerator for rung in ladder}) > 1
+    return (
+        {ACCELERATOR_LABEL: ladder[0].labels[ACCELERATOR_LABEL]}
+        if several and stack.config.target.makes_cluster
+        else {}
+    )
+
+
 def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> PoolPlan:
     pool, labels = choice.pool, _labels(stack, choice)
     ladder = rungs(stack, choice, labels, catalog)
@@ -379,6 +400,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         rungs=ladder,
         returns=returns,
         sealed=pool.sealed_caches,
+        own_card=_own_card(stack, ladder),
     )
 
 
@@ -407,7 +429,7 @@ def _model_plan(
     memory_mib, target = choice.candidate.node.memory_mib, stack.config.target
     cold = start_up(model, facts, target, size, memory_mib)
     seal = seal_plan(stack, choice, served, image=image, start=cold)
-    sealed = seal is not None and seal.prefix is not None
+    sealed = seal is not None and seal.has_job
     start = start_up(model, facts, target, size, memory_mib, sealed=sealed)
     gap = gap_of(demand, room, stack.config, start=start)
     return ModelPlan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from modelfleet.infra.catalog import REFERENCE_REGION, Catalog
@@ -82,6 +83,24 @@ def choice_findings(
         found.append(stack.finding(path, message, Severity.NOTICE))
         found += [hint for demand in choice.demands if (hint := _cpu_hint(demand, choice, candidates)) is not None]
     return found
+
+
+def cpu_findings(stack: LoadedStack, choices: Sequence[PoolChoice]) -> list[Finding]:
+    """Models whose pools hold them one by one, and this machine, which all pools share, does not: Ray would wait.
+
+    With a pool that is over its own limit this says nothing more.
+    """
+    if not stack.config.target.on_this_machine or any(one.need_at_min > one.pool.max_nodes for one in choices):
+        return []
+    needed = math.ceil(sum(one.min * one.total.get("CPU", 0.0) for choice in choices for one in choice.demands))
+    have = max((choice.candidate.node.cpu_millis // 1000 for choice in choices), default=0)
+    if needed <= have:
+        return []
+    message = (
+        f"the models take {needed} CPUs at their fewest replicas, and all pools together have this machine's {have}; "
+        f"write {needed}, which steers placement and reserves no core, or serve fewer models here"
+    )
+    return [stack.finding(("local", "cpus"), message)]
 
 
 def shared_memory_findings(choice: PoolChoice) -> list[Finding]:

@@ -14,6 +14,7 @@ import hashlib
 import json
 from typing import Any, Final
 
+from modelfleet.infra.names import SEALS
 from modelfleet.infra.planning.applications import draft_mirror, mirror_plan, tokenizer_mirror
 from modelfleet.infra.planning.candidates import PoolChoice
 from modelfleet.infra.planning.plan import MirrorPlan, SealPlan
@@ -24,8 +25,6 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT, actor_options, workers_are_ray_actors
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, SHUT, engine_arguments
 
-#: Prefix of the stack's bucket.
-SEALS: Final = "seals"
 #: Digits of a key. It is part of the folder's path on the node, which compilers write into their files.
 KEY_DIGITS: Final = 16
 #: What a Job takes beside a replica's start: it asks the model, ends it, and writes the seal.
@@ -59,13 +58,17 @@ def seal_plan(
     """
     if not choice.pool.sealed_caches:
         return None
-    if because := _without(stack, choice, model):
+    if because := _without(stack, model):
         return SealPlan(None, because, 0, 0.0)
+    prefix = f"{SEALS}/{model.slug}/{seal_key(stack, model, image)}"
+    if choice.least >= choice.pool.max_nodes:
+        full = f"its pool's fewest replicas take all {choice.pool.max_nodes} nodes; raise maxNodes"
+        return SealPlan(prefix, full, 0, 0.0)
     seconds = (start.seconds if start else unknown_seconds(stack.config.target, model.accelerator)) + WRITE_S
     price = choice.candidate.dearest_usd_per_hour if stack.config.target.priced else 0.0
     paid_s = seconds + (NODE_IDLE_S if stack.config.target.makes_cluster else 0)
     usd = None if price is None else price * paid_s / 3600
-    return SealPlan(f"{SEALS}/{model.slug}/{seal_key(stack, model, image)}", "", round(seconds), usd)
+    return SealPlan(prefix, "", round(seconds), usd)
 
 
 def seal_key(stack: LoadedStack, model: ModelConfig, image: str) -> str:
@@ -99,8 +102,8 @@ def seal_findings(stack: LoadedStack) -> list[Finding]:
     return found
 
 
-def _without(stack: LoadedStack, choice: PoolChoice, model: ModelConfig) -> str:
-    """Why no Job makes a seal of this model; empty where one does."""
+def _without(stack: LoadedStack, model: ModelConfig) -> str:
+    """Why this model can have no seal; empty where it can. It depends on no other model: it decides an argument."""
     mirror = mirror_plan(stack, model)
     if is_eager(model):
         return "it runs eagerly, so nothing is compiled"
@@ -112,8 +115,6 @@ def _without(stack: LoadedStack, choice: PoolChoice, model: ModelConfig) -> str:
         return f"its file places the cache itself ({', '.join(named)})"
     if mirror.prefix is None and not mirror.source.startswith("s3://"):
         return "its weights are in no bucket that a Job can read"
-    if choice.least >= choice.pool.max_nodes:
-        return f"its fewest replicas take all {choice.pool.max_nodes} nodes of the pool; raise maxNodes"
     return ""
 
 

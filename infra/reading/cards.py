@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,9 @@ FIELDS = ("index", "uuid", "name", "memory.total", "memory.used", "compute_cap",
 OLD_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used", "driver_version")
 #: A driver that wakes its cards takes seconds; one that hangs must not hang us.
 TIMEOUT_S = 30.0
+#: What a process opens to compute on a card, and one that only asks for its figures does not: the driver's on Linux.
+#: WSL has one device for both.
+COMPUTES = ("/dev/nvidia-uvm", "/dev/dxg")
 MIB = 1024**2
 SHM = Path("/dev/shm")  # noqa: S108 - asked for its size
 #: Where vLLM's and FlashInfer's code looks for the compiler beside PATH.
@@ -41,7 +44,7 @@ COMPILERS = ("gcc", "clang")
 def name_of_a_card() -> str:
     """The name of this machine's first card; empty where it has none. A quick look, for a hint."""
     try:
-        cards, _ = _cards(own_mark="")
+        cards, _ = _cards(own=())
     except NoCards:
         return ""
     return next(iter(cards.values())).name
@@ -51,12 +54,16 @@ class NoCards(Exception):
     """`nvidia-smi` is missing, or does not answer with cards; the text says why."""
 
 
-def these_gpus(own_mark: str, environment: Mapping[str, str] | None = None) -> Gpus:
-    """This machine's cards; memory that processes with `own_mark` have is not counted as others'."""
+def these_gpus(own_mark: str, environment: Mapping[str, str] | None = None, *, last_session: int | None = None) -> Gpus:
+    """This machine's cards; memory that this stack's processes have is not counted as others'.
+
+    They are those in sessions that a process with `own_mark` began, and in `last_session`: all that is left of a Ray
+    that died may have titles in place of the mark.
+    """
     environment = os.environ if environment is None else environment
     machine = platform.machine().replace("AMD64", "x86_64")
     try:
-        cards, driver = _cards(own_mark)
+        cards, driver = _cards(_own(own_mark, last_session))
     except NoCards as why:
         return Gpus(why_none=str(why), architecture=machine)
     seen = _visible(cards, environment.get("CUDA_VISIBLE_DEVICES"))
@@ -79,8 +86,8 @@ def _installed(package: str) -> bool:
     return False
 
 
-def _cards(own_mark: str) -> tuple[dict[str, Card], str]:
-    """Cards by the driver's index, and its version; raises `NoCards`."""
+def _cards(own: Collection[int]) -> tuple[dict[str, Card], str]:
+    """Cards by the driver's index, and its version; raises `NoCards`. `own` are this stack's processes."""
     command = shutil.which("nvidia-smi") or (WSL if os.access(WSL, os.X_OK) else None)
     if command is None:
         raise NoCards("there is no nvidia-smi, which comes with the driver")
@@ -88,18 +95,24 @@ def _cards(own_mark: str) -> tuple[dict[str, Card], str]:
         rows = _ask(command, "gpu", FIELDS)
     except NoCards:
         rows = [{**row, "compute_cap": "0.0"} for row in _ask(command, "gpu", OLD_FIELDS)]
-    users, own = _users(command, own_mark)
+    users, ours = _users(command, own)
+    # A driver in a container, and WSL's, names no process or not what it has. What is used is ours then: a share that
+    # made room for it would be refused, or restart the model.
+    untold = not any(ours.values()) and any(_computes(pid) for pid in own)
     found: dict[str, Card] = {}
     for row in rows:
         uuid, total, used = row["uuid"], _mib(row["memory.total"]), _mib(row["memory.used"])
         if total is None:  # GB10: CPU and GPU share all memory
             total, used = psutil.virtual_memory().total // MIB, psutil.virtual_memory().used // MIB
+        others = (used or 0) - ours[uuid]
+        if untold:
+            others = sum(one.mib for one in users[uuid] if psutil.pid_exists(one.pid))
         found[row["index"]] = Card(
             uuid=uuid,
             name=row["name"],
             total_mib=total,
             capability=_pair(row["compute_cap"]),
-            others_mib=max(0, (used or 0) - own[uuid]),
+            others_mib=max(0, others),
             users=tuple(users[uuid]),
         )
     if not found:
@@ -107,24 +120,42 @@ def _cards(own_mark: str) -> tuple[dict[str, Card], str]:
     return found, rows[0]["driver_version"]
 
 
-def _users(command: str, own_mark: str) -> tuple[Mapping[str, list[CardUser]], Mapping[str, int]]:
-    """Per card the processes of others, and the MiB of ours. Without rights for it, the driver names none."""
+def _users(command: str, own: Collection[int]) -> tuple[Mapping[str, list[CardUser]], Mapping[str, int]]:
+    """Per card the processes of others, and the MiB of `own`. Without rights for it, the driver names none."""
     users: dict[str, list[CardUser]] = defaultdict(list)
-    own: dict[str, int] = defaultdict(int)
+    ours: dict[str, int] = defaultdict(int)
     with suppress(NoCards):
         for row in _ask(command, "compute-apps", ("gpu_uuid", "pid", "process_name", "used_memory")):
             used = _mib(row["used_memory"]) or 0
-            if _is_marked(int(row["pid"]), own_mark):
-                own[row["gpu_uuid"]] += used
+            if not row["pid"].isdigit():  # `[N/A]`
+                continue
+            if int(row["pid"]) in own:
+                ours[row["gpu_uuid"]] += used
             else:
                 users[row["gpu_uuid"]].append(CardUser(int(row["pid"]), Path(row["process_name"]).name, used))
-    return users, own
+    return users, ours
 
 
-def _is_marked(pid: int, own_mark: str) -> bool:
-    """Whether the process is in a session that one of this stack began. A title hides its own environment."""
-    with suppress(psutil.Error, OSError):
-        return bool(psutil.Process(os.getsid(pid)).environ().get(MARK) == own_mark)
+def _own(own_mark: str, last_session: int | None) -> frozenset[int]:
+    """This stack's processes. A title hides a process's own environment, so one with the mark speaks for its session.
+
+    A user's shell in which a marked process runs is not ours: a session counts when its leader has the mark or is gone.
+    """
+    sessions = set() if last_session is None else {last_session}
+    members: dict[int, list[int]] = defaultdict(list)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it ended, or is another user's
+            session = os.getsid(process.pid)
+            members[session].append(process.pid)
+            if process.environ().get(MARK) == own_mark and (session == process.pid or not psutil.pid_exists(session)):
+                sessions.add(session)
+    return frozenset(pid for session in sessions for pid in members[session])
+
+
+def _computes(pid: int) -> bool:
+    """Whether a process has a card open to compute on it, and not only to read its figures."""
+    with suppress(OSError):
+        return any(str(one.readlink()) in COMPUTES for one in Path(f"/proc/{pid}/fd").iterdir())
     return False
 
 

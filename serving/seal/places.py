@@ -45,6 +45,7 @@ def seal_root(uri: str, environment: Mapping[str, str] = os.environ) -> Path:
     """The folder of the caches that the seal at `uri` fills, on this node; the warm-up Job compiles into the same.
 
     Each key has its own, below the node's VLLM_CACHE_ROOT: another model's replica beside it changes nothing there.
+    `cache_environment` of what it returns changes that variable, so a process asks before, and once.
     """
     base = environment.get("VLLM_CACHE_ROOT")
     return (Path(base) if base else default_cache().parent / "vllm") / Path(parse_uri(uri, *SCHEMES).prefix).name

@@ -107,7 +107,7 @@ def tab(url: str) -> Iterator[Tab]:
         shutil.rmtree(profile, ignore_errors=True)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")
 def test_in_a_browser_it_takes_a_key_streams_an_answer_and_says_the_speed(with_page: Gateway) -> None:
     with tab(f"{with_page.url}/") as page:
         page.wait("document.readyState === 'complete' && !key.hidden", "the field for a key")
@@ -129,7 +129,7 @@ def test_in_a_browser_it_takes_a_key_streams_an_answer_and_says_the_speed(with_p
         assert roles == ["user", "assistant", "user"], "the model is told what was said"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")
 def test_in_a_browser_a_refusal_is_shown_in_its_own_words(with_page: Gateway) -> None:
     with tab(f"{with_page.url}/") as page:
         page.wait("document.readyState === 'complete' && !key.hidden", "the field for a key")

@@ -45,11 +45,15 @@ def main() -> int:
     if what == "gpu":
         rows = [_row(index, driver, kind, used) for index, (kind, used) in enumerate(cards)]
     else:
-        users = [*USERS.get(machine, []), *_own()]
+        told = os.environ.get("STANDIN_TOLD")
+        own = [] if told == "none" else _own()
         rows = [
             {"gpu_uuid": _uuid(card), "pid": str(pid), "process_name": name, "used_memory": str(mib)}
-            for card, pid, name, mib in users
+            for card, pid, name, mib in [*USERS.get(machine, []), *own]
         ]
+        if told == "[N/A]":
+            rows = [{**row, "used_memory": told} for row in rows]
+            rows.append({"gpu_uuid": _uuid(0), "pid": told, "process_name": told, "used_memory": told})
     for row in rows:
         sys.stdout.write(", ".join(row[field] for field in fields.split(",")) + "\n")
     return 0
@@ -71,7 +75,10 @@ def _row(index: int, driver: str, kind: str, used: int) -> "dict[str, str]":
 
 
 def _own() -> "list[tuple[int, int, str, int]]":
-    """A process that STANDIN_USER names as `PID:MIB`, on the first card."""
+    """A process that STANDIN_USER names as `PID:MIB`, on the first card; STANDIN_TOLD says what is told of it.
+
+    As in a container `none`, as on WSL `[N/A]`; by default its number.
+    """
     pid, _, mib = os.environ.get("STANDIN_USER", "").partition(":")
     return [(0, int(pid), "ray::RayWorkerProc", int(mib))] if pid else []
 

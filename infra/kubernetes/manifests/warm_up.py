@@ -50,7 +50,7 @@ MIRROR_WAIT_S: Final = 900
 
 def warmed(plan: Plan) -> list[ModelPlan]:
     """The models whose compile cache a Job seals."""
-    return [model for model in plan.models if model.seal is not None and model.seal.prefix is not None]
+    return [model for model in plan.models if model.seal is not None and model.seal.has_job]
 
 
 def warm_up_job_name(plan: Plan, model: ModelPlan) -> str:
@@ -96,6 +96,8 @@ def warm_up_job(plan: Plan, model: ModelPlan) -> Manifest:
 
 def _pod(plan: Plan, model: ModelPlan) -> Manifest:
     group = next(one for one in plan.ray_cluster.worker_groups if one.pool == model.pool)
+    # A seal is of one card: that of the pool, and not one that it falls back on.
+    card = next(one for one in plan.pools if one.name == model.pool).own_card
     priority = warm_up_priority(plan)
     code = {"name": "CODE", "valueFrom": {"configMapKeyRef": {"name": SERVING_CODE, "key": "uri"}}}
     container = {
@@ -123,7 +125,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "restartPolicy": "Never",
         "securityContext": pod_security(RAY_USER),
         **({"priorityClassName": priority} if priority else {}),
-        "nodeSelector": {key: group.labels[key] for key in (POOL_LABEL, STACK_LABEL)},
+        "nodeSelector": {**{key: group.labels[key] for key in (POOL_LABEL, STACK_LABEL)}, **card},
         "tolerations": tolerations(group.taints),
         "containers": [container],
         "volumes": [

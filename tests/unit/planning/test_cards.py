@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import pytest
 
 from modelfleet.cli import pulumi_run
 from modelfleet.cli.up import run_up
+from modelfleet.infra.local.processes import ProcessId
+from modelfleet.infra.local.provider.last_start import write_last_start
 from modelfleet.infra.names import MARK
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.cards import LEAST_DRIVER, Gpus, accelerator_of, chosen_cards, missing, share_of
 from modelfleet.infra.planning.local import Machine
 from modelfleet.infra.reading.cards import these_gpus
+from modelfleet.infra.reading.machine import this_machine
 from modelfleet.serving.config.accelerators import known_gpus
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.config.load import LoadedModel
@@ -139,6 +143,94 @@ def test_the_stacks_own_models_are_not_others(monkeypatch: pytest.MonkeyPatch) -
     assert other.others_mib == 20000 and other.users[0].pid == child.pid
 
 
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts a session with the mark `ours`, whose one child shows none and has opened a card to compute."""
+    device, started = tmp_path / "nvidia-uvm", list[subprocess.Popen[str]]()
+    device.touch()
+    monkeypatch.setattr("modelfleet.infra.reading.cards.COMPUTES", (str(device),))
+    leads = (
+        "import subprocess, sys\n"
+        "engine = 'import sys; kept = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()'\n"
+        "command = [sys.executable, '-c', engine, sys.argv[1]]\n"
+        "child = subprocess.Popen(command, env={}, stdin=0, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); child.wait()"
+    )
+
+    def start() -> tuple[subprocess.Popen[str], int]:
+        leader = subprocess.Popen(
+            [sys.executable, "-c", leads, str(device)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, MARK: "ours"},
+            start_new_session=True,
+            text=True,
+        )
+        started.append(leader)
+        assert leader.stdout
+        return leader, int(leader.stdout.readline())
+
+    yield start
+    for leader in started:
+        assert leader.stdin and leader.stdout
+        leader.stdin.close()  # the engine reads its end, too
+        leader.wait(timeout=30)
+        leader.stdout.close()
+
+
+@pytest.mark.parametrize("told", ["none", "[N/A]"])
+def test_a_driver_that_does_not_tell_who_uses_a_card_makes_our_models_nobody_elses(
+    told: str, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container and on WSL each `up` found the card full and refused, or made the share of every model smaller."""
+    _, engine = session()
+    monkeypatch.setenv("STANDIN_USER", f"{engine}:20000")
+    monkeypatch.setenv("STANDIN_TOLD", told)
+    (own,) = gpus("l4", monkeypatch, own_mark="ours").cards
+    (other,) = gpus("l4", monkeypatch, own_mark="theirs").cards
+    assert (own.others_mib, other.others_mib) == (0, 20000)
+
+
+def test_what_a_desktop_uses_stays_others_while_our_stack_serves_nothing_on_the_card(
+    session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session()
+    monkeypatch.setattr("modelfleet.infra.reading.cards.COMPUTES", ())
+    (card,) = gpus("desktop", monkeypatch, own_mark="ours").cards
+    assert card.others_mib == 1873
+
+
+def test_an_engine_that_outlived_the_leader_of_its_session_is_ours(
+    session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its title hides the mark; what is known is the session of the stack's last Ray."""
+    leader, engine = session()
+    leader.kill()
+    leader.wait(timeout=30)
+    monkeypatch.setenv("STANDIN_CARDS", "l4")
+    monkeypatch.setenv("STANDIN_USER", f"{engine}:20000")
+    assert these_gpus("ours", last_session=leader.pid).cards[0].others_mib == 0
+    assert these_gpus("ours").cards[0].others_mib == 20000
+
+
+def test_the_last_session_is_read_where_the_last_start_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seam: the plugin writes it, and the plan's reader finds it once its leader has ended."""
+    asked: list[int | None] = []
+    monkeypatch.setattr(
+        "modelfleet.infra.reading.machine.these_gpus", lambda mark, last_session: asked.append(last_session)
+    )
+    made, ended = stack(pool(maxNodes=1), target="local"), subprocess.Popen([sys.executable, "-c", ""])
+    folder = tmp_path / ".modelfleet" / "local" / made.name
+    folder.mkdir(parents=True)
+    for one in (ProcessId.of(os.getpid()), ProcessId(ended.pid, 1.0)):
+        ended.wait(timeout=30)
+        write_last_start(folder, one)
+        this_machine(made, tmp_path)
+    assert asked == [None, ended.pid]
+
+
 def test_equal_cards_serve_together_and_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     made = served(gpus("mixed", monkeypatch))
     assert made.cards and made.cards.gpus == 2
@@ -200,8 +292,13 @@ def test_what_is_missing_is_one_line_with_its_fix(
 ) -> None:
     (line,) = missing(replace(gpus(machine, monkeypatch), **changed))
     assert len(line.splitlines()) == 1 and re.search(said, line), line
-    made = served(replace(gpus(machine, monkeypatch), **changed)).cards
+    found = replace(gpus(machine, monkeypatch), **changed)
+    half = {"dtype": "half", "gpu_memory_utilization": 0.9}
+    made = served(found, model("HuggingFaceTB/SmolLM2-135M-Instruct", engine_kwargs=half)).cards
     assert made and made.missing == (line,)
+    unused = served(found)
+    assert unused.cards and not unused.cards.missing, "nothing is served on the card, so nothing stops"
+    assert any(one.message.endswith(line) for one in unused.notices)
 
 
 def test_a_complete_machine_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +382,18 @@ def test_setup_and_plan_want_the_same_driver() -> None:
 )
 def test_make_sets_up_what_the_stack_needs(name: str, wanted: str) -> None:
     shown = ["make", "-pn", "-o", wanted, f"STACK={name}", "help"]
+    done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"SETUP := {wanted}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [("'CPU'", "setup"), ('"CPU"', "setup"), ("CPU", "setup"), ("'L4'", "setup-gpu"), ('"L4"', "setup-gpu")],
+)
+def test_make_reads_an_accelerator_in_any_quotes(written: str, wanted: str, tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.mine.yaml"
+    file.write_text(f"config:\n  modelfleet:target: local\n  modelfleet:pools:\n    - accelerator: {written}\n")
+    shown = ["make", "-pn", "-o", wanted, "STACK=mine", f"STACK_FILE={file}", "help"]
     done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert f"SETUP := {wanted}\n" in done.stdout
 

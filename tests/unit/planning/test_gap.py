@@ -10,7 +10,7 @@ import pytest
 
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.local import Machine
-from modelfleet.serving.config.errors import Severity
+from modelfleet.serving.config.errors import InputErrors, Severity
 from modelfleet.serving.config.load import LoadedModel
 from tests.unit.planning.builders import CODE, model, pool, stack
 
@@ -139,6 +139,28 @@ def local(cpus: int, memory_gib: int | None, *models: LoadedModel) -> Plan:
     machine = None if memory_gib is None else Machine(memory_gib * GIB)
     settings = stack(pool("cpu", "CPU", maxNodes=1), target="local", local={"cpus": cpus})
     return plan(models, settings, code=CODE, machine=machine)
+
+
+def two_pools(cpus: int | None, *models: LoadedModel) -> Plan:
+    pools = pool("cpu", "CPU", maxNodes=1), pool("l4", maxNodes=1)
+    settings = stack(*pools, target="local", local={} if cpus is None else {"cpus": cpus})
+    return plan(models, settings, code=CODE)
+
+
+def test_the_pools_of_this_machine_share_its_cpus() -> None:
+    """Each was planned as if it had all, and Ray then waited for CPUs that another pool's model had."""
+    two = [model("org/a", "CPU"), model("org/b", "L4")]
+    bundles = [bundle for one in two_pools(64, *two).models for bundle in one.bundles]
+    needed = round(sum(bundle.get("CPU", 0) for bundle in bundles))
+    with pytest.raises(InputErrors) as caught:
+        two_pools(needed - 1, *two)
+    (found,) = caught.value.findings
+    assert found.path == "modelfleet:local.cpus"
+    assert f"take {needed} CPUs" in found.message and f"write {needed}," in found.message
+    gaps = [one.gap.because for one in two_pools(needed, *two).models]
+    assert gaps[0] == f"this machine has no CPUs for one replica more (local.cpus {needed})"
+    assert "no CPUs" in gaps[1] or "no GPU" in gaps[1]
+    assert two_pools(None, *two).models[0].gap.surge_percent == 20, "there is room by default"
 
 
 def test_on_this_machine_cpus_and_memory_are_the_room() -> None:

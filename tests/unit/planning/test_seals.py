@@ -109,15 +109,25 @@ def test_another_release_of_the_serving_code_keeps_the_seals(monkeypatch: pytest
         (model(engine_kwargs={"distributed_executor_backend": "ray"}), {}, "Ray's"),
         (model(runtime_env={"env_vars": {"TRITON_CACHE_DIR": "/x"}}), {}, "(TRITON_CACHE_DIR)"),
         (model(hf_model_id="/mnt/weights"), {}, "in no bucket"),
-        (model(), {"pools": {"maxNodes": 1}}, "all 1 nodes of the pool; raise maxNodes"),
     ],
-    ids=["eager", "foreign code", "Ray's executor", "own places", "own folder", "full pool"],
+    ids=["eager", "foreign code", "Ray's executor", "own places", "own folder"],
 )
 def test_a_model_without_a_job_says_why_and_starts_as_ever(made: Any, keys: dict[str, Any], because: str) -> None:
     found = one(made, **keys)
     assert found.seal is not None and found.seal.prefix is None
     assert because in found.seal.because and found.seal.key == ""
     assert "seal" not in found.application.args["weights"]
+
+
+def test_another_model_that_takes_the_last_node_costs_the_job_and_changes_no_argument() -> None:
+    """Arguments restart a model, and the seal that is there already is still the model's."""
+    two_nodes, image = pool(sealedCaches=True, maxNodes=2), {"kubernetes": {"image": "registry.example/serving:1"}}
+    before = planned([model("org/a")], stack(two_nodes, **image)).models[0]
+    after = planned([model("org/a"), model("org/b")], stack(two_nodes, **image)).models[0]
+    assert before.seal and before.seal.has_job and after.seal and not after.seal.has_job
+    assert "all 2 nodes; raise maxNodes" in after.seal.because
+    assert after.application.args == before.application.args
+    assert after.start == planned([model("org/a")], stack(pool(), **image)).models[0].start, "nobody may have made it"
 
 
 def test_the_places_that_a_file_may_choose_are_those_that_a_seal_needs() -> None:

@@ -13,12 +13,14 @@ import pulumi
 import pytest
 
 from modelfleet.infra.local.fleet import LocalFleet
-from modelfleet.infra.local.provider.ray import ray_environment
+from modelfleet.infra.local.provider.ray import _of_folder, ray_environment
+from modelfleet.infra.local.runtime import usage_folder
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.cards import Card, Gpus
 from modelfleet.infra.planning.local import Machine
 from modelfleet.infra.targets import build
 from modelfleet.serving.config.errors import SetupError
+from modelfleet.serving.usage import FOLDER_VARIABLE
 from tests.unit.planning.builders import CODE, model, pool, stack
 
 UUIDS = ("GPU-aaaa", "GPU-bbbb")
@@ -60,6 +62,8 @@ def test_ray_gets_the_machine_once_and_its_cards_by_uuid(tmp_path: Path) -> None
     assert ray["resources"] == {"accelerator_type:H100": 1, "accelerator_type:L4": 1, "accelerator_type:CPU": 1}
     environment = ray["environment"]
     assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa,GPU-bbbb"
+    assert FOLDER_VARIABLE not in environment, "an upgrade that adds a variable here ends every model that runs"
+    assert _of_folder(str(tmp_path))[FOLDER_VARIABLE] == str(usage_folder(tmp_path))
     assert environment["HF_HUB_OFFLINE"] == "0" and environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert "modelfleet:local:Weights" not in engine.made, "its weights went into a bucket in memory"
 

@@ -86,6 +86,7 @@ def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any) -> 
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
     replica._model, replica._cards, replica._weights, replica._clock = model(), [], {}, StartupClock()
+    replica._seal_root = None
     asyncio.run(replica._start())
 
 

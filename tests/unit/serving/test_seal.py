@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ from modelfleet.serving.replica import VllmReplica
 from modelfleet.serving.seal import Machine, cache_environment, seal_root, take, this_machine, write
 from modelfleet.serving.seal.copy import is_sealed
 from modelfleet.serving.seal.manifest import MANIFEST
+from modelfleet.serving.startup import StartupClock
 from tests.unit.serving.test_engine_args import CPU, model
 
 KEY = "0123456789abcdef"
@@ -328,6 +332,21 @@ def test_a_job_that_runs_again_does_nothing(
     assert command.main(["status", URI + "0"]) == 1
 
 
+def test_whether_a_seal_is_whole_is_said_where_there_is_no_ray() -> None:
+    """An operator's environment has none, and it was a traceback."""
+    script = (
+        "import sys; sys.modules['ray'] = None; from modelfleet.serving.warm_up import main\n"
+        f"sys.exit(main(['status', {URI!r}]))"
+    )
+    nobody = {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": "/nowhere",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=nobody, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "no AWS credentials" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"model": 1}', "without"])
 def test_a_job_without_its_arguments_says_so(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -359,21 +378,47 @@ def test_without_a_seal_the_caches_stay_below_the_nodes_folder(tmp_path: Path, m
     assert os.environ["CUDA_CACHE_PATH"] == str(tmp_path / "cuda")
 
 
-def placed(seal: str | None) -> None:
+def placed(seal: str | None) -> VllmReplica:
     replica = VllmReplica.__new__(VllmReplica)
-    replica._weights = {"seal": seal}
+    replica._weights, replica._seal_root = {"seal": seal}, None
     replica._place_caches()
+    return replica
+
+
+def test_a_replica_copies_the_seal_to_where_vllm_looks_before_vllm_is_imported(
+    s3: Any, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asked for the folder twice, the second time below the first, and no replica used a seal."""
+    written(compiled)
+    for name, value in cache_environment(tmp_path / "node").items():
+        monkeypatch.setenv(name, value)
+    found: list[dict[str, bytes]] = []
+
+    def import_engine() -> Any:
+        found.append(content(Path(os.environ["VLLM_CACHE_ROOT"])))
+        raise ImportError("enough")
+
+    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda gpus: None)
+    monkeypatch.setattr("modelfleet.serving.replica.this_machine", lambda gpus: HERE)
+    monkeypatch.setattr("modelfleet.serving.replica.resolve", lambda *_: "/weights")
+    monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
+    replica = placed(URI)
+    replica._model, replica._cards, replica._clock = model(), [], StartupClock()
+    with pytest.raises(EngineError, match="enough"):
+        asyncio.run(replica.start_engine())
+    assert COMPILED.items() <= found[0].items()
+    assert [one.name for one in (tmp_path / "node").iterdir() if one.is_dir()] == [KEY]
 
 
 def test_a_replica_whose_card_nobody_names_compiles(
-    s3: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def silent(gpus: bool) -> Machine:
         raise EngineError("NVML does not say which card this node has")
 
     monkeypatch.setattr("modelfleet.serving.replica.this_machine", silent)
     replica = VllmReplica.__new__(VllmReplica)
-    replica._weights, replica._model = {"seal": URI}, model()
+    replica._model = model()
     with caplog.at_level("INFO", "ray.serve"):
-        replica._take_seal()
+        replica._take_seal(URI, tmp_path / KEY)
     assert "vLLM compiles" in caplog.text

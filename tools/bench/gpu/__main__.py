@@ -1,12 +1,13 @@
 """`python -m tools.bench.gpu` (`make gpu-bench`): `vllm serve` beside our replica on a real NVIDIA card, in one table.
 
-It needs a card, its driver and the packages of `requirements/cluster.txt`; no cluster, no cloud, no network. It writes
-each row as it comes and ends in time. Run it again and it goes on where it stopped.
+It needs a card, its driver and the packages of `requirements/local-gpu.txt`; no cluster, no cloud, no network. It
+writes each row as it comes and ends in time. Run it again and it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,8 @@ def _bench(cards: Cards, options: argparse.Namespace) -> Bench:
     }
     record = Record(options.out, machine)
     work = options.out.parent / f"{options.out.stem}-work"
+    if record.is_new and work.is_dir():  # what another record's run compiled
+        shutil.rmtree(work)
     return Bench(
         cards, folder, _facts(folder), record, work.absolute(), options.rounds, Ports(options.port, options.gcs_port)
     )
@@ -139,7 +142,7 @@ def _version(*names: str) -> str:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    raise SetupError(f"{names[0]} is not installed; install requirements/cluster.txt (make gpu-bench does)")
+    raise SetupError(f"{names[0]} is not installed; install requirements/local-gpu.txt (make gpu-bench does)")
 
 
 def _options() -> argparse.ArgumentParser:

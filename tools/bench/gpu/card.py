@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from modelfleet.infra.planning.cards import Card, accelerator_of
 from modelfleet.serving.config.accelerators import Accelerator, known_gpus
 from modelfleet.serving.config.errors import SetupError
 
@@ -18,23 +18,22 @@ NO_CARD = (
 
 @dataclass(frozen=True)
 class Cards:
-    """The cards of one machine, which are of one kind: NVML's name, their number, MiB of each, the driver."""
+    """The cards of one machine, which are of one kind: NVML's name, their number, MiB of each, the driver.
+
+    `capability` is CUDA's compute capability, (0, 0) where nobody asked.
+    """
 
     name: str
     count: int
     total_mib: int
     driver: str
+    capability: tuple[int, int] = (0, 0)
 
     @property
     def accelerator(self) -> Accelerator:
-        """The row of the accelerators' table; for a card that is not in it, one made from its name and memory.
-
-        Such a row has vLLM's smallest defaults and the oldest compute capability that the table has, so that what is
-        planned for it is a guess; the bench's table says so by the card's name.
-        """
-        words = set(re.split(r"[\s-]+", self.name))
-        known = next((one for one in known_gpus().values() if one.nvml and words.issuperset(one.nvml)), None)
-        return known or Accelerator(f"{self.name} (not in the table)", self.total_mib, self.total_mib, (7, 5))
+        """The planner's: the row of the table, or one made of the card's own facts, whose name says so."""
+        found = accelerator_of(Card("", self.name, self.total_mib, self.capability), known_gpus())
+        return found if found.name in known_gpus() else replace(found, name=f"{self.name} (not in the table)")
 
 
 #: What `--pretend` calls its card.
@@ -59,7 +58,8 @@ def read_cards(nvml: Any = None) -> Cards:
                 raise SetupError(NO_CARD.format(why="its driver counts none"))
             first = nvml.nvmlDeviceGetHandleByIndex(0)
             total = nvml.nvmlDeviceGetMemoryInfo(first).total // MIB
-            return Cards(_text(nvml.nvmlDeviceGetName(first)), count, total, _text(nvml.nvmlSystemGetDriverVersion()))
+            name, driver = _text(nvml.nvmlDeviceGetName(first)), _text(nvml.nvmlSystemGetDriverVersion())
+            return Cards(name, count, total, driver, tuple(nvml.nvmlDeviceGetCudaComputeCapability(first)))
         finally:
             nvml.nvmlShutdown()
     except nvml.NVMLError as error:

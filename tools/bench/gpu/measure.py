@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,8 @@ class Bench:
         if step.server == "imports":
             self._imports(step)
             return
+        if step.caches == "empty":  # a run of it that was cut has filled them
+            shutil.rmtree(self.caches_of(step), ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix="gpu-bench-") as logs:
             before, model = self._memory_at_rest(), self._model(step)
             with (
@@ -90,6 +93,7 @@ class Bench:
     def _imports(self, step: Step) -> None:
         """What is imported by a replica and its engine, twice: the first run finds no bytecode and writes it."""
         environment = {**os.environ, **self._environment(step), "PYTHONPATH": _python_path()}
+        shutil.rmtree(environment["PYTHONPYCACHEPREFIX"], ignore_errors=True)
         for found in ("no bytecode", "bytecode"):
             begun = time.monotonic()
             subprocess.run([sys.executable, "-c", IMPORTS], env=environment, check=True, capture_output=True)
@@ -121,11 +125,15 @@ class Bench:
         uri = seal.uri if seal is not None else None
         return servers.Variant(step.server, "fleet", own, machine=machine, local_head=True, seal=uri)
 
+    def caches_of(self, step: Step) -> Path:
+        """Where the compilers of the step's server keep what they make."""
+        return self.work / "caches" / step.cache
+
     def _environment(self, step: Step) -> dict[str, str]:
         """Where compilers keep what they make, below a folder of the step's own, and where Python keeps bytecode."""
         bytecode = self.work / ("bytecode" if step.bytecode else "no-bytecode")
         return {
-            **cache_environment(self.work / "caches" / step.cache),
+            **cache_environment(self.caches_of(step)),
             "PYTHONPYCACHEPREFIX": str(bytecode),
             "PYTHONDONTWRITEBYTECODE": "" if step.bytecode else "1",
         }

@@ -18,10 +18,14 @@ class Record:
     """The rows in `path`. Its first row says on what they were measured; rows of two machines do not mix."""
 
     def __init__(self, path: Path, machine: Row) -> None:
-        """Reads what is there; raises `SetupError` where it was measured on something else."""
+        """Reads what is there, and `is_new` where that is nothing.
+
+        Raises `SetupError` where it was measured on something else.
+        """
         self.path = path
         self.rows: list[Row] = read(path)
-        if not self.rows:
+        self.is_new = not self.rows
+        if self.is_new:
             self.add("machine", **machine)
             return
         first = self.rows[0]
