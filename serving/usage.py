@@ -158,7 +158,7 @@ class UsageMeter:
         self, app: ASGIApp, folder: Path, *, counted: Callable[[dict[str, Any]], None] = lambda record: None
     ) -> None:
         self.app, self.folder, self._counted = app, folder, counted
-        self.replica = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns() // 1_000_000}"
+        self.replica = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
         self._next = 0
         self._open: dict[int, RequestUsage] = {}
         self._file: int | None = None

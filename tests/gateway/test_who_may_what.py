@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from modelfleet.infra.gateway.keys import Rotated, hash_key
 from modelfleet.infra.local import haproxy
 from modelfleet.infra.planning.plan import AllowancePlan, KeyPlan
+from modelfleet.serving.config.errors import SetupError
 from tests.gateway.conftest import ALICE, BOB, KEYS, Gateway, Make
 
 CHAT = "/v1/chat/completions"
@@ -211,6 +214,29 @@ def test_a_revoked_key_is_refused_at_once_and_after_a_reload(make_gateway: Make)
     gateway.up()
     assert gateway.post(CHAT, {"model": "small"}).status_code == 401
     assert gateway.post(CHAT, {"model": "small"}, key=BOB).status_code == 200
+
+
+def test_a_key_is_revoked_in_the_file_of_a_gateway_that_died(make_gateway: Make) -> None:
+    gateway = make_gateway()
+    gateway.down()
+    with pytest.raises(haproxy.NoGatewayError):
+        haproxy.revoke(gateway.runtime, {"alice"})
+    gateway.keys = None
+    gateway.processes = None
+    gateway.up()
+    assert gateway.post(CHAT, {"model": "small"}).status_code == 401
+    assert gateway.post(CHAT, {"model": "small"}, key=BOB).status_code == 200
+
+
+def test_a_gateway_that_does_not_take_a_key_out_is_no_success(make_gateway: Make, tmp_path: Path) -> None:
+    """Another map's file, which the running gateway does not know."""
+    gateway = make_gateway()
+    other = tmp_path / "keys.map"
+    other.write_text(Path(gateway.runtime.key_map).read_text())
+    with pytest.raises(SetupError, match="did not take a key out") as caught:
+        haproxy.revoke(replace(gateway.runtime, key_map=str(other)), {"alice"})
+    assert not isinstance(caught.value, haproxy.NoGatewayError)
+    assert gateway.post(CHAT, {"model": "small"}).status_code == 200
 
 
 def test_ten_thousand_keys_come_into_force_in_a_few_commands(
