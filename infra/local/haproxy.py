@@ -179,7 +179,7 @@ def ask(path: str, command: str) -> str:
             connection.sendall(command.encode() + b"\n")
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
     except (ConnectionRefusedError, FileNotFoundError) as problem:
-        raise NoGatewayError(f"no gateway listens on {path}: {problem.strerror}") from problem
+        raise NoGatewayError(f"the gateway's socket {path} does not answer: {problem.strerror}") from problem
     except OSError as problem:
         raise SetupError(f"the gateway's socket {path} does not answer: {problem.strerror or problem}") from problem
     return answer.decode()
