@@ -1,7 +1,8 @@
 """`modelfleet key`: makes, lists, rotates and revokes API keys. A secret is shown once; only its hash is deployed.
 
-The secrets are Pulumi's, `modelfleet:apiKeys.NAME` in the stack's file. `rotate` also keeps the old secret's hash, with
-its end, in `modelfleet:rotatedKeys.NAME`. `revoke` takes both out, and the hashes out of the running gateway.
+The secrets are Pulumi's, `modelfleet:apiKeys.NAME` in the stack's file. `rotate` also keeps the hash of each old secret
+that is still valid, with its end, in `modelfleet:rotatedKeys.NAME`. `revoke` takes all out, and the hashes out of the
+running gateway.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from rich.table import Table
 from modelfleet.cli import output, pulumi_run
 from modelfleet.infra.gateway.keys import NAME, Rotated, hash_key
 from modelfleet.infra.stack import LoadedStack, load_stack
-from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
+from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, Finding, InputErrors, SetupError
 from modelfleet.serving.config.validation import near
 
 SECRETS, ROTATED = "modelfleet:apiKeys", "modelfleet:rotatedKeys"
 #: Before each secret, so that scanners for leaked ones can know it; then 256 random bits.
 PREFIX = "mf-"
 RANDOM_BYTES = 32
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 _DURATION = re.compile(r"(\d{1,5})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 
@@ -40,6 +42,7 @@ def run_add(stack: str, name: str) -> int:
     if name in _names(loaded):
         raise _refused("add", f"{name} has a secret; `modelfleet key rotate {name} --stack {stack}` makes another")
     secret = _new_secret()
+    pulumi_run.make_stack(root, stack)  # in a backend of one's own there is nothing to encrypt with before
     pulumi_run.set_secret(root, stack, _path(SECRETS, name), secret)
     _show(name, secret)
     if name not in loaded.config.keys:
@@ -57,34 +60,39 @@ def run_rotate(stack: str, name: str, grace: str) -> int:
     loaded = _with_keys(root, stack)
     seconds = _seconds(grace)
     _known("rotate", name, loaded)
-    old = _secrets(root, stack).get(name)
+    pulumi_run.make_stack(root, stack)
+    old = _secrets(root, stack, SECRETS).get(name)
     if old is None:
         raise SetupError(
             f"stack {stack}: the secret of {name} cannot be read; is this the passphrase or key that made it?"
         )
-    rotated, secret = Rotated(hash_key(old), int(time.time()) + seconds), _new_secret()
+    now = int(time.time())
+    earlier = _still_valid(root, loaded, name, now)
+    rotated, secret = Rotated(hash_key(old), now + seconds), _new_secret()
     # In this order: were it the other way round and cut in between, the old secret would end at once.
-    pulumi_run.set_secret(root, stack, _path(ROTATED, name), rotated.text())
+    pulumi_run.set_secret(root, stack, _path(ROTATED, name), ",".join(one.text() for one in [*earlier, rotated]))
     pulumi_run.set_secret(root, stack, _path(SECRETS, name), secret)
     _show(name, secret)
     output.say(
         f"After `modelfleet up --stack {stack}` it is valid, and the old one until {rotated.text().partition(' ')[2]}."
     )
+    for one in earlier:
+        output.say(f"One from an earlier rotation stays valid until {one.text().partition(' ')[2]}.")
     return 0
 
 
 def run_revoke(stack: str, name: str) -> int:
-    """Take a key out of the stack's file and out of the running gateway; returns the exit code."""
+    """Take a key out of the stack's file and out of the running gateway; returns the exit code, 2 if that refuses."""
     root = Path.cwd()
     loaded = _with_keys(root, stack)
     _known("revoke", name, loaded)
-    # The gateway first: whoever revokes a key is in a hurry.
-    where = _revoke_in_gateway(root, loaded, name)
+    # The gateway first: whoever revokes a key is in a hurry. What it does not take stops nothing.
+    where, code = _revoke_in_gateway(root, loaded, name)
     rotated = _mapping(loaded, ROTATED)
     for path in (SECRETS, ROTATED) if name in rotated else (SECRETS,):
         pulumi_run.remove_config(root, stack, _path(path, name))
     output.say(f"{name}: revoked; {where}")
-    return 0
+    return code
 
 
 def run_list(stack: str, *, as_json: bool = False) -> int:
@@ -94,39 +102,48 @@ def run_list(stack: str, *, as_json: bool = False) -> int:
     if as_json:
         output.show_json({"stack": stack, "keys": found})
         return 0
-    table = Table("key", "team", "models", "ends", "requests/min", "tokens/min", "open", "secret", box=SIMPLE_HEAD)
+    heads = ("key", "team", "models", "ends", "requests/min", "tokens/min", "open", "tags", "secret")
+    table = Table(*heads, box=SIMPLE_HEAD)
     for row in found:
-        shown = (row["key"], row["team"], ", ".join(row["models"]) if row["models"] else "all", row["expires"])
-        limits = (row["requests_per_minute"], row["tokens_per_minute"], row["concurrent_requests"])
-        table.add_row(*(str(one or "–") for one in (*shown, *limits, row["secret"])))
+        lists = [", ".join(one) for one in (row["models"], row["team_models"]) if one]
+        limits = [" of team's ".join(str(one) for one in (row[limit], row[f"team_{limit}"]) if one) for limit in LIMITS]
+        tags = ", ".join(f"{name}={value}" for name, value in row["tags"].items())
+        shown = (row["key"], row["team"], " ∩ ".join(lists) or "all", row["expires"], *limits, tags, row["secret"])
+        table.add_row(*(str(one or "–") for one in shown))
     output.show(table)
     return 0
 
 
 def rows(stack: LoadedStack) -> list[dict[str, Any]]:
-    """One row per key: `secret` says whether it has one, and whether an old one may still be valid."""
+    """One row per key: `secret` says whether it has one, and whether an old one may still be valid.
+
+    A key may use what both `models` and `team_models` match, where they are given, and each limit of its team is for
+    all keys of the team together. `tags` are the team's and its own.
+    """
     with_secret, rotated = _names(stack), _mapping(stack, ROTATED)
+    config = stack.config
     return [
         {
             "key": name,
             "team": key.team if key else None,
             "models": key.models if key else None,
             "expires": key.expires if key else None,
-            "requests_per_minute": (key and key.requests_per_minute) or stack.config.gateway.requests_per_minute,
-            "tokens_per_minute": (key and key.tokens_per_minute) or stack.config.gateway.tokens_per_minute,
-            "concurrent_requests": (key and key.concurrent_requests) or stack.config.gateway.concurrent_requests,
-            "tags": key.tags if key else {},
+            "team_models": team.models if team else None,
+            **{limit: getattr(key, limit, None) or getattr(config.gateway, limit) for limit in LIMITS},
+            **{f"team_{limit}": getattr(team, limit, None) for limit in LIMITS},
+            "tags": {**(team.tags if team else {}), **(key.tags if key else {})},
             "secret": ("rotated" if name in rotated else "set") if name in with_secret else "none",
         }
         for name in sorted({*with_secret, *stack.config.keys})
-        for key in [stack.config.keys.get(name)]
+        for key in [config.keys.get(name)]
+        for team in [config.teams.get(key.team) if key and key.team else None]
     ]
 
 
-def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> str:
-    """Returns in words what the gateway knows now."""
+def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> tuple[str, int]:
+    """Returns in words what the gateway knows now, and the exit code."""
     if not stack.config.target.on_this_machine:
-        return f"the running gateway still knows it: run `modelfleet up --stack {stack.name}` now"
+        return f"the running gateway still knows it: run `modelfleet up --stack {stack.name}` now", 0
     from modelfleet.infra.local import haproxy
     from modelfleet.infra.local.runtime import gateway_runtime
 
@@ -134,9 +151,15 @@ def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> str:
     folder = root / ".modelfleet" / "local" / stack.name
     runtime = gateway_runtime(str(folder), local.gateway_port, local.metrics_port)
     if not Path(runtime.key_map).exists():
-        return "no gateway of this stack runs here"
-    ended = haproxy.revoke(runtime, {name})
-    return f"the gateway refuses it from now on ({output.counted(ended, 'secret')})"
+        return "no gateway of this stack runs here", 0
+    try:
+        ended = haproxy.revoke(runtime, {name})
+    except haproxy.NoGatewayError:
+        return "no gateway of this stack runs here, and the next one does not know it", 0
+    except SetupError as error:
+        again = f"`modelfleet down --stack {stack.name}` and `up` end it"
+        return f"but the running gateway may still know it ({error}): {again}", EXIT_ENVIRONMENT
+    return f"the gateway refuses it from now on ({output.counted(ended, 'secret')})", 0
 
 
 def _with_keys(root: Path, stack: str) -> LoadedStack:
@@ -184,9 +207,23 @@ def _seconds(grace: str) -> int:
     return int(match[1]) * _SECONDS[match[2]]
 
 
-def _secrets(root: Path, stack: str) -> dict[str, str]:
-    text = pulumi_run.ask(root, ["config", "get", SECRETS, "--stack", stack])
+def _secrets(root: Path, stack: str, section: str) -> dict[str, str]:
+    text = pulumi_run.ask(root, ["config", "get", section, "--stack", stack])
     return dict(json.loads(text)) if text else {}
+
+
+def _still_valid(root: Path, stack: LoadedStack, name: str, now: int) -> list[Rotated]:
+    """The old secrets of a key whose grace runs, by their hashes; raises `SetupError` for what cannot be read."""
+    if name not in _mapping(stack, ROTATED):
+        return []
+    try:
+        found = Rotated.parse_all(_secrets(root, stack.name, ROTATED)[name])
+    except (KeyError, ValueError):
+        raise SetupError(
+            f"stack {stack.name}: the old secrets of {name} cannot be read, and a rotation would end them; "
+            f"`modelfleet key revoke {name}` and `key add` begin anew"
+        ) from None
+    return [one for one in found if one.ends_at > now]
 
 
 def _path(section: str, name: str) -> str:

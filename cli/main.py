@@ -369,7 +369,9 @@ def key_rotate(
 
 @key.command(name="revoke")
 def key_revoke(name: KeyName, stack: Stack = "local") -> None:
-    """Take a key back at once: the running gateway refuses it, and so does the next `up`.
+    """Take a key back: a local gateway refuses it at once. On a cluster and on EKS run `modelfleet up` right after.
+
+    Only that takes it out of a gateway in a cluster. The key's open requests finish.
 
     Example: `modelfleet key revoke search --stack prod`
     """

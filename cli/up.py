@@ -14,6 +14,7 @@ from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.status import base_url
 from modelfleet.infra.local import emulator
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.keys import key_for
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.infra.reading.cards import name_of_a_card
 from modelfleet.infra.reading.workspace import make_plan
@@ -124,30 +125,40 @@ def _through_the_front_door(root: Path, plan: Plan, base: str) -> None:
 
 
 def _first_answers(root: Path, plan: Plan, base: str, models: Sequence[ModelPlan]) -> None:
-    """Wait for a first answer of each model, and show how to ask the first one."""
+    """Wait for a first answer of each model, and show how to ask the first one.
+
+    A model that no key with a secret may use now is not asked.
+    """
     with_key = plan.gateway.auth == "keys"
-    key = _api_key(root, plan.stack) if with_key else None
-    kinds: dict[str, ModelKind] = {}
+    secrets = _api_keys(root, plan.stack) if with_key else {}
+    answered: list[tuple[ModelPlan, ModelKind, str | None]] = []
     for model in models:
-        seconds, kinds[model.model_id] = wait_for_first_answer(base, model, key)
-        what = "token" if kinds[model.model_id] == "text" else "answer"
+        name = key_for(plan.gateway, model.model_id, secrets, time.time()) if with_key else None
+        if with_key and name is None:
+            output.say(f"{model.model_id}: not asked, because no key that lives may use it (modelfleet key list)")
+            continue
+        key = str(secrets[name]) if name is not None else None
+        seconds, kind = wait_for_first_answer(base, model, key)
+        what = "token" if kind == "text" else "answer"
         output.say(f"{model.model_id}: first {what} after {seconds:.1f} s")
-    first = models[0]
-    kind = kinds[first.model_id]
-    if kind == "text" and (exchange := first_exchange(base, first, key)):
+        answered.append((model, kind, key))
+    if answered and answered[0][1] == "text" and (exchange := first_exchange(base, answered[0][0], answered[0][2])):
         output.say(f"\n{exchange}", stderr=False)
     output.show(f"\nBase URL: {base}/v1\n")
     if plan.gateway.chat:
         output.say(f"Chat in a browser: {base}/\n", stderr=False)
+    if not answered:
+        return
+    first, kind, _ = answered[0]
     output.say(curl_example(base, first, kind, with_key=with_key), stderr=False)
     python = openai_example(base, first, kind, with_key=with_key, root=root)
     output.say(f"\n{python}\n" if python else "", stderr=False)
 
 
-def _api_key(root: Path, stack: str) -> str:
-    """One of the stack's keys, for the first request; it is never printed."""
+def _api_keys(root: Path, stack: str) -> dict[str, str]:
+    """The stack's keys by name, for the first requests; none is ever printed."""
     text = pulumi_run.ask(root, ["config", "get", "modelfleet:apiKeys", "--stack", stack])
     keys = json.loads(text) if text else {}
     if not keys:
         raise SetupError(f"stack {stack} has no readable modelfleet:apiKeys; set one, or set `modelfleet:auth: none`")
-    return str(next(iter(keys.values())))
+    return dict(keys)

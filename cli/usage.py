@@ -24,6 +24,8 @@ By = Literal["key", "team", "model", "adapter", "day"]
 SUMS: Final = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 #: What a row is called whose records have no name: no key with `auth: none`, no team, no adapter.
 NOBODY: Final = "–"
+#: Seconds after its last line for which a request counts as running: a growing one has a line each 10 s.
+OPEN_S: Final = 60
 _SINCE = re.compile(r"(\d{1,4})([hd])")
 
 
@@ -62,16 +64,20 @@ def run_usage(
 
 
 def rows(records: Iterable[Mapping[str, Any]], by: By) -> list[dict[str, Any]]:
-    """One row per name, sorted by it: requests, how many of them were cut short, and tokens.
+    """One row per name, sorted by it: requests, how many of them are open or were cut short, and tokens.
 
-    A request that was open when its replica died counts as cut short, with the tokens of its last line.
+    A request that was open when its replica died counts as cut short, with the tokens of its last line: after
+    `OPEN_S` without another one. A running request that did not grow for so long is counted so until its next line.
     """
+    alive = (datetime.now(UTC) - timedelta(seconds=OPEN_S)).strftime("%Y-%m-%dT%H:%M:%S")
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         name = record["began"][:10] if by == "day" else record[by] or NOBODY
-        row = found.setdefault(name, {by: name, "requests": 0, "cut_short": 0, **dict.fromkeys(SUMS, 0)})
+        row = found.setdefault(name, {by: name, "requests": 0, "open": 0, "cut_short": 0, **dict.fromkeys(SUMS, 0)})
         row["requests"] += 1
-        row["cut_short"] += record["end"] != "finished"
+        running = record["end"] == "open" and record["written"] >= alive
+        row["open"] += running
+        row["cut_short"] += record["end"] != "finished" and not running
         for one in SUMS:
             row[one] += record[one]
     return [found[name] for name in sorted(found)]
@@ -87,7 +93,15 @@ def _start(since: str) -> datetime:
 
 def _table(found: Iterable[Mapping[str, Any]], by: By) -> Table:
     table = Table(by, box=SIMPLE_HEAD)
-    for name in ("requests", "cut short", "prompt tokens", "of them cached", "completion tokens", "of them reasoning"):
+    for name in (
+        "requests",
+        "open",
+        "cut short",
+        "prompt tokens",
+        "of them cached",
+        "completion tokens",
+        "of them reasoning",
+    ):
         table.add_column(name, justify="right")
     for row in found:
         name, *numbers = row.values()
@@ -97,7 +111,7 @@ def _table(found: Iterable[Mapping[str, Any]], by: By) -> Table:
 
 def _csv(found: list[dict[str, Any]], by: By) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [by, "requests", "cut_short", *SUMS], lineterminator="\n")
+    writer = csv.DictWriter(text, [by, "requests", "open", "cut_short", *SUMS], lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     return text.getvalue().rstrip("\n")

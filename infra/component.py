@@ -96,7 +96,8 @@ class Fleet(pulumi.ComponentResource):
         root = Path(
             pulumi.get_root_directory() or Path.cwd()
         )  # none is said to a plugin, which runs beside the program
-        asked = _Asked(name, models, settings, region, named, root)
+        names = frozenset(api_keys) if isinstance(api_keys, Mapping) else None
+        asked = _Asked(name, models, settings, region, named, root, names)
         with _told():
             self.plan = asked.plan({key: _NOT_YET[key] if _is_output(value) else value for key, value in there.items()})
             # As inputs they become dependencies: `destroy` deletes what is in a VPC or a bucket before it. Providers
@@ -138,11 +139,15 @@ class _Asked:
     region: str | None
     secrets: frozenset[str]
     root: Path
+    #: Names of the keys that the program gives; None where they are an output's.
+    key_names: frozenset[str] | None = None
 
     def plan(self, known: Mapping[str, Any]) -> Plan:
         """The plan where `known` exists; raises `InputErrors` with every fault."""
         workspace = self._workspace(known)
         stack = replace(workspace.stack, secrets=workspace.stack.secrets | self.secrets)
+        if "apiKeys" in self.secrets and not workspace.stack.key_names:  # the file has none
+            stack = replace(stack, key_names=self.key_names)
         if refused := list(existing_findings(f"Fleet {self.name}", stack.config.target, known)):
             raise InputErrors(refused)
         return plan_workspace(replace(workspace, stack=stack), self.root)

@@ -6,20 +6,25 @@ sequences, the same numbers that vLLM's counters add up. So nothing is counted p
 answers without `usage` count alike.
 
 One JSON line per request goes to `<folder>/date=…/hour=…/<replica>.jsonl` (UTC). A request that is still open has
-a line each second in which it grew, with `"end": "open"`; of lines with equal `replica` and `number` the last one
-counts. So a replica that is killed loses at most the last second of the requests that were open, and no other.
+a line each 10 s in which it grew, with `"end": "open"`; of lines with equal `replica` and `number` the last one
+counts. So a replica that is killed loses at most the last 10 s of the requests that were open, and no other.
 Lines are in the file when `write` returns, and on the disk a second later.
+
+The folder is bounded: files older than `KEPT_DAYS` are deleted, and the oldest ones while all have more than
+`KEPT_BYTES`. Each replica looks when it starts a file, and deletes those of replicas that ended, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,7 +38,19 @@ FOLDER_VARIABLE = "MODELFLEET_USAGE_FOLDER"
 """Environment variable with the folder of the records; without it they are beside Ray's logs, where shippers look."""
 
 PERIOD_S = 1.0
-"""Seconds between two lines of an open request, and until a line is on the disk."""
+"""Seconds until a line is on the disk, and until a request ends that the engine let go of after its answer."""
+
+OPEN_EVERY_S = 10.0
+"""Seconds between two lines of an open request: what a replica that is killed loses of it at most."""
+
+KEPT_DAYS = 35
+"""Days after its hour for which a file of records stays: a month's books, and some days to write them."""
+
+LIVE_S = 2 * 3600
+"""Seconds after its last line for which nobody deletes a file: its replica may be about to write to it."""
+
+KEPT_BYTES = 1 << 30
+"""Bytes of records in one model's folder, some two million requests; above them the oldest files go."""
 
 KEY, TEAM, REQUEST_ID = b"x-modelfleet-key", b"x-modelfleet-team", b"x-request-id"
 """Headers by which the gateway says who asks. It drops what a client sends under the first two."""
@@ -147,6 +164,9 @@ class UsageMeter:
         self._file: int | None = None
         self._path: Path | None = None
         self._unsynced = False
+        self._noted_at = -OPEN_EVERY_S
+        #: Whether the file ends in the middle of a line.
+        self._torn = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -165,20 +185,34 @@ class UsageMeter:
             # Otherwise the engine has yet to let go of it, and counts until then; `note_open` sees when.
 
     async def run(self) -> None:
-        """Notes what is open each `PERIOD_S`, and ends what the engine has let go of; until cancelled."""
+        """Ends what the engine has let go of each `PERIOD_S`, and notes what is open; until cancelled.
+
+        What goes wrong in a round is in the log, and the next one comes: these lines are all that a kill leaves.
+        """
         while True:
             await asyncio.sleep(PERIOD_S)
-            self.note_open()
-            if self._unsynced and self._file is not None:
-                self._unsynced = False
-                await asyncio.to_thread(_sync, self._file)
+            try:
+                self.end_what_is_through()
+                if time.monotonic() - self._noted_at >= OPEN_EVERY_S:
+                    self._noted_at = time.monotonic()
+                    self.note_open()
+                if self._unsynced and self._file is not None:
+                    self._unsynced = False
+                    await asyncio.to_thread(_sync, self._file)
+            except Exception:  # nobody else would see it
+                logger.exception("usage of open requests was not noted in this round")
 
-    def note_open(self) -> None:
-        """A line for each open request that grew since its last one, and the last line of those that are through."""
+    def end_what_is_through(self) -> None:
+        """The last line of each request that was answered and that the engine has let go of since."""
         for usage in list(self._open.values()):
             if usage.answered and usage.ended:
                 self._end(usage)
-            elif (so_far := usage.tokens) != usage.noted:
+
+    def note_open(self) -> None:
+        """A line for each open request that grew since its last one, and the last line of those that are through."""
+        self.end_what_is_through()
+        for usage in list(self._open.values()):
+            if (so_far := usage.tokens) != usage.noted:
                 usage.noted = so_far
                 self._write(usage.record(self.replica, "open"))
 
@@ -201,10 +235,17 @@ class UsageMeter:
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":"), ensure_ascii=True) + "\n"
         try:
-            os.write(self._of_this_hour(), line.encode())
+            file = self._of_this_hour()
+            whole = (b"\n" if self._torn else b"") + line.encode()
+            written = os.write(file, whole)
             self._unsynced = True
+            if written:
+                self._torn = written < len(whole)
+            problem: OSError | str = f"{written} of {len(whole)} bytes fitted" if written < len(whole) else ""
         except OSError as error:
-            logger.error("usage cannot be written to %s: %s; the record is %s", self._path, error, line.strip())
+            problem = error
+        if problem:
+            logger.error("usage cannot be written to %s: %s; the record is %s", self._path, problem, line.strip())
 
     def _of_this_hour(self) -> int:
         now = datetime.now(UTC)
@@ -215,8 +256,35 @@ class UsageMeter:
             if self._file is not None:
                 os.fsync(self._file)
                 os.close(self._file)
-            self._file, self._path = opened, path
+            self._file, self._path, self._torn = opened, path, False
+            bound(self.folder, path)
         return self._file
+
+
+def bound(folder: Path, current: Path) -> None:
+    """Deletes files of records in `folder` beyond `KEPT_DAYS` and `KEPT_BYTES`, the oldest first, never `current`.
+
+    What cannot be deleted is an error in the log. Another replica may delete the same files meanwhile.
+    """
+    found = []
+    for path in folder.glob("date=*/hour=*/*.jsonl"):
+        with suppress(FileNotFoundError):
+            known = path.stat()
+            found.append((known.st_mtime, known.st_size, path))
+    total, now = sum(size for _, size, _ in found), time.time()
+    for written, size, path in sorted(found):
+        if path == current or now - written < LIVE_S:
+            continue  # somebody may still write to it
+        if now - written <= KEPT_DAYS * 86400 and total <= KEPT_BYTES:
+            break
+        try:
+            path.unlink(missing_ok=True)
+            for empty in (path.parent, path.parent.parent):
+                empty.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                logger.error("old usage cannot be deleted: %s", error)
+        total -= size
 
 
 def usage_folder() -> Path:

@@ -14,9 +14,10 @@ from modelfleet.infra.gateway.answers import log_format, model_card, refuses, re
 from modelfleet.infra.gateway.maps import names_of
 from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
 
-#: In a key's line of `access.map`: team, class, end, requests and tokens per minute, open requests; 0 is none.
+#: In a key's line of `access.map`: team, class, end, requests and tokens per minute, open requests.
 FIELDS = ("team", "class", "ends", "requests", "tokens", "open")
-NONE = "0"
+#: No name of a key or team is this: they begin with a letter or digit.
+NONE = "_"
 #: The key of a class's whole list in `cards.map`, and of its names as text.
 LIST, NAMES = "*", "?"
 #: Before a slug in `models.map`: what a body without `model` gets below `/<slug>`. No model's name begins like this.
@@ -191,6 +192,13 @@ def class_routing(gateway: GatewayPlan, folder: str) -> list[str]:
         "http-request lua.read_model if restricted posts",
         refuses(400, "The body names `model` more than once.", "Bad Request", param="body.model")
         + " if { var(txn.fault) -m str twice }",
+        refuses(
+            400,
+            "The form has a field whose name, or a boundary or charset, that can be read in two ways.",
+            "Bad Request",
+            param="body.model",
+        )
+        + " if { var(txn.fault) -m str form }",
         f"http-request set-var(txn.granted) str({BASE}),concat(,txn.slug),{granted} if restricted direct missing",
         f"http-request set-var(txn.granted) var(txn.model),{granted} if restricted direct named",
         "http-request set-var(txn.model) var(txn.slug) if restricted direct missing",

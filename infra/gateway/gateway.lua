@@ -1,6 +1,6 @@
 -- Reads the model's name from a request body where HAProxy's json_query found none: escaped text ("org\/name"),
 -- nesting deeper than mjson's 20 levels, multipart forms. Also finds out what is wrong with a body that names no model.
--- Sets txn.model, or txn.fault to one of: json, type, missing, twice, number.
+-- Sets txn.model, or txn.fault to one of: json, type, missing, twice, form, number.
 
 local MAX_NAME = 512
 
@@ -102,21 +102,62 @@ local function model_of_json(text, once)
   return model, fault or ended
 end
 
--- The form field "model" of a multipart body. With `once` a second one is a fault.
+-- Whether a part's head names the field "model". A key's case and blanks around it count for nothing, as for the
+-- engine's parser (python-multipart). Nil where several names are in the head, or one that only looks like it.
+local function names_model(head)
+  local lowered, count = head:lower(), 0
+  for _ in lowered:gmatch('%f[%w]name[^%w=]*=') do count = count + 1 end
+  if count ~= 1 then return nil end
+  local _, last = lowered:find('[;%s]name[ \t]*=[ \t]*')
+  local value = last and head:sub(last + 1)
+  if value and (value:find('^"model"[ \t]*[;\r]') or value:find('^model[ \t]*[;\r]')) then return true end
+  local _, loose = lowered:find('%f[%w]name[^%w=]*=')
+  if lowered:find('^[^%w]*model[^%w;\r]*[;\r]', loose + 1) and head:sub(loose + 1):find('model', 1, true) then return nil end
+  return false
+end
+
+-- The boundary of a form. With `once` there is one only, and no charset in which other bytes would spell "model".
+local function boundary_of(content_type, once)
+  local lowered = content_type:lower()
+  if once then
+    local _, count = lowered:gsub('boundary[^%w]*=', '')
+    local charset = lowered:match('charset[^%w]*=[^%w]*([%w-]*)')
+    if count ~= 1 or (charset and charset ~= 'utf-8') then return nil end
+  end
+  local _, last = lowered:find('[;%s]boundary[ \t]*=[ \t]*')
+  local found = last and content_type:sub(last + 1)
+  return found and (found:match('^"([^"\\]+)"') or found:match('^([^";,%s]+)'))
+end
+
+-- The form field "model" of a multipart body. With `once` a second one is a fault, and so is whatever the engine's
+-- parser might read otherwise.
 local function model_of_form(text, content_type, once)
-  local boundary = content_type:match('[bB][oO][uU][nN][dD][aA][rR][yY]="?([^";,%s]+)')
-  if not boundary then return nil, 'json' end
+  local boundary = boundary_of(content_type, once)
+  if not boundary then return nil, once and 'form' or 'json' end
   local marker = '--' .. boundary
   local at = text:find(marker, 1, true)
   local model
   while at do
     local head = at + #marker
-    local blank = text:find('\r\n\r\n', head, true)
     local following = text:find('\r\n' .. marker, head, true)
-    if blank and following and blank < following and text:sub(head, blank):match('[%s;]name="?model"?[%s;\r]') then
-      if model then return nil, 'twice' end
-      model = text:sub(blank + 4, following - 1)
-      if not once then return model end
+    local after = text:sub(head, head + 1)
+    if after == '--' then break end
+    if after == '\r\n' then
+      -- What only begins like the boundary is a part of the field.
+      while following and not text:find('^\r\n', following + 2 + #marker)
+        and not text:find('^%-%-', following + 2 + #marker) do
+        following = text:find('\r\n' .. marker, following + 2, true)
+      end
+      local blank = text:find('\r\n\r\n', head, true)
+      if blank and following and blank < following then
+        local named = names_model(text:sub(head, blank))
+        if named == nil and once then return nil, 'form' end
+        if named then
+          if model then return nil, 'twice' end
+          model = text:sub(blank + 4, following - 1)
+          if not once then return model end
+        end
+      end
     end
     at = following and following + 2
   end

@@ -31,11 +31,16 @@ class Rotated:
 
     @classmethod
     def parse(cls, text: str) -> Rotated:
-        """What the stack's secret `rotatedKeys.<name>` holds, `<sha256> <ISO time>`; raises `ValueError`."""
+        """One of what the stack's secret `rotatedKeys.<name>` holds, `<sha256> <ISO time>`; raises `ValueError`."""
         match = re.fullmatch(r"([0-9a-f]{64}) (\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z)", text.strip())
         if match is None:
             raise ValueError("is no sha256 with a time such as 2026-12-31T00:00:00Z; `modelfleet key rotate` writes it")
         return cls(match[1], int(datetime.strptime(match[2], ISO).replace(tzinfo=UTC).timestamp()))
+
+    @classmethod
+    def parse_all(cls, text: str) -> list[Rotated]:
+        """All of them, with commas between; raises `ValueError`."""
+        return [cls.parse(one) for one in text.split(",")]
 
     def text(self) -> str:
         """The reverse of `parse`."""
@@ -86,18 +91,18 @@ def with_rotated(keys: Mapping[str, str], rotated: Mapping[str, str] | None) -> 
 def render_key_map(keys: Mapping[str, str]) -> str:
     """The map file, sorted by name; raises `ValueError` with every fault.
 
-    `<name>@rotated` is the old secret of a key, as `Rotated.text` writes it.
+    `<name>@rotated` are the old secrets of a key, as `Rotated.text` writes each.
     """
     new = {name: key for name, key in keys.items() if not name.endswith(ROTATED)}
     faults = key_faults(new)
-    old: dict[str, Rotated] = {}
+    old: dict[str, list[Rotated]] = {}
     for name in keys.keys() - new.keys():
         try:
-            old[name.removesuffix(ROTATED)] = Rotated.parse(keys[name])
+            old[name.removesuffix(ROTATED)] = Rotated.parse_all(keys[name])
         except ValueError as error:
             faults.append(f"the rotated key named {name.removesuffix(ROTATED)[:80]!r} {error}")
     if faults:
         raise ValueError("; ".join(faults))
-    lines = {one.sha256: f"{name}@{one.ends_at}" for name, one in old.items() if name in new}
+    lines = {one.sha256: f"{name}@{one.ends_at}" for name, many in old.items() if name in new for one in many}
     lines |= {hash_key(key): name for name, key in new.items()}  # an old secret that came back is no old one
     return "".join(f"{sha256} {name}\n" for sha256, name in sorted(lines.items(), key=lambda line: (line[1], line[0])))

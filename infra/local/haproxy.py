@@ -30,6 +30,10 @@ LINES_AT_ONCE = 1000
 LONGEST_SOCKET_PATH = 90
 
 
+class NoGatewayError(SetupError):
+    """No process listens on a gateway's socket."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """Process ids of the two HAProxy processes."""
@@ -144,14 +148,17 @@ def set_keys(runtime: Runtime, keys: Mapping[str, str]) -> None:
 def revoke(runtime: Runtime, names: Collection[str]) -> int:
     """Take keys out of force at once, in the running process and in the file; returns how many secrets ended.
 
-    Needs no secret: the map has names. Raises `SetupError` when the gateway does not answer.
+    Needs no secret: the map has names. The file comes first, so that no gateway which starts later knows them. Raises
+    `NoGatewayError` when none runs, and `SetupError` when one does not take it.
     """
     path = Path(runtime.key_map)
     lines = path.read_text(encoding="utf-8").splitlines()
     gone = [line for line in lines if line.partition(" ")[2].partition("@")[0] in names]
-    for line in gone:
-        admin(runtime, f"del map {runtime.key_map} {line.partition(' ')[0]}")
     _replace(path, "".join(f"{line}\n" for line in lines if line not in gone))
+    for line in gone:
+        said = admin(runtime, f"del map {runtime.key_map} {line.partition(' ')[0]}").strip()
+        if said and said != "Key not found.":  # which is what it should be
+            raise SetupError(f"the gateway did not take a key out: {said}")
     return len(gone)
 
 
@@ -161,13 +168,18 @@ def admin(runtime: Runtime, command: str) -> str:
 
 
 def ask(path: str, command: str) -> str:
-    """The answer of the runtime API at socket `path` to one command; raises `SetupError` when nothing listens."""
+    """The answer of the runtime API at socket `path` to one command.
+
+    Raises `NoGatewayError` when nothing listens, `SetupError` when what listens does not answer.
+    """
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(path)
             connection.sendall(command.encode() + b"\n")
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    except (ConnectionRefusedError, FileNotFoundError) as problem:
+        raise NoGatewayError(f"the gateway's socket {path} does not answer: {problem.strerror}") from problem
     except OSError as problem:
         raise SetupError(f"the gateway's socket {path} does not answer: {problem.strerror or problem}") from problem
     return answer.decode()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from modelfleet.infra.planning.plan import AllowancePlan, KeyPlan
+from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.infra.stack.keys import Allowance
 from modelfleet.serving.config.errors import Finding, Severity
@@ -25,7 +25,6 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
                 requests_per_minute=key.requests_per_minute or config.gateway.requests_per_minute,
                 tokens_per_minute=key.tokens_per_minute or config.gateway.tokens_per_minute,
                 concurrent_requests=key.concurrent_requests or config.gateway.concurrent_requests,
-                tags=_tags({**team.tags, **key.tags} if team else key.tags),
                 team=key.team,
                 models=tuple(sorted(one for one in names if _in_all(one, globs))) if globs else None,
                 ends_at=key.ends_at,
@@ -42,10 +41,21 @@ def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
             team.requests_per_minute,
             team.tokens_per_minute,
             team.concurrent_requests,
-            _tags(team.tags),
         )
         for name, team in sorted(stack.config.teams.items())
     )
+
+
+def key_for(gateway: GatewayPlan, model_id: str, names: Iterable[str], now: float) -> str | None:
+    """The first key of `names` that may use a model and lives at `now` (seconds since 1970); None if none does."""
+    plans = {plan.name: plan for plan in gateway.keys}
+    for name in names:
+        plan = plans.get(name)
+        if plan is None:  # it is in no file, so it may use everything
+            return name
+        if (plan.models is None or model_id in plan.models) and (plan.ends_at is None or plan.ends_at > now):
+            return name
+    return None
 
 
 def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
@@ -85,7 +95,8 @@ def _unknown_teams(stack: LoadedStack) -> list[Finding]:
 
 def _without_secret(stack: LoadedStack) -> list[Finding]:
     """Only a warning: `key add` may come later, and a revoked key may come back."""
-    if stack.key_names is None:
+    # Without apiKeys the program gives them, or there is a Secret that this never sees; `planner` warns of it once.
+    if stack.key_names is None or "apiKeys" not in stack.secrets:
         return []
     return [
         stack.finding(
@@ -109,7 +120,3 @@ def _unmatched(
 
 def _in_all(name: str, globs: Sequence[Sequence[str]]) -> bool:
     return all(any(fnmatchcase(name, glob) for glob in one) for one in globs)
-
-
-def _tags(tags: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(tags.items()))

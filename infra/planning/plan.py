@@ -506,7 +506,6 @@ class AllowancePlan:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
-    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from modelfleet.serving.config.validation import Matching
 KEY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
 #: What `pulumi config set` makes of a day without quotes when it writes the file again (Go's text of a time).
 PULUMI_MIDNIGHT = " 00:00:00 +0000 UTC"
+#: Before 1970 a key would have no end at all, and the midnight after 9999-12-31 is no day of Python's calendar.
+YEARS = range(2000, 9999)
 KeyName = Annotated[
     str,
     Matching(KEY_NAME_PATTERN, "1 to 63 letters, digits, `.`, `_`, `-`, beginning with a letter or digit"),
@@ -56,9 +58,14 @@ class ApiKey(Allowance):
         if value is None:
             return None
         try:
-            return date.fromisoformat(str(value).removesuffix(PULUMI_MIDNIGHT)).isoformat()
+            day = date.fromisoformat(str(value).removesuffix(PULUMI_MIDNIGHT))
         except ValueError:
-            raise ValueError(f"found {str(value)[:80]!r}; allowed is a day such as 2026-12-31") from None
+            day = None
+        if day is None or day.year not in YEARS:
+            raise ValueError(
+                f"found {str(value)[:80]!r}; allowed is a day such as 2026-12-31, from {YEARS[0]} to {YEARS[-1]}"
+            )
+        return day.isoformat()
 
     @property
     def ends_at(self) -> int | None:

@@ -110,7 +110,7 @@ def tab(url: str) -> Iterator[Tab]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")
 def test_in_a_browser_it_takes_a_key_streams_an_answer_and_says_the_speed(with_page: Gateway) -> None:
     with tab(f"{with_page.url}/") as page:
-        page.wait("document.readyState === 'complete' && !key.hidden", "the field for a key")
+        page.wait("typeof key === 'object' && !key.hidden", "the field for a key")
         assert page.value("model.options.length") == 0
         page.value(f"key.value = {json.dumps(ALICE)}; key.dispatchEvent(new Event('change'))")
         page.wait("model.options.length === 3", "the list of models")
@@ -130,9 +130,30 @@ def test_in_a_browser_it_takes_a_key_streams_an_answer_and_says_the_speed(with_p
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")
+def test_in_a_browser_a_new_chat_hears_nothing_of_the_answer_that_was_streaming(make_gateway: Make) -> None:
+    gateway = make_gateway(chat=True)
+    gateway.backend.data = [chunk(f"word{number} ") for number in range(600)]
+    gateway.backend.pause_s = 0.1
+    with tab(f"{gateway.url}/") as page:
+        page.wait("typeof key === 'object' && !key.hidden", "the field for a key")
+        page.value(f"key.value = {json.dumps(ALICE)}; key.dispatchEvent(new Event('change'))")
+        page.wait("model.options.length === 3", "the list of models")
+        page.ask("Old?")
+        page.wait("!!talk.querySelector('p.assistant')", "the first words")
+        page.value("at('fresh').click(); text.value = 'New?'; form.requestSubmit()")
+        page.wait("!!talk.querySelector('p.assistant')", "the next answer")
+        assert page.value("messages.map(one => one.content).join()") == "New?"
+        assert page.value("[...talk.querySelectorAll('p.user')].map(one => one.textContent).join()") == "New?"
+        assert page.value("talk.querySelectorAll('p.error, p.note').length") == 0
+        page.value("form.requestSubmit()")  # Stop is the new one's
+        page.wait("running === null", "the end")
+        assert page.value("messages.map(one => one.role).join()") == "user,assistant"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")
 def test_in_a_browser_a_refusal_is_shown_in_its_own_words(with_page: Gateway) -> None:
     with tab(f"{with_page.url}/") as page:
-        page.wait("document.readyState === 'complete' && !key.hidden", "the field for a key")
+        page.wait("typeof key === 'object' && !key.hidden", "the field for a key")
         page.value("key.value = 'sk-wrong-0123456789'")
         page.ask("Hello?")
         said = page.wait("talk.querySelector('p.error')?.textContent", "the refusal")

@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from modelfleet.cli import key, pulumi_run
+from modelfleet.cli.usage import rows as usage_rows
 from modelfleet.cli.usage import run_usage
 from modelfleet.infra.gateway import render_key_map, with_rotated
 from modelfleet.infra.gateway.keys import hash_key
+from modelfleet.infra.reading.usage import read_usage
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from tests.unit.serving.test_usage import Answer, ask, meter_of
 
@@ -22,7 +24,9 @@ STACK: dict[str, Any] = {
     "modelfleet:models": ["*"],
     "modelfleet:gateway": {"requestsPerMinute": 9},
     "modelfleet:keys": {"search.prod": {"team": "web", "models": ["small"], "expires": "2026-12-31"}},
-    "modelfleet:teams": {"web": {}},
+    "modelfleet:teams": {
+        "web": {"models": ["org/*", "small"], "requestsPerMinute": 50, "tags": {"centre": "4711"}},
+    },
 }
 
 
@@ -35,6 +39,7 @@ class Pulumi:
     def __init__(self, root: Path) -> None:
         self.file = root / "stacks" / "Pulumi.local.yaml"
         self.used: set[str] = set()
+        self.made: list[str] = []
         self.values: dict[str, dict[str, str]] = {"apiKeys": {}, "rotatedKeys": {}}
         self.file.parent.mkdir()
         self.write()
@@ -54,6 +59,7 @@ class Pulumi:
 
     def set(self, root: Path, stack: str, path: str, value: str) -> None:
         section, name = self.place(path)
+        assert self.made, "a backend of one's own encrypts for a stack that exists"
         self.used.add(section)
         self.values[section][name] = value
         self.write()
@@ -70,7 +76,8 @@ def pulumi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pulumi:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pulumi_run, "set_secret", made.set)
     monkeypatch.setattr(pulumi_run, "remove_config", made.remove)
-    monkeypatch.setattr(pulumi_run, "ask", lambda *_: json.dumps(made.values["apiKeys"]))
+    monkeypatch.setattr(pulumi_run, "make_stack", lambda root, stack: made.made.append(stack))
+    monkeypatch.setattr(pulumi_run, "ask", lambda root, words: json.dumps(made.values[words[2].partition(":")[2]]))
     return made
 
 
@@ -93,6 +100,28 @@ def test_a_rotated_key_keeps_the_hash_of_its_old_secret(pulumi: Pulumi, capsys: 
     assert f"{hash_key(new)} search.prod" in lines
     assert any(re.fullmatch(rf"{hash_key(old)} search\.prod@\d+", line) for line in lines)
     assert key.rows(key._with_keys(Path.cwd(), "local"))[0]["secret"] == "rotated"
+
+
+def test_a_second_rotation_ends_no_secret_whose_grace_runs(
+    pulumi: Pulumi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets, now = [], 1_900_000_000
+    monkeypatch.setattr(key.time, "time", lambda: now)
+    key.run_add("local", "search.prod")
+    for grace, later in (("7d", 3600), ("30m", 3600), ("24h", 0)):
+        secrets.append(capsys.readouterr().out.strip())
+        key.run_rotate("local", "search.prod", grace)
+        now += later
+    said = capsys.readouterr()
+    first, second, third, new = *secrets, said.out.strip()
+    lines = render_key_map(with_rotated(pulumi.values["apiKeys"], pulumi.values["rotatedKeys"])).splitlines()
+    assert {line.split()[0]: line.split()[1] for line in lines} == {
+        hash_key(first): f"search.prod@{1_900_000_000 + 7 * 86400}",
+        hash_key(third): f"search.prod@{1_900_007_200 + 86400}",
+        hash_key(new): "search.prod",
+    }, "the second ended before the last rotation"
+    assert hash_key(second) not in "".join(lines)
+    assert said.err.count("earlier rotation stays valid until") == 1
 
 
 def test_a_revoked_key_is_out_of_the_stack_with_its_old_secret(pulumi: Pulumi) -> None:
@@ -121,11 +150,45 @@ def test_mistakes_say_what_to_do(pulumi: Pulumi) -> None:
             act()
 
 
-def test_the_list_says_what_each_key_may(pulumi: Pulumi, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_says_what_each_key_may(
+    pulumi: Pulumi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     key.run_list("local", as_json=True)
     (row,) = json.loads(capsys.readouterr().out)["keys"]
     assert (row["key"], row["team"], row["models"], row["requests_per_minute"]) == ("search.prod", "web", ["small"], 9)
     assert (row["expires"], row["secret"]) == ("2026-12-31", "none")
+    assert (row["team_models"], row["team_requests_per_minute"]) == (["org/*", "small"], 50)
+    assert row["tags"] == {"centre": "4711"}
+    monkeypatch.setenv("COLUMNS", "200")
+    key.run_list("local")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "small ∩ org/*, small" in shown and "9 of team's 50" in shown and "centre=4711" in shown
+
+
+def test_a_key_is_as_limited_as_its_team(
+    pulumi: Pulumi, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = yaml.safe_load(pulumi.file.read_text())
+    del document["config"]["modelfleet:keys"]["search.prod"]["models"]
+    pulumi.file.write_text(yaml.safe_dump(document))
+    (row,) = key.rows(key._with_keys(Path.cwd(), "local"))
+    assert (row["models"], row["team_models"]) == (None, ["org/*", "small"])
+    monkeypatch.setenv("COLUMNS", "200")
+    key.run_list("local")
+    shown = capsys.readouterr().out
+    assert "org/*, small" in shown and " all " not in shown
+
+
+def test_a_request_that_runs_is_not_cut_short(tmp_path: Path) -> None:
+    answer = Answer(3)
+    meter = meter_of(tmp_path, answer)
+    ask(meter)
+    meter.note_open()
+    (record,) = read_usage(tmp_path)
+    (row,) = usage_rows([record], "key")
+    assert (row["requests"], row["open"], row["cut_short"]) == (1, 1, 0)
+    (row,) = usage_rows([{**record, "written": "2026-01-01T00:00:00.000000Z"}], "key")
+    assert (row["open"], row["cut_short"]) == (0, 1), "its replica died"
 
 
 def test_usage_adds_up_by_any_name(pulumi: Pulumi, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,12 +200,12 @@ def test_usage_adds_up_by_any_name(pulumi: Pulumi, tmp_path: Path, capsys: pytes
     found = {row["key"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert {name: row["completion_tokens"] for name, row in found.items()} == {"alice": 8, "bob": 4, "–": 6}
     assert found["alice"] == {
-        "key": "alice", "requests": 2, "cut_short": 1, "prompt_tokens": 10, "cached_tokens": 4,
+        "key": "alice", "requests": 2, "open": 0, "cut_short": 1, "prompt_tokens": 10, "cached_tokens": 4,
         "completion_tokens": 8, "reasoning_tokens": 0,
     }  # fmt: skip
     run_usage("local", by="model", as_csv=True)
     head, row = capsys.readouterr().out.splitlines()
-    assert head.startswith("model,requests,cut_short,prompt_tokens") and row == "org/model,4,1,20,8,18,0"
+    assert head.startswith("model,requests,open,cut_short,prompt_tokens") and row == "org/model,4,0,1,20,8,18,0"
     run_usage("local", by="day")
     assert "18" in capsys.readouterr().out
 

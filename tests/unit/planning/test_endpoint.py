@@ -207,6 +207,33 @@ def test_up_says_when_the_front_door_cannot_be_reached_from_here(
     assert "cannot be reached from here, timed out; ask from a network in gateway.allowCidrs" in said
 
 
+def test_up_asks_each_model_with_a_key_that_may_use_it_and_skips_those_that_none_may(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first key was taken, whatever it may, and `up` failed on a stack that served."""
+    keys = {"a-ended": {"expires": "2020-01-01"}, "b": {"models": ["small"]}, "c": {"models": ["large"]}}
+    made = stack(pool(), auth="keys", secrets=["apiKeys"], keys=keys)
+    plan = planned([model("hidden"), model("large"), model("small")], made)
+    secrets = {name: f"sk-{name}-0123456789" for name in keys}
+    asked: dict[str, str | None] = {}
+
+    def wait(base: str, model: ModelPlan, key: str | None) -> tuple[float, ModelKind]:
+        asked[model.model_id] = key
+        return 1.0, "embedding"
+
+    monkeypatch.setattr(up, "wait_for_first_answer", wait)
+    monkeypatch.setattr(pulumi_run, "ask", lambda *_: json.dumps(secrets))
+    up._first_answers(Path(), plan, "http://door.example", plan.models)
+    assert asked == {"large": secrets["c"], "small": secrets["b"]}
+    said = capsys.readouterr()
+    assert said.err.count("hidden: not asked") == 1 and '"model": "large"' in said.out
+    secrets = {"a-ended": secrets["a-ended"]}
+    up._first_answers(Path(), plan, "http://door.example", plan.models)
+    said = capsys.readouterr()
+    assert said.err.count("not asked, because no key that lives may use it") == 3
+    assert "http://door.example/v1" in said.out + said.err and "curl" not in said.out
+
+
 CHAT_ANSWER = {"choices": [{"message": {"content": "The capital of France\n is Paris."}}]}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.keys import key_findings, key_for
 from modelfleet.infra.planning.plan import AllowancePlan, KeyPlan
 from modelfleet.infra.stack.keys import PULUMI_MIDNIGHT, ApiKey
 from modelfleet.serving.config.errors import InputErrors, Severity
@@ -42,12 +44,11 @@ def test_globs_become_the_names_that_the_gateway_serves() -> None:
 def test_a_key_may_use_what_both_it_and_its_team_may() -> None:
     plan = plan_of(
         keys={"a": {"team": "web", "models": ["org/*"]}, "b": {"team": "web"}},
-        teams={"web": {"models": ["*lora", "small"], "tokensPerMinute": 9, "tags": {"cost": "4711"}}},
+        teams={"web": {"models": ["*lora", "small"], "tokensPerMinute": 9}},
     )
     assert key_of(plan, "a").models == ("org/large-lora",)
     assert key_of(plan, "b").models == ("org/large-lora", "small")
-    assert plan.gateway.teams == (AllowancePlan("web", tokens_per_minute=9, tags=(("cost", "4711"),)),)
-    assert key_of(plan, "b").tags == (("cost", "4711"),)
+    assert plan.gateway.teams == (AllowancePlan("web", tokens_per_minute=9),)
     assert plan.gateway.counts_tokens
 
 
@@ -84,9 +85,32 @@ def test_a_key_without_a_secret_is_a_warning() -> None:
     assert notice.severity is Severity.WARNING and "modelfleet key add a --stack test" in notice.message
 
 
+def test_keys_that_the_file_does_not_hold_are_not_missed() -> None:
+    """A program gives them, or somebody made the Secret."""
+    of_the_file = stack(pool(), auth="keys", secrets=["apiKeys"], keys={"a": {}})
+    of_a_program = replace(of_the_file, key_names=frozenset({"a"}))
+    of_an_output = replace(of_the_file, key_names=None)
+    self_made = replace(of_the_file, secrets=frozenset())
+    missed = [len(key_findings(one, ["small"])) for one in (of_the_file, of_a_program, of_an_output, self_made)]
+    assert missed == [1, 0, 0, 0]
+
+
+def test_the_first_request_of_a_model_takes_a_key_that_may_use_it_and_lives() -> None:
+    keys = {"ended": {"expires": "2020-01-01"}, "small": {"models": ["small"]}, "large": {"models": ["org/*"]}}
+    gateway = plan_of(keys=keys).gateway
+    names, now = ["ended", "small", "large"], 1_798_761_600
+    assert [key_for(gateway, model, names, now) for model in ("org/large", "small")] == ["large", "small"]
+    assert key_for(gateway, "org/large", names[:2], now) is None
+    assert key_for(gateway, "org/large", ["small", "in-no-file"], now) == "in-no-file"
+    assert key_for(gateway, "org/large", names, 0) == "ended", "it lived then"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("keys: {a: {expires: '9999-12-31'}}", "from 2000 to 9998"),
+        ("keys: {a: {expires: '1969-12-31'}}", "from 2000 to 9998"),
+        ("keys: {a: {expires: '0001-01-01'}}", "from 2000 to 9998"),
         ("keys: {a: {team: [one, two]}}", "keys.a.team"),
         ("keys: {a: {team: one}, a: {team: two}}", "a"),
         ("keys: {a: {expires: tomorrow}}", "allowed is a day such as 2026-12-31"),

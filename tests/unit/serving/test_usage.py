@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import resource
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.reading.usage import read_usage
+from modelfleet.serving import usage
 from modelfleet.serving.usage import CURRENT, Counts, UsageMeter
 
 
@@ -129,6 +133,96 @@ def test_a_full_disk_ends_no_request_and_loses_no_record(
     monkeypatch.setattr(os, "write", full)
     ask(meter_of(tmp_path, Answer(7, ended=True)))
     assert "No space left on device" in caplog.text and '"completion_tokens":7' in caplog.text
+
+
+def test_a_disk_that_takes_half_a_record_loses_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Really: the kernel writes what fits below the limit, and says so by the count alone."""
+    meter = meter_of(tmp_path, Answer(7, ended=True))
+    ask(meter, request_id="whole")
+    (file,) = tmp_path.rglob("*.jsonl")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 40, hard))
+    try:
+        ask(meter, request_id="torn")
+        ask(meter, request_id="refused")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    ask(meter, request_id="after")
+    assert sorted(one["request_id"] for one in read_usage(tmp_path)) == ["after", "whole"]
+    logged = [line for line in caplog.messages if '"completion_tokens":7' in line]
+    assert ["torn" in line for line in logged] == [True, False] and "refused" in logged[1], "both are in the log"
+
+
+def test_the_folder_keeps_a_month_and_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(days: float, name: str, size: int = 100) -> Path:
+        at = time.time() - days * 86400
+        path = tmp_path / f"date={name}" / "hour=00" / "old.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x" * size)
+        os.utime(path, (at, at))
+        return path
+
+    ancient, old, young, live = left(36, "1"), left(34, "2"), left(2, "3"), left(0.05, "4", 1000)
+    ask(meter_of(tmp_path, Answer(1, ended=True)))
+    assert [one.exists() for one in (ancient, old, young, live)] == [False, True, True, True]
+    assert not ancient.parent.parent.exists(), "no empty folders are left"
+    monkeypatch.setattr(usage, "KEPT_BYTES", 1150)
+    ask(meter_of(tmp_path, Answer(1, ended=True)))
+    assert [one.exists() for one in (old, young, live)] == [False, False, True], "the last two hours stay"
+    assert len(list(read_usage(tmp_path))) == 2
+
+
+def test_a_round_that_fails_is_logged_and_the_next_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(usage, "PERIOD_S", 0.001)
+    meter, rounds = meter_of(tmp_path), iter([RuntimeError("odd state")])
+    second = asyncio.Event()
+
+    def noted() -> None:
+        for error in rounds:
+            raise error
+        second.set()
+
+    monkeypatch.setattr(meter, "end_what_is_through", noted)
+
+    async def both() -> None:
+        running = asyncio.create_task(meter.run())
+        try:
+            await asyncio.wait_for(second.wait(), 20)
+        finally:
+            running.cancel()
+
+    asyncio.run(both())
+    assert caplog.text.count("odd state") == 1
+
+
+def test_an_open_request_is_noted_each_ten_seconds_and_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "PERIOD_S", 0.001)
+    answer = Answer(1)
+    meter = meter_of(tmp_path, answer)
+    ask(meter)
+
+    def lines() -> list[str]:
+        return [line for file in tmp_path.rglob("*.jsonl") for line in file.read_text().splitlines()]
+
+    async def life() -> None:
+        running = asyncio.create_task(meter.run())
+        for _ in range(30):
+            answer.completion += 1
+            await asyncio.sleep(0.005)
+        assert [json.loads(line)["end"] for line in lines()] == ["open"], "30 rounds, one line"
+        answer.ended = True
+        for _ in range(2000):
+            if len(lines()) == 2:
+                break
+            await asyncio.sleep(0.005)
+        running.cancel()
+
+    asyncio.run(life())
+    assert [json.loads(line)["end"] for line in lines()] == ["open", "finished"]
 
 
 def test_records_before_the_time_asked_for_are_left_out(tmp_path: Path) -> None:
