@@ -22,11 +22,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from modelfleet.serving.app import AppArgs
+from modelfleet.serving.app import AppArgs, wait_for_copies
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
 from modelfleet.serving.config.serve_options import actor_options
 from modelfleet.serving.errors import EngineError
-from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.seal.copy import is_sealed, write
 from modelfleet.serving.seal.machine import Machine, this_machine
 from modelfleet.serving.seal.places import seal_root
@@ -66,8 +65,7 @@ def _job(text: str) -> int:
         _report(f"{uri} is whole")
         return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    for mirror in filter(None, (parsed.weights.mirror, parsed.weights.draft, parsed.weights.tokenizer)):
-        wait_until_complete(mirror)
+    wait_for_copies(parsed.weights)
     seal(parsed, uri, machine, warm)
     return 0
 
