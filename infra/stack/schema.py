@@ -514,7 +514,7 @@ class ManifestKey(StackSection):
 
     @property
     def der(self) -> str:
-        """The public key as base64 of its DER, which is what stands between BEGIN and END; empty for the stack's own."""
+        """The public key as base64 of its DER, what PEM has between BEGIN and END; empty for the stack's."""
         if self.public_key is None:
             return ""
         return "".join(self.public_key.split("-----")[2].split())
