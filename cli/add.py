@@ -26,7 +26,7 @@ from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.infra.planning.new_model import NewModel, file_text
 from modelfleet.infra.planning.offers import Goal, Offer, Wish, checkpoints_of, offers, without_repeats
 from modelfleet.infra.planning.recipe_findings import recipe_findings
-from modelfleet.infra.planning.trust import from_hub
+from modelfleet.infra.planning.signers import from_hub
 from modelfleet.infra.reading.models import Reader, read_facts
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.infra.reading.prices import with_known_prices

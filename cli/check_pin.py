@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelfleet.infra.planning.trust import REVISION, from_hub, is_commit
+from modelfleet.infra.planning.signers import from_hub
+from modelfleet.infra.planning.trust import REVISION, is_commit
 from modelfleet.infra.reading.models import Reader
 from modelfleet.serving.config.document import dotted
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity

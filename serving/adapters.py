@@ -40,9 +40,9 @@ class WantedAdapters:
             mirror = adapter.get("mirror")
             own = LoraAdapter.model_validate({key: value for key, value in adapter.items() if key not in PLANNED})
             # Its prefix names source and revision (`infra/planning/applications.py`).
-            signer = adapter.get("signer", "")
-            expected = Expected(self._key or "", signer) if self._key or signer else None
+            weights = {"manifest_key": self._key, "signers": {mirror: adapter.get("signer", "")}}
             try:
+                expected = Expected.of(weights, mirror) if mirror is not None else None
                 if mirror is not None and is_filling(mirror, look=partial(status, expected=expected)):
                     continue
                 self.folders[name] = resolve_adapter(own, logger.info, mirror, limit=self._limit, expected=expected)

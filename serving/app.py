@@ -64,13 +64,19 @@ def build(args: dict[str, Any]) -> Application:
     Where a Job fills the mirror meanwhile (`MODELFLEET_MIRROR_WAIT_S`), it waits until the mirror is complete.
     """
     parsed = AppArgs.model_validate(args)
-    for mirror in filter(None, (parsed.weights.mirror, parsed.weights.draft, parsed.weights.tokenizer)):
-        # Here, not in the replica: waiting here holds no GPU and delays no other application. Adapters are not waited
-        # for; the replica serves them once they are there.
-        own = mirror == parsed.weights.mirror
-        expected = Expected.of(parsed.weights.model_dump(), None if own else mirror)
-        wait_until_complete(mirror, look=partial(status, expected=expected))
+    # Here, not in the replica: waiting here holds no GPU and delays no other application.
+    wait_for_copies(parsed.weights)
     return application(VllmReplica, parsed)
+
+
+def wait_for_copies(weights: WeightsArgs) -> None:
+    """Return once each copy is complete and as expected (`wait_until_complete`).
+
+    Adapters are not waited for; the replica serves them once they are there.
+    """
+    for mirror in filter(None, (weights.mirror, weights.draft, weights.tokenizer)):
+        expected = Expected.of(weights.model_dump(), None if mirror == weights.mirror else mirror)
+        wait_until_complete(mirror, look=partial(status, expected=expected))
 
 
 def application(replica: type, args: AppArgs) -> Application:

@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from modelfleet.serving.config.errors import EXIT_INPUT, ModelfleetError
 from modelfleet.serving.config.serve_options import actor_options
 from modelfleet.serving.errors import EngineError
-from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.seal.copy import is_sealed, write
 from modelfleet.serving.seal.machine import Machine, this_machine
 from modelfleet.serving.seal.places import seal_root
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _job(text: str) -> int:
-    from modelfleet.serving.app import AppArgs  # Ray's import, which `status` does without
+    from modelfleet.serving.app import AppArgs, wait_for_copies  # Ray's import, which `status` does without
 
     try:
         parsed = AppArgs.model_validate(json.loads(text))
@@ -70,8 +69,7 @@ def _job(text: str) -> int:
         _report(f"{uri} is whole")
         return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    for mirror in filter(None, (parsed.weights.mirror, parsed.weights.draft, parsed.weights.tokenizer)):
-        wait_until_complete(mirror)
+    wait_for_copies(parsed.weights)
     seal(parsed, uri, machine, warm)
     return 0
 

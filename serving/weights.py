@@ -25,7 +25,7 @@ from modelfleet.serving.hub import download
 from modelfleet.serving.mirror import complete_version, fetch
 from modelfleet.serving.mirror.download import Report
 from modelfleet.serving.mirror.prefix import fetch_extra_file, fetch_prefix
-from modelfleet.serving.mirror.proof import Expected
+from modelfleet.serving.mirror.proof import FIX, Expected
 from modelfleet.serving.mirror.store import SCHEMES
 
 UNSIGNED = "--no-sign-request"
@@ -54,7 +54,11 @@ def _streamed(model: ModelConfig, weights: Mapping[str, Any]) -> str | None:
     streaming = str(engine.engine_kwargs.get("load_format", "")).startswith("runai_streamer")
     if not streaming or uri is None or Path(engine.weights_id).is_absolute():
         return None
-    return complete_version(uri, None if own else Expected.of(weights)) or uri
+    expected = None if own else Expected.of(weights)
+    complete = complete_version(uri, expected)
+    if complete is None and expected is not None:
+        raise MirrorError(f"{uri} has no manifest, and what streams from it must have a verified one; {FIX}")
+    return complete or uri
 
 
 def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> Path:

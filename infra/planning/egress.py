@@ -16,7 +16,7 @@ from modelfleet.infra.planning.applications import all_mirrors
 from modelfleet.infra.planning.head_storage import head_storage_plan
 from modelfleet.infra.planning.network import PRIVATE_ADDRESSES, network_of
 from modelfleet.infra.planning.plan import EgressPlan, Way
-from modelfleet.infra.planning.trust import from_hub
+from modelfleet.infra.planning.signers import from_hub
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.load import LoadedModel

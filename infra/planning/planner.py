@@ -80,7 +80,7 @@ from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.seals import seal_findings, seal_plan
-from modelfleet.infra.planning.signers import manifest_key_plan, signer_findings
+from modelfleet.infra.planning.signers import manifest_key_plan, signer_findings, streaming_findings
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -158,6 +158,7 @@ def plan(
         *token_findings(stack, models, catalog),
         *trust_findings(stack, models),
         *signer_findings(stack, [one for model in models for one in all_mirrors(stack, model.config)]),
+        *streaming_findings(stack, models),
     ]
     configs = [model.config for model in models]
     short = {one.model_id: memory_short(machine, one, configs, facts) for one in configs}

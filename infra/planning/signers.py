@@ -8,8 +8,15 @@ from fnmatch import fnmatchcase
 from modelfleet.infra.names import MANIFEST_KEY_FILE
 from modelfleet.infra.planning.plan import ManifestKeyPlan, MirrorPlan
 from modelfleet.infra.stack import LoadedStack
+from modelfleet.serving.config.document import KeyPath
 from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.signer import Signer
+
+
+def from_hub(source: str) -> bool:
+    """Whether weights of that name come from the Hub: no folder, bucket or wheel."""
+    return ":" not in source and not source.startswith("/")
 
 
 def signer_index(stack: LoadedStack, name: str) -> int | None:
@@ -49,11 +56,7 @@ def signer_findings(stack: LoadedStack, loaded: Iterable[MirrorPlan]) -> Iterato
             continue
         matched.add(index)
         if one.prefix is None:
-            message = (
-                f"wants {one.name} signed, which replicas load without a copy of the stack's, so nobody verifies it; "
-                "let the stack copy it (modelfleet:mirror.create, no bucket_uri in the model file), or take it out"
-            )
-            yield stack.finding(("trust", "signers", index), message)
+            yield stack.finding(("trust", "signers", index), _unverified(stack, one))
     if matched and not config.target.on_this_machine and not _jobs_can_verify(stack):
         message = (
             "needs model-signing where mirror Jobs run, and the serving image lacks it; name an image of "
@@ -68,20 +71,56 @@ def signer_findings(stack: LoadedStack, loaded: Iterable[MirrorPlan]) -> Iterato
             yield stack.finding(("trust", "signers", index, "weights"), message, Severity.WARNING)
 
 
+def _unverified(stack: LoadedStack, one: MirrorPlan) -> str:
+    config = stack.config
+    if config.target.on_this_machine and config.mirror.create and from_hub(one.source):
+        return (
+            f"wants {one.name} signed, which a replica on this machine's cards loads from the Hub itself, so nobody "
+            f"verifies it; name a download of it in modelfleet:mirror.sources ({one.name}: file:///FOLDER), which is "
+            "verified, or take it out"
+        )
+    return (
+        f"wants {one.name} signed, which replicas load without a copy of the stack's, so nobody verifies it; "
+        "let the stack copy it (modelfleet:mirror.create, no bucket_uri in the model file), or take it out"
+    )
+
+
+def streaming_findings(stack: LoadedStack, models: Iterable[LoadedModel]) -> Iterator[Finding]:
+    """Warnings for models that stream weights whose bytes `trust.manifestKey` should vouch for: vLLM reads those."""
+    if stack.config.trust.manifest_key is None:
+        return
+    for model in models:
+        engine = model.config.engine_config
+        if str(engine.engine_kwargs.get("load_format", "")).startswith("runai_streamer"):
+            message = (
+                "streams the weights, so replicas verify the signed manifest and not the files' SHA-256 (modelfleet:"
+                "trust.manifestKey): who can write to the bucket can change them; take it out to have them compared"
+            )
+            path = ("engine_config", "engine_kwargs", "load_format")
+            yield model.document.finding(path, message, Severity.WARNING)
+
+
 def _manifest_key(stack: LoadedStack) -> Iterator[Finding]:
     """Who signs is a mirror Job, in AWS."""
-    config, path = stack.config, ("trust", "manifestKey")
-    if config.trust.manifest_key is None:
+    config, key = stack.config, stack.config.trust.manifest_key
+    path: KeyPath = ("trust", "manifestKey")
+    if key is None:
         return
     severity = Severity.ERROR
     if config.target.on_this_machine:
         message = "signs with KMS, and target local has none: its bucket answers its own user alone; take it out"
     elif not config.mirror.create:
         message = "signs what the stack copies, and modelfleet:mirror.create is false; take one of them out"
-    elif config.trust.manifest_key.own and not config.target.makes_cluster:
+    elif key.own and not config.target.makes_cluster:
         message = (
             f"found kms 'own', which target eks makes; target {config.target.name} gives pods no role that may sign, "
             "so name a key of yours: `kms` its ARN, `publicKey` its PEM"
+        )
+    elif key.region not in ("", stack.region or key.region):
+        path = (*path, "kms")
+        message = (
+            f"found a key of {key.region}, and mirror Jobs ask KMS in the stack's region, {stack.region} (aws:region); "
+            "name a key of that region"
         )
     else:
         severity = Severity.NOTICE

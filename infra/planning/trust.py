@@ -13,6 +13,7 @@ from typing import Any
 
 from modelfleet.infra.catalog.foreign_code import foreign_code
 from modelfleet.infra.planning.applications import mirror_plan
+from modelfleet.infra.planning.signers import from_hub
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.document import KeyPath
 from modelfleet.serving.config.errors import Finding, Severity
@@ -92,11 +93,6 @@ def _at(data: Any, path: KeyPath) -> Any:
 def _moves(stack: LoadedStack, model: ModelConfig) -> bool:
     """Whether the weights come from the Hub by a branch or a tag, which its owner can move."""
     return from_hub(mirror_plan(stack, model).source) and not is_commit(model.engine_config.revision)
-
-
-def from_hub(source: str) -> bool:
-    """Whether weights of that name come from the Hub: no folder, bucket or wheel."""
-    return ":" not in source and not source.startswith("/")
 
 
 def is_commit(revision: str | None) -> bool:

@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelfleet.infra.planning.plan import MirrorPlan, Plan
-from modelfleet.infra.planning.signers import signer_index
-from modelfleet.infra.planning.trust import from_hub
+from modelfleet.infra.planning.signers import from_hub, signer_index
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.document import KeyPath
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.signer import Signer
 from modelfleet.serving.errors import MirrorError, ServingError
+from modelfleet.serving.mirror.proof import is_p256
 
 #: Most bytes of files without a SHA-256 that a preview reads of one repository. Configurations have a few MB.
 MOST_READ_BYTES = 256 * 2**20
 
 
 def key_findings(stack: LoadedStack) -> Iterator[Finding]:
-    """Errors for keys and certificates of `trust.signers` that verify nothing."""
+    """Errors for keys and certificates of `trust` that verify nothing."""
+    yield from _manifest_key_findings(stack)
+    if not stack.config.trust.signers:
+        return
     from modelfleet.serving.mirror.signer import check_signer
 
     for index, one in enumerate(stack.config.trust.signers):
@@ -31,6 +34,17 @@ def key_findings(stack: LoadedStack) -> Iterator[Finding]:
         except MirrorError as error:
             key = "publicKey" if one.public_key is not None else "certificates"
             yield stack.finding(("trust", "signers", index, key), str(error))
+
+
+def _manifest_key_findings(stack: LoadedStack) -> Iterator[Finding]:
+    """KMS signs manifests with P-256 alone, so a replica that has another key takes no copy."""
+    key = stack.config.trust.manifest_key
+    if key is not None and not key.own and not is_p256(key.der):
+        message = (
+            "this is no public key of P-256, and manifests are signed with KMS's ECC_NIST_P256; name what "
+            "`aws kms get-public-key --key-id KEY --query PublicKey --output text` prints, between BEGIN and END"
+        )
+        yield stack.finding(("trust", "manifestKey", "publicKey"), message)
 
 
 def signature_findings(plan: Plan, *, network: bool) -> Iterator[Finding]:

@@ -113,10 +113,10 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
         )
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
-    signed = []
+    signed = list(key_findings(stack))
     if stack.config.trust.signers:
         # A run that buys nodes asks the Hub, too.
-        signed = [*key_findings(stack), *signature_findings(made, network=network or deploying)]
+        signed += signature_findings(made, network=network or deploying)
     if errors := [*errors, *errors_in(signed)]:
         raise InputErrors(errors)
     return replace(made, notices=tuple(sorted([*workspace.findings, *made.notices, *signed])))

@@ -441,6 +441,13 @@ def _pem(kind: str) -> Matching:
     )
 
 
+#: One key and nothing after it, on lines of any length: what stands between BEGIN and END is all that is read of it.
+_PUBLIC_KEY = Matching(
+    r"^\s*-----BEGIN PUBLIC KEY-----\s*[A-Za-z0-9+/][A-Za-z0-9+/=\s]*-----END PUBLIC KEY-----\s*$",
+    "one key as PEM, from -----BEGIN PUBLIC KEY----- to -----END PUBLIC KEY-----",
+)
+
+
 class TrustedSigner(StackSection):
     """Who signs weights."""
 
@@ -449,7 +456,7 @@ class TrustedSigner(StackSection):
         description="What must be signed by it: weights, drafts, tokenizers and adapters by Hugging Face id, or many "
         "such as `org/*`. The first entry that matches counts.",
     )
-    public_key: Annotated[str, _pem("PUBLIC KEY")] | None = Field(
+    public_key: Annotated[str, _PUBLIC_KEY] | None = Field(
         None, description="PEM of the signer's public key, of an elliptic curve."
     )
     certificates: Annotated[str, _pem("CERTIFICATE")] | None = Field(
@@ -482,7 +489,7 @@ class ManifestKey(StackSection):
         description="`own`: the stack makes it, on eks. Or a key of yours, of spec ECC_NIST_P256 and usage "
         "SIGN_VERIFY; on eks the Jobs' role may sign with it."
     )
-    public_key: Annotated[str, _pem("PUBLIC KEY")] | None = Field(
+    public_key: Annotated[str, _PUBLIC_KEY] | None = Field(
         None, description="PEM of the public half of a key of yours."
     )
 
@@ -501,9 +508,16 @@ class ManifestKey(StackSection):
         return self.kms == "own"
 
     @property
+    def region(self) -> str:
+        """The region of a key of yours, by its ARN; empty for the stack's own."""
+        return "" if self.own else self.kms.split(":")[3]
+
+    @property
     def der(self) -> str:
-        """The public key as base64 of its DER, which is what PEM has between its lines; empty for the stack's own."""
-        return "".join(line for line in (self.public_key or "").split("\n") if "-----" not in line).replace(" ", "")
+        """The public key as base64 of its DER, what PEM has between BEGIN and END; empty for the stack's."""
+        if self.public_key is None:
+            return ""
+        return "".join(self.public_key.split("-----")[2].split())
 
 
 class Trust(StackSection):

@@ -16,6 +16,9 @@ from modelfleet.serving.mirror.read import read_manifest
 from modelfleet.serving.mirror.store import PIECE_BYTES, SCHEMES, parse_uri, plain_errors
 
 IGNORED = (".cache", ".git", ".lock", ".incomplete")
+#: What git and its hosts keep beside a model's files. model-signing leaves it out unless asked (1.1.1 `hashing.py`,
+#: `ignore_git_paths`), and no replica reads it.
+OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,12 @@ class Folder:
 
 
 def _is_ignored(name: Path) -> bool:
-    return any(part.endswith(IGNORED) for part in name.parts)
+    return is_of_git(name.as_posix()) or any(part.endswith(IGNORED) for part in name.parts)
+
+
+def is_of_git(path: str) -> bool:
+    """Whether it is one of `OF_GIT` beside the files, or below one."""
+    return path.partition("/")[0] in OF_GIT
 
 
 class Prefix:
@@ -97,13 +105,14 @@ class Prefix:
         with plain_errors(f"read {self}"):
             manifest = read_manifest(self._store, self.location)
             if manifest is None:
-                found = below(self._store, self.location)
+                found = [file for file in below(self._store, self.location) if not is_of_git(file.path)]
                 self._objects = {file.path: (file.key, file.tag) for file in found}
                 self._sizes = {file.path: file.size for file in found}
                 return [OriginFile(file.path, file.size) for file in found]
-        self._objects = {f.path: (self.location.key(manifest.version, f.path), None) for f in manifest.files}
-        self._sizes = {file.path: file.size for file in manifest.files}
-        return [OriginFile(file.path, file.size, file.sha256) for file in manifest.files]
+        named = [file for file in manifest.files if not is_of_git(file.path)]
+        self._objects = {file.path: (self.location.key(manifest.version, file.path), None) for file in named}
+        self._sizes = {file.path: file.size for file in named}
+        return [OriginFile(file.path, file.size, file.sha256) for file in named]
 
     def find(self, path: str) -> OriginFile | None:
         """See `Origin`; a mirror has nothing beside its files."""

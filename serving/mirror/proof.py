@@ -63,11 +63,14 @@ class Expected:
     def of(cls, weights: Mapping[str, Any], uri: str | None = None) -> Self | None:
         """What `args.weights` of an application say about its copy's manifest, or about that of another one at `uri`.
 
-        None where the stack signs none, and nobody had to sign the files.
+        None where the stack signs none, and nobody had to sign the files. Raises `MirrorError` for an empty key, which
+        verifies nothing.
         """
         key, signer = weights.get("manifest_key"), (weights.get("signers") or {}).get(uri or weights.get("mirror"), "")
-        if not key:
+        if key is None:
             return cls(signer=signer) if signer else None
+        if not key:
+            raise MirrorError(f"the stack's manifest_key is empty, so nothing verifies {uri or 'its copy'}; {_AGAIN}")
         return cls(key, signer) if uri else cls(key, signer, weights.get("source"), weights.get("revision"))
 
     def verify(self, store: Store, location: Location, data: bytes, manifest: Manifest) -> None:
@@ -76,30 +79,31 @@ class Expected:
             self._verify_signature(store, location, data)
         elif self.signer and manifest.signer != self.signer:
             said = f"that {manifest.signer} signed" if manifest.signer else "of no signer of"
-            raise MirrorError(f"{location}: its manifest says {said} its files, and {self.signer} must have; {_FIX}")
+            raise MirrorError(f"{location}: its manifest says {said} its files, and {self.signer} must have; {FIX}")
         if self.source is None:
             return
         found = _named(manifest.source, manifest.source_revision)
         if found != (wanted := _named(self.source, self.revision)):
-            raise MirrorError(f"{location} has {found}, and the stack wants {wanted}; {_FIX}")
+            raise MirrorError(f"{location} has {found}, and the stack wants {wanted}; {FIX}")
 
     def _verify_signature(self, store: Store, location: Location, data: bytes) -> None:
         signature = store.read(location.key(name_of(data)), MAX_SIGNATURE_BYTES)
         if signature is None:
-            raise MirrorError(f"{location}: its manifest is not signed with the stack's key; {_FIX}")
+            raise MirrorError(f"{location}: its manifest is not signed with the stack's key; {FIX}")
         if not _is_signed(self.key, signature, statement(location, data, self.signer)):
             raise MirrorError(
-                f"{location}: its manifest is signed by another key or for another place or signer; {_FIX}"
+                f"{location}: its manifest is signed by another key or for another place or signer; {FIX}"
             )
 
 
-_FIX = "its mirror Job writes one (`pulumi up`)"
+_AGAIN = "run `pulumi up` again"
+FIX = "its mirror Job writes one (`pulumi up`)"
 
 
 class KmsKey:
     """A KMS key that signs; `name` is an ARN, an id or `alias/…`.
 
-    `public` is what `Expected.key` is, where it is known; else KMS is asked.
+    `public` is what `Expected.key` is, where it is known: then each signature must verify by it. Else KMS is asked.
     """
 
     def __init__(self, name: str, kms: Any = None, *, public: str | None = None) -> None:
@@ -108,12 +112,21 @@ class KmsKey:
         self._name, self._kms, self._public = name, kms or boto3.client("kms"), public
 
     def sign(self, data: bytes) -> bytes:
-        """The signature of `data`, 4096 bytes at most, as DER; raises `MirrorError` where KMS refuses."""
+        """The signature of `data`, 4096 bytes at most, as DER; raises `MirrorError` where KMS refuses.
+
+        Also where it is of another key than `public`, by which no replica would take it.
+        """
         with plain_errors(
             f"sign with {self._name}", "KMS", "allow kms:Sign on the stack's key to the mirror Job's role"
         ):
             answer = self._kms.sign(KeyId=self._name, Message=data, MessageType="RAW", SigningAlgorithm=ALGORITHM)
-        return bytes(answer["Signature"])
+        signature = bytes(answer["Signature"])
+        if self._public and not _is_signed(self._public, signature, data):
+            raise MirrorError(
+                f"{self._name} signs with another key than the public half that replicas have; correct "
+                "modelfleet:trust.manifestKey (`aws kms get-public-key` prints it)"
+            )
+        return signature
 
     def public(self) -> str:
         """What `Expected.key` is; raises `MirrorError` where KMS refuses."""
@@ -124,23 +137,38 @@ class KmsKey:
             return base64.b64encode(self._kms.get_public_key(KeyId=self._name)["PublicKey"]).decode()
 
 
+def is_p256(der: str) -> bool:
+    """Whether it is base64 of the DER of a public key of P-256, which KMS calls `ECC_NIST_P256`."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    public = _loaded(der)
+    return isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1)
+
+
 def _is_signed(key: str, signature: bytes, data: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-    try:
-        public = load_der_public_key(base64.b64decode(_text_of(key), validate=True))
-    except (ValueError, binascii.Error):
-        public = None
+    public = _loaded(_text_of(key))
     if not isinstance(public, ec.EllipticCurvePublicKey):
-        raise MirrorError("the stack's manifest_key is no public key of an elliptic curve; run `pulumi up` again")
+        raise MirrorError(f"the stack's manifest_key is no public key of an elliptic curve; {_AGAIN}")
     try:
         public.verify(signature, data, ec.ECDSA(SHA256()))
     except InvalidSignature:
         return False
     return True
+
+
+def _loaded(der: str) -> Any:
+    """The public key; None for what is none."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    try:
+        return load_der_public_key(base64.b64decode(der, validate=True))
+    except (ValueError, binascii.Error, UnsupportedAlgorithm):
+        return None
 
 
 def _text_of(key: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from modelfleet.serving.config.checkpoint_files import FILES, Kind
 from modelfleet.serving.config.signer import SIGNATURE, Signer
 from modelfleet.serving.errors import MirrorError
-from modelfleet.serving.mirror.origin import Origin, OriginFile
+from modelfleet.serving.mirror.origin import Origin, OriginFile, is_of_git
 
 #: A signature has about 200 bytes for each file, and a mirror 10,000 files at most.
 MAX_SIGNATURE_BYTES = 16 * 2**20
@@ -65,7 +65,10 @@ def verify(what: object, files: Sequence[OriginFile], signature: bytes, signer: 
     faults = [
         *_some("is not signed", [path for path in ours if path not in signed]),
         *_some("is not what was signed", [path for path, sha256 in ours.items() if signed.get(path, sha256) != sha256]),
-        *_some("is signed and missing", [path for path in _wanted(signed, kind) if path not in ours]),
+        *_some(
+            "is signed and missing",
+            [path for path in _wanted(signed, kind) if path not in ours and not is_of_git(path)],
+        ),
     ]
     if faults:
         raise MirrorError(f"{what} differs from its signature: {'; '.join(faults)}; {FIX}")

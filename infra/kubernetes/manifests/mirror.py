@@ -99,6 +99,8 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
             "MIRROR": f"s3://{plan.bucket.name}/{mirror.prefix}",
             "MODEL_ID": model.model_id,
             "MANIFEST_KEY": key.kms if key else None,
+            # A key that the stack makes is known later (`job_environment`).
+            "MANIFEST_PUBLIC_KEY": key.public if key and not key.made else None,
             "SIGNER_KEY": signer.public_key if signer else None,
             "SIGNER_CERTIFICATES": signer.certificates if signer else None,
             "AWS_REGION": plan.region,

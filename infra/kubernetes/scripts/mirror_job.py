@@ -9,7 +9,7 @@ A Job that starts again goes on where it stopped: the bucket keeps what has arri
     MIRROR    s3://bucket/models/<slug>          MODEL_ID   the model's public name      CODE   s3://bucket/code/….zip
     SIGNER_KEY or SIGNER_CERTIFICATES            PEM of who must have signed it (`trust.signers`), may be missing
     MANIFEST_KEY                                 KMS key that signs the manifest (`trust.manifestKey`), may be missing
-    MANIFEST_PUBLIC_KEY                          its public half, where the stack made the key
+    MANIFEST_PUBLIC_KEY                          its public half; what the key signs must verify by it
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelfleet.infra.local.emulator import ACCESS_KEY, REGION
 from modelfleet.infra.local.provider.progress import Progress
-from modelfleet.infra.planning.trust import from_hub
+from modelfleet.infra.planning.signers import from_hub
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import ModelfleetError

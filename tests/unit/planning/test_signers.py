@@ -96,8 +96,9 @@ def test_an_entry_for_no_model_is_a_warning() -> None:
         {"weights": [], "publicKey": KEY},
         {"weights": ["*"], "publicKey": "keys/maker.pub"},
         {"weights": ["*"], "publicKey": KEY.replace("PUBLIC", "PRIVATE")},
+        {"weights": ["*"], "publicKey": KEY * 2},
     ],
-    ids=["nobody", "both", "for nothing", "a path", "a private key"],
+    ids=["nobody", "both", "for nothing", "a path", "a private key", "two keys"],
 )
 def test_a_signer_is_one_key_or_certificates_as_pem(entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="signers"):
@@ -248,9 +249,60 @@ def test_a_cluster_that_is_not_ours_makes_no_key() -> None:
         ({"kms": "own", "publicKey": KEY}, "reads the publicKey of its own key"),
         ({"kms": MANIFEST_KEY["kms"]}, "name publicKey"),
         ({"kms": "alias/mine", "publicKey": KEY}, "`own`, or the ARN"),
+        ({"kms": MANIFEST_KEY["kms"], "publicKey": f"{KEY}and more"}, "one key as PEM"),
+        ({"kms": MANIFEST_KEY["kms"], "publicKey": KEY * 2}, "one key as PEM"),
+        ({"kms": MANIFEST_KEY["kms"], "publicKey": KEY.replace(DER, " \n")}, "one key as PEM"),
     ],
-    ids=["own and named", "without its public half", "an alias"],
+    ids=["own and named", "without its public half", "an alias", "text after it", "two keys", "an empty one"],
 )
 def test_a_key_of_manifests_is_the_stacks_own_or_known_by_both_halves(entry: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         stack(pool(), trust={"manifestKey": entry})
+
+
+@pytest.mark.parametrize(
+    "pem",
+    [KEY, KEY.replace("\n", " "), KEY.replace("\n", ""), KEY.replace("\n", "\r\n"), KEY.replace("QYI", "QYI\n\t")],
+    ids=["lines", "folded", "one line", "CRLF", "short lines"],
+)
+def test_the_public_half_is_the_same_however_its_pem_is_written(pem: str) -> None:
+    """A folded one gave replicas an empty key, with which they verified nothing."""
+    (one,) = plan_of(with_manifest_key(trust={"manifestKey": {**MANIFEST_KEY, "publicKey": pem}})).models
+    weights = AppArgs.model_validate(one.application.args).weights
+    expected = Expected.of(weights.model_dump())
+    assert expected is not None and expected.key == weights.manifest_key == DER
+
+
+def test_the_job_gets_the_public_half_that_its_signatures_must_verify_by() -> None:
+    plan = plan_of(with_manifest_key())
+    (container,) = mirror_job(plan, plan.models[0])["spec"]["template"]["spec"]["containers"]
+    assert {"name": "MANIFEST_PUBLIC_KEY", "value": DER} in container["env"]
+
+
+def test_a_key_of_another_region_is_refused() -> None:
+    elsewhere = {**MANIFEST_KEY, "kms": MANIFEST_KEY["kms"].replace("us-east-1", "eu-west-1")}
+    with pytest.raises(InputErrors) as refused:
+        plan_of(with_manifest_key(trust={"manifestKey": elsewhere}))
+    (found,) = [one for one in refused.value.findings if one.path == "modelfleet:trust.manifestKey.kms"]
+    assert "a key of eu-west-1" in found.message and "us-east-1 (aws:region)" in found.message
+
+
+@pytest.mark.parametrize(("trust", "warned"), [({"manifestKey": MANIFEST_KEY}, 1), ({}, 0)], ids=["signed", "not"])
+def test_a_model_that_streams_what_is_signed_is_warned_of(trust: dict[str, Any], warned: int) -> None:
+    made = stack(pool(), kubernetes={}, trust=trust)
+    plan = plan_of(made, engine_kwargs={"load_format": "runai_streamer"})
+    found = [one for one in plan.notices if one.path == "engine_config.engine_kwargs.load_format"]
+    assert [(one.severity, "not the files' SHA-256" in one.message) for one in found] == [
+        (Severity.WARNING, True)
+    ] * warned
+
+
+def test_on_this_machines_cards_the_fix_is_a_folder_because_nothing_copies_from_the_hub() -> None:
+    everything = {"weights": ["*"], "publicKey": KEY}
+    local = {"target": "local", "kubernetes": {}}
+    with pytest.raises(InputErrors) as refused:
+        plan_of(signed(everything, **local))
+    (found,) = [one for one in refused.value.findings if one.path == "modelfleet:trust.signers[0]"]
+    assert "org/model: file:///FOLDER" in found.message and "bucket_uri" not in found.message
+    plan = plan_of(signed(everything, **local, mirror={"sources": {"org/model": "file:///srv/model"}}))
+    assert plan.models[0].mirror.prefix is not None

@@ -5,6 +5,7 @@ KMS is moto's, which signs with real keys; replicas verify with `cryptography` a
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,22 @@ from typing import Any
 
 import boto3
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from modelfleet.infra.reading.signatures import key_findings
+from modelfleet.serving import warm_up
+from modelfleet.serving.adapters import WantedAdapters
+from modelfleet.serving.app import build
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror import Status, complete_version, fetch, fill, status
 from modelfleet.serving.mirror import __main__ as command
 from modelfleet.serving.mirror.manifest import MANIFEST, Checksum
 from modelfleet.serving.mirror.node import SIGNED
 from modelfleet.serving.mirror.proof import Expected, KmsKey, name_of
+from modelfleet.serving.mirror.waiting import WAIT
+from tests.unit.planning.builders import model as a_model
+from tests.unit.planning.builders import pool, stack
 
 URI, OTHER = "s3://fleet/models/org--tiny", "s3://fleet/models/org--other"
 MIB = 2**20
@@ -253,3 +263,63 @@ def test_the_jobs_command_signs_what_is_there_already(
     assert "read the public key of alias/none: KMS returned NotFoundException; allow" in capsys.readouterr().err
     assert command.main([*fill_command, "--manifest-key", key._name]) == 0
     assert status(URI, expected=Expected(key.public())) is Status.COMPLETE
+
+
+def test_an_empty_key_is_refused_and_never_counts_as_none() -> None:
+    assert Expected.of({"mirror": URI}) is None
+    with pytest.raises(MirrorError, match=f"manifest_key is empty, so nothing verifies {URI}"):
+        Expected.of({"manifest_key": "", "mirror": URI}, URI)
+    late = WantedAdapters([{"name": "a", "source": "org/a", "mirror": URI}], manifest_key="")
+    late.fetch()
+    assert "manifest_key is empty" in late.faults["a"]
+
+
+def test_a_job_refuses_a_signature_that_the_stacks_public_half_does_not_verify(
+    s3: Any, key: KmsKey, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = made_key().public()
+    fill_command = ["fill", URI, "--model-id", "org/tiny", "--from", str(model), "--manifest-key", key._name]
+    assert command.main([*fill_command, "--manifest-public-key", other]) == 2
+    assert "signs with another key than the public half that replicas have" in capsys.readouterr().err
+    assert status(URI) is Status.ABSENT
+    assert command.main([*fill_command, "--manifest-public-key", key.public()]) == 0
+    assert status(URI, expected=Expected(key.public())) is Status.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("key_of", "taken"),
+    [
+        (lambda: ec.generate_private_key(ec.SECP256R1()), True),
+        (lambda: ec.generate_private_key(ec.SECP384R1()), False),
+        (lambda: rsa.generate_private_key(65537, 2048), False),
+        (lambda: None, False),
+    ],
+    ids=["P-256", "P-384", "RSA", "nonsense"],
+)
+def test_a_preview_takes_a_key_of_p256_alone(key_of: Callable[[], Any], taken: bool) -> None:
+    made = key_of()
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    der = made.public_key().public_bytes(serialization.Encoding.DER, spki) if made else b"nonsense"
+    pem = f"-----BEGIN PUBLIC KEY-----\n{base64.b64encode(der).decode()}\n-----END PUBLIC KEY-----\n"
+    named = {"kms": "arn:aws:kms:us-east-1:111122223333:key/1234-abcd", "publicKey": pem}
+    found = list(key_findings(stack(pool(), kubernetes={}, trust={"manifestKey": named})))
+    assert [(one.path, "no public key of P-256" in one.message) for one in found] == (
+        [] if taken else [("modelfleet:trust.manifestKey.publicKey", True)]
+    )
+
+
+def test_application_and_warm_up_wait_for_the_same_verified_copies(
+    s3: Any, key: KmsKey, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unsigned copy is whole, and neither begins with it."""
+    monkeypatch.setenv(WAIT, "0.001")
+    monkeypatch.setattr("modelfleet.serving.mirror.waiting.POLL_S", 0.01)
+    filled(model, URI, None)
+    seal = f"s3://fleet/seals/org--tiny/{'0' * 16}"
+    weights = {"mirror": URI, "source": "org/tiny", "revision": "a" * 40, "seal": seal, "manifest_key": key.public()}
+    args = {"model": a_model("org/tiny").config.model_dump(mode="json", exclude_unset=True), "weights": weights}
+    monkeypatch.setenv("ARGS", json.dumps(args))
+    monkeypatch.setattr(warm_up, "seal", lambda *of: pytest.fail("it began"))
+    assert warm_up.main([]) == 2
+    with pytest.raises(MirrorError, match=f"{URI} is damaged after"):
+        build(args)

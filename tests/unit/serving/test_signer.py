@@ -290,3 +290,23 @@ def test_an_adapters_signer_is_demanded_too(
     after = WantedAdapters([own])
     after.fetch()
     assert not after.faults and (after.folders["a"] / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("ignore", [True, False], ids=["model-signing's default", "signed too"])
+def test_what_git_keeps_beside_a_model_is_neither_copied_nor_demanded(s3: Any, maker: Maker, ignore: bool) -> None:
+    for name in (".gitattributes", ".gitignore", ".github/labels.json", ".git/config.json"):
+        maker.write(name, b"*.safetensors filter=lfs")
+    own = hashing.Config().set_ignored_paths(paths=[maker.model / SIGNATURE], ignore_git_paths=ignore)
+    signer = maker.sign(own)
+    copy(maker, signer)
+    for path in (path for path in maker.model.rglob("*") if path.is_file()):
+        s3.put_object(Bucket="fleet", Key=f"theirs/{path.relative_to(maker.model)}", Body=path.read_bytes())
+    keys = {"model_id": "org/tiny", "source": "s3://fleet/theirs", "signature": Signature(signer)}
+    made = fill_from(Prefix("s3://fleet/theirs"), "s3://fleet/models/org--from-bucket", **keys)
+    assert not [file.path for file in made.files if file.path.startswith(".git")]
+    assert not [
+        one["Key"] for one in s3.list_objects_v2(Bucket="fleet", Prefix="models/")["Contents"] if ".git" in one["Key"]
+    ]
+    maker.write("sub/.gitattributes", b"words")
+    with pytest.raises(MirrorError, match=r"'sub/.gitattributes' is not signed"):
+        copy(maker, signer)

@@ -87,6 +87,18 @@ def test_the_streaming_loader_gets_the_complete_prefix(s3: Any, tmp_path: Path, 
         weights.resolve(streaming, {"mirror": "s3://fleet/stack"})
 
 
+def test_what_streams_needs_a_manifest_where_one_is_signed(s3: Any, tmp_path: Path, no_hub: None) -> None:
+    """Whoever can delete the manifest had replicas read the bare prefix, with anything in it."""
+    version = fill(folder_with_config(tmp_path / "m"), "s3://fleet/stack", model_id="m", source="m").version
+    s3.delete_object(Bucket="fleet", Key="stack/manifest.json")
+    s3.put_object(Bucket="fleet", Key="stack/config.json", Body=b"{}")
+    streaming = model(engine_kwargs={"load_format": "runai_streamer"})
+    assert version and weights.resolve(streaming, {"mirror": "s3://fleet/stack"}) == "s3://fleet/stack"
+    for more in ({"manifest_key": "MFkw"}, {"signers": {"s3://fleet/stack": "0" * 16}}):
+        with pytest.raises(MirrorError, match="s3://fleet/stack has no manifest"):
+            weights.resolve(streaming, {"mirror": "s3://fleet/stack", **more})
+
+
 @pytest.mark.parametrize("asked", [{"s3_mirror_config": {"bucket_uri": "s3://fleet/none"}}, {}], ids=["own", "stack's"])
 def test_an_empty_mirror_is_an_error_without_a_fallback(s3: Any, no_hub: None, asked: dict[str, Any]) -> None:
     with pytest.raises(MirrorError, match="fleet/none"):
