@@ -94,8 +94,13 @@ def test_no_second_request_is_smuggled_in(make_gateway: Make, shared: Gateway, f
 
 
 def test_a_client_cannot_speak_for_the_gateway(shared: Gateway) -> None:
-    shared.raw(request(CHAT, headers="x-modelfleet-model: evil\r\nX_Modelfleet_Model: evil\r\nx_api_key: evil\r\n"))
-    assert not [name for name in shared.backend.last.headers if "modelfleet" in name or "_" in name]
+    forged = "x-modelfleet-model: evil\r\nX_Modelfleet_Model: evil\r\nx_api_key: evil\r\nx-modelfleet-key: evil\r\n"
+    shared.raw(request(CHAT, headers=forged))
+    passed_on = shared.backend.last.headers
+    assert [name for name in passed_on if "modelfleet" in name or "_" in name] == ["x-modelfleet-key"], (
+        "the gateway's own"
+    )
+    assert "evil" not in passed_on.values()
 
 
 def test_line_breaks_in_a_model_id_stay_text(shared: Gateway) -> None:
