@@ -26,6 +26,8 @@ URI = f"s3://{BUCKET}/seals/test--sealed/{KEY}"
 #: vLLM 0.32 `compilation/decorators.py`: it loads what is there, or saves what it compiled.
 LOADED, SAVED = "Directly load AOT compilation from path", "saved AOT compiled function to"
 JOB_S = 900
+#: As in pods. vLLM compiles anew where a variable of its own is another, and this one differs in other tests' cluster.
+PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def job(args: dict[str, Any], bucket: Any, s3: dict[str, str], scratch: Path) ->
         "PYTHONPATH": str(ROOT),
         "ARGS": json.dumps(args["args"]),
         "VLLM_CACHE_ROOT": str(scratch / "vllm"),
+        **PROCESSES,
     }
     command = [sys.executable, "-m", "modelfleet.serving.warm_up"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=JOB_S, cwd=scratch)
@@ -70,7 +73,9 @@ def test_a_replica_on_another_node_compiles_nothing(
     job: str, args: dict[str, Any], cluster: Cluster, scratch: Path
 ) -> None:
     """The same folder as the Job's, and empty, as on a node that never ran the model."""
-    args["args"]["model"]["engine_config"]["runtime_env"] = {"env_vars": {"VLLM_CACHE_ROOT": str(scratch / "vllm")}}
+    args["args"]["model"]["engine_config"]["runtime_env"] = {
+        "env_vars": {"VLLM_CACHE_ROOT": str(scratch / "vllm"), **PROCESSES}
+    }
     cluster.serve(args)
     cluster.wait("test--sealed")
     answer = requests.post(

@@ -125,7 +125,7 @@ def test_only_the_head_reaches_the_store_of_its_state(
 
 KEY = {
     "kms": "arn:aws:kms:us-west-2:111122223333:key/1",
-    "publicKey": "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n",
+    "publicKey": "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEIuTQNvHGWNyZO9WrpFWYozT5wqtO\nLHuXIFaMnax9EkR65zj7Mngmi52M0fLln4QnWhlDIWnsVn1vgBBRMc1KOA==\n-----END PUBLIC KEY-----\n",
 }
 
 

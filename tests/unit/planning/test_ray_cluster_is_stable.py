@@ -23,7 +23,7 @@ PINNED = (
     pool("spot", "L4", purchase="spot", instanceTypes=["g6.48xlarge"], maxNodes=64),
 )
 EKS = stack(*PINNED)
-LOCAL = stack(pool("cpu", "CPU"), target="local", region=None)
+LOCAL = stack(pool("cpu", "CPU"), target="local", region=None, local={"cpus": 1000})
 NODES = stack(pool("l4", "L4", node={"cpus": 32, "memoryGib": 128, "gpus": 4}, maxNodes=64), target="kubernetes")
 
 names = st.sampled_from([f"org/m{index}" for index in range(6)])
