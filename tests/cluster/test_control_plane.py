@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from modelfleet.infra.kubernetes.api import ApiError
+from modelfleet.infra.kubernetes.manifests.everything import warm_ups
 from modelfleet.infra.kubernetes.manifests.operator import CRDS_FILE
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from tests.cluster.conftest import MANAGER, wait_for
-from tests.cluster.fleet import five_models, planned
+from tests.cluster.fleet import five_models, model, planned
 from tools.kubernetes.control_plane import ControlPlane
 from tools.kubernetes.crds import packed
 
@@ -87,3 +88,15 @@ def test_every_form_of_the_ray_service_is_taken_by_the_definitions_of_the_pinned
         password = redis["redisPassword"]["valueFrom"]["secretKeyRef"]
         assert password == {"name": "redis", "key": "password", "optional": True}, "a literal would not be a secret"
     assert cluster.api.get("ray.io/v1", "RayService", "fleet", "default") is None
+
+
+def test_a_warm_up_job_and_its_class_are_taken_by_the_server(cluster: ControlPlane, tmp_path: Path) -> None:
+    """With the server's own rules for a Job's failures, which the manifest alone does not show."""
+    pool = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.2xlarge"], "sealedCaches": True}
+    mirror = {"create": True, "bucket": "b"}
+    namespaces = {"namespace": "sealed", "mirrorNamespace": "default", "image": "i:1"}
+    plan = planned(tmp_path, [model("org/m", "L4")], pools=[pool], mirror=mirror, kubernetes=namespaces)
+    priority, job = (cluster.api.apply(one, manager=MANAGER, dry_run=True) for one in warm_ups(plan))
+    assert (priority["value"], priority["preemptionPolicy"]) == (-10, "Never")
+    assert job["spec"]["template"]["spec"]["priorityClassName"] == priority["metadata"]["name"]
+    assert job["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
