@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from modelfleet.infra.gateway import Runtime, render
-from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG
+from modelfleet.infra.gateway.files import BODIES_CFG, CHAT, HAPROXY_CFG, LUA
 from modelfleet.infra.gateway.maps import cards_map
 from modelfleet.infra.local.haproxy import find_binary
 from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
@@ -22,6 +22,8 @@ from modelfleet.infra.stack.schema import Gateway
 from tests.cluster.fleet import model, planned
 
 HERE = Path(__file__).parent / "rendered"
+#: The package's own files, of which the gateway gets a copy.
+OWN, SOURCES = (LUA, CHAT), Path(__file__).parents[3] / "infra" / "gateway"
 LOCAL = Runtime(
     bind="127.0.0.1:8000", folder="/gateway", run_folder="/run/gateway", key_map="/gateway/keys.map", metrics_bind="127.0.0.1:9101"
 )  # fmt: skip
@@ -75,9 +77,10 @@ def test_the_rendered_files_are_the_reviewed_ones(case: str) -> None:
     gateway, runtime, upstream = CASES[case]
     texts = render(gateway, runtime, upstream=upstream).texts
     for name, text in texts.items():
-        kept = HERE / case / name
-        if name.endswith(".lua"):
+        if name in OWN:  # written as it is, so the source is what is reviewed
+            assert (SOURCES / name).read_text() == text
             continue
+        kept = HERE / case / name
         if os.environ.get("RENDERED") == "write":
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(text)
