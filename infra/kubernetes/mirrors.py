@@ -6,7 +6,7 @@ import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import mirrors
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, each, resource, with_image
+from modelfleet.infra.kubernetes.objects import each, job_once, resource, with_image
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -31,9 +31,8 @@ class Mirrors(pulumi.ComponentResource):
         parts = [one for one in rest if one["kind"] != "Job"]
         first = [resource(f"{name}-code", where, child), *each(name, parts, child)]
         for job in (one for one in rest if one["kind"] == "Job"):
-            job["metadata"]["annotations"] = dict(SKIP_AWAIT)  # only a model's own replicas wait for its mirror
-            once = pulumi.ResourceOptions(parent=self, depends_on=first, ignore_changes=["spec"])
-            resource(_resource_name(plan, job), with_image(job, plan.copies.image, image), once)
+            # Only a model's own replicas wait for its mirror.
+            job_once(_resource_name(plan, job), with_image(job, plan.copies.image, image), self, first)
         self.register_outputs({})
 
 

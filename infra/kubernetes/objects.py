@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -63,6 +63,17 @@ def each(prefix: str, manifests: list[Manifest], opts: pulumi.ResourceOptions) -
         resource(f"{prefix}-{manifest['kind'].lower()}-{manifest['metadata']['name']}", manifest, opts)
         for manifest in manifests
     ]
+
+
+def job_once(
+    name: str, job: Manifest, parent: pulumi.Resource, first: Sequence[pulumi.Resource]
+) -> pulumi.CustomResource:
+    """The resource of a Job after `first`, for which no run waits.
+
+    Its spec is written once: what it does is in its name, and a new image is no reason to do that again.
+    """
+    manifest = {**job, "metadata": {**job["metadata"], "annotations": dict(SKIP_AWAIT)}}
+    return resource(name, manifest, pulumi.ResourceOptions(parent=parent, depends_on=first, ignore_changes=["spec"]))
 
 
 def with_image(manifest: Manifest, name: str, image: pulumi.Input[str] | None) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from modelfleet.infra.kubernetes.manifests.everything import warm_ups
-from modelfleet.infra.kubernetes.objects import SKIP_AWAIT, each, resource, with_image
+from modelfleet.infra.kubernetes.objects import each, job_once, with_image
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -29,11 +29,6 @@ class WarmUps(pulumi.ComponentResource):
         shared = [one for one in manifests if one["kind"] != "Job"]
         first = each(name, shared, pulumi.ResourceOptions(parent=self))
         for job in (one for one in manifests if one["kind"] == "Job"):
-            job["metadata"]["annotations"] = dict(SKIP_AWAIT)
-            once = pulumi.ResourceOptions(parent=self, depends_on=first, ignore_changes=["spec"])
-            resource(
-                f"{plan.mirror_namespace}-{job['metadata']['name']}",
-                with_image(job, plan.ray_cluster.image, image),
-                once,
-            )
+            own = f"{plan.mirror_namespace}-{job['metadata']['name']}"
+            job_once(own, with_image(job, plan.ray_cluster.image, image), self, first)
         self.register_outputs({})

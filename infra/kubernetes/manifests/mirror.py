@@ -17,13 +17,10 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     system_placement,
     tolerations,
 )
-from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH, code_variable, job_scripts
 from modelfleet.infra.kubernetes.names import (
     HUGGINGFACE,
     MIRROR_ACCOUNT,
-    MIRROR_SCRIPTS,
-    SCRIPTS,
-    SERVING_CODE,
     digest,
     dns_name,
     labels,
@@ -109,14 +106,13 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
             "PYTHONUNBUFFERED": "1",
         }
     )
-    code = {"name": "CODE", "valueFrom": {"configMapKeyRef": {"name": SERVING_CODE, "key": "uri"}}}
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": HUGGINGFACE, "key": "token", "optional": True}}}
     container = {
         "name": "mirror",
         "image": plan.copies.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", f"{SCRIPTS_PATH}/mirror_job.py"],
-        "env": [*values, *job_environment(plan), code, token],
+        "env": [*values, *job_environment(plan), code_variable(), token],
         "envFrom": object_storage(),
         "resources": resources(millis(plan.copies.job_cpu_millis), MEMORY, disk=DISK, limit_memory=MOST_MEMORY),
         **CAUSE_IN_STATUS,
@@ -139,6 +135,6 @@ def _pod(plan: Plan, model: ModelPlan, mirror: MirrorPlan) -> Manifest:
         "volumes": [
             {"name": "scratch", "emptyDir": {"sizeLimit": DISK}},
             {"name": "tmp", "emptyDir": {"sizeLimit": DISK}},
-            {"name": "scripts", "configMap": {"name": MIRROR_SCRIPTS if plan.own_mirror_namespace else SCRIPTS}},
+            job_scripts(plan),
         ],
     }

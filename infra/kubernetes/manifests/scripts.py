@@ -40,6 +40,16 @@ def serving_code(plan: Plan) -> Manifest:
     return _config(plan, SERVING_CODE, plan.mirror_namespace, {"uri": f"s3://{plan.bucket.name}/{plan.code.key}"})
 
 
+def code_variable() -> Manifest:
+    """The variable by which a Job's program finds the serving package (`serving_code`)."""
+    return {"name": "CODE", "valueFrom": {"configMapKeyRef": {"name": SERVING_CODE, "key": "uri"}}}
+
+
+def job_scripts(plan: Plan) -> Manifest:
+    """The volume `scripts` of a Job in the mirror Jobs' namespace, for `SCRIPTS_PATH`."""
+    return {"name": "scripts", "configMap": {"name": MIRROR_SCRIPTS if plan.own_mirror_namespace else SCRIPTS}}
+
+
 def _config(plan: Plan, name: str, namespace: str, data: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",

@@ -23,11 +23,8 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     tolerations,
 )
 from modelfleet.infra.kubernetes.manifests.ray import whole_node
-from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH, code_variable, job_scripts
 from modelfleet.infra.kubernetes.names import (
-    MIRROR_SCRIPTS,
-    SCRIPTS,
-    SERVING_CODE,
     WARM_UP_ACCOUNT,
     digest,
     dns_name,
@@ -99,13 +96,12 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
     # A seal is of one card: that of the pool, and not one that it falls back on.
     card = next(one for one in plan.pools if one.name == model.pool).own_card
     priority = warm_up_priority(plan)
-    code = {"name": "CODE", "valueFrom": {"configMapKeyRef": {"name": SERVING_CODE, "key": "uri"}}}
     container = {
         "name": "warm-up",
         "image": plan.ray_cluster.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["python3", f"{SCRIPTS_PATH}/seal_job.py"],
-        "env": [*environment(_environment(plan, model)), code],
+        "env": [*environment(_environment(plan, model)), code_variable()],
         "envFrom": object_storage(),
         "resources": whole_node(group),
         **CAUSE_IN_STATUS,
@@ -131,7 +127,7 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": mib(group.node.shm_mib)}},
             {"name": "weights", "emptyDir": {}},
-            {"name": "scripts", "configMap": {"name": MIRROR_SCRIPTS if plan.own_mirror_namespace else SCRIPTS}},
+            job_scripts(plan),
             *key_volumes(plan),
         ],
     }
