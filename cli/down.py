@@ -8,7 +8,7 @@ from pathlib import Path
 from modelfleet.cli import output, pulumi_run
 from modelfleet.cli.up import start_emulator
 from modelfleet.infra.local import emulator
-from modelfleet.infra.names import STACK_LABEL
+from modelfleet.infra.names import STACK_LABEL, local_folder
 from modelfleet.infra.stack import LoadedStack, load_stack
 from modelfleet.infra.stack.schema import StackConfig
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, SetupError
@@ -35,7 +35,7 @@ def run_down(stack: str) -> int:
         return EXIT_ENVIRONMENT
     if config.target.on_this_machine:
         emulator.stop(config.local.s3_port, root / ".modelfleet")
-        shutil.rmtree(root / ".modelfleet" / "local" / stack, ignore_errors=True)
+        shutil.rmtree(local_folder(root, stack), ignore_errors=True)
     output.say(f"{stack}: removed. Next: modelfleet up --stack {stack}")
     _show_leftovers(loaded)
     return 0

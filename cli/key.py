@@ -20,6 +20,7 @@ from rich.table import Table
 
 from modelfleet.cli import output, pulumi_run
 from modelfleet.infra.gateway.keys import NAME, Rotated, hash_key
+from modelfleet.infra.names import local_folder
 from modelfleet.infra.stack import LoadedStack, load_stack
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, Finding, InputErrors, SetupError
 from modelfleet.serving.config.validation import near
@@ -148,7 +149,7 @@ def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> tuple[str, 
     from modelfleet.infra.local.runtime import gateway_runtime
 
     local = stack.config.local
-    folder = root / ".modelfleet" / "local" / stack.name
+    folder = local_folder(root, stack.name)
     runtime = gateway_runtime(str(folder), local.gateway_port, local.metrics_port)
     if not Path(runtime.key_map).exists():
         return "no gateway of this stack runs here", 0

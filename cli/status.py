@@ -10,6 +10,7 @@ from rich.table import Table
 
 from modelfleet.cli import output
 from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
+from modelfleet.infra.names import local_folder
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import SetupError
@@ -42,7 +43,7 @@ def rows(plan: Plan) -> list[dict[str, Any]]:
         raise SetupError(f"stack {plan.stack} has target {plan.target}; for its status run `kubectl get rayservice -A`")
     local = plan.config.local
     try:
-        folder = Path.cwd() / ".modelfleet" / "local" / plan.stack
+        folder = local_folder(Path.cwd(), plan.stack)
         api = ServeApi(f"http://127.0.0.1:{local.dashboard_port}", local.serve_port, folder)
         applications = api.details(TIMEOUT_S).get("applications", {})
     except NotOurs as error:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from modelfleet.cli import output
 from modelfleet.infra.local.runtime import usage_folder
+from modelfleet.infra.names import local_folder
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
@@ -41,9 +42,7 @@ def run_usage(
     """Print what was used since then; returns the exit code. Raises `SetupError` where no record can be read."""
     root = Path.cwd()
     loaded = load_stack(root, stack)
-    folder = records or (
-        usage_folder(root / ".modelfleet" / "local" / stack) if loaded.config.target.on_this_machine else None
-    )
+    folder = records or (usage_folder(local_folder(root, stack)) if loaded.config.target.on_this_machine else None)
     if folder is None:
         raise SetupError(
             f"stack {stack}: the records are beside Ray's logs in its pods, where your log shipper takes them "

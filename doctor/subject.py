@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modelfleet.infra.names import local_folder
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace
 from modelfleet.infra.stack import LoadedStack
@@ -44,7 +45,7 @@ class Subject:
     @property
     def folder(self) -> Path:
         """Where a local stack keeps its logs and files."""
-        return self.root / ".modelfleet" / "local" / self.stack.name
+        return local_folder(self.root, self.stack.name)
 
     def model_id(self, slug: str) -> str:
         """The public name of a model; the slug itself for one that has no valid file any more."""

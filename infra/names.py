@@ -59,6 +59,11 @@ MARK: Final = "MODELFLEET_PROCESS"
 LAST_START: Final = "ray.json"
 
 
+def local_folder(root: Path, stack: str) -> Path:
+    """The run-time folder of a local stack, in the project at `root`: logs, sockets, the gateway's files."""
+    return root / ".modelfleet" / "local" / stack
+
+
 def mark(folder: str | Path, role: str) -> str:
     """The mark of the processes that the stack with run-time folder `folder` runs as `role`, such as `ray`."""
     return f"{hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12]}-{role}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pulumi
 
+from modelfleet.infra.names import local_folder
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import SetupError
 
@@ -50,7 +51,7 @@ def _local(root: Path, plan: Plan, given: Given) -> Outputs:
     if plan.cards and plan.cards.missing:
         raise SetupError("\n".join(plan.cards.missing))
     emulator.start(plan.config.local.s3_port, root / ".modelfleet")
-    folder = root / ".modelfleet" / "local" / plan.stack
+    folder = local_folder(root, plan.stack)
     fleet = LocalFleet(plan.stack, plan, folder=folder, api_keys=_api_keys(plan, given), opts=_below(given))
     return {"base_url": fleet.base_url}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from modelfleet.infra.names import LAST_START, mark
+from modelfleet.infra.names import LAST_START, local_folder, mark
 from modelfleet.infra.planning.local import Machine
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.stack import LoadedStack
@@ -21,7 +21,7 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
     Its cards are looked at only where a pool has GPUs, less what this stack's own processes have of them.
     """
     wanted = any(pool.accelerator != CPU for pool in stack.config.pools)
-    folder = root / ".modelfleet" / "local" / stack.name
+    folder = local_folder(root, stack.name)
     gpus = these_gpus(mark(folder, "ray"), last_session=_left_session(folder)) if wanted else None
     return Machine(psutil.virtual_memory().total, gpus)
 
