@@ -29,7 +29,7 @@ _KWOK = "-X sigs.k8s.io/kwok/pkg/consts.Version=v0.7.0"
 def _module(name: str, folder: str, minutes: str, *commands: tuple[str, str, str]) -> GoModule:
     # -s -w: no debug tables, which saves a third of the disk and of the linker's time.
     made = [GoCommand(command, package, f"-s -w {flags}".strip()) for command, package, flags in commands]
-    return GoModule(name, MODULES / folder, made, minutes=minutes, needed_for=NEEDED_FOR)
+    return GoModule(name, MODULES / folder, made, minutes=minutes, needed_for=NEEDED_FOR, inline=False)
 
 
 GO_MODULES = (
