@@ -128,12 +128,9 @@ def _let_go(stack: Stack) -> None:
 def take_away(stack: Stack) -> None:
     """Leave the shared cluster as it was, in the order of `pulumi destroy`: workloads, operator, namespace."""
     api, where = stack.api, stack.namespace
-    for api_version, kind, name in (
-        ("ray.io/v1", "RayService", "fleet"),
-        ("apps/v1", "Deployment", "gateway"),
-        ("apps/v1", "Deployment", "kuberay-operator"),
-    ):
-        api.delete(api_version, kind, name, where)
+    api.delete("ray.io/v1", "RayService", "fleet", where)
+    for deployment in api.list("apps/v1", "Deployment", where):
+        api.delete("apps/v1", "Deployment", deployment["metadata"]["name"], where)
     for kind in ("nvidia-device-plugin", "dcgm-exporter"):
         api.delete("apps/v1", "DaemonSet", kind, "kube-system")
     copies = stack.plan.mirror_namespace

@@ -290,7 +290,6 @@ CLIMBER = {
 }
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="passes, but its pods take over 120 s to go: LONG=1 runs it")
 def test_a_model_goes_up_the_ladder_answers_on_the_other_card_and_returns_without_a_cut_stream(
     stack_of: Callable[..., Stack], serve_port: int, ray_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
