@@ -113,8 +113,7 @@ def volume_of(recipe: Recipe) -> Path:
 def _write(recipes: Sequence[Recipe], folder: Path) -> None:
     layout = folder / "layout"
     for recipe in recipes:
-        with Step(f"image {recipe.name}"):
-            _build(recipe)
+        build(recipe)
         buildah("push", "--quiet", recipe.name, f"oci:{layout}:{recipe.name}")
     digests = _name(layout / "index.json")
     (folder / "digests.json").write_text(json.dumps(digests))
@@ -123,8 +122,9 @@ def _write(recipes: Sequence[Recipe], folder: Path) -> None:
     shutil.rmtree(layout)
 
 
-def _build(recipe: Recipe) -> None:
-    with tempfile.TemporaryDirectory() as context:
+def build(recipe: Recipe) -> None:
+    """Run the Dockerfile of a recipe whose base is built; raises `SetupError` with what a failed step says."""
+    with Step(f"image {recipe.name}"), tempfile.TemporaryDirectory() as context:
         for name, made in recipe.files.items():
             source, target = made(), Path(context) / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +150,17 @@ def _volume(recipe: Recipe) -> list[str]:
     _once(folder.parent.name, make)
     # Steps that are known from before wrote into a folder that is gone.
     return [f"--volume={folder}:{recipe.volume}:rw", *([] if known else ["--no-cache"])]
+
+
+def own_bytes(recipe: Recipe, base: Recipe) -> int:
+    """What the layers of a built image add to its base's, unpacked, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        layers: dict[str, dict[str, int]] = {}
+        for one in (recipe, base):
+            buildah("push", "--quiet", "--disable-compression", one.name, f"dir:{folder}/{one.name.replace('/', '-')}")
+            manifest = json.loads(Path(folder, one.name.replace("/", "-"), "manifest.json").read_text())
+            layers[one.name] = {layer["digest"]: layer["size"] for layer in manifest["layers"]}
+        return sum(size for digest, size in layers[recipe.name].items() if digest not in layers[base.name])
 
 
 def _name(index: Path) -> dict[str, str]:

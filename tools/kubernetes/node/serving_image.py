@@ -24,6 +24,8 @@ from tools.paths import ROOT
 from tools.progress import say
 
 DOCKERFILE = ROOT / "serving" / "Dockerfile"
+MIRROR_DOCKERFILE = ROOT / "serving" / "mirror" / "Dockerfile"
+MIRROR_LOCK = ROOT / "requirements" / "mirror.txt"
 LOCK = ROOT / "requirements" / "cluster-cpu.txt"
 LOCAL_LOCK = ROOT / "requirements" / "local.txt"
 #: Where pip puts packages in Debian's Python.
@@ -62,6 +64,20 @@ def serving() -> list[Recipe]:
             arguments=(f"--build-arg=BASE_IMAGE={BASE}", "--build-arg=REQUIREMENTS=requirements/cluster-cpu.txt"),
             volume=PACKAGES,
             fill=install_base,
+        ),
+    ]
+
+
+def mirror() -> list[Recipe]:
+    """Debian's Python, and on it the mirror Jobs' image. No cluster has it: containers would see vLLM's packages."""
+    return [
+        Recipe(BASE, BASE_DOCKERFILE),
+        Recipe(
+            "localhost/modelfleet-mirror:1",
+            MIRROR_DOCKERFILE.read_text(),
+            (MIRROR_LOCK.read_text(),),
+            {"requirements/mirror.txt": lambda: MIRROR_LOCK},
+            arguments=(f"--build-arg=BASE_IMAGE={BASE}",),
         ),
     ]
 
