@@ -110,6 +110,9 @@ control-plane: setup
 test: control-plane  ## All tests
 	@sh tools/test.sh all
 
+test-long: control-plane  ## All tests with what takes minutes each: before a release, after raising a version
+	@LONG=1 sh tools/test.sh all
+
 test-fast: .venv/.ready  ## Unit tests, under a minute
 	@sh tools/test.sh fast
 

@@ -75,10 +75,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Rerun tests that give a cause for it, which none without processes may. Sort by `SHARED`."""
+    """Rerun tests that give a cause for it, which none without processes may. Skip long ones. Sort by `SHARED`."""
     order = list(SHARED)
     items.sort(key=lambda item: order.index(_start(item.nodeid)))
     for item in items:
+        if (mark := item.get_closest_marker("long")) and "LONG" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason=f"long: {mark.kwargs['why']}; `make test-long` runs it"))
         if mark := item.get_closest_marker("may_rerun"):
             if item.nodeid.startswith("tests/unit/"):
                 raise pytest.UsageError(f"{item.nodeid}: a test without processes has no reason to run again")

@@ -242,6 +242,7 @@ def test_a_changed_key_rolls_the_gateway_alone_and_no_secret_is_in_plain_text(fl
         assert value not in everything
 
 
+@pytest.mark.long(why="waits until the operator counts as gone")
 def test_without_its_operator_a_stack_can_still_be_taken_away(fleet: Fleet) -> None:
     fleet.write([model("org/one", "L4")])
     fleet.first_up()
@@ -279,6 +280,7 @@ def test_an_object_of_somebody_else_is_left_alone(fleet: Fleet) -> None:
     assert "modelfleet.dev/stack" not in namespace["metadata"]["labels"]
 
 
+@pytest.mark.long(why="another control plane")
 def test_an_old_definition_is_brought_up_to_date_before_the_operator_starts(fleet: Fleet) -> None:
     """kuberay#2084: a new operator on an old CRD deleted all workers."""
     api = fleet.cluster.api

@@ -52,6 +52,7 @@ def test_without_credentials_a_preview_ends_in_a_line_and_no_traceback(
     assert "\n" not in said and "invo" not in said, "the engine's words about its call help nobody"
 
 
+@pytest.mark.long(why="a fleet's life twice")
 def test_a_stack_that_was_destroyed_comes_up_again(fleet: FleetProject, emulator: Emulator) -> None:
     """EKS makes the log group again after the cluster is gone, and its name is fixed (terraform-aws-eks#2763)."""
     logs = Account(emulator, REGION).client("logs")

@@ -96,6 +96,7 @@ def test_every_single_call_of_a_fleet_may_fail_once(
     assert account.everything() == [], "something was made twice and the state does not know it"
 
 
+@pytest.mark.long(why="five ups more than where each call fails once")
 @pytest.mark.timeout(1200)
 def test_a_fleet_that_is_stopped_in_five_ways_is_finished_in_the_end(
     fleet: FleetProject, account: Account, emulator: Emulator

@@ -195,6 +195,7 @@ def test_the_printed_policy_is_enough_to_make_change_and_delete_a_fleet(
     assert not (busy := sorted(used & set(UNUSED))), f"used, so without a reason to be in UNUSED: {', '.join(busy)}"
 
 
+@pytest.mark.long(why="waits for IAM's retries")
 def test_one_permission_less_stops_the_fleet_with_awss_own_words(someone: Operator, project: FleetProject) -> None:
     text = json.dumps(documents(project.plan())).replace("iam:PassRole", "iam:GetRole")
     someone.may(*json.loads(text))

@@ -15,7 +15,10 @@ ZONES = {"dev": 2, "staging": 3, "prod": 3}
 NATS = {"dev": 1, "staging": 1, "prod": 3}
 
 
-@pytest.fixture(params=["dev", "staging", "prod"])
+LONG = pytest.mark.long(why="a life more; prod has what these two have")
+
+
+@pytest.fixture(params=[pytest.param("dev", marks=LONG), pytest.param("staging", marks=LONG), "prod"])
 def fleet(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, emulator: Emulator
 ) -> Iterator[FleetProject]:

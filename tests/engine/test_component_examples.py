@@ -45,6 +45,7 @@ def test_every_program_of_the_document_is_run_by_a_test() -> None:
     assert set(examples()) == HERE | on_a_cluster.HERE
 
 
+@pytest.mark.long(why="mypy reads three SDKs")
 def test_a_strict_type_checker_accepts_every_program(tmp_path: Path) -> None:
     """With the checker's own cache, which `make check` fills: without it this takes a minute."""
     for number, (heading, text) in enumerate(examples().items()):

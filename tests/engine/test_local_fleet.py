@@ -260,6 +260,7 @@ def test_an_older_version_refuses_the_stack_in_one_line(running: Fleet, wheel: P
     assert running.replicas(SLUG) == replicas
 
 
+@pytest.mark.long(why="vLLM a second time; light models do it in test_local_stack.py")
 @pytest.mark.may_rerun(
     cause="at load 15 Serve replaced the first model's replica once in four runs; its log was not kept"
 )

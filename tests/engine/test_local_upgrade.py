@@ -62,6 +62,7 @@ def test_a_fleet_of_the_last_release_keeps_serving_and_restarts_only_what_upgrad
     assert "RUNNING" in fleet.modelfleet("status", "--json").stdout
 
 
+@pytest.mark.long(why="a second upgrade of the same fleet")
 def test_an_upgrade_shows_what_changes_and_restarts_no_replica_whose_code_stays(
     upgraded: Upgraded, tmp_path: Path
 ) -> None:

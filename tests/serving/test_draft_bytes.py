@@ -29,6 +29,7 @@ def case(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "target": {key: value for key, value in target.items() if key not in dropped}}
 
 
+@pytest.mark.long(why="what a pinned vLLM says changes with the pin")
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_drafts_are_as_large_as_vllm_builds_them(tmp_path: Path) -> None:

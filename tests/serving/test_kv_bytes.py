@@ -99,6 +99,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return dict(zip(CONFIGS, lines, strict=True))
 
 
+@pytest.mark.long(why="what a pinned vLLM says changes with the pin")
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,4 +1,4 @@
-"""Keys of the model file, seen from outside: prompt_format, stops, defaults, LoRA, two workers, broken weights."""
+"""Keys of the model file, seen from outside: prompt_format, stops, defaults, LoRA, broken weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import requests
 
 from modelfleet.serving.config.serve_options import DEPLOYMENT
 from tests.serving.cluster import Cluster
-from tests.serving.conftest import application, model
+from tests.serving.conftest import EAGER, application, model
 from tests.serving.tiny import make_adapter
 from tests.waiting import wait_until
 
-FORMATTED, ADAPTED, PARALLEL, BROKEN = "test/formatted", "test/adapted", "test/parallel", "test/broken"
+FORMATTED, ADAPTED, BROKEN = "test/formatted", "test/adapted", "test/broken"
 SLUG = FORMATTED.replace("/", "--")
 GENERATION = {
     "prompt_format": {
@@ -31,7 +31,7 @@ GENERATION = {
 
 def with_adapters(tiny: Path, folders: dict[str, Path]) -> dict[str, Any]:
     """The application as the plan makes it: slots among the arguments, adapters in `user_config`."""
-    slots = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 8}
+    slots = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 8, **EAGER}
     lora = [{"name": name, "source": str(folder), "mirror": None} for name, folder in folders.items()]
     one = application(model(FORMATTED, tiny, engine={"generation": GENERATION, "engine_kwargs": slots}))
     return {**one, "deployments": [{"name": DEPLOYMENT, "user_config": {"lora": lora}}]}
@@ -47,7 +47,7 @@ def url(cluster: Cluster, tiny: Path, adapter: Path) -> Iterator[str]:
     cluster.serve(with_adapters(tiny, {ADAPTED: adapter}))
     cluster.wait(SLUG)
     yield cluster.url(SLUG)
-    cluster.remove(SLUG, PARALLEL.replace("/", "--"))
+    cluster.remove(SLUG)
 
 
 def post(url: str, path: str, **body: Any) -> requests.Response:
@@ -176,20 +176,6 @@ def test_adapters_come_and_go_while_the_replica_runs(
     assert [(one["replica_id"], one["pid"]) for one in cluster.replicas(SLUG)] == before, "no replica was started"
     cluster.serve(with_adapters(tiny, {ADAPTED: adapter}))
     has(ADAPTED)
-
-
-def test_tensor_parallel_two_runs_on_the_cpu_and_answers_as_one_worker_does(
-    cluster: Cluster, url: str, tiny: Path
-) -> None:
-    slug = PARALLEL.replace("/", "--")
-    cluster.serve(application(model(PARALLEL, tiny, scaling={"num_workers": 2})))
-    cluster.wait(slug)
-    body = {"prompt": "a b c", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
-    answers = []
-    for base, name in ((cluster.url(slug), PARALLEL), (url, FORMATTED)):
-        answer = requests.post(f"{base}/v1/completions", json=body | {"model": name}, timeout=120).json()
-        answers.append(answer["choices"][0]["text"])
-    assert answers[0] == answers[1]
 
 
 def test_a_broken_mirror_is_one_clear_line_in_the_deployments_status_and_no_fallback(

@@ -1,4 +1,4 @@
-"""No process of vLLM outlives its replica, however that ends, and no shared memory its successor, or Serve's stop.
+"""Two workers of one replica: they answer as the model does, and no process or shared memory outlives the replica.
 
 On a GPU a process that lives on keeps its memory, and the next replica does not start.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from tests.serving.cluster import READY_S, Cluster
 from tests.serving.conftest import application, model
@@ -71,24 +72,51 @@ def living(processes: list[psutil.Process]) -> list[str]:
     return [" ".join(one.cmdline()) for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_vllms_processes_end_with_their_replica(cluster: Cluster, replica: Callable[[], psutil.Process]) -> None:
-    left: set[str] = set()
-    for name, end in (
-        ("the replica is killed", lambda one: one.kill()),
-        # The replica notices, and ends itself by os._exit.
-        ("its engine is killed", lambda one: named("EngineCore", engine_of(one)).kill()),
-    ):
-        one = replica()
-        assert not [path for path in left if Path(path).exists()], "what a killed one left, the next removes"
-        processes = engine_of(one)
-        left = shared_memory_of([one, *processes])
-        assert left, "workers and engine talk over shared memory"
-        end(one)
-        psutil.wait_procs([one], timeout=30)
-        assert not living([one]), name
-        ended = time.monotonic()
-        wait_until(lambda these=processes: not living(these), what=f"nothing of vLLM lives when {name}", every_s=0.05)
-        assert time.monotonic() - ended < AFTER_S, name
+ENDS: dict[str, Callable[[psutil.Process], None]] = {
+    "the replica is killed": lambda one: one.kill(),
+    # The replica notices, and ends itself by os._exit.
+    "its engine is killed": lambda one: named("EngineCore", engine_of(one)).kill(),
+}
+
+
+def greedy(folder: Path, prompt: str, tokens: int) -> str:
+    """What the checkpoint says by transformers, which splits nothing over workers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer(prompt, return_tensors="pt")
+    said = model.float().generate(**asked, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
+    return str(tokenizer.decode(said[0, asked["input_ids"].shape[1] :]))
+
+
+def test_tensor_parallel_two_answers_as_the_checkpoint_does(
+    cluster: Cluster, replica: Callable[[], psutil.Process], tiny: Path
+) -> None:
+    engine_of(replica())
+    body = {"model": MORTAL, "prompt": "a b c", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    answer = requests.post(f"{cluster.url(SLUG)}/v1/completions", json=body, timeout=120).json()
+    assert answer["choices"][0]["text"] == greedy(tiny, "a b c", 5)
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["the replica is killed", pytest.param("its engine is killed", marks=pytest.mark.long(why="vLLM once more"))],
+)
+def test_vllms_processes_end_with_their_replica(
+    cluster: Cluster, replica: Callable[[], psutil.Process], end: str
+) -> None:
+    one = replica()
+    processes = engine_of(one)
+    left = shared_memory_of([one, *processes])
+    assert left, "workers and engine talk over shared memory"
+    ENDS[end](one)
+    psutil.wait_procs([one], timeout=30)
+    assert not living([one])
+    ended = time.monotonic()
+    wait_until(lambda: not living(processes), what="nothing of vLLM lives", every_s=0.05)
+    assert time.monotonic() - ended < AFTER_S
+    replica()
+    assert not [path for path in left if Path(path).exists()], "what a killed one left, the next removes"
 
 
 def test_a_replica_that_serve_stops_leaves_neither_processes_nor_shared_memory(

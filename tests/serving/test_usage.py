@@ -86,7 +86,6 @@ def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
     tiny, adapter = weights
     engine = {
         "lora": [{"name": ADAPTER, "source": str(adapter)}],
-        "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8, "enforce_eager": True},
     }
     config = with_host_memory(ModelConfig.model_validate(model(MODEL, tiny, engine=engine)), None, reserve=False)
     (folder / "model.json").write_text(config.model_dump_json())

@@ -96,6 +96,7 @@ def test_a_measured_queue_is_saturated_and_no_other_load_far_from_capacity(every
     assert len(silent - queued) <= 3, "loads near the capacity of the KV cache"
 
 
+@pytest.mark.long(why="half a minute over data that seldom change")
 @pytest.mark.slow
 def test_whole_sources_held_out_are_predicted_within_25_percent_by_median(every: list[Case]) -> None:
     """An unseen source is what a user's own server is. Small ones are held out together, to save time."""
