@@ -26,8 +26,9 @@ def within(seconds: float) -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-    allowed = seconds * slowness()
-    assert took < allowed, f"took {took:.2f} s of {allowed:.2f} s"
+    if took >= seconds:  # thousands of files are read within it, and a lap takes longer than each
+        allowed = seconds * slowness()
+        assert took < allowed, f"took {took:.2f} s of {allowed:.2f} s"
 
 
 def slowness() -> float:
