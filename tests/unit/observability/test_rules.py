@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from modelfleet.cli.main import app
 from modelfleet.infra.catalog.slo import latency_histograms
 from modelfleet.infra.observability import rule_groups
-from modelfleet.infra.observability.metrics import bound_text
 from modelfleet.infra.observability.rules import RESPONSES
 from modelfleet.infra.planning import Plan
 from tests.unit.observability.models import CHAT, watched, with_slo
@@ -69,7 +68,7 @@ def latency(name: str, phases: Iterable[Phase], fast_s: float, slow_s: float) ->
         return lambda phase: LOAD * ((1 - phase.bad) * (fast_s <= bound) + phase.bad * (slow_s <= bound))
 
     series = {
-        f'{histogram.metric}_bucket{{{AT},le="{bound_text(bound)}"}}': counter(phases, below(bound))
+        f'{histogram.metric}_bucket{{{AT},le="{float(bound)}"}}': counter(phases, below(bound))
         for bound in histogram.bounds_s
     }
     return {**series, f"{histogram.metric}_count{{{AT}}}": counter(phases, lambda phase: LOAD)}
@@ -217,7 +216,7 @@ def test_no_requests_fire_nothing(promtool: Path, plan: Plan, tmp_path: Path) ->
     ],
 )
 def test_each_fault_fires_its_alert(
-    promtool: Path, plan: Plan, tmp_path: Path, series: dict[str, str], alert: str
+    promtool: Path, plan: Plan, tmp_path: Path, series: dict[str, Any], alert: str
 ) -> None:
     before, found = fired(promtool, tmp_path, plan, everything(**series), 25, 75)
     assert len(found[alert]) == 1, found
