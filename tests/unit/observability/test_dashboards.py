@@ -68,7 +68,7 @@ def address(prometheus_server: Path, plan: Plan, tmp_path_factory: pytest.TempPa
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         (folder / "rules.yaml").write_text(yaml.safe_dump(rule_groups(plan)))
-        command = [prometheus_server, "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{port}"]
+        command = [str(prometheus_server), "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{port}"]
         with (folder / "log").open("w") as log:
             running = subprocess.Popen([*command, "--storage.tsdb.path=data"], cwd=folder, stdout=log, stderr=log)
             try:
