@@ -109,7 +109,7 @@ def _filled(plan: Plan, model: ModelPlan | None, row: dict[str, Any]) -> dict[st
     """A row with the selectors and names of its stack and model."""
     places = {"STACK": of_stack(plan)}
     if model is not None:
-        places |= {"MODEL": of_model(plan, model.slug), "BACKEND": of_backend(plan, model.slug)}
+        places["MODEL"] = of_model(plan, model.slug)
     expr, subject = str(row["expr"]).strip(), model.model_id if model else f"stack {plan.stack}"
     for place, text in places.items():
         expr = expr.replace(f"{{{place}}}", text)

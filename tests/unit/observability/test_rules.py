@@ -210,6 +210,7 @@ def test_no_requests_fire_nothing(promtool: Path, plan: Plan, tmp_path: Path) ->
         ({"application_status": "6x29 1x200"}, "ModelfleetModelFailed"),
         ({"application_status": "6x29 2x200"}, "ModelfleetModelFailed"),
         ({"replica_healthy": "2x29 0x200"}, "ModelfleetNoReplica"),
+        ({"replica_healthy": "2x29 _x200"}, "ModelfleetNoReplica"),
         ({"target_replicas": "2x29 4x200"}, "ModelfleetReplicasMissing"),
         ({"requests_waiting": "1x29 30x200"}, "ModelfleetRequestsWait"),
         ({"application_status": "6x29 _x200"}, "ModelfleetRayUnseen"),
