@@ -150,6 +150,23 @@ def manifests(
 
 
 @app.command()
+def observability(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder for the files.")],
+    stack: Stack = "local",
+    json: Annotated[bool, typer.Option("--json", help="Print the files and alerts as JSON.")] = False,
+) -> None:
+    """Write alert rules, dashboards and, for target local, a Prometheus configuration.
+
+    The alerts follow from the `slo` of each model file. On Kubernetes `modelfleet:observability` applies the same.
+
+    Example: `modelfleet observability --stack local --out watch`
+    """
+    from modelfleet.cli.observability import run_observability
+
+    raise typer.Exit(run_observability(stack, out=out, as_json=json))
+
+
+@app.command()
 def images(stack: Stack = "local", json: Json = False) -> None:
     """List the images that a stack's pods run, to copy them where nodes may pull from.
 

@@ -145,7 +145,8 @@ def _model_facts(model: ModelPlan | None) -> dict[str, str]:
     weights = {"weights": model.mirror.source, "revision": model.mirror.revision or "main"}
     adapters = (model.application.user_config or {}).get("lora", [])
     named = {"lora": ", ".join(f"{one['name']} of {one['source']}" for one in adapters)} if adapters else {}
-    return {**facts, **weights, **named, **dict(_flat(model.application.args["model"]))}
+    goals = {f"slo {one.name}": one.sentence for one in model.slo}
+    return {**facts, **weights, **named, **goals, **dict(_flat(model.application.args["model"]))}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

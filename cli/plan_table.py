@@ -48,6 +48,8 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_lengths(plan))
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
+    if any(model.slo for model in plan.models):
+        parts.append(_goals(plan))
     if any(model.start for model in plan.models):
         parts.append(_starts(plan))
     if any(model.seal for model in plan.models):
@@ -205,6 +207,18 @@ def _speeds(plan: Plan) -> FittingTable:
         for name, speed in [(model.model_id, model.speed), *others]:
             if speed is not None:
                 table.add_row(*_speed_row(name, speed, priced=plan.target.priced))
+    return table
+
+
+def _goals(plan: Plan) -> FittingTable:
+    """What model files promise clients, beside what the plan expects on average."""
+    columns = [("model", False), ("goal", False), ("expected mean ms", True)]
+    table = FittingTable("Goals, which the stack's alerts watch", columns)
+    for model in plan.models:
+        for goal in model.slo:
+            speeds = {"ttft": model.speed.ttft_ms, "tpot": model.speed.tpot_ms} if model.speed else {}
+            expected = speeds.get(goal.name)
+            table.add_row(model.model_id, goal.sentence, range_text(expected) if expected else "-")
     return table
 
 

@@ -16,6 +16,7 @@ from modelfleet.infra.kubernetes.manifest_key import ManifestKey, Signing
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS
 from modelfleet.infra.kubernetes.mirrors import Mirrors
 from modelfleet.infra.kubernetes.namespace import Namespace
+from modelfleet.infra.kubernetes.observability import Observability
 from modelfleet.infra.kubernetes.operator import Operator
 from modelfleet.infra.kubernetes.ray import RayFleet
 from modelfleet.infra.kubernetes.rollout import rebuild_notice
@@ -62,7 +63,7 @@ class HeadStorage:
 
 class KubernetesFleet(pulumi.ComponentResource):
     """Children in order: two providers, add-ons (EKS), namespace, operator, secrets, key of manifests where the stack
-    makes one, mirrors, Ray, warm-ups where a pool seals compile caches, return, gateway.
+    makes one, mirrors, Ray, warm-ups where a pool seals compile caches, return, gateway, and what watches the stack.
 
     `ready` is what must exist first: the cluster's access and nodes, the code artifact in the bucket. `image` and
     `mirror_image` are images by their digests, where the plan knows only their tags. With a load balancer,
@@ -149,6 +150,8 @@ class KubernetesFleet(pulumi.ComponentResource):
             balancer=balancer,
             opts=self._child(*namespace.ready, *secrets.ready, *door),
         )
+        if plan.monitoring is not None:
+            Observability(f"{name}-observability", plan, opts=self._child(*namespace.ready))
         self.base_url = gateway.base_url
         self.register_outputs({"base_url": self.base_url})
 

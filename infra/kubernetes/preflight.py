@@ -68,7 +68,12 @@ def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
         with closing(Api.from_kubeconfig(kubeconfig or settings.kubeconfig, settings.context)) as api:
             # Without rights the other checks cannot run.
             problems = [*too_old(api, plan), *missing_rights(api, plan)]
-            problems = problems or [*missing_nodes(api, plan), *operators(api, plan), *missing_gateway(api, plan)]
+            problems = problems or [
+                *missing_nodes(api, plan),
+                *operators(api, plan),
+                *missing_gateway(api, plan),
+                *missing_monitoring(api, plan),
+            ]
             notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
         raise SetupError(f"{error}; start the cluster or correct {where}") from error
@@ -105,7 +110,8 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
     ways = (("gateways", door and door.gateway_class), ("httproutes", door and door.parent))
     routes = [("gateway.networking.k8s.io", resource, STACK) for resource, wanted in ways if wanted]
     named = {"stack": plan.namespace, "jobs": plan.mirror_namespace}
-    for group, resource, places in (*NEEDED, *routes):
+    watches = [("monitoring.coreos.com", kind, STACK) for kind in ("podmonitors", "prometheusrules")]
+    for group, resource, places in (*NEEDED, *routes, *(watches if plan.monitoring else ())):
         if resource in needless:
             continue
         for namespace in dict.fromkeys(named[place] for place in places) or (None,):
@@ -152,6 +158,19 @@ def missing_gateway(api: Api, plan: Plan) -> list[str]:
         those = ", ".join(with_tls) or "none"
         return [f"{named} has no listener {door.listener} of protocol HTTPS; those with it: {those}"]
     return [f"{named}, listener {door.listener}: {fault}" for fault in _shut(listener, door, plan.namespace)]
+
+
+def missing_monitoring(api: Api, plan: Plan) -> list[str]:
+    """A sentence if the cluster has no Prometheus Operator, for which the stack makes objects."""
+    if plan.monitoring is None:
+        return []
+    kinds = ("podmonitors", "prometheusrules")
+    names = [f"{kind}.monitoring.coreos.com" for kind in kinds]
+    absent = [name for name in names if api.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) is None]
+    if not absent:
+        return []
+    way = "install the Prometheus Operator, or remove modelfleet:observability.metrics"
+    return [f"the cluster has no definition {' and '.join(absent)}; {way}"]
 
 
 def _shut(listener: dict[str, Any], door: FrontDoor, namespace: str) -> Iterator[str]:

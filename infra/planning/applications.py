@@ -153,6 +153,8 @@ def application(
     }
     dumped = model.model_dump(mode="json", exclude_unset=True)
     dumped["engine_config"].pop("lora", None)
+    # Alerts follow from it and replicas do not, so that an edit restarts nobody.
+    dumped.get("deployment_config", {}).pop("slo", None)
     args: dict[str, Any] = {
         "model": dumped,
         "weights": weights | {key: value for key, value in others.items() if value is not None},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modelfleet.infra.planning.cards import CardPlan
+from modelfleet.infra.planning.slo import Objective
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
 from modelfleet.infra.stack import LoadedStack, StackConfig, Target
@@ -444,6 +445,8 @@ class ModelPlan:
     seal: SealPlan | None = None
     #: On each accelerator on which the pool falls back.
     fallbacks: tuple[OnFallback, ...] = ()
+    #: What its file promises clients, from which its alerts follow.
+    slo: tuple[Objective, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -639,6 +642,17 @@ class ImagePlan:
 
 
 @dataclass(frozen=True)
+class MonitoringPlan:
+    """The objects for a Prometheus Operator that the cluster has: `labels` are those by which it chooses them.
+
+    `dashboard_labels` are those of the ConfigMaps with dashboards; without any, none is made.
+    """
+
+    labels: Mapping[str, str]
+    dashboard_labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a stack will be."""
 
@@ -681,6 +695,8 @@ class Plan:
     manifest_key: ManifestKeyPlan | None = None
     #: None where the stack serves on no card of this machine.
     cards: CardPlan | None = None
+    #: None where no operator in the cluster watches the stack.
+    monitoring: MonitoringPlan | None = None
 
     @property
     def images(self) -> tuple[ImagePlan, ...]:

@@ -50,6 +50,7 @@ from modelfleet.infra.planning.ladder import ladder_findings, node_group_finding
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.local import Machine, memory_short
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
+from modelfleet.infra.planning.monitoring import monitoring_findings, monitoring_plan
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
@@ -81,6 +82,8 @@ from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
 from modelfleet.infra.planning.seals import seal_findings, seal_plan
 from modelfleet.infra.planning.signers import manifest_key_plan, signer_findings, streaming_findings
+from modelfleet.infra.planning.slo import objectives
+from modelfleet.infra.planning.slo_findings import slo_findings
 from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
@@ -154,6 +157,7 @@ def plan(
         *image_findings(stack, made),
         *fit_findings(models, facts, catalog),
         *bad_combinations(models, facts),
+        *slo_findings(models, facts, catalog),
         *licence_findings(stack, models, catalog),
         *token_findings(stack, models, catalog),
         *trust_findings(stack, models),
@@ -241,6 +245,7 @@ def plan(
         mirror_image=made_mirror,
         front_door=front_door(stack),
         cards=cards,
+        monitoring=monitoring_plan(stack),
     )
 
 
@@ -284,6 +289,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *return_findings(stack),
         *front_door_findings(stack),
         *egress_findings(stack),
+        *monitoring_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 
@@ -459,6 +465,7 @@ def _model_plan(
         start=start,
         seal=seal,
         fallbacks=fallbacks,
+        slo=objectives(model),
     )
 
 

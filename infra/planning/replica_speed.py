@@ -57,21 +57,32 @@ def replica_speed(
     return estimate_speed(shape, server, load, measured=measured, usd_per_hour=usd_per_hour)
 
 
-def model_speed(
-    model: ModelConfig, facts: ModelFacts | None, catalog: Catalog, usd_per_hour: float | None
-) -> SpeedEstimate | None:
-    """One replica of a model file at its `target_ongoing_requests`; `usd_per_hour` is what the replica costs.
+def target_requests(model: ModelConfig) -> float:
+    """Requests at once for which a replica's speed is told: what its autoscaler aims for, at least one."""
+    scaling = model.deployment_config.autoscaling_config
+    return max(1.0, scaling.target_ongoing_requests if scaling else 1.0)
 
-    None for a model that writes no tokens, and where its shape or its card's peaks are not known.
+
+def model_speed(
+    model: ModelConfig,
+    facts: ModelFacts | None,
+    catalog: Catalog,
+    usd_per_hour: float | None,
+    *,
+    requests: float | None = None,
+) -> SpeedEstimate | None:
+    """One replica of a model file at so many `requests` at once, by default its `target_ongoing_requests`.
+
+    `usd_per_hour` is what the replica costs. None for a model that writes no tokens, and where its shape or its card's
+    peaks are not known.
     """
     accelerator = catalog.accelerators.get(model.accelerator)
     if facts is None or accelerator is None or kind_of(model.engine_config) != "text":
         return None
     setting = setting_of(model, facts, accelerator)
-    scaling = model.deployment_config.autoscaling_config
     prompt = min(ASSUMED_INPUT, setting.length * ASSUMED_INPUT // (ASSUMED_INPUT + ASSUMED_OUTPUT))
     answer = min(ASSUMED_OUTPUT, setting.length - prompt)
-    load = Load(prompt, answer, max(1.0, scaling.target_ongoing_requests if scaling else 1.0))
+    load = Load(prompt, answer, target_requests(model) if requests is None else requests)
     name = model.engine_config.weights_id
     return replica_speed(facts, setting, load, model=name, rows=measurements(), usd_per_hour=usd_per_hour)
 

@@ -652,6 +652,24 @@ class Local(StackSection):
         return self
 
 
+class Observability(StackSection):
+    """Who watches the stack."""
+
+    metrics: Literal["prometheus", "none"] = Field(
+        "none",
+        description="`prometheus` makes PodMonitors, a PrometheusRule and dashboards for the Prometheus Operator that "
+        "the cluster has; `modelfleet observability` writes files for any other Prometheus and Grafana.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels by which the operator chooses these objects, such as {release: kube-prometheus-stack}.",
+    )
+    dashboard_labels: dict[str, str] = Field(
+        default={"grafana_dashboard": "1"},
+        description="Labels by which Grafana's sidecar finds the ConfigMaps with dashboards; empty: none are made.",
+    )
+
+
 class StackConfig(StackSection):
     """One environment: what to serve and where."""
 
@@ -678,6 +696,7 @@ class StackConfig(StackSection):
     teams: Teams = Field(
         default_factory=dict, description="Groups of keys, by name; each limit is for all keys together."
     )
+    observability: Observability = Field(default_factory=Observability, description="Who watches the stack.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")
     models_at_once: PositiveInt = Field(

@@ -24,11 +24,13 @@ from modelfleet.serving.config.engine_schema import (
     S3MirrorConfig,
 )
 from modelfleet.serving.config.section import (
+    Availability,
     AverageRequests,
     Cpus,
     Factor,
     Gpus,
     Memory,
+    Milliseconds,
     Percent,
     QueuedRequests,
     Replicas,
@@ -59,6 +61,7 @@ __all__ = [
     "S3MirrorConfig",
     "ScalingConfig",
     "Section",
+    "Slo",
     "slug_of",
 ]
 
@@ -129,6 +132,30 @@ class RayActorOptions(Section):
     )
 
 
+class Slo(Section):
+    """What clients of the model may expect. Alerts follow from it; replicas know nothing of it."""
+
+    ttft_p95_ms: Milliseconds | None = Field(
+        None, description="95 of 100 requests get their first token within so many milliseconds.", examples=[800]
+    )
+    tpot_p95_ms: Milliseconds | None = Field(
+        None,
+        description="95 of 100 requests get a further token at least every so many milliseconds, on average over their "
+        "answer.",
+        examples=[50],
+    )
+    availability: Availability | None = Field(
+        None, description="Share of requests that the gateway answers without a 5xx status.", examples=[0.999]
+    )
+
+    @model_validator(mode="after")
+    def names_something(self) -> Self:
+        """An empty one would look like a promise."""
+        if not self.model_fields_set:
+            raise ValueError("is empty; name ttft_p95_ms, tpot_p95_ms or availability, or leave it out")
+        return self
+
+
 class DeploymentConfig(Section):
     """Ray Serve's deployment options of the model."""
 
@@ -170,6 +197,11 @@ class DeploymentConfig(Section):
         description="Replicas that an edit starts before it stops old ones, in percent of all, rounded up; 0 stops an "
         "old one first. Default 20 where the pool has room for one more, else 0.",
         examples=[20],
+    )
+    slo: Slo | None = Field(
+        None,
+        description="What clients may expect; the stack's alerts and `plan` compare with it.",
+        examples=[{"ttft_p95_ms": 800, "availability": 0.999}],
     )
 
     @classmethod

@@ -22,6 +22,9 @@ AverageRequests = Annotated[float, Field(gt=0, le=_MANY, json_schema_extra=_unit
 QueuedRequests = Annotated[int, Field(ge=-1, le=_MANY, json_schema_extra=_unit("requests"))]
 Seconds = Annotated[float, Field(ge=0, le=1e9, json_schema_extra=_unit("seconds"))]
 SomeSeconds = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=_unit("seconds"))]
+Milliseconds = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=_unit("milliseconds"))]
+#: Above 1 - 1/14.4 an outage can burn a budget as fast as the fastest alert asks (infra/catalog/burn-rates.csv).
+Availability = Annotated[float, Field(ge=0.94, lt=1, json_schema_extra=_unit("share"))]
 Factor = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=_unit("factor"))]
 Percent = Annotated[int, Field(ge=0, le=100, json_schema_extra=_unit("percent"))]
 Cpus = Annotated[float, Field(ge=0, le=_MANY, json_schema_extra=_unit("CPUs"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from tests.serving.cluster import ROOT, Cluster
 from tests.serving.conftest import EAGER, application, model
 from tests.serving.front import KEY, Front, front
 from tests.serving.tiny import make_adapter
+from tests.unit.observability.models import keep_scrape, scraped_names, watched, with_slo
 from tests.unit.planning import builders
 from tests.waiting import wait_until
 
@@ -235,6 +237,30 @@ def test_vllms_and_serves_metrics_of_each_model_are_on_one_scrape(cluster: Clust
         lines = found()[name]
         assert all(f'model_name="{API}"' in line for line in lines)
         assert len({line.split('le="')[1].split('"')[0] for line in lines}) > 5, "a histogram has several buckets"
+
+
+def test_every_series_that_rules_and_dashboards_ask_for_is_on_a_scrape(
+    cluster: Cluster, gateway: Front, client: openai.OpenAI
+) -> None:
+    """A query of a name that nobody exports is empty for ever. `SCRAPES=write` keeps them for the unit tests."""
+    client.completions.create(model=API, prompt="a", max_tokens=3)
+    plan = watched(with_slo({"ttft_p95_ms": 800, "tpot_p95_ms": 60, "availability": 0.999}, name=API))
+    names = scraped_names(plan)
+
+    def scrapes() -> dict[str, str]:
+        return {"ray": cluster.metrics(), "gateway": requests.get(f"{gateway.metrics_url}/metrics", timeout=30).text}
+
+    def missing() -> set[str]:
+        return {name for name in names if not re.search(rf"^{name}\{{", "\n".join(scrapes().values()), re.MULTILINE)}
+
+    try:
+        wait_until(lambda: not missing(), what=f"series of {len(names)} names", seconds=90, every_s=2)
+    finally:
+        if os.environ.get("SCRAPES") == "write":
+            for name, text in scrapes().items():
+                keep_scrape(name, text, plan)
+    slug = API.replace("/", "--")
+    assert f'haproxy_backend_http_responses_total{{proxy="model.{slug}",code="2xx"}}' in scrapes()["gateway"]
 
 
 def test_the_files_runtime_environment_reaches_the_engine(gateway: Front) -> None:

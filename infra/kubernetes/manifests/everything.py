@@ -33,6 +33,7 @@ from modelfleet.infra.kubernetes.manifests.namespace import (
     service_accounts,
 )
 from modelfleet.infra.kubernetes.manifests.network import network_policies
+from modelfleet.infra.kubernetes.manifests.observability import observability
 from modelfleet.infra.kubernetes.manifests.operator import (
     custom_resource_definitions,
     operator_account,
@@ -118,6 +119,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *warm_ups(plan),
         *load_balancer(plan, cluster_name, PLACEHOLDER),
         *gateway(plan, keys_id),
+        *observability(plan),
     ]
 
 

@@ -1,0 +1,69 @@
+"""What a Prometheus Operator and a Grafana that the cluster has watch the stack by.
+
+Field names: prometheus-operator, pkg/apis/monitoring/v1 (podmonitor_types.go, prometheusrule_types.go).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from modelfleet.infra.kubernetes.manifests.network import GATEWAY_PODS, RAY_PODS
+from modelfleet.infra.kubernetes.manifests.pods import Manifest
+from modelfleet.infra.kubernetes.names import GATEWAY, digest, dns_name, labels
+from modelfleet.infra.observability import dashboards, rule_groups
+from modelfleet.infra.observability.scrape import INTERVAL_S
+from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
+from modelfleet.infra.planning.plan import MonitoringPlan, Plan
+
+MONITORING_API: Final = "monitoring.coreos.com/v1"
+RULES: Final = "modelfleet"
+
+
+def observability(plan: Plan) -> list[Manifest]:
+    """PodMonitors of Ray and the gateway, the rules, and a ConfigMap per dashboard; nothing where nobody watches."""
+    wanted = plan.monitoring
+    if wanted is None:
+        return []
+    ends = [("metrics", METRICS), ("metrics", KEY_METRICS), ("bodies-metrics", METRICS)]
+    return [
+        _pod_monitor(plan, wanted, "ray", RAY_PODS, [("metrics", "/metrics")]),
+        _pod_monitor(plan, wanted, GATEWAY, GATEWAY_PODS, ends),
+        _object(plan, MONITORING_API, "PrometheusRule", RULES, wanted.labels, spec=rule_groups(plan)),
+        *_dashboards(plan, wanted),
+    ]
+
+
+def _pod_monitor(
+    plan: Plan, wanted: MonitoringPlan, name: str, pods: Manifest, ends: Iterable[tuple[str, str]]
+) -> Manifest:
+    """Every pod of the selector in the stack's namespace, at each named port and path."""
+    spec = {
+        "selector": pods,
+        "namespaceSelector": {"matchNames": [plan.namespace]},
+        "podMetricsEndpoints": [{"port": port, "path": path, "interval": f"{INTERVAL_S}s"} for port, path in ends],
+    }
+    return _object(plan, MONITORING_API, "PodMonitor", name, wanted.labels, spec=spec)
+
+
+def _dashboards(plan: Plan, wanted: MonitoringPlan) -> list[Manifest]:
+    """One ConfigMap each: all together might be more than the 1 MiB that a ConfigMap holds."""
+    if not wanted.dashboard_labels:
+        return []
+    return [
+        _object(
+            plan,
+            "v1",
+            "ConfigMap",
+            f"dashboard-{dns_name(file.removesuffix('.json'))}-{digest(file, 6)}",
+            wanted.dashboard_labels,
+            data={f"{plan.namespace}-{file}": json.dumps(dashboard, indent=1) + "\n"},
+        )
+        for file, dashboard in dashboards(plan).items()
+    ]
+
+
+def _object(plan: Plan, version: str, kind: str, name: str, more: Any, **content: Any) -> Manifest:
+    metadata = {"name": name, "namespace": plan.namespace, "labels": {**labels(plan, name), **more}}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **content}

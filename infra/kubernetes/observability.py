@@ -1,0 +1,18 @@
+"""`Observability`: what the cluster's Prometheus Operator and Grafana watch the stack by."""
+
+from __future__ import annotations
+
+import pulumi
+
+from modelfleet.infra.kubernetes.manifests.observability import observability
+from modelfleet.infra.kubernetes.objects import each
+from modelfleet.infra.planning.plan import Plan
+
+
+class Observability(pulumi.ComponentResource):
+    """Children: PodMonitors, a PrometheusRule, and a ConfigMap per dashboard."""
+
+    def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("modelfleet:kubernetes:Observability", name, None, opts)
+        each(name, observability(plan), pulumi.ResourceOptions(parent=self))
+        self.register_outputs({})

@@ -1,0 +1,126 @@
+"""Prometheus rules of a stack: a model's goals as recorded shares and burn-rate alerts, and alerts of any stack.
+
+The second kind are rows of alerts.yaml. Each alert's `runbook` is a command that says the cause.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from modelfleet.infra.catalog.slo import BurnRate
+from modelfleet.infra.observability.metrics import bound_text, of_backend, of_model, of_stack, selector
+from modelfleet.infra.planning.plan import ModelPlan, Plan
+from modelfleet.infra.planning.slo import Objective
+
+ALERTS: Final = Path(__file__).parent / "alerts.yaml"
+#: The share of bad requests over a window, by `stack`, `model` and `objective`.
+BAD_SHARE: Final = "modelfleet:slo_bad:ratio_rate"
+RESPONSES: Final = "haproxy_backend_http_responses_total"
+#: By objective: the alert's name, and what of a model is bad.
+SAID: Final = {
+    "ttft": ("ModelfleetSlowFirstToken", "begin to be answered only after {limit:g} ms"),
+    "tpot": ("ModelfleetSlowTokens", "get their tokens more slowly than one in {limit:g} ms"),
+    "availability": ("ModelfleetUnavailable", "are answered with a 5xx status"),
+}
+
+
+def rule_groups(plan: Plan) -> dict[str, Any]:
+    """A file of Prometheus rules, and the `spec` of a PrometheusRule: `{"groups": […]}`."""
+    goals = [_group(plan, model) for model in plan.models if model.slo]
+    alerts = [_filled(plan, model, row) for model in plan.models for row in _rows("model") if _applies(model, row)]
+    alerts += [_filled(plan, None, row) for row in _rows("stack")]
+    return {"groups": [*goals, {"name": f"modelfleet.{plan.stack}", "rules": alerts}]}
+
+
+def _group(plan: Plan, model: ModelPlan) -> dict[str, Any]:
+    rules: list[dict[str, Any]] = []
+    for goal in model.slo:
+        labels = _labels(plan, model, goal)
+        rules += [
+            {"record": f"{BAD_SHARE}{window}", "expr": bad_share(plan, model, goal, window), "labels": labels}
+            for window in goal.windows
+        ]
+        rules += [_burns(plan, model, goal, burn) for burn in goal.burns]
+    return {"name": f"modelfleet.{plan.stack}.{model.slug}", "rules": rules}
+
+
+def _labels(plan: Plan, model: ModelPlan, goal: Objective) -> dict[str, str]:
+    return {"stack": plan.stack, "model": model.model_id, "objective": goal.name}
+
+
+def bad_share(plan: Plan, model: ModelPlan, goal: Objective, window: str) -> str:
+    """PromQL: the share of bad requests over a window; NaN without requests, which fires nothing."""
+    if goal.name == "availability":
+        bad = f"sum(rate({RESPONSES}{of_backend(plan, model.slug, code='5xx')}[{window}]))"
+        return f"{bad}\n/\nsum(rate({RESPONSES}{of_backend(plan, model.slug)}[{window}]))"
+
+    def rate(suffix: str, **labels: str) -> str:
+        return f"sum(rate({goal.metric}_{suffix}{of_model(plan, model.slug, **labels)}[{window}]))"
+
+    parts = [
+        f"{rate('bucket', le=bound_text(bound))}{'' if weight == 1 else f' * {weight:g}'}"
+        for bound, weight in goal.bounds
+    ]
+    return f"1 - (\n  {' + '.join(parts)}\n)\n/\n{rate('count')}"
+
+
+def _burns(plan: Plan, model: ModelPlan, goal: Objective, burn: BurnRate) -> dict[str, Any]:
+    """Fires while both windows burn the budget at the rate."""
+    share, chosen = goal.bad_share(burn), selector(_labels(plan, model, goal))
+    name, said = SAID[goal.name]
+    return {
+        "alert": name,
+        "expr": f"{BAD_SHARE}{burn.long}{chosen} > {share:g}\nand\n{BAD_SHARE}{burn.short}{chosen} > {share:g}",
+        "labels": {**_labels(plan, model, goal), "severity": burn.severity, "window": burn.long},
+        "annotations": {
+            "summary": f"{model.model_id}: too many requests {said.format(limit=goal.limit_ms or 0)}",
+            "description": f"{{{{ $value | humanizePercentage }}}} of them in {burn.long}, and the goal allows "
+            f"{(1 - goal.good_share) * 100:.4g} %: a budget of 30 days lasts {30 / burn.factor:.2g} at most.",
+            "runbook": runbook(plan, model),
+        },
+    }
+
+
+def runbook(plan: Plan, model: ModelPlan | None) -> str:
+    """The command that says the first cause."""
+    return " ".join(["modelfleet doctor", *([model.model_id] if model else []), f"--stack {plan.stack}"])
+
+
+@cache
+def _file() -> dict[str, list[dict[str, Any]]]:
+    read: dict[str, list[dict[str, Any]]] = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))
+    return read
+
+
+def _rows(of: str) -> list[dict[str, Any]]:
+    return _file()[of]
+
+
+def _applies(model: ModelPlan, row: dict[str, Any]) -> bool:
+    """A model that may sleep has no replica by right."""
+    return not (row.get("awake") and model.replicas.min == 0)
+
+
+def _filled(plan: Plan, model: ModelPlan | None, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the selectors and names of its stack and model."""
+    places = {"STACK": of_stack(plan)}
+    if model is not None:
+        places["MODEL"] = of_model(plan, model.slug)
+    expr, subject = str(row["expr"]).strip(), model.model_id if model else f"stack {plan.stack}"
+    for place, text in places.items():
+        expr = expr.replace(f"{{{place}}}", text)
+    return {
+        "alert": row["alert"],
+        "expr": expr,
+        "for": row["for"],
+        "labels": {
+            "stack": plan.stack,
+            **({"model": model.model_id} if model else {}),
+            "severity": row["severity"],
+        },
+        "annotations": {"summary": f"{subject}: {row['summary']}", "runbook": runbook(plan, model)},
+    }
