@@ -313,16 +313,25 @@ def usage(
         Path | None,
         typer.Option("--records", metavar="DIR", help="Copies of the replicas' records; default: this machine's own."),
     ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option("--price", metavar="POOL=USD", help="USD per node hour of a pool; default: the plan's."),
+    ] = None,
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained HTML page.")
+    ] = None,
 ) -> None:
-    """Show who used how many tokens, from what the replicas wrote down of each request.
+    """Show who used how many tokens and what it cost, from what the replicas wrote down of each request and node.
 
-    Example: `modelfleet usage --by team --since 30d --csv`
+    Example: `modelfleet usage --by team --since 30d --html usage.html`
     """
     from modelfleet.cli.usage import run_usage
 
-    raise typer.Exit(run_usage(stack, by=by, since=since, records=records, as_json=json, as_csv=csv))
+    raise typer.Exit(
+        run_usage(stack, by=by, since=since, records=records, prices=price or (), as_json=json, as_csv=csv, html=html)
+    )
 
 
 key = typer.Typer(help="API keys: make, list, rotate and revoke them.", no_args_is_help=True)
