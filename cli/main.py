@@ -378,9 +378,9 @@ def key_rotate(
 
 @key.command(name="revoke")
 def key_revoke(name: KeyName, stack: Stack = "local") -> None:
-    """Take a key back: a local gateway refuses it at once. On a cluster and on EKS run `modelfleet up` right after.
+    """Take a key back: the running gateway refuses it at once, in a cluster when its pods are new.
 
-    Only that takes it out of a gateway in a cluster. The key's open requests finish.
+    The key's open requests finish.
 
     Example: `modelfleet key revoke search --stack prod`
     """

@@ -28,6 +28,9 @@ from modelfleet.serving.usage import HourFiles, stamp
 EVERY_S = 60.0
 """Seconds between two lines: what the books lose at most of a replica that is killed."""
 
+RAY_ANSWERS_S = 5.0
+"""Seconds for Ray's answer: a replica that ends waits for it, too."""
+
 NODES = "-nodes"
 """Folder of these records, beside those of the models; no slug begins with a dash."""
 
@@ -71,6 +74,7 @@ class NodeHours:
     def __init__(self, folder: Path, model_id: str, replica: str, cluster: Cluster) -> None:
         self._files = HourFiles(folder / NODES, replica)
         self._model_id, self._replica, self._cluster = model_id, replica, cluster
+        # Ray starts a process for each application's `runtime_env`, so that it did nothing else before.
         self._began = psutil.Process().create_time()
         self._ready: float | None = None
         #: Nodes that ended and are written: once is enough, and Ray remembers a thousand.

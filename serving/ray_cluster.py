@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelfleet.serving.node_hours import EVERY_S, UNNAMED, RayNode
+from modelfleet.serving.node_hours import RAY_ANSWERS_S, UNNAMED, RayNode
 
 
 class RayCluster:
@@ -13,7 +13,7 @@ class RayCluster:
         from ray._private.worker import global_worker
         from ray.core.generated import gcs_pb2
 
-        found = global_worker.gcs_client.get_all_node_info(timeout=EVERY_S / 2)
+        found = global_worker.gcs_client.get_all_node_info(timeout=RAY_ANSWERS_S)
         return {
             node_id.hex(): RayNode(
                 node=node_id.hex(),
