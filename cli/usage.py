@@ -105,7 +105,7 @@ def _prices(root: Path, stack: LoadedStack, hours: NodeHours, given: Mapping[str
         return dict(given)
     if not stack.config.target.priced:  # this machine costs nothing per hour, as in the plan
         return {**dict.fromkeys(pools, 0.0), **given}
-    from modelfleet.infra.reading import make_plan
+    from modelfleet.infra.reading.workspace import make_plan
 
     plan = make_plan(root, stack.name, deploying=False)
     return {**{pool.name: pool.usd_per_node_hour for pool in plan.pools}, **given}

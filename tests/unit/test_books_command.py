@@ -12,17 +12,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from modelfleet.cli.main import app
-from modelfleet.cli.usage import run_usage
+from modelfleet.cli.usage import _prices, run_usage
 from modelfleet.cli.usage_html import MOST_BARS, bars, usage_page
 from modelfleet.cli.usage_report import Report, report, uses
+from modelfleet.infra.planning.books import HOUR_US, Holding, MachineTime
 from modelfleet.infra.reading.node_hours import NodeHours as ReadHours
 from modelfleet.infra.reading.node_hours import micros, read_node_hours
 from modelfleet.infra.reading.usage import read_usage
+from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.infra.stack import load_stack
 from modelfleet.serving import node_hours, usage
 from modelfleet.serving.config.errors import InputErrors
 from modelfleet.serving.node_hours import NodeHours, RayNode
@@ -58,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in (usage, node_hours):
         monkeypatch.setattr(module.time, "time", made.time)
     monkeypatch.setattr(usage, "datetime", At)
-    monkeypatch.setattr(node_hours.psutil.Process, "create_time", lambda self: made.now)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: made.now)
     monkeypatch.setattr(node_hours, "boot", dict)
     return made
 
@@ -234,11 +238,19 @@ def test_two_forms_at_once_are_refused(project: Path) -> None:
     assert done.exit_code == 1 and not Path("x.html").exists()
 
 
+def test_prices_are_the_plans_where_none_is_given() -> None:
+    root = Path(__file__).parents[2]
+    plan = make_plan(root, "prod", deploying=False)
+    first, second = plan.pools[:2]
+    hours = ReadHours(tuple(MachineTime(one, one, 0, 1) for one in (first.name, second.name, "gone")), ())
+    found = _prices(root, load_stack(root, "prod"), hours, {second.name: 7.0})
+    assert first.usd_per_node_hour and found[first.name] == first.usd_per_node_hour
+    assert found[second.name] == 7.0 and found.get("gone") is None, "a pool that is no more has no price"
+
+
 def of_names(*names: str) -> Report:
     """Each name used an hour alone."""
     machine = {"machine": "a", "pool": "gpu"}
-    from modelfleet.infra.planning.books import HOUR_US, Holding, MachineTime
-
     start = micros("2026-11-30T10:00:00.000000Z")
     count = len(names)
     hours = ReadHours(

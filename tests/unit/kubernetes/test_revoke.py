@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 
@@ -17,9 +19,11 @@ from modelfleet.infra.gateway import keys_id, render_key_map
 from modelfleet.infra.gateway.keys import Rotated, hash_key
 from modelfleet.infra.kubernetes import revoke as module
 from modelfleet.infra.kubernetes.api import ApiError
+from modelfleet.infra.kubernetes.gateway import Gateway
 from modelfleet.infra.kubernetes.manifests.gateway import gateway_deployment
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys
 from modelfleet.infra.kubernetes.revoke import Revoked, revoke
+from modelfleet.infra.kubernetes.secrets import Secrets
 from modelfleet.infra.planning import Plan
 from tests.unit.planning.builders import model, planned, pool, stack
 
@@ -132,6 +136,35 @@ def test_without_a_gateway_there_is_nothing_to_take_out() -> None:
     server = Server()
     server.kept.clear()
     assert taken(server, "alice") == Revoked(None, rolled=True)
+
+
+def test_a_run_takes_over_what_revoke_wrote() -> None:
+    """Else the next run that changes a key meets another owner of the same field, and fails."""
+
+    class Recorder(pulumi.runtime.Mocks):
+        def __init__(self) -> None:
+            self.made = dict[str, dict[Any, Any]]()
+
+        def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
+            return {}, []
+
+        def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+            self.made[args.name] = args.inputs
+            return args.name, args.inputs
+
+    recorder = Recorder()
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    pulumi.runtime.set_mocks(recorder)
+
+    def program() -> None:
+        made = Secrets("s", PLAN, huggingface_token=None, api_keys=pulumi.Output.from_input(KEYS))
+        Gateway("g", PLAN, keys_id=made.keys_id)
+
+    pulumi.runtime.test(program)()
+    for name in ("s-gateway-keys", "g-deployment"):
+        assert recorder.made[name]["metadata"]["annotations"] == {"pulumi.com/patchForce": "true"}, name
+    template = recorder.made["g-deployment"]["spec"]["template"]
+    assert template["metadata"]["annotations"]["modelfleet.dev/keys"] == keys_id(render_key_map(KEYS))
 
 
 @pytest.mark.parametrize(
