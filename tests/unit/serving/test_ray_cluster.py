@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,11 @@ import ray
 from ray import NodeID
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.experimental import internal_kv
-from ray.util import placement_group
 
 from modelfleet.serving.ray_cluster import RayCluster
 
+#: The module; as an attribute of `ray.util` that name is a function.
+GROUPS = import_module("ray.util.placement_group")
 HERE, GONE, HEAD = NodeID.from_random(), NodeID.from_random(), NodeID.from_random()
 
 
@@ -67,13 +69,13 @@ def test_a_replica_holds_its_bundles_where_they_are(monkeypatch: pytest.MonkeyPa
         "bundles": {0: {"CPU": 1.0, "GPU": 1.0}, 1: {"GPU": 1.0}, 2: {"GPU": 2.0}},
         "bundles_to_node_id": {0: "a", 1: "a", 2: "b"},
     }
-    monkeypatch.setattr(placement_group, "get_current_placement_group", lambda: "group")
-    monkeypatch.setattr(placement_group, "placement_group_table", lambda group: table if group == "group" else {})
+    monkeypatch.setattr(GROUPS, "get_current_placement_group", lambda: "group")
+    monkeypatch.setattr(GROUPS, "placement_group_table", lambda group: table if group == "group" else {})
     assert RayCluster().held() == {"a": {"CPU": 1.0, "GPU": 2.0}, "b": {"GPU": 2.0}}
 
 
 def test_without_a_group_it_holds_its_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     own = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 2.0}, get_node_id=lambda: "a")
-    monkeypatch.setattr(placement_group, "get_current_placement_group", lambda: None)
+    monkeypatch.setattr(GROUPS, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: own)
     assert RayCluster().held() == {"a": {"CPU": 2.0}}
