@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,9 +74,10 @@ def test_a_replica_that_ends_shuts_its_engine_down_once_and_does_not_take_it_for
     seen: list[str] = []
     replica = VllmReplica.__new__(VllmReplica)
     replica._engine, replica._tasks = Engine(seen), [Task(seen)]
+    replica._hours = SimpleNamespace(last_words=lambda: seen.append("hours"))
     replica.__del__()
     replica.__del__()
-    assert seen == ["task", "engine"]
+    assert seen == ["task", "hours", "engine"]
 
 
 def test_a_replica_that_never_started_ends_in_silence() -> None:
@@ -133,15 +135,18 @@ def test_a_disk_that_is_full_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_start_that_fails_is_in_the_books_as_long_as_it_took(
     monkeypatch: pytest.MonkeyPatch, usage_records: Path
 ) -> None:
+    failed: list[float] = []
+
     def fetch(*_: Any) -> str:
-        time.sleep(0.2)
+        time.sleep(0.2)  # the first line is written by then
+        failed.append(time.time())
         raise MirrorError("no manifest")
 
     with pytest.raises(MirrorError):
         started(monkeypatch, fetch, lambda: None)
     (holding,) = read_node_hours(usage_records, datetime(2026, 1, 1, tzinfo=UTC)).holdings
     assert (holding.model, holding.machine, holding.share, holding.ready) == ("org/name", "here", 0.5, None)
-    assert holding.ended - holding.began > 200_000
+    assert holding.ended >= int(failed[0] * 1e6), "until the end, not only until its last minute"
 
 
 def test_an_import_that_fails_is_the_engines_error(monkeypatch: pytest.MonkeyPatch) -> None:
