@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def rows(stack: LoadedStack) -> list[dict[str, Any]]:
 def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> tuple[str, int]:
     """Returns in words what the gateway knows now, and the exit code."""
     if not stack.config.target.on_this_machine:
-        return f"the running gateway still knows it: run `modelfleet up --stack {stack.name}` now", 0
+        return _revoke_in_cluster(root, stack, name)
     from modelfleet.infra.local import haproxy
     from modelfleet.infra.local.runtime import gateway_runtime
 
@@ -161,6 +162,29 @@ def _revoke_in_gateway(root: Path, stack: LoadedStack, name: str) -> tuple[str, 
         again = f"`modelfleet down --stack {stack.name}` and `up` end it"
         return f"but the running gateway may still know it ({error}): {again}", EXIT_ENVIRONMENT
     return f"the gateway refuses it from now on ({output.counted(ended, 'secret')})", 0
+
+
+def _revoke_in_cluster(root: Path, stack: LoadedStack, name: str) -> tuple[str, int]:
+    """The same in the stack's cluster, by the user's own right to change the gateway's Secret and Deployment."""
+    from modelfleet.doctor.readers.cluster import connect
+    from modelfleet.doctor.subject import open_subject
+    from modelfleet.infra.kubernetes.api import ApiError, Unreachable
+    from modelfleet.infra.kubernetes.revoke import ROLLED_S, revoke
+
+    subject = open_subject(root, stack.name)
+    again = f"run `modelfleet up --stack {stack.name}` now"
+    try:
+        with output.status(f"{name}: the gateway takes it out"), closing(connect(subject)) as api:
+            done = revoke(api, subject.namespace, {name})
+    except (ApiError, Unreachable) as error:
+        return f"but the running gateway still knows it ({error}): {again}", EXIT_ENVIRONMENT
+    if done.secrets is None:
+        return f"no gateway of this stack is in namespace {subject.namespace}", 0
+    ended = output.counted(done.secrets, "secret")
+    if not done.rolled:
+        slow = f"its pods are not new after {ROLLED_S} s"
+        return f"but some of the running gateway may still know it ({ended}; {slow}): {again}", EXIT_ENVIRONMENT
+    return f"the gateway refuses it from now on ({ended})", 0
 
 
 def _with_keys(root: Path, stack: str) -> LoadedStack:

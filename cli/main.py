@@ -330,16 +330,25 @@ def usage(
         Path | None,
         typer.Option("--records", metavar="DIR", help="Copies of the replicas' records; default: this machine's own."),
     ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option("--price", metavar="POOL=USD", help="USD per node hour of a pool; default: the plan's."),
+    ] = None,
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained HTML page.")
+    ] = None,
 ) -> None:
-    """Show who used how many tokens, from what the replicas wrote down of each request.
+    """Show who used how many tokens and what it cost, from what the replicas wrote down of each request and node.
 
-    Example: `modelfleet usage --by team --since 30d --csv`
+    Example: `modelfleet usage --by team --since 30d --html usage.html`
     """
     from modelfleet.cli.usage import run_usage
 
-    raise typer.Exit(run_usage(stack, by=by, since=since, records=records, as_json=json, as_csv=csv))
+    raise typer.Exit(
+        run_usage(stack, by=by, since=since, records=records, prices=price or (), as_json=json, as_csv=csv, html=html)
+    )
 
 
 key = typer.Typer(help="API keys: make, list, rotate and revoke them.", no_args_is_help=True)
@@ -386,9 +395,9 @@ def key_rotate(
 
 @key.command(name="revoke")
 def key_revoke(name: KeyName, stack: Stack = "local") -> None:
-    """Take a key back: a local gateway refuses it at once. On a cluster and on EKS run `modelfleet up` right after.
+    """Take a key back: the running gateway refuses it at once, in a cluster when its pods are new.
 
-    Only that takes it out of a gateway in a cluster. The key's open requests finish.
+    The key's open requests finish.
 
     Example: `modelfleet key revoke search --stack prod`
     """

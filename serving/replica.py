@@ -24,10 +24,12 @@ from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy
 from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
+from modelfleet.serving.node_hours import NodeHours
+from modelfleet.serving.ray_cluster import RayCluster
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
-from modelfleet.serving.usage import UsageMeter, usage_folder
+from modelfleet.serving.usage import UsageMeter, replica_name, usage_folder
 from modelfleet.serving.usage_metrics import TokenMetrics
 from modelfleet.serving.versions import check_versions
 from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
@@ -66,6 +68,7 @@ class VllmReplica:
         self._seal_root: Path | None = None
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hours: NodeHours | None = None
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -108,6 +111,8 @@ class VllmReplica:
         """
         for task in self.__dict__.pop("_tasks", ()):
             task.cancel()  # before the engine goes, or the replica would take it for dead
+        if (hours := self.__dict__.pop("_hours", None)) is not None:
+            hours.last_words()
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.shutdown(timeout=ENGINE_END_S)
             remove_left()
@@ -178,13 +183,21 @@ class VllmReplica:
 
     async def _start(self) -> ASGIApp:
         """The application, and what goes on beside the requests."""
-        app = await self.start_engine()
+        replica = replica_name()
+        self._hours = hours = NodeHours(usage_folder(), self._model.model_id, replica, RayCluster())
+        self._begin(hours.run())
+        try:
+            app = await self.start_engine()
+        except BaseException:
+            hours.last_words()
+            raise
+        hours.ready()
         try:
             note()
         except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
             logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
         logger.info("%s", self._clock.line())
-        meter = UsageMeter(app, usage_folder() / self._model.slug, counted=TokenMetrics().count)
+        meter = UsageMeter(app, usage_folder() / self._model.slug, replica=replica, counted=TokenMetrics().count)
         gate = EngineGate(meter, self._engine)
         metrics = MetricsCopy(self._model.slug)
         self._begin(self._exit_with_engine(gate))

@@ -126,8 +126,8 @@ class RequestUsage:
             "replica": replica,
             "number": self.number,
             "request_id": self.request_id,
-            "began": _stamp(self.began),
-            "written": _stamp(time.time()),
+            "began": stamp(self.began),
+            "written": stamp(time.time()),
             "key": self.key,
             "team": self.team,
             "model": counts[0].model,
@@ -151,22 +151,23 @@ class UsageMeter:
     """Pure ASGI: opens and closes the usage of each request; one file an hour in `folder`.
 
     `counted` is called once per record that is final, for the metrics. A record that cannot be written is an error in
-    the log, with the record itself: an answer is worth more than its bill.
+    the log: an answer is worth more than its bill. `replica` is this process's name in its records.
     """
 
     def __init__(
-        self, app: ASGIApp, folder: Path, *, counted: Callable[[dict[str, Any]], None] = lambda record: None
+        self,
+        app: ASGIApp,
+        folder: Path,
+        *,
+        replica: str | None = None,
+        counted: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
-        self.app, self.folder, self._counted = app, folder, counted
-        self.replica = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        self.app, self._counted = app, counted
+        self.replica = replica or replica_name()
+        self._files = HourFiles(folder, self.replica)
         self._next = 0
         self._open: dict[int, RequestUsage] = {}
-        self._file: int | None = None
-        self._path: Path | None = None
-        self._unsynced = False
         self._noted_at = -OPEN_EVERY_S
-        #: Whether the file ends in the middle of a line.
-        self._torn = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -196,9 +197,7 @@ class UsageMeter:
                 if time.monotonic() - self._noted_at >= OPEN_EVERY_S:
                     self._noted_at = time.monotonic()
                     self.note_open()
-                if self._unsynced and self._file is not None:
-                    self._unsynced = False
-                    await asyncio.to_thread(_sync, self._file)
+                await self._files.sync()
             except Exception:  # nobody else would see it
                 logger.exception("usage of open requests was not noted in this round")
 
@@ -214,7 +213,7 @@ class UsageMeter:
         for usage in list(self._open.values()):
             if (so_far := usage.tokens) != usage.noted:
                 usage.noted = so_far
-                self._write(usage.record(self.replica, "open"))
+                self._files.write(usage.record(self.replica, "open"))
 
     def _begin(self, scope: Scope) -> RequestUsage:
         said = {name: value for name, value in scope["headers"] if name in (KEY, TEAM, REQUEST_ID)}
@@ -229,10 +228,26 @@ class UsageMeter:
             return
         end = "aborted" if any(one.aborted for one in usage.sequences) else "finished"
         record = usage.record(self.replica, end)
-        self._write(record)
+        self._files.write(record)
         self._counted(record)
 
-    def _write(self, record: dict[str, Any]) -> None:
+
+class HourFiles:
+    """JSON lines in one file an hour, `<folder>/date=…/hour=…/<name>.jsonl` (UTC); old ones go (`bound`).
+
+    A record that cannot be written is an error in the log, with the record itself.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self._file: int | None = None
+        self._path: Path | None = None
+        self._unsynced = False
+        #: Whether the file ends in the middle of a line.
+        self._torn = False
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One line, whole or not at all for who reads it."""
         line = json.dumps(record, separators=(",", ":"), ensure_ascii=True) + "\n"
         try:
             file = self._of_this_hour()
@@ -247,9 +262,15 @@ class UsageMeter:
         if problem:
             logger.error("usage cannot be written to %s: %s; the record is %s", self._path, problem, line.strip())
 
+    async def sync(self) -> None:
+        """What was written is on the disk; what is wrong with the disk is in the log."""
+        if self._unsynced and self._file is not None:
+            self._unsynced = False
+            await asyncio.to_thread(_sync, self._file)
+
     def _of_this_hour(self) -> int:
         now = datetime.now(UTC)
-        path = self.folder / f"date={now:%Y-%m-%d}" / f"hour={now:%H}" / f"{self.replica}.jsonl"
+        path = self.folder / f"date={now:%Y-%m-%d}" / f"hour={now:%H}" / f"{self.name}.jsonl"
         if path != self._path or self._file is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -287,6 +308,11 @@ def bound(folder: Path, current: Path) -> None:
         total -= size
 
 
+def replica_name() -> str:
+    """A name for this process, in its records and of its files, which no other process ever has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
+
 def usage_folder() -> Path:
     """Where this process's records go: the environment's folder, or `usage` beside the logs of Ray's session."""
     if said := os.environ.get(FOLDER_VARIABLE):
@@ -305,5 +331,6 @@ def _text(value: bytes | None) -> str | None:
     return value.decode("latin-1") if value else None
 
 
-def _stamp(seconds: float) -> str:
+def stamp(seconds: float) -> str:
+    """Seconds since 1970 as `2026-11-30T16:00:00.000000Z`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -5,7 +5,17 @@ Kubernetes puts it in a ConfigMap.
 """
 
 from modelfleet.infra.gateway.files import GatewayFiles, Runtime
-from modelfleet.infra.gateway.keys import hash_key, key_faults, render_key_map, with_rotated
+from modelfleet.infra.gateway.keys import hash_key, key_faults, keys_id, render_key_map, with_rotated, without
 from modelfleet.infra.gateway.render import render
 
-__all__ = ["GatewayFiles", "Runtime", "hash_key", "key_faults", "render", "render_key_map", "with_rotated"]
+__all__ = [
+    "GatewayFiles",
+    "Runtime",
+    "hash_key",
+    "key_faults",
+    "keys_id",
+    "render",
+    "render_key_map",
+    "with_rotated",
+    "without",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -106,3 +106,15 @@ def render_key_map(keys: Mapping[str, str]) -> str:
     lines = {one.sha256: f"{name}@{one.ends_at}" for name, many in old.items() if name in new for one in many}
     lines |= {hash_key(key): name for name, key in new.items()}  # an old secret that came back is no old one
     return "".join(f"{sha256} {name}\n" for sha256, name in sorted(lines.items(), key=lambda line: (line[1], line[0])))
+
+
+def without(key_map: str, names: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """A key map without the secrets of `names`, those that were rotated too, and the hashes that are gone."""
+    lines = key_map.splitlines()
+    gone = [line for line in lines if line.partition(" ")[2].partition("@")[0] in names]
+    return "".join(f"{line}\n" for line in lines if line not in gone), tuple(line.partition(" ")[0] for line in gone)
+
+
+def keys_id(key_map: str) -> str:
+    """A hash of hashes, which says that keys changed and nothing else; 64 bits are enough for it."""
+    return hashlib.sha256(key_map.encode()).hexdigest()[:16]

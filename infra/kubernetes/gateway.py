@@ -8,7 +8,7 @@ from modelfleet.infra.kubernetes.manifests import load_balancer
 from modelfleet.infra.kubernetes.manifests.everything import gateway
 from modelfleet.infra.kubernetes.manifests.everything import load_balancer as balancer_manifests
 from modelfleet.infra.kubernetes.names import GATEWAY
-from modelfleet.infra.kubernetes.objects import each, resource
+from modelfleet.infra.kubernetes.objects import each, forced, resource
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -63,7 +63,7 @@ class Gateway(pulumi.ComponentResource):
             # Old pods live until their last stream ends. The run need not wait for that; new pods are ready in seconds.
             custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m"),
         )
-        resource(f"{name}-deployment", deployment, after)
+        resource(f"{name}-deployment", forced(deployment), after)  # `modelfleet key revoke` rolls its pods, too
         each(name, rest, child)
         self.base_url = pulumi.Output.from_input(balancer).apply(lambda dns_name: base_url(plan, dns_name))
         self.register_outputs({"base_url": self.base_url})

@@ -38,6 +38,9 @@ KINDS: Mapping[tuple[str, str], Any] = {
 #: An annotation for what a run does not wait for.
 SKIP_AWAIT: Mapping[str, str] = {"pulumi.com/skipAwait": "true"}
 
+#: An annotation for what others write, too: a run takes it over, whoever owned it.
+FORCE: Mapping[str, str] = {"pulumi.com/patchForce": "true"}
+
 #: Top-level fields of manifests, spelled as the SDK spells its arguments.
 ARGUMENTS: Mapping[str, str] = {
     "automountServiceAccountToken": "automount_service_account_token",
@@ -55,6 +58,12 @@ def resource(name: str, manifest: Manifest, opts: pulumi.ResourceOptions) -> pul
         made: pulumi.CustomResource = typed(name, **fields, opts=opts)
         return made
     return k8s.apiextensions.CustomResource(name, api_version=key[0], kind=key[1], **fields, opts=opts)
+
+
+def forced(manifest: Manifest) -> Manifest:
+    """The same object, which a run takes over from others that wrote it."""
+    metadata = manifest["metadata"]
+    return {**manifest, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **FORCE}}}
 
 
 def each(prefix: str, manifests: list[Manifest], opts: pulumi.ResourceOptions) -> list[pulumi.CustomResource]:

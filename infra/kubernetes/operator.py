@@ -7,11 +7,8 @@ import pulumi_kubernetes as k8s
 
 from modelfleet.infra.kubernetes.manifests.everything import operator
 from modelfleet.infra.kubernetes.manifests.operator import custom_resource_definitions
-from modelfleet.infra.kubernetes.objects import each
+from modelfleet.infra.kubernetes.objects import FORCE, each
 from modelfleet.infra.planning.plan import Plan
-
-#: The last run that applied the CRDs owns them, even if another owned them before.
-FORCE = {"pulumi.com/patchForce": "true"}
 
 
 class Operator(pulumi.ComponentResource):
@@ -26,7 +23,7 @@ class Operator(pulumi.ComponentResource):
     ) -> None:
         super().__init__("modelfleet:kubernetes:Operator", name, None, opts)
         manifests = custom_resource_definitions() if plan.own_operator else []
-        for crd in manifests:
+        for crd in manifests:  # the last run that applied them owns them, even if another owned them before
             crd["metadata"].setdefault("annotations", {}).update(FORCE)
         keep = pulumi.ResourceOptions(parent=self, provider=shared, retain_on_delete=True)
         crds = each(name, manifests, keep)

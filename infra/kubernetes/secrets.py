@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import pulumi
 
-from modelfleet.infra.gateway import render_key_map
+from modelfleet.infra.gateway import keys_id, render_key_map
 from modelfleet.infra.kubernetes.authority import make_authority
 from modelfleet.infra.kubernetes.manifests import secrets
-from modelfleet.infra.kubernetes.objects import each, resource
+from modelfleet.infra.kubernetes.objects import each, forced, resource
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -50,11 +49,8 @@ class Secrets(pulumi.ComponentResource):
         self.keys_id = pulumi.Output.from_input("")
         if api_keys is not None:
             key_map: pulumi.Output[str] = pulumi.Output.secret(api_keys.apply(render_key_map))
-            self.ready.append(resource(f"{name}-gateway-keys", secrets.gateway_keys(plan, key_map), child))
-            self.keys_id = pulumi.Output.unsecret(key_map.apply(_short_hash))
+            # `modelfleet key revoke` takes lines out of it, too (`infra/kubernetes/revoke.py`).
+            keys = forced(secrets.gateway_keys(plan, key_map))
+            self.ready.append(resource(f"{name}-gateway-keys", keys, child))
+            self.keys_id = pulumi.Output.unsecret(key_map.apply(keys_id))
         self.register_outputs({})
-
-
-def _short_hash(key_map: str) -> str:
-    """A hash of hashes; 64 bits are enough to detect a change."""
-    return hashlib.sha256(key_map.encode()).hexdigest()[:16]

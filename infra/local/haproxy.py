@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG, GatewayFiles, Runtime
-from modelfleet.infra.gateway.keys import render_key_map
+from modelfleet.infra.gateway.keys import render_key_map, without
 from modelfleet.serving.config.errors import SetupError
 
 START_TIMEOUT_S = 10.0
@@ -152,11 +152,10 @@ def revoke(runtime: Runtime, names: Collection[str]) -> int:
     `NoGatewayError` when none runs, and `SetupError` when one does not take it.
     """
     path = Path(runtime.key_map)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    gone = [line for line in lines if line.partition(" ")[2].partition("@")[0] in names]
-    _replace(path, "".join(f"{line}\n" for line in lines if line not in gone))
-    for line in gone:
-        said = admin(runtime, f"del map {runtime.key_map} {line.partition(' ')[0]}").strip()
+    left, gone = without(path.read_text(encoding="utf-8"), names)
+    _replace(path, left)
+    for sha256 in gone:
+        said = admin(runtime, f"del map {runtime.key_map} {sha256}").strip()
         if said and said != "Key not found.":  # which is what it should be
             raise SetupError(f"the gateway did not take a key out: {said}")
     return len(gone)

@@ -20,7 +20,7 @@ def read_usage(folder: Path, since: datetime | None = None) -> Iterator[dict[str
     """
     last: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(folder.rglob("*.jsonl")):
-        if since is not None and _hour(path) < since.strftime("%Y-%m-%dT%H"):
+        if since is not None and hour_of(path) < since.strftime("%Y-%m-%dT%H"):
             continue
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -35,10 +35,11 @@ def _record(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and record.get("version") == VERSION else None
+    ours = isinstance(record, dict) and record.get("version") == VERSION
+    return record if ours and "record" not in record else None  # those of node time name what they are
 
 
-def _hour(path: Path) -> str:
+def hour_of(path: Path) -> str:
     """`2026-11-30T16` of `…/date=2026-11-30/hour=16/….jsonl`."""
     day, hour = path.parent.parent.name.removeprefix("date="), path.parent.name.removeprefix("hour=")
     return f"{day}T{hour}"

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from modelfleet.cli import key, pulumi_run
-from modelfleet.cli.usage import rows as usage_rows
 from modelfleet.cli.usage import run_usage
+from modelfleet.cli.usage_report import rows as usage_rows
 from modelfleet.infra.gateway import render_key_map, with_rotated
 from modelfleet.infra.gateway.keys import hash_key
 from modelfleet.infra.reading.usage import read_usage
@@ -201,11 +201,11 @@ def test_usage_adds_up_by_any_name(pulumi: Pulumi, tmp_path: Path, capsys: pytes
     assert {name: row["completion_tokens"] for name, row in found.items()} == {"alice": 8, "bob": 4, "–": 6}
     assert found["alice"] == {
         "key": "alice", "requests": 2, "open": 0, "cut_short": 1, "prompt_tokens": 10, "cached_tokens": 4,
-        "completion_tokens": 8, "reasoning_tokens": 0,
+        "completion_tokens": 8, "reasoning_tokens": 0, "usd": None,
     }  # fmt: skip
     run_usage("local", by="model", as_csv=True)
     head, row = capsys.readouterr().out.splitlines()
-    assert head.startswith("model,requests,open,cut_short,prompt_tokens") and row == "org/model,4,0,1,20,8,18,0"
+    assert head.startswith("model,requests,open,cut_short,prompt_tokens") and row == "org/model,4,0,1,20,8,18,0,"
     run_usage("local", by="day")
     assert "18" in capsys.readouterr().out
 

@@ -33,6 +33,8 @@ BODIES_METRICS_PORT: Final = 8406
 HAPROXY_USER: Final = 99
 CONFIG_PATH, KEYS_PATH, RUN_PATH = "/etc/gateway", "/etc/gateway-keys", "/run/gateway"
 KEY_MAP: Final = "keys.map"
+#: Annotation of the gateway's pods: a hash of the key map, so that changed keys roll them.
+KEYS_ID: Final = "modelfleet.dev/keys"
 BODIES_MEMORY_MIB: Final = 2048
 #: Seconds between the decision to end a pod and its stop signal, which closes its port. In that time nodes and load
 #: balancers learn of it and send new requests elsewhere. The second process ends later; the first still needs it.
@@ -73,7 +75,7 @@ def gateway_config(plan: Plan) -> Manifest:
 
 def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
     """The Deployment; `keys_id`, text or an output, is a hash of the key map, so that changed keys roll the pods."""
-    content = {"modelfleet.dev/config": gateway_files(plan).content_id, "modelfleet.dev/keys": keys_id}
+    content = {"modelfleet.dev/config": gateway_files(plan).content_id, KEYS_ID: keys_id}
     spread = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",

@@ -6,13 +6,17 @@ import asyncio
 import mmap
 import os
 import threading
+import time
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from modelfleet.infra.local.provider.ray import ray_environment
+from modelfleet.infra.reading.node_hours import read_node_hours
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 from modelfleet.serving.errors import EngineError, MirrorError, WeightsError
 from modelfleet.serving.replica import VllmReplica, lift_thread_limit
@@ -70,9 +74,10 @@ def test_a_replica_that_ends_shuts_its_engine_down_once_and_does_not_take_it_for
     seen: list[str] = []
     replica = VllmReplica.__new__(VllmReplica)
     replica._engine, replica._tasks = Engine(seen), [Task(seen)]
+    replica._hours = SimpleNamespace(last_words=lambda: seen.append("hours"))
     replica.__del__()
     replica.__del__()
-    assert seen == ["task", "engine"]
+    assert seen == ["task", "hours", "engine"]
 
 
 def test_a_replica_that_never_started_ends_in_silence() -> None:
@@ -86,7 +91,7 @@ def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any) -> 
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
     replica._model, replica._cards, replica._weights, replica._clock = model(), [], {}, StartupClock()
-    replica._seal_root = None
+    replica._seal_root, replica._tasks = None, set()
     asyncio.run(replica._start())
 
 
@@ -125,6 +130,23 @@ def test_a_disk_that_is_full_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(WeightsError, match=r"^org/name: its weights cannot be fetched: .*No space left .*'/cache"):
         started(monkeypatch, fetch, lambda: None)
+
+
+def test_a_start_that_fails_is_in_the_books_as_long_as_it_took(
+    monkeypatch: pytest.MonkeyPatch, usage_records: Path
+) -> None:
+    failed: list[float] = []
+
+    def fetch(*_: Any) -> str:
+        time.sleep(0.2)  # the first line is written by then
+        failed.append(time.time())
+        raise MirrorError("no manifest")
+
+    with pytest.raises(MirrorError):
+        started(monkeypatch, fetch, lambda: None)
+    (holding,) = read_node_hours(usage_records, datetime(2026, 1, 1, tzinfo=UTC)).holdings
+    assert (holding.model, holding.machine, holding.share, holding.ready) == ("org/name", "here", 0.5, None)
+    assert holding.ended >= int(failed[0] * 1e6), "until the end, not only until its last minute"
 
 
 def test_an_import_that_fails_is_the_engines_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""The books as one self-contained page, without network or script: one picture of who pays what, and its tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from modelfleet.cli.usage_report import Report
+
+TEMPLATES = Path(__file__).parent / "templates"
+#: The picture has so many names, the dearest; the rest is one bar.
+MOST_BARS = 12
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the picture: `width` in percent of the longest, `part` in percent of the bill; `used` by somebody."""
+
+    name: str
+    usd: float
+    width: float
+    part: float
+    used: bool
+
+
+def usage_page(report: Report) -> str:
+    """The page as HTML text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["usd"] = lambda usd: "?" if usd is None else f"{usd:,.2f}"
+    environment.filters["number"] = lambda number: f"{number:,}"
+    return environment.get_template("usage.html.j2").render(report=report, bars=bars(report))
+
+
+def bars(report: Report) -> list[Bar]:
+    """The dearest names first, the others in one, then what nobody used. Together they are the bill."""
+    named = sorted(((row["usd"] or 0.0, row[report.by]) for row in report.rows), key=lambda one: (-one[0], one[1]))
+    amounts = [(name, usd, True) for usd, name in named[:MOST_BARS]]
+    if rest := named[MOST_BARS:]:
+        amounts.append((f"{len(rest)} others", sum(usd for usd, _ in rest), True))
+    amounts += [(name, usd or 0.0, False) for name, usd in report.unused()]
+    longest, whole = max(usd for _, usd, _ in amounts), sum(usd for _, usd, _ in amounts)
+    return [
+        Bar(name, usd, 100 * usd / longest if longest else 0.0, 100 * usd / whole if whole else 0.0, used)
+        for name, usd, used in amounts
+    ]
