@@ -56,6 +56,8 @@ from modelfleet.serving.engine_log import engine_facts, start_parts
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.versions import PINNED
 
+#: An engine argument that only a server's engine has (vLLM 0.32 `AsyncEngineArgs`): `LLM` refuses it.
+SERVERS_OWN: Final = "enable_log_requests"
 PROGRAM: Final = "modelfleet.serving.measure"
 #: Seconds after which nothing more is timed, so that a small model is done within three minutes.
 TIMED_S: Final = 150
@@ -222,11 +224,9 @@ def _arguments(config: ModelConfig, facts: ModelFacts, folder: Path, asked: Aske
         arguments |= {"load_format": "dummy", "skip_tokenizer_init": True, "generation_config": "vllm"}
         for name in ("tokenizer", "chat_template", "override_generation_config"):
             arguments.pop(name, None)
-    # Prompts are random, and none may be answered from an earlier one.
-    arguments["enable_prefix_caching"] = False
     if asked.pretend:
         arguments |= {"kv_cache_memory_bytes": PRETENDED_CACHE_BYTES, "enforce_eager": True}
-    return {name: value for name, value in arguments.items() if name in known_arguments()}
+    return {name: value for name, value in arguments.items() if name in known_arguments() and name != SERVERS_OWN}
 
 
 def _environment(plan: Plan, asked: Asked) -> dict[str, str]:

@@ -44,6 +44,7 @@ def plan_table(plan: Plan) -> RenderableType:
     if plan.cards:
         parts.append(Text(f"Cards: {plan.cards.named}"))
         parts += [Text(f"Missing: {line}", style="red") for line in plan.cards.missing]
+    parts += [Text(f"Missing: {line}", style="red") for line in plan.missing]
     if any(model.memory for model in plan.models):
         parts.append(Text(basis_text(plan.models)))
     if plan.models:

@@ -683,6 +683,8 @@ class Plan:
     manifest_key: ManifestKeyPlan | None = None
     #: None where the stack serves on no card of this machine.
     cards: CardPlan | None = None
+    #: What else keeps this machine from serving a local stack, one sentence each with its fix.
+    missing: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[ImagePlan, ...]:

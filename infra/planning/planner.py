@@ -48,7 +48,7 @@ from modelfleet.infra.planning.image import image_findings, image_name, image_pl
 from modelfleet.infra.planning.keys import key_findings
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
-from modelfleet.infra.planning.local import Machine, memory_short
+from modelfleet.infra.planning.local import Machine, machine_missing, memory_short
 from modelfleet.infra.planning.measured import on_measured
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.network import network_findings
@@ -242,6 +242,7 @@ def plan(
         mirror_image=made_mirror,
         front_door=front_door(stack),
         cards=cards,
+        missing=tuple(machine_missing(machine, configs, facts)),
     )
 
 
