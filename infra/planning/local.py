@@ -44,8 +44,8 @@ class Room:
 class Machine:
     """What `infra/reading` found on this machine, for the local target. `gpus` is None where nobody looked.
 
-    `open_files` is the hard limit, to which a start raises its own; `rooms` are the folders that it writes to, and
-    `weights_room` is the one of the Hub's cache; `weights_here` are the bytes that this has, by Hub id.
+    `open_files` is the hard limit (None: there is none), up to which the plugin raises its own; `rooms` are the folders
+    that a stack writes to, `weights_room` is the Hub's cache, and `weights_here` its bytes by Hub id.
     """
 
     memory_bytes: int

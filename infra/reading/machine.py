@@ -27,12 +27,13 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
     wanted = any(pool.accelerator != CPU for pool in stack.config.pools)
     folder = local_folder(root, stack.name)
     gpus = these_gpus(mark(folder, "ray"), last_session=_left_session(folder)) if wanted else None
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = _hub_cache(cache)
     return Machine(
         psutil.virtual_memory().total,
         gpus,
-        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        open_files=None if most == resource.RLIM_INFINITY else most,
         rooms=(
             room("this stack's own", folder),
             room("what is downloaded", cache / "modelfleet"),

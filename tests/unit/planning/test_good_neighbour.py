@@ -17,6 +17,7 @@ from modelfleet.cli.up import run_up
 from modelfleet.infra.gateway import render
 from modelfleet.infra.local import emulator, haproxy
 from modelfleet.infra.local.ports import require_free
+from modelfleet.infra.local.processes import raise_open_files
 from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.infra.local.runtime import MAX_LENGTH, gateway_runtime, short_folder, straight_to_loopback
 from modelfleet.infra.planning import Plan, plan
@@ -83,7 +84,8 @@ def test_weights_that_are_here_need_no_room() -> None:
     (line,) = served(replace(small, weights_here=((LLAMA, 8 * GB),)), one).missing
     assert "take 8.1 GB more" in line, "a broken download goes on"
     on_cpu = model("HuggingFaceTB/SmolLM2-135M-Instruct", "CPU")
-    assert served(small, on_cpu).missing == (), "its weights are in the bucket"
+    tiny = replace(FINE, weights_room=Room("weights", "/home/me", 1_100_000_000))
+    assert served(tiny, on_cpu).missing == (), "its weights are in the bucket"
 
 
 def test_the_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +109,25 @@ def test_a_read_only_folder_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert room("x", tmp_path / "a" / "b").writable
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert not room("x", tmp_path / "a" / "b").writable
+
+
+def test_no_limit_of_open_files_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert this_machine(stack(pool("cpu", "CPU", maxNodes=1), target="local"), tmp_path).open_files is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised"),
+    [((1024, 4096), (4096, 4096)), ((1024, 10**6), (65536, 10**6)), ((1024, -1), (65536, -1)), ((10**5, 10**6), None)],
+)
+def test_a_low_limit_is_raised_as_far_as_it_may_be(
+    limits: tuple[int, int], raised: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: set_to.append(to))
+    raise_open_files()
+    assert set_to == ([raised] if raised else [])
 
 
 def test_up_stops_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
