@@ -17,7 +17,7 @@ from modelfleet.cli.models_bar import memory_bar
 from modelfleet.cli.plan_diff import change_json, change_line, changes, rebuild_warnings
 from modelfleet.cli.plan_json import plain
 from modelfleet.cli.plan_table import FittingTable, range_text, usd
-from modelfleet.infra.catalog import Catalog, default_catalog
+from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.catalog.recipes import Recipe, recipe_of
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.cpu_offers import cpu_offers
@@ -27,6 +27,7 @@ from modelfleet.infra.planning.new_model import NewModel, file_text
 from modelfleet.infra.planning.offers import Goal, Offer, Wish, checkpoints_of, offers, without_repeats
 from modelfleet.infra.planning.recipe_findings import recipe_findings
 from modelfleet.infra.planning.signers import from_hub
+from modelfleet.infra.reading.measured import known_catalog
 from modelfleet.infra.reading.models import Reader, read_facts
 from modelfleet.infra.reading.named_model import NamedModel, named_model
 from modelfleet.infra.reading.prices import with_known_prices
@@ -78,7 +79,7 @@ class Change:
 
 def run_add(name: str, asked: Asked, *, as_json: bool = False) -> int:
     """Choose, show, ask and write; returns the exit code. Nothing is written that `check` would refuse."""
-    root, catalog = Path.cwd(), default_catalog()
+    root, catalog = Path.cwd(), known_catalog(Path.cwd())
     model = named_model(name, catalog, network=asked.network)
     low, high = _replicas(asked.replicas)
     wish = Wish(asked.length or min(LENGTH, model.facts.checkpoint.longest), asked.concurrency, low, asked.goal)

@@ -351,6 +351,44 @@ def usage(
     )
 
 
+gpu = typer.Typer(help="This machine's NVIDIA cards.", no_args_is_help=True)
+app.add_typer(gpu, name="gpu")
+
+
+@gpu.callback()
+def gpu_group() -> None:
+    """This machine's NVIDIA cards."""
+
+
+@gpu.command(name="check")
+def gpu_check(
+    stack: Stack = "gpu",
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|FILE", help="Only this one: of the stack, a model file, or an id of the Hub."),
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Keep the figures: plans then count with them.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Load the model's weights; default: random ones, which take as much.")
+    ] = False,
+    pretend: Annotated[
+        bool, typer.Option("--pretend", help="Try the check itself with vLLM's CPU build in place of the card.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub.")] = False,
+    json: Json = False,
+) -> None:
+    """Start each model of a stack on this machine's card, and show the plan's memory and speed beside the real ones.
+
+    Exit code 0: the plan holds; 1: it is off by more than 2 % of KV tokens or 0.3 GiB.
+
+    Example: `modelfleet gpu check --model Qwen/Qwen3-8B --save`
+    """
+    from modelfleet.cli.gpu_check import Asked, run_gpu_check
+
+    asked = Asked(model=model, save=save, weights=weights, pretend=pretend, network=not offline)
+    raise typer.Exit(run_gpu_check(stack, asked, as_json=json))
+
+
 key = typer.Typer(help="API keys: make, list, rotate and revoke them.", no_args_is_help=True)
 app.add_typer(key, name="key")
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, as in the stack file's `keys`.")]

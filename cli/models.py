@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +12,7 @@ from rich.table import Table
 from modelfleet.cli import output
 from modelfleet.cli.models_bar import memory_bar
 from modelfleet.cli.models_speed import AskedLoad, quantization_notice, quantized, speed_line, speed_row, speed_source
-from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
+from modelfleet.infra.catalog import Accelerator, Catalog
 from modelfleet.infra.planning.drafting import NOTHING, Drafting, drafting
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, gpu_memory, memory_in
 from modelfleet.infra.planning.memory.answer import GIB, ModelMemory
@@ -21,6 +22,7 @@ from modelfleet.infra.planning.memory.traits import compared
 from modelfleet.infra.planning.node_prices import replica_price
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.infra.planning.use_findings import use_notices
+from modelfleet.infra.reading.measured import known_catalog
 from modelfleet.infra.reading.named_model import NamedModel, named_draft, named_model
 from modelfleet.serving.config.catalogs import architecture_fault
 from modelfleet.serving.config.errors import SetupError
@@ -53,7 +55,7 @@ class Asked:
 
 def run_show(name: str, asked: Asked, *, as_json: bool = False) -> int:
     """Print what a model keeps on one GPU; returns the exit code, 1 when vLLM would not start."""
-    catalog = default_catalog()
+    catalog = known_catalog(Path.cwd())
     accelerator = _accelerator(asked.accelerator, catalog)
     found = named_model(name, catalog, network=asked.network)
     model = quantized(found, asked.quantization)
@@ -105,6 +107,8 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, cat
         room = room if room is not None else on_card.kv_cache_mib / 1024
     row = memory.row(KV_GIB if room is None else room).as_json()
     row["weights_gib"] = round(memory.weights.bytes * facts.header_ratio / GIB, 3)
+    if on_card and on_card.measured:
+        row["weights_gib"] = round(on_card.weights_mib / 1024, 3)
     speed = speed_row(model, setting, asked.load, asked.kv_gib, catalog)
     return {
         "model": model.name,
@@ -115,7 +119,7 @@ def answer(model: NamedModel, asked: Asked, accelerator: Accelerator | None, cat
         **speed,
         "refusals": _refusals(model, engine, capability) + _no_room(on_card, accelerator, length),
         "notices": _notices(model) + ([NO_DRAFT_SPEED] if asked.draft else []),
-        "sources": _sources(model, asked, accelerator) | speed_source(speed, accelerator),
+        "sources": _sources(model, asked, accelerator, on_card) | speed_source(speed, accelerator),
     }
 
 
@@ -187,7 +191,9 @@ CACHE_KEYS = (
 )  # fmt: skip
 
 
-def _sources(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -> dict[str, str]:
+def _sources(
+    model: NamedModel, asked: Asked, accelerator: Accelerator | None, on_card: GpuMemory | None
+) -> dict[str, str]:
     """Where each number of the JSON comes from, by its key; `config` is the file that all rest on."""
     caches = f"vLLM 0.32.0's KV-cache rules over {model.facts.source}"
     room = f"asked: {KV_GIB:g} GiB, as vLLM's own answers were kept for"
@@ -195,9 +201,10 @@ def _sources(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -
         room = "asked: --kv-gib"
     elif accelerator is not None:
         room = "what weights and reserve leave of utilization x the card's usable_mib (accelerators.csv)"
+    measured = f"measured on {on_card.measured} (measured.csv)" if on_card and on_card.measured else ""
     return {
         "config": model.facts.source,
-        "weights_gib": model.weights_source,
+        "weights_gib": measured or model.weights_source,
         "params_b": model.weights_source,
         "host_gib": model.weights_source,
         "draft_gib": "the draft's config.json, counted as vLLM 0.32.0 creates it" if asked.draft else "no --draft",
@@ -206,9 +213,14 @@ def _sources(model: NamedModel, asked: Asked, accelerator: Accelerator | None) -
         "max_model_len": "asked: --length" if asked.length else f"at most {LENGTH:,}, or the load's requests",
         "kv_gib": room,
         "kv_tokens": f"kv_gib over request_bytes, in whole blocks; {caches}",
-        **({"reserve": "estimate, fitted to an H100 on 2026-11-27"} if accelerator else {}),
+        **({"reserve": measured or _reserve_source(accelerator)} if accelerator else {}),
         **({"catalog": f"{model.row.source}, {model.row.date}"} if model.row else {}),
     }
+
+
+def _reserve_source(accelerator: Accelerator) -> str:
+    corrected = f" and {accelerator.reserve_more_mib / 1024:.2f} GiB that other models took more on this card"
+    return f"estimate, fitted to an H100 on 2026-11-27{corrected if accelerator.reserve_more_mib else ''}"
 
 
 def _print(

@@ -14,6 +14,11 @@ PARTS = (
 )
 
 
+def basis(memory: Mapping[str, Any]) -> str:
+    """`measured on H100, 2026-11-27`, or `estimate`: what weights and reserve rest on."""
+    return f"measured on {memory['measured']}" if memory.get("measured") else "estimate"
+
+
 def memory_bar(memory: Mapping[str, Any]) -> list[str]:
     """Two lines: the bar, and what its parts are. Parts beyond the card's memory end in `>`."""
     total = memory["total_mib"]
@@ -22,7 +27,5 @@ def memory_bar(memory: Mapping[str, Any]) -> list[str]:
     )
     bar = cells[:WIDTH] + (">" if len(cells) > WIDTH + 3 else "")
     legend = "  ".join(f"{mark} {name} {memory[key] / 1024:,.1f}" for key, mark, name in PARTS)
-    return [
-        bar,
-        f"{legend} of {total / 1024:,.1f} GiB; {memory['full_length_sequences']:,} full-length sequences at once",
-    ]
+    held = f"{memory['full_length_sequences']:,} full-length sequences at once"
+    return [bar, f"{legend} of {total / 1024:,.1f} GiB; {held}; {basis(memory)}"]

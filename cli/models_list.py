@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from modelfleet.cli import output
 from modelfleet.cli.plan_table import FittingTable, usd
-from modelfleet.infra.catalog import REFERENCE_REGION, Catalog, CatalogModel, default_catalog
+from modelfleet.infra.catalog import REFERENCE_REGION, Catalog, CatalogModel
 from modelfleet.infra.planning.facts import facts_from_config
 from modelfleet.infra.planning.smallest import LENGTHS, Smallest, choices, smallest
+from modelfleet.infra.reading.measured import known_catalog
 
 #: More models than these take so long to count that a terminal says so.
 QUICK = 40
@@ -19,7 +21,7 @@ QUICK = 40
 
 def run_models(search: str, *, as_json: bool = False) -> int:
     """Print the catalog's models whose id, kind or architecture has all words of `search`; returns the exit code."""
-    catalog = default_catalog()
+    catalog = known_catalog(Path.cwd())
     words = search.lower().split()
     found = [row for row in catalog.models.values() if all(word in _searched(row) for word in words)]
     if not found and not as_json:

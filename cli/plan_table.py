@@ -44,6 +44,9 @@ def plan_table(plan: Plan) -> RenderableType:
     if plan.cards:
         parts.append(Text(f"Cards: {plan.cards.named}"))
         parts += [Text(f"Missing: {line}", style="red") for line in plan.cards.missing]
+    parts += [Text(f"Missing: {line}", style="red") for line in plan.missing]
+    if any(model.memory for model in plan.models):
+        parts.append(Text(basis_text(plan.models)))
     if plan.models:
         parts.append(_lengths(plan))
     if any(model.speed for model in plan.models):
@@ -392,6 +395,16 @@ def memory_texts(memory: GpuMemory | None) -> list[str]:
         return ["-", "-", "-"]
     weights = f"{memory.weights_mib / 1024:.1f} of {memory.total_mib / 1024:.1f} GiB"
     return [weights, f"{memory.kv_cache_mib / 1024:.1f} GiB", str(memory.full_length_sequences)]
+
+
+def basis_text(models: Iterable[ModelPlan]) -> str:
+    """`GPU memory: org/a measured on H100, 2026-11-27; the others are an estimate`."""
+    known = [model for model in models if model.memory]
+    named = [f"{one.model_id} measured on {one.memory.measured}" for one in known if one.memory and one.memory.measured]
+    if not named:
+        return "GPU memory: an estimate; `modelfleet gpu check` holds it against a real card"
+    rest = "; the others are an estimate" if len(named) < len(known) else ""
+    return f"GPU memory: {', '.join(named)}{rest}"
 
 
 def summary(plan: Plan) -> str:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
+from threading import Event, Thread
 
 from modelfleet.serving.config.checkpoint_files import FILES, Kind
 from modelfleet.serving.errors import WeightsError
 
+REPORT_EVERY_S = 3.0
+Report = Callable[[str], None]
 
-def download(repository: str, revision: str | None, folder: Path | None = None, *, kind: Kind = "model") -> Path:
+
+def download(
+    repository: str,
+    revision: str | None,
+    folder: Path | None = None,
+    *,
+    kind: Kind = "model",
+    report: Report | None = None,
+) -> Path:
     """The repository's files at `revision`, in `folder` or, without one, in the Hub's own cache on this node.
 
+    `report` hears every few seconds how much is here: a start that says nothing is taken for one that hangs.
     Continues what an earlier call left; one download at a time per node. Raises `WeightsError` with the fix.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     what, files = named(repository, revision), FILES[kind]
-    with hub_errors(what):
+    with hub_errors(what), _told(repository, folder, report):
         names = ["offline.safetensors"] if _offline() else HfApi().list_repo_files(repository, revision=revision)
         path = snapshot_download(
             repository,
@@ -30,6 +43,40 @@ def download(repository: str, revision: str | None, folder: Path | None = None, 
     if files.needs and not (Path(path) / files.needs).is_file():
         raise WeightsError(f"{what} has no {files.needs}, so vLLM cannot load it; correct the id")
     return Path(path)
+
+
+@contextmanager
+def _told(repository: str, folder: Path | None, report: Report | None) -> Iterator[None]:
+    """Has `report` hear how much of the repository is on this node, while the block runs."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    place = folder or Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    ended = Event()
+
+    def tell(hear: Report) -> None:
+        while not ended.wait(REPORT_EVERY_S):
+            hear(f"fetching {repository}: {_bytes_below(place) / 1e6:,.0f} MB so far")
+
+    teller = Thread(target=tell, args=(report,), daemon=True) if report else None
+    if teller:
+        teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if teller:
+            teller.join()
+
+
+def _bytes_below(place: Path) -> int:
+    """Bytes of all files, half fetched ones too; a link's file is counted where it is."""
+    total = 0
+    for path in place.rglob("*"):
+        with suppress(OSError):  # renamed meanwhile
+            status = path.lstat()
+            total += status.st_size if S_ISREG(status.st_mode) else 0
+    return total
 
 
 def named(repository: str, revision: str | None) -> str:

@@ -80,7 +80,7 @@ def _folder(model: ModelConfig, weights: Mapping[str, Any], report: Report) -> P
         expected = Expected.of(weights)
         return _model_folder(fetch(mirror, cache, limit=limit, report=report, expected=expected), mirror, kind)
     report(f"fetching {engine.weights_id} from the Hugging Face Hub")
-    return download(engine.weights_id, engine.revision, kind=kind)
+    return download(engine.weights_id, engine.revision, kind=kind, report=report)
 
 
 def cache_limit(weights: Mapping[str, Any]) -> int | None:
@@ -119,7 +119,7 @@ def resolve_adapter(
         folder = fetch_prefix(adapter.source, default_cache(), limit=limit, report=report)
     else:
         report(f"fetching the adapter {adapter.source} from the Hugging Face Hub")
-        folder = download(adapter.source, adapter.revision, kind="adapter")
+        folder = download(adapter.source, adapter.revision, kind="adapter", report=report)
     if not (folder / "adapter_config.json").is_file():
         raise WeightsError(f"lora {adapter.name}: {adapter.source} has no adapter_config.json; correct its source")
     return folder

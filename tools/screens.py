@@ -1,6 +1,7 @@
-"""Draws docs/screen-*.svg: what three commands print on a terminal.
+"""Draws docs/screen-*.svg: what commands print on a terminal.
 
-python -m tools.screens
+python -m tools.screens          three commands
+python -m tools.screens gpu      the first screen on six pretended machines
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,22 +38,45 @@ SCREENS: Final = {
         "--offline",
     ],
 }
+#: Machines of the stand-in for nvidia-smi; `none` is one that it does not know, and answers as without a driver.
+MACHINES: Final = ("none", "t4", "l4", "desktop", "two-h100", "old-driver")
+STANDIN: Final = ROOT / "tools" / "standin" / "bin" / "nvidia"
+#: The command as where vLLM's CUDA build is installed: here it is the one for CPUs, which the first line would say.
+PRETENDED: Final = (
+    "import modelfleet.infra.reading.cards as cards; cards._installed = lambda package: False; "
+    "from modelfleet.cli.main import main; main()"
+)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run each command and draw it."""
-    for name, arguments in SCREENS.items():
-        path = ROOT / "docs" / f"screen-{name}.svg"
-        path.write_text(drawn(printed(arguments), f"modelfleet {' '.join(arguments)}"), encoding="utf-8")
-        print(f"wrote {path.relative_to(ROOT)}")
+    if arguments == ["gpu"]:
+        for machine in MACHINES:
+            own = {"STANDIN_CARDS": machine, "PATH": f"{STANDIN}{os.pathsep}{os.environ['PATH']}"}
+            text = printed(["-c", PRETENDED, "plan", "--stack", "gpu"], own)
+            shown = "\n".join(line for line in text.splitlines() if "a stand-in answers" not in line)
+            _write(f"gpu-{machine}", shown, f"modelfleet plan --stack gpu (pretended machine: {machine})")
+        return
+    for name, words in SCREENS.items():
+        text = printed(["-m", "modelfleet.cli.main", *words], {})
+        _write(name, text, f"modelfleet {' '.join(words)}")
 
 
-def printed(arguments: list[str]) -> str:
-    """What the command writes to a terminal of `COLUMNS` columns. Raises `CalledProcessError` when it fails."""
+def _write(name: str, text: str, title: str) -> None:
+    path = ROOT / "docs" / f"screen-{name}.svg"
+    path.write_text(drawn(text, title), encoding="utf-8")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def printed(arguments: list[str], more: Mapping[str, str]) -> str:
+    """What Python writes to a terminal of `COLUMNS` columns, with `arguments`, and `more` in its environment.
+
+    Raises `CalledProcessError` when it fails.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
-    command = [sys.executable, "-m", "modelfleet.cli.main", *arguments]
-    environment = {**os.environ, "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1", **more}
     process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     seen = bytearray()
@@ -76,4 +101,4 @@ def drawn(text: str, title: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

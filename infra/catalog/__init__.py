@@ -15,6 +15,7 @@ from modelfleet.infra.catalog.catalog import (
     Quota,
     default_catalog,
 )
+from modelfleet.infra.catalog.measured import Measured
 from modelfleet.serving.config.accelerators import Accelerator
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "CatalogModel",
     "DaemonSet",
     "InstanceType",
+    "Measured",
     "Price",
     "Quantization",
     "Quota",

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from modelfleet.infra.catalog.measured import Measured, measured_rows
 from modelfleet.serving.config.accelerators import Accelerator, known_gpus
 from modelfleet.serving.config.catalogs import capability, csv_rows
 
@@ -125,6 +126,8 @@ class Catalog:
     """By what an instance type's name starts with, and purchase option."""
     architecture_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By `model_type`: what transformers' config class has where a config.json is silent."""
+    measured: tuple[Measured, ...] = ()
+    """What vLLM took on real cards."""
 
     def instance_types_with(self, accelerator: str) -> tuple[InstanceType, ...]:
         """All instance types with this accelerator, smallest first."""
@@ -144,6 +147,10 @@ class Catalog:
     def model(self, hf_id: str) -> CatalogModel | None:
         """The model with this Hub id, in any case, which the Hub ignores too; None when it is not known."""
         return self.models.get(hf_id) or self._by_lower_case.get(hf_id.lower())
+
+    def measured_of(self, hf_id: str) -> tuple[Measured, ...]:
+        """What was measured of a model, by its Hub id in any case."""
+        return tuple(row for row in self.measured if row.model.lower() == hf_id.lower())
 
     @cached_property
     def _by_lower_case(self) -> Mapping[str, CatalogModel]:
@@ -173,6 +180,7 @@ def default_catalog() -> Catalog:
         daemon_sets=tuple(_daemon_set(row) for row in _rows("daemon-sets")),
         system_pods=tuple(_system_pod(row) for row in _rows("system-pods")),
         architecture_defaults=json.loads((FOLDER / "architecture-defaults.json").read_text("utf-8"))["defaults"],
+        measured=tuple(measured_rows()),
         quotas={(row["starts_with"], row["purchase"]): Quota(row["code"], row["name"]) for row in _rows("quotas")},
     )
 

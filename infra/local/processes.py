@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from modelfleet.infra.names import MARK
 
 #: Start times come from the kernel's boot time, which moves a little when the clock is set.
 START_TOLERANCE_S = 2.0
+#: As many as Ray gives its own workers (2.60 `_private/worker.py`).
+MOST_OPEN_FILES = 65536
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,14 @@ def _in_sessions(sessions: set[int]) -> list[psutil.Process]:
             if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def raise_open_files() -> None:
+    """Lets this process, and all that it starts, have as many files open as it may, up to what Ray asks for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def spawn(command: Sequence[str], *, mark: str, log: Path, cwd: Path, env: Mapping[str, str]) -> ProcessId:

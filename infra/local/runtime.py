@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from modelfleet.infra.gateway import Runtime
@@ -12,6 +14,9 @@ from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
 
 #: A UNIX socket's path has at most 107 bytes, of which Ray's own part takes about 64.
 MAX_LENGTH = 40
+#: A path that HAProxy reads as one word, in its expressions too; a user's checkout may have blanks in its own.
+PLAIN = re.compile(r"[\w./@+~:-]+")
+OWN_ADDRESSES = ("localhost", "127.0.0.1")
 #: More than the replicas that ever run on one machine, including those that an update is ending.
 REPLICA_PORTS = 32
 
@@ -47,6 +52,18 @@ QUIET_RAY = {
     # What no node can take, which the doctor reads; no node is ever added here (`autoscaler/_private/constants.py`).
     "AUTOSCALER_UPDATE_INTERVAL_S": "15",
 }
+
+
+def straight_to_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """`no_proxy` in both spellings with this machine's own addresses, where `environment` has a proxy; else nothing.
+
+    boto3, and gRPC in Ray's processes, would ask the user's proxy for 127.0.0.1.
+    """
+    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy") for name in environment):
+        return {}
+    kept = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    names = list(dict.fromkeys([*filter(None, kept.split(",")), *OWN_ADDRESSES]))
+    return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(names))
 
 
 def short_folder(folder: str, role: str) -> Path:
@@ -95,10 +112,10 @@ def serve_environment(serve_port: int) -> dict[str, str]:
 
 def gateway_runtime(folder: str, port: int, metrics_port: int, serve_port: int | None = None) -> Runtime:
     """Addresses and folders of the stack's gateway; with `serve_port` it connects straight to replicas."""
-    sockets = short_folder(folder, "gw")
+    sockets, own = short_folder(folder, "gw"), str(Path(folder).resolve() / "gateway")
     return Runtime(
         bind=f"127.0.0.1:{port}",
-        folder=str(Path(folder).resolve() / "gateway"),
+        folder=own if PLAIN.fullmatch(own) else str(sockets / "files"),
         run_folder=str(sockets),
         key_map=str(sockets / "keys.map"),
         metrics_bind=f"127.0.0.1:{metrics_port}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from modelfleet.infra.catalog import Catalog
+from modelfleet.infra.catalog import Catalog, Measured
 from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShapeError
 from modelfleet.infra.planning.memory.drafts import as_vllm_reads, stored_heads
@@ -47,6 +47,8 @@ class ModelFacts:
     draft: Checkpoint | None = None
     #: Ranks of the adapters that a model file names, by their sources, where they are known.
     adapter_ranks: tuple[tuple[str, int], ...] = ()
+    #: What vLLM really took of this model, on any card.
+    measured: tuple[Measured, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -118,9 +120,16 @@ class ModelFacts:
 
 
 def facts_from_config(
-    config: Mapping[str, Any], source: str, catalog: Catalog, headers: Sequence[Mapping[str, Any]] = ()
+    config: Mapping[str, Any],
+    source: str,
+    catalog: Catalog,
+    headers: Sequence[Mapping[str, Any]] = (),
+    *,
+    name: str = "",
 ) -> ModelFacts:
     """Facts from a parsed `config.json` and the JSON headers of its safetensors files.
+
+    `name` is the model's Hub id, by which it is known what was measured of it.
 
     Raises `UnknownShapeError` when the file does not say what a plan needs.
     """
@@ -131,6 +140,7 @@ def facts_from_config(
         source=source,
         header_bytes=round(sum(_bytes(tensor) for tensor in tensors)) if tensors else None,
         header_elements=sum(_elements(tensor) for tensor in tensors) if tensors else None,
+        measured=catalog.measured_of(name),
     )
     layout_of(checkpoint, EngineArguments(16))
     if not facts.counted_bytes:
@@ -145,7 +155,7 @@ def catalog_facts(models: Iterable[ModelConfig], catalog: Catalog) -> dict[str, 
         row = catalog.model(model.engine_config.weights_id)
         known = row is not None and row.config is not None
         facts = (
-            facts_from_config(row.config, f"catalog: {row.shape_source}", catalog)
+            facts_from_config(row.config, f"catalog: {row.shape_source}", catalog, name=row.hf_id)
             if known and row and row.config
             else None
         )

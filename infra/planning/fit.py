@@ -3,7 +3,7 @@
 vLLM 0.32 uses the share `gpu_memory_utilization` of a GPU's memory. Weights, the peak of a profiling step, CUDA graphs
 and communication buffers come first; the rest is KV cache. vLLM refuses to start when one sequence of `max_model_len`
 does not fit in the KV cache. Weights and KV cache are vLLM's own arithmetic (`planning/memory`); the reserve is
-estimated from the parts below.
+estimated from the parts below, and corrected by what was measured on the card (measured.csv).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
-from modelfleet.infra.catalog import Accelerator, Catalog, default_catalog
+from modelfleet.infra.catalog import Accelerator, Catalog, Measured, default_catalog
 from modelfleet.infra.planning.batch import batch_of
 from modelfleet.infra.planning.drafting import drafting_of
 from modelfleet.infra.planning.facts import DTYPE_BYTES, ModelFacts
@@ -21,12 +21,14 @@ from modelfleet.infra.planning.memory.caches import GROWING, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.drafts import Draft
 from modelfleet.infra.planning.memory.engine import CONCURRENT_BATCHES, EngineArguments
+from modelfleet.infra.planning.memory.parts import HALF
 from modelfleet.infra.planning.memory.slots import slots_bytes
 from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.versions import PINNED
 
 GIB = 1024 * MIB
 
@@ -208,7 +210,10 @@ def host_weight_bytes(facts: ModelFacts, setting: Setting) -> float:
 
 
 def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
-    """Bytes per GPU on top of weights and KV cache: context, communication, graphs, activations, sampler."""
+    """Bytes per GPU on top of weights and KV cache: context, communication, graphs, activations, sampler.
+
+    The estimate, whatever was measured: a measurement is kept as its difference from this.
+    """
     fixed = CONTEXT_MIB + (COMMUNICATION_MIB if setting.workers > 1 else 0) + (0 if setting.eager else GRAPHS_MIB)
     fixed += ENCODER_MIB if facts.encoder_bytes else 0
     row = LIVE_HIDDEN * facts.hidden_size + LIVE_INTERMEDIATE * facts.intermediate_size / setting.workers
@@ -233,6 +238,12 @@ def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
     """How one GPU's memory is used; `full_length_sequences` 0 means that the model does not fit."""
     total = float(setting.accelerator.usable_mib * MIB)
     weights, reserve = weight_bytes(facts, setting), reserve_bytes(facts, setting)
+    if row := measured_row(facts, setting):
+        at = setting_at(row, setting)
+        weights += row.weights_gib * GIB - weight_bytes(facts, at)
+        reserve = max(0.0, reserve + row.reserve_gib * GIB - reserve_bytes(facts, at))
+    else:
+        reserve = max(0.0, reserve + setting.accelerator.reserve_more_mib * MIB)
     cache = max(0.0, total * setting.utilization - weights - reserve)
     return GpuMemory(
         total_mib=setting.accelerator.usable_mib,
@@ -242,6 +253,46 @@ def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
         free_mib=total * (1 - setting.utilization) / MIB,
         kv_bytes_per_token=token_bytes(facts, setting),
         full_length_sequences=_sequences(facts, setting, cache, weights + reserve <= total * setting.utilization),
+        measured=row.where_and_when if row else None,
+    )
+
+
+def variant(facts: ModelFacts, setting: Setting) -> str:
+    """What decides memory beside the numbers of a measured row, as words: `kv_cache_dtype=fp8 eager`."""
+    words = {
+        f"kv_cache_dtype={setting.kv_dtype}": setting.kv_dtype != "auto",
+        f"quantization={setting.quantization}": bool(setting.quantization) and facts.quantization is None,
+        f"bytes={setting.value_bytes:g}": setting.value_bytes != HALF,
+        "eager": setting.eager,
+        f"drafts={setting.drafts}": bool(setting.drafts),
+        f"adapters={setting.adapters}x{setting.adapter_rank}": bool(setting.adapters),
+    }
+    return " ".join(word for word, applies in words.items() if applies)
+
+
+def measured_row(facts: ModelFacts, setting: Setting) -> Measured | None:
+    """What this vLLM took of this model on this card, in as many parts; of several starts the one that took most.
+
+    A first start, which compiles, leaves less for the cache than a later one, and a plan must hold for both.
+    """
+    own = variant(facts, setting)
+    rows = [
+        row
+        for row in facts.measured
+        if (row.accelerator, row.gpus, row.variant) == (setting.accelerator.name, setting.workers, own)
+        and row.vllm == PINNED["vllm"]
+    ]
+    return max(rows, key=lambda row: (row.weights_gib + row.reserve_gib, row.date), default=None)
+
+
+def setting_at(row: Measured, setting: Setting) -> Setting:
+    """The setting under which a row was measured."""
+    return dataclasses.replace(
+        setting,
+        length=row.length,
+        utilization=row.utilization,
+        batched_tokens=row.batched_tokens,
+        sequences=row.sequences,
     )
 
 

@@ -3,12 +3,13 @@ changed model never restarts the local Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelfleet.infra.planning.cards import Gpus
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.host_memory import host_bytes
+from modelfleet.infra.planning.mirrors import stored_bytes
 from modelfleet.infra.planning.plan import NodeShape
 from modelfleet.infra.stack import Pool, StackConfig
 from modelfleet.serving.config.accelerators import CPU
@@ -22,12 +23,91 @@ DEFAULT_CPUS = 32
 UNKNOWN_MEMORY_MIB = 0
 
 
+#: Soft limits of open files below this fail under load; it is Linux's own hard limit where nobody raised it. Ray, the
+#: gateway and vLLM each keep one for every connection.
+LEAST_OPEN_FILES = 4096
+#: Logs, sockets, the gateway's files and Ray's session, beside the weights.
+LEAST_FREE_BYTES = 1024**3
+
+
+@dataclass(frozen=True)
+class Room:
+    """A folder that a local stack writes to, or the nearest one above it that is there. Bytes."""
+
+    what: str
+    folder: str
+    free_bytes: int
+    writable: bool = True
+
+
 @dataclass(frozen=True)
 class Machine:
-    """What `infra/reading` found on this machine, for the local target. `gpus` is None where nobody looked."""
+    """What `infra/reading` found on this machine, for the local target. `gpus` is None where nobody looked.
+
+    `open_files` is the hard limit (None: there is none), up to which the plugin raises its own; `rooms` are the folders
+    that a stack writes to, `weights_room` is the Hub's cache, and `weights_here` its bytes by Hub id.
+    """
 
     memory_bytes: int
     gpus: Gpus | None = None
+    open_files: int | None = None
+    rooms: tuple[Room, ...] = ()
+    weights_room: Room | None = None
+    weights_here: tuple[tuple[str, int], ...] = ()
+
+
+def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
+    """What keeps this machine from serving, one sentence each with its fix: limits, folders, disk, memory."""
+    if machine is None:
+        return []
+    found = []
+    if machine.open_files is not None and machine.open_files < LEAST_OPEN_FILES:
+        found.append(
+            f"this shell may have {machine.open_files} files open, and serving takes {LEAST_OPEN_FILES}; raise it: "
+            f"ulimit -Hn {LEAST_OPEN_FILES} as root, or `nofile` in /etc/security/limits.conf"
+        )
+    for room in machine.rooms:
+        if not room.writable:
+            found.append(f"{room.folder} cannot be written, and {room.what} goes there; {_elsewhere(room)}")
+        elif room.free_bytes < LEAST_FREE_BYTES:
+            free = f"{room.free_bytes / 1e6:,.0f} MB"
+            found.append(f"{room.folder} has {free} free, and {room.what} goes there; free some, or {_elsewhere(room)}")
+    return [*found, *_weights_missing(machine, models, facts), *_memory_missing(machine, models, facts)]
+
+
+def _elsewhere(room: Room) -> str:
+    variable = {"what is downloaded": "set XDG_CACHE_HOME and HF_HOME", "Ray's session": "set TMPDIR"}.get(room.what)
+    return f"{variable} to another folder" if variable else "run it in another folder"
+
+
+def _weights_missing(machine: Machine, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
+    """Models on cards load from the Hub's cache on this disk; what is there already takes no more room."""
+    if (room := machine.weights_room) is None:
+        return []
+    here, more = dict(machine.weights_here), dict[str, int]()
+    for model in models:
+        source, size = model.engine_config.weights_id, stored_bytes(facts.get(model.model_id))
+        if model.accelerator != CPU and size and not source.startswith("/"):
+            more[source] = max(0, size - here.get(source, 0))
+    wanted = sum(more.values())
+    names = ", ".join(name for name, size in more.items() if size)
+    if wanted + LEAST_FREE_BYTES <= room.free_bytes:
+        return []
+    if not names:
+        return []
+    has = f"{room.folder} has {room.free_bytes / 1e9:,.1f} GB free"
+    fix = "free some, or set HF_HOME to a folder on a larger disk"
+    return [f"the weights of {names} take {wanted / 1e9:,.1f} GB more, and {has}; {fix}"]
+
+
+def _memory_missing(machine: Machine, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
+    """The memory of the machine, not what is free of it now: that changes by the minute."""
+    needed = sum(replica_bounds(one)[0] * host_bytes(one, facts.get(one.model_id)) for one in models)
+    if needed <= machine.memory_bytes:
+        return []
+    gib = 1024**3
+    has = f"this machine has {machine.memory_bytes / gib:,.1f} GiB; serve fewer of them here"
+    return [f"the models take {needed / gib:,.1f} GiB of memory at their fewest replicas, and {has}"]
 
 
 def memory_short(machine: Machine | None, model: ModelConfig, models: Iterable[ModelConfig], facts: Facts) -> bool:

@@ -107,7 +107,7 @@ def checkpoints_of(hf_id: str, facts: ModelFacts, recipe: Recipe | None, catalog
         cards = frozenset(
             card.name for card in catalog.accelerators.values() if gains(recipe, group, replace(case, gpu=card))
         )
-        known = facts_from_config(row.config, f"catalog: {row.shape_source}", catalog)
+        known = facts_from_config(row.config, f"catalog: {row.shape_source}", catalog, name=row.hf_id)
         found.append(Published(row.hf_id, known, f"{group.format}: {group.why}", cards, writes))
     return found
 

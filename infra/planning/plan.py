@@ -386,6 +386,8 @@ class GpuMemory:
     free_mib: float
     kv_bytes_per_token: int
     full_length_sequences: int
+    #: Where and when weights and reserve of this model were measured, `H100, 2026-11-27`; None: they are an estimate.
+    measured: str | None = None
 
 
 #: Why a model has its length: its file says it, the file speaks RayLLM, it is the checkpoint's or the longest that
@@ -697,6 +699,8 @@ class Plan:
     cards: CardPlan | None = None
     #: None where no operator in the cluster watches the stack.
     monitoring: MonitoringPlan | None = None
+    #: What else keeps this machine from serving a local stack, one sentence each with its fix.
+    missing: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[ImagePlan, ...]:

@@ -48,7 +48,8 @@ from modelfleet.infra.planning.image import image_findings, image_name, image_pl
 from modelfleet.infra.planning.keys import key_findings
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
-from modelfleet.infra.planning.local import Machine, memory_short
+from modelfleet.infra.planning.local import Machine, machine_missing, memory_short
+from modelfleet.infra.planning.measured import on_measured
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.monitoring import monitoring_findings, monitoring_plan
 from modelfleet.infra.planning.network import network_findings
@@ -130,7 +131,7 @@ def plan(
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
     gpus = machine.gpus if machine else None
-    cards, catalog = card_plan(stack, gpus), on_cards(stack, gpus, catalog)
+    cards, catalog = card_plan(stack, gpus), on_measured(on_cards(stack, gpus, catalog))
     models = sorted(models, key=lambda model: model.config.model_id)
     findings = adapter_findings(models, facts)
     models = [replace(m, config=with_share(m.config, stack, gpus, catalog)) for m in models]
@@ -246,6 +247,7 @@ def plan(
         front_door=front_door(stack),
         cards=cards,
         monitoring=monitoring_plan(stack),
+        missing=tuple(machine_missing(machine, configs, facts)),
     )
 
 

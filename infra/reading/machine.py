@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from modelfleet.infra.names import LAST_START, local_folder, mark
-from modelfleet.infra.planning.local import Machine
+from modelfleet.infra.planning.local import Machine, Room
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -23,7 +27,44 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
     wanted = any(pool.accelerator != CPU for pool in stack.config.pools)
     folder = local_folder(root, stack.name)
     gpus = these_gpus(mark(folder, "ray"), last_session=_left_session(folder)) if wanted else None
-    return Machine(psutil.virtual_memory().total, gpus)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = _hub_cache(cache)
+    return Machine(
+        psutil.virtual_memory().total,
+        gpus,
+        open_files=None if most == resource.RLIM_INFINITY else most,
+        rooms=(
+            room("this stack's own", folder),
+            room("what is downloaded", cache / "modelfleet"),
+            room("Ray's session", Path(tempfile.gettempdir())),
+        ),
+        weights_room=room("weights", hub) if wanted else None,
+        weights_here=_weights_in(hub) if wanted else (),
+    )
+
+
+def room(what: str, folder: Path) -> Room:
+    """The folder, or the nearest one above it that is there."""
+    there = next(one for one in (folder, *folder.resolve().parents) if one.is_dir())
+    return Room(what, str(there), shutil.disk_usage(there).free, os.access(there, os.W_OK | os.X_OK))
+
+
+def _hub_cache(cache: Path) -> Path:
+    """huggingface_hub's folder (its constants.py), without its import of half a second."""
+    if chosen := os.environ.get("HF_HUB_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface") / "hub"
+
+
+def _weights_in(hub: Path) -> tuple[tuple[str, int], ...]:
+    """The bytes that the Hub's cache has of each model, by its id; half fetched files count as far as they are."""
+    found = []
+    for folder in sorted(hub.glob("models--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        with suppress(OSError):  # removed meanwhile
+            found.append((name, sum(one.stat().st_blocks * 512 for one in (folder / "blobs").iterdir())))
+    return tuple(found)
 
 
 def _left_session(folder: Path) -> int | None:

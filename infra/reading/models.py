@@ -120,7 +120,8 @@ class Reader:
                 self.findings.append(model.document.finding(("engine_config", key), message))
                 return None
             try:
-                return facts_from_config(found[0], found[2], self.catalog, found[1])
+                name = model.config.engine_config.weights_id
+                return facts_from_config(found[0], found[2], self.catalog, found[1], name=name)
             except UnknownShapeError as problem:
                 message = f"{model.config.engine_config.weights_id} ({found[2]}) cannot be planned: {problem}"
                 self.findings.append(model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE))
@@ -283,8 +284,13 @@ def _architecture_fault(config: Mapping[str, Any]) -> str | None:
 
 
 def read_facts(
-    models: Sequence[LoadedModel], root: Path, stack: LoadedStack | None = None, *, network: bool = False
+    models: Sequence[LoadedModel],
+    root: Path,
+    stack: LoadedStack | None = None,
+    *,
+    network: bool = False,
+    catalog: Catalog | None = None,
 ) -> tuple[dict[str, ModelFacts | None], list[Finding]]:
     """Facts of all models by `model_id`, and an error for each checkpoint whose architecture vLLM cannot run."""
-    reader = Reader(root, stack, network)
+    reader = Reader(root, stack, network, catalog or default_catalog())
     return reader.read(models), reader.findings

@@ -32,12 +32,13 @@ def named_model(name: str, catalog: Catalog, *, network: bool = True) -> NamedMo
     found = _local(Path(name)) if Path(name).exists() else None
     try:
         if found is not None:
-            return _named(name, facts_from_config(found[0], found[2], catalog, found[1]), row)
+            return _named(name, facts_from_config(found[0], found[2], catalog, found[1], name=name), row)
         if row is not None and row.config is not None:
-            return _named(row.hf_id, facts_from_config(row.config, f"catalog: {row.shape_source}", catalog), row)
+            facts = facts_from_config(row.config, f"catalog: {row.shape_source}", catalog, name=row.hf_id)
+            return _named(row.hf_id, facts, row)
         answer = Reader(Path.cwd(), network=network, catalog=catalog).hub(name) if network else None
         if answer is not None:
-            return _named(name, facts_from_config(answer[0], answer[2], catalog, answer[1]), row)
+            return _named(name, facts_from_config(answer[0], answer[2], catalog, answer[1], name=name), row)
     except UnknownShapeError as problem:
         raise SetupError(f"{name}: {problem}") from problem
     raise SetupError(_unknown(name, row, catalog))

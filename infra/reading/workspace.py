@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.machine import this_machine
+from modelfleet.infra.reading.measured import known_catalog
 from modelfleet.infra.reading.models import read_facts
 from modelfleet.infra.reading.prices import with_known_prices
 from modelfleet.infra.reading.signatures import key_findings, signature_findings
@@ -97,9 +97,10 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
     """`make_plan` for what was read already."""
     errors = errors_in(workspace.findings)
     models, stack = workspace.models, workspace.stack
-    facts, unrunnable = read_facts(models, root, stack, network=network)
+    known = known_catalog(root)
+    facts, unrunnable = read_facts(models, root, stack, network=network, catalog=known)
     errors += unrunnable
-    catalog = with_known_prices(default_catalog(), stack, root, network=network)
+    catalog = with_known_prices(known, stack, root, network=network)
     try:
         made = plan(
             models,

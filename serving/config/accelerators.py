@@ -39,6 +39,8 @@ class Accelerator:
     formats: tuple[str, ...] = ()
     nvlink: bool = False
     nvml: tuple[str, ...] = ()
+    #: MiB that vLLM was measured to take on this card beside the plan's estimate (infra/planning/measured.py).
+    reserve_more_mib: float = 0.0
 
     @property
     def bfloat16(self) -> bool:

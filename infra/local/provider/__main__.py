@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from modelfleet.infra.image_build import IMAGE_BUILD
 from modelfleet.infra.kubernetes.release import RELEASE as KUBERNETES_RELEASE
+from modelfleet.infra.local.processes import raise_open_files
 from modelfleet.infra.local.provider.application import APPLICATION
 from modelfleet.infra.local.provider.gateway import GATEWAY
 from modelfleet.infra.local.provider.objects import CODE, WEIGHTS, end_fetching
 from modelfleet.infra.local.provider.ray import RAY
 from modelfleet.infra.local.provider.release import RELEASE
+from modelfleet.infra.local.runtime import straight_to_loopback
 from modelfleet.infra.provider import Plugin, Props, main
 from modelfleet.serving.config.errors import SetupError
 
@@ -32,6 +36,8 @@ class LocalPlugin(Plugin[Props]):
 
 def run() -> None:
     """Entry point of `pulumi-resource-modelfleet`, which the engine starts (see `plugins` in Pulumi.yaml)."""
+    raise_open_files()
+    os.environ.update(straight_to_loopback(os.environ))
     main(LocalPlugin({resource.token: resource for resource in RESOURCES}, {}), at_end=end_fetching)
 
 

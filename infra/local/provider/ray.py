@@ -19,7 +19,7 @@ from modelfleet.infra.local.provider.last_start import of_last_start, write_last
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
-from modelfleet.infra.local.runtime import QUIET_RAY, short_folder, usage_folder
+from modelfleet.infra.local.runtime import QUIET_RAY, short_folder, straight_to_loopback, usage_folder
 from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
 from modelfleet.infra.names import mark
@@ -204,6 +204,7 @@ def ray_environment(extra: dict[str, str]) -> dict[str, str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PULUMI_", "PYTHON", "RAY_", "GRPC_", "AWS_"))}
     return {
         **own,
+        **straight_to_loopback(own),
         **LOOPBACK_ONLY,
         **RAY_ENVIRONMENT,  # not among the inputs: what an upgrade adds there would restart Ray
         **QUIET_RAY,

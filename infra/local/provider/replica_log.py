@@ -1,4 +1,4 @@
-"""What a starting replica is doing: vLLM's last log line, or else the deployment's own message."""
+"""What a starting replica is doing: the parts of its start with their seconds, and what its log says last."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from modelfleet.serving.engine_log import start_parts
+
 TAIL_BYTES = 16384
+#: A replica's whole start: vLLM says some hundred lines.
+START_BYTES = 1024**2
 #: `(EngineCore pid=28138) INFO 11-24 10:39:38 [core.py:133] Initializing a V1 LLM engine …` (vLLM 0.32).
 VLLM_LINE = re.compile(r"^\((?P<process>\w+) pid=\d+\) [A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] (?P<text>.*)$")
+
+#: `INFO 2026-11-30 21:00:01,123 app vllm abc -- fetching org/model …` (Ray 2.60 `SERVE_LOG_RECORD_FORMAT`).
+FETCHING = re.compile(r" -- (?P<text>fetch(?:ing|ed) .*)$")
 
 
 def doing(details: dict[str, Any], logs: Path) -> str:
     """One line about an application's progress from its details (`/api/serve/applications/`) and Ray's log folder."""
     for deployment in details.get("deployments", {}).values():
         for replica in deployment.get("replicas", []):
-            if replica.get("state") == "STARTING" and (line := _last_vllm_line(replica, logs)):
+            if replica.get("state") == "STARTING" and (line := _starting(replica, logs)):
                 return f"starting the replica: {line}"
     for deployment in details.get("deployments", {}).values():
         if message := " ".join((deployment.get("message") or "").split()):
@@ -30,18 +37,31 @@ def tail(log: Path, lines: int = 3) -> str:
     return " | ".join(_last_lines(log)[-lines:])[-600:]
 
 
-def _last_vllm_line(replica: dict[str, Any], logs: Path) -> str:
-    pattern = f"worker-{replica.get('worker_id')}-*-{replica.get('pid')}.out"
-    for log in logs.glob(pattern):
-        for line in reversed(_last_lines(log)):
-            if match := VLLM_LINE.match(line):
-                return match["text"]
-    return ""
+def _starting(replica: dict[str, Any], logs: Path) -> str:
+    """The parts of the start, and vLLM's last line; before vLLM says anything, what is fetched."""
+    name = f"worker-{replica.get('worker_id')}-*-{replica.get('pid')}"
+    text = "\n".join(line for end in ("out", "err") for log in logs.glob(f"{name}.{end}") for line in _lines(log))
+    last = next((found["text"] for one in reversed(text.splitlines()) if (found := VLLM_LINE.match(one))), "")
+    if not last:
+        return _fetching(replica, logs)
+    return ": ".join(filter(None, (start_parts(text), last)))
+
+
+def _fetching(replica: dict[str, Any], logs: Path) -> str:
+    """What the replica's own log says last of its weights, `fetching org/model: 812 MB so far`."""
+    if not (path := replica.get("log_file_path")):
+        return ""
+    found = (FETCHING.search(line) for line in reversed(_last_lines(logs / str(path).lstrip("/"))))
+    return next((match["text"] for match in found if match), "")
 
 
 def _last_lines(log: Path) -> list[str]:
+    return _lines(log, TAIL_BYTES)
+
+
+def _lines(log: Path, most: int = START_BYTES) -> list[str]:
     if not log.is_file():
         return []
     with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        stream.seek(max(0, log.stat().st_size - most))
         return [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]

@@ -20,6 +20,7 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.facts import facts_from_config
+from modelfleet.serving import engine_log
 from modelfleet.serving.app import AppArgs
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.schema import ModelConfig
@@ -27,7 +28,7 @@ from modelfleet.serving.seal import Machine, seal_root, take
 from tests.ports import free_port
 from tools.bench import servers
 from tools.bench.gpu import __main__ as command
-from tools.bench.gpu import card, engine_log
+from tools.bench.gpu import card
 from tools.bench.gpu.card import MIB, Cards
 from tools.bench.gpu.measure import Bench, planned
 from tools.bench.gpu.record import DONE, Record

@@ -20,11 +20,12 @@ from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import gpu_memory, memory_in, setting_of
 from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.nodes import MIB
+from modelfleet.serving import engine_log
 from modelfleet.serving.config.accelerators import Accelerator
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.seal import Machine, cache_environment, this_machine
 from tools.bench import processes, servers
-from tools.bench.gpu import deadline, engine_log
+from tools.bench.gpu import deadline
 from tools.bench.gpu.card import PRETENDED, Cards, used_mib
 from tools.bench.gpu.record import Record
 from tools.bench.gpu.sealing import Seal, sealed

@@ -1,0 +1,79 @@
+"""What a local start says of its parts: of the engine's log, and of a download from the Hub before it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelfleet.infra.local.provider.replica_log import doing
+from modelfleet.serving import hub
+from modelfleet.serving.engine_log import start_parts
+
+LINES = (
+    "(EngineCore pid=9) INFO 11-30 21:00:01 [gpu_model_runner.py:5039] Starting to load model org/a...",
+    "(EngineCore pid=9) INFO 11-30 21:00:04 [gpu_model_runner.py:5149] Model loading took 15.0 GiB memory and 3.05 seconds",
+    "(EngineCore pid=9) INFO 11-30 21:00:05 [monitor.py:40] Starting torch.compile",
+    "(EngineCore pid=9) INFO 11-30 21:00:30 [monitor.py:60] torch.compile took 24.55 s in total",
+    "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  10%|█         | 5/51",
+    "(EngineCore pid=9) INFO 11-30 21:00:37 [gpu_model_runner.py:6581] Graph capturing finished in 6 secs, took 0.30 GiB",
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, ""),
+        (1, "load now"),
+        (2, "load 3 s"),
+        (3, "load 3 s, compile now"),
+        (4, "load 3 s, compile 25 s"),
+        (5, "load 3 s, compile 25 s, graphs now"),
+        (6, "load 3 s, compile 25 s, graphs 6 s"),
+    ],
+)
+def test_the_parts_of_a_start_are_told_with_their_seconds(count: int, said: str) -> None:
+    assert start_parts("\n".join(LINES[:count])) == said
+
+
+def starting(**more: Any) -> dict[str, Any]:
+    replica = {"state": "STARTING", "worker_id": "abc", "pid": 7, **more}
+    return {"status": "DEPLOYING", "message": "", "deployments": {"vllm": {"message": "", "replicas": [replica]}}}
+
+
+def test_progress_has_the_parts_and_vllms_last_line(tmp_path: Path) -> None:
+    (tmp_path / "worker-abc-01000000-7.out").write_text("\n".join(LINES[:4]))
+    (tmp_path / "worker-abc-01000000-7.err").write_text(LINES[4])
+    line = doing(starting(), tmp_path)
+    assert line == ("starting the replica: load 3 s, compile 25 s, graphs now: torch.compile took 24.55 s in total")
+
+
+def test_a_download_is_told_before_vllm_says_anything(tmp_path: Path) -> None:
+    """It said nothing new for as long as it took, and was given up after half an hour."""
+    log = tmp_path / "serve" / "replica_app_vllm_abc.log"
+    log.parent.mkdir()
+    details = starting(log_file_path="/serve/replica_app_vllm_abc.log")
+    assert doing(details, tmp_path) == "starting the replica: loading Python modules"
+    begins = "INFO 2026-11-30 21:00:01,123 app vllm abc --"
+    log.write_text(f"{begins} fetching org/a from the Hugging Face Hub\n{begins} fetching org/a: 812 MB so far\n")
+    assert doing(details, tmp_path) == "starting the replica: fetching org/a: 812 MB so far"
+
+
+def test_the_hubs_download_says_how_much_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "REPORT_EVERY_S", 0.01)
+    said: list[str] = []
+    with hub._told("org/a", tmp_path, said.append):
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "0.incomplete").write_bytes(b"x" * 3_000_000)
+        (tmp_path / "link").symlink_to(tmp_path / "blobs" / "0.incomplete")
+        ends = time.monotonic() + 20
+        while "fetching org/a: 3 MB so far" not in said and time.monotonic() < ends:
+            time.sleep(0.01)
+    assert "fetching org/a: 3 MB so far" in said
+    count = len(said)
+    time.sleep(0.1)
+    assert len(said) == count, "it went on after the end"
+    with hub._told("org/a", tmp_path, None):
+        pass
