@@ -496,6 +496,9 @@ class Route:
     scales_to_zero: bool = False
     #: Most tokens of an answer whose request sets no limit.
     answer_tokens: int = 0
+    #: Requests that one replica works on at a time, and that may wait for each replica; None means no limit.
+    places: int | None = None
+    queue: int | None = None
 
 
 @dataclass(frozen=True)
@@ -536,6 +539,8 @@ class GatewayPlan:
     chat: bool = False
     keys: tuple[KeyPlan, ...] = ()
     teams: tuple[AllowancePlan, ...] = ()
+    #: Gateways that run side by side, none of which knows what the others do.
+    side_by_side: int = 1
 
     @property
     def counts_tokens(self) -> bool:
