@@ -19,9 +19,9 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, Literal
 
 Follows = Literal["requests", "time_to_first_token", "kv_use"]
@@ -38,7 +38,7 @@ SPEED_WINDOW_S = 120.0
 ARRIVALS_WINDOW_S = 10.0
 """Seconds over which arrivals are counted."""
 
-CALM_S = 30.0
+CALM_S = 60.0
 """Seconds over which load is averaged while no request waits: the few requests of a moment come by chance."""
 
 DRAIN_S = 60.0
@@ -58,7 +58,8 @@ logger = logging.getLogger("ray.serve")
 class Aim:
     """What a model file's `autoscaling_config` asks for; `target` is in s for time to first token, a share for KV use.
 
-    `requests` are running requests per replica, and `places` the most of them. The delays are in seconds; `to_zero_s` holds for the last replica.
+    `requests` are running requests per replica, and `places` the most of them. The delays are in seconds; `to_zero_s`
+    holds for the last replica.
     """
 
     follows: Follows
@@ -89,11 +90,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Want:
-    """Replicas that a moment asks for: `now` as it is where requests wait, and the `mean` of the last `CALM_S`."""
+    """Replicas that a moment asks for: `now` as it is where requests wait, and the `mean` of the last `CALM_S`.
+
+    `held` is the least `now` of the last `up_s`, or the mean if that is more: no chance of a moment.
+    """
 
     at: float
     now: float
     mean: float
+    held: float
 
 
 def wanted(samples: Sequence[Sample], aim: Aim) -> float:
@@ -148,7 +153,7 @@ def _arrivals(samples: Sequence[Sample]) -> float | None:
 
 
 def _since(samples: Sequence[Sample], start: float) -> list[Sample]:
-    return [one for one in samples if one.at >= start] or [samples[-1]]
+    return list(takewhile(lambda one: one.at >= start, reversed(samples)))[::-1]
 
 
 def settled(wants: Sequence[Want], target: int, aim: Aim) -> int:
@@ -158,24 +163,21 @@ def settled(wants: Sequence[Want], target: int, aim: Aim) -> int:
     fewer, as many as its most. So a trough removes nothing, and a replica that has just been asked for stays. Without
     requests that wait there is no hurry: then it is the mean of `CALM_S` that must want more, for as long again.
     """
-    now, first = wants[-1].at, wants[0].at
-    if now - first >= aim.up_s:
-        hurried = min(one.now for one in _last(wants, aim.up_s))
+    now, first = wants[-1], wants[0].at
+    if now.at - first >= aim.up_s:
         steady = min(one.mean for one in _last(wants, max(CALM_S, aim.up_s)))
-        if (more := _rounded(max(hurried, steady))) > target:
+        if (more := _rounded(max(steady, now.held if now.held > now.mean else 0.0))) > target:
             return more
-    if now - first < aim.down_s:
+    if now.at - first < aim.down_s:
         return target
-    # The mean of `CALM_S` is of that long ago, too.
-    peak = max(one.mean for one in _last(wants, max(0.0, aim.down_s - CALM_S)))
-    if target <= 1 and now - first >= aim.to_zero_s and not any(one.mean for one in _last(wants, aim.to_zero_s)):
+    if target <= 1 and now.at - first >= aim.to_zero_s and not any(one.mean for one in _last(wants, aim.to_zero_s)):
         return 0
-    return min(max(1, _rounded(peak)), target)
+    return min(max(1, _rounded(max(one.held for one in _last(wants, aim.down_s)))), target)
 
 
-def _last(wants: Sequence[Want], seconds: float) -> list[Want]:
+def _last(wants: Sequence[Want], seconds: float) -> Iterator[Want]:
     start = wants[-1].at - seconds
-    return [one for one in wants if one.at >= start]
+    return takewhile(lambda one: one.at >= start, reversed(wants))
 
 
 def _rounded(replicas: float) -> int:
@@ -219,7 +221,9 @@ class ScalingPolicy:
         while self._raw[0][0] < sample.at - CALM_S:
             self._raw.popleft()
         mean = sum(replicas for _, replicas in self._raw) / len(self._raw)
-        self._wants.append(Want(sample.at, raw if sample.waiting else min(raw, mean), mean))
+        now = raw if sample.waiting else min(raw, mean)
+        before = (one.now for one in _last(self._wants, self._aim.up_s)) if self._wants else ()
+        self._wants.append(Want(sample.at, now, mean, held=max(mean, min((now, *before)))))
         longest = max(self._aim.up_s, self._aim.down_s, self._aim.to_zero_s, CALM_S)
         while len(self._wants) > 1 and self._wants[1].at <= sample.at - longest:
             self._wants.popleft()

@@ -113,11 +113,15 @@ class AutoscalingConfig(Section):
         description="Seconds that more load must last before replicas are added; default 2, with ray_serve 30.",
         examples=[2],
     )
-    downscale_delay_s: Seconds = Field(
-        600.0, description="Seconds that less load must last before replicas are removed.", examples=[600]
+    downscale_delay_s: Seconds | None = Field(
+        None,
+        description="Seconds that less load must last before replicas are removed; default 300, with ray_serve 600.",
+        examples=[600],
     )
     downscale_to_zero_delay_s: Seconds | None = Field(
-        None, description="Seconds before the last replica is removed; default downscale_delay_s.", examples=[1800]
+        None,
+        description="Seconds before the last replica is removed; default downscale_delay_s, or 600 without it.",
+        examples=[1800],
     )
 
     @model_validator(mode="after")

@@ -52,8 +52,9 @@ QUEUE_PER_ONGOING = 2
 POLICY = "modelfleet.serving.scaling:ScalingPolicy"
 """The autoscaling policy of every model whose file does not ask for Serve's own."""
 
-UPSCALE_S, REPORT_S, LOOK_BACK_S = 2.0, 1.0, 5.0
-"""Seconds for which more load must last, and between and over a replica's reports, where the file does not say it."""
+UPSCALE_S, DOWNSCALE_S, TO_ZERO_S, REPORT_S, LOOK_BACK_S = 2.0, 300.0, 600.0, 1.0, 5.0
+"""Seconds for which more, less and no load must last, and between and over a replica's reports, where the file does not
+say it. Serve's own policy comes down after 600 s: it would have to climb again, and one trough is enough for it."""
 
 RETRY_AFTER_S = 5
 """Seconds after which a client can retry a request that a full queue refused."""
@@ -168,8 +169,8 @@ def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any
     options = config.model_dump(exclude_none=True, exclude={"policy", *POLICY_TARGETS.values()})
     if config.policy == "ray_serve":
         return options
+    asked_s, last_s = config.downscale_delay_s, config.downscale_to_zero_delay_s
     up_s = UPSCALE_S if config.upscale_delay_s is None else config.upscale_delay_s
-    down_s, last_s = config.downscale_delay_s, config.downscale_to_zero_delay_s
     target = POLICY_TARGETS.get(config.policy)
     aim = {
         "follows": config.policy,
@@ -177,8 +178,8 @@ def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any
         "places": places,
         "target": getattr(config, target) if target else 0.0,
         "up_s": up_s,
-        "down_s": down_s,
-        "to_zero_s": down_s if last_s is None else last_s,
+        "down_s": DOWNSCALE_S if asked_s is None else asked_s,
+        "to_zero_s": next(one for one in (last_s, asked_s, TO_ZERO_S) if one is not None),
     }
     return {
         "metrics_interval_s": REPORT_S,

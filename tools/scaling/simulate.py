@@ -153,11 +153,12 @@ class _Policy:
     """A policy of the model file, behind Serve's own wrapper, which applies bounds, factors and delays."""
 
     def __init__(self, name: str) -> None:
+        from ray.serve import autoscaling_policy as serve
+        from ray.serve.config import AutoscalingConfig as ServeConfig
+
         from modelfleet.serving.config.schema import AutoscalingConfig
         from modelfleet.serving.config.serve_options import autoscaling_options
         from modelfleet.serving.scaling import ScalingPolicy
-        from ray.serve import autoscaling_policy as serve
-        from ray.serve.config import AutoscalingConfig as ServeConfig
 
         data = {"policy": name, "min_replicas": 1, "max_replicas": MOST, "target_ongoing_requests": TARGET}
         options = autoscaling_options(AutoscalingConfig.model_validate(data), PLACES)
@@ -165,7 +166,7 @@ class _Policy:
         self.config = ServeConfig(**options)
         # Serve's own is called without its guard for a model without a replica, which a run never is.
         own: Callable[[Any], Any] = ScalingPolicy(**kwargs) if kwargs else serve.replica_queue_length_autoscaling_policy
-        self.decide = serve._apply_autoscaling_config(_named(own))
+        self.decide = serve._apply_autoscaling_config(own)
         self.serve, self.state = serve, {}
         self.reports: deque[tuple[float, float]] = deque()
 
@@ -193,11 +194,6 @@ class _Policy:
         with _clock(self.serve, now):
             replicas, self.state = self.decide(context)
         return replicas
-
-
-def _named(policy: Any) -> Any:
-    """Serve's wrapper reads the name of what it wraps."""
-    return lambda context: policy(context)
 
 
 @contextmanager

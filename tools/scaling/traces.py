@@ -52,7 +52,7 @@ def _trace(
     busy: tuple[tuple[float, float], ...] = (),
 ) -> Trace:
     """Poisson arrivals at a rate that changes, by thinning; answers are exponential and at least a second long."""
-    chance = random.Random(f"{name} {seed}")  # noqa: S311 - a trace, no secret
+    chance = random.Random(f"{name} {seed}")
     highest = MOST * TARGET / ANSWER_S
     arrivals: list[Arrival] = []
     at = 0.0
