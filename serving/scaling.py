@@ -222,7 +222,8 @@ class ScalingPolicy:
             self._raw.popleft()
         mean = sum(replicas for _, replicas in self._raw) / len(self._raw)
         now = raw if sample.waiting else min(raw, mean)
-        before = (one.now for one in _last(self._wants, self._aim.up_s)) if self._wants else ()
+        start = sample.at - self._aim.up_s
+        before = (one.now for one in takewhile(lambda one: one.at >= start, reversed(self._wants)))
         self._wants.append(Want(sample.at, now, mean, held=max(mean, min((now, *before)))))
         longest = max(self._aim.up_s, self._aim.down_s, self._aim.to_zero_s, CALM_S)
         while len(self._wants) > 1 and self._wants[1].at <= sample.at - longest:

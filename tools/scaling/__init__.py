@@ -1,1 +1,1 @@
-"""Scaling policies on seeded traces: a simulator, and a picture of what it shows."""
+"""Scaling policies on seeded traces, in a simulator."""

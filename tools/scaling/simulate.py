@@ -1,7 +1,6 @@
 """A SIMULATOR of one model's replicas: no Serve, no engine, no clock. Both policies are the real code of each.
 
-`python -m tools.scaling` prints its table. What the real controller does with the same traces is shown by
-`tests/serving/test_scaling_traces.py`.
+`python -m tools.scaling` prints its table. Serve's controller has not replayed these traces yet.
 """
 
 from __future__ import annotations

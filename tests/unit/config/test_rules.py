@@ -225,7 +225,7 @@ def test_two_accelerators_are_refused() -> None:
 def test_a_delay_shorter_than_the_window_is_a_warning(key: str) -> None:
     """Otherwise replicas come and go under constant load (ray#26455)."""
     name = key.split(":", maxsplit=1)[0]
-    assert not found(changed(key, f"{name}: 5")), "our own policies do not average"
+    assert not findings_of(changed(key, f"{name}: 5")), "our own policies do not average"
     finding = only(changed(key, f"{name}: 5\n    policy: ray_serve"))
     assert (finding.severity, finding.path.split(".")[-1]) == (Severity.WARNING, name)
     assert "5 s is shorter than look_back_period_s, 30 s" in finding.message

@@ -118,7 +118,7 @@ def test_the_last_replica_has_its_own_delay() -> None:
 
 
 def test_a_burst_needs_one_cold_start_and_little_more_than_serves_own_policy() -> None:
-    """In the simulator; `tests/serving/test_scaling_traces.py` shows Serve's controller."""
+    """In the simulator, with the real policies."""
     trace = burst()
     own, serve = (
         run(trace, policy, start_s=60, one_queue=policy == "requests") for policy in ("requests", "ray_serve")
@@ -126,7 +126,7 @@ def test_a_burst_needs_one_cold_start_and_little_more_than_serves_own_policy() -
     assert own.p95() <= serve.p95() / 2
     assert own.replica_hours <= 1.1 * serve.replica_hours
     first = next(point for point in own.course if point.at > 300 and point.target >= 8)
-    assert first.at < 320, "eight are asked for before the first of them is there"
+    assert first.at < 360, "eight are asked for before the first of them is there"
 
 
 def test_a_replica_that_leaves_ends_its_answers() -> None:
