@@ -96,3 +96,17 @@ def test_a_gateway_that_does_not_answer_is_an_error_and_no_empty_queue() -> None
     port = free_port()
     with pytest.raises(OSError):
         waiting_at([("127.0.0.1", port)], "small")
+
+
+def test_looking_at_a_gateway_wakes_no_model(make_gateway: Make) -> None:
+    """Whatever is not a request of a model stays here, or asks Serve only whether it lives."""
+    sleepy = Route("small", "small", ("small",), scales_to_zero=True, places=1, queue=2)
+    gateway = make_gateway(replica_ports=(FIRST, LAST), routes=(sleepy,))
+    wait_until(lambda: gateway.get("/ready").status_code == 200, what="/ready answers 200")
+    for path in ("/health", "/v1/models", "/v1/models/small"):
+        assert gateway.get(path).status_code == 200
+    for path in ("/metrics", "/metrics/keys", "/queues/small"):
+        assert requests.get(f"http://{gateway.runtime.metrics_bind}{path}", timeout=10).status_code == 200
+    assert gateway.backend.seen == []
+    assert gateway.post(CHAT, {"model": "small"}).status_code == 200
+    assert len(gateway.backend.seen) == 1, "a request does reach Serve"

@@ -1,4 +1,4 @@
-"""`python -m tools.scaling [SECONDS …]`: the simulator's table, for starts of a replica of so many seconds (20 60 180)."""
+"""`python -m tools.scaling [SECONDS …]`: the simulator's table, for replicas that start in so many seconds."""
 
 from __future__ import annotations
 

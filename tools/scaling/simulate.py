@@ -166,7 +166,8 @@ class _Policy:
         # Serve's own is called without its guard for a model without a replica, which a run never is.
         own: Callable[[Any], Any] = ScalingPolicy(**kwargs) if kwargs else serve.replica_queue_length_autoscaling_policy
         self.decide = serve._apply_autoscaling_config(own)
-        self.serve, self.state = serve, {}
+        self.serve = serve
+        self.state: dict[str, Any] = {}
         self.reports: deque[tuple[float, float]] = deque()
 
     def ask(self, now: float, usable: list[Replica], target: int, waiting: int, finished: int) -> int:
@@ -192,7 +193,7 @@ class _Policy:
         )
         with _clock(self.serve, now):
             replicas, self.state = self.decide(context)
-        return replicas
+        return int(replicas)
 
 
 @contextmanager

@@ -146,7 +146,11 @@ def scaled(**autoscaling: Any) -> dict[str, Any]:
     data = {
         "deployment_config": {"max_ongoing_requests": 16, "autoscaling_config": {"max_replicas": 8, **autoscaling}},
         "engine_config": {"model_id": "test/scaled"},
-        "scaling_config": {"num_workers": 1, "num_gpus_per_worker": 0, "resources_per_worker": {"accelerator_type:CPU": 0.001}},
+        "scaling_config": {
+            "num_workers": 1,
+            "num_gpus_per_worker": 0,
+            "resources_per_worker": {"accelerator_type:CPU": 0.001},
+        },
     }
     options: dict[str, Any] = deployment_options(ModelConfig.model_validate(data))["autoscaling_config"]
     return options
