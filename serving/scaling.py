@@ -160,7 +160,7 @@ def settled(wants: Sequence[Want], target: int, aim: Aim) -> int:
     """The number of replicas after the delays; `target` is what is asked for now.
 
     More once all of the last `up_s` wanted more, as many as its least; fewer once all of the last `down_s` wanted
-    fewer, as many as its most. So a trough removes nothing, and a replica that has just been asked for stays. Without
+    fewer, as many as its most. So a dip removes nothing, and a replica that has just been asked for stays. Without
     requests that wait there is no hurry: then it is the mean of `CALM_S` that must want more, for as long again.
     """
     now, first = wants[-1], wants[0].at

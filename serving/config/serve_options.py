@@ -54,7 +54,7 @@ POLICY = "modelfleet.serving.scaling:ScalingPolicy"
 
 UPSCALE_S, DOWNSCALE_S, TO_ZERO_S, REPORT_S, LOOK_BACK_S = 2.0, 300.0, 600.0, 1.0, 5.0
 """Seconds for which more, less and no load must last, and between and over a replica's reports, where the file does not
-say it. Serve's own policy comes down after 600 s: it would have to climb again, and one trough is enough for it."""
+say it. Serve's own policy comes down after 600 s: it would have to climb again, and one dip is enough for it."""
 
 RETRY_AFTER_S = 5
 """Seconds after which a client can retry a request that a full queue refused."""
@@ -163,7 +163,7 @@ def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any
     """Ray Serve's `autoscaling_config`, for replicas with `places` of requests at a time.
 
     All policies but Serve's own are `ScalingPolicy`. Its delays are windows of what it has seen, so Serve adds none of
-    its own to them: those must last without a break, and one trough among 600 s of load would be enough to lose
+    its own to them: those must last without a break, and one dip among 600 s of load would be enough to lose
     replicas.
     """
     options = config.model_dump(exclude_none=True, exclude={"policy", *POLICY_TARGETS.values()})

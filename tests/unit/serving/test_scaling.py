@@ -106,8 +106,8 @@ def test_fewer_only_after_all_of_the_delay() -> None:
     busy = wants((0.0, 8.0), *((float(at), 2.0) for at in range(1, 700)))
     assert settled(busy[:500], 8, AIM) == 8, "the policy has not seen 600 s yet"
     assert settled(busy, 8, AIM) == 2
-    trough = wants(*((float(at), 8.0 if at != 650 else 0.0) for at in range(651)))
-    assert settled(trough, 8, AIM) == 8, "a trough removes nothing"
+    dip = wants(*((float(at), 8.0 if at != 650 else 0.0) for at in range(651)))
+    assert settled(dip, 8, AIM) == 8, "a dip removes nothing"
 
 
 def test_the_last_replica_has_its_own_delay() -> None:
