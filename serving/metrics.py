@@ -49,6 +49,23 @@ class MetricsCopy:
         return self._gauges[name, keys]
 
 
+#: What the scaling policy reads, by the name in Ray's spelling.
+FOLLOWED = {
+    "vllm_time_to_first_token_seconds_count": "first_tokens",
+    "vllm_time_to_first_token_seconds_sum": "first_token_s",
+    "vllm_kv_cache_usage_perc": "kv_use",
+}
+
+
+def followed() -> dict[str, float]:
+    """This replica's first tokens, the seconds until them, and the share of its KV blocks in use."""
+    found = dict.fromkeys(FOLLOWED.values(), 0.0)
+    for name, _, value in vllm_samples():
+        if name in FOLLOWED:
+            found[FOLLOWED[name]] += value
+    return found
+
+
 def vllm_samples() -> Iterator[tuple[str, dict[str, str], float]]:
     """(name in Ray's spelling, labels, value) of each of vLLM's samples in this process."""
     from prometheus_client import REGISTRY

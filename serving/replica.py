@@ -15,14 +15,14 @@ from modelfleet.serving.adapters import WantedAdapters
 from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
-from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
-from modelfleet.serving.metrics import MetricsCopy
+from modelfleet.serving.metrics import MetricsCopy, followed
 from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
 from modelfleet.serving.node_hours import NodeHours
 from modelfleet.serving.ray_cluster import RayCluster
@@ -32,6 +32,7 @@ from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.usage import UsageMeter, replica_name, usage_folder
 from modelfleet.serving.usage_metrics import TokenMetrics
 from modelfleet.serving.versions import check_versions
+from modelfleet.serving.waiting import Places
 from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class VllmReplica:
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
+        self._places = Places()
+        self._places.watch()
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         lift_thread_limit(self._model)
@@ -121,6 +124,12 @@ class VllmReplica:
         """Serve's health check: the engine's own."""
         if self._engine is not None:
             await self._engine.check_health()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks this as often as a replica reports (`serving/scaling.py` reads it)."""
+        scaling = self._model.deployment_config.autoscaling_config
+        of_engine = followed() if scaling is not None and scaling.policy in POLICY_TARGETS else {}
+        return {**self._places.stats(), **of_engine}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this before a replica is ready, and whenever the application's `user_config` changes.

@@ -97,6 +97,9 @@ def serve_errors() -> list[str]:
     return lines
 
 
+OVERLOADED = SERVE_ERRORS[-1][2]
+
+
 def model_card(model_id: str, route: Route, parent: str | None) -> dict[str, Any]:
     """One entry of `GET /v1/models`: vLLM's fields, and what the model file says about the model.
 

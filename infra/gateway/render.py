@@ -10,13 +10,14 @@ connections.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
+from math import ceil
 
 from modelfleet.infra.gateway import access, files, maps, rules
-from modelfleet.infra.gateway.answers import proxy_errors, serve_errors
+from modelfleet.infra.gateway.answers import OVERLOADED, RETRY_AFTER_DOWN_S, proxy_errors, refuses, serve_errors
 from modelfleet.infra.gateway.files import GatewayFiles, Runtime
-from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
+from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS, QUEUES
 from modelfleet.infra.planning.plan import GatewayPlan, Route
 
 #: Bytes of a buffer in the first process: a request of about 50,000 tokens; also bounds the headers of strangers.
@@ -111,14 +112,14 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         _defaults(gateway),
         _resolvers(runtime),
         _section("frontend api", frontend),
-        *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
+        *(_model(route, servers[route.slug], runtime, one_queue(gateway, route)) for route in gateway.routes),
         *(_readiness(route, servers[route.slug], runtime) for route in gateway.routes),
         _section(
             "backend bodies", ["timeout queue 10s", f"server bodies unix@{runtime.bodies_socket} maxconn {slots}"]
         ),
         _section("backend limits", [LIMITS_TABLE]),
         _section("backend teams", [LIMITS_TABLE]) if gateway.teams else None,
-        _metrics(runtime.metrics_bind, key_metrics=True),
+        _metrics(runtime.metrics_bind, gateway.routes, key_metrics=True),
     ]
     return _text(sections)
 
@@ -165,7 +166,7 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
         _resolvers(runtime),
         _section("frontend bodies", frontend),
         *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
-        *([_metrics(runtime.bodies_metrics_bind, key_metrics=False)] if runtime.bodies_metrics_bind else []),
+        *([_metrics(runtime.bodies_metrics_bind, (), key_metrics=False)] if runtime.bodies_metrics_bind else []),
     ]
     return _text(sections)
 
@@ -228,7 +229,43 @@ def _server(upstream: str, runtime: Runtime, options: str = "") -> str:
     return f"server serve {upstream}{resolve}{options}"
 
 
-def _model(route: Route, upstream: str, runtime: Runtime) -> str:
+@dataclass(frozen=True)
+class OneQueue:
+    """A gateway's part of a model's queue: `places` of requests at each replica, `most` that wait for each, seconds.
+
+    With several gateways side by side each has its part of a replica's places, so that together they send it no more
+    than it works on. None of `most` is no limit.
+    """
+
+    places: int
+    most: int | None
+    timeout_s: int
+
+
+def one_queue(gateway: GatewayPlan, route: Route) -> OneQueue | None:
+    """None for a route that says no places."""
+    if route.places is None:
+        return None
+    most = None if route.queue is None else ceil(route.queue / gateway.side_by_side)
+    return OneQueue(ceil(route.places / gateway.side_by_side), most, gateway.settings.timeout_s)
+
+
+def _waits(route: Route, queue: OneQueue) -> list[str]:
+    """A request waits here, in one queue for all replicas, until one of them has a place; a full queue refuses it."""
+    lines = [f"timeout queue {queue.timeout_s}s"]
+    if queue.most is None:
+        return lines
+    refused = refuses(503, OVERLOADED, "Service Unavailable", headers={"Retry-After": str(RETRY_AFTER_DOWN_S)})
+    backend = f"model.{route.slug}"
+    return [
+        *lines,
+        # All that have a place or may wait, against all that are here with this one.
+        f"http-request set-var(txn.room) nbsrv({backend}),mul({queue.places + queue.most})",
+        f"{refused} if {{ be_conn({backend}),sub(txn.room) gt 0 }}",
+    ]
+
+
+def _model(route: Route, upstream: str, runtime: Runtime, queue: OneQueue | None = None) -> str:
     """Where a model's requests go.
 
     Ray Serve's HTTP server has no health check: while a replica is replaced it keeps requests waiting, and HAProxy must
@@ -244,6 +281,7 @@ def _model(route: Route, upstream: str, runtime: Runtime) -> str:
     lines = [
         *undisturbed,
         "balance leastconn",
+        *(_waits(route, queue) if queue else []),
         "option redispatch 1",
         "load-server-state-from-file global",
         "option httpchk GET /-/routes",
@@ -251,9 +289,10 @@ def _model(route: Route, upstream: str, runtime: Runtime) -> str:
         f"http-check expect string '\"/{route.slug}\"'",
         "timeout check 2s",
         # A refused connection takes the replica out at once, so the retry goes to another one or to Serve.
-        "default-server inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down",
+        "default-server inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
+        + (f" maxconn {queue.places}" if queue else ""),
         *(f"server replica-{port} {host}:{port} check" for port in range(first, last + 1)),
-        _server(upstream, runtime, " backup"),
+        _server(upstream, runtime, " backup" + (" maxconn 0" if queue else "")),
     ]
     return _section(f"backend model.{route.slug}", lines)
 
@@ -276,12 +315,18 @@ def _readiness(route: Route, upstream: str, runtime: Runtime) -> str:
     return _section(f"backend ready.{route.slug}", checks)
 
 
-def _metrics(bind: str, *, key_metrics: bool) -> str:
+def _metrics(bind: str, routes: Sequence[Route], *, key_metrics: bool) -> str:
     lines = [
         f"bind {bind}",
         "no log",
         f"http-request use-service prometheus-exporter if {{ path {METRICS} }}",
         *([f"http-request use-service lua.key_metrics if {{ path {KEY_METRICS} }}"] if key_metrics else []),
+        *(
+            f"http-request return status 200 content-type text/plain lf-string %[queue(model.{route.slug})] "
+            f"if {{ path {QUEUES}/{route.slug} }}"
+            for route in routes
+            if route.places is not None
+        ),
         "http-request return status 404",
     ]
     return _section("frontend metrics", lines)

@@ -28,7 +28,7 @@ from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import replica_bounds
+from modelfleet.serving.config.serve_options import queue_per_replica, replica_bounds
 
 #: Tokens that an answer is charged with where neither file nor facts say how long a model is: that of most models of
 #: 2024 and later, 128 Ki.
@@ -229,6 +229,8 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
             kind=config.engine_config.model_type,
             scales_to_zero=replica_bounds(config)[0] == 0,
             answer_tokens=_answer_tokens(config),
+            places=config.deployment_config.max_ongoing_requests,
+            queue=queue_per_replica(config),
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
@@ -240,6 +242,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         chat=stack.config.target.on_this_machine,
         keys=key_plans(stack, names),
         teams=team_plans(stack),
+        side_by_side=1 if stack.config.target.on_this_machine else stack.config.gateway.replicas,
     )
 
 

@@ -59,6 +59,8 @@ DIRECT_GET: Final = ("/v1/models", "/health", "/version")
 HEALTH, READY, MODELS, VERSION = "/health", "/ready", "/v1/models", "/version"
 #: On the port for metrics.
 METRICS, KEY_METRICS = "/metrics", "/metrics/keys"
+#: On the same port, for the scaling policy: `QUEUES/<slug>` is how many requests wait for a model.
+QUEUES = "/queues"
 #: First segments of all of them: a model with such a slug would shadow a path, or never be reached.
 RESERVED: Final = frozenset(
     path.split("/")[1] for path in (*BY_MODEL, HEALTH, READY, MODELS, VERSION, METRICS, KEY_METRICS)

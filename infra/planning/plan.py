@@ -501,6 +501,9 @@ class Route:
     scales_to_zero: bool = False
     #: Most tokens of an answer whose request sets no limit.
     answer_tokens: int = 0
+    #: Requests that one replica works on at a time, and that may wait for each replica; None means no limit.
+    places: int | None = None
+    queue: int | None = None
 
 
 @dataclass(frozen=True)
@@ -541,6 +544,8 @@ class GatewayPlan:
     chat: bool = False
     keys: tuple[KeyPlan, ...] = ()
     teams: tuple[AllowancePlan, ...] = ()
+    #: Gateways that run side by side, none of which knows what the others do.
+    side_by_side: int = 1
 
     @property
     def counts_tokens(self) -> bool:

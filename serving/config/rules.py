@@ -190,8 +190,10 @@ def _autoscaling(data: Any) -> Iterator[Fault]:
     if lowest is None or most is None or lowest == most:
         return
     yield from _target(data, scaling)
-    window = _number(scaling, "look_back_period_s", 30)
-    for key, default in (("upscale_delay_s", 30), ("downscale_delay_s", 600)):
+    own = scaling.get("policy", "requests") != "ray_serve"
+    window = _number(scaling, "look_back_period_s", 5 if own else 30)
+    # Of the other policies each delay is the window of its own decision.
+    for key, default in () if own else (("upscale_delay_s", 30), ("downscale_delay_s", 600)):
         delay = _number(scaling, key, default)
         if delay is not None and window is not None and delay < window:
             yield (
@@ -202,7 +204,7 @@ def _autoscaling(data: Any) -> Iterator[Fault]:
                 ),
                 Severity.WARNING,
             )
-    interval = _number(scaling, "metrics_interval_s", 10)
+    interval = _number(scaling, "metrics_interval_s", 1 if own else 10)
     if interval is not None and window is not None and window <= interval:
         message = f"{window:g} s must be longer than metrics_interval_s, {interval:g} s; Ray Serve averages over it"
         yield _error((*AUTOSCALING, "look_back_period_s"), message)

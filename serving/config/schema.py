@@ -31,6 +31,7 @@ from modelfleet.serving.config.section import (
     Gpus,
     Memory,
     Milliseconds,
+    Part,
     Percent,
     QueuedRequests,
     Replicas,
@@ -66,6 +67,10 @@ __all__ = [
 ]
 
 
+#: The key with the target of each policy that has one.
+POLICY_TARGETS = {"time_to_first_token": "target_ttft_s", "kv_use": "target_kv_use"}
+
+
 class AutoscalingConfig(Section):
     """Ray Serve's autoscaling of a model's replicas."""
 
@@ -79,22 +84,47 @@ class AutoscalingConfig(Section):
         description="Ongoing requests per replica that the autoscaler aims for; about 40 % of max_ongoing_requests.",
         examples=[24],
     )
-    metrics_interval_s: SomeSeconds = Field(10.0, description="Seconds between a replica's reports.", examples=[10])
-    look_back_period_s: SomeSeconds = Field(30.0, description="Seconds over which reports are averaged.", examples=[30])
+    policy: Literal["requests", "time_to_first_token", "kv_use", "ray_serve"] = Field(
+        "requests",
+        description="What the number of replicas follows: running and waiting requests, the target of "
+        "target_ttft_s, the target of target_kv_use, or Ray Serve's own policy, which sees no waiting requests.",
+        examples=["requests"],
+    )
+    target_ttft_s: SomeSeconds | None = Field(
+        None, description="Mean seconds to the first token that time_to_first_token aims for.", examples=[1.5]
+    )
+    target_kv_use: Part | None = Field(
+        None, description="Mean share of a replica's KV blocks in use that kv_use aims for.", examples=[0.6]
+    )
+    metrics_interval_s: SomeSeconds | None = Field(
+        None, description="Seconds between a replica's reports; default 1, with ray_serve 10.", examples=[1]
+    )
+    look_back_period_s: SomeSeconds | None = Field(
+        None,
+        description="Seconds over which reports are averaged; default 5, with ray_serve 30. The other policies average "
+        "only what waits at Serve while a model has no replica.",
+        examples=[5],
+    )
     upscaling_factor: Factor = Field(
         1.0, description="Gain of each upscaling decision; below 1 slows it.", examples=[1.0]
     )
     downscaling_factor: Factor = Field(
         1.0, description="Gain of each downscaling decision; below 1 slows it.", examples=[0.6]
     )
-    upscale_delay_s: Seconds = Field(
-        30.0, description="Seconds that more load must last before replicas are added.", examples=[30]
+    upscale_delay_s: Seconds | None = Field(
+        None,
+        description="Seconds that more load must last before replicas are added; default 2, with ray_serve 30.",
+        examples=[2],
     )
-    downscale_delay_s: Seconds = Field(
-        600.0, description="Seconds that less load must last before replicas are removed.", examples=[600]
+    downscale_delay_s: Seconds | None = Field(
+        None,
+        description="Seconds that less load must last before replicas are removed; default 300, with ray_serve 600.",
+        examples=[600],
     )
     downscale_to_zero_delay_s: Seconds | None = Field(
-        None, description="Seconds before the last replica is removed; default downscale_delay_s.", examples=[1800]
+        None,
+        description="Seconds before the last replica is removed; default downscale_delay_s, or 600 without it.",
+        examples=[1800],
     )
 
     @model_validator(mode="after")
@@ -107,6 +137,17 @@ class AutoscalingConfig(Section):
                 f"found min_replicas {self.min_replicas}, initial_replicas {initial}, max_replicas "
                 f"{self.max_replicas}; allowed is min_replicas <= initial_replicas <= max_replicas",
             )
+        return self
+
+    @model_validator(mode="after")
+    def a_policy_has_its_target(self) -> Self:
+        """Each target belongs to one policy, which needs it."""
+        for policy, key in POLICY_TARGETS.items():
+            given = getattr(self, key) is not None
+            if given and self.policy != policy:
+                raise KeyFault(key, f"found with policy {self.policy}; write policy: {policy}, or leave it out")
+            if not given and self.policy == policy:
+                raise KeyFault("policy", f"found {policy}, which needs {key}; add it")
         return self
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.schema import POLICY_TARGETS, AutoscalingConfig, ModelConfig
 
 Bundle = dict[str, float]
 
@@ -48,6 +48,13 @@ SHUTDOWN_S = 60.0
 
 QUEUE_PER_ONGOING = 2
 """Requests that can wait for each one in progress: no client is more than two answers away from its turn."""
+
+POLICY = "modelfleet.serving.scaling:ScalingPolicy"
+"""The autoscaling policy of every model whose file does not ask for Serve's own."""
+
+UPSCALE_S, DOWNSCALE_S, TO_ZERO_S, REPORT_S, LOOK_BACK_S = 2.0, 300.0, 600.0, 1.0, 5.0
+"""Seconds for which more, less and no load must last, and between and over a replica's reports, where the file does not
+say it. Serve's own policy comes down after 600 s: it would have to climb again, and one dip is enough for it."""
 
 RETRY_AFTER_S = 5
 """Seconds after which a client can retry a request that a full queue refused."""
@@ -131,15 +138,58 @@ def deployment_options(model: ModelConfig) -> dict[str, Any]:
     shutdown_s = config.graceful_shutdown_timeout_s
     options["graceful_shutdown_timeout_s"] = SHUTDOWN_S if shutdown_s is None else shutdown_s
     options["max_surge_percent"] = config.max_surge_percent or 0
-    queue = config.max_queued_requests
-    # Serve's own default is no limit, but every waiting request holds its body and a connection.
-    options["max_queued_requests"] = QUEUE_PER_ONGOING * config.max_ongoing_requests if queue is None else queue
+    queue = queue_per_replica(model)
+    options["max_queued_requests"] = -1 if queue is None else queue
     options["backpressure_config"] = {"status_code": 503, "retry_after_s": RETRY_AFTER_S}
     if config.autoscaling_config is None:
         options["num_replicas"] = config.num_replicas or 1
     else:
-        options["autoscaling_config"] = config.autoscaling_config.model_dump(exclude_none=True)
+        options["autoscaling_config"] = autoscaling_options(config.autoscaling_config, config.max_ongoing_requests)
     return options
+
+
+def queue_per_replica(model: ModelConfig) -> int | None:
+    """Requests that may wait for each replica; None means no limit.
+
+    Serve's own default is no limit, but every waiting request holds its body and a connection.
+    """
+    config = model.deployment_config
+    if config.max_queued_requests is None:
+        return QUEUE_PER_ONGOING * config.max_ongoing_requests
+    return None if config.max_queued_requests < 0 else config.max_queued_requests
+
+
+def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any]:
+    """Ray Serve's `autoscaling_config`, for replicas with `places` of requests at a time.
+
+    All policies but Serve's own are `ScalingPolicy`. Its delays are windows of what it has seen, so Serve adds none of
+    its own to them: those must last without a break, and one dip among 600 s of load would be enough to lose
+    replicas.
+    """
+    options = config.model_dump(exclude_none=True, exclude={"policy", *POLICY_TARGETS.values()})
+    if config.policy == "ray_serve":
+        return options
+    asked_s, last_s = config.downscale_delay_s, config.downscale_to_zero_delay_s
+    up_s = UPSCALE_S if config.upscale_delay_s is None else config.upscale_delay_s
+    target = POLICY_TARGETS.get(config.policy)
+    aim = {
+        "follows": config.policy,
+        "requests": config.target_ongoing_requests,
+        "places": places,
+        "target": getattr(config, target) if target else 0.0,
+        "up_s": up_s,
+        "down_s": DOWNSCALE_S if asked_s is None else asked_s,
+        "to_zero_s": next(one for one in (last_s, asked_s, TO_ZERO_S) if one is not None),
+    }
+    return {
+        "metrics_interval_s": REPORT_S,
+        "look_back_period_s": LOOK_BACK_S,
+        **options,
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 0.0,
+        "downscale_to_zero_delay_s": 0.0,
+        "policy": {"policy_function": POLICY, "policy_kwargs": aim},
+    }
 
 
 def replica_bounds(model: ModelConfig) -> tuple[int, int, int]:

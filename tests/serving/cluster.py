@@ -13,6 +13,7 @@ import requests
 from modelfleet.infra.local.processes import ProcessId, end_all, members, spawn
 from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, serve_environment
 from modelfleet.infra.names import mark
+from modelfleet.serving.scaling import QUEUES_VARIABLE
 from tests.bare_python import bare_python
 from tests.ports import free_ports
 from tests.waiting import wait_until
@@ -39,6 +40,8 @@ class Cluster:
     metrics_port: int
     logs: Path
     process: ProcessId
+    #: Where the scaling policy asks the gateway how many requests wait: the metrics port of `front`.
+    queues_port: int
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def serve(self, *applications: dict[str, Any]) -> None:
@@ -114,7 +117,7 @@ def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
 
 
 def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int) -> Cluster:
-    gcs, dashboard, serve, agent, client, metrics = free_ports(6)
+    gcs, dashboard, serve, agent, client, metrics, queues = free_ports(7)
     options = {
         "node-ip-address": "127.0.0.1",
         "port": gcs,
@@ -134,8 +137,9 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     # As the local target: nothing that changes Python for Ray's workers, such as PYTHONPATH.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env = {**own, **ENVIRONMENT, **serve_environment(serve), **environment}
+    env[QUEUES_VARIABLE] = f"127.0.0.1:{queues}"
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
-    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, folder / "session_latest" / "logs", process)
+    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, folder / "session_latest" / "logs", process, queues)
 
 
 def _answers(cluster: Cluster) -> bool:

@@ -62,14 +62,23 @@ class Front:
 
 
 @contextmanager
-def front(cluster: Cluster, folder: Path, routes: dict[str, tuple[str, ...]], **limits: Any) -> Iterator[Front]:
-    """A gateway for model ids and the other names of each (LoRA adapters)."""
+def front(
+    cluster: Cluster,
+    folder: Path,
+    routes: dict[str, tuple[str, ...]],
+    places: dict[str, dict[str, Any]] | None = None,
+    **limits: Any,
+) -> Iterator[Front]:
+    """A gateway for model ids and the other names of each (LoRA adapters); `places` has more of a route, by id."""
     plan = GatewayPlan(
-        routes=tuple(Route(name, name.replace("/", "--"), (name, *others)) for name, others in routes.items()),
+        routes=tuple(
+            Route(name, name.replace("/", "--"), (name, *others), **(places or {}).get(name, {}))
+            for name, others in routes.items()
+        ),
         auth="keys",
         settings=Settings(max_body_mib=8, timeout_s=600, **limits),
     )
-    api, metrics = free_ports(2)
+    api, metrics = free_ports(1)[0], cluster.queues_port
     runtime = Runtime(
         bind=f"127.0.0.1:{api}",
         folder=str(folder / "files"),

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ray.serve import Application
 
 from modelfleet.serving.app import AppArgs, application
+from modelfleet.serving.waiting import Places
 
 
 class LightReplica:
@@ -23,6 +24,12 @@ class LightReplica:
 
     def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
         self.model_id = model["engine_config"]["model_id"]
+        self.places = Places()
+        self.places.watch()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """As `VllmReplica`."""
+        return self.places.stats()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the replica's process is up."""

@@ -46,7 +46,8 @@ def gateway(cluster: Cluster, scratch: Path) -> Iterator[Front]:
     slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC)]
     for slug in slugs:
         cluster.wait(slug)
-    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: ()}) as running:
+    places = {NARROW: {"places": 2, "queue": 4}, ELASTIC: {"places": 8, "queue": 16}}
+    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: ()}, places) as running:
         running.wait_ready()
         yield running
     cluster.remove(*slugs)

@@ -87,7 +87,7 @@ BAD = {
     "infinite": ("look_back_period_s: 30", "look_back_period_s: .inf", "look_back_period_s", "finite"),
     "window_not_above_interval": (
         "look_back_period_s: 30",
-        "look_back_period_s: 10",
+        "look_back_period_s: 1",
         "look_back_period_s",
         "must be longer than metrics_interval_s",
     ),
@@ -225,9 +225,25 @@ def test_two_accelerators_are_refused() -> None:
 def test_a_delay_shorter_than_the_window_is_a_warning(key: str) -> None:
     """Otherwise replicas come and go under constant load (ray#26455)."""
     name = key.split(":", maxsplit=1)[0]
-    finding = only(changed(key, f"{name}: 5"))
+    assert not findings_of(changed(key, f"{name}: 5")), "our own policies do not average"
+    finding = only(changed(key, f"{name}: 5\n    policy: ray_serve"))
     assert (finding.severity, finding.path.split(".")[-1]) == (Severity.WARNING, name)
     assert "5 s is shorter than look_back_period_s, 30 s" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "message"),
+    [
+        ("policy: kv_use", "policy", "needs target_kv_use"),
+        ("policy: time_to_first_token", "policy", "needs target_ttft_s"),
+        ("target_kv_use: 0.5", "target_kv_use", "write policy: kv_use"),
+        ("policy: kv_use\n    target_kv_use: 1.5", "target_kv_use", "below 1"),
+        ("policy: fastest", "policy", "requests"),
+    ],
+)
+def test_a_policy_and_its_target_belong_together(keys: str, key: str, message: str) -> None:
+    finding = only(changed("upscale_delay_s: 30", f"upscale_delay_s: 30\n    {keys}"))
+    assert finding.path.split(".")[-1] == key and message in finding.message
 
 
 def test_a_target_far_from_forty_per_cent_gives_a_hint() -> None:

@@ -1,0 +1,1 @@
+"""Scaling policies on seeded traces, in a simulator."""
