@@ -496,6 +496,9 @@ class Route:
     scales_to_zero: bool = False
     #: Most tokens of an answer whose request sets no limit.
     answer_tokens: int = 0
+    #: Conversations go to the replica that has their KV blocks, unless it has this percentage of the mean of open
+    #: requests; 0: to the one with the fewest, as all other requests.
+    hash_balance_factor: int = 0
 
 
 @dataclass(frozen=True)
