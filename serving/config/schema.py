@@ -265,8 +265,9 @@ class ScalingConfig(Section):
     def one_gpu_or_none(cls, value: object) -> object:
         """Refuses more than one GPU, and names the key for more; `1.0` and `"1"` are 1, as in RayLLM.
 
-        Parts are halves of halves: of these, first fit fills whole cards in any order of starts (Ray takes the fullest
-        card with room). With 0.4 and 0.3, replicas that fit a node by their sum would fit none of its cards.
+        Parts are halves of halves: in whatever order they start, Ray's best fit leaves no room on two cards that one
+        replica could use on one (`src/ray/common/scheduling/resource_instance_set.cc`, `TryAllocate`). With 0.4 and
+        0.3, replicas that fit a node by their sum would fit none of its cards.
         """
         try:
             gpus = float(value) if isinstance(value, int | float | str) else None

@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,16 @@ def _outcome(name: str, factor: int, servers: Sequence[PrefixReplica], times: Se
     )
 
 
+def mean_of(runs: Sequence[Outcome]) -> Outcome:
+    """The mean of each figure, of requests the sum; all runs are of one kind of trace."""
+    means = {
+        name: statistics.fmean(getattr(one, name) for one in runs)
+        for name in ("hit_rate", "ttft_p50_s", "ttft_p95_s", "total_p95_s", "load", "most_open")
+    }
+    counts = {name: sum(getattr(one, name) for one in runs) for name in ("requests", "failed")}
+    return replace(runs[0], **means, **counts)
+
+
 def table(outcomes: Sequence[Outcome]) -> Table:
     """The outcomes, one a row."""
     made = Table("trace", "balance", "replicas", "requests", "failed", "hit rate", "TTFT p50 / p95 ms", "total p95 ms",
@@ -235,7 +245,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             f"{1000 * one.ttft_p50_s:.0f} / {1000 * one.ttft_p95_s:.0f}",
             f"{1000 * one.total_p95_s:.0f}",
             f"{one.load:.2f}",
-            str(one.most_open),
+            f"{one.most_open:.0f}",
         )
     return made
 
@@ -246,20 +256,21 @@ def main() -> None:
     parser.add_argument("--traces", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--replicas", nargs="*", type=int, default=[1, 2, 4])
     parser.add_argument("--factors", nargs="*", type=int, default=[LEASTCONN, 125], help="0 is leastconn")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1], help="each figure is the mean over them")
     parser.add_argument("--virtual", action="store_true", help="without HAProxy, in virtual time")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     outcomes, say = [], Console(stderr=True)
     for name in arguments.traces:
-        made = trace(SHAPES[name], arguments.seed)
+        traces = [trace(SHAPES[name], seed) for seed in arguments.seeds]
         for replicas in arguments.replicas:
             for factor in arguments.factors if replicas > 1 else [LEASTCONN]:
                 say.print(f"{name}, {replicas} replicas, factor {factor}")
                 if arguments.virtual:
-                    outcomes.append(in_virtual_time(name, made, replicas, factor))
+                    runs = [in_virtual_time(name, made, replicas, factor) for made in traces]
                 else:
-                    outcomes.append(asyncio.run(replay(name, made, replicas, factor)))
+                    runs = [asyncio.run(replay(name, made, replicas, factor)) for made in traces]
+                outcomes.append(mean_of(runs))
     if arguments.json:
         print(json.dumps([asdict(one) for one in outcomes], indent=2))
     else:
