@@ -116,6 +116,28 @@ def test_what_has_no_answer_before_it_goes_to_the_replica_with_the_fewest(ask: A
     assert len({ask(body, x_session_id="one") for _ in range(10)}) == 5
 
 
+def test_a_replica_with_its_share_of_the_open_requests_passes_a_turn_on_to_the_same_next_one(
+    ask: Ask, gateway: Gateway, replicas: dict[int, Backend]
+) -> None:
+    body = {**turn("a long answer"), "model": "small"}
+    home = ask(body)
+
+    def three_at_a_time() -> list[int]:
+        places = []
+        streams = []
+        for _ in range(3):
+            before = {port: len(one.seen) for port, one in replicas.items()}
+            streams.append(gateway.post(CHAT, {**body, "stream": True}, stream=True))
+            places += [port for port, one in replicas.items() if len(one.seen) > before[port]]
+        for stream in streams:
+            assert stream.content.endswith(b"[DONE]\n\n")
+        return places
+
+    first = three_at_a_time()
+    assert first[0] == home and len(set(first)) == 3
+    assert three_at_a_time() == first and ask(body) == home
+
+
 def test_a_replica_that_comes_or_goes_moves_its_own_share(
     ask: Ask, gateway: Gateway, replicas: dict[int, Backend]
 ) -> None:
