@@ -153,8 +153,8 @@ def application(
     }
     dumped = model.model_dump(mode="json", exclude_unset=True)
     dumped["engine_config"].pop("lora", None)
-    for key in GATEWAY_KEYS:
-        dumped.get("deployment_config", {}).pop(key, None)
+    for gateways_own in GATEWAY_KEYS:
+        dumped.get("deployment_config", {}).pop(gateways_own, None)
     args: dict[str, Any] = {
         "model": dumped,
         "weights": weights | {key: value for key, value in others.items() if value is not None},

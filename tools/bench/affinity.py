@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def mean_of(runs: Sequence[Outcome]) -> Outcome:
         for name in ("hit_rate", "ttft_p50_s", "ttft_p95_s", "total_p95_s", "load", "most_open")
     }
     counts = {name: sum(getattr(one, name) for one in runs) for name in ("requests", "failed")}
-    return replace(runs[0], **means, **counts)
+    return Outcome(**{**asdict(runs[0]), **means, **counts})
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
