@@ -59,8 +59,9 @@ local function decoded(text)
 end
 
 -- Calls visit(key, first, last) with each top-level key of a JSON object and the bounds of its value, until visit
--- returns true. Returns 'json' when the text is not an object or is cut off, 'missing' when all keys were visited.
-local function each_key(text, visit)
+-- returns true. Returns 'json' when the text is not an object or is cut off, 'missing' when all keys were visited. With
+-- `cut` it also visits a last value whose end is missing.
+local function each_key(text, visit, cut)
   local at = text:find('[^ \t\r\n]')
   if not at or text:byte(at) ~= 123 then return 'json' end
   while true do
@@ -75,7 +76,10 @@ local function each_key(text, visit)
     if not colon or text:byte(colon) ~= 58 then return 'json' end
     local first = text:find('[^ \t\r\n]', colon + 1)
     local last = first and value_end(text, first)
-    if not last then return 'json' end
+    if not last then
+      if cut and first then visit(key, first, #text) end
+      return 'json'
+    end
     if visit(key, first, last) then return nil end
     at = last
   end
@@ -258,6 +262,68 @@ core.register_action('count_tokens', { 'http-req' }, function(txn)
     charge = charge + several + (several - 1) * shared // BYTES_PER_TOKEN
   end
   txn:set_var('txn.charge', math.min(charge, MOST))
+end)
+
+-- Of a conversation's head at most this much counts: it may be a long document.
+local OPENING_BYTES = 65536
+
+-- What all turns of a conversation share and few other conversations do: its first user message, and what stands before
+-- it. Raw text of an array of messages between two bounds, which may be cut off.
+local function opening(text, first, last)
+  local at = text:find('[^ \t\r\n]', first + 1)
+  while at and at <= last and text:byte(at) == 123 do
+    local close = value_end(text, at)
+    if not close or close - first >= OPENING_BYTES then break end
+    if text:sub(at, close):find('"role"[ \t\r\n]*:[ \t\r\n]*"user"') then return text:sub(first, close) end
+    at = text:find('[^ \t\r\n,]', close + 1)
+  end
+  return text:sub(first, math.min(last, first + OPENING_BYTES - 1))
+end
+
+-- What all requests of a conversation have in common and its KV blocks depend on: the name of the model or adapter, the
+-- salt of its blocks, and the session if the client names one (a header, or `prompt_cache_key`), else how it began. Nil
+-- for a request without an answer before it: no replica has blocks of its own for it.
+local function conversation(text, session)
+  local found, answered = {}, nil
+  each_key(text, function(key, first, last)
+    if (key == 'messages' or key == 'input') and text:byte(first) == 91 then
+      found.began = opening(text, first, last)
+      answered = text:find('"role"[ \t\r\n]*:[ \t\r\n]*"assistant"', first)
+    elseif key == 'system' or key == 'instructions' then
+      found.system = text:sub(first, math.min(last, first + OPENING_BYTES - 1))
+    elseif key == 'model' or key == 'cache_salt' or key == 'prompt_cache_key' then
+      found[key] = text:sub(first, last)
+    end
+  end, true)
+  if not answered then return nil end
+  session = session or found.prompt_cache_key or (found.system or '') .. '\n' .. found.began
+  return table.concat({ found.model or '', found.cache_salt or '', session }, '\n')
+end
+
+-- The replica that has a conversation's KV blocks, as txn.home. Each replica's name and the conversation give a number,
+-- and the highest wins (rendezvous hashing): all gateways agree without a word, a replica that goes moves only its own
+-- conversations, one that comes takes its share. One that has txn.most_open percent of the mean of open requests passes
+-- it on to the next by these numbers, the same one each time. Not set: the one with the fewest open requests.
+core.register_action('find_home', { 'http-req' }, function(txn)
+  local key = conversation(txn.f:req_body() or '', txn.f:req_fhdr('x-session-id'))
+  if not key then return end
+  local digest, backend = txn.c:xxh64(key), 'model.' .. txn:get_var('txn.slug')
+  local up, open = {}, 1
+  for name, server in pairs(core.backends[backend].servers) do
+    -- HAProxy 2.8 writes into the text of this argument, so each call has its own.
+    if name ~= 'serve' and txn.f:srv_is_up(backend .. '/' .. name) == 1 then
+      local own = server:get_cur_sess() + server:get_pend_conn()
+      up[#up + 1] = { name = name, open = own, rank = txn.c:xxh32(digest .. name) & 0xffffffff }
+      open = open + own
+    end
+  end
+  table.sort(up, function(a, b) return a.rank > b.rank end)
+  for _, one in ipairs(up) do
+    if one.open * #up * 100 < open * txn:get_var('txn.most_open') then
+      txn:set_var('txn.home', one.name)
+      return
+    end
+  end
 end)
 
 -- Requests and bytes per key, by the key's name, as Prometheus text.

@@ -51,6 +51,13 @@ def answers_map(gateway: GatewayPlan) -> str:
     return "".join(sorted(f"{route.slug} {route.answer_tokens}\n" for route in gateway.routes))
 
 
+def homes_map(gateway: GatewayPlan) -> str:
+    """`<slug> <most open requests of one replica, in percent of the mean>` of models with `prefix_cache_affinity`."""
+    return "".join(
+        sorted(f"{route.slug} {route.hash_balance_factor}\n" for route in gateway.routes if route.hash_balance_factor)
+    )
+
+
 def cards_map(gateway: GatewayPlan) -> str:
     """`<path below /v1/models> <JSON>`, also with `--` for `/`, and `*` for the whole list."""
     cards: dict[str, str] = {}

@@ -53,10 +53,15 @@ def render(
     Raises `ValueError` for a plan that HAProxy could misread (`plan()` makes none).
     """
     maps.check_routes(gateway.routes)
-    gateway = replace(gateway, routes=tuple(sorted(gateway.routes, key=lambda route: route.model_id)))
+    routes = sorted(gateway.routes, key=lambda route: route.model_id)
+    if runtime.replica_ports is None:  # whoever is behind `upstream` chooses the replica
+        routes = [replace(route, hash_balance_factor=0) for route in routes]
+    gateway = replace(gateway, routes=tuple(routes))
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
     texts: dict[str, str] = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.counts_tokens else {}
     texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
+    if homes := maps.homes_map(gateway):
+        texts[files.HOMES_MAP] = homes
     if gateway.keys:
         texts[files.ACCESS_MAP] = access.access_map(gateway)
     if gateway.teams:
@@ -282,6 +287,8 @@ def _model(route: Route, upstream: str, runtime: Runtime, queue: OneQueue | None
         *undisturbed,
         "balance leastconn",
         *(_waits(route, queue) if queue else []),
+        # Of a server that is down HAProxy thinks nothing, and the line above decides.
+        *(["use-server %[var(txn.home)] if { var(txn.home) -m found }"] if route.hash_balance_factor else []),
         "option redispatch 1",
         "load-server-state-from-file global",
         "option httpchk GET /-/routes",

@@ -375,7 +375,18 @@ def routing(gateway: GatewayPlan, folder: str, *, buffer: int, last: bool, wait_
         f"http-request set-var(txn.slug) var(txn.model),{models} if by_model !routed named",
         *_unknown(gateway, folder),
         *(all_tokens(gateway, folder) if last else []),
+        *home(gateway, folder),
         "http-request set-path /%[var(txn.slug)]%[path] if by_model",
+    ]
+
+
+def home(gateway: GatewayPlan, folder: str) -> list[str]:
+    """Finds the replica that has a conversation's KV blocks, of models in `homes.map`."""
+    if not any(route.hash_balance_factor for route in gateway.routes):
+        return []
+    return [
+        f"http-request set-var(txn.most_open) var(txn.slug),map_str_int({folder}/homes.map) if posts !form",
+        "http-request lua.find_home if { var(txn.most_open) -m found }",
     ]
 
 

@@ -28,7 +28,7 @@ from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import queue_per_replica, replica_bounds
+from modelfleet.serving.config.serve_options import GATEWAY_KEYS, queue_per_replica, replica_bounds
 
 #: Tokens that an answer is charged with where neither file nor facts say how long a model is: that of most models of
 #: 2024 and later, 128 Ki.
@@ -155,6 +155,8 @@ def application(
     dumped["engine_config"].pop("lora", None)
     # Alerts follow from it and replicas do not, so that an edit restarts nobody.
     dumped.get("deployment_config", {}).pop("slo", None)
+    for gateways_own in GATEWAY_KEYS:
+        dumped.get("deployment_config", {}).pop(gateways_own, None)
     args: dict[str, Any] = {
         "model": dumped,
         "weights": weights | {key: value for key, value in others.items() if value is not None},
@@ -231,6 +233,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
             answer_tokens=_answer_tokens(config),
             places=config.deployment_config.max_ongoing_requests,
             queue=queue_per_replica(config),
+            hash_balance_factor=_hash_balance_factor(config),
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )
@@ -262,6 +265,14 @@ def _answer_tokens(model: ModelConfig) -> int:
     if default is not None:
         return default
     return model.engine_config.length or UNKNOWN_LENGTH
+
+
+def _hash_balance_factor(model: ModelConfig) -> int:
+    """0 for a model that keeps no blocks for the next request, or whose file says so."""
+    deployment, engine = model.deployment_config, model.engine_config
+    keeps = kind_of(engine) == "text" and engine.engine_kwargs.get("enable_prefix_caching") is not False
+    wanted = keeps if deployment.prefix_cache_affinity is None else deployment.prefix_cache_affinity
+    return deployment.hash_balance_factor if wanted else 0
 
 
 def name_findings(models: Sequence[LoadedModel]) -> list[Finding]:

@@ -43,6 +43,10 @@ NOTICED_MIB = 1024
 #: vLLM's defaults for a server on a card that is not in the table, by its memory in MiB (0.32, `get_batch_defaults`).
 LARGE_MIB = 70 * 1024
 UTILIZATION = "gpu_memory_utilization"
+#: What replicas that share a card may take of it together, their contexts included.
+WHOLE_CARD = 0.98
+#: A CUDA context, MiB; the fit's reserve counts as much (`fit.py`).
+CONTEXT_MIB = 512
 
 
 @dataclass(frozen=True)
@@ -154,15 +158,29 @@ def share_of(card: Card, usable_mib: int) -> float:
     return max(0.0, min(DEFAULT_SHARE, math.floor(100 * free / usable_mib) / 100))
 
 
+def share_of_part(part: float, whole: float, usable_mib: int) -> float:
+    """`gpu_memory_utilization` of a replica that has `part` of a card; 0 where nothing is left. `whole` is what all
+    replicas on it may take together.
+
+    vLLM counts no CUDA context in its share (0.32 `vllm/utils/mem_utils.py`), and each replica has one.
+    """
+    return max(0.0, math.floor(100 * (part * whole - CONTEXT_MIB / usable_mib)) / 100)
+
+
 def with_share(model: ModelConfig, stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> ModelConfig:
-    """The model with the share that its card has left; as it is where its file names one, or vLLM's own is free."""
+    """The model with the share that its card has left, or its part of it.
+
+    As it is where its file names one, or vLLM's own is free.
+    """
     cards = chosen_cards(gpus, stack.config.local.gpus) if gpus and stack.config.target.on_this_machine else ()
-    engine = model.engine_config
-    if not cards or model.accelerator == CPU or UTILIZATION in engine.engine_kwargs:
+    engine, part = model.engine_config, model.scaling_config.num_gpus_per_worker
+    card = catalog.accelerators.get(model.accelerator)
+    if card is None or model.accelerator == CPU or UTILIZATION in engine.engine_kwargs:
         return model
-    usable = catalog.accelerators[model.accelerator].usable_mib
-    share = min(share_of(card, usable) for card in cards)
-    if share == DEFAULT_SHARE:
+    share = min((share_of(one, card.usable_mib) for one in cards), default=DEFAULT_SHARE)
+    if part < 1:
+        share = share_of_part(part, WHOLE_CARD if share == DEFAULT_SHARE else share, card.usable_mib)
+    elif share == DEFAULT_SHARE:
         return model
     # vLLM refuses 0; with 0.01 the fit says in numbers that nothing is left.
     changed = {**engine.engine_kwargs, UTILIZATION: max(0.01, share)}

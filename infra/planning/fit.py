@@ -73,6 +73,8 @@ class Setting:
     adapters: int = 0
     """Adapters in one batch (`max_loras`), for which room is reserved."""
     adapter_rank: int = 16
+    part: float = 1.0
+    """Of a card that the worker has (`num_gpus_per_worker`)."""
     draft: Draft | None = None
     """What drafts them, where it takes memory and can be counted."""
 
@@ -112,6 +114,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         prefix_caching=kwargs.get("enable_prefix_caching") is not False,
         drafts=drafting.tokens,
         draft=drafting.draft,
+        part=model.scaling_config.num_gpus_per_worker or 1.0,
         adapters=int(kwargs.get("max_loras") or 1) if kwargs.get("enable_lora") is True else 0,
         adapter_rank=int(kwargs.get("max_lora_rank") or DEFAULT_ADAPTER_RANK),
     )

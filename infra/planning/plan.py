@@ -504,6 +504,9 @@ class Route:
     #: Requests that one replica works on at a time, and that may wait for each replica; None means no limit.
     places: int | None = None
     queue: int | None = None
+    #: Conversations go to the replica that has their KV blocks, unless it has this percentage of the mean of open
+    #: requests; 0: to the one with the fewest, as all other requests.
+    hash_balance_factor: int = 0
 
 
 @dataclass(frozen=True)

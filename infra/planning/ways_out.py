@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelfleet.infra.catalog import Accelerator, Catalog
+from modelfleet.infra.planning.cards import WHOLE_CARD, share_of_part
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, fits, gpu_memory, memory_in, shortened
+from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, fits, gpu_memory, memory_in, shortened
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.node_prices import replica_price
+from modelfleet.serving.config.schema import GPU_PARTS
 
 HIGH_UTILIZATION = 0.95
 
@@ -44,9 +46,10 @@ def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
     price = replica_price(setting.accelerator.name, setting.workers, catalog)
     if price is None:
         return
-    usd = price.usd_per_hour
+    usd = price.usd_per_hour * setting.part
+    yield from _larger_part(facts, setting, price.usd_per_hour)
     high = dataclasses.replace(setting, utilization=HIGH_UTILIZATION)
-    if setting.utilization < HIGH_UTILIZATION and fits(facts, high):
+    if setting.part == 1 and setting.utilization < HIGH_UTILIZATION and fits(facts, high):
         yield WayOut(usd, 0, f"gpu_memory_utilization: {HIGH_UTILIZATION}{_room(facts, high)}")
     if (short := shortened(facts, setting)) is not None:
         yield WayOut(usd, 1, f"max_total_tokens: {short.length}{_room(facts, short)}")
@@ -56,6 +59,16 @@ def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
         yield WayOut(usd, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
     for way in _quantized(facts, setting, catalog):
         yield dataclasses.replace(way, usd_per_replica_hour=usd)
+
+
+def _larger_part(facts: ModelFacts, setting: Setting, usd: float) -> Iterator[WayOut]:
+    """The smallest larger part of a card, or a whole one, that carries the model; `usd` is a whole one's price."""
+    for part in sorted((*GPU_PARTS, 1.0)):
+        share = share_of_part(part, WHOLE_CARD, setting.accelerator.usable_mib) if part < 1 else DEFAULT_UTILIZATION
+        larger = dataclasses.replace(setting, part=part, utilization=share)
+        if part > setting.part and fits(facts, larger):
+            yield WayOut(usd * part, 0, f"num_gpus_per_worker: {part:g}{_room(facts, larger)}")
+            return
 
 
 def _quantized(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
@@ -71,7 +84,7 @@ def _quantized(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
 
 
 def _more_workers(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
-    for workers in (2, 4, 8):
+    for workers in (2, 4, 8) if setting.part == 1 else ():
         wider = dataclasses.replace(setting, workers=workers)
         price = replica_price(setting.accelerator.name, workers, catalog)
         if workers > setting.workers and price and workers_allowed(facts, workers) and fits(facts, wider):
@@ -83,14 +96,14 @@ def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -
     for accelerator in catalog.accelerators.values():
         if accelerator.name == setting.accelerator.name or not _usable(accelerator, setting, catalog):
             continue
-        for workers in (1, 2, 4, 8):
+        for workers in (1, 2, 4, 8) if setting.part == 1 else (1,):
             there = dataclasses.replace(setting, accelerator=accelerator, workers=workers)
             if refusals(facts.checkpoint, there.engine, accelerator.compute_capability):
                 break
             price = replica_price(accelerator.name, workers, catalog)
             if price and workers_allowed(facts, workers) and fits(facts, there):
                 text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"
-                yield WayOut(price.usd_per_hour, 6, text + _room(facts, there))
+                yield WayOut(price.usd_per_hour * setting.part, 6, text + _room(facts, there))
                 break
 
 

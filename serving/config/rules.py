@@ -157,6 +157,35 @@ def _executor(data: Any) -> Iterator[Fault]:
         yield _error(path, message)
 
 
+def _gpu_parts(data: Any) -> Iterator[Fault]:
+    """A part of a GPU is one worker's, in the engine's process, and bounds what vLLM may take of the card."""
+    part = _gpus(data)
+    if part is None or not 0 < part < 1:
+        return
+    path: KeyPath = ("scaling_config", "num_gpus_per_worker")
+    workers = _number(_section(data, "scaling_config"), "num_workers", None)
+    if workers is not None and workers > 1:
+        yield _error(
+            path, f"found {part:g} with {shown(workers)} workers; a model on several GPUs has whole ones: write 1"
+        )
+    kwargs = _section(data, *ENGINE_KWARGS)
+    if kwargs.get("distributed_executor_backend") == "ray":
+        message = "found 'ray' with a part of a GPU; Ray's executor takes whole ones: leave it out"
+        yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
+    share = _number(kwargs, "gpu_memory_utilization", None)
+    if share is not None and share > part:
+        yield _error(
+            (*ENGINE_KWARGS, "gpu_memory_utilization"),
+            f"found {share:g} with num_gpus_per_worker {part:g}: the replicas on a card would take more than it has; "
+            "leave it out, and it follows from the part",
+        )
+    message = (
+        f"{part:g} of a GPU bounds memory, not time: the replicas on a card take turns (CUDA's time slicing), so each "
+        "is slower while others work, and the plan's speed is that of a replica alone"
+    )
+    yield path, message, Severity.NOTICE
+
+
 def _fallback(data: Any) -> Iterator[Fault]:
     """Each entry is another card than the model's own, and each once."""
     own = {accelerator_of(name) for name in _section(data, *WORKERS)} | {
@@ -295,6 +324,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _executor, _fallback, _replica, _autoscaling, _stops, _prompts, _runtime_envs,
-    _mirror, _architecture,
+    _accelerator, _resources, _placement, _executor, _gpu_parts, _fallback, _replica, _autoscaling, _stops, _prompts,
+    _runtime_envs, _mirror, _architecture,
 )  # fmt: skip

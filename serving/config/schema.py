@@ -26,8 +26,10 @@ from modelfleet.serving.config.engine_schema import (
 from modelfleet.serving.config.section import (
     Availability,
     AverageRequests,
+    BalanceFactor,
     Cpus,
     Factor,
+    GpuPart,
     Gpus,
     Memory,
     Milliseconds,
@@ -69,6 +71,8 @@ __all__ = [
 
 #: The key with the target of each policy that has one.
 POLICY_TARGETS = {"time_to_first_token": "target_ttft_s", "kv_use": "target_kv_use"}
+GPU_PARTS = (0.5, 0.25, 0.125)
+"""Parts of a GPU that a worker may have."""
 
 
 class AutoscalingConfig(Section):
@@ -215,6 +219,19 @@ class DeploymentConfig(Section):
         "Retry-After. Default twice max_ongoing_requests; -1 means no limit.",
         examples=[200],
     )
+    prefix_cache_affinity: bool | None = Field(
+        None,
+        description="true: the gateway sends a conversation that goes on to the replica that has its KV blocks, within "
+        "hash_balance_factor; false: every request to the replica with the fewest open ones. Default true for a model "
+        "that writes text and caches prefixes. A change restarts nothing.",
+        examples=[False],
+    )
+    hash_balance_factor: BalanceFactor = Field(
+        125,
+        description="With prefix_cache_affinity: percent of the mean of open requests from which on a replica passes a "
+        "conversation on to another one.",
+        examples=[150],
+    )
     ray_actor_options: RayActorOptions = Field(
         default_factory=RayActorOptions, description="Resources of the replica actor.", examples=[{"num_cpus": 1}]
     )
@@ -289,7 +306,12 @@ class ScalingConfig(Section):
     """What one replica takes: its workers and where they are placed."""
 
     num_workers: Workers = Field(description="Workers per replica: the tensor parallel size.", examples=[4])
-    num_gpus_per_worker: Literal[0, 1] = Field(1, description="GPUs per worker: 1, or 0 on CPU.", examples=[1])
+    num_gpus_per_worker: Literal[0, 1] | GpuPart = Field(
+        1,
+        description="GPUs per worker: 1, or 0 on CPU; 0.5, 0.25 or 0.125 for a small model that shares its card with "
+        "other replicas.",
+        examples=[1],
+    )
     num_cpus_per_worker: Cpus = Field(1.0, description="CPUs per worker; usually 8.", examples=[8])
     placement_strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = Field(
         "PACK",
@@ -312,13 +334,22 @@ class ScalingConfig(Section):
     @field_validator("num_gpus_per_worker", mode="before")
     @classmethod
     def one_gpu_or_none(cls, value: object) -> object:
-        """Refuses more than one GPU, and names the key for more; `1.0` and `"1"` are 1, as in RayLLM."""
+        """Refuses more than one GPU, and names the key for more; `1.0` and `"1"` are 1, as in RayLLM.
+
+        Parts are halves of halves: in whatever order they start, Ray's best fit leaves no room on two cards that one
+        replica could use on one (`src/ray/common/scheduling/resource_instance_set.cc`, `TryAllocate`). With 0.4 and
+        0.3, replicas that fit a node by their sum would fit none of its cards.
+        """
         try:
             gpus = float(value) if isinstance(value, int | float | str) else None
         except ValueError:
             return value
         if gpus is None or gpus in (0, 1):
             return value if gpus is None or isinstance(value, bool) else int(gpus)
+        if gpus in GPU_PARTS:
+            return gpus
+        if 0 < gpus < 1:
+            raise ValueError(f"found {value}; allowed parts of a GPU are {', '.join(map(str, GPU_PARTS))}")
         raise ValueError(f"found {value}; a worker has one GPU (0 on {CPU}): change num_workers instead")
 
 

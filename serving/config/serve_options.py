@@ -43,6 +43,9 @@ RAY_ENVIRONMENT = {
 """Environment of Ray on every node, which all its processes inherit."""
 
 
+GATEWAY_KEYS = ("prefix_cache_affinity", "hash_balance_factor")
+"""Keys of `deployment_config` that only the gateway reads: no arguments of a replica, so a change restarts none."""
+
 SHUTDOWN_S = 60.0
 """Seconds that open requests get where neither the file nor a plan says it."""
 

@@ -61,6 +61,11 @@ CASES = {
     ),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),
+    "affinity": (
+        plan_of(LARGE, replace(SMALL, hash_balance_factor=125)),
+        replace(LOCAL, replica_ports=(30000, 30002)),
+        "127.0.0.1:8001",
+    ),
     "chat": (replace(plan_of(SMALL), chat=True), LOCAL, "127.0.0.1:8001"),
     "no-models": (plan_of(), LOCAL, "127.0.0.1:8001"),
     "front-door": (
@@ -100,6 +105,14 @@ def test_haproxy_accepts_what_is_rendered(case: str, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert not re.search(r"WARNING|ALERT", done.stderr), done.stderr
+
+
+def test_where_something_else_chooses_the_replica_the_gateway_reads_no_conversation() -> None:
+    home, plain = plan_of(replace(SMALL, hash_balance_factor=125)), plan_of(SMALL)
+    upstream = "models-serve-svc.modelfleet-dev.svc:8000"
+    assert render(home, POD, upstream=upstream) == render(plain, POD, upstream=upstream)
+    near = replace(LOCAL, replica_ports=(30000, 30002))
+    assert render(home, near, upstream=upstream) != render(plain, near, upstream=upstream)
 
 
 def test_every_kept_file_belongs_to_a_case() -> None:

@@ -29,6 +29,8 @@ def model(
     actor: Mapping[str, Any] | None = None,
     resources: Mapping[str, float] | None = None,
     fallback: Sequence[Mapping[str, Any]] = (),
+    gpus: float = 1,
+    deployment: Mapping[str, Any] | None = None,
     lined: bool = True,
     **engine: Any,
 ) -> LoadedModel:
@@ -38,11 +40,12 @@ def model(
         "deployment_config": {
             "autoscaling_config": {"min_replicas": replicas[0], "max_replicas": replicas[1]},
             "ray_actor_options": {"num_cpus": 1, "resources": named, **(actor or {})},
+            **(deployment or {}),
         },
         "engine_config": {"model_id": model_id, **engine},
         "scaling_config": {
             "num_workers": workers,
-            "num_gpus_per_worker": 0 if accelerator == "CPU" else 1,
+            "num_gpus_per_worker": 0 if accelerator == "CPU" else gpus,
             "num_cpus_per_worker": cpus,
             "placement_strategy": strategy,
             "resources_per_worker": {**named, **(resources or {})},
