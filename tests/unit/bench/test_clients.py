@@ -28,7 +28,8 @@ USAGE = {**CHUNK, "choices": [], "usage": {"prompt_tokens": 64, "completion_toke
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    running = Backend(*free_ports(1), pause_s=0.001, data=[*[json.dumps(TOKEN)] * 3, json.dumps(USAGE)]).start()
+    (port,) = free_ports(1)
+    running = Backend(port, pause_s=0.001, data=[*[json.dumps(TOKEN)] * 3, json.dumps(USAGE)]).start()
     yield running
     running.stop()
 
