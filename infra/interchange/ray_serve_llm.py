@@ -91,7 +91,7 @@ def _notes(data: dict[str, Any]) -> Iterator[Note]:
     if lora := mapping(data, "lora_config"):
         yield Note(
             f"lora_config {text(lora, 'dynamic_lora_loading_path')}".strip(),
-            "adapters are named one by one in engine_config.lora",
+            "name its adapters in engine_config.lora, one by one or as s3://bucket/prefix/*",
         )
     for key in mapping(data, "runtime_env").keys() - {"env_vars"}:
         yield Note(f"runtime_env.{key}", "packages and code belong in the image")

@@ -10,6 +10,7 @@ from typing import Any
 
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.plan import CodeArtifact
+from modelfleet.infra.reading.adapters import with_listed_adapters
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.image import image_source
 from modelfleet.infra.reading.machine import this_machine
@@ -96,7 +97,9 @@ def make_plan(root: Path, stack_name: str, *, network: bool = False, deploying: 
 def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, deploying: bool = True) -> Plan:
     """`make_plan` for what was read already."""
     errors = errors_in(workspace.findings)
-    models, stack = workspace.models, workspace.stack
+    stack = workspace.stack
+    models, listed = with_listed_adapters(workspace.models)
+    errors += errors_in(listed)
     known = known_catalog(root)
     facts, unrunnable = read_facts(models, root, stack, network=network, catalog=known)
     errors += unrunnable
@@ -120,7 +123,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
         signed += signature_findings(made, network=network or deploying)
     if errors := [*errors, *errors_in(signed)]:
         raise InputErrors(errors)
-    return replace(made, notices=tuple(sorted([*workspace.findings, *made.notices, *signed])))
+    return replace(made, notices=tuple(sorted([*workspace.findings, *listed, *made.notices, *signed])))
 
 
 def model_files(root: Path, stack: LoadedStack) -> tuple[list[Path], list[Finding]]:

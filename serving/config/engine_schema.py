@@ -25,11 +25,21 @@ CredentialsUrl = Annotated[
         "an https:// URL, or http:// to localhost",
     ),
 ]
-#: Name of an adapter or a revision.
+ALL_BELOW = "/*"
+"""End of an adapter's `name` and `source` that stand for every folder below a bucket's prefix."""
+#: Name of a revision.
 Name = Annotated[
     str,
     Matching(
         r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", "letters, digits, `.`, `_`, `/` and `-`, beginning with a letter or digit"
+    ),
+]
+#: Name of an adapter, or of all below a prefix.
+AdapterName = Annotated[
+    str,
+    Matching(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]*(/\*)?$",
+        "letters, digits, `.`, `_`, `/` and `-`, beginning with a letter or digit; `/*` at its end as in `source`",
     ),
 ]
 
@@ -154,14 +164,15 @@ class AzureMirrorConfig(Section):
 
 
 class LoraAdapter(Section):
-    """One LoRA adapter, served under its own model id."""
+    """One LoRA adapter, served under its own model id; or all that are in a bucket's prefix."""
 
-    name: Name = Field(
-        description="The adapter's model id in the API.",
+    name: AdapterName = Field(
+        description="The adapter's model id in the API; `team/*` where `source` ends in `/*`.",
         examples=["team/llama-legal"],
     )
     source: str = Field(
-        description="Hub id, `s3://`, `gs://` or `az://` prefix, or absolute path.",
+        description="Hub id, `s3://`, `gs://` or `az://` prefix, or absolute path. `s3://bucket/prefix/*` is one "
+        "adapter for each folder there that has an `adapter_config.json`; `plan` and `up` look.",
         examples=["s3://weights/llama-legal"],
     )
     revision: Name | None = Field(
@@ -169,6 +180,23 @@ class LoraAdapter(Section):
         description="Commit, tag or branch of the Hub repository.",
         examples=["f5db02db724555f92da89c216ac04704f23d4590"],
     )
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether it stands for all adapters below an S3 prefix."""
+        return self.source.endswith(ALL_BELOW)
+
+    @model_validator(mode="after")
+    def all_below_a_prefix(self) -> Self:
+        """Name and source end in `/*` together, and only S3 has such a source."""
+        if self.is_prefix != self.name.endswith(ALL_BELOW):
+            key = "name" if self.is_prefix else "source"
+            raise KeyFault(key, f"found {getattr(self, key)!r}; name and source end in `/*` together, or neither does")
+        if self.is_prefix and not self.source.startswith("s3://"):
+            raise KeyFault("source", f"found {self.source!r}; `/*` is for s3://bucket/prefix/* only")
+        if self.is_prefix and self.revision is not None:
+            raise KeyFault("revision", f"found {self.revision!r}; a bucket has no revisions, so remove it")
+        return self
 
 
 class EngineConfig(Section):

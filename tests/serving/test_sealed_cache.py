@@ -1,7 +1,12 @@
 """A compile cache that a warm-up Job's program sealed, in a replica that Serve started: vLLM's own compiler on the CPU.
 
-The CPU's compiled kernels are slow to make and not served (`serving/engine_args.py`); here only how often it compiles
+The CPU's compiled kernels are slow to make and not served (`serving/engine_args.py`); here only how often a compiler runs
 counts. Triton has no CPU build, so its part of a seal is shown on a card only.
+
+vLLM's own file of the whole model is of use on a card only. On a CPU vLLM 0.32 leaves compiling to torch
+(`platforms/cpu.py`: `DYNAMO_TRACE_ONCE`); what torch saves there has no `finalize_loading`, which vLLM calls of what it
+loads (`compilation/decorators.py`, `_try_load_aot_compiled_fn`). So it traces the model again, and torch finds the
+kernels by their content.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ KEY = "00112233445566ff"
 URI = f"s3://{BUCKET}/seals/test--sealed/{KEY}"
 #: vLLM 0.32 `compilation/decorators.py`: it loads what is there, or saves what it compiled.
 LOADED, SAVED = "Directly load AOT compilation from path", "saved AOT compiled function to"
+#: Why it does not on a CPU. Once this is mended there, a replica has to say LOADED here, too.
+NOT_ON_A_CPU = "has no attribute 'finalize_loading'"
 JOB_S = 900
 #: As in pods. vLLM compiles anew where a variable of its own is another, and this one differs in other tests' cluster.
 PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -69,7 +76,12 @@ def test_the_warm_up_compiles_and_seals(job: str, monkeypatch: pytest.MonkeyPatc
     print(*[line for line in job.splitlines() if re.search(r"compile|seconds|sealed|started and", line)], sep="\n")
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="vLLM's CPU build compiles again, and why is open: LONG=1 runs it")
+def kernels(root: Path) -> dict[str, int]:
+    """What the C++ compiler made below `root`, and in which second; a copy keeps the times."""
+    return {path.relative_to(root).as_posix(): int(path.stat().st_mtime) for path in root.rglob("*.so")}
+
+
+@pytest.mark.skipif("LONG" not in os.environ, reason="a Job and a replica compile with vLLM, minutes: LONG=1 runs it")
 def test_a_replica_on_another_node_compiles_nothing(
     job: str, args: dict[str, Any], cluster: Cluster, scratch: Path
 ) -> None:
@@ -95,4 +107,6 @@ def test_a_replica_on_another_node_compiles_nothing(
         sep="\n",
     )
     assert "compiled code from" in everything
-    assert LOADED in everything and SAVED not in everything
+    assert LOADED in everything or NOT_ON_A_CPU in everything
+    made = kernels(scratch / "of-the-job")
+    assert made and kernels(scratch / "vllm" / KEY) == made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.slots import slots_bytes
+from modelfleet.infra.reading.adapters import with_listed_adapters
 from modelfleet.infra.reading.models import read_facts
-from tests.unit.planning.builders import model, planned, pool, stack
+from modelfleet.infra.reading.workspace import Workspace, plan_workspace
+from modelfleet.serving.config.document import Document
+from modelfleet.serving.config.errors import InputErrors, errors_in
+from modelfleet.serving.config.load import load_models
+from tests.unit.planning.builders import CODE, model, planned, pool, stack
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 CATALOG = default_catalog()
@@ -120,3 +126,85 @@ def test_the_rank_is_read_in_the_adapters_folder(tmp_path: Path) -> None:
     facts, _ = read_facts([one], tmp_path)
     found = facts[LLAMA]
     assert found is not None and found.adapter_ranks == ((str(tmp_path), 24),)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of moto's S3, in which the bucket `weights` has two adapters and what looks like one."""
+    import boto3
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="weights")
+        for key in ("l/tax/adapter_config.json", "l/legal/adapter_config.json", "l/legal/adapter_model.safetensors",
+                    "l/notes.txt", "l/draft/README.md", "l/deep/er/adapter_config.json", "lx/no/adapter_config.json"):  # fmt: skip
+            s3.put_object(Bucket="weights", Key=key, Body=b"{}")
+        yield s3
+
+
+def below(name: str = "team/*", source: str = "s3://weights/l/*", **more: Any) -> Any:
+    lora = [{"name": "team/own", "source": "org/own"}, {"name": name, "source": source, **more}]
+    return model(LLAMA, "H100", max_total_tokens=8192, lora=lora)
+
+
+def plan_below(one: Any) -> Plan:
+    listed, findings = with_listed_adapters([one])
+    assert findings == []
+    return planned(listed, stack(pool("h100", "H100")), facts=facts_of())
+
+
+def test_a_folder_more_below_a_prefix_is_an_adapter_more_and_restarts_nothing(bucket: Any) -> None:
+    first = plan_below(below())
+    assert first.gateway.routes[0].model_ids == (LLAMA, "team/own", "team/legal", "team/tax")
+    bucket.put_object(Bucket="weights", Key="l/new/adapter_config.json", Body=b"{}")
+    bucket.delete_object(Bucket="weights", Key="l/tax/adapter_config.json")
+    second = plan_below(below())
+    assert second.gateway.routes[0].model_ids == (LLAMA, "team/own", "team/legal", "team/new")
+    before, after = (plan.models[0].application for plan in (first, second))
+    assert before.args == after.args and after.user_config is not None
+    mirror = "s3://modelfleet-test-111122223333/models/_adapter/s3--weights--l--new"
+    assert after.user_config["lora"][-1] == {"name": "team/new", "source": "s3://weights/l/new", "mirror": mirror}
+    assert "weights/l/new" in second.bucket.copied_from, "its Job may read it"
+
+
+def test_a_prefix_that_cannot_be_listed_is_an_error_and_an_empty_one_a_notice(bucket: Any) -> None:
+    """Without the error a plan would take away the adapters that are served."""
+    _, (gone,) = with_listed_adapters([below(source="s3://nowhere/l/*")])
+    assert "NoSuchBucket" in gone.message and gone.path == "engine_config.lora[1].source"
+    assert errors_in([gone]) == [gone]
+    (listed,), (empty,) = with_listed_adapters([below(source="s3://weights/none/*")])
+    assert errors_in([empty]) == [] and "no adapter of it is served" in empty.message
+    assert [one.name for one in listed.config.engine_config.lora] == ["team/own"]
+    bucket.put_object(Bucket="weights", Key="l/a b/adapter_config.json", Body=b"{}")
+    _, (bad,) = with_listed_adapters([below()])
+    assert "'a b'" in bad.message and "rename it" in bad.message
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "more", "key"),
+    [
+        ("team/a", "s3://weights/l/*", {}, "name"),
+        ("team/*", "s3://weights/l", {}, "source"),
+        ("team/*", "gs://weights/l/*", {}, "source"),
+        ("team/*", "/adapters/*", {}, "source"),
+        ("team*", "s3://weights/l/*", {}, "name"),
+        ("team/*", "s3://weights/l/*", {"revision": "main"}, "revision"),
+    ],
+)
+def test_a_prefix_has_a_name_for_all_and_is_in_s3(name: str, source: str, more: dict[str, str], key: str) -> None:
+    data = {"engine_config": {"model_id": LLAMA, "lora": [{"name": name, "source": source, **more}]}}
+    faults = load_models([], Path(), [Document("m.yaml", data, {})]).findings
+    assert f"engine_config.lora[0].{key}" in [one.path for one in faults]
+
+
+def test_make_plan_lists_the_prefixes_before_it_plans(bucket: Any, tmp_path: Path) -> None:
+    workspace = Workspace((below(),), stack(pool("h100", "H100")), CODE, ())
+    made = plan_workspace(workspace, tmp_path, deploying=False)
+    assert made.gateway.routes[0].model_ids == (LLAMA, "team/own", "team/legal", "team/tax")
+    faulty = dataclasses.replace(workspace, models=(below(source="s3://nowhere/l/*"),))
+    with pytest.raises(InputErrors, match="NoSuchBucket"):
+        plan_workspace(faulty, tmp_path, deploying=False)
