@@ -35,7 +35,7 @@ Memory = Annotated[int, Field(ge=1, le=2**60, json_schema_extra=_unit("bytes"))]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000_000, json_schema_extra=_unit("tokens"))]
 Workers = Annotated[int, Field(ge=1, le=1024, json_schema_extra=_unit("workers"))]
 Share = Annotated[float, Field(gt=0, le=_MANY)]
-Part = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(gt=0, lt=1, json_schema_extra=_unit("share"))]
 
 
 class Section(BaseModel):

@@ -72,7 +72,7 @@ def test_progress_lines_become_steps_and_repeated_waiting_lines_one_step() -> No
 
 
 def test_cpu_time_counts_what_carries_the_mark_and_nothing_else() -> None:
-    burn = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+    burn = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(60)"
     with makeup.CpuTime() as cpu:
         environment = {**os.environ, makeup.MARK: cpu.mark}
         counted = subprocess.Popen([sys.executable, "-c", burn], env=environment)
@@ -83,7 +83,7 @@ def test_cpu_time_counts_what_carries_the_mark_and_nothing_else() -> None:
         finally:
             counted.kill(), stranger.kill()
             counted.wait(), stranger.wait()
-    assert cpu.seconds < 0.6, "a process without the mark was counted"
+    assert cpu.seconds < 0.9, "a process without the mark was counted"
 
 
 def test_servers_take_turns_and_every_second_restart_goes_backwards() -> None:

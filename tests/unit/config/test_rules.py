@@ -93,9 +93,9 @@ BAD = {
     ),
     "fractional_gpu": (
         "num_gpus_per_worker: 1",
-        "num_gpus_per_worker: 0.5",
+        "num_gpus_per_worker: 0.3",
         "num_gpus_per_worker",
-        "found 0.5; a worker has one GPU",
+        "found 0.3; allowed parts of a GPU are 0.5, 0.25, 0.125",
     ),
     "two_gpus": (
         "num_gpus_per_worker: 1",

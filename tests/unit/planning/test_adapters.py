@@ -38,8 +38,8 @@ def facts_of(ranks: dict[str, int] | None = None) -> dict[str, ModelFacts | None
 
 
 def plan_of(*sources: str, ranks: dict[str, int] | None = None, **engine: Any) -> Plan:
-    one = model(LLAMA, "H100", max_total_tokens=8192, lora=adapters(*sources), **engine)
-    return planned([one], stack(pool("h100", "H100")), facts=facts_of(ranks))
+    one = model(LLAMA, "A100-80G", max_total_tokens=8192, lora=adapters(*sources), **engine)
+    return planned([one], stack(pool("a100", "A100-80G")), facts=facts_of(ranks))
 
 
 def arguments(plan: Plan) -> dict[str, Any]:
