@@ -39,6 +39,7 @@ class Head:
         return int(added)
 
     def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: Any) -> int:
+        assert not by_prefix
         return int(self.kept.pop(key, None) is not None)
 
 
