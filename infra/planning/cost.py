@@ -11,7 +11,15 @@ from modelfleet.infra.planning.demand import Demand
 from modelfleet.infra.planning.front_door import LOAD_BALANCER, PUBLIC_ADDRESS, public_addresses
 from modelfleet.infra.planning.network import nat_gateways
 from modelfleet.infra.planning.packing import copies
-from modelfleet.infra.planning.plan import CostRange, FixedCost, HeadStoragePlan, PoolPlan, ReturnPlan, SystemPlan
+from modelfleet.infra.planning.plan import (
+    BucketPlan,
+    CostRange,
+    FixedCost,
+    HeadStoragePlan,
+    PoolPlan,
+    ReturnPlan,
+    SystemPlan,
+)
 from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
@@ -77,10 +85,14 @@ def _shared(usd: float | None, weights: Sequence[float]) -> list[float | None]:
 
 
 def fixed_costs(
-    stack: LoadedStack, system: SystemPlan | None, head_storage: HeadStoragePlan | None, catalog: Catalog
+    stack: LoadedStack,
+    system: SystemPlan | None,
+    head_storage: HeadStoragePlan | None,
+    bucket: BucketPlan,
+    catalog: Catalog,
 ) -> tuple[FixedCost, ...]:
-    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, the key of
-    manifests, NAT, load balancer, and what their addresses on the internet cost.
+    """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, the keys of cluster,
+    bucket and manifests, NAT, load balancer, and what their addresses on the internet cost.
 
     Without the system node more that a rollout takes for its minutes.
     """
@@ -88,7 +100,7 @@ def fixed_costs(
         return ()
     region, gateways = stack.region or "", nat_gateways(stack.config.network)
     doors = int(stack.config.gateway.expose != "none")
-    keys = int(stack.config.trust.manifest_key is not None and stack.config.trust.manifest_key.own)
+    signs = stack.config.trust.manifest_key is not None and stack.config.trust.manifest_key.own
     machine, count = system.instance_type, max(system.min_nodes, system.needed_nodes)
     parts = [
         FixedCost("EKS control plane", 1, catalog.usd_per_hour("eks-cluster", region=region)),
@@ -100,7 +112,7 @@ def fixed_costs(
             gateways + public_addresses(stack),
             catalog.usd_per_hour(PUBLIC_ADDRESS, region=region),
         ),
-        FixedCost("KMS key of manifests", keys, catalog.usd_per_hour(KMS_KEY, region=region)),
+        FixedCost("KMS keys", 1 + bucket.create + signs, catalog.usd_per_hour(KMS_KEY, region=region)),
     ]
     if head_storage is not None:
         name, nodes = head_storage.node_type, head_storage.nodes

@@ -181,7 +181,7 @@ def plan(
     system, found = system_plan(stack, catalog)
     findings += found
     head_storage = head_storage_plan(stack)
-    fixed = fixed_costs(stack, system, head_storage, catalog)
+    fixed = fixed_costs(stack, system, head_storage, bucket, catalog)
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
     findings += budget_findings(stack, cost, pools, fixed, catalog)
     if errors := errors_in(findings):

@@ -14,17 +14,17 @@ XLARGE = pool(instanceTypes=["g6.xlarge"])
 
 def test_the_parts_add_up_to_the_whole() -> None:
     """0.8048 per g6.xlarge, plus 0.10 for EKS, 2 × 0.2016 for m7i.xlarge, 0.045 for one NAT gateway and
-    0.005 for its address."""
+    0.005 for its address, and 0.00137 for each of the two KMS keys."""
     plan = planned([model("org/a", replicas=(1, 2)), model("org/b", replicas=(0, 3))], stack(XLARGE))
-    assert plan.cost.min_usd_per_hour == pytest.approx(0.8048 + 0.1 + 2 * 0.2016 + 0.045 + 0.005)
-    assert plan.cost.max_usd_per_hour == pytest.approx(5 * 0.8048 + 0.5532)
+    assert plan.cost.min_usd_per_hour == pytest.approx(0.8048 + 0.1 + 2 * 0.2016 + 0.045 + 0.005 + 2 * 0.00137)
+    assert plan.cost.max_usd_per_hour == pytest.approx(5 * 0.8048 + 0.55594)
     assert sum(m.cost.max_usd_per_hour or 0 for m in plan.models) == pytest.approx(plan.pools[0].cost.max_usd_per_hour)
     assert [m.cost.min_usd_per_hour for m in plan.models] == [pytest.approx(0.8048), 0.0]
 
 
 def test_idle_is_the_minimum_over_730_hours() -> None:
     plan = planned([model(replicas=(0, 1))], stack(XLARGE))
-    assert plan.idle_usd_per_month == pytest.approx(730 * 0.5532)
+    assert plan.idle_usd_per_month == pytest.approx(730 * 0.55594)
 
 
 def test_a_budget_below_the_maximum_is_refused_with_the_most_expensive_pool() -> None:

@@ -76,9 +76,9 @@ def test_the_tables_line_up_and_end_with_the_next_step(project: Path, capsys: py
         " a100   p4d.24xlarge (8 × A100-40G, 95.35 CPU, 1057 GiB)   on-demand       0       1        21.96"
         "        0.00        0.00",
     ]
-    assert " total                                 1.36        2.16" in lines
+    assert " total                                 1.36        2.17" in lines
     assert "Copying weights: 13 GB, about 11 min on m7i.2xlarge, 0.07 USD on top" in lines
-    assert printed.err.splitlines()[-1] == "1 model on 2 pools, at most 2.16 USD/h. Next: pulumi up -s dev"
+    assert printed.err.splitlines()[-1] == "1 model on 2 pools, at most 2.17 USD/h. Next: pulumi up -s dev"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_json_has_the_rows_and_the_input_of_the_renderers(project: Path, capsys:
     assert run_plan("dev", as_json=True) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["pools"][0]["instance_types"] == ["g6.xlarge"]
-    assert plan["cost"]["max_usd_per_hour"] == pytest.approx(2 * 0.8048 + 0.5532)
+    assert plan["cost"]["max_usd_per_hour"] == pytest.approx(2 * 0.8048 + 0.55594)
     assert plan["models"][0]["memory"]["full_length_sequences"] == 3
     assert plan["serve_config"]["applications"][0]["route_prefix"] == "/meta-llama--Llama-2-7b-chat-hf"
 
@@ -167,7 +167,7 @@ def history(project: Path) -> Path:
 def test_diff_shows_what_a_branch_changes_and_costs(history: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_plan("dev", diff="main") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Stack dev since main: at most 2.16 → 3.77 USD/h (+1.61)"
+    assert lines[0] == "Stack dev since main: at most 2.17 → 3.78 USD/h (+1.61)"
     assert lines[1] == "  ~ pool l4: nodes 1–2 → 2–4; USD/h 0.80–1.61 → 1.61–3.22"
     assert lines[2].startswith("  ~ model meta-llama/Llama-2-7b-chat-hf: replicas 1–2 → 1–3; USD/h 0.80–1.61 → ")
     assert "deployment_config.autoscaling_config.max_replicas 2 → 3" in lines[2]
@@ -194,7 +194,7 @@ def test_diff_as_markdown_cannot_be_broken_out_of(history: Path, capsys: pytest.
     path.write_text(path.read_text().replace("engine_config:", f"engine_config:\n  model_description: '{hostile}'"))
     run_plan("dev", diff="HEAD", markdown=True)
     out = capsys.readouterr().out
-    assert out.startswith("### `dev`: at most 3.77 → 3.77 USD/h (+0.00)\n\n| | | | change |\n|---|---|---|---|\n")
+    assert out.startswith("### `dev`: at most 3.78 → 3.78 USD/h (+0.00)\n\n| | | | change |\n|---|---|---|---|\n")
     assert "a \\| b &lt;img src=x>" in out
 
 

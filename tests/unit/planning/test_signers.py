@@ -177,9 +177,10 @@ def strings(of: Any) -> Iterator[str]:
 
 
 def test_the_key_that_the_stack_makes_has_a_price_and_a_notice_says_what_becomes_of_copies() -> None:
+    without = plan_of(stack(pool(), target="eks"))
     plan = plan_of(stack(pool(), target="eks", trust={"manifestKey": {"kms": "own"}}))
-    (cost,) = [one for one in plan.fixed if one.name == "KMS key of manifests"]
-    assert cost.usd_per_hour is not None and 0.99 < cost.usd_per_hour * 730 < 1.01
+    keys = [one for plan in (without, plan) for one in plan.fixed if one.name == "KMS keys"]
+    assert [round((one.usd_per_hour or 0) * 730) for one in keys] == [2, 3], "cluster and bucket have one, too"
     (notice,) = [one for one in plan.notices if one.path == "modelfleet:trust.manifestKey"]
     assert notice.severity is Severity.NOTICE and "a copy of before is not made again" in notice.message
     assert plan_of(signed(target="eks")).manifest_key is None

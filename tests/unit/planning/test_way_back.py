@@ -53,7 +53,7 @@ def test_the_node_above_max_nodes_of_a_move_is_in_the_price(
 def test_a_budget_without_room_for_a_move_is_refused() -> None:
     """0.5532 USD/h for what is not a pool; three nodes alone would be within 3."""
     returning("spot", "on-demand", keys={"budget": {"maxUsdPerHour": 3.78}})
-    with pytest.raises(InputErrors, match="at its maximum the stack costs 3.77 USD/h"):
+    with pytest.raises(InputErrors, match="at its maximum the stack costs 3.78 USD/h"):
         returning("spot", "on-demand", keys={"budget": {"maxUsdPerHour": 3}})
 
 
