@@ -131,8 +131,8 @@ def test_no_room_for_the_weights_is_exit_2_with_the_way_out(empty: Fleet, small_
     (small_disk / "modelfleet" / "tools").symlink_to(default_cache().parent / "tools")
     done = empty.modelfleet("up", check=False, XDG_CACHE_HOME=str(small_disk))
     assert done.returncode == 2
-    assert "0.1 GiB free and the weights need 1.0 GiB" in done.stderr
-    assert "set XDG_CACHE_HOME to a larger disk" in done.stderr
+    assert "has 67 MB free, and what is downloaded goes there" in done.stderr
+    assert "set XDG_CACHE_HOME and HF_HOME to another folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
