@@ -146,11 +146,10 @@ def test_a_plan_that_is_off_by_more_than_it_may_is_marked() -> None:
 
 def test_nothing_of_a_pretended_card_is_compared_with_its_memory_or_kept() -> None:
     facts = facts_of(LLAMA, ())
-    pretended = Taken(weights_gib=14.96, kv_gib=0.5, kv_tokens=4096, token_ms_1=900.0, pretended=True)
+    pretended = Taken(kv_gib=0.5, kv_tokens=4096, token_ms_1=900.0, pretended=True)
     lines = compared(facts, setting(facts), pretended)
-    assert [(line.what, line.off) for line in lines if line.ours is not None] == [
-        ("weights", False),
-        ("KV cache", False),
+    assert [(line.what, line.unit, line.off) for line in lines if line.ours is not None] == [
+        ("KV cache", "tokens", False)
     ]
     assert next(line for line in lines if line.unit == "tokens").ours == 4096, "of the same half GiB"
     where = Where("no card", "", LLAMA, "2026-11-30", "test")
@@ -171,6 +170,19 @@ def test_what_is_kept_is_what_plans_count_with(tmp_path: Path, monkeypatch: pyte
     catalog = reading.known_catalog(tmp_path)
     held = gpu_memory(dataclasses.replace(facts, measured=catalog.measured_of(LLAMA)), fp8)
     assert held.measured == "H100, 2026-12-01" and held.kv_cache_mib == pytest.approx(54.25 * 1024, abs=1)
+
+
+def test_a_file_that_an_editor_left_without_a_last_newline_keeps_its_last_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FILE", Path("/usr/lib/site-packages/measured.csv"))
+    rows = [CATALOG.measured[0], CATALOG.measured[1]]
+    (tmp_path / "measured.csv").write_text(as_csv(rows[:1], header=True).rstrip("\n"))
+    reading.save_measured(rows[1:], tmp_path)
+    assert list(measured_rows(tmp_path / "measured.csv")) == rows
+    (tmp_path / "measured.csv").write_text("")
+    reading.save_measured(rows, tmp_path)
+    assert list(measured_rows(tmp_path / "measured.csv")) == rows, "an empty one gets its header"
 
 
 def test_in_a_checkout_it_is_the_catalogs_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
