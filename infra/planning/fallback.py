@@ -111,21 +111,14 @@ def _on(
 
 def _at(card: str, model: LoadedModel, catalog: Catalog) -> ModelConfig:
     """The model on another card: with that one's share of memory for its part, where its file names no share."""
-    config, entry = model.config.on(card), _entry(model, card)
-    written = [("engine_config",), *([entry] if entry else [])]
-    if any(_written(model.document.data, (*path, "engine_kwargs", UTILIZATION)) is not None for path in written):
+    config = model.config.on(card)
+    own = (model.document.data["engine_config"].get("engine_kwargs") or {}).get(UTILIZATION)
+    there = next((one.engine_kwargs for one in model.config.scaling_config.fallback if one.accelerator == card), {})
+    if there.get(UTILIZATION, own) is not None:
         return config
     kwargs = {name: value for name, value in config.engine_config.engine_kwargs.items() if name != UTILIZATION}
     engine = config.engine_config.model_copy(update={"engine_kwargs": kwargs})
     return with_share_of((), config.model_copy(update={"engine_config": engine}), catalog)
-
-
-def _written(data: Any, path: KeyPath) -> Any:
-    """What a file has at a path; None where it has nothing there."""
-    for part in path:
-        known = isinstance(data, list | dict) and (isinstance(part, int) or part in data)
-        data = data[part] if known else None
-    return data
 
 
 def _entry(model: LoadedModel, card: str) -> KeyPath | None:

@@ -86,8 +86,9 @@ HALF = {"dtype": "half"}
         (HALF, None, share_of_part(0.5, WHOLE_CARD, CATALOG.accelerators["T4"].usable_mib)),
         ({**HALF, "gpu_memory_utilization": 0.4}, None, 0.4),
         (HALF, {"gpu_memory_utilization": 0.44}, 0.44),
+        ({**HALF, "gpu_memory_utilization": 0.4}, {"gpu_memory_utilization": None}, 0.45),
     ],
-    ids=["from the card", "the file's", "the fallback's own"],
+    ids=["from the card", "the file's", "the fallback's own", "taken back there"],
 )
 def test_on_a_fallback_a_part_is_a_part_of_that_card(kwargs: Any, there: Any, expected: float) -> None:
     """The first card's share would leave a smaller card no room for the contexts."""

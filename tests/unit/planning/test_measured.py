@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -274,3 +276,41 @@ def test_the_check_asks_for_what_the_replica_would_and_reads_the_log(
     text = capsys.readouterr()
     assert "the plan is off for HuggingFaceTB/SmolLM2-1.7B-Instruct: " in text.out
     assert "modelfleet gpu check --save" in text.err
+
+
+#: What vLLM 0.32.0's CPU build was asked, answered and logged on 2026-11-30, as the command got it:
+#: `gpu check --model HuggingFaceTB/SmolLM2-135M-Instruct --pretend --offline` on the stand-in's L4.
+RECORDED = Path(__file__).parent / "gpu_check"
+
+
+@pytest.mark.usefixtures("on_l4")
+def test_what_a_real_engine_answered_makes_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = json.loads((RECORDED / "recorded.json").read_text())
+    questions: list[dict[str, Any]] = []
+
+    def ask(question: dict[str, Any], *_: object) -> tuple[dict[str, Any], str]:
+        questions.append(question)
+        return recorded["answer"], (RECORDED / "vllm.txt").read_text()
+
+    monkeypatch.setattr(gpu_check, "_ask", ask)
+    asked = gpu_check.Asked(model="HuggingFaceTB/SmolLM2-135M-Instruct", pretend=True, network=False)
+    assert gpu_check.run_gpu_check("gpu", asked) == 0
+    for question in (*questions, recorded["question"]):
+        del question["arguments"]["model"]  # a folder that is gone
+    assert questions == [recorded["question"]], "the answer is of another question; record it again"
+    assert recorded["answer"].keys() == dataclasses.asdict(Took()).keys()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for expected in (
+        "HuggingFaceTB/SmolLM2-135M-Instruct, 0 s, vLLM 0.32.0",
+        "unit ours real difference",
+        "KV cache GiB - 0.50 -",
+        "KV cache tokens 23,296 23,296 0 (+0.0%)",
+        "first token, 1,024 in ms - 1,719.42 -",
+        "a token, 1 at once ms - 87.16 -",
+        "a token, 8 at once ms - 189.09 -",
+        "not timed: the time was up before 32 at once",
+    ):
+        assert expected.split() in lines
+    assert not [line for line in lines if line[:1] == ["weights"]], "the CPU build packs them out of sight"
