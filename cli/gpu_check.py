@@ -68,8 +68,8 @@ FREE_S, LEFT_MIB = 20.0, 64
 #: vLLM's CPU build, in place of a card, gets so much cache: it is there for the way, not for the figures.
 PRETENDED_CACHE_BYTES: Final = 512 * 2**20
 PRETENDED: Final = (
-    "PRETENDED: vLLM's CPU build ran in place of the card. Weights, and tokens for the same GiB of cache, are held "
-    "against the plan; memory of a card and times are not, and nothing is saved"
+    "PRETENDED: vLLM's CPU build ran in place of the card. Tokens for the same GiB of cache are held against the plan; "
+    "memory of a card and times are not, and nothing is saved"
 )
 
 
@@ -193,7 +193,6 @@ def _checked(
             "arguments": _arguments(config, facts, Path(folder), asked),
             "seconds": TIMED_S,
             "timed": model.kind == "text",
-            "bytes": asked.pretend,
         }
         answer, log = _ask(question, _environment(plan, asked), root, model.slug)
     if not asked.pretend:
@@ -310,7 +309,7 @@ def _require_as_before(workspace: Workspace, root: Path, before: Sequence[int]) 
 def _taken(answer: Mapping[str, Any], log: str, setting: Setting, *, pretended: bool) -> Taken:
     """What the program and vLLM's log say together."""
     said = engine_facts(log)
-    weights = said.get("weights_gib", answer.get("counted_weights_gib"))
+    weights = said.get("weights_gib")
     consumed = said.get("consumed_gib")
     tokens = said.get("kv_tokens")
     return Taken(

@@ -3,9 +3,8 @@
     python -m modelfleet.serving.measure <QUESTION
 
 QUESTION is JSON: `arguments` of vLLM's engine; `seconds` after which nothing more is timed; `timed`, whether it is
-asked at all (a model that writes no tokens is not); `bytes`, whether weights are counted here, for vLLM's CPU build
-does not say them. stdout is one line of JSON, `Took`'s fields; vLLM's own log goes to stderr. Exit 1 with a traceback
-there where the engine does not start.
+asked at all (a model that writes no tokens is not). stdout is one line of JSON, `Took`'s fields; vLLM's own log goes to
+stderr. Exit 1 with a traceback there where the engine does not start.
 """
 
 from __future__ import annotations
@@ -32,10 +31,9 @@ Run = Callable[[int, int, int], float]
 
 @dataclass(frozen=True)
 class Took:
-    """What only the process itself knows: GiB as CUDA reports them, weights' GiB by its parameters, milliseconds."""
+    """What only the process itself knows: GiB as CUDA reports them, milliseconds."""
 
     usable_gib: float | None = None
-    counted_weights_gib: float | None = None
     prefill_1024_ms: float | None = None
     token_ms_1: float | None = None
     token_ms_8: float | None = None
@@ -58,7 +56,7 @@ def _asked_engine(asked: Mapping[str, Any], ends: float) -> Took:
     from vllm import LLM, SamplingParams, TokensPrompt
 
     engine = LLM(**asked["arguments"])
-    took = Took(usable_gib=_usable_gib(), counted_weights_gib=_weights_gib(engine) if asked["bytes"] else None)
+    took = Took(usable_gib=_usable_gib())
     if not asked["timed"]:
         return took
 
@@ -104,16 +102,6 @@ def _usable_gib() -> float | None:
     if not torch.cuda.is_available():
         return None
     return round(int(torch.cuda.mem_get_info()[1]) / 2**30, 2)
-
-
-def _weights_gib(engine: Any) -> float:
-    found = engine.apply_model(_bytes_of)
-    return round(int(max(found)) / 2**30, 3)
-
-
-def _bytes_of(model: Any) -> int:
-    tensors = {one.data_ptr(): one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers())}
-    return sum(tensors.values())
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def turn_on(uuid: str, report: Callable[[str], None], folder: Path | None = None
             report(f"waited {waited:.0f} s for another replica that started on card {uuid}")
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # to close it ends nothing where vLLM forked a process that has it, too
         os.close(descriptor)
 
 

@@ -43,6 +43,8 @@ NOTICED_MIB = 1024
 #: vLLM's defaults for a server on a card that is not in the table, by its memory in MiB (0.32, `get_batch_defaults`).
 LARGE_MIB = 70 * 1024
 UTILIZATION = "gpu_memory_utilization"
+#: vLLM refuses a share of 0; with this one the fit says in numbers that nothing is left.
+LEAST_SHARE = 0.01
 #: What replicas that share a card may take of it together, their contexts included.
 WHOLE_CARD = 0.98
 #: A CUDA context, MiB; the fit's reserve counts as much (`fit.py`).
@@ -152,10 +154,15 @@ def on_cards(stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> Catalog
 
 
 def share_of(card: Card, usable_mib: int) -> float:
-    """The share of a card's memory that vLLM may take beside what others use; 0 where nothing is left."""
+    """The share of a card's memory that vLLM takes beside what others use; 0 where nothing is left."""
+    return min(DEFAULT_SHARE, free_share(card, usable_mib))
+
+
+def free_share(card: Card, usable_mib: int) -> float:
+    """The share of a card's memory that others leave; 1 where there are none, 0 where nothing is left."""
     others = math.ceil(card.others_mib / STEP_MIB) * STEP_MIB if card.others_mib > IDLE_MIB else 0
     free = usable_mib - others - (MARGIN_MIB if others else 0)
-    return max(0.0, min(DEFAULT_SHARE, math.floor(100 * free / usable_mib) / 100))
+    return max(0.0, math.floor(100 * free / usable_mib) / 100)
 
 
 def share_of_part(part: float, whole: float, usable_mib: int) -> float:
@@ -168,22 +175,28 @@ def share_of_part(part: float, whole: float, usable_mib: int) -> float:
 
 
 def with_share(model: ModelConfig, stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> ModelConfig:
-    """The model with the share that its card has left, or its part of it.
+    """The model with the share that its card has left, or its part of it."""
+    local = gpus if stack.config.target.on_this_machine else None
+    return with_share_of(chosen_cards(local, stack.config.local.gpus) if local else (), model, catalog)
 
-    As it is where its file names one, or vLLM's own is free.
+
+def with_share_of(cards: Sequence[Card], model: ModelConfig, catalog: Catalog) -> ModelConfig:
+    """The model with its share of the fullest of these cards, or of its accelerator where none is known.
+
+    As it is where its file names one (a null names none), or vLLM's own is free.
     """
-    cards = chosen_cards(gpus, stack.config.local.gpus) if gpus and stack.config.target.on_this_machine else ()
     engine, part = model.engine_config, model.scaling_config.num_gpus_per_worker
     card = catalog.accelerators.get(model.accelerator)
-    if card is None or model.accelerator == CPU or UTILIZATION in engine.engine_kwargs:
+    if card is None or model.accelerator == CPU or engine.engine_kwargs.get(UTILIZATION) is not None:
         return model
-    share = min((share_of(one, card.usable_mib) for one in cards), default=DEFAULT_SHARE)
     if part < 1:
-        share = share_of_part(part, WHOLE_CARD if share == DEFAULT_SHARE else share, card.usable_mib)
-    elif share == DEFAULT_SHARE:
-        return model
-    # vLLM refuses 0; with 0.01 the fit says in numbers that nothing is left.
-    changed = {**engine.engine_kwargs, UTILIZATION: max(0.01, share)}
+        free = min((free_share(one, card.usable_mib) for one in cards), default=WHOLE_CARD)
+        share = share_of_part(part, min(WHOLE_CARD, free), card.usable_mib)
+    else:
+        share = min((share_of(one, card.usable_mib) for one in cards), default=DEFAULT_SHARE)
+        if share == DEFAULT_SHARE:
+            return model
+    changed = {**engine.engine_kwargs, UTILIZATION: max(LEAST_SHARE, share)}
     return model.model_copy(update={"engine_config": engine.model_copy(update={"engine_kwargs": changed})})
 
 
@@ -254,8 +267,8 @@ def driver_version(driver: str) -> int | None:
     return int(found[0]) if found else None
 
 
-def card_findings(stack: LoadedStack, gpus: Gpus | None, needed: int, catalog: Catalog) -> list[Finding]:
-    """What a user should know of this machine's cards. `needed` are the GPUs of all pools at their fewest replicas."""
+def card_findings(stack: LoadedStack, gpus: Gpus | None, needed: float, catalog: Catalog) -> list[Finding]:
+    """What a user should know of this machine's cards. `needed` are the GPUs of all models at their fewest replicas."""
     config = stack.config
     if gpus is None or card_plan(stack, gpus) is None or not gpus.cards:
         return []
@@ -269,8 +282,8 @@ def card_findings(stack: LoadedStack, gpus: Gpus | None, needed: int, catalog: C
     have = wanted or len(cards)
     if needed > have:
         message = (
-            f"the models take {needed} GPUs at their fewest replicas, and this machine has {have} "
-            f"({cards[0].name}); several models do not share a card yet, so serve fewer of them here"
+            f"the models take {needed:g} GPUs at their fewest replicas, and this machine has {have} "
+            f"({cards[0].name}); serve fewer of them here, or give small ones a part: num_gpus_per_worker: 0.5"
         )
         found.append(stack.finding(("models",), message))
     if unequal := sorted({card.name for card in gpus.cards if card.kind != cards[0].kind}):

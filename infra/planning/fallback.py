@@ -13,6 +13,7 @@ from typing import Any
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice
+from modelfleet.infra.planning.cards import UTILIZATION, with_share_of
 from modelfleet.infra.planning.cost import replica_cost
 from modelfleet.infra.planning.demand import Demand
 from modelfleet.infra.planning.facts import ModelFacts
@@ -58,7 +59,7 @@ def on_fallbacks(
     """The model on each accelerator on which its pool falls back."""
     found = []
     for node in choice.candidate.fallbacks:
-        there = with_batch(demand.model.config.on(node.accelerator), facts, catalog)
+        there = with_batch(_at(node.accelerator, demand.model, catalog), facts, catalog)
         price = replica_cost(choice, demand, node.usd_per_hour) if priced else None
         found.append(
             OnFallback(
@@ -89,7 +90,7 @@ def _on(
     card: str, pool: str, model: LoadedModel, facts: Mapping[str, ModelFacts | None], catalog: Catalog
 ) -> Iterator[Finding]:
     """Errors and warnings about a model on one other card, without those that it has on its own."""
-    config = model.config.on(card)
+    config = _at(card, model, catalog)
     document = dataclasses.replace(model.document, data=config.model_dump(mode="json", exclude_unset=True))
     there = LoadedModel(config, document)
     known = facts.get(model.config.model_id)
@@ -106,6 +107,18 @@ def _on(
             yield dataclasses.replace(one, message=message)
         else:
             yield model.document.finding(at, message, one.severity)
+
+
+def _at(card: str, model: LoadedModel, catalog: Catalog) -> ModelConfig:
+    """The model on another card: with that one's share of memory for its part, where its file names no share."""
+    config = model.config.on(card)
+    own = (model.document.data["engine_config"].get("engine_kwargs") or {}).get(UTILIZATION)
+    there = next((one.engine_kwargs for one in model.config.scaling_config.fallback if one.accelerator == card), {})
+    if there.get(UTILIZATION, own) is not None:
+        return config
+    kwargs = {name: value for name, value in config.engine_config.engine_kwargs.items() if name != UTILIZATION}
+    engine = config.engine_config.model_copy(update={"engine_kwargs": kwargs})
+    return with_share_of((), config.model_copy(update={"engine_config": engine}), catalog)
 
 
 def _entry(model: LoadedModel, card: str) -> KeyPath | None:

@@ -104,7 +104,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         accelerator=accelerator,
         workers=model.scaling_config.num_workers,
         length=length,
-        utilization=_fraction(kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION),
+        utilization=utilization_of(model),
         batched_tokens=batch.tokens,
         sequences=batch.sequences,
         value_bytes=_value_bytes(kwargs.get("dtype")),
@@ -118,6 +118,11 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         adapters=int(kwargs.get("max_loras") or 1) if kwargs.get("enable_lora") is True else 0,
         adapter_rank=int(kwargs.get("max_lora_rank") or DEFAULT_ADAPTER_RANK),
     )
+
+
+def utilization_of(model: ModelConfig) -> float:
+    """The share of each GPU's memory that vLLM takes: the engine's argument, or vLLM's default."""
+    return _fraction(model.engine_config.engine_kwargs.get("gpu_memory_utilization"), DEFAULT_UTILIZATION)
 
 
 def default_length(facts: ModelFacts) -> int:

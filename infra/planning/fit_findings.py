@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default_catalog
+from modelfleet.infra.planning.cards import LEAST_SHARE, UTILIZATION, WHOLE_CARD, share_of_part
 from modelfleet.infra.planning.drafting import drafting_of, section_of
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of
+from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of, utilization_of
 from modelfleet.infra.planning.length import with_length
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.nodes import MIB
@@ -49,8 +50,9 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
             "facts come from infra/catalog/models.csv, or from config.json and safetensors files in a local folder, "
             "the mirror or the Hub"
         )
-        return [model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE)]
-    found = [*_length(model, facts), *_division(model, facts)]
+        notice = model.document.finding(("engine_config", "model_id"), message, Severity.NOTICE)
+        return [notice, *_part(model, accelerator)]
+    found = [*_length(model, facts), *_division(model, facts), *_part(model, accelerator)]
     if accelerator is None:
         return found
     setting = setting_of(model.config, facts, accelerator)
@@ -77,6 +79,22 @@ def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
     allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count)]
     message = f"found {workers}, but {undivided(facts.checkpoint, workers)}; allowed are {', '.join(allowed)}"
     return [model.document.finding(WORKERS, message)]
+
+
+def _part(model: LoadedModel, accelerator: Accelerator | None) -> list[Finding]:
+    """A share of a part of a card that leaves its replicas no room for their contexts, which vLLM counts in none."""
+    part = model.config.scaling_config.num_gpus_per_worker
+    if accelerator is None or not 0 < part < 1:
+        return []
+    most = share_of_part(part, WHOLE_CARD, accelerator.usable_mib)
+    share = utilization_of(model.config)
+    if share <= max(LEAST_SHARE, most):
+        return []
+    message = (
+        f"found {share:g} with num_gpus_per_worker {part:g}: with their CUDA contexts the replicas on a "
+        f"{accelerator.name} would take more than it has; allowed is up to {most:g}. Leave it out, and it follows"
+    )
+    return [model.document.finding((*KWARGS, UTILIZATION), message)]
 
 
 def _dtype(model: LoadedModel, facts: ModelFacts, accelerator: Accelerator, catalog: Catalog) -> list[Finding]:

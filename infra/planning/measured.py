@@ -77,7 +77,7 @@ def _more_reserve(row: Measured, card: Accelerator, catalog: Catalog) -> float |
 class Taken:
     """What one start of vLLM took: GiB of one card, tokens, milliseconds; None where it was not said or not timed.
 
-    `pretended`: no card did, so that only tokens for the same GiB of cache, and weights, can be compared.
+    `pretended`: no card did, so that only tokens for the same GiB of cache can be compared.
     """
 
     usable_gib: float | None = None

@@ -251,9 +251,9 @@ def plan(
     )
 
 
-def _fewest_gpus(choices: Sequence[PoolChoice]) -> int:
-    """The GPUs of all models at their fewest replicas."""
-    return round(sum(one.min * one.total.get("GPU", 0.0) for choice in choices for one in choice.demands))
+def _fewest_gpus(choices: Sequence[PoolChoice]) -> float:
+    """The GPUs of all models at their fewest replicas; parts are eighths, which add up exactly."""
+    return sum(one.min * one.total.get("GPU", 0.0) for choice in choices for one in choice.demands)
 
 
 def _complete(config: ModelConfig, facts: ModelFacts | None, catalog: Catalog, reserve: bool) -> ModelConfig:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-
-from pydantic import ValidationError
 
 from modelfleet.infra.reading.models import ADAPTER
 from modelfleet.serving.config.engine_schema import ALL_BELOW, LoraAdapter
@@ -14,6 +13,8 @@ from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.errors import MirrorError
 
 TIMEOUT_S = 10.0
+#: A folder's name as the last part of an adapter's.
+FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def with_listed_adapters(models: Sequence[LoadedModel]) -> tuple[tuple[LoadedModel, ...], list[Finding]]:
@@ -64,11 +65,9 @@ def _folders(prefix: str) -> list[str]:
 
 
 def _below(all_of: LoraAdapter, folder: str) -> LoraAdapter:
-    """One folder's adapter; raises `ValueError` for a name that no client could ask for."""
+    """One folder's adapter; raises `ValueError` for a name that no client could ask for, such as `..` or `*`."""
+    if not FOLDER.fullmatch(folder):
+        words = "letters, digits, `.`, `_`, `-`, beginning with a letter or digit"
+        raise ValueError(f"found the folder {folder!r} in {all_of.source}; rename it: {words}")
     name, source = (text.removesuffix(ALL_BELOW) + f"/{folder}" for text in (all_of.name, all_of.source))
-    try:
-        return LoraAdapter(name=name, source=source)
-    except ValidationError:
-        raise ValueError(
-            f"found the folder {folder!r} in {all_of.source}; rename it: letters, digits, `.`, `_`, `-`"
-        ) from None
+    return LoraAdapter(name=name, source=source)

@@ -30,9 +30,10 @@ def known_catalog(root: Path) -> Catalog:
 def save_measured(rows: Sequence[Measured], root: Path) -> Path:
     """Adds rows to the catalog's file in a checkout, else to `root`'s own; returns it. Raises `OSError`."""
     path = _file(root)
-    new = not path.exists()
+    known = path.read_text(encoding="utf-8") if path.exists() else ""
+    unended = bool(known) and not known.endswith("\n")  # as an editor may leave it: the first row would join its last
     with path.open("a", encoding="utf-8") as file:
-        file.write(as_csv(rows, header=new))
+        file.write("\n" * unended + as_csv(rows, header=not known))
     return path
 
 

@@ -172,6 +172,9 @@ def _gpu_parts(data: Any) -> Iterator[Fault]:
     if kwargs.get("distributed_executor_backend") == "ray":
         message = "found 'ray' with a part of a GPU; Ray's executor takes whole ones: leave it out"
         yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
+    if kwargs.get("kv_cache_memory_bytes") is not None:
+        message = f"found with num_gpus_per_worker {part:g}; with it vLLM keeps to no share of the card: leave it out"
+        yield _error((*ENGINE_KWARGS, "kv_cache_memory_bytes"), message)
     share = _number(kwargs, "gpu_memory_utilization", None)
     if share is not None and share > part:
         yield _error(

@@ -24,6 +24,7 @@ from modelfleet.serving.config.engine_schema import (
     S3MirrorConfig,
 )
 from modelfleet.serving.config.section import (
+    GPU_PARTS,
     Availability,
     AverageRequests,
     BalanceFactor,
@@ -48,6 +49,7 @@ from modelfleet.serving.config.section import (
 from modelfleet.serving.config.validation import KeyFault, near, shown
 
 __all__ = [
+    "GPU_PARTS",
     "AutoscalingConfig",
     "AzureMirrorConfig",
     "DeploymentConfig",
@@ -71,8 +73,6 @@ __all__ = [
 
 #: The key with the target of each policy that has one.
 POLICY_TARGETS = {"time_to_first_token": "target_ttft_s", "kv_use": "target_kv_use"}
-GPU_PARTS = (0.5, 0.25, 0.125)
-"""Parts of a GPU that a worker may have."""
 
 
 class AutoscalingConfig(Section):

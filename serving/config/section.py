@@ -29,7 +29,9 @@ Factor = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=_unit("factor"))
 Percent = Annotated[int, Field(ge=0, le=100, json_schema_extra=_unit("percent"))]
 BalanceFactor = Annotated[int, Field(ge=101, le=1000, json_schema_extra=_unit("percent"))]
 Cpus = Annotated[float, Field(ge=0, le=_MANY, json_schema_extra=_unit("CPUs"))]
-GpuPart = Annotated[float, Field(gt=0, lt=1, json_schema_extra=_unit("GPUs"))]
+GPU_PARTS = (0.5, 0.25, 0.125)
+"""Parts of a GPU that a worker may have."""
+GpuPart = Annotated[float, Field(gt=0, lt=1, json_schema_extra={**_unit("GPUs"), "enum": list(GPU_PARTS)})]
 Gpus = Annotated[float, Field(ge=0, le=_MANY, json_schema_extra=_unit("GPUs"))]
 Memory = Annotated[int, Field(ge=1, le=2**60, json_schema_extra=_unit("bytes"))]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000_000, json_schema_extra=_unit("tokens"))]

@@ -90,10 +90,10 @@ def _row(name: str, key: dict[str, Any], required: bool, schema: dict[str, Any])
 def _type(key: dict[str, Any]) -> str:
     branches = [branch for branch in key.get("anyOf", [key]) if branch.get("type") != "null"]
     unit = next((branch["unit"] for branch in branches if "unit" in branch), None)
-    allowed = next((branch["enum"] for branch in branches if "enum" in branch), None)
+    allowed = [value for branch in branches for value in branch.get("enum", ())]
     if "const" in key:
         return f"`{key['const']}`"
-    if allowed is not None:
+    if allowed:
         several = (
             ", or a list of them" if any(branch.get("items", {}).get("enum") == allowed for branch in branches) else ""
         )

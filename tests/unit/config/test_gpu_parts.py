@@ -48,6 +48,11 @@ def test_every_other_number_is_refused(part: str) -> None:
             "gpu_memory_utilization",
             "more than it has",
         ),
+        (
+            ("    max_num_seqs: 64\n", "    max_num_seqs: 64\n    kv_cache_memory_bytes: 1000000000\n"),
+            "kv_cache_memory_bytes",
+            "keeps to no share",
+        ),
     ],
 )
 def test_what_goes_with_whole_cards_only_is_refused(change: tuple[str, str], key: str, words: str) -> None:

@@ -34,7 +34,8 @@ def adapters(*sources: str) -> list[dict[str, str]]:
 def facts_of(ranks: dict[str, int] | None = None) -> dict[str, ModelFacts | None]:
     found = catalog_facts([model(LLAMA).config], CATALOG)[LLAMA]
     assert found is not None
-    return {LLAMA: dataclasses.replace(found, adapter_ranks=tuple((ranks or {}).items()))}
+    # Without what was measured of it, which counts for starts without adapters alone.
+    return {LLAMA: dataclasses.replace(found, adapter_ranks=tuple((ranks or {}).items()), measured=())}
 
 
 def plan_of(*sources: str, ranks: dict[str, int] | None = None, **engine: Any) -> Plan:
@@ -182,6 +183,15 @@ def test_a_prefix_that_cannot_be_listed_is_an_error_and_an_empty_one_a_notice(bu
     bucket.put_object(Bucket="weights", Key="l/a b/adapter_config.json", Body=b"{}")
     _, (bad,) = with_listed_adapters([below()])
     assert "'a b'" in bad.message and "rename it" in bad.message
+
+
+@pytest.mark.parametrize("folder", ["*", "..", "legal\n"])
+def test_a_folder_whose_name_means_something_else_is_refused(bucket: Any, folder: str) -> None:
+    """A bucket may have any name; `team/*` would reach the replica as all adapters below a prefix."""
+    bucket.put_object(Bucket="weights", Key=f"l/{folder}/adapter_config.json", Body=b"{}")
+    _, findings = with_listed_adapters([below()])
+    (bad,) = errors_in(findings)
+    assert repr(folder) in bad.message and "rename it" in bad.message
 
 
 @pytest.mark.parametrize(

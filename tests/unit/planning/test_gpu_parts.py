@@ -8,8 +8,9 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.cards import CONTEXT_MIB, WHOLE_CARD, share_of_part
+from modelfleet.infra.planning.cards import CONTEXT_MIB, WHOLE_CARD, Card, Gpus, share_of_part
 from modelfleet.infra.planning.facts import catalog_facts
+from modelfleet.infra.planning.local import Machine
 from modelfleet.serving.config.errors import InputErrors
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import GPU_PARTS
@@ -52,6 +53,84 @@ def test_the_engine_gets_the_share_that_the_plan_counts_with() -> None:
 def test_a_share_that_the_file_names_stays() -> None:
     (planned_model,) = plan_of(part(0.25, engine_kwargs={"gpu_memory_utilization": 0.2})).models
     assert planned_model.application.args["model"]["engine_config"]["engine_kwargs"]["gpu_memory_utilization"] == 0.2
+
+
+@pytest.mark.parametrize("accelerator", ["L4", "H100"])
+def test_a_files_own_share_leaves_the_replicas_room_for_their_contexts(accelerator: str) -> None:
+    """Equal to the part, four quarters and their contexts take more than the card."""
+    made = stack(pool("p", accelerator))
+    most = share_of_part(0.25, WHOLE_CARD, CATALOG.accelerators[accelerator].usable_mib)
+    for facts in ({}, catalog_facts([part(0.25).config], CATALOG)):
+        for share, refused in ((0.25, True), (most + 0.01, True), (most, False)):
+            one = part(0.25, accelerator=accelerator, engine_kwargs={"gpu_memory_utilization": share})
+            found = []
+            try:
+                planned([one], made, facts=facts)
+            except InputErrors as error:
+                found = [one for one in error.findings if one.path.endswith("gpu_memory_utilization")]
+            assert [f"up to {most:g}" in one.message for one in found] == [True] * refused
+
+
+def test_a_null_names_no_share() -> None:
+    (planned_model,) = plan_of(part(0.25, engine_kwargs={"gpu_memory_utilization": None})).models
+    assert planned_model.application.args["model"]["engine_config"]["engine_kwargs"]["gpu_memory_utilization"] == 0.22
+
+
+SMALLER = pool(instanceTypes=["g6.xlarge"], fallback=[{"accelerator": "T4", "instanceTypes": ["g4dn.xlarge"]}])
+HALF = {"dtype": "half"}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "there", "expected"),
+    [
+        (HALF, None, share_of_part(0.5, WHOLE_CARD, CATALOG.accelerators["T4"].usable_mib)),
+        ({**HALF, "gpu_memory_utilization": 0.4}, None, 0.4),
+        (HALF, {"gpu_memory_utilization": 0.44}, 0.44),
+        ({**HALF, "gpu_memory_utilization": 0.4}, {"gpu_memory_utilization": None}, 0.45),
+    ],
+    ids=["from the card", "the file's", "the fallback's own", "taken back there"],
+)
+def test_on_a_fallback_a_part_is_a_part_of_that_card(kwargs: Any, there: Any, expected: float) -> None:
+    """The first card's share would leave a smaller card no room for the contexts."""
+    entry = [{"accelerator": "T4", "engine_kwargs": there}] if there else []
+    one = part(0.5, engine_kwargs=kwargs, fallback=entry)
+    (made,) = planned([one], stack(SMALLER), facts=catalog_facts([one.config], CATALOG)).models
+    (other,) = made.fallbacks
+    usable = CATALOG.accelerators["T4"].usable_mib
+    assert other.memory and other.memory.free_mib == pytest.approx(usable * (1 - expected))
+    shares = [card["engine_kwargs"]["gpu_memory_utilization"] for card in made.application.args["cards"]]
+    assert shares == [kwargs.get("gpu_memory_utilization", 0.46), expected]
+    assert expected < 0.46, "the L4's"
+
+
+def test_a_fallbacks_own_share_is_held_against_that_card() -> None:
+    one = part(
+        0.5, engine_kwargs=HALF, fallback=[{"accelerator": "T4", "engine_kwargs": {"gpu_memory_utilization": 0.46}}]
+    )
+    with pytest.raises(InputErrors, match="on T4, on which pool l4 falls back: found 0.46.*allowed is up to 0.45"):
+        planned([one], stack(SMALLER), facts=catalog_facts([one.config], CATALOG))
+
+
+def here(models: Any, others_mib: int = 0, count: int = 1) -> Plan:
+    """The plan of a local stack on so many H100 of which others use something."""
+    cards = tuple(Card(f"GPU-{number}", "NVIDIA H100 80GB HBM3", 81559, (9, 0), others_mib) for number in range(count))
+    local = stack(pool("h100", "H100", maxNodes=1), target="local", accountId=None, region=None, kubernetes={})
+    facts = catalog_facts([one.config for one in models], CATALOG)
+    return planned(models, local, facts=facts, machine=Machine(2**40, Gpus(cards, "580.65.06")), deploying=False)
+
+
+def test_parts_of_a_card_that_others_use_are_parts_of_what_they_leave() -> None:
+    """vLLM's own share of a whole card is free beside 5 GiB of an H100; all parts together are more than that share."""
+    usable, others = CATALOG.accelerators["H100"].usable_mib, 5 * 1024
+    (made,) = here([part(0.5, accelerator="H100")], others).models
+    share = made.application.args["model"]["engine_config"]["engine_kwargs"]["gpu_memory_utilization"]
+    assert 2 * (share * usable + CONTEXT_MIB) + others <= usable
+
+
+def test_five_quarters_are_more_than_a_card_of_this_machine() -> None:
+    assert here([part(0.25, accelerator="H100", replicas=(4, 4))]).models
+    with pytest.raises(InputErrors, match=r"take 1.25 GPUs.*has 1 .*num_gpus_per_worker: 0.5"):
+        here([part(0.25, accelerator="H100", replicas=(5, 5))])
 
 
 def test_a_whole_card_has_vllms_own_share() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,11 +148,10 @@ def test_a_plan_that_is_off_by_more_than_it_may_is_marked() -> None:
 
 def test_nothing_of_a_pretended_card_is_compared_with_its_memory_or_kept() -> None:
     facts = facts_of(LLAMA, ())
-    pretended = Taken(weights_gib=14.96, kv_gib=0.5, kv_tokens=4096, token_ms_1=900.0, pretended=True)
+    pretended = Taken(kv_gib=0.5, kv_tokens=4096, token_ms_1=900.0, pretended=True)
     lines = compared(facts, setting(facts), pretended)
-    assert [(line.what, line.off) for line in lines if line.ours is not None] == [
-        ("weights", False),
-        ("KV cache", False),
+    assert [(line.what, line.unit, line.off) for line in lines if line.ours is not None] == [
+        ("KV cache", "tokens", False)
     ]
     assert next(line for line in lines if line.unit == "tokens").ours == 4096, "of the same half GiB"
     where = Where("no card", "", LLAMA, "2026-11-30", "test")
@@ -171,6 +172,19 @@ def test_what_is_kept_is_what_plans_count_with(tmp_path: Path, monkeypatch: pyte
     catalog = reading.known_catalog(tmp_path)
     held = gpu_memory(dataclasses.replace(facts, measured=catalog.measured_of(LLAMA)), fp8)
     assert held.measured == "H100, 2026-12-01" and held.kv_cache_mib == pytest.approx(54.25 * 1024, abs=1)
+
+
+def test_a_file_that_an_editor_left_without_a_last_newline_keeps_its_last_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FILE", Path("/usr/lib/site-packages/measured.csv"))
+    rows = [CATALOG.measured[0], CATALOG.measured[1]]
+    (tmp_path / "measured.csv").write_text(as_csv(rows[:1], header=True).rstrip("\n"))
+    reading.save_measured(rows[1:], tmp_path)
+    assert list(measured_rows(tmp_path / "measured.csv")) == rows
+    (tmp_path / "measured.csv").write_text("")
+    reading.save_measured(rows, tmp_path)
+    assert list(measured_rows(tmp_path / "measured.csv")) == rows, "an empty one gets its header"
 
 
 def test_in_a_checkout_it_is_the_catalogs_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,3 +276,41 @@ def test_the_check_asks_for_what_the_replica_would_and_reads_the_log(
     text = capsys.readouterr()
     assert "the plan is off for HuggingFaceTB/SmolLM2-1.7B-Instruct: " in text.out
     assert "modelfleet gpu check --save" in text.err
+
+
+#: What vLLM 0.32.0's CPU build was asked, answered and logged on 2026-11-30, as the command got it:
+#: `gpu check --model HuggingFaceTB/SmolLM2-135M-Instruct --pretend --offline` on the stand-in's L4.
+RECORDED = Path(__file__).parent / "gpu_check"
+
+
+@pytest.mark.usefixtures("on_l4")
+def test_what_a_real_engine_answered_makes_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = json.loads((RECORDED / "recorded.json").read_text())
+    questions: list[dict[str, Any]] = []
+
+    def ask(question: dict[str, Any], *_: object) -> tuple[dict[str, Any], str]:
+        questions.append(question)
+        return recorded["answer"], (RECORDED / "vllm.txt").read_text()
+
+    monkeypatch.setattr(gpu_check, "_ask", ask)
+    asked = gpu_check.Asked(model="HuggingFaceTB/SmolLM2-135M-Instruct", pretend=True, network=False)
+    assert gpu_check.run_gpu_check("gpu", asked) == 0
+    for question in (*questions, recorded["question"]):
+        del question["arguments"]["model"]  # a folder that is gone
+    assert questions == [recorded["question"]], "the answer is of another question; record it again"
+    assert recorded["answer"].keys() == dataclasses.asdict(Took()).keys()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for expected in (
+        "HuggingFaceTB/SmolLM2-135M-Instruct, 0 s, vLLM 0.32.0",
+        "unit ours real difference",
+        "KV cache GiB - 0.50 -",
+        "KV cache tokens 23,296 23,296 0 (+0.0%)",
+        "first token, 1,024 in ms - 1,719.42 -",
+        "a token, 1 at once ms - 87.16 -",
+        "a token, 8 at once ms - 189.09 -",
+        "not timed: the time was up before 32 at once",
+    ):
+        assert expected.split() in lines
+    assert not [line for line in lines if line[:1] == ["weights"]], "the CPU build packs them out of sight"

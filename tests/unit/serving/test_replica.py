@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import mmap
 import os
 import threading
@@ -84,13 +85,13 @@ def test_a_replica_that_never_started_ends_in_silence() -> None:
     VllmReplica.__new__(VllmReplica).__del__()
 
 
-def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any) -> None:
+def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any, **sections: Any) -> None:
     """Starts a replica as far as its engine; `fetch` is called in place of `weights.resolve`."""
     monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda gpus: None)
     monkeypatch.setattr("modelfleet.serving.replica.resolve", fetch)
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
-    replica._model, replica._cards, replica._weights, replica._clock = model(), [], {}, StartupClock()
+    replica._model, replica._cards, replica._weights, replica._clock = model(**sections), [], {}, StartupClock()
     replica._seal_root, replica._tasks = None, set()
     asyncio.run(replica._start())
 
@@ -114,6 +115,37 @@ def test_vllm_is_imported_while_the_weights_are_fetched(monkeypatch: pytest.Monk
 
     with pytest.raises(EngineError, match="enough"):
         started(monkeypatch, fetch, import_engine)
+
+
+@pytest.mark.parametrize("gpus", [0.25, 1])
+def test_no_other_replica_starts_on_the_card_while_one_with_a_part_of_it_does(
+    gpus: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("modelfleet.serving.replica.own_card", lambda: "GPU-1")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def is_free() -> bool:
+        descriptor = os.open(tmp_path / "modelfleet-GPU-1.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def import_engine() -> Any:
+        assert is_free(), "what is fetched and imported keeps nobody waiting"
+
+        async def start(*_: Any) -> Any:
+            assert is_free() is (gpus == 1)
+            raise EngineError("CUDA out of memory")
+
+        return start
+
+    with pytest.raises(EngineError, match="out of memory"):
+        started(monkeypatch, lambda *_: "/folder", import_engine, num_gpus_per_worker=gpus)
+    assert is_free(), "also after a start that failed"
 
 
 def test_weights_that_cannot_be_fetched_are_the_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

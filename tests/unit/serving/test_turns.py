@@ -71,6 +71,20 @@ def test_a_replica_that_is_killed_ends_its_turn(tmp_path: Path) -> None:
     thread.join(10)
 
 
+def test_a_process_that_was_forked_in_a_turn_does_not_go_on_with_it(tmp_path: Path) -> None:
+    """As vLLM's own: it has the same open file."""
+    path = tmp_path / f"modelfleet-{CARD}.lock"
+    with turn_on(CARD, lambda _: None, tmp_path):
+        (ours,) = [one for one in Path("/proc/self/fd").iterdir() if one.is_symlink() and one.resolve() == path]
+        forked = os.dup(int(ours.name))
+    try:
+        thread, got = entered(tmp_path, CARD, 10)
+        assert got.is_set()
+        thread.join(10)
+    finally:
+        os.close(forked)
+
+
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / f"modelfleet-{CARD}.lock").symlink_to(tmp_path / "else")
     with pytest.raises(EngineError, match="another user's"), turn_on(CARD, lambda _: None, tmp_path):
