@@ -22,12 +22,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
+from pathlib import Path
 from typing import Any, Literal
 
 Follows = Literal["requests", "time_to_first_token", "kv_use"]
 
 QUEUES_VARIABLE = "MODELFLEET_GATEWAY_QUEUES"
-"""`host:port` at which every gateway process says how many requests wait; the host may have several addresses."""
+"""`host:port` at which every gateway process says how many requests wait, or the path of a file with that.
+
+The host may have several addresses.
+"""
 
 SAMPLE_S = 0.5
 """Seconds between two looks: half of a replica's own interval, so that none is missed."""
@@ -168,10 +172,10 @@ def settled(wants: Sequence[Want], target: int, aim: Aim) -> int:
         steady = min(one.mean for one in _last(wants, max(CALM_S, aim.up_s)))
         if (more := _rounded(max(steady, now.held if now.held > now.mean else 0.0))) > target:
             return more
-    if now.at - first < aim.down_s:
-        return target
     if target <= 1 and now.at - first >= aim.to_zero_s and not any(one.mean for one in _last(wants, aim.to_zero_s)):
         return 0
+    if now.at - first < aim.down_s:
+        return target
     return min(max(1, _rounded(max(one.held for one in _last(wants, aim.down_s)))), target)
 
 
@@ -272,7 +276,12 @@ class ScalingPolicy:
 
 
 def addresses(place: str) -> list[tuple[str, int]]:
-    """All addresses of `host:port`: a headless Service has one for each gateway pod. Raises OSError."""
+    """All addresses of `host:port`, or of what stands in the file with that path. Raises OSError or ValueError.
+
+    A headless Service has one for each gateway pod.
+    """
+    if place.startswith("/"):
+        place = Path(place).read_text(encoding="utf-8").strip()
     host, _, port = place.rpartition(":")
     found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     return sorted({(str(address[0]), int(address[1])) for *_, address in found})

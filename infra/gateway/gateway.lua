@@ -303,23 +303,30 @@ end
 -- The replica that has a conversation's KV blocks, as txn.home. Each replica's name and the conversation give a number,
 -- and the highest wins (rendezvous hashing): all gateways agree without a word, a replica that goes moves only its own
 -- conversations, one that comes takes its share. One that has txn.most_open percent of the mean of open requests passes
--- it on to the next by these numbers, the same one each time. Not set: the one with the fewest open requests.
+-- it on to the next by these numbers, the same one each time. So does one without a free place: HAProxy would let the
+-- request wait for this replica alone, behind its streams (`assign_server_and_queue`). Not set: HAProxy chooses, and
+-- where all are full the request waits for the first place at any.
 core.register_action('find_home', { 'http-req' }, function(txn)
   local key = conversation(txn.f:req_body() or '', txn.f:req_fhdr('x-session-id'))
   if not key then return end
   local digest, backend = txn.c:xxh64(key), 'model.' .. txn:get_var('txn.slug')
   local up, open = {}, 1
+  -- Requests that left the queue for a replica and are not yet open there: each has a place that still looks free.
+  local coming = txn.f:be_conn(backend) - txn.f:queue(backend)
   for name, server in pairs(core.backends[backend].servers) do
+    local sessions = server:get_cur_sess()
+    coming = coming - sessions
     -- HAProxy 2.8 writes into the text of this argument, so each call has its own.
     if name ~= 'serve' and txn.f:srv_is_up(backend .. '/' .. name) == 1 then
-      local own = server:get_cur_sess() + server:get_pend_conn()
+      local own = sessions + server:get_pend_conn()
       up[#up + 1] = { name = name, open = own, rank = txn.c:xxh32(digest .. name) & 0xffffffff }
       open = open + own
     end
   end
   table.sort(up, function(a, b) return a.rank > b.rank end)
   for _, one in ipairs(up) do
-    if one.open * #up * 100 < open * txn:get_var('txn.most_open') then
+    local free = txn.f:srv_conn_free(backend .. '/' .. one.name)  -- -1: as many as come
+    if one.open * #up * 100 < open * txn:get_var('txn.most_open') and (free < 0 or free > coming) then
       txn:set_var('txn.home', one.name)
       return
     end

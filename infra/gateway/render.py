@@ -264,9 +264,9 @@ def _waits(route: Route, queue: OneQueue) -> list[str]:
     backend = f"model.{route.slug}"
     return [
         *lines,
-        # All that have a place or may wait, against all that are here with this one.
-        f"http-request set-var(txn.room) nbsrv({backend}),mul({queue.places + queue.most})",
-        f"{refused} if {{ be_conn({backend}),sub(txn.room) gt 0 }}",
+        # By those that wait, not by all that are here: a replica that leaves is none of `nbsrv`, and its streams go on.
+        f"http-request set-var(txn.may_wait) nbsrv({backend}),mul({queue.most})",
+        f"{refused} if {{ be_conn_free({backend}) eq 0 }} {{ queue({backend}),sub(txn.may_wait) ge 0 }}",
     ]
 
 

@@ -22,6 +22,7 @@ from modelfleet.serving.config.engine_schema import MODEL_ID
 from modelfleet.serving.config.holes import HOLE
 from modelfleet.serving.config.rules import SECRET
 from modelfleet.serving.config.schema import AutoscalingConfig, DeploymentConfig, slug_of
+from modelfleet.serving.config.serve_options import SCALING_KEYS
 
 _SCHEMES = {"s3": "s3_mirror_config", "gs": "gcs_mirror_config", "az": "azure_mirror_config"}
 _HUB = re.compile(rf"(?:pvc\+)?hf://(?:[\w.-]+/(?=[\w.-]+/[\w.-]+))?({MODEL_ID.pattern})(?:[:@]([\w./-]+))?$")
@@ -279,7 +280,8 @@ class _Drafting:
             self.note(f"deployment_config.{key}", "a model file does not take this option of Ray Serve")
         if self.workload.autoscaling:
             asked = self.workload.autoscaling
-            scaling = {key: value for key, value in asked.items() if key in AutoscalingConfig.model_fields}
+            known = AutoscalingConfig.model_fields.keys() - SCALING_KEYS  # a `policy` of Serve's is another thing
+            scaling = {key: value for key, value in asked.items() if key in known}
             for key in asked.keys() - scaling.keys():
                 self.note(f"autoscaling_config.{key}", "a model file does not take this option of Ray Serve")
             if scaling.get("max_replicas", 1) > scaling.get("min_replicas", 1):

@@ -23,7 +23,7 @@ from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import InputErrors
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import GATEWAY_KEYS
+from modelfleet.serving.config.serve_options import GATEWAY_KEYS, SCALING_KEYS
 from modelfleet.serving.engine_args import SHUT
 from modelfleet.serving.engine_args import engine_arguments as served_arguments
 
@@ -75,8 +75,10 @@ def to_ray_serve_llm(model: LoadedModel) -> str:
     llm: dict[str, Any] = {"model_loading_config": loading}
     if config.accelerator != "CPU":
         llm["accelerator_type"] = config.accelerator
+    ours: dict[str, Any] = dict.fromkeys((*GATEWAY_KEYS, "slo"), True)
+    ours["autoscaling_config"] = set(SCALING_KEYS)
     llm["deployment_config"] = config.deployment_config.model_dump(
-        mode="json", exclude_unset=True, exclude_none=True, exclude=set(GATEWAY_KEYS)
+        mode="json", exclude_unset=True, exclude_none=True, exclude=ours
     )
     llm["engine_kwargs"] = arguments
     if variables := _variables(config):

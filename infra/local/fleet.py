@@ -18,7 +18,6 @@ from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, gateway_runtime,
 from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
 from modelfleet.infra.planning.release import release_notice, wanted_configs
 from modelfleet.infra.provider import Refused
-from modelfleet.serving.scaling import QUEUES_VARIABLE
 
 #: Resources that have their own options in `ray start`.
 BUILT_IN = ("CPU", "GPU", "memory")
@@ -126,7 +125,6 @@ class LocalFleet(pulumi.ComponentResource):
                 **(dict(self._plan.cards.environment) if self._plan.cards else {}),
                 **serve_environment(self._local.serve_port),
                 **emulator.environment(self._local.s3_port),
-                QUEUES_VARIABLE: f"127.0.0.1:{self._local.metrics_port}",
             },
         }
         return LocalResource("Ray", "ray", props, self._child())

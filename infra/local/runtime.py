@@ -91,6 +91,11 @@ def usage_folder(folder: Path) -> Path:
     return folder.resolve().parents[1] / "usage" / folder.name
 
 
+def queues_file(folder: str) -> Path:
+    """Where the gateway of the stack with run-time folder `folder` writes the address of its `/queues`, `host:port`."""
+    return Path(folder).resolve() / "gateway-queues"
+
+
 def serve_environment(serve_port: int) -> dict[str, str]:
     """Ray Serve's settings: replicas listen themselves, and the application runs in the event loop that serves it.
 

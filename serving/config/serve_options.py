@@ -25,9 +25,6 @@ REPLICA_ENVIRONMENT = {
 }
 """Environment of every replica's process."""
 
-DEPLOYMENT = "vllm"
-"""Name of the deployment in each application; the application's name is the model's slug."""
-
 RAY_ENVIRONMENT = {
     # 15 by default: replicas would come last beside everything else on their node, and a starved one fails Serve's
     # health checks.
@@ -45,6 +42,9 @@ RAY_ENVIRONMENT = {
 
 GATEWAY_KEYS = ("prefix_cache_affinity", "hash_balance_factor")
 """Keys of `deployment_config` that only the gateway reads: no arguments of a replica, so a change restarts none."""
+
+SCALING_KEYS = ("policy", *POLICY_TARGETS.values())
+"""Keys of `autoscaling_config` that Ray Serve does not have, or means otherwise."""
 
 SHUTDOWN_S = 60.0
 """Seconds that open requests get where neither the file nor a plan says it."""
@@ -169,7 +169,7 @@ def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any
     its own to them: those must last without a break, and one dip among 600 s of load would be enough to lose
     replicas.
     """
-    options = config.model_dump(exclude_none=True, exclude={"policy", *POLICY_TARGETS.values()})
+    options = config.model_dump(exclude_none=True, exclude=set(SCALING_KEYS))
     if config.policy == "ray_serve":
         return options
     asked_s, last_s = config.downscale_delay_s, config.downscale_to_zero_delay_s

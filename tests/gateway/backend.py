@@ -38,11 +38,18 @@ class Backend:
     #: The data of a stream's events in place of their numbers.
     data: list[str] = field(default_factory=list)
     hold_s: float = 0.0
+    #: Set while requests are answered; clear it, and they wait for it.
+    answers: threading.Event = field(default_factory=threading.Event)
+    #: How many answers were written, streams aside.
+    answered: int = 0
     #: Status and text with which every request is refused, as Serve itself does.
     refuses: tuple[int, str] | None = None
     #: Headers of every answer.
     says: dict[str, str] = field(default_factory=dict)
     server: ThreadingHTTPServer | None = None
+
+    def __post_init__(self) -> None:
+        self.answers.set()
 
     def start(self) -> Backend:
         backend = self
@@ -63,6 +70,7 @@ class Backend:
 
     def stop(self) -> None:
         assert self.server is not None
+        self.answers.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -92,6 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         self._note(body)
+        self.state.answers.wait(60)
         if self.state.hold_s:
             time.sleep(self.state.hold_s)
         if self.state.refuses:
@@ -129,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+        self.state.answered += 1
 
     def _stream(self) -> None:
         self.send_response(200)

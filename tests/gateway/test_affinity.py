@@ -73,9 +73,9 @@ def homes(ask: Ask, count: int) -> list[int]:
 
 
 def test_every_turn_goes_to_the_same_replica_and_conversations_to_all(ask: Ask, replicas: dict[int, Backend]) -> None:
-    first = homes(ask, 40)
+    first = homes(ask, 25)
     assert set(first) == set(replicas)
-    again = [ask(turn(f"question {n}", turns=5)) for n in reversed(range(40))]
+    again = [ask(turn(f"question {n}", turns=5)) for n in reversed(range(25))]
     assert again == first[::-1], "whatever was asked in between"
 
 
@@ -141,7 +141,7 @@ def test_a_replica_with_its_share_of_the_open_requests_passes_a_turn_on_to_the_s
 def test_a_replica_that_comes_or_goes_moves_its_own_share(
     ask: Ask, gateway: Gateway, replicas: dict[int, Backend]
 ) -> None:
-    count = 60
+    count = 30
     five = homes(ask, count)
     leaving = FIRST + 2
     replicas[leaving].draining = True
@@ -158,7 +158,7 @@ def test_a_replica_that_comes_or_goes_moves_its_own_share(
 
 def test_the_trace_reaches_nine_tenths_of_one_replicas_hit_rate_on_four() -> None:
     """Seeded conversations, light replicas that model a prefix cache; `tools.bench.affinity` has the whole table."""
-    shape = replace(Shape(), conversations=60, over_s=4.0, systems=4, turns=(3, 6), think_s=(0.05, 0.2))
+    shape = replace(Shape(), conversations=40, over_s=2.0, systems=4, turns=(3, 5), think_s=(0.02, 0.1))
     made = trace(shape, seed=3)
     one, most, home = (
         asyncio.run(replay("short", made, replicas, factor))

@@ -97,7 +97,6 @@ async def replay(
         haproxy.write(render(plan, runtime, upstream="127.0.0.1:9"), runtime, None)
         processes = await asyncio.to_thread(haproxy.start, runtime, haproxy.find_binary(), folder / "log")
         try:
-            await asyncio.sleep(1.5)  # every replica was checked
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
                 times = await _send(conversations, partial(_over_http, session))
         finally:

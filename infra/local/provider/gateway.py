@@ -11,7 +11,7 @@ from modelfleet.infra.local import haproxy
 from modelfleet.infra.local.ports import require_free
 from modelfleet.infra.local.processes import ProcessId
 from modelfleet.infra.local.provider.folders import run_folder
-from modelfleet.infra.local.runtime import gateway_runtime
+from modelfleet.infra.local.runtime import gateway_runtime, queues_file
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving.config.errors import SetupError
 
@@ -68,6 +68,7 @@ def delete(call: Call[Props], id: str, state: Props) -> None:
     runtime = _runtime(state)
     shutil.rmtree(runtime.run_folder, ignore_errors=True)
     shutil.rmtree(runtime.folder, ignore_errors=True)
+    queues_file(state["folder"]).unlink(missing_ok=True)
 
 
 def _start(runtime: Runtime, inputs: Props, replaces: haproxy.Processes | haproxy.Left) -> Props:
@@ -75,6 +76,7 @@ def _start(runtime: Runtime, inputs: Props, replaces: haproxy.Processes | haprox
     try:
         run_folder(inputs["folder"], "gw")
         haproxy.write(GatewayFiles(inputs["texts"]), runtime, inputs.get("keys"))
+        queues_file(inputs["folder"]).write_text(runtime.metrics_bind, encoding="utf-8")
         made = haproxy.start(runtime, haproxy.find_binary(), log, replaces=replaces)
     except (SetupError, ValueError) as error:
         raise Refused(f"the gateway cannot start: {error}") from error

@@ -19,13 +19,14 @@ from modelfleet.infra.local.provider.last_start import of_last_start, write_last
 from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
-from modelfleet.infra.local.runtime import QUIET_RAY, short_folder, straight_to_loopback, usage_folder
+from modelfleet.infra.local.runtime import QUIET_RAY, queues_file, short_folder, straight_to_loopback, usage_folder
 from modelfleet.infra.local.token import environment as token_environment
 from modelfleet.infra.local.token import make_token, token_file
 from modelfleet.infra.names import mark
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.serving import own_user
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
+from modelfleet.serving.scaling import QUEUES_VARIABLE
 from modelfleet.serving.usage import FOLDER_VARIABLE
 
 RAY_HEAD = Path(__file__).parents[1] / "ray_head.py"
@@ -195,8 +196,9 @@ def _command(inputs: Props, temp: Path) -> list[str]:
 
 
 def _of_folder(folder: str) -> dict[str, str]:
-    """What replicas find in the stack's folders. Not among the inputs, or the upgrade that adds one restarts Ray."""
-    return {**token_environment(folder), FOLDER_VARIABLE: str(usage_folder(Path(folder)))}
+    """What Serve and replicas find in the stack's folders. Not an input, or the upgrade that adds one restarts Ray."""
+    folders = {FOLDER_VARIABLE: str(usage_folder(Path(folder))), QUEUES_VARIABLE: str(queues_file(folder))}
+    return {**token_environment(folder), **folders}
 
 
 def ray_environment(extra: dict[str, str]) -> dict[str, str]:

@@ -82,6 +82,19 @@ def test_ray_has_replicas_accelerator_and_arguments_in_its_own_keys() -> None:
     assert llm["model_loading_config"]["model_source"] == {"bucket_uri": "s3://weights/qwen"}
 
 
+def test_ray_gets_no_key_that_it_has_not() -> None:
+    """It would end with the first unknown one; an import has them again."""
+    own = """{prefix_cache_affinity: false, slo: {ttft_p95_ms: 800}, autoscaling_config: {
+      max_replicas: 3, target_ongoing_requests: 4, policy: kv_use, target_kv_use: 0.5}}"""
+    model, findings = model_of(parse_document(MORE.replace("{num_replicas: 2}", own).encode(), "own.yaml"))
+    assert model is not None, findings
+    (draft,) = read_drafts(to_ray_serve_llm(model), "exported")
+    again, _ = model_of(parse_document(text_of(draft).encode(), "again.yaml"))
+    assert again is not None and again.config.deployment_config == model.config.deployment_config
+    (llm,) = yaml.safe_load(to_ray_serve_llm(model))["applications"][0]["args"]["llm_configs"]
+    assert llm["deployment_config"] == {"autoscaling_config": {"max_replicas": 3, "target_ongoing_requests": 4}}
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(0, 3) | st.text("ab", max_size=2),
     lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3),

@@ -20,6 +20,7 @@ from modelfleet.infra.planning.cards import Card, Gpus
 from modelfleet.infra.planning.local import Machine
 from modelfleet.infra.targets import build
 from modelfleet.serving.config.errors import SetupError
+from modelfleet.serving.scaling import QUEUES_VARIABLE
 from modelfleet.serving.usage import FOLDER_VARIABLE
 from tests.unit.planning.builders import CODE, model, pool, stack
 
@@ -62,7 +63,9 @@ def test_ray_gets_the_machine_once_and_its_cards_by_uuid(tmp_path: Path) -> None
     assert ray["resources"] == {"accelerator_type:H100": 1, "accelerator_type:L4": 1, "accelerator_type:CPU": 1}
     environment = ray["environment"]
     assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa,GPU-bbbb"
-    assert FOLDER_VARIABLE not in environment, "an upgrade that adds a variable here ends every model that runs"
+    own = {FOLDER_VARIABLE, QUEUES_VARIABLE}
+    assert not own & set(environment), "an upgrade that adds a variable here ends every model that runs"
+    assert own <= set(_of_folder(str(tmp_path)))
     assert _of_folder(str(tmp_path))[FOLDER_VARIABLE] == str(usage_folder(tmp_path))
     assert environment["HF_HUB_OFFLINE"] == "0" and environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert "modelfleet:local:Weights" not in engine.made, "its weights went into a bucket in memory"

@@ -7,6 +7,7 @@ import base64
 import subprocess
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import deployment_options
-from modelfleet.serving.scaling import Aim, Sample, ScalingPolicy, Want, settled, wanted
+from modelfleet.serving.scaling import Aim, Sample, ScalingPolicy, Want, addresses, settled, wanted
 from modelfleet.serving.waiting import Places
 from tests.bare_python import bare_python
 from tools.scaling.simulate import run
@@ -115,6 +116,10 @@ def test_the_last_replica_has_its_own_delay() -> None:
     assert settled(idle[:700], 1, AIM) == 1
     assert settled(idle, 1, AIM) == 0
     assert settled(idle, 3, AIM) == 1, "Serve takes the last one only from one to none"
+    soon = replace(AIM, to_zero_s=60)
+    assert settled(idle[:59], 1, soon) == 1 and settled(idle[:62], 1, soon) == 0, (
+        "sooner than others, if the file says so"
+    )
 
 
 def test_a_burst_needs_one_cold_start_and_little_more_than_serves_own_policy() -> None:
@@ -217,6 +222,13 @@ def test_the_policy_works_in_serves_controller_which_has_none_of_our_code(tmp_pa
         [str(bare_python(tmp_path / "python")), "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.stdout.strip() == "8", done.stderr[-2000:]
+
+
+def test_a_file_may_say_where_the_gateways_queues_are(tmp_path: Path) -> None:
+    (tmp_path / "queues").write_text("127.0.0.1:8003")
+    assert addresses(str(tmp_path / "queues")) == addresses("127.0.0.1:8003") == [("127.0.0.1", 8003)]
+    with pytest.raises(OSError):
+        addresses(str(tmp_path / "no gateway yet"))
 
 
 def test_replicas_that_come_and_go_never_take_answers_back() -> None:
