@@ -277,6 +277,12 @@ def test_the_picture_is_the_bill_however_many_there_are() -> None:
     assert sum(bar.part for bar in drawn) == pytest.approx(100)
 
 
+def test_the_page_calls_an_unknown_price_unknown_and_a_known_one_by_all_its_digits() -> None:
+    hours = ReadHours(tuple(MachineTime(pool, pool, 0, HOUR_US) for pool in ("gpu", "other")), ())
+    page = usage_page(report([], hours, {"gpu": 1.3234}, by="key", stack="s", since="7d"))
+    assert ">? USD</span>" in page and "1.3234" in page and "0.00 USD</span>" not in page.split("free")[1]
+
+
 def test_the_page_needs_no_network_and_runs_nothing(tmp_path: Path) -> None:
     page = usage_page(of_names("<img src=x onerror=alert(1)>", "alice"))
     assert "<img" not in page and "&lt;img" in page
