@@ -28,7 +28,7 @@ from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving import node_hours, usage
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.node_hours import NodeHours, RayNode
 from tests.unit.planning.test_plan_page import FRAME, in_browser
 from tests.unit.serving.test_usage import Answer, ask, meter_of
@@ -231,6 +231,15 @@ def test_every_way_of_showing_it_adds_up(project: Path, capsys: pytest.CaptureFi
 def test_a_price_that_is_none_is_refused(project: Path, price: str) -> None:
     with pytest.raises(InputErrors, match="allowed is a pool and USD per node hour"):
         run_usage("local", prices=[price])
+
+
+def test_records_that_cannot_be_read_are_one_message(project: Path) -> None:
+    for part in ("-nodes", "org--model"):
+        unread = project / "copies" / f"{part}/date=2999-01-01/hour=00/x.jsonl"
+        unread.mkdir(parents=True)
+        with pytest.raises(SetupError, match=r"x\.jsonl cannot be read: Is a directory"):
+            run_usage("local", records=project / "copies")
+        unread.rmdir()
 
 
 def test_two_forms_at_once_are_refused(project: Path) -> None:
