@@ -38,7 +38,7 @@ class Head:
         self.kept.setdefault(key, value)
         return int(added)
 
-    def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: Any) -> int:
+    def internal_kv_del(self, key: bytes, _by_prefix: bool, namespace: Any) -> int:
         return int(self.kept.pop(key, None) is not None)
 
 
