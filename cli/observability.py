@@ -26,15 +26,18 @@ RULES_FILE = "rules.yaml"
 
 
 def run_observability(stack: str, *, out: Path, as_json: bool = False) -> int:
-    """Write the files to `out`; returns the exit code. Raises `InputErrors` for a folder that is not empty."""
+    """Write the files to `out`; returns the exit code. Raises `InputErrors` for a folder with files or no folder."""
     plan = make_plan(Path.cwd(), stack, deploying=False)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputErrors([Finding(str(out), 0, "--out", "is not an empty folder; give a new one, or empty it first")])
     written = files(plan)
-    for name, text in written.items():
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    try:
+        for name, text in written.items():
+            path = out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputErrors([Finding(str(out), 0, "--out", f"cannot be written: {error.strerror or error}")]) from None
     if as_json:
         output.show_json({"stack": stack, "files": [str(out / name) for name in written], "alerts": _alerts(plan)})
     else:

@@ -60,10 +60,11 @@ def run_usage(
     began = _start(since)
     folder = _folder(root, loaded, records)
     with output.status(f"reading the records in {folder}"):
-        hours = read_node_hours(folder, began)
-        found = report(
-            read_usage(folder, began), hours, _prices(root, loaded, hours, given), by=by, stack=stack, since=since
-        )
+        try:
+            hours, records_read = read_node_hours(folder, began), list(read_usage(folder, began))
+        except OSError as error:
+            raise SetupError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+        found = report(records_read, hours, _prices(root, loaded, hours, given), by=by, stack=stack, since=since)
     if as_json:
         output.show_json(found.as_json())
     elif as_csv:

@@ -16,12 +16,15 @@ MOST_BARS = 12
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the picture: `width` in percent of the longest, `part` in percent of the bill; `used` by somebody."""
+    """A bar of the picture: `width` in percent of the longest, `part` in percent of the bill; `used` by somebody.
+
+    `usd` is None where a price is not known; the bar then has no width, and no bar a part.
+    """
 
     name: str
-    usd: float
+    usd: float | None
     width: float
-    part: float
+    part: float | None
     used: bool
 
 
@@ -41,13 +44,17 @@ def usage_page(report: Report) -> str:
 
 def bars(report: Report) -> list[Bar]:
     """The dearest names first, the others in one, then what nobody used. Together they are the bill."""
-    named = sorted(((row["usd"] or 0.0, row[report.by]) for row in report.rows), key=lambda one: (-one[0], one[1]))
-    amounts = [(name, usd, True) for usd, name in named[:MOST_BARS]]
-    if rest := named[MOST_BARS:]:
-        amounts.append((f"{len(rest)} others", sum(usd for usd, _ in rest), True))
-    amounts += [(name, usd or 0.0, False) for name, usd in report.unused()]
-    longest, whole = max(usd for _, usd, _ in amounts), sum(usd for _, usd, _ in amounts)
+    named = sorted(((row["usd"], row[report.by]) for row in report.rows), key=lambda one: (-(one[0] or 0.0), one[1]))
+    amounts: list[tuple[str, float | None, bool]] = [(name, usd, True) for usd, name in named[:MOST_BARS]]
+    if rest := [usd for usd, _ in named[MOST_BARS:]]:
+        amounts.append((f"{len(rest)} others", None if None in rest else sum(rest), True))
+    amounts += [(name, usd, False) for name, usd in report.unused()]
+    longest, whole = max((usd for _, usd, _ in amounts if usd is not None), default=0.0), report.usd
+
+    def percent(usd: float | None, of: float) -> float:
+        return 100 * (usd or 0.0) / of if of else 0.0
+
     return [
-        Bar(name, usd, 100 * usd / longest if longest else 0.0, 100 * usd / whole if whole else 0.0, used)
+        Bar(name, usd, percent(usd, longest), None if whole is None else percent(usd, whole), used)
         for name, usd, used in amounts
     ]

@@ -19,7 +19,7 @@ class RayCluster:
                 node=node_id.hex(),
                 pool=info.node_type_name or UNNAMED,
                 began=info.start_time_ms / 1000,
-                ended=None if info.state == gcs_pb2.GcsNodeInfo.ALIVE else info.end_time_ms / 1000 or None,
+                ended=None if info.state == gcs_pb2.GcsNodeInfo.ALIVE else info.end_time_ms / 1000,
                 gpus=info.resources_total.get("GPU", 0.0),
                 cpus=info.resources_total.get("CPU", 0.0),
             )

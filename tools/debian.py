@@ -14,7 +14,8 @@ from tools.cache import once
 def unpacked(name: str, packages: Sequence[str]) -> Path:
     """The folder `name` of the cache with the packages' files, downloaded once per machine.
 
-    Raises `SetupError` where there is no `apt-get`, or it does not get them.
+    The version is the one that this machine's Debian has now, and no pin: its servers keep no older one. apt holds what
+    it downloads against Debian's signed lists. Raises `SetupError` where `apt-get` is not there or does not get them.
     """
 
     def unpack(folder: Path) -> None:

@@ -10,7 +10,7 @@ from modelfleet.infra.planning.plan import Plan
 
 
 class Observability(pulumi.ComponentResource):
-    """Children: PodMonitors, a PrometheusRule, and a ConfigMap per dashboard."""
+    """Children: PodMonitors, PrometheusRules, and a ConfigMap per dashboard."""
 
     def __init__(self, name: str, plan: Plan, *, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:kubernetes:Observability", name, None, opts)

@@ -22,7 +22,7 @@ TRIES: Final = 3
 
 @dataclass(frozen=True)
 class Revoked:
-    """How many secrets ended (None without a gateway), and whether all pods that take new requests know it."""
+    """How many secrets ended (None without a gateway), and whether all pods that take new connections know it."""
 
     secrets: int | None
     rolled: bool
@@ -31,9 +31,9 @@ class Revoked:
 def revoke(api: Api, namespace: str, names: Collection[str], *, pause: Callable[[float], None] = time.sleep) -> Revoked:
     """Take keys out of the Secret and have the gateway's Deployment roll its pods; waits `ROLLED_S` at most for them.
 
-    The Secret comes first, so that whichever pod starts next does not know them. Pods that end take no new connection,
-    finish their streams, and answer one more request at most on a connection that was idle. Raises `ApiError` and
-    `Unreachable`.
+    The Secret comes first, so that whichever pod starts next does not know them. A pod that ends answers as before
+    until its stop signal, which `_leave_s` waits for. From then on it finishes its streams, and answers one more
+    request at most on a connection that was idle. Raises `ApiError` and `Unreachable`.
     """
     found = _take_out(api, namespace, names)
     if found is None or api.get("apps/v1", "Deployment", GATEWAY, namespace) is None:
@@ -42,7 +42,9 @@ def revoke(api: Api, namespace: str, names: Collection[str], *, pause: Callable[
     template = {"metadata": {"annotations": {KEYS_ID: keys_id(key_map)}}}
     api.merge("apps/v1", "Deployment", GATEWAY, namespace, {"spec": {"template": template}})
     for _ in range(int(ROLLED_S / LOOK_EVERY_S)):
-        if _rolled(api.get("apps/v1", "Deployment", GATEWAY, namespace) or {}):
+        deployment = api.get("apps/v1", "Deployment", GATEWAY, namespace) or {}
+        if _rolled(deployment):
+            pause(_leave_s(deployment))
             return Revoked(ended, rolled=True)
         pause(LOOK_EVERY_S)
     return Revoked(ended, rolled=False)
@@ -68,6 +70,13 @@ def _take_out(api: Api, namespace: str, names: Collection[str]) -> tuple[str, in
             raise
         return key_map, len(gone)
     raise AssertionError("the last try returns or raises")
+
+
+def _leave_s(deployment: dict[str, Any]) -> int:
+    """Seconds between the decision to end a pod and its stop signal: what its first process sleeps (`preStop`)."""
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    (hook,) = [one["lifecycle"]["preStop"]["exec"]["command"] for one in containers if one["name"] == GATEWAY]
+    return int(hook[1])
 
 
 def _rolled(deployment: dict[str, Any]) -> bool:

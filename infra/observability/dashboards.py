@@ -119,12 +119,17 @@ def model_panels(plan: Plan, model: ModelPlan) -> list[Panel]:
 
 def money_panels(plan: Plan) -> list[Panel]:
     """Who takes the tokens; and what replicas cost, where the target has prices."""
-    stack = of_stack(plan)
-    by = "sum by ({}) (increase({}{}[1h]))"
+    # Cached prompts are in `prompt`, and thoughts in `completion` (serving/usage_metrics.py).
+    each_once = [of_stack(plan, kind=kind) for kind in ("prompt", "completion")]
+
+    def by(label: str) -> list[tuple[str, str]]:
+        parts = " or ".join(f"increase({TOKENS}{chosen}[1h])" for chosen in each_once)
+        return [(f"sum by ({label}) ({parts})", f"{{{{{label}}}}}")]
+
     found = [
-        Panel("Tokens in the last hour, by model", "short", [(by.format("model", TOKENS, stack), "{{model}}")]),
-        Panel("Tokens in the last hour, by key", "short", [(by.format("key", TOKENS, stack), "{{key}}")]),
-        Panel("Tokens in the last hour, by team", "short", [(by.format("team", TOKENS, stack), "{{team}}")]),
+        Panel("Tokens in the last hour, by model", "short", by("model")),
+        Panel("Tokens in the last hour, by key", "short", by("key")),
+        Panel("Tokens in the last hour, by team", "short", by("team")),
     ]
     priced = [(model, usd) for model in plan.models if (usd := _usd_per_replica(model))]
     if priced:

@@ -29,11 +29,11 @@ SAID: Final = {
 
 
 def rule_groups(plan: Plan) -> dict[str, Any]:
-    """A file of Prometheus rules, and the `spec` of a PrometheusRule: `{"groups": […]}`."""
-    goals = [_group(plan, model) for model in plan.models if model.slo]
-    alerts = [_filled(plan, model, row) for model in plan.models for row in _rows("model") if _applies(model, row)]
-    alerts += [_filled(plan, None, row) for row in _rows("stack")]
-    return {"groups": [*goals, {"name": f"modelfleet.{plan.stack}", "rules": alerts}]}
+    """A file of Prometheus rules: `{"groups": […]}`, one group per model, the stack's own last."""
+    alerts = [_filled(plan, None, row) for row in _rows("stack")]
+    return {
+        "groups": [*(_group(plan, one) for one in plan.models), {"name": f"modelfleet.{plan.stack}", "rules": alerts}]
+    }
 
 
 def _group(plan: Plan, model: ModelPlan) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def _group(plan: Plan, model: ModelPlan) -> dict[str, Any]:
             for window in goal.windows
         ]
         rules += [_burns(plan, model, goal, burn) for burn in goal.burns]
+    rules += [_filled(plan, model, row) for row in _rows("model") if _applies(model, row)]
     return {"name": f"modelfleet.{plan.stack}.{model.slug}", "rules": rules}
 
 

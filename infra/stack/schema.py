@@ -657,7 +657,7 @@ class Observability(StackSection):
 
     metrics: Literal["prometheus", "none"] = Field(
         "none",
-        description="`prometheus` makes PodMonitors, a PrometheusRule and dashboards for the Prometheus Operator that "
+        description="`prometheus` makes PodMonitors, PrometheusRules and dashboards for the Prometheus Operator that "
         "the cluster has; `modelfleet observability` writes files for any other Prometheus and Grafana.",
     )
     labels: dict[str, str] = Field(

@@ -14,6 +14,7 @@ from modelfleet.infra.local.processes import ProcessId, end_all, members, spawn
 from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, serve_environment
 from modelfleet.infra.names import mark
 from modelfleet.serving.scaling import QUEUES_VARIABLE
+from modelfleet.serving.usage import FOLDER_VARIABLE
 from tests.bare_python import bare_python
 from tests.ports import free_ports
 from tests.waiting import wait_until
@@ -39,6 +40,8 @@ class Cluster:
     serve_port: int
     metrics_port: int
     logs: Path
+    #: Records of usage and of node time.
+    usage: Path
     process: ProcessId
     #: Where the scaling policy asks the gateway how many requests wait: the metrics port of `front`.
     queues_port: int
@@ -137,9 +140,10 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     # As the local target: nothing that changes Python for Ray's workers, such as PYTHONPATH.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env = {**own, **ENVIRONMENT, **serve_environment(serve), **environment}
-    env[QUEUES_VARIABLE] = f"127.0.0.1:{queues}"
+    env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
-    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, folder / "session_latest" / "logs", process, queues)
+    logs = folder / "session_latest" / "logs"
+    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues)
 
 
 def _answers(cluster: Cluster) -> bool:

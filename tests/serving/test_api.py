@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shlex import split
 from typing import Any
@@ -26,12 +27,16 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from modelfleet.cli.endpoint import curl_example, wait_for_first_answer
+from modelfleet.cli.usage_report import report
 from modelfleet.infra.interchange.arguments import parse
 from modelfleet.infra.interchange.export import to_vllm
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
+from modelfleet.infra.reading.node_hours import read_node_hours
+from modelfleet.infra.reading.usage import read_usage
 from modelfleet.serving.config.load import load_models
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.node_hours import UNNAMED
 from tests.serving.cluster import ROOT, Cluster
 from tests.serving.conftest import EAGER, application, model
 from tests.serving.front import KEY, Front, front
@@ -261,6 +266,29 @@ def test_every_series_that_rules_and_dashboards_ask_for_is_on_a_scrape(
                 keep_scrape(name, text, plan)
     slug = API.replace("/", "--")
     assert f'haproxy_backend_http_responses_total{{proxy="model.{slug}",code="2xx"}}' in scrapes()["gateway"]
+
+
+def test_the_books_of_a_live_ray_have_its_node_its_replicas_and_who_asked(
+    cluster: Cluster, client: openai.OpenAI
+) -> None:
+    client.completions.create(model=API, prompt="a", max_tokens=64, extra_body={"ignore_eos": True})
+    since = datetime.now(UTC) - timedelta(hours=6)
+
+    def books() -> tuple[Any, Any] | None:
+        """A replica notes what it holds each minute: the line after the answer has the time of it."""
+        hours = read_node_hours(cluster.usage, since)
+        prices = {machine.pool: 3600.0 for machine in hours.machines}
+        found = report(read_usage(cluster.usage), hours, prices, by="key", stack="live", since="6h").books
+        paid = any((line.kind, line.model, line.name) == ("used", API, "tester") for line in found.lines)
+        return (hours, found) if paid else None
+
+    hours, found = wait_until(books, what="the books have the answer", seconds=150, every_s=2)
+    (machine,), (bill,) = hours.machines, found.pools
+    assert (machine.pool, bill.machines) == (UNNAMED, 1) and bill.node_hours > 0
+    mine = [one for one in hours.holdings if one.model == API]
+    assert all(one.share == pytest.approx(1 / 8) and machine.began <= one.began < one.ready for one in mine), mine
+    assert {line.kind for line in found.lines if line.model == API} == {"used", "cold-start", "idle"}
+    assert bill.cents == sum(line.cents for line in found.lines) > 0
 
 
 def test_the_files_runtime_environment_reaches_the_engine(gateway: Front) -> None:

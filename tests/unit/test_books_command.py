@@ -28,7 +28,7 @@ from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving import node_hours, usage
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.node_hours import NodeHours, RayNode
 from tests.unit.planning.test_plan_page import FRAME, in_browser
 from tests.unit.serving.test_usage import Answer, ask, meter_of
@@ -233,6 +233,15 @@ def test_a_price_that_is_none_is_refused(project: Path, price: str) -> None:
         run_usage("local", prices=[price])
 
 
+def test_records_that_cannot_be_read_are_one_message(project: Path) -> None:
+    for part in ("-nodes", "org--model"):
+        unread = project / "copies" / f"{part}/date=2999-01-01/hour=00/x.jsonl"
+        unread.mkdir(parents=True)
+        with pytest.raises(SetupError, match=r"x\.jsonl cannot be read: Is a directory"):
+            run_usage("local", records=project / "copies")
+        unread.rmdir()
+
+
 def test_two_forms_at_once_are_refused(project: Path) -> None:
     done = CliRunner().invoke(app, ["usage", "--json", "--html", "x.html"])
     assert done.exit_code == 1 and not Path("x.html").exists()
@@ -275,6 +284,12 @@ def test_the_picture_is_the_bill_however_many_there_are() -> None:
     assert drawn[MOST_BARS].name == "18 others" and drawn[MOST_BARS].usd == 18.0
     assert sum(bar.usd for bar in drawn) == found.usd == 62.0
     assert sum(bar.part for bar in drawn) == pytest.approx(100)
+
+
+def test_the_page_calls_an_unknown_price_unknown_and_a_known_one_by_all_its_digits() -> None:
+    hours = ReadHours(tuple(MachineTime(pool, pool, 0, HOUR_US) for pool in ("gpu", "other")), ())
+    page = usage_page(report([], hours, {"gpu": 1.3234}, by="key", stack="s", since="7d"))
+    assert ">? USD</span>" in page and "1.3234" in page and "0.00 USD</span>" not in page.split("free")[1]
 
 
 def test_the_page_needs_no_network_and_runs_nothing(tmp_path: Path) -> None:

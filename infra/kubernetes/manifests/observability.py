@@ -1,6 +1,6 @@
 """What a Prometheus Operator and a Grafana that the cluster has watch the stack by.
 
-Field names: prometheus-operator, pkg/apis/monitoring/v1 (podmonitor_types.go, prometheusrule_types.go).
+Field names: prometheus-operator 0.93.0, example/prometheus-operator-crd.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
 from modelfleet.infra.planning.plan import MonitoringPlan, Plan
 
 MONITORING_API: Final = "monitoring.coreos.com/v1"
-RULES: Final = "modelfleet"
 
 
 def observability(plan: Plan) -> list[Manifest]:
@@ -30,7 +29,7 @@ def observability(plan: Plan) -> list[Manifest]:
     return [
         _pod_monitor(plan, wanted, "ray", RAY_PODS, [("metrics", "/metrics")]),
         _pod_monitor(plan, wanted, GATEWAY, GATEWAY_PODS, ends),
-        _object(plan, MONITORING_API, "PrometheusRule", RULES, wanted.labels, spec=rule_groups(plan)),
+        *_rules(plan, wanted),
         *_dashboards(plan, wanted),
     ]
 
@@ -45,6 +44,21 @@ def _pod_monitor(
         "podMetricsEndpoints": [{"port": port, "path": path, "interval": f"{INTERVAL_S}s"} for port, path in ends],
     }
     return _object(plan, MONITORING_API, "PodMonitor", name, wanted.labels, spec=spec)
+
+
+def _rules(plan: Plan, wanted: MonitoringPlan) -> list[Manifest]:
+    """One object per group: the operator refuses one above 512 KiB (pkg/operator/rules.go, `MaxConfigMapDataSize`)."""
+    return [
+        _object(
+            plan,
+            MONITORING_API,
+            "PrometheusRule",
+            f"rules-{dns_name(group['name'])}-{digest(group['name'], 6)}",
+            wanted.labels,
+            spec={"groups": [group]},
+        )
+        for group in rule_groups(plan)["groups"]
+    ]
 
 
 def _dashboards(plan: Plan, wanted: MonitoringPlan) -> list[Manifest]:

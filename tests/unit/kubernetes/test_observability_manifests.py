@@ -80,8 +80,24 @@ def test_every_monitor_finds_pods_with_its_ports_and_the_policies_let_it_in(plan
 def test_the_operator_gets_the_rules_with_the_labels_by_which_it_chooses(plan: Plan) -> None:
     made = [one for one in observability(plan) if one["apiVersion"] == "monitoring.coreos.com/v1"]
     assert all(one["metadata"]["labels"]["release"] == "stack" for one in made)
-    (rules,) = [one for one in made if one["kind"] == "PrometheusRule"]
-    assert rules["spec"] == rule_groups(plan)
+    groups = [group for one in made if one["kind"] == "PrometheusRule" for group in one["spec"]["groups"]]
+    assert groups == rule_groups(plan)["groups"]
+
+
+def test_no_object_of_rules_grows_with_the_fleet(tmp_path: Path) -> None:
+    """The operator refuses rules above 512 KiB, which 27 models with three goals have together."""
+
+    def largest(*names: str) -> int:
+        models = [model(name, "L4") for name in names]
+        for one in models:
+            one["deployment_config"]["slo"] = {"ttft_p95_ms": 8000, "tpot_p95_ms": 800, "availability": 0.999}
+        folder = tmp_path / str(len(names))
+        made = observability(planned(folder, models, pools=[{**L4, "maxNodes": 9}], observability=WATCH))
+        rules = [one for one in made if one["kind"] == "PrometheusRule"]
+        assert len({one["metadata"]["name"] for one in rules}) == len(rules)
+        return max(len(json.dumps(one)) for one in rules)
+
+    assert largest("org/a", "org/b", "org/c") == largest("org/a")
 
 
 def test_dashboards_are_config_maps_that_kubernetes_takes(tmp_path: Path, plan: Plan) -> None:

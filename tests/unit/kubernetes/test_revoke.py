@@ -20,7 +20,7 @@ from modelfleet.infra.gateway.keys import Rotated, hash_key
 from modelfleet.infra.kubernetes import revoke as module
 from modelfleet.infra.kubernetes.api import ApiError
 from modelfleet.infra.kubernetes.gateway import Gateway
-from modelfleet.infra.kubernetes.manifests.gateway import gateway_deployment
+from modelfleet.infra.kubernetes.manifests.gateway import LEAVE_SECONDS, gateway_deployment
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys
 from modelfleet.infra.kubernetes.revoke import Revoked, revoke
 from modelfleet.infra.kubernetes.secrets import Secrets
@@ -97,7 +97,7 @@ def test_a_revoked_key_is_gone_with_its_old_secret_and_the_next_run_agrees() -> 
     server, pauses = Server(), list[float]()
     assert taken(server, "alice", pauses=pauses) == Revoked(2, rolled=True)
     assert server.steps == ["Secret", "Deployment"], "a pod that starts in between does not know it"
-    assert len(pauses) == 2, "until the pods are new"
+    assert pauses == [1.0, 1.0, LEAVE_SECONDS], "until the pods are new, and the old ones have their stop signal"
     server.of_next_run({name: one for name, one in KEYS.items() if name != "alice"})
 
 
@@ -187,6 +187,8 @@ def test_the_command_takes_it_out_of_the_cluster_before_the_stacks_file(
     (tmp_path / "stacks" / "Pulumi.prod.yaml").write_text(yaml.safe_dump({"config": config}))
     monkeypatch.chdir(tmp_path)
     server, removed = Server(rolls=rolls), list[list[str]]()
+    (first, _) = server.kept["Deployment"]["spec"]["template"]["spec"]["containers"]
+    first["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", "0"]
     server.close = lambda: None  # type: ignore[attr-defined]
     monkeypatch.setattr("modelfleet.doctor.readers.cluster.connect", lambda subject: server)
     monkeypatch.setattr(pulumi_run, "remove_config", lambda root, stack, path: removed.append(list(server.steps)))

@@ -62,6 +62,13 @@ def test_a_folder_with_files_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert [one.name for one in Path("watch").iterdir()] == ["mine"]
 
 
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path, monkeypatch, "local")
+    Path("file").write_text("")
+    with pytest.raises(InputErrors, match="file/below: .*cannot be written: Not a directory"):
+        run_observability("dev", out=Path("file/below"))
+
+
 def test_a_local_stack_is_told_that_it_has_no_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project(tmp_path, monkeypatch, "local")
     stack = Path("stacks/Pulumi.dev.yaml")

@@ -18,6 +18,7 @@ import yaml
 from modelfleet.infra.observability import dashboards, rule_groups
 from modelfleet.infra.planning import Plan
 from modelfleet.serving.config.schema import slug_of
+from modelfleet.serving.usage_metrics import KINDS
 from tests.ports import free_port
 from tests.unit.observability.models import KEPT, SCRAPES, queries, scraped_names, watched, with_slo
 from tests.waiting import wait_until
@@ -117,6 +118,15 @@ def test_dashboards_are_json_for_grafana_with_panels_that_do_not_overlap(plan: P
         assert json.loads(json.dumps(dashboard)) == dashboard
         places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
         assert len(set(places)) == len(places) and all(panel["targets"] for panel in dashboard["panels"])
+
+
+def test_no_token_is_twice_in_the_panels_of_tokens(plan: Plan) -> None:
+    """Cached prompts are counted as prompts too, and thoughts as completions (`TokenMetrics.count`)."""
+    asked = [text for where, text in queries(plan).items() if "Tokens in the last hour" in where]
+    assert len(asked) == 3
+    for text in asked:
+        assert set(re.findall(r'kind="([a-z_]+)"', text)) == {"prompt", "completion"} < KINDS.keys()
+        assert text.count("ray_modelfleet_tokens_total") == text.count("kind=") == 2
 
 
 def test_the_dashboard_of_a_model_draws_its_goals(plan: Plan) -> None:

@@ -228,7 +228,7 @@ def test_each_fault_fires_its_alert(
 
 @pytest.mark.parametrize("least", [0, 1])
 def test_a_model_that_may_sleep_has_no_replica_by_right(least: int) -> None:
-    rules = rule_groups(watched(model(CHAT, "L4", replicas=(least, 2))))["groups"][-1]["rules"]
+    rules = rule_groups(watched(model(CHAT, "L4", replicas=(least, 2))))["groups"][0]["rules"]
     assert ("ModelfleetNoReplica" in {rule["alert"] for rule in rules}) is bool(least)
 
 
