@@ -280,8 +280,8 @@ class _Drafting:
             self.note(f"deployment_config.{key}", "a model file does not take this option of Ray Serve")
         if self.workload.autoscaling:
             asked = self.workload.autoscaling
-            known = AutoscalingConfig.model_fields.keys() - SCALING_KEYS  # a `policy` of Serve's is another thing
-            scaling = {key: value for key, value in asked.items() if key in known}
+            taken = AutoscalingConfig.model_fields.keys() - SCALING_KEYS  # a `policy` of Serve's is another thing
+            scaling = {key: value for key, value in asked.items() if key in taken}
             for key in asked.keys() - scaling.keys():
                 self.note(f"autoscaling_config.{key}", "a model file does not take this option of Ray Serve")
             if scaling.get("max_replicas", 1) > scaling.get("min_replicas", 1):
