@@ -298,6 +298,8 @@ def test_a_model_goes_up_the_ladder_answers_on_the_other_card_and_returns_withou
 
     from modelfleet.serving.app import AppArgs, application
 
+    for others in list(ray_nodes.worker_nodes):  # a replica of this model would start on what they have left
+        ray_nodes.remove_node(others)
     data = model("org/climber", "L4")
     data["scaling_config"]["fallback"] = [{"accelerator": "A10G", "engine_kwargs": {"max_num_seqs": 16}}]
     data["deployment_config"] |= {"graceful_shutdown_timeout_s": 600, "graceful_shutdown_wait_loop_s": 0.2}
