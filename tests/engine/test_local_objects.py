@@ -92,6 +92,7 @@ def test_a_mirror_without_a_manifest_counts_as_absent_and_is_filled_again(local:
     assert _manifest(_objects(emulator))["model_id"] == "org/tiny"
 
 
+@pytest.mark.long(why="drift of one object; below an emulator loses all")
 def test_a_lost_file_is_noticed(local: Project, emulator: Emulator) -> None:
     local.up()
     (key,) = [key for key in _objects(emulator) if key.endswith("model.safetensors")]
@@ -100,6 +101,7 @@ def test_a_lost_file_is_noticed(local: Project, emulator: Emulator) -> None:
     assert key in _objects(emulator)
 
 
+@pytest.mark.long(why="drift of one object; below an emulator loses all")
 def test_code_that_somebody_replaced_is_written_again(local: Project, emulator: Emulator) -> None:
     """Its size was all that was compared, and Ray runs whatever is there."""
     local.up()

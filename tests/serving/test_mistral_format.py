@@ -63,7 +63,7 @@ def make_mistral_model(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="starts a vLLM of its own, a minute: LONG=1 runs it")
+@pytest.mark.long(why="starts a vLLM of its own")
 def test_a_checkpoint_in_mistrals_layout_answers(tmp_path: Path) -> None:
     ways = dict.fromkeys(("tokenizer_mode", "config_format", "load_format"), "mistral")
     engine: dict[str, Any] = {"engine_kwargs": {"dtype": "bfloat16", "max_num_seqs": 8, **ways}}

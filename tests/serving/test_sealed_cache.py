@@ -26,6 +26,8 @@ from modelfleet.serving.seal.copy import is_sealed
 from tests.serving.cluster import ENVIRONMENT, ROOT, Cluster
 from tests.serving.conftest import BUCKET, application, model
 
+pytestmark = pytest.mark.long(why="a Job and a replica compile with vLLM")
+
 KEY = "00112233445566ff"
 URI = f"s3://{BUCKET}/seals/test--sealed/{KEY}"
 #: vLLM 0.32 `compilation/decorators.py`: it loads what is there, or saves what it compiled.
@@ -81,7 +83,6 @@ def kernels(root: Path) -> dict[str, int]:
     return {path.relative_to(root).as_posix(): int(path.stat().st_mtime) for path in root.rglob("*.so")}
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="a Job and a replica compile with vLLM, minutes: LONG=1 runs it")
 def test_a_replica_on_another_node_compiles_nothing(
     job: str, args: dict[str, Any], cluster: Cluster, scratch: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +90,7 @@ def test_a_client_that_ends_is_one_message_and_what_was_measured_is_shown(
     assert [line.split("|")[2].strip() for line in said.out.splitlines()[2:]] == ["vllm serve, alone /v1"]
 
 
-@pytest.mark.skipif("LONG" not in os.environ, reason="imports vLLM and downloads guidellm's 240 MB once: LONG=1")
+@pytest.mark.long(why="imports vLLM and downloads guidellm's 240 MB once")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sorted(clients.CLIENTS))
 def test_a_real_client_asks_and_its_report_is_read(name: str, backend: Backend, tmp_path: Path) -> None:
