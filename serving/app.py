@@ -10,6 +10,7 @@ here: the process that builds the application may have no vLLM at all.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from modelfleet.serving.mirror import status
 from modelfleet.serving.mirror.proof import Expected
 from modelfleet.serving.mirror.waiting import wait_until_complete
 from modelfleet.serving.replica import VllmReplica
+from modelfleet.serving.scaling import QUEUES_VARIABLE
 
 
 class WeightsArgs(BaseModel):
@@ -88,7 +90,9 @@ def application(replica: type, args: AppArgs) -> Application:
         placement_group_bundles=placement_bundles(model),
         placement_group_strategy=model.scaling_config.placement_strategy,
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
-        **deployment_options(model),
+        # A cluster's controller has none of our code, and an option in Serve's file makes it import a policy once more
+        # (Ray 2.60 `serve/_private/application_state.py`, `override_deployment_info`). Only the local head has both.
+        **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ),
     )
     cards = [[card.model_dump(mode="json") for card in args.cards]] if args.cards else []
     bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), *cards)

@@ -127,8 +127,11 @@ def _runtime_env(model: ModelConfig) -> dict[str, Any]:
     return merged
 
 
-def deployment_options(model: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of Ray Serve's `Deployment.options`, without the placement group."""
+def deployment_options(model: ModelConfig, *, own_policy: bool = True) -> dict[str, Any]:
+    """Keyword arguments of Ray Serve's `Deployment.options`, without the placement group.
+
+    Without `own_policy` Serve scales by its own.
+    """
     config = model.deployment_config
     options: dict[str, Any] = config.model_dump(
         include={
@@ -147,7 +150,9 @@ def deployment_options(model: ModelConfig) -> dict[str, Any]:
     if config.autoscaling_config is None:
         options["num_replicas"] = config.num_replicas or 1
     else:
-        options["autoscaling_config"] = autoscaling_options(config.autoscaling_config, config.max_ongoing_requests)
+        options["autoscaling_config"] = autoscaling_options(
+            config.autoscaling_config, config.max_ongoing_requests, own_policy=own_policy
+        )
     return options
 
 
@@ -162,7 +167,7 @@ def queue_per_replica(model: ModelConfig) -> int | None:
     return None if config.max_queued_requests < 0 else config.max_queued_requests
 
 
-def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any]:
+def autoscaling_options(config: AutoscalingConfig, places: int, *, own_policy: bool = True) -> dict[str, Any]:
     """Ray Serve's `autoscaling_config`, for replicas with `places` of requests at a time.
 
     All policies but Serve's own are `ScalingPolicy`. Its delays are windows of what it has seen, so Serve adds none of
@@ -170,7 +175,7 @@ def autoscaling_options(config: AutoscalingConfig, places: int) -> dict[str, Any
     replicas.
     """
     options = config.model_dump(exclude_none=True, exclude=set(SCALING_KEYS))
-    if config.policy == "ray_serve":
+    if config.policy == "ray_serve" or not own_policy:
         return options
     asked_s, last_s = config.downscale_delay_s, config.downscale_to_zero_delay_s
     up_s = UPSCALE_S if config.upscale_delay_s is None else config.upscale_delay_s

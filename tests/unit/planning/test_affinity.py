@@ -46,3 +46,16 @@ def test_ray_serve_llm_alone_does_not_get_them() -> None:
     deployment = application["args"]["llm_configs"][0]["deployment_config"]
     assert deployment["max_ongoing_requests"] == 7 and "prefix_cache_affinity" not in deployment
     assert "prefix_cache_affinity" in text, "it stands in the comments that an import reads back"
+
+
+def test_a_cluster_says_which_named_keys_have_no_effect_there() -> None:
+    scaling = {"max_replicas": 2, "policy": "kv_use", "target_kv_use": 0.5}
+    one = model(deployment={"prefix_cache_affinity": True, "autoscaling_config": scaling})
+    said = {
+        "found kv_use; in a cluster Ray Serve's own policy decides: write ray_serve",
+        "has no effect in a cluster: Ray Serve's HAProxy chooses the replica there; take it out",
+    }
+    plans = [planned([one], stack(pool(), target=target)) for target in ("eks", "local")]
+    in_a_cluster, here = ({notice.message for notice in plan.notices} for plan in plans)
+    assert said <= in_a_cluster
+    assert not said & here

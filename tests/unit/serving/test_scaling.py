@@ -15,7 +15,7 @@ import pytest
 
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import deployment_options
-from modelfleet.serving.scaling import Aim, Sample, ScalingPolicy, Want, addresses, settled, wanted
+from modelfleet.serving.scaling import QUEUES_VARIABLE, Aim, Sample, ScalingPolicy, Want, addresses, settled, wanted
 from modelfleet.serving.waiting import Places
 from tests.bare_python import bare_python
 from tools.scaling.simulate import run
@@ -147,7 +147,7 @@ def test_the_trace_is_the_same_everywhere() -> None:
     assert all(one.at <= after.at for one, after in pairwise(trace.arrivals))
 
 
-def scaled(**autoscaling: Any) -> dict[str, Any]:
+def scaled_model(**autoscaling: Any) -> ModelConfig:
     data = {
         "deployment_config": {"max_ongoing_requests": 16, "autoscaling_config": {"max_replicas": 8, **autoscaling}},
         "engine_config": {"model_id": "test/scaled"},
@@ -157,8 +157,29 @@ def scaled(**autoscaling: Any) -> dict[str, Any]:
             "resources_per_worker": {"accelerator_type:CPU": 0.001},
         },
     }
-    options: dict[str, Any] = deployment_options(ModelConfig.model_validate(data))["autoscaling_config"]
+    return ModelConfig.model_validate(data)
+
+
+def scaled(**autoscaling: Any) -> dict[str, Any]:
+    options: dict[str, Any] = deployment_options(scaled_model(**autoscaling))["autoscaling_config"]
     return options
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_only_a_head_that_has_our_code_gets_our_policy(local: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option in Serve's file makes a cluster's controller import it, which fails there."""
+    from modelfleet.serving.app import AppArgs, application
+
+    monkeypatch.delenv(QUEUES_VARIABLE, raising=False)
+    if local:
+        monkeypatch.setenv(QUEUES_VARIABLE, "/folder/gateway-queues")
+
+    class Replica:
+        async def __serve_build_asgi_app__(self) -> None: ...
+
+    made = application(Replica, AppArgs(model=scaled_model()))
+    policy = made._bound_deployment._deployment_config.autoscaling_config.policy
+    assert policy.is_default_policy_function() is not local
 
 
 def test_serves_own_policy_is_left_as_it_is() -> None:
