@@ -53,6 +53,7 @@ def test_an_absent_image_ends_the_run_with_its_name(other: NodesFleet) -> None:
     assert took < 300
 
 
+@pytest.mark.long(why="a stack more, 2 minutes")
 def test_a_secret_that_leads_nowhere_is_said_with_the_first_cause(other: NodesFleet) -> None:
     """The container that found out is gone by then; its last words are in its pod's status."""
     other.write(nodes=1, replicas=1)

@@ -37,7 +37,11 @@ from tools.kubernetes.node.serving_image import SERVING
 from tools.kubernetes.trial.port_forward import PortForward
 from tools.kubernetes.trial.trial import Trial
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.long(why="a second stack, 4 minutes; kwok and Ray show the same in tests/cluster"),
+]
 
 STACK, BUCKET = "changes", "fleet-changes"
 POOLS = [
