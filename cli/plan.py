@@ -84,12 +84,10 @@ def _show_diff(root: Path, revision: str, plan: Plan, *, as_json: bool, markdown
 
 
 def _write_html(plan: Plan, path: Path) -> None:
+    from modelfleet.cli.page import write_page
     from modelfleet.cli.plan_html import plan_page
 
-    try:
-        path.write_text(plan_page(plan), encoding="utf-8")
-    except OSError as error:
-        raise InputErrors([Finding(str(path), 0, "", f"cannot be written: {error.strerror or error}")]) from None
+    write_page(plan_page(plan), path)
     output.say(f"wrote {path}, {path.stat().st_size / 1024:.0f} KiB; it needs no network")
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from modelfleet.cli.page import page_environment
 from modelfleet.cli.plan_table import (
     copies_text,
     fits_text,
@@ -27,8 +25,6 @@ from modelfleet.cli.plan_table import (
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import CostRange, GpuMemory, PoolPlan
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 #: The page draws at most this many nodes of a pool; above that it gives their number.
 MAX_DRAWN_NODES = 32
 
@@ -45,13 +41,7 @@ class Segment:
 
 def plan_page(plan: Plan) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["usd"] = usd
     functions = (
         segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,

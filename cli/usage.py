@@ -113,12 +113,10 @@ def _prices(root: Path, stack: LoadedStack, hours: NodeHours, given: Mapping[str
 
 
 def _write_html(found: Report, path: Path) -> None:
+    from modelfleet.cli.page import write_page
     from modelfleet.cli.usage_html import usage_page
 
-    try:
-        path.write_text(usage_page(found), encoding="utf-8")
-    except OSError as error:
-        raise InputErrors([Finding(str(path), 0, "", f"cannot be written: {error.strerror or error}")]) from None
+    write_page(usage_page(found), path)
     output.say(f"wrote {path}; it needs no network")
 
 

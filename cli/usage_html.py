@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from modelfleet.cli.page import page_environment
 from modelfleet.cli.usage_report import Report
 
-TEMPLATES = Path(__file__).parent / "templates"
 #: The picture has so many names, the dearest; the rest is one bar.
 MOST_BARS = 12
 
@@ -30,13 +27,7 @@ class Bar:
 
 def usage_page(report: Report) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["usd"] = lambda usd: "?" if usd is None else f"{usd:,.2f}"
     environment.filters["number"] = lambda number: f"{number:,}"
     return environment.get_template("usage.html.j2").render(report=report, bars=bars(report))
