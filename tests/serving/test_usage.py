@@ -146,7 +146,8 @@ def test_a_stream_without_include_usage_is_counted_and_so_is_an_adapter(metered:
     answer = metered.post(model=ADAPTER, max_tokens=9, stream=True, key=BOB, headers={"x-request-id": "stream"})
     events = [line for line in answer.iter_lines() if line.startswith(b"data: {")]
     record = metered.record_of("stream")
-    assert record["completion_tokens"] == 9 and len(events) >= 9 and b'"usage"' not in events[-1]
+    # A reader that is slower than the engine gets several tokens in one event.
+    assert record["completion_tokens"] == 9 and events and b'"usage"' not in events[-1]
     assert (record["key"], record["team"], record["adapter"]) == ("bob", None, ADAPTER)
 
 
