@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelfleet.infra.gateway import access
+from modelfleet.infra.gateway import access, budgets
 from modelfleet.infra.gateway.answers import (
     RETRY_AFTER_BUSY_S,
     RETRY_AFTER_RATE_S,
@@ -181,6 +181,7 @@ def limits(gateway: GatewayPlan, folder: str) -> list[str]:
     if gateway.teams:
         lines.append("http-request track-sc1 var(txn.team) table teams if posts { var(txn.team) -m found }")
     lines += access.limits(gateway, folder) if gateway.keys or gateway.teams else []
+    lines += budgets.spent(gateway, folder)
     lines += _over(gateway, "open", "open requests", "at a time", RETRY_AFTER_BUSY_S, used="sc{0}_conn_cur,sub(1)")
     lines += _over(gateway, "requests", "requests", "per minute", RETRY_AFTER_RATE_S, used="sc_gpc_rate(0,{0})")
     for number, any_has in enumerate(access.has(gateway, "requests")):
@@ -214,16 +215,18 @@ def _over(gateway: GatewayPlan, limit: str, what: str, per: str, retry_after_s: 
 def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
     """Tokens per minute and key, charged on arrival: the most that the request's prompt and answers may take.
 
-    What an answer took is known only after its last byte, and for a stream only the stream says it. A limit that waits
-    for it lets through whatever arrives meanwhile. OpenAI and Azure also charge at admission.
+    What an answer took is known only after its last byte, and a limit that waits for it lets through whatever arrives
+    meanwhile. OpenAI and Azure also charge at admission. Then the replica corrects the charge (`budgets`).
     """
     if not gateway.counts_tokens:
         return []
     per = "per minute. A request counts with a quarter of its bytes and the max_tokens of each answer"
     longest = max((route.answer_tokens for route in gateway.routes), default=0)
+    settled, used = budgets.used(gateway)
     return [
         *_generates(),
-        *_over(gateway, "tokens", "tokens", per, RETRY_AFTER_RATE_S, used="sc_gpc_rate(1,{0})"),
+        *settled,
+        *_over(gateway, "tokens", "tokens", per, RETRY_AFTER_RATE_S, used=used),
         # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
@@ -235,6 +238,7 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
             if gateway.teams
             else []
         ),
+        *budgets.charged(gateway),
     ]
 
 
@@ -270,6 +274,7 @@ def all_tokens(gateway: GatewayPlan, folder: str) -> list[str]:
         *_generates(),
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates",
         *_counted("generates !form"),
+        *budgets.charged_unseen(gateway),
     ]
 
 

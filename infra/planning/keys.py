@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan
+from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, KeyPlan
 from modelfleet.infra.stack import LoadedStack
-from modelfleet.infra.stack.keys import Allowance
+from modelfleet.infra.stack.keys import Allowance, Budget
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.validation import near
 
@@ -25,6 +26,7 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
                 requests_per_minute=key.requests_per_minute or config.gateway.requests_per_minute,
                 tokens_per_minute=key.tokens_per_minute or config.gateway.tokens_per_minute,
                 concurrent_requests=key.concurrent_requests or config.gateway.concurrent_requests,
+                budget=_budget(key.budget),
                 team=key.team,
                 models=tuple(sorted(one for one in names if _in_all(one, globs))) if globs else None,
                 ends_at=key.ends_at,
@@ -41,9 +43,50 @@ def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
             team.requests_per_minute,
             team.tokens_per_minute,
             team.concurrent_requests,
+            _budget(team.budget),
         )
         for name, team in sorted(stack.config.teams.items())
     )
+
+
+def _budget(budget: Budget | None) -> BudgetPlan | None:
+    if budget is None:
+        return None
+    if budget.tokens is not None:
+        return BudgetPlan(budget.tokens, "tokens", budget.per)
+    return BudgetPlan(round((budget.usd or 0.0) * 1_000_000), "usd", budget.per)
+
+
+def with_prices(gateway: GatewayPlan, usd_per_million_tokens: Mapping[str, float | None]) -> GatewayPlan:
+    """The gateway with each model's price, by its id."""
+    routes = tuple(
+        replace(route, usd_per_million_tokens=usd_per_million_tokens.get(route.model_id)) for route in gateway.routes
+    )
+    return replace(gateway, routes=routes)
+
+
+def key_budget_findings(stack: LoadedStack, gateway: GatewayPlan, *, head_is_kept: bool) -> list[Finding]:
+    """Budgets in USD for a key that may use a model without a price, and a warning where a new Ray head forgets."""
+    unpriced = {
+        name: route.model_id
+        for route in gateway.routes
+        if route.usd_per_million_tokens is None
+        for name in route.model_ids
+    }
+    teams = {team.name: team for team in gateway.teams}
+    findings = []
+    for key in gateway.keys:
+        free = sorted({model for name, model in unpriced.items() if key.models is None or name in key.models})
+        own, team = key.budget, teams[key.team].budget if key.team else None
+        for path, budget in ((("keys", key.name), own), (("teams", key.team or ""), team)):
+            if free and budget is not None and budget.unit == "usd":
+                message = f"is in USD, but the plan knows no USD per million tokens of {', '.join(free)}; use tokens"
+                findings.append(stack.finding((*path, "budget"), message))
+    if gateway.has_budgets and not head_is_kept:
+        message = "has budgets, which begin anew when the Ray head is lost; `kubernetes.headStorage: valkey` keeps them"
+        at = "keys" if any(key.budget for key in gateway.keys) else "teams"
+        findings.append(stack.finding((at,), message, Severity.WARNING))
+    return list(dict.fromkeys(findings))
 
 
 def key_for(gateway: GatewayPlan, model_id: str, names: Iterable[str], now: float) -> str | None:

@@ -507,16 +507,28 @@ class Route:
     #: Conversations go to the replica that has their KV blocks, unless it has this percentage of the mean of open
     #: requests; 0: to the one with the fewest, as all other requests.
     hash_balance_factor: int = 0
+    #: USD per million output tokens, which budgets in USD count with; None where the plan knows none.
+    usd_per_million_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What a key or team may use in a day or month (UTC): `amount` in tokens, or in millionths of a USD."""
+
+    amount: int
+    unit: Literal["tokens", "usd"]
+    per: Literal["day", "month"]
 
 
 @dataclass(frozen=True)
 class AllowancePlan:
-    """Limits of a key or a team: requests and tokens per minute, and open requests."""
+    """Limits of a key or a team: requests and tokens per minute, open requests, and its budget."""
 
     name: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    budget: BudgetPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -554,6 +566,16 @@ class GatewayPlan:
     def counts_tokens(self) -> bool:
         """Whether anybody's tokens per minute are limited."""
         return bool(self.settings.tokens_per_minute) or any(one.tokens_per_minute for one in (*self.keys, *self.teams))
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether any key or team has a budget."""
+        return any(one.budget for one in (*self.keys, *self.teams))
+
+    @property
+    def settles(self) -> bool:
+        """Whether replicas tell the gateway what a request took. They know who asked by its key."""
+        return self.auth == "keys" and (self.counts_tokens or self.has_budgets)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from modelfleet.infra.stack.section import StackSection
 from modelfleet.serving.config.validation import Matching
@@ -16,6 +16,8 @@ KEY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
 PULUMI_MIDNIGHT = " 00:00:00 +0000 UTC"
 #: Before 1970 a key would have no end at all, and the midnight after 9999-12-31 is no day of Python's calendar.
 YEARS = range(2000, 9999)
+#: HAProxy keeps millions of a budget's unit in 32 bits.
+MOST_TOKENS, MOST_USD = 10**15, 10**9
 KeyName = Annotated[
     str,
     Matching(KEY_NAME_PATTERN, "1 to 63 letters, digits, `.`, `_`, `-`, beginning with a letter or digit"),
@@ -23,6 +25,27 @@ KeyName = Annotated[
 ModelGlob = Annotated[
     str, Matching(r"^[A-Za-z0-9._/*?\[\]!-]+\Z", "a model's id or its adapter's name; `*` and `?` match any")
 ]
+
+
+class Budget(StackSection):
+    """What a key, or all keys of a team together, may use in a day or month of the calendar, in UTC."""
+
+    tokens: PositiveInt | None = Field(
+        None, le=MOST_TOKENS, description="Tokens of prompts and answers together, as `modelfleet usage` counts them."
+    )
+    usd: PositiveFloat | None = Field(
+        None,
+        le=MOST_USD,
+        description="USD: the answers' tokens at the plan's USD per million output tokens of each model.",
+    )
+    per: Literal["day", "month"] = Field("month", description="The budget is whole again when the next one begins.")
+
+    @model_validator(mode="after")
+    def one_unit(self) -> Self:
+        """Tokens or USD, not both."""
+        if (self.tokens is None) == (self.usd is None):
+            raise ValueError("name either tokens or usd")
+        return self
 
 
 class Allowance(StackSection):
@@ -40,6 +63,7 @@ class Allowance(StackSection):
         None, description="Tokens per minute, counted as the gateway's; a key's default: the gateway's."
     )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests; a key's default: the gateway's.")
+    budget: Budget | None = Field(None, description="What it may use in a day or month; default: no end.")
     tags: dict[str, str] = Field(default_factory=dict, description="For the books, such as a cost centre.")
 
 
