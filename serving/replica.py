@@ -218,6 +218,7 @@ class VllmReplica:
         self._begin(self._exit_with_engine(gate))
         self._begin(metrics.run())
         self._begin(meter.run())
+        self._begin(meter.tell())
         return gate
 
     async def start_engine(self) -> ASGIApp:

@@ -2,8 +2,8 @@
 
 The gateway charges a request when it comes, by what it may take, and has to know later what it took: for its limits on
 tokens per minute, and for budgets by day and month. A stream says nothing after its last token, so the replica calls
-the gateway. Each request says where that is (`SETTLE`), which secret it believes, and which budgets it has for
-the key and its team. Once a second the replica sends one small request per key and gateway, only if there is something new.
+the gateway. Each request says where that is (`SETTLE`), which secret it believes, and which budgets it has for the key
+and its team. Once a second the replica sends one small request per key and gateway, if there is something new.
 
 What a key has used of a budget is a sum over all replicas, also those that ended. Each replica keeps its own sums
 in Ray's store (`Store`) under its own name, which only grow, and adds up what all wrote there. So nobody's words are
@@ -36,8 +36,8 @@ WINDOW_S = 60.0
 ANSWERS_S, FAILURES = 2.0, 3
 #: Seconds between two looks at what other replicas wrote, for each of them: no store has to bear more.
 LOOK_S_EACH = 0.05
-#: Seconds after which a gateway that asks for a key again is told again: it forgets who was silent for long.
-AGAIN_S = 3600.0
+#: Seconds without a token after which a key is looked at no more, until its next request: thousands may have a key.
+QUIET_S = 600.0
 #: Values of a name: tokens, and millionths of a USD.
 UNITS = {"tokens": 0, "usd": 1}
 
@@ -123,9 +123,11 @@ class Sums:
 
     def __init__(self) -> None:
         self.by_period: dict[str, dict[str, list[float]]] = {}
+        self._text = "{}"
 
     def add(self, asker: Asker, tokens: int, usd: float, now: float) -> None:
         """`usd` in millionths."""
+        self._text = ""
         current = set(periods(now).values())
         for old in self.by_period.keys() - current:
             del self.by_period[old]
@@ -138,7 +140,8 @@ class Sums:
 
     def text(self) -> str:
         """For the store."""
-        return json.dumps(self.by_period, separators=(",", ":"))
+        self._text = self._text or json.dumps(self.by_period, separators=(",", ":"))
+        return self._text
 
 
 def names_of(asker: Asker) -> list[str]:
@@ -146,15 +149,29 @@ def names_of(asker: Asker) -> list[str]:
     return [f"key:{asker.key}", *([f"team:{asker.team}"] if asker.team else [])]
 
 
+@dataclass(frozen=True)
+class _Used:
+    """What a key or team has used of a budget whose period ends then (seconds since 1970)."""
+
+    name: str
+    ends: int
+    amount: int
+
+    def headers(self) -> dict[str, str]:
+        kind = f"x-modelfleet-{self.name.partition(':')[0]}"
+        millions, rest = divmod(self.amount, MILLION)
+        return {f"{kind}-ends": str(self.ends), f"{kind}-millions": str(millions), f"{kind}-rest": str(rest)}
+
+
 @dataclass
 class _Open:
-    """What is still to be told to one gateway about one asker."""
+    """What is still to be told to one gateway about one asker, and what was told last."""
 
     budgets: tuple[str | None, str | None] = (None, None)
     more: float = 0.0
     less: float = 0.0
-    told: tuple[tuple[int, int], ...] | None = None
-    told_at: float = 0.0
+    told: tuple[_Used, ...] | None = None
+    heard_at: float = 0.0
 
 
 @dataclass
@@ -169,10 +186,19 @@ class _Known:
 class _Message:
     gateway: Gateway
     asker: Asker
-    headers: dict[str, str]
-    more: float
-    less: float
-    values: tuple[tuple[int, int], ...]
+    more: int
+    less: int
+    values: tuple[_Used, ...]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        said = {SECRET: self.gateway.secret, MORE: str(self.more), LESS: str(self.less)}
+        for name in names_of(self.asker):
+            kind, _, own = name.partition(":")
+            said[f"x-modelfleet-{kind}"] = own
+        for value in self.values:
+            said |= value.headers()
+        return said
 
 
 class Settling:
@@ -196,19 +222,23 @@ class Settling:
         self._gateways: dict[Gateway, _Known] = {}
         self._written = ""
         self._seeded = False
+        #: Whether the store did not answer last time: each replica then goes on with what it knows.
+        self._alone = False
         self._looked_at, self._look_every = -math.inf, 0.0
 
     def heard(self, asker: Asker, settle: Settle) -> None:
         """A request came."""
         one = self._gateways.setdefault(settle.gateway, _Known()).askers.setdefault(asker, _Open())
         one.budgets = settle.budgets
-        if self._clock() - one.told_at > AGAIN_S:
-            one.told = None
+        one.heard_at = time.monotonic()
 
-    def count(self, asker: Asker, prompt: int, completion: int, price: float) -> None:
-        """Tokens since the last call, of an open request or an ended one; `price` as in `Settle`."""
+    def count(self, asker: Asker, prompt: int, completion: int, settle: Settle | None) -> None:
+        """Tokens since the last call, of an open request or an ended one."""
+        if settle is not None:
+            self.heard(asker, settle)
         # A million tokens for `price` USD are `price` millionths of a USD for one.
-        self._own.add(asker, prompt + completion, completion * price, self._clock())
+        usd = completion * settle.price if settle else 0.0
+        self._own.add(asker, prompt + completion, usd, self._clock())
 
     def end(self, asker: Asker, settle: Settle, tokens: int, seconds: float) -> None:
         """A request ended after so many seconds, with so many tokens in all: its charge is corrected.
@@ -219,26 +249,24 @@ class Settling:
         known = self._gateways.get(settle.gateway)
         if settle.charge is None or known is None:
             return
-        one = known.askers.setdefault(asker, _Open(settle.budgets))
+        self.heard(asker, settle)
+        one = known.askers[asker]
         one.more += max(0, tokens - settle.charge)
         one.less += max(0, settle.charge - tokens) * min(1.0, max(0.0, 1 - seconds / WINDOW_S))
 
     def messages(self) -> list[_Message]:
         """What there is to tell now."""
         now = self._clock()
+        current = {period: (name, period_ends(period, now)) for period, name in periods(now).items()}
         found = []
         for gateway, known in self._gateways.items():
+            quiet = time.monotonic() - QUIET_S
+            known.askers = {asker: one for asker, one in known.askers.items() if one.heard_at > quiet}
             for asker, one in known.askers.items():
-                values = tuple(self._used(name, kind, now) for name, kind in self._budgets(asker, one))
+                named = zip(names_of(asker), one.budgets, strict=False)
+                values = tuple(_Used(name, *self._used(name, kind, current)) for name, kind in named if kind)
                 if int(one.more) or int(one.less) or (values and values != one.told):
-                    headers = {SECRET: gateway.secret, MORE: str(int(one.more)), LESS: str(int(one.less))}
-                    headers |= {f"x-modelfleet-{what}": said for what, said in _said(asker)}
-                    for (name, _), (ends, amount) in zip(self._budgets(asker, one), values, strict=True):
-                        kind = f"x-modelfleet-{name.partition(':')[0]}"
-                        millions, rest = divmod(amount, MILLION)
-                        headers |= {f"{kind}-ends": str(ends), f"{kind}-millions": str(millions)}
-                        headers |= {f"{kind}-rest": str(rest)}
-                    found.append(_Message(gateway, asker, headers, int(one.more), int(one.less), values))
+                    found.append(_Message(gateway, asker, int(one.more), int(one.less), values))
         return found
 
     def exchange(self, messages: Iterable[_Message], text: str) -> tuple[list[_Message], set[Gateway], set[Gateway]]:
@@ -248,8 +276,13 @@ class Settling:
         """
         try:
             self._share(text)
-        except Exception:  # the store is Ray's; without it budgets are this replica's alone until the next round
-            logger.exception("what keys have used cannot be shared with other replicas in this round")
+            self._alone = False
+        except Exception as error:  # noqa: BLE001 - the errors of Ray's store have no common base
+            if not self._alone:
+                logger.error(
+                    "what keys have used cannot be shared with other replicas until the head answers: %s", error
+                )
+            self._alone = True
         return _send(messages)
 
     def told(self, done: tuple[list[_Message], set[Gateway], set[Gateway]]) -> None:
@@ -260,7 +293,6 @@ class Settling:
             known.failures = 0
             one = known.askers[message.asker]
             one.more, one.less, one.told = one.more - message.more, one.less - message.less, message.values
-            one.told_at = self._clock()
         for gateway in silent:
             self._gateways[gateway].failures += 1
         lost = {gateway for gateway in silent if self._gateways[gateway].failures >= FAILURES}
@@ -272,16 +304,13 @@ class Settling:
         """This replica's sums, for the store."""
         return self._own.text()
 
-    def _budgets(self, asker: Asker, one: _Open) -> list[tuple[str, str]]:
-        return [(name, kind) for name, kind in zip(names_of(asker), one.budgets, strict=False) if kind is not None]
-
-    def _used(self, name: str, kind: str, now: float) -> tuple[int, int]:
+    def _used(self, name: str, kind: str, current: Mapping[str, tuple[str, int]]) -> tuple[int, int]:
         """When the budget's period ends, and what all replicas have counted for the name."""
         period, unit = kind.split("-")
-        current, at = periods(now)[period], UNITS[unit]
-        own = self._own.by_period.get(current, {}).get(name, (0, 0))[at]
-        others = self._others.get(current, {}).get(name, (0.0, 0.0))[at]
-        return period_ends(period, now), int(own + others)
+        (begun, ends), at = current[period], UNITS[unit]
+        own = self._own.by_period.get(begun, {}).get(name, (0, 0))[at]
+        others = self._others.get(begun, {}).get(name, (0.0, 0.0))[at]
+        return ends, int(own + others)
 
     def _share(self, text: str) -> None:
         if text not in (self._written, "{}"):
@@ -328,10 +357,6 @@ class Settling:
                     names.setdefault(name, [0, 0])[0] += record["prompt_tokens"] + record["completion_tokens"]
         for replica, by_period in found.items():
             self._store.put(replica, json.dumps(by_period, separators=(",", ":")), new=True)
-
-
-def _said(asker: Asker) -> list[tuple[str, str]]:
-    return [("key", asker.key), *([("team", asker.team)] if asker.team else [])]
 
 
 def _send(messages: Iterable[_Message]) -> tuple[list[_Message], set[Gateway], set[Gateway]]:

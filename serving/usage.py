@@ -221,9 +221,20 @@ class UsageMeter:
                     self._noted_at = time.monotonic()
                     self.note_open()
                 await self._files.sync()
-                await self._settle()
             except Exception:  # nobody else would see it
                 logger.exception("usage of open requests was not noted in this round")
+
+    async def tell(self) -> None:
+        """Tells the gateways each `PERIOD_S` what requests took, until cancelled; apart from `run`, as Ray may hang."""
+        there = self._settling
+        while there is not None:
+            await asyncio.sleep(PERIOD_S)
+            try:
+                for usage in list(self._open.values()):
+                    self._count(usage)
+                there.told(await asyncio.to_thread(there.exchange, there.messages(), there.own_text))
+            except Exception:  # nobody else would see it
+                logger.exception("the gateway was not told in this round what requests took")
 
     def end_what_is_through(self) -> None:
         """The last line of each request that was answered and that the engine has let go of since."""
@@ -274,16 +285,7 @@ class UsageMeter:
         before, usage.settled = usage.settled, usage.paid
         prompt, completion = (now - then for now, then in zip(usage.settled, before, strict=True))
         if prompt or completion:
-            self._settling.count(usage.asker, prompt, completion, usage.settle.price if usage.settle else 0.0)
-
-    async def _settle(self) -> None:
-        """Tells the gateways what is new."""
-        if self._settling is None:
-            return
-        for usage in list(self._open.values()):
-            self._count(usage)
-        there = self._settling
-        there.told(await asyncio.to_thread(there.exchange, there.messages(), there.own_text))
+            self._settling.count(usage.asker, prompt, completion, usage.settle)
 
 
 class HourFiles:

@@ -114,9 +114,10 @@ def replicas(store: Shared, tmp_path: Path) -> Iterator[Any]:
         server = uvicorn.Server(uvicorn.Config(meter, host="127.0.0.1", port=at, log_level="error", lifespan="off"))
 
         async def run() -> None:
-            noting = asyncio.create_task(meter.run())
+            beside = [asyncio.create_task(one) for one in (meter.run(), meter.tell())]
             await server.serve()
-            noting.cancel()
+            for task in beside:
+                task.cancel()
 
         threads.append(threading.Thread(target=lambda: asyncio.run(run()), daemon=True))
         threads[-1].start()

@@ -14,16 +14,16 @@ from typing import Literal
 import pytest
 
 from modelfleet.infra.gateway import Runtime, render
-from modelfleet.infra.gateway.files import BODIES_CFG, CHAT, HAPROXY_CFG, LUA
+from modelfleet.infra.gateway.files import BODIES_CFG, CHAT, HAPROXY_CFG, LUA, SETTLE_LUA
 from modelfleet.infra.gateway.maps import cards_map
 from modelfleet.infra.local.haproxy import find_binary
-from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
+from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, KeyPlan, Route
 from modelfleet.infra.stack.schema import Gateway
 from tests.cluster.fleet import model, planned
 
 HERE = Path(__file__).parent / "rendered"
 #: The package's own files, of which the gateway gets a copy.
-OWN, SOURCES = (LUA, CHAT), Path(__file__).parents[3] / "infra" / "gateway"
+OWN, SOURCES = (LUA, SETTLE_LUA, CHAT), Path(__file__).parents[3] / "infra" / "gateway"
 LOCAL = Runtime(
     bind="127.0.0.1:8000", folder="/gateway", run_folder="/run/gateway", key_map="/gateway/keys.map", metrics_bind="127.0.0.1:9101"
 )  # fmt: skip
@@ -58,6 +58,15 @@ CASES = {
         ),
         LOCAL,
         "127.0.0.1:8001",
+    ),
+    "budgets": (
+        replace(
+            plan_of(LARGE, replace(SMALL, usd_per_million_tokens=0.6)),
+            keys=(KeyPlan("search", budget=BudgetPlan(5_000_000, "tokens", "day"), team="web", models=("small",)),),
+            teams=(AllowancePlan("web", budget=BudgetPlan(250_500_000, "usd", "month")),),
+        ),
+        replace(POD, told_at="%[env(POD_IP)]:9101"),
+        "models-serve-svc.modelfleet-dev.svc:8000",
     ),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),

@@ -28,6 +28,9 @@ ALLOWANCE = {
     "requestsPerMinute": 60,
     "tokensPerMinute": 1000,
     "concurrentRequests": 8,
+    "budget.tokens": {"tokens": 1000},
+    "budget.usd": {"usd": 2.5},
+    "budget.per": {"tokens": 1000, "per": "day"},
     "tags": {"centre": "42"},
 }
 #: The new value by key. A key of a pool changes in the first pool.
@@ -220,7 +223,7 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.")
+        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.")
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
         if not rest:
             settings[first] = value
@@ -234,7 +237,9 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     demanded = (
         model("Qwen/Qwen3-8B", replicas=(0, 1)) if pools[0]["accelerator"] == "L4" else model("org/large", "A100-40G")
     )
-    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False)
+    # A budget in USD needs the model's price, and that its facts.
+    facts: dict[str, Any] = {"facts": None} if any(key.endswith("budget.usd") for key in changes) else {}
+    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False, **facts)
 
 
 def test_every_key_of_the_stack_file_is_tried() -> None:
