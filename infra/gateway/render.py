@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from math import ceil
 
-from modelfleet.infra.gateway import access, budgets, files, maps, rules
+from modelfleet.infra.gateway import access, budgets, files, jwt, maps, rules
 from modelfleet.infra.gateway.answers import OVERLOADED, RETRY_AFTER_DOWN_S, proxy_errors, refuses, serve_errors
 from modelfleet.infra.gateway.files import GatewayFiles, Runtime
 from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS, QUEUES
@@ -64,7 +64,8 @@ def render(
     texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
     if homes := maps.homes_map(gateway):
         texts[files.HOMES_MAP] = homes
-    if gateway.keys:
+    texts |= jwt.texts(gateway)
+    if gateway.entries:
         texts[files.ACCESS_MAP] = access.access_map(gateway)
     if gateway.teams:
         texts[files.TEAMS_MAP] = access.teams_map(gateway)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelfleet.infra.gateway import access, budgets
+from modelfleet.infra.gateway import access, budgets, jwt
 from modelfleet.infra.gateway.answers import (
     RETRY_AFTER_BUSY_S,
     RETRY_AFTER_RATE_S,
@@ -117,6 +117,7 @@ def keys(gateway: GatewayPlan, folder: str, key_map: str) -> list[str]:
         + " if { req.fhdr_cnt(authorization) gt 1 }",
         f"http-request set-var(txn.key) http_auth_bearer,{lookup}",
         f"http-request set-var(txn.key) req.fhdr(x-api-key),{lookup} unless {{ var(txn.key) -m found }}",
+        *jwt.token(gateway, folder),
         refusal + " unless { var(txn.key) -m found }",
         *drop,
         *access.ends(gateway, folder),
@@ -180,7 +181,7 @@ def limits(gateway: GatewayPlan, folder: str) -> list[str]:
     lines = ["http-request track-sc0 var(txn.key) table limits if posts"]
     if gateway.teams:
         lines.append("http-request track-sc1 var(txn.team) table teams if posts { var(txn.team) -m found }")
-    lines += access.limits(gateway, folder) if gateway.keys or gateway.teams else []
+    lines += access.limits(gateway, folder) if gateway.entries or gateway.teams else []
     lines += budgets.spent(gateway, folder)
     lines += _over(gateway, "open", "open requests", "at a time", RETRY_AFTER_BUSY_S, used="sc{0}_conn_cur,sub(1)")
     lines += _over(gateway, "requests", "requests", "per minute", RETRY_AFTER_RATE_S, used="sc_gpc_rate(0,{0})")
@@ -193,7 +194,7 @@ def _over(gateway: GatewayPlan, limit: str, what: str, per: str, retry_after_s: 
     """429 for a key, and for a team, that has used all of a limit."""
     lines = []
     own, teams = access.has(gateway, limit)
-    if own and not gateway.keys:
+    if own and not gateway.entries:
         most = {"open": "concurrent_requests", "requests": "requests_per_minute", "tokens": "tokens_per_minute"}[limit]
         number = getattr(gateway.settings, most)
         message = f"Too many {what} for this API key; allowed are {number} {per}."

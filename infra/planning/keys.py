@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, KeyPlan
+from modelfleet.infra.planning.plan import (
+    JWT_PREFIX,
+    AllowancePlan,
+    BudgetPlan,
+    GatewayPlan,
+    JwtKey,
+    JwtPlan,
+    KeyPlan,
+)
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.infra.stack.keys import Allowance, Budget
 from modelfleet.serving.config.errors import Finding, Severity
@@ -33,6 +41,44 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
             )
         )
     return tuple(plans)
+
+
+def jwt_plan(stack: LoadedStack, names: Sequence[str], keys: Sequence[JwtKey]) -> JwtPlan | None:
+    """The issuer of tokens, and what its tokens may: their team's models, or all; each has the gateway's limits."""
+    jwt, gateway = stack.config.jwt, stack.config.gateway
+    if jwt is None:
+        return None
+    teams = sorted(stack.config.teams) if jwt.team_claim else [None]
+    entries = tuple(
+        KeyPlan(
+            name=f"{JWT_PREFIX}{team or ''}",
+            requests_per_minute=gateway.requests_per_minute,
+            tokens_per_minute=gateway.tokens_per_minute,
+            concurrent_requests=gateway.concurrent_requests,
+            team=team,
+            models=_names(names, stack.config.teams[team].models) if team else None,
+        )
+        for team in teams
+    )
+    return JwtPlan(jwt.issuer, jwt.audience, jwt.name_claim, jwt.team_claim, tuple(keys), entries)
+
+
+def jwt_findings(stack: LoadedStack) -> list[Finding]:
+    """Tokens where nobody shows any, and a team's claim without teams."""
+    config = stack.config
+    if config.jwt is None:
+        return []
+    findings = []
+    if config.auth == "none":
+        findings.append(stack.finding(("jwt",), "is set, but auth is none, so nobody shows a token; leave auth out"))
+    if config.jwt.team_claim and not config.teams:
+        message = f"found {config.jwt.team_claim}, and no team is in modelfleet:teams; add them, or leave it out"
+        findings.append(stack.finding(("jwt", "teamClaim"), message))
+    return findings
+
+
+def _names(names: Sequence[str], globs: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if globs is None else tuple(sorted(one for one in names if _in_all(one, [globs])))
 
 
 def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
@@ -75,7 +121,7 @@ def key_budget_findings(stack: LoadedStack, gateway: GatewayPlan, *, head_is_kep
     }
     teams = {team.name: team for team in gateway.teams}
     findings = []
-    for key in gateway.keys:
+    for key in gateway.entries:
         free = sorted({model for name, model in unpriced.items() if key.models is None or name in key.models})
         own, team = key.budget, teams[key.team].budget if key.team else None
         for path, budget in ((("keys", key.name), own), (("teams", key.team or ""), team)):
@@ -105,6 +151,7 @@ def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
     """Unknown teams, globs that match nothing, keys that may use nothing or have no secret, and keys with auth none."""
     config = stack.config
     findings = [
+        *jwt_findings(stack),
         *_unknown_teams(stack),
         *(one for name, key in config.keys.items() for one in _unmatched(stack, "keys", name, key, names)),
         *(one for name, team in config.teams.items() for one in _unmatched(stack, "teams", name, team, names)),

@@ -544,6 +544,34 @@ class KeyPlan(AllowancePlan):
     ends_at: int | None = None
 
 
+#: Before the names that tokens give: no API key's name has a colon.
+JWT_PREFIX = "jwt:"
+
+
+@dataclass(frozen=True)
+class JwtKey:
+    """A public key of a token's issuer: its id, the algorithms that it is for, and its PEM."""
+
+    kid: str
+    algorithms: tuple[str, ...]
+    pem: str
+
+
+@dataclass(frozen=True)
+class JwtPlan:
+    """Whose tokens the gateway takes, what they say who asks and in which team, and the keys to verify them.
+
+    `entries` are what tokens may: one for each team (`jwt:<team>`), or one for all of them (`jwt:`).
+    """
+
+    issuer: str
+    audience: str
+    name_claim: str
+    team_claim: str | None
+    keys: tuple[JwtKey, ...]
+    entries: tuple[KeyPlan, ...]
+
+
 @dataclass(frozen=True)
 class GatewayPlan:
     """What HAProxy needs to know: the routes, whether it requires keys, the stack file's `gateway`, and who may what.
@@ -561,6 +589,13 @@ class GatewayPlan:
     teams: tuple[AllowancePlan, ...] = ()
     #: Gateways that run side by side, none of which knows what the others do.
     side_by_side: int = 1
+    #: None where only API keys open it.
+    jwt: JwtPlan | None = None
+
+    @property
+    def entries(self) -> tuple[KeyPlan, ...]:
+        """What keys and tokens may, by their names in HAProxy's map."""
+        return self.keys + (self.jwt.entries if self.jwt else ())
 
     @property
     def counts_tokens(self) -> bool:

@@ -58,11 +58,12 @@ from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
     CostRange,
+    GatewayPlan,
     GpuMemory,
     ImageSource,
+    JwtKey,
     LengthSource,
     MirrorPlan,
-    GatewayPlan,
     ModelPlan,
     Plan,
     PoolPlan,
@@ -118,6 +119,7 @@ def plan(
     image: ImageSource | None = None,
     machine: Machine | None = None,
     deploying: bool = True,
+    jwt_keys: Sequence[JwtKey] = (),
 ) -> Plan:
     """The plan of a stack. Pure: it reads no files and makes nothing.
 
@@ -125,7 +127,7 @@ def plan(
     the serving image is made from where the stack file names none; without it none is made. `machine` is this one, for
     target `local`; without it, its memory is no limit. Without `deploying` the plan is only shown, so a secret that is
     not set yet is just a warning. Raises `InputErrors` with every finding, each at the line of the model or stack file
-    that has to change.
+    that has to change. `jwt_keys` are the public keys of the issuer in `modelfleet:jwt`.
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
@@ -214,7 +216,7 @@ def plan(
         for choice, pool in zip(choices, pools, strict=True)
         for demand, cost_of_one in model_costs(choice, pool.cost)
     ]
-    gateway, found = _priced_gateway(stack, models, planned, head_is_kept=bool(head_storage))
+    gateway, found = _priced_gateway(stack, models, planned, jwt_keys, head_is_kept=bool(head_storage))
     findings += found
     mirrors = {one.prefix: one for model in planned for one in (model.mirror, *model.others) if one.prefix is not None}
     copied = list(mirrors.values())
@@ -256,12 +258,17 @@ def plan(
 
 
 def _priced_gateway(
-    stack: LoadedStack, models: Sequence[LoadedModel], planned: Sequence[ModelPlan], *, head_is_kept: bool
+    stack: LoadedStack,
+    models: Sequence[LoadedModel],
+    planned: Sequence[ModelPlan],
+    jwt_keys: Sequence[JwtKey],
+    *,
+    head_is_kept: bool,
 ) -> tuple[GatewayPlan, list[Finding]]:
     """The gateway with the models' prices, and warnings; raises `InputErrors` for a budget that nobody could count."""
     config = stack.config
     prices = {one.model_id: one.speed.usd_per_million_tokens for one in planned if one.speed is not None}
-    gateway = with_prices(gateway_plan(stack, models), prices)
+    gateway = with_prices(gateway_plan(stack, models, jwt_keys), prices)
     kept = head_is_kept or config.target.on_this_machine or config.kubernetes.redis_address is not None
     findings = key_budget_findings(stack, gateway, head_is_kept=kept)
     if errors := errors_in(findings):

@@ -13,6 +13,7 @@ from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.adapters import with_listed_adapters
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.image import image_source
+from modelfleet.infra.reading.jwks import read_jwks
 from modelfleet.infra.reading.machine import this_machine
 from modelfleet.infra.reading.measured import known_catalog
 from modelfleet.infra.reading.models import read_facts
@@ -103,6 +104,9 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
     known = known_catalog(root)
     facts, unrunnable = read_facts(models, root, stack, network=network, catalog=known)
     errors += unrunnable
+    # A run that deploys asks the issuer, too: its keys are in the gateway's files.
+    jwt_keys, issuer = read_jwks(stack, root, network=network or deploying)
+    errors += errors_in(issuer)
     catalog = with_known_prices(known, stack, root, network=network)
     try:
         made = plan(
@@ -114,6 +118,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
             image=image_source() if stack.config.target.makes_cluster else None,
             machine=this_machine(stack, root) if stack.config.target.on_this_machine else None,
             deploying=deploying,
+            jwt_keys=jwt_keys,
         )
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
@@ -123,7 +128,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
         signed += signature_findings(made, network=network or deploying)
     if errors := [*errors, *errors_in(signed)]:
         raise InputErrors(errors)
-    return replace(made, notices=tuple(sorted([*workspace.findings, *listed, *made.notices, *signed])))
+    return replace(made, notices=tuple(sorted([*workspace.findings, *listed, *made.notices, *signed, *issuer])))
 
 
 def model_files(root: Path, stack: LoadedStack) -> tuple[list[Path], list[Finding]]:

@@ -27,6 +27,11 @@ ModelGlob = Annotated[
 ]
 
 
+Claim = Annotated[
+    str, Matching(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z", "a claim's name, such as sub or org.team")
+]
+
+
 class Budget(StackSection):
     """What a key, or all keys of a team together, may use in a day or month of the calendar, in UTC."""
 
@@ -102,6 +107,25 @@ class ApiKey(Allowance):
 
 class Team(Allowance):
     """Keys that share limits."""
+
+
+class Jwt(StackSection):
+    """Tokens of an OIDC issuer that the gateway takes beside API keys."""
+
+    issuer: Annotated[
+        str, Matching(r"^https://[\x21\x23-\x26\x28-\x5b\x5d-\x7e]+\Z", "the `iss` of its tokens, https://…")
+    ]
+    audience: Annotated[
+        str, Matching(r"^[A-Za-z0-9][\x21\x23-\x26\x28-\x5b\x5d-\x7e]*\Z", "the `aud` of tokens for this service")
+    ]
+    jwks: Annotated[
+        str,
+        Matching(r"^(https://\S+|(?!/)[A-Za-z0-9._/-]+\.json)\Z", "an https:// URL, or a .json file of the project"),
+    ] = Field(description="The issuer's key set: `jwks_uri` of its /.well-known/openid-configuration, or a file.")
+    name_claim: Claim = Field("sub", description="Who it is, in usage, logs and limits: `jwt:` and this claim.")
+    team_claim: Claim | None = Field(
+        None, description="One of `teams`, whose models and limits it has; default: all models, no team."
+    )
 
 
 Keys = dict[KeyName, ApiKey]
