@@ -17,7 +17,7 @@ TIMEOUT_S: Final = 10.0
 MOST_BYTES: Final = 1 << 20
 #: Fewer bits are no protection (RFC 7518, 3.3).
 FEWEST_BITS: Final = 2048
-RSA: Final = ("RS256", "RS384", "RS512")
+RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 CURVES: Final[Mapping[str, str]] = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
 #: A key id becomes a word of HAProxy's maps, between `|` and a blank.
 KID: Final = re.compile(r"[\x21-\x7b\x7d\x7e]{1,200}")
@@ -33,7 +33,7 @@ def read_jwks(stack: LoadedStack, root: Path, *, network: bool) -> tuple[tuple[J
     if jwt is None:
         return (), []
     if jwt.jwks.startswith("https://") and not network:
-        message = "the issuer's keys are read by `modelfleet up`, not now"
+        message = f"the issuer's keys are read when {stack.name} is deployed, not now"
         return (), [stack.finding(("jwt", "jwks"), message, Severity.NOTICE)]
     try:
         found, left_out = keys_of(_text(jwt.jwks, root))

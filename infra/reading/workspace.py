@@ -86,16 +86,22 @@ def _paths(name: str, patterns: Sequence[str | Path], root: Path) -> tuple[list[
     return list(found), findings
 
 
-def make_plan(root: Path, stack_name: str, *, network: bool = False, deploying: bool = True) -> Plan:
+def make_plan(
+    root: Path, stack_name: str, *, network: bool = False, deploying: bool = True, ask_issuer: bool = False
+) -> Plan:
     """Read the files and plan; raises `InputErrors` with the faults of all files and of the plan at once.
 
     `network` allows AWS's prices, the mirror and the Hub to supply what the catalog lacks. `deploying` is False when
-    the plan is only shown.
+    the plan is only shown. `ask_issuer`: the gateway's files are made of it, so the keys in `jwt.jwks` are read from
+    their URL.
     """
-    return plan_workspace(read_workspace(root, stack_name), root, network=network, deploying=deploying)
+    workspace = read_workspace(root, stack_name)
+    return plan_workspace(workspace, root, network=network, deploying=deploying, ask_issuer=ask_issuer)
 
 
-def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, deploying: bool = True) -> Plan:
+def plan_workspace(
+    workspace: Workspace, root: Path, *, network: bool = False, deploying: bool = True, ask_issuer: bool = False
+) -> Plan:
     """`make_plan` for what was read already."""
     errors = errors_in(workspace.findings)
     stack = workspace.stack
@@ -104,8 +110,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
     known = known_catalog(root)
     facts, unrunnable = read_facts(models, root, stack, network=network, catalog=known)
     errors += unrunnable
-    # A run that deploys asks the issuer, too: its keys are in the gateway's files.
-    jwt_keys, issuer = read_jwks(stack, root, network=network or deploying)
+    jwt_keys, issuer = read_jwks(stack, root, network=network or ask_issuer)
     errors += errors_in(issuer)
     catalog = with_known_prices(known, stack, root, network=network)
     try:

@@ -114,10 +114,10 @@ class Jwt(StackSection):
 
     issuer: Annotated[
         str, Matching(r"^https://[\x21\x23-\x26\x28-\x5b\x5d-\x7e]+\Z", "the `iss` of its tokens, https://…")
-    ]
+    ] = Field(description="The `iss` of its tokens, to the letter.")
     audience: Annotated[
         str, Matching(r"^[A-Za-z0-9][\x21\x23-\x26\x28-\x5b\x5d-\x7e]*\Z", "the `aud` of tokens for this service")
-    ]
+    ] = Field(description="The `aud` of tokens for this service.")
     jwks: Annotated[
         str,
         Matching(r"^(https://\S+|(?!/)[A-Za-z0-9._/-]+\.json)\Z", "an https:// URL, or a .json file of the project"),

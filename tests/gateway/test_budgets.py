@@ -299,3 +299,20 @@ def test_a_large_bodys_charge_is_whole_when_it_is_settled(make_gateway: Make) ->
     charge = int(gateway.backend.last.headers["x-modelfleet-charge"])
     assert 32_768 + 7777 <= charge <= 100_100 + 7777
     assert "x-modelfleet-asked" not in gateway.backend.last.headers
+
+
+def test_ten_thousand_keys_with_budgets_start_in_seconds_and_cost_a_request_nothing(make_gateway: Make) -> None:
+    """Maps are trees: a hash and two names are looked up among 10,000 as among two."""
+    names = [f"key-{number}" for number in range(10_000)]
+    secrets = {name: f"sk-number-{name:>24}".replace(" ", "0") for name in names}
+    who = tuple(KeyPlan(name, 5000, 10_000_000, 8, budget=day_budget(10**9)) for name in names)
+    began = time.monotonic()
+    gateway = make_gateway(keys=secrets, routes=ROUTES, who=who, requests_per_minute=5000)
+    started = time.monotonic() - began
+    took = []
+    for name in (names[0], names[5000], names[-1]) * 10:
+        before = time.monotonic()
+        assert ask(gateway, 1, key=secrets[name]).status_code == 200
+        took.append(time.monotonic() - before)
+    assert gateway.backend.last.headers["x-modelfleet-key"] == names[-1]
+    assert started < 8 and sorted(took)[len(took) // 2] < 0.05, (started, took)

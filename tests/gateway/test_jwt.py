@@ -109,7 +109,17 @@ def ask(gateway: Gateway, key: str, model: str = "small") -> requests.Response:
 
 @pytest.mark.parametrize(
     ("algorithm", "signer"),
-    [("RS256", "rsa"), ("RS384", "rsa"), ("RS512", "rsa"), ("ES256", "P-256"), ("ES384", "P-384"), ("ES512", "P-521")],
+    [
+        ("RS256", "rsa"),
+        ("RS384", "rsa"),
+        ("RS512", "rsa"),
+        ("ES256", "P-256"),
+        ("ES384", "P-384"),
+        ("ES512", "P-521"),
+        ("PS256", "rsa"),
+        ("PS384", "rsa"),
+        ("PS512", "rsa"),
+    ],
 )
 def test_a_token_of_each_algorithm_opens_its_teams_models_under_its_own_name(
     gateway: Gateway, algorithm: str, signer: str

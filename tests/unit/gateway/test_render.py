@@ -17,7 +17,7 @@ from modelfleet.infra.gateway import Runtime, render
 from modelfleet.infra.gateway.files import BODIES_CFG, CHAT, HAPROXY_CFG, LUA, SETTLE_LUA
 from modelfleet.infra.gateway.maps import cards_map
 from modelfleet.infra.local.haproxy import find_binary
-from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, KeyPlan, Route
+from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, JwtKey, JwtPlan, KeyPlan, Route
 from modelfleet.infra.stack.schema import Gateway
 from tests.cluster.fleet import model, planned
 
@@ -32,6 +32,12 @@ POD = replace(
 )  # fmt: skip
 LARGE = Route("org/large", "org--large", ("org/large", "org/large-lora"), "A large one.")
 SMALL = Route("small", "small", ("small",), answer_tokens=2048)
+#: Of no private key that anybody has.
+PEM = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaX/b7CY/rRpziXJEhTi8vPLEArTF
+6jnT1UNbSEe8wuGoVKM4CquaWs2prdIUs1pwP74ApM397YKFn/sK941m5A==
+-----END PUBLIC KEY-----
+"""
 SLEEPY = Route("org/sleepy", "org--sleepy", ("org/sleepy",), scales_to_zero=True)
 
 
@@ -67,6 +73,22 @@ CASES = {
         ),
         replace(POD, told_at="%[env(POD_IP)]:9101"),
         "models-serve-svc.modelfleet-dev.svc:8000",
+    ),
+    "jwt": (
+        replace(
+            plan_of(LARGE, SMALL, requests_per_minute=60),
+            teams=(AllowancePlan("web", 1000),),
+            jwt=JwtPlan(
+                "https://login.example.org/",
+                "modelfleet",
+                "sub",
+                "org.team",
+                (JwtKey("2026-a", ("RS256",), PEM),),
+                (KeyPlan("jwt:web", 60, team="web", models=("small",)),),
+            ),
+        ),
+        LOCAL,
+        "127.0.0.1:8001",
     ),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),

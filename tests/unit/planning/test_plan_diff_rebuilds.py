@@ -33,6 +33,7 @@ ALLOWANCE = {
     "budget.per": {"tokens": 1000, "per": "day"},
     "tags": {"centre": "42"},
 }
+JWT = {"issuer": "https://login.example.org/", "audience": "models", "jwks": "https://login.example.org/keys"}
 #: The new value by key. A key of a pool changes in the first pool.
 CHANGES: dict[str, Any] = {
     "models": ["others-*"],
@@ -139,6 +140,11 @@ CHANGES: dict[str, Any] = {
     "trust.signers.publicKey": [{"weights": ["*"], "publicKey": PUBLIC_KEY}],
     "trust.signers.certificates": [{"weights": ["*"], "certificates": PUBLIC_KEY.replace("PUBLIC KEY", "CERTIFICATE")}],
     **{f"{section}.{name}": value for section in ("keys", "teams") for name, value in ALLOWANCE.items()},
+    "jwt.issuer": JWT,
+    "jwt.audience": {**JWT, "audience": "other"},
+    "jwt.jwks": {**JWT, "jwks": "https://login.example.org/other"},
+    "jwt.nameClaim": {**JWT, "nameClaim": "email"},
+    "jwt.teamClaim": {**JWT, "teamClaim": "org.team"},
     "keys.expires": "2030-12-31",
     "keys.team": "search",
 }
@@ -177,6 +183,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
     **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams."))},
     "keys.team": {"auth": "keys", "teams.requestsPerMinute": 60},
+    **{key: {"auth": "keys"} for key in CHANGES if key.startswith("jwt.")},
+    "jwt.teamClaim": {"auth": "keys", "teams.requestsPerMinute": 60},
     **{key: {"mirror.image": "registry.example/mirror:1"} for key in CHANGES if key.startswith("trust.signers.")},
 }
 #: Keys of what only target eks makes, or that differ there.
@@ -225,7 +233,7 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
         first, _, rest = key.partition(".")
         objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.")
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
-        if not rest:
+        if not rest or first == "jwt":
             settings[first] = value
         elif first == "pools":
             settings["pools"][0][rest] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -230,3 +231,32 @@ def test_a_gateway_that_is_gone_is_forgotten_after_some_rounds(caplog: pytest.Lo
         assert one._gateways
         one.told(one.exchange(one.messages(), one.own_text))
     assert not one._gateways and "does not hear" in caplog.text
+
+
+def test_a_round_for_ten_thousand_keys_holds_the_event_loop_for_no_time_that_streams_notice() -> None:
+    """Only `messages` and `own_text` run there; the best of five, as the machine may be busy."""
+    one = Settling("a", Shared(), clock=Clock())
+    for number in range(10_000):
+        one.count(Asker(f"key-{number}", "web"), 3, 4, settle(DAY, MONTH))
+    one.told((one.messages(), set(), set()))
+    took = []
+    for _ in range(5):
+        began = time.thread_time()
+        assert not one.messages()
+        assert one.own_text
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.1, took
+
+
+def test_a_key_that_was_quiet_is_looked_at_no_more_until_it_asks_again(
+    told: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Settling("a", Shared(), clock=Clock())
+    one.count(ALICE, 3, 4, settle(DAY))
+    round_of(one)
+    later = time.monotonic() + settling.QUIET_S + 1
+    monkeypatch.setattr(settling.time, "monotonic", lambda: later)
+    assert not one.messages() and not one._gateways[GATEWAY].askers
+    one.heard(ALICE, settle(DAY))
+    round_of(one)
+    assert [used(heard) for heard in told] == [7, 7]
