@@ -103,6 +103,7 @@ def _key(key: Any) -> JwtKey | None:
     kid, kind = key.get("kid"), key.get("kty")
     if not isinstance(kid, str) or not KID.fullmatch(kid):
         raise ValueError("has no `kid` of 1 to 200 visible characters, without `|`")
+    algorithms: tuple[str, ...]
     if kind == "RSA":
         algorithms, pem = RSA, _rsa(_number(key, "n"), _number(key, "e"))
     elif kind == "EC" and key.get("crv") in CURVES:

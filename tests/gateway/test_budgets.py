@@ -228,6 +228,18 @@ def test_after_a_restart_the_gateway_hears_what_was_used_within_two_rounds(make_
     assert ask(gateway, 1).status_code == 429
 
 
+def test_a_gateway_that_ended_is_forgotten_when_another_process_answers_in_its_place(
+    make_gateway: Make, replicas: Any
+) -> None:
+    replica = replicas()
+    gateway = before(make_gateway, replica, who=(KeyPlan("alice", budget=day_budget(1000)),))
+    ask(gateway, 1)
+    gateway.up()
+    ask(gateway, 1)
+    known = replica.meter._settling._gateways
+    wait_until(lambda: len(known) == 1, what="the first is forgotten", seconds=5)
+
+
 def test_a_new_replica_knows_what_an_ended_one_has_counted(make_gateway: Make, replicas: Any) -> None:
     first = replicas("first")
     gateway = before(make_gateway, first, who=(KeyPlan("alice", budget=day_budget(100)),))

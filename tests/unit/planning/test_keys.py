@@ -100,7 +100,7 @@ LLAMA = "meta-llama/Llama-2-7b-chat-hf"
 
 def test_budgets_are_the_keys_and_the_teams_in_tokens_or_millionths_of_a_usd() -> None:
     keys = {"a": {"team": "web", "budget": {"tokens": 5, "per": "day"}}, "b": {}}
-    config = {"auth": "keys", "keys": keys, "teams": {"web": {"budget": {"usd": 250.5}}}}
+    config: dict[str, Any] = {"auth": "keys", "keys": keys, "teams": {"web": {"budget": {"usd": 250.5}}}}
     made = stack(pool(instanceTypes=["g6.xlarge"]), secrets=("apiKeys",), **config)
     plan = planned([model(LLAMA)], made, facts=None)
     assert key_of(plan, "a").budget == BudgetPlan(5, "tokens", "day") and key_of(plan, "b").budget is None

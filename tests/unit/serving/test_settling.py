@@ -152,6 +152,7 @@ def test_a_day_begins_anew_a_month_goes_on_and_a_clock_that_jumps_back_counts_in
     one.count(ALICE, 3, 3, None)
     round_of(one)
     assert (used(told[-1]), used(told[-1], "team")) == (6, 6)
+    assert set(json.loads(one.own_text)) == {"2027-01-01", "2027-01"}, "what is over takes no room"
 
 
 def test_texts_of_an_earlier_month_go_and_those_of_ended_replicas_stay(told: list[dict[str, str]]) -> None:
@@ -255,7 +256,7 @@ def test_a_key_that_was_quiet_is_looked_at_no_more_until_it_asks_again(
     one.count(ALICE, 3, 4, settle(DAY))
     round_of(one)
     later = time.monotonic() + settling.QUIET_S + 1
-    monkeypatch.setattr(settling.time, "monotonic", lambda: later)
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     assert not one.messages() and not one._gateways[GATEWAY].askers
     one.heard(ALICE, settle(DAY))
     round_of(one)
