@@ -240,6 +240,19 @@ def test_a_gateway_that_ended_is_forgotten_when_another_process_answers_in_its_p
     wait_until(lambda: len(known) == 1, what="the first is forgotten", seconds=5)
 
 
+def test_what_is_used_at_another_gateway_and_replica_counts_here_within_three_rounds(
+    make_gateway: Make, replicas: Any
+) -> None:
+    """The bound that docs/keys.md states: a round to count, one to read what others wrote, one to tell."""
+    who = (KeyPlan("alice", budget=day_budget(1000)),)
+    here, there = (before(make_gateway, replicas(name), who=who) for name in ("here", "there"))
+    assert ask(here, 1).status_code == 200
+    assert ask(there, 2000).status_code == 200
+    began = time.monotonic()
+    refused(here)
+    assert time.monotonic() - began < 3 * usage.PERIOD_S + 0.4
+
+
 def test_a_new_replica_knows_what_an_ended_one_has_counted(make_gateway: Make, replicas: Any) -> None:
     first = replicas("first")
     gateway = before(make_gateway, first, who=(KeyPlan("alice", budget=day_budget(100)),))
