@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from modelfleet.infra.planning.plan import JwtKey
 from modelfleet.infra.stack import LoadedStack
-from modelfleet.serving.config.errors import Finding, Severity
+from modelfleet.serving.config.errors import Finding, SetupError, Severity
 
 TIMEOUT_S: Final = 10.0
 MOST_BYTES: Final = 1 << 20
@@ -27,16 +27,30 @@ class JwksError(Exception):
     """The key set cannot be read."""
 
 
-def read_jwks(stack: LoadedStack, root: Path, *, network: bool) -> tuple[tuple[JwtKey, ...], list[Finding]]:
-    """The issuer's usable keys, and what is wrong; without `network` a URL is a notice, and there are none."""
+class SilentIssuerError(JwksError):
+    """The issuer does not answer, which is nobody's fault here."""
+
+
+def read_jwks(
+    stack: LoadedStack, root: Path, *, network: bool, needed: bool = False
+) -> tuple[tuple[JwtKey, ...], list[Finding]]:
+    """The issuer's usable keys, and what is wrong; without `network` a URL is a notice, and there are none.
+
+    Raises `SetupError` where they are `needed` and the issuer does not answer; else that is a warning.
+    """
     jwt = stack.config.jwt
     if jwt is None:
         return (), []
-    if jwt.jwks.startswith("https://") and not network:
+    if jwt.jwks.startswith("https://") and not (network or needed):
         message = f"the issuer's keys are read when {stack.name} is deployed, not now"
         return (), [stack.finding(("jwt", "jwks"), message, Severity.NOTICE)]
     try:
         found, left_out = keys_of(_text(jwt.jwks, root))
+    except SilentIssuerError as error:
+        finding = stack.finding(("jwt", "jwks"), f"{jwt.jwks} {error}", Severity.WARNING)
+        if needed:
+            raise SetupError(finding.sentence()) from None
+        return (), [finding]
     except JwksError as error:
         return (), [stack.finding(("jwt", "jwks"), f"{jwt.jwks} {error}")]
     if not found:
@@ -58,7 +72,9 @@ def _text(where: str, root: Path) -> bytes:
     try:
         with stream("GET", where, timeout=TIMEOUT_S, follow_redirects=False) as answer:
             if not answer.is_success:
-                raise JwksError(f"answers with status {answer.status_code}; it has to be the key set's own address")
+                raise SilentIssuerError(
+                    f"answers with status {answer.status_code}; it has to be the key set's own address"
+                )
             data = b""
             for part in answer.iter_bytes():
                 data += part
@@ -66,7 +82,7 @@ def _text(where: str, root: Path) -> bytes:
                     break
             return data
     except (HTTPError, InvalidURL, OSError) as error:
-        raise JwksError(f"does not answer: {error}") from None
+        raise SilentIssuerError(f"does not answer: {error}") from None
 
 
 def keys_of(data: bytes) -> tuple[tuple[JwtKey, ...], list[str]]:

@@ -110,7 +110,7 @@ def plan_workspace(
     known = known_catalog(root)
     facts, unrunnable = read_facts(models, root, stack, network=network, catalog=known)
     errors += unrunnable
-    jwt_keys, issuer = read_jwks(stack, root, network=network or ask_issuer)
+    jwt_keys, issuer = read_jwks(stack, root, network=network, needed=ask_issuer)
     errors += errors_in(issuer)
     catalog = with_known_prices(known, stack, root, network=network)
     try:

@@ -15,7 +15,7 @@ from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import JwtKey, KeyPlan
 from modelfleet.infra.reading import jwks as reading
 from modelfleet.infra.reading.jwks import JwksError, keys_of, read_jwks
-from modelfleet.serving.config.errors import InputErrors, Severity
+from modelfleet.serving.config.errors import InputErrors, SetupError, Severity
 from tests.gateway.test_jwt import jwks, signers
 from tests.unit.planning.builders import model, planned, pool, stack
 from tests.unit.stack.test_load import HEAD, sentences
@@ -199,23 +199,29 @@ def test_the_issuer_is_asked_only_where_something_is_deployed(tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [
-        (503, b"", "answers with status 503"),
-        (302, b"", "answers with status 302"),
-        (200, b"<html>", "is no key set"),
-        (200, b"x" * (2 << 20), "has more than 1 MiB"),
-    ],
+    [(200, b"<html>", "is no key set"), (200, b"x" * (2 << 20), "has more than 1 MiB")],
 )
-def test_an_issuer_that_gives_no_keys_stops_the_run(
+def test_an_issuer_that_gives_no_keys_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, words: str
 ) -> None:
-    asked = answered(monkeypatch, status, body, location="http://elsewhere.example.org/keys")
+    answered(monkeypatch, status, body)
     found, (finding,) = read_jwks(stack(pool(), jwt=JWT), tmp_path, network=True)
     assert not found and words in finding.message and finding.severity is Severity.ERROR
-    assert len(asked) == 1, "no redirect is followed"
 
 
-def test_an_issuer_that_nobody_answers_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [302, 503])
+def test_an_issuer_that_does_not_answer_stops_a_run_that_deploys_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    asked = answered(monkeypatch, status, b"", location="http://elsewhere.example.org/keys")
+    found, (finding,) = read_jwks(stack(pool(), jwt=JWT), tmp_path, network=True)
+    assert not found and finding.severity is Severity.WARNING
+    with pytest.raises(SetupError, match=f"jwt.jwks: {JWT['jwks']} answers with status {status}"):
+        read_jwks(stack(pool(), jwt=JWT), tmp_path, network=False, needed=True)
+    assert len(asked) == 2, "no redirect is followed"
+
+
+def test_an_issuer_that_nobody_answers_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Really asked, at a port where nobody listens."""
     monkeypatch.setattr(reading, "TIMEOUT_S", 2.0)
     found, (finding,) = read_jwks(stack(pool(), jwt={**JWT, "jwks": "https://127.0.0.1:9/k"}), tmp_path, network=True)
