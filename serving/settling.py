@@ -18,7 +18,6 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,8 +33,11 @@ MILLION = 1_000_000
 WINDOW_S = 60.0
 #: Seconds for a gateway's answer, and how often it may fail until it counts as gone.
 ANSWERS_S, FAILURES = 2.0, 3
-#: Seconds between two looks at what other replicas wrote, for each of them: no store has to bear more.
-LOOK_S_EACH = 0.05
+#: Seconds between two looks at what other replicas wrote, for each of them, and bytes a second that a replica writes or
+#: reads: no store, and no event loop beside the thread that reads them, has to bear more.
+LOOK_S_EACH, BYTES_PER_S = 0.05, 200_000
+#: Seconds for which what an ended replica wrote stays. More than a month, as a clock may run ahead for a while.
+KEPT_S = 62 * 86400
 #: Seconds without a token after which a key is looked at no more, until its next request: thousands may have a key.
 QUIET_S = 600.0
 #: Values of a name: tokens, and millionths of a USD.
@@ -224,7 +226,8 @@ class Settling:
         self._seeded = False
         #: Whether the store did not answer last time: each replica then goes on with what it knows.
         self._alone = False
-        self._looked_at, self._look_every = -math.inf, 0.0
+        #: When the store may be used again, by the monotonic clock.
+        self._next_write = self._next_look = 0.0
 
     def heard(self, asker: Asker, settle: Settle) -> None:
         """A request came."""
@@ -313,25 +316,25 @@ class Settling:
         return ends, int(own + others)
 
     def _share(self, text: str) -> None:
-        if text not in (self._written, "{}"):
+        now = time.monotonic()
+        if text not in (self._written, "{}") and now >= self._next_write:
             self._store.put(self._replica, text)
-            self._written = text
+            self._written, self._next_write = text, now + len(text) / BYTES_PER_S
         if not any(any(one.budgets) for known in list(self._gateways.values()) for one in list(known.askers.values())):
             return
         if not self._seeded:
             self._seed()
             self._seeded = True
-        if time.monotonic() - self._looked_at < self._look_every:
+        if now < self._next_look:
             return
-        self._looked_at = time.monotonic()
         texts = {replica: text for replica, text in self._store.all().items() if replica != self._replica}
-        self._look_every = LOOK_S_EACH * len(texts)
-        current = periods(self._clock())
+        self._next_look = now + LOOK_S_EACH * len(texts) + sum(map(len, texts.values())) / BYTES_PER_S
+        kept_since = periods(self._clock() - KEPT_S)["month"]
         sums: dict[str, dict[str, tuple[float, float]]] = {}
         for replica, written in texts.items():
             by_period = json.loads(written)
-            if not any(period >= current["month"] for period in by_period):
-                self._store.remove(replica)  # of an earlier month
+            if not any(period >= kept_since for period in by_period):
+                self._store.remove(replica)
             for period, names in by_period.items():
                 there = sums.setdefault(period, {})
                 for name, (tokens, usd) in names.items():

@@ -74,7 +74,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 def round_of(one: Settling) -> None:
     """What a replica does once a second; two of them, as the second has what the first one read."""
     for _ in range(2):
-        one._looked_at = -1e9
+        one._next_look = one._next_write = 0.0
         one.told(one.exchange(one.messages(), one.own_text))
 
 
@@ -155,12 +155,14 @@ def test_a_day_begins_anew_a_month_goes_on_and_a_clock_that_jumps_back_counts_in
     assert set(json.loads(one.own_text)) == {"2027-01-01", "2027-01"}, "what is over takes no room"
 
 
-def test_texts_of_an_earlier_month_go_and_those_of_ended_replicas_stay(told: list[dict[str, str]]) -> None:
-    store = Shared({"old": '{"2026-11":{"key:alice":[9,0]}}', "ended": '{"2026-12":{"key:alice":[7,0]}}'})
+def test_texts_of_earlier_months_go_and_those_of_ended_replicas_stay(told: list[dict[str, str]]) -> None:
+    """A clock that is a month ahead takes nobody's sums away."""
+    texts = {"old": "2026-09", "last": "2026-11", "ended": "2026-12"}
+    store = Shared({name: json.dumps({month: {"key:alice": [7, 0]}}) for name, month in texts.items()})
     one = Settling("a", store, clock=Clock())
     one.heard(ALICE, settle(MONTH))
     round_of(one)
-    assert set(store.texts) == {"ended"} and used(told[-1]) == 7
+    assert set(store.texts) == {"last", "ended"} and used(told[-1]) == 7
 
 
 def test_what_a_new_ray_does_not_know_comes_from_the_records(told: list[dict[str, str]], tmp_path: Path) -> None:
@@ -261,3 +263,23 @@ def test_a_key_that_was_quiet_is_looked_at_no_more_until_it_asks_again(
     one.heard(ALICE, settle(DAY))
     round_of(one)
     assert [used(heard) for heard in told] == [7, 7]
+
+
+def test_many_keys_are_written_and_read_the_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = Shared({"other": json.dumps({"2026-12": {f"key:{one}": [1, 0] for one in range(20_000)}})})
+    one, asked = Settling("a", store, clock=Clock()), 0
+    read = store.all
+
+    def counted() -> Mapping[str, str]:
+        nonlocal asked
+        asked += 1
+        return read()
+
+    monkeypatch.setattr(store, "all", counted)
+    one.heard(ALICE, settle(DAY))
+    for now in range(1000, 1010):
+        one.exchange([], "x" * 590_000 + str(now))
+    assert asked == 4, "0.4 MB a look, so one each 3 s"
+    assert store.texts["a"].endswith("1009"), "0.6 MB each 3 s: at 1000, 1003, 1006 and 1009"
