@@ -136,9 +136,12 @@ def key_budget_findings(stack: LoadedStack, gateway: GatewayPlan, *, head_is_kep
 
 
 def key_for(gateway: GatewayPlan, model_id: str, names: Iterable[str], now: float) -> str | None:
-    """The first key of `names` that may use a model and lives at `now` (seconds since 1970); None if none does."""
+    """The first key of `names` that may use a model and lives at `now` (seconds since 1970); None if none does.
+
+    One without a budget goes before: a used budget says nothing about the model.
+    """
     plans = {plan.name: plan for plan in gateway.keys}
-    for name in names:
+    for name in sorted(names, key=lambda name: name in plans and plans[name].budget is not None):
         plan = plans.get(name)
         if plan is None:  # it is in no file, so it may use everything
             return name

@@ -141,6 +141,8 @@ def test_the_first_request_of_a_model_takes_a_key_that_may_use_it_and_lives() ->
     assert key_for(gateway, "org/large", names[:2], now) is None
     assert key_for(gateway, "org/large", ["small", "in-no-file"], now) == "in-no-file"
     assert key_for(gateway, "org/large", names, 0) == "ended", "it lived then"
+    spent = plan_of(keys={"a": {"budget": {"tokens": 5}}, "b": {}}).gateway
+    assert key_for(spent, "small", ["a", "b"], now) == "b" and key_for(spent, "small", ["a"], now) == "a"
 
 
 @pytest.mark.parametrize(
