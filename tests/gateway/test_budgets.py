@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -315,6 +315,15 @@ def test_a_client_says_neither_charge_nor_price_nor_where_to_settle(make_gateway
     assert (address, own, team) == (gateway.runtime.metrics_bind, "day-usd", "-") and len(secret) == 32
     assert seen["x-modelfleet-price"] == "2.000000"
     assert "x-modelfleet-charge" not in seen and "x-modelfleet-asked" not in seen
+
+
+def test_in_a_pod_the_gateway_names_the_pods_own_address(make_gateway: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_IP", "10.1.2.3")
+    gateway = make_gateway(routes=ROUTES, who=(KeyPlan("alice", budget=day_budget(100)),))
+    gateway.runtime = replace(gateway.runtime, told_at="%[env(POD_IP)]:8405")
+    gateway.up()
+    ask(gateway, 1)
+    assert gateway.backend.last.headers["x-modelfleet-settle"].startswith("10.1.2.3:8405 ")
 
 
 def test_a_large_bodys_charge_is_whole_when_it_is_settled(make_gateway: Make) -> None:
