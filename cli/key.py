@@ -104,16 +104,23 @@ def run_list(stack: str, *, as_json: bool = False) -> int:
     if as_json:
         output.show_json({"stack": stack, "keys": found})
         return 0
-    heads = ("key", "team", "models", "ends", "requests/min", "tokens/min", "open", "tags", "secret")
+    heads = ("key", "team", "models", "ends", "requests/min", "tokens/min", "open", "budget", "tags", "secret")
     table = Table(*heads, box=SIMPLE_HEAD)
     for row in found:
         lists = [", ".join(one) for one in (row["models"], row["team_models"]) if one]
         limits = [" of team's ".join(str(one) for one in (row[limit], row[f"team_{limit}"]) if one) for limit in LIMITS]
+        budgets = " of team's ".join(_budget(one) for one in (row["budget"], row["team_budget"]) if one)
         tags = ", ".join(f"{name}={value}" for name, value in row["tags"].items())
-        shown = (row["key"], row["team"], " ∩ ".join(lists) or "all", row["expires"], *limits, tags, row["secret"])
+        may = " ∩ ".join(lists) or "all"
+        shown = (row["key"], row["team"], may, row["expires"], *limits, budgets, tags, row["secret"])
         table.add_row(*(str(one or "–") for one in shown))
     output.show(table)
     return 0
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    amount = f"{budget['tokens']:,}" if budget["tokens"] else f"{budget['usd']:,.2f} USD"
+    return f"{amount}/{budget['per']}"
 
 
 def rows(stack: LoadedStack) -> list[dict[str, Any]]:
@@ -133,6 +140,8 @@ def rows(stack: LoadedStack) -> list[dict[str, Any]]:
             "team_models": team.models if team else None,
             **{limit: getattr(key, limit, None) or getattr(config.gateway, limit) for limit in LIMITS},
             **{f"team_{limit}": getattr(team, limit, None) for limit in LIMITS},
+            "budget": key.budget.model_dump() if key and key.budget else None,
+            "team_budget": team.budget.model_dump() if team and team.budget else None,
             "tags": {**(team.tags if team else {}), **(key.tags if key else {})},
             "secret": ("rotated" if name in rotated else "set") if name in with_secret else "none",
         }

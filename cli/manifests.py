@@ -48,7 +48,7 @@ def run_manifests(stack: str, *, out: Path | None = None, as_json: bool = False)
     if loaded.config.target.on_this_machine:
         message = "found local, which makes no Kubernetes objects; allowed here: eks, kubernetes"
         raise InputErrors([loaded.finding(("target",), message)])
-    plan = make_plan(root, stack, deploying=False)
+    plan = make_plan(root, stack, deploying=False, ask_issuer=True)
     output.show_findings(plan.notices)
     cluster_name, documents = _aws(plan)
     manifests = with_secrets(plan, secrets=loaded.secrets, cluster_name=cluster_name)

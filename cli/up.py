@@ -33,7 +33,7 @@ INSIDE_S = 30
 def run_up(stack: str) -> int:
     """Check and show the plan, deploy it, wait for a first answer, print examples; returns the exit code."""
     root, began = Path.cwd(), time.monotonic()
-    plan = make_plan(root, stack)
+    plan = make_plan(root, stack, ask_issuer=True)
     _say_cards(root, plan)
     output.show_findings(plan.notices)
     output.show(plan_table(plan))

@@ -150,7 +150,7 @@ class _Asked:
             stack = replace(stack, key_names=self.key_names)
         if refused := list(existing_findings(f"Fleet {self.name}", stack.config.target, known)):
             raise InputErrors(refused)
-        return plan_workspace(replace(workspace, stack=stack), self.root)
+        return plan_workspace(replace(workspace, stack=stack), self.root, ask_issuer=True)
 
     def _workspace(self, known: Mapping[str, Any]) -> Workspace:
         sections = existing_sections(known)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from modelfleet.serving.node_hours import RAY_ANSWERS_S, UNNAMED, RayNode
 
 
@@ -56,3 +58,32 @@ class RayCluster:
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
+
+
+class RayStore:
+    """What replicas share of the budgets (`settling.Store`), in the Ray head's own store.
+
+    It lives as long as the head, and with `headStorage` longer.
+    """
+
+    PREFIX = "modelfleet-used-"
+
+    def put(self, replica: str, text: str, *, new: bool = False) -> None:
+        """As `settling.Store`."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(self.PREFIX + replica, text, overwrite=not new)
+
+    def all(self) -> Mapping[str, str]:
+        """As `settling.Store`."""
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+        names = [name.decode() for name in _internal_kv_list(self.PREFIX)]
+        texts = {name.removeprefix(self.PREFIX): _internal_kv_get(name) for name in names}
+        return {replica: text.decode() for replica, text in texts.items() if text is not None}
+
+    def remove(self, replica: str) -> None:
+        """As `settling.Store`."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self.PREFIX + replica)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,13 @@ from modelfleet.serving.log_handlers import kept_targets
 from modelfleet.serving.metrics import MetricsCopy, followed
 from modelfleet.serving.mirror.waiting import POLL_S, overdue, wait_s
 from modelfleet.serving.node_hours import NodeHours
-from modelfleet.serving.ray_cluster import RayCluster
+from modelfleet.serving.ray_cluster import RayCluster, RayStore
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
+from modelfleet.serving.settling import Settling
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.turns import own_card, turn_on
-from modelfleet.serving.usage import UsageMeter, replica_name, usage_folder
+from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
 from modelfleet.serving.usage_metrics import TokenMetrics
 from modelfleet.serving.versions import check_versions
 from modelfleet.serving.waiting import Places
@@ -208,12 +210,15 @@ class VllmReplica:
         except OSError as error:  # such as a full /dev/shm, which the engine itself does without from here on
             logger.warning("what this replica shares in /dev/shm is not noted: %s", error)
         logger.info("%s", self._clock.line())
-        meter = UsageMeter(app, usage_folder() / self._model.slug, replica=replica, counted=TokenMetrics().count)
+        settling = Settling(replica, RayStore(), records=partial(last_records, usage_folder()))
+        own = usage_folder() / self._model.slug
+        meter = UsageMeter(app, own, replica=replica, counted=TokenMetrics().count, settling=settling)
         gate = EngineGate(meter, self._engine)
         metrics = MetricsCopy(self._model.slug)
         self._begin(self._exit_with_engine(gate))
         self._begin(metrics.run())
         self._begin(meter.run())
+        self._begin(meter.tell())
         return gate
 
     async def start_engine(self) -> ASGIApp:

@@ -31,6 +31,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from modelfleet.serving.settling import CHARGE, PRICE, SETTLE, Asker, Settle, Settling
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -54,6 +56,9 @@ KEPT_BYTES = 1 << 30
 
 KEY, TEAM, REQUEST_ID = b"x-modelfleet-key", b"x-modelfleet-team", b"x-request-id"
 """Headers by which the gateway says who asks. It drops what a client sends under the first two."""
+
+SETTLE_HEADERS = frozenset(name.encode() for name in (SETTLE, CHARGE, PRICE))
+"""Headers by which it says where to tell what the request took."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -106,6 +111,9 @@ class RequestUsage:
     noted: int = 0
     #: Whether the application is through with it.
     answered: bool = False
+    #: Where its gateway hears what it took, and the part of `paid` that `Settling` has.
+    settle: Settle | None = None
+    settled: tuple[int, int] = (0, 0)
 
     @property
     def ended(self) -> bool:
@@ -117,10 +125,23 @@ class RequestUsage:
         """All that the engine counted so far."""
         return sum(one.counts.prompt + one.counts.completion for one in self.sequences)
 
+    @property
+    def paid(self) -> tuple[int, int]:
+        """Tokens so far that a client pays: of its prompts, each once, and of the answers."""
+        counts = [one.counts for one in self.sequences]
+        first = {one.group: one.prompt for one in reversed(counts)}
+        return sum(first.values()), sum(one.completion for one in counts)
+
+    @property
+    def asker(self) -> Asker | None:
+        """Who asked; None without a key."""
+        return None if self.key is None else Asker(self.key, self.team)
+
     def record(self, replica: str, end: str) -> dict[str, Any]:
         """The JSON line as data; times are in UTC."""
         counts = [one.counts for one in self.sequences]
         first = {one.group: one for one in reversed(counts)}.values()
+        prompt, completion = self.paid
         return {
             "version": 1,
             "replica": replica,
@@ -135,9 +156,9 @@ class RequestUsage:
             "path": self.path,
             "end": end,
             "sequences": len(counts),
-            "prompt_tokens": sum(one.prompt for one in first),
+            "prompt_tokens": prompt,
             "cached_tokens": sum(one.cached for one in first),
-            "completion_tokens": sum(one.completion for one in counts),
+            "completion_tokens": completion,
             "reasoning_tokens": sum(one.reasoning for one in counts),
             "engine_prompt_tokens": sum(one.prompt for one in counts),
         }
@@ -151,7 +172,8 @@ class UsageMeter:
     """Pure ASGI: opens and closes the usage of each request; one file an hour in `folder`.
 
     `counted` is called once per record that is final, for the metrics. A record that cannot be written is an error in
-    the log: an answer is worth more than its bill. `replica` is this process's name in its records.
+    the log: an answer is worth more than its bill. `replica` is this process's name in its records. `settling` tells
+    the gateways what requests took.
     """
 
     def __init__(
@@ -161,8 +183,9 @@ class UsageMeter:
         *,
         replica: str | None = None,
         counted: Callable[[dict[str, Any]], None] = lambda record: None,
+        settling: Settling | None = None,
     ) -> None:
-        self.app, self._counted = app, counted
+        self.app, self._counted, self._settling = app, counted, settling
         self.replica = replica or replica_name()
         self._files = HourFiles(folder, self.replica)
         self._next = 0
@@ -201,6 +224,18 @@ class UsageMeter:
             except Exception:  # nobody else would see it
                 logger.exception("usage of open requests was not noted in this round")
 
+    async def tell(self) -> None:
+        """Tells the gateways each `PERIOD_S` what requests took, until cancelled; apart from `run`, as Ray may hang."""
+        there = self._settling
+        while there is not None:
+            await asyncio.sleep(PERIOD_S)
+            try:
+                for usage in list(self._open.values()):
+                    self._count(usage)
+                there.told(await asyncio.to_thread(there.exchange, there.messages(), there.own_text))
+            except Exception:  # nobody else would see it
+                logger.exception("the gateway was not told in this round what requests took")
+
     def end_what_is_through(self) -> None:
         """The last line of each request that was answered and that the engine has let go of since."""
         for usage in list(self._open.values()):
@@ -220,16 +255,37 @@ class UsageMeter:
         key, team, request_id = (_text(said.get(name)) for name in (KEY, TEAM, REQUEST_ID))
         usage = RequestUsage(self._next, request_id or "", key, team, scope["path"], time.time())
         self._next += 1
+        if self._settling is not None and usage.asker is not None:
+            words = {
+                name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in SETTLE_HEADERS
+            }
+            usage.settle = Settle.of(words)
+            if usage.settle is not None:
+                self._settling.heard(usage.asker, usage.settle)
         self._open[usage.number] = usage
         return usage
 
     def _end(self, usage: RequestUsage) -> None:
-        if self._open.pop(usage.number, None) is None or not usage.sequences:
+        if self._open.pop(usage.number, None) is None:
+            return
+        self._count(usage)
+        if self._settling is not None and usage.asker is not None and usage.settle is not None:
+            self._settling.end(usage.asker, usage.settle, sum(usage.paid), time.time() - usage.began)
+        if not usage.sequences:
             return
         end = "aborted" if any(one.aborted for one in usage.sequences) else "finished"
         record = usage.record(self.replica, end)
         self._files.write(record)
         self._counted(record)
+
+    def _count(self, usage: RequestUsage) -> None:
+        """What came since the last look."""
+        if self._settling is None or usage.asker is None or not usage.sequences:
+            return
+        before, usage.settled = usage.settled, usage.paid
+        prompt, completion = (now - then for now, then in zip(usage.settled, before, strict=True))
+        if prompt or completion:
+            self._settling.count(usage.asker, prompt, completion, usage.settle)
 
 
 class HourFiles:
@@ -306,6 +362,21 @@ def bound(folder: Path, current: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 logger.error("old usage cannot be deleted: %s", error)
         total -= size
+
+
+def last_records(folder: Path, since: datetime) -> list[dict[str, Any]]:
+    """The last record of each request below `folder`, from the day of `since` on (UTC); torn lines are left out."""
+    last: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted(folder.rglob("date=*/hour=*/*.jsonl")):
+        if path.parent.parent.name.removeprefix("date=") < f"{since:%Y-%m-%d}":
+            continue
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError):
+                    record = json.loads(line)
+                    if isinstance(record, dict) and record.get("version") == 1 and "prompt_tokens" in record:
+                        last[record["replica"], record["number"]] = record
+    return list(last.values())
 
 
 def replica_name() -> str:

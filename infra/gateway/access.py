@@ -28,14 +28,14 @@ KEY_HEADER, TEAM_HEADER, CLASS_HEADER = "x-modelfleet-key", "x-modelfleet-team",
 
 def classes(gateway: GatewayPlan) -> Mapping[tuple[str, ...], str]:
     """The suffix of each different list of models."""
-    lists = sorted({key.models for key in gateway.keys if key.models is not None})
+    lists = sorted({key.models for key in gateway.entries if key.models is not None})
     return {names: f":c{number}" for number, names in enumerate(lists, 1)}
 
 
 def access_map(gateway: GatewayPlan) -> str:
     """`<key> <its fields>`."""
     suffixes = classes(gateway)
-    return "".join(f"{key.name} {'|'.join(_fields(key, suffixes))}\n" for key in gateway.keys)
+    return "".join(f"{key.name} {'|'.join(_fields(key, suffixes))}\n" for key in gateway.entries)
 
 
 def _fields(key: KeyPlan, suffixes: Mapping[tuple[str, ...], str]) -> Iterable[str]:
@@ -110,14 +110,18 @@ def _json(value: object) -> str:
 
 def ends(gateway: GatewayPlan, folder: str) -> list[str]:
     """Looks up the key's fields, and refuses one that has ended: its old secret after a rotation, or the key itself."""
+    own = " unless token" if gateway.jwt else ""  # a token's name may have an @
     lines = [
-        "http-request set-var(txn.old_until) var(txn.key),field(2,@)",
-        "http-request set-var(txn.key) var(txn.key),field(1,@)",
+        f"http-request set-var(txn.old_until) var(txn.key),field(2,@){own}",
+        f"http-request set-var(txn.key) var(txn.key),field(1,@){own}",
         _ended("This secret of the API key was rotated and ended at {0}. Use the new one.", "txn.old_until"),
     ]
-    if not gateway.keys:
+    if not gateway.entries:
         return lines
-    lines.append(f"http-request set-var(txn.access) var(txn.key),map_str({folder}/access.map)")
+    entry = "txn.entry" if gateway.jwt else "txn.key"
+    if gateway.jwt:  # a token has set it already
+        lines.append("http-request set-var(txn.entry) var(txn.key) unless { var(txn.entry) -m found }")
+    lines.append(f"http-request set-var(txn.access) var({entry}),map_str({folder}/access.map)")
     for number, name in enumerate(FIELDS, 1):
         found = f"var(txn.access),field({number},|)"
         lines.append(
@@ -231,7 +235,7 @@ def has(gateway: GatewayPlan, name: str) -> tuple[bool, bool]:
     def of(many: Iterable[AllowancePlan]) -> bool:
         return any(getattr(one, field) for one in many)
 
-    return bool(getattr(gateway.settings, field)) or of(gateway.keys), of(gateway.teams)
+    return bool(getattr(gateway.settings, field)) or of(gateway.entries), of(gateway.teams)
 
 
 def over(what: str, allowed: str, retry_after_s: int, *, whose: str, variable: str, used: str) -> str:

@@ -17,6 +17,7 @@ HOMES_MAP = "homes.map"
 ACCESS_MAP = "access.map"
 TEAMS_MAP = "teams.map"
 LUA = "gateway.lua"
+SETTLE_LUA = "settle.lua"
 CHAT = "chat.html"
 
 
@@ -30,7 +31,8 @@ class Runtime:
     bodies, which are too large for the first. `replica_ports` (first, last) are the ports of this host on which Ray
     Serve lets replicas listen (`RAY_SERVE_ENABLE_DIRECT_INGRESS=1`): requests go straight to them, and to Serve's own
     HTTP server only while a model has no replica. At `door_bind` whoever comes is a load balancer or an Ingress, which
-    says the client's address in X-Forwarded-For; `door_idle_s` is how long it keeps a silent connection.
+    says the client's address in X-Forwarded-For; `door_idle_s` is how long it keeps a silent connection. `told_at` is
+    where replicas reach `metrics_bind`, `host:port` in HAProxy's log format; without it, there.
     """
 
     bind: str
@@ -48,6 +50,12 @@ class Runtime:
     replica_ports: tuple[int, int] | None = None
     door_bind: str | None = None
     door_idle_s: int = 0
+    told_at: str | None = None
+
+    @property
+    def settle_address(self) -> str:
+        """Where replicas tell what requests took, in HAProxy's log format."""
+        return self.told_at or self.metrics_bind
 
     @property
     def admin_socket(self) -> str:

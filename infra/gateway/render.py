@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from math import ceil
 
-from modelfleet.infra.gateway import access, files, maps, rules
+from modelfleet.infra.gateway import access, budgets, files, jwt, maps, rules
 from modelfleet.infra.gateway.answers import OVERLOADED, RETRY_AFTER_DOWN_S, proxy_errors, refuses, serve_errors
 from modelfleet.infra.gateway.files import GatewayFiles, Runtime
 from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS, QUEUES
@@ -56,16 +56,21 @@ def render(
     routes = sorted(gateway.routes, key=lambda route: route.model_id)
     if runtime.replica_ports is None:  # whoever is behind `upstream` chooses the replica
         routes = [replace(route, hash_balance_factor=0) for route in routes]
+    if not budgets.in_usd(gateway):
+        routes = [replace(route, usd_per_million_tokens=None) for route in routes]
     gateway = replace(gateway, routes=tuple(routes))
     servers = {route.slug: (upstreams or {}).get(route.slug, upstream) for route in gateway.routes}
     texts: dict[str, str] = {files.ANSWERS_MAP: maps.answers_map(gateway)} if gateway.counts_tokens else {}
     texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
     if homes := maps.homes_map(gateway):
         texts[files.HOMES_MAP] = homes
-    if gateway.keys:
+    texts |= jwt.texts(gateway)
+    if gateway.entries:
         texts[files.ACCESS_MAP] = access.access_map(gateway)
     if gateway.teams:
         texts[files.TEAMS_MAP] = access.teams_map(gateway)
+    if gateway.settles:
+        texts |= {files.SETTLE_LUA: _own(files.SETTLE_LUA), **budgets.maps(gateway)}
     return GatewayFiles(
         texts
         | {
@@ -104,6 +109,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         *rules.paths(gateway, runtime.folder),
         *rules.size(gateway),
         *rules.limits(gateway, runtime.folder),
+        *budgets.tell(gateway, runtime),
         *rules.routing(gateway, runtime.folder, buffer=BUFFER, last=False, wait_s=BODY_TIMEOUT_S),
         *(["use_backend bodies if generates not_whole !form"] if gateway.counts_tokens else []),
         *(["use_backend bodies if restricted posts not_whole"] if access.classes(gateway) else []),
@@ -124,7 +130,8 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         ),
         _section("backend limits", [LIMITS_TABLE]),
         _section("backend teams", [LIMITS_TABLE]) if gateway.teams else None,
-        _metrics(runtime.metrics_bind, gateway.routes, key_metrics=True),
+        *(_section(f"backend {name}", [table]) for name, table in budgets.tables(gateway)),
+        _metrics(runtime.metrics_bind, gateway.routes, [*KEY_METRICS_RULES, *budgets.hear(gateway)]),
     ]
     return _text(sections)
 
@@ -171,7 +178,7 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
         _resolvers(runtime),
         _section("frontend bodies", frontend),
         *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
-        *([_metrics(runtime.bodies_metrics_bind, (), key_metrics=False)] if runtime.bodies_metrics_bind else []),
+        *([_metrics(runtime.bodies_metrics_bind, (), [])] if runtime.bodies_metrics_bind else []),
     ]
     return _text(sections)
 
@@ -196,6 +203,7 @@ def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, a
         f"tune.bufsize {buffer}",
         f"tune.maxrewrite {REWRITE}",
         f"lua-load-per-thread {runtime.folder}/{files.LUA}",
+        *([f"lua-load {runtime.folder}/{files.SETTLE_LUA}"] if gateway.settles else []),
     ]
     if runtime.threads:
         lines.append(f"nbthread {runtime.threads}")
@@ -279,6 +287,7 @@ def _model(route: Route, upstream: str, runtime: Runtime, queue: OneQueue | None
     # vLLM's application notices when a client leaves; Serve's own watch for it would cost two more tasks a request.
     # Only Serve's HTTP server needs that watch, and it carries just the requests of a model that sleeps.
     undisturbed = [] if route.scales_to_zero else ["http-request set-header x-request-disconnect-disabled ?1"]
+    undisturbed += budgets.price(route)
     if runtime.replica_ports is None:
         return _section(f"backend model.{route.slug}", [*undisturbed, _server(upstream, runtime)])
     first, last = runtime.replica_ports
@@ -322,12 +331,16 @@ def _readiness(route: Route, upstream: str, runtime: Runtime) -> str:
     return _section(f"backend ready.{route.slug}", checks)
 
 
-def _metrics(bind: str, routes: Sequence[Route], *, key_metrics: bool) -> str:
+#: Only the first process knows keys.
+KEY_METRICS_RULES = (f"http-request use-service lua.key_metrics if {{ path {KEY_METRICS} }}",)
+
+
+def _metrics(bind: str, routes: Sequence[Route], more: Sequence[str]) -> str:
     lines = [
         f"bind {bind}",
         "no log",
         f"http-request use-service prometheus-exporter if {{ path {METRICS} }}",
-        *([f"http-request use-service lua.key_metrics if {{ path {KEY_METRICS} }}"] if key_metrics else []),
+        *more,
         *(
             f"http-request return status 200 content-type text/plain lf-string %[queue(model.{route.slug})] "
             f"if {{ path {QUEUES}/{route.slug} }}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelfleet.infra.gateway import access
+from modelfleet.infra.gateway import access, budgets, jwt
 from modelfleet.infra.gateway.answers import (
     RETRY_AFTER_BUSY_S,
     RETRY_AFTER_RATE_S,
@@ -117,6 +117,7 @@ def keys(gateway: GatewayPlan, folder: str, key_map: str) -> list[str]:
         + " if { req.fhdr_cnt(authorization) gt 1 }",
         f"http-request set-var(txn.key) http_auth_bearer,{lookup}",
         f"http-request set-var(txn.key) req.fhdr(x-api-key),{lookup} unless {{ var(txn.key) -m found }}",
+        *jwt.token(gateway, folder),
         refusal + " unless { var(txn.key) -m found }",
         *drop,
         *access.ends(gateway, folder),
@@ -180,7 +181,8 @@ def limits(gateway: GatewayPlan, folder: str) -> list[str]:
     lines = ["http-request track-sc0 var(txn.key) table limits if posts"]
     if gateway.teams:
         lines.append("http-request track-sc1 var(txn.team) table teams if posts { var(txn.team) -m found }")
-    lines += access.limits(gateway, folder) if gateway.keys or gateway.teams else []
+    lines += access.limits(gateway, folder) if gateway.entries or gateway.teams else []
+    lines += budgets.spent(gateway, folder)
     lines += _over(gateway, "open", "open requests", "at a time", RETRY_AFTER_BUSY_S, used="sc{0}_conn_cur,sub(1)")
     lines += _over(gateway, "requests", "requests", "per minute", RETRY_AFTER_RATE_S, used="sc_gpc_rate(0,{0})")
     for number, any_has in enumerate(access.has(gateway, "requests")):
@@ -192,7 +194,7 @@ def _over(gateway: GatewayPlan, limit: str, what: str, per: str, retry_after_s: 
     """429 for a key, and for a team, that has used all of a limit."""
     lines = []
     own, teams = access.has(gateway, limit)
-    if own and not gateway.keys:
+    if own and not gateway.entries:
         most = {"open": "concurrent_requests", "requests": "requests_per_minute", "tokens": "tokens_per_minute"}[limit]
         number = getattr(gateway.settings, most)
         message = f"Too many {what} for this API key; allowed are {number} {per}."
@@ -214,16 +216,18 @@ def _over(gateway: GatewayPlan, limit: str, what: str, per: str, retry_after_s: 
 def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
     """Tokens per minute and key, charged on arrival: the most that the request's prompt and answers may take.
 
-    What an answer took is known only after its last byte, and for a stream only the stream says it. A limit that waits
-    for it lets through whatever arrives meanwhile. OpenAI and Azure also charge at admission.
+    What an answer took is known only after its last byte, and a limit that waits for it lets through whatever arrives
+    meanwhile. OpenAI and Azure also charge at admission. Then the replica corrects the charge (`budgets`).
     """
     if not gateway.counts_tokens:
         return []
     per = "per minute. A request counts with a quarter of its bytes and the max_tokens of each answer"
     longest = max((route.answer_tokens for route in gateway.routes), default=0)
+    settled, used = budgets.used(gateway)
     return [
         *_generates(),
-        *_over(gateway, "tokens", "tokens", per, RETRY_AFTER_RATE_S, used="sc_gpc_rate(1,{0})"),
+        *settled,
+        *_over(gateway, "tokens", "tokens", per, RETRY_AFTER_RATE_S, used=used),
         # The longest of all models while the name is not read yet (`"mod\\u0065l"`).
         f"http-request set-var(txn.answer) int({longest}) if generates",
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates routed",
@@ -235,6 +239,7 @@ def tokens(gateway: GatewayPlan, folder: str) -> list[str]:
             if gateway.teams
             else []
         ),
+        *budgets.charged(gateway),
     ]
 
 
@@ -270,6 +275,7 @@ def all_tokens(gateway: GatewayPlan, folder: str) -> list[str]:
         *_generates(),
         f"http-request set-var(txn.answer) var(txn.slug),map_str_int({folder}/answers.map) if generates",
         *_counted("generates !form"),
+        *budgets.charged_unseen(gateway),
     ]
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.gateway_paths import RESERVED
-from modelfleet.infra.planning.keys import key_plans, team_plans
+from modelfleet.infra.planning.keys import jwt_plan, key_plans, team_plans
 from modelfleet.infra.planning.plan import (
     BucketPlan,
     CodeArtifact,
     Gap,
     GatewayPlan,
+    JwtKey,
     MirrorPlan,
     ModelKind,
     Route,
@@ -219,7 +220,7 @@ def _prefixes(uris: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({uri.removeprefix("s3://").rstrip("/") for uri in uris}))
 
 
-def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPlan:
+def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel], jwt_keys: Sequence[JwtKey] = ()) -> GatewayPlan:
     """Routes sorted by model id; a route also serves the names of its model's LoRA adapters."""
     routes = tuple(
         Route(
@@ -245,6 +246,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         chat=stack.config.target.on_this_machine,
         keys=key_plans(stack, names),
         teams=team_plans(stack),
+        jwt=jwt_plan(stack, names, jwt_keys),
         side_by_side=1 if stack.config.target.on_this_machine else stack.config.gateway.replicas,
     )
 

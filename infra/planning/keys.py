@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan
+from modelfleet.infra.planning.plan import (
+    JWT_PREFIX,
+    AllowancePlan,
+    BudgetPlan,
+    GatewayPlan,
+    JwtKey,
+    JwtPlan,
+    KeyPlan,
+)
 from modelfleet.infra.stack import LoadedStack
-from modelfleet.infra.stack.keys import Allowance
+from modelfleet.infra.stack.keys import Allowance, Budget
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.validation import near
 
@@ -25,12 +34,51 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
                 requests_per_minute=key.requests_per_minute or config.gateway.requests_per_minute,
                 tokens_per_minute=key.tokens_per_minute or config.gateway.tokens_per_minute,
                 concurrent_requests=key.concurrent_requests or config.gateway.concurrent_requests,
+                budget=_budget(key.budget),
                 team=key.team,
                 models=tuple(sorted(one for one in names if _in_all(one, globs))) if globs else None,
                 ends_at=key.ends_at,
             )
         )
     return tuple(plans)
+
+
+def jwt_plan(stack: LoadedStack, names: Sequence[str], keys: Sequence[JwtKey]) -> JwtPlan | None:
+    """The issuer of tokens, and what its tokens may: their team's models, or all; each has the gateway's limits."""
+    jwt, gateway = stack.config.jwt, stack.config.gateway
+    if jwt is None:
+        return None
+    teams = sorted(stack.config.teams) if jwt.team_claim else [None]
+    entries = tuple(
+        KeyPlan(
+            name=f"{JWT_PREFIX}{team or ''}",
+            requests_per_minute=gateway.requests_per_minute,
+            tokens_per_minute=gateway.tokens_per_minute,
+            concurrent_requests=gateway.concurrent_requests,
+            team=team,
+            models=_names(names, stack.config.teams[team].models) if team else None,
+        )
+        for team in teams
+    )
+    return JwtPlan(jwt.issuer, jwt.audience, jwt.name_claim, jwt.team_claim, tuple(keys), entries)
+
+
+def jwt_findings(stack: LoadedStack) -> list[Finding]:
+    """Tokens where nobody shows any, and a team's claim without teams."""
+    config = stack.config
+    if config.jwt is None:
+        return []
+    findings = []
+    if config.auth == "none":
+        findings.append(stack.finding(("jwt",), "is set, but auth is none, so nobody shows a token; leave auth out"))
+    if config.jwt.team_claim and not config.teams:
+        message = f"found {config.jwt.team_claim}, and no team is in modelfleet:teams; add them, or leave it out"
+        findings.append(stack.finding(("jwt", "teamClaim"), message))
+    return findings
+
+
+def _names(names: Sequence[str], globs: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if globs is None else tuple(sorted(one for one in names if _in_all(one, [globs])))
 
 
 def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
@@ -41,15 +89,59 @@ def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
             team.requests_per_minute,
             team.tokens_per_minute,
             team.concurrent_requests,
+            _budget(team.budget),
         )
         for name, team in sorted(stack.config.teams.items())
     )
 
 
+def _budget(budget: Budget | None) -> BudgetPlan | None:
+    if budget is None:
+        return None
+    if budget.tokens is not None:
+        return BudgetPlan(budget.tokens, "tokens", budget.per)
+    return BudgetPlan(round((budget.usd or 0.0) * 1_000_000), "usd", budget.per)
+
+
+def with_prices(gateway: GatewayPlan, usd_per_million_tokens: Mapping[str, float | None]) -> GatewayPlan:
+    """The gateway with each model's price, by its id."""
+    routes = tuple(
+        replace(route, usd_per_million_tokens=usd_per_million_tokens.get(route.model_id)) for route in gateway.routes
+    )
+    return replace(gateway, routes=routes)
+
+
+def key_budget_findings(stack: LoadedStack, gateway: GatewayPlan, *, head_is_kept: bool) -> list[Finding]:
+    """Budgets in USD for a key that may use a model without a price, and a warning where a new Ray head forgets."""
+    unpriced = {
+        name: route.model_id
+        for route in gateway.routes
+        if route.usd_per_million_tokens is None
+        for name in route.model_ids
+    }
+    teams = {team.name: team for team in gateway.teams}
+    findings = []
+    for key in gateway.entries:
+        free = sorted({model for name, model in unpriced.items() if key.models is None or name in key.models})
+        own, team = key.budget, teams[key.team].budget if key.team else None
+        for path, budget in ((("keys", key.name), own), (("teams", key.team or ""), team)):
+            if free and budget is not None and budget.unit == "usd":
+                message = f"is in USD, but the plan knows no USD per million tokens of {', '.join(free)}; use tokens"
+                findings.append(stack.finding((*path, "budget"), message))
+    if gateway.has_budgets and not head_is_kept:
+        message = "has budgets, which begin anew when the Ray head is lost; `kubernetes.headStorage: valkey` keeps them"
+        at = "keys" if any(key.budget for key in gateway.keys) else "teams"
+        findings.append(stack.finding((at,), message, Severity.WARNING))
+    return list(dict.fromkeys(findings))
+
+
 def key_for(gateway: GatewayPlan, model_id: str, names: Iterable[str], now: float) -> str | None:
-    """The first key of `names` that may use a model and lives at `now` (seconds since 1970); None if none does."""
+    """The first key of `names` that may use a model and lives at `now` (seconds since 1970); None if none does.
+
+    One without a budget goes before: a used budget says nothing about the model.
+    """
     plans = {plan.name: plan for plan in gateway.keys}
-    for name in names:
+    for name in sorted(names, key=lambda name: name in plans and plans[name].budget is not None):
         plan = plans.get(name)
         if plan is None:  # it is in no file, so it may use everything
             return name
@@ -62,6 +154,7 @@ def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
     """Unknown teams, globs that match nothing, keys that may use nothing or have no secret, and keys with auth none."""
     config = stack.config
     findings = [
+        *jwt_findings(stack),
         *_unknown_teams(stack),
         *(one for name, key in config.keys.items() for one in _unmatched(stack, "keys", name, key, names)),
         *(one for name, team in config.teams.items() for one in _unmatched(stack, "teams", name, team, names)),

@@ -507,16 +507,28 @@ class Route:
     #: Conversations go to the replica that has their KV blocks, unless it has this percentage of the mean of open
     #: requests; 0: to the one with the fewest, as all other requests.
     hash_balance_factor: int = 0
+    #: USD per million output tokens, which budgets in USD count with; None where the plan knows none.
+    usd_per_million_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What a key or team may use in a day or month (UTC): `amount` in tokens, or in millionths of a USD."""
+
+    amount: int
+    unit: Literal["tokens", "usd"]
+    per: Literal["day", "month"]
 
 
 @dataclass(frozen=True)
 class AllowancePlan:
-    """Limits of a key or a team: requests and tokens per minute, and open requests."""
+    """Limits of a key or a team: requests and tokens per minute, open requests, and its budget."""
 
     name: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    budget: BudgetPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -530,6 +542,34 @@ class KeyPlan(AllowancePlan):
     team: str | None = None
     models: tuple[str, ...] | None = None
     ends_at: int | None = None
+
+
+#: Before the names that tokens give: no API key's name has a colon.
+JWT_PREFIX = "jwt:"
+
+
+@dataclass(frozen=True)
+class JwtKey:
+    """A public key of a token's issuer: its id, the algorithms that it is for, and its PEM."""
+
+    kid: str
+    algorithms: tuple[str, ...]
+    pem: str
+
+
+@dataclass(frozen=True)
+class JwtPlan:
+    """Whose tokens the gateway takes, what they say who asks and in which team, and the keys to verify them.
+
+    `entries` are what tokens may: one for each team (`jwt:<team>`), or one for all of them (`jwt:`).
+    """
+
+    issuer: str
+    audience: str
+    name_claim: str
+    team_claim: str | None
+    keys: tuple[JwtKey, ...]
+    entries: tuple[KeyPlan, ...]
 
 
 @dataclass(frozen=True)
@@ -549,11 +589,28 @@ class GatewayPlan:
     teams: tuple[AllowancePlan, ...] = ()
     #: Gateways that run side by side, none of which knows what the others do.
     side_by_side: int = 1
+    #: None where only API keys open it.
+    jwt: JwtPlan | None = None
+
+    @property
+    def entries(self) -> tuple[KeyPlan, ...]:
+        """What keys and tokens may, by their names in HAProxy's map."""
+        return self.keys + (self.jwt.entries if self.jwt else ())
 
     @property
     def counts_tokens(self) -> bool:
         """Whether anybody's tokens per minute are limited."""
         return bool(self.settings.tokens_per_minute) or any(one.tokens_per_minute for one in (*self.keys, *self.teams))
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether any key or team has a budget."""
+        return any(one.budget for one in (*self.keys, *self.teams))
+
+    @property
+    def settles(self) -> bool:
+        """Whether replicas tell the gateway what a request took. They know who asked by its key."""
+        return self.auth == "keys" and (self.counts_tokens or self.has_budgets)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from modelfleet.infra.planning.gap import Room, Rooms, gap_findings, gap_of
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import PROCESSOR, with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
-from modelfleet.infra.planning.keys import key_findings
+from modelfleet.infra.planning.keys import key_budget_findings, key_findings, with_prices
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.local import Machine, machine_missing, memory_short
@@ -58,8 +58,10 @@ from modelfleet.infra.planning.packing import copies
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
     CostRange,
+    GatewayPlan,
     GpuMemory,
     ImageSource,
+    JwtKey,
     LengthSource,
     MirrorPlan,
     ModelPlan,
@@ -117,6 +119,7 @@ def plan(
     image: ImageSource | None = None,
     machine: Machine | None = None,
     deploying: bool = True,
+    jwt_keys: Sequence[JwtKey] = (),
 ) -> Plan:
     """The plan of a stack. Pure: it reads no files and makes nothing.
 
@@ -124,7 +127,7 @@ def plan(
     the serving image is made from where the stack file names none; without it none is made. `machine` is this one, for
     target `local`; without it, its memory is no limit. Without `deploying` the plan is only shown, so a secret that is
     not set yet is just a warning. Raises `InputErrors` with every finding, each at the line of the model or stack file
-    that has to change.
+    that has to change. `jwt_keys` are the public keys of the issuer in `modelfleet:jwt`.
     """
     catalog = catalog or default_catalog()
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
@@ -213,6 +216,8 @@ def plan(
         for choice, pool in zip(choices, pools, strict=True)
         for demand, cost_of_one in model_costs(choice, pool.cost)
     ]
+    gateway, found = _priced_gateway(stack, models, planned, jwt_keys, head_is_kept=bool(head_storage))
+    findings += found
     mirrors = {one.prefix: one for model in planned for one in (model.mirror, *model.others) if one.prefix is not None}
     copied = list(mirrors.values())
     copies = copy_plan(stack, copied, catalog, image=mirror_image_name(stack, made, made_mirror))
@@ -230,7 +235,7 @@ def plan(
         pools=pools,
         models=tuple(sorted(planned, key=lambda model: model.model_id)),
         ray_cluster=_ray_cluster(stack, pools, image_name(stack, made)),
-        gateway=gateway_plan(stack, models),
+        gateway=gateway,
         manifest_key=manifest_key_plan(stack),
         bucket=bucket,
         copies=copies,
@@ -250,6 +255,25 @@ def plan(
         monitoring=monitoring_plan(stack),
         missing=tuple(machine_missing(machine, configs, facts)),
     )
+
+
+def _priced_gateway(
+    stack: LoadedStack,
+    models: Sequence[LoadedModel],
+    planned: Sequence[ModelPlan],
+    jwt_keys: Sequence[JwtKey],
+    *,
+    head_is_kept: bool,
+) -> tuple[GatewayPlan, list[Finding]]:
+    """The gateway with the models' prices, and warnings; raises `InputErrors` for a budget that nobody could count."""
+    config = stack.config
+    prices = {one.model_id: one.speed.usd_per_million_tokens for one in planned if one.speed is not None}
+    gateway = with_prices(gateway_plan(stack, models, jwt_keys), prices)
+    kept = head_is_kept or config.target.on_this_machine or config.kubernetes.redis_address is not None
+    findings = key_budget_findings(stack, gateway, head_is_kept=kept)
+    if errors := errors_in(findings):
+        raise InputErrors(errors)
+    return gateway, findings
 
 
 def _fewest_gpus(choices: Sequence[PoolChoice]) -> float:

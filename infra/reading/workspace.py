@@ -13,6 +13,7 @@ from modelfleet.infra.planning.plan import CodeArtifact
 from modelfleet.infra.reading.adapters import with_listed_adapters
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.image import image_source
+from modelfleet.infra.reading.jwks import read_jwks
 from modelfleet.infra.reading.machine import this_machine
 from modelfleet.infra.reading.measured import known_catalog
 from modelfleet.infra.reading.models import read_facts
@@ -85,16 +86,22 @@ def _paths(name: str, patterns: Sequence[str | Path], root: Path) -> tuple[list[
     return list(found), findings
 
 
-def make_plan(root: Path, stack_name: str, *, network: bool = False, deploying: bool = True) -> Plan:
+def make_plan(
+    root: Path, stack_name: str, *, network: bool = False, deploying: bool = True, ask_issuer: bool = False
+) -> Plan:
     """Read the files and plan; raises `InputErrors` with the faults of all files and of the plan at once.
 
     `network` allows AWS's prices, the mirror and the Hub to supply what the catalog lacks. `deploying` is False when
-    the plan is only shown.
+    the plan is only shown. `ask_issuer`: the gateway's files are made of it, so the keys in `jwt.jwks` are read from
+    their URL.
     """
-    return plan_workspace(read_workspace(root, stack_name), root, network=network, deploying=deploying)
+    workspace = read_workspace(root, stack_name)
+    return plan_workspace(workspace, root, network=network, deploying=deploying, ask_issuer=ask_issuer)
 
 
-def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, deploying: bool = True) -> Plan:
+def plan_workspace(
+    workspace: Workspace, root: Path, *, network: bool = False, deploying: bool = True, ask_issuer: bool = False
+) -> Plan:
     """`make_plan` for what was read already."""
     errors = errors_in(workspace.findings)
     stack = workspace.stack
@@ -103,6 +110,8 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
     known = known_catalog(root)
     facts, unrunnable = read_facts(models, root, stack, network=network, catalog=known)
     errors += unrunnable
+    jwt_keys, issuer = read_jwks(stack, root, network=network, needed=ask_issuer)
+    errors += errors_in(issuer)
     catalog = with_known_prices(known, stack, root, network=network)
     try:
         made = plan(
@@ -114,6 +123,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
             image=image_source() if stack.config.target.makes_cluster else None,
             machine=this_machine(stack, root) if stack.config.target.on_this_machine else None,
             deploying=deploying,
+            jwt_keys=jwt_keys,
         )
     except InputErrors as refused:
         raise InputErrors([*errors, *refused.findings]) from None
@@ -123,7 +133,7 @@ def plan_workspace(workspace: Workspace, root: Path, *, network: bool = False, d
         signed += signature_findings(made, network=network or deploying)
     if errors := [*errors, *errors_in(signed)]:
         raise InputErrors(errors)
-    return replace(made, notices=tuple(sorted([*workspace.findings, *listed, *made.notices, *signed])))
+    return replace(made, notices=tuple(sorted([*workspace.findings, *listed, *made.notices, *signed, *issuer])))
 
 
 def model_files(root: Path, stack: LoadedStack) -> tuple[list[Path], list[Finding]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from modelfleet.infra.stack.section import StackSection
 from modelfleet.serving.config.validation import Matching
@@ -16,6 +16,8 @@ KEY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
 PULUMI_MIDNIGHT = " 00:00:00 +0000 UTC"
 #: Before 1970 a key would have no end at all, and the midnight after 9999-12-31 is no day of Python's calendar.
 YEARS = range(2000, 9999)
+#: HAProxy keeps millions of a budget's unit in 32 bits.
+MOST_TOKENS, MOST_USD = 10**15, 10**9
 KeyName = Annotated[
     str,
     Matching(KEY_NAME_PATTERN, "1 to 63 letters, digits, `.`, `_`, `-`, beginning with a letter or digit"),
@@ -23,6 +25,32 @@ KeyName = Annotated[
 ModelGlob = Annotated[
     str, Matching(r"^[A-Za-z0-9._/*?\[\]!-]+\Z", "a model's id or its adapter's name; `*` and `?` match any")
 ]
+
+
+Claim = Annotated[
+    str, Matching(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z", "a claim's name, such as sub or org.team")
+]
+
+
+class Budget(StackSection):
+    """What a key, or all keys of a team together, may use in a day or month of the calendar, in UTC."""
+
+    tokens: PositiveInt | None = Field(
+        None, le=MOST_TOKENS, description="Tokens of prompts and answers together, as `modelfleet usage` counts them."
+    )
+    usd: PositiveFloat | None = Field(
+        None,
+        le=MOST_USD,
+        description="USD: the answers' tokens at the plan's USD per million output tokens of each model.",
+    )
+    per: Literal["day", "month"] = Field("month", description="The budget is whole again when the next one begins.")
+
+    @model_validator(mode="after")
+    def one_unit(self) -> Self:
+        """Tokens or USD, not both."""
+        if (self.tokens is None) == (self.usd is None):
+            raise ValueError("name either tokens or usd")
+        return self
 
 
 class Allowance(StackSection):
@@ -40,6 +68,7 @@ class Allowance(StackSection):
         None, description="Tokens per minute, counted as the gateway's; a key's default: the gateway's."
     )
     concurrent_requests: PositiveInt | None = Field(None, description="Open requests; a key's default: the gateway's.")
+    budget: Budget | None = Field(None, description="What it may use in a day or month; default: no end.")
     tags: dict[str, str] = Field(default_factory=dict, description="For the books, such as a cost centre.")
 
 
@@ -78,6 +107,25 @@ class ApiKey(Allowance):
 
 class Team(Allowance):
     """Keys that share limits."""
+
+
+class Jwt(StackSection):
+    """Tokens of an OIDC issuer that the gateway takes beside API keys."""
+
+    issuer: Annotated[
+        str, Matching(r"^https://[\x21\x23-\x26\x28-\x5b\x5d-\x7e]+\Z", "the `iss` of its tokens, https://…")
+    ] = Field(description="The `iss` of its tokens, to the letter.")
+    audience: Annotated[
+        str, Matching(r"^[A-Za-z0-9][\x21\x23-\x26\x28-\x5b\x5d-\x7e]*\Z", "the `aud` of tokens for this service")
+    ] = Field(description="The `aud` of tokens for this service.")
+    jwks: Annotated[
+        str,
+        Matching(r"^(https://\S+|(?!/)[A-Za-z0-9._/-]+\.json)\Z", "an https:// URL, or a .json file of the project"),
+    ] = Field(description="The issuer's key set: `jwks_uri` of its /.well-known/openid-configuration, or a file.")
+    name_claim: Claim = Field("sub", description="Who it is, in usage, logs and limits: `jwt:` and this claim.")
+    team_claim: Claim | None = Field(
+        None, description="One of `teams`, whose models and limits it has; default: all models, no team."
+    )
 
 
 Keys = dict[KeyName, ApiKey]

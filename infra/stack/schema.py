@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from modelfleet.infra.stack.keys import Keys, Teams
+from modelfleet.infra.stack.keys import Jwt, Keys, Teams
 from modelfleet.infra.stack.section import StackSection
 from modelfleet.infra.stack.target import TARGETS, Target, TargetName
 from modelfleet.serving.config.accelerators import accelerators
@@ -696,6 +696,7 @@ class StackConfig(StackSection):
     teams: Teams = Field(
         default_factory=dict, description="Groups of keys, by name; each limit is for all keys together."
     )
+    jwt: Jwt | None = Field(None, description="Tokens of an OIDC issuer, which the gateway takes beside API keys.")
     observability: Observability = Field(default_factory=Observability, description="Who watches the stack.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")

@@ -30,6 +30,7 @@ from tests.engine.aws_fleet import with_aws_command
 from tests.engine.conftest import Emulator
 from tests.engine.local_stack import listening_addresses, marked_processes
 from tests.engine.own_fleet import MODEL, ROOT, SLUG, Fleet, build_wheel, own_fleet, sources_with
+from tests.gateway.test_jwt import AUDIENCE, ISSUER, jwks, token
 from tests.serving.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -289,6 +290,40 @@ def test_a_second_model_joins_while_the_first_one_stays(running: Fleet, tmp_path
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=base_url, api_key="wrong").models.list()
     assert running.replicas(SLUG) == before, running.serve_log()
+
+
+@pytest.mark.long(why="vLLM a second time; tests/gateway and tests/serving hold each part")
+def test_a_used_budget_outlives_down_and_up_and_an_issuers_tokens_open_the_model(something: Fleet) -> None:
+    """A new Ray and a new gateway know nothing; the replica reads its records."""
+    (something.folder / "issuer.json").write_bytes(jwks("rsa"))
+    budget = {"tokens": 300, "per": "day"}
+    issuer = {"issuer": ISSUER, "audience": AUDIENCE, "jwks": "issuer.json"}
+    something.write_stack(auth="keys", keys={"team": {"budget": budget}, "up": {}}, jwt=issuer)
+    something.set_key("team", KEY)
+    something.set_key("up", KEY + "-of-up")
+    something.runs = "other"
+    something.modelfleet("up")
+    base_url = f"http://127.0.0.1:{something.ports['gatewayPort']}/v1"
+
+    def ask(key: str) -> int:
+        client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0)
+        question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+        try:
+            client.chat.completions.create(model=MODEL, messages=question, max_tokens=30)
+        except openai.RateLimitError as error:
+            assert error.code == "insufficient_quota"
+            return 429
+        time.sleep(2.5)
+        return 200
+
+    answers = [ask(KEY) for _ in range(12)]
+    assert answers[:3] == [200] * 3 and answers[-1] == 429, answers
+    assert ask(token()) == 200
+    something.modelfleet("down")
+    something.modelfleet("up")
+    assert [ask(KEY) for _ in range(2)] == [200, 429], "one request after a start, and no more"
+    by_key = json.loads(something.modelfleet("usage", "--json").stdout)["rows"]
+    assert {"team", "up", "jwt:ann@example.org"} <= {row["key"] for row in by_key}
 
 
 def test_down_takes_away_what_up_made(something: Fleet) -> None:

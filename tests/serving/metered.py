@@ -19,11 +19,25 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine import start
 from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.gate import EngineGate
+from modelfleet.serving.settling import Settling
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.usage import UsageMeter
 
 #: Seconds between two lines of an open request, here: the tiny model's whole answer takes less than the real ten.
 EACH_S = 0.3
+
+
+class Alone:
+    """What replicas share, where there is one."""
+
+    def put(self, replica: str, text: str, *, new: bool = False) -> None:
+        """Nobody reads it."""
+
+    def all(self) -> dict[str, str]:
+        return {}
+
+    def remove(self, replica: str) -> None:
+        """Nothing is there."""
 
 
 async def main(model_file: str, weights: str, adapter: str, folder: str, port: str) -> None:
@@ -33,13 +47,14 @@ async def main(model_file: str, weights: str, adapter: str, folder: str, port: s
     arguments = engine_arguments(model, weights, {name: Path(adapter) for name in names})
     app, engine, _ = await start(model, arguments, StartupClock())
     usage.PERIOD_S = usage.OPEN_EVERY_S = EACH_S
-    meter = UsageMeter(app, Path(folder))
-    noting = asyncio.create_task(meter.run())
+    meter = UsageMeter(app, Path(folder), settling=Settling("metered", Alone()))
+    noting = [asyncio.create_task(one) for one in (meter.run(), meter.tell())]
     served = Starlette(routes=[Mount(f"/{model.slug}", EngineGate(meter, engine))])
     server = uvicorn.Server(uvicorn.Config(served, host="127.0.0.1", port=int(port), log_level="warning"))
     print("ready", flush=True)
     await server.serve()
-    noting.cancel()
+    for task in noting:
+        task.cancel()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import requests
 from modelfleet.infra.gateway import Runtime, render
 from modelfleet.infra.local import haproxy
 from modelfleet.infra.planning.host_memory import with_host_memory
-from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
+from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, KeyPlan, Route
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.stack.schema import Gateway as Settings
 from modelfleet.serving.config.schema import ModelConfig
@@ -31,7 +31,8 @@ from tests.serving.metered import EACH_S
 from tests.serving.tiny import make_adapter
 from tests.waiting import wait_until
 
-ALICE, BOB = "sk-alice-0123456789", "sk-bob-0123456789abc"
+ALICE, BOB, CAROL = "sk-alice-0123456789", "sk-bob-0123456789abc", "sk-carol-0123456789"
+BUDGET = 100
 MODEL, ADAPTER = "test/metered", "test/metered-adapter"
 START_S = 400
 
@@ -100,13 +101,15 @@ def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
     slug = config.slug
     plan = GatewayPlan(
         (Route(MODEL, slug, (MODEL, ADAPTER), answer_tokens=16),), "keys", Settings(),
-        keys=(KeyPlan("alice", team="web"), KeyPlan("bob")), teams=(AllowancePlan("web"),),
+        keys=(KeyPlan("alice", team="web"), KeyPlan("bob"), KeyPlan("carol", budget=BudgetPlan(BUDGET, "tokens", "day"))), teams=(AllowancePlan("web"),),
     )  # fmt: skip
     runtime = Runtime(
         bind=f"127.0.0.1:{free_port()}", folder=f"{folder}/files", run_folder=f"{folder}/run",
         key_map=f"{folder}/run/keys.map", metrics_bind=f"127.0.0.1:{free_port()}", threads=1, bodies_memory_mib=256,
     )  # fmt: skip
-    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{port}"), runtime, {"alice": ALICE, "bob": BOB})
+    haproxy.write(
+        render(plan, runtime, upstream=f"127.0.0.1:{port}"), runtime, {"alice": ALICE, "bob": BOB, "carol": CAROL}
+    )
     made = haproxy.start(runtime, haproxy.find_binary(), folder / "gateway.log")
     (folder / "pids").write_text(json.dumps(made.__dict__))
 
@@ -164,6 +167,24 @@ def test_several_prompts_are_each_paid(metered: Metered) -> None:
     record = metered.record_of("prompts")
     assert record["prompt_tokens"] == answer.json()["usage"]["prompt_tokens"]
     assert record["completion_tokens"] == 6
+
+
+def test_a_budget_is_used_by_what_the_engine_counted_and_overdrawn_by_one_request_at_most(metered: Metered) -> None:
+    """Streams without `usage` and an aborted one among them: the gateway hears of all within a round."""
+    for number in range(20):
+        answer = metered.post(max_tokens=12, stream=bool(number % 2), key=CAROL)
+        if answer.status_code == 429:
+            break
+        if number == 3:
+            next(answer.iter_lines())
+            answer.close()
+        _ = answer.content if number != 3 else b""
+        time.sleep(3 * EACH_S)
+    assert answer.status_code == 429 and answer.json()["error"]["code"] == "insufficient_quota"
+    of_carol = [one for one in metered.records() if one["key"] == "carol"]
+    most = max(one["prompt_tokens"] for one in of_carol) + 12
+    used = sum(one["prompt_tokens"] + one["completion_tokens"] for one in of_carol)
+    assert BUDGET <= used < BUDGET + most
 
 
 def test_an_aborted_stream_is_counted_as_far_as_the_engine_went(metered: Metered) -> None:

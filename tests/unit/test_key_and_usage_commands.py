@@ -23,9 +23,21 @@ STACK: dict[str, Any] = {
     "modelfleet:target": "local",
     "modelfleet:models": ["*"],
     "modelfleet:gateway": {"requestsPerMinute": 9},
-    "modelfleet:keys": {"search.prod": {"team": "web", "models": ["small"], "expires": "2026-12-31"}},
+    "modelfleet:keys": {
+        "search.prod": {
+            "team": "web",
+            "models": ["small"],
+            "expires": "2026-12-31",
+            "budget": {"tokens": 5000000, "per": "day"},
+        }
+    },
     "modelfleet:teams": {
-        "web": {"models": ["org/*", "small"], "requestsPerMinute": 50, "tags": {"centre": "4711"}},
+        "web": {
+            "models": ["org/*", "small"],
+            "requestsPerMinute": 50,
+            "tags": {"centre": "4711"},
+            "budget": {"usd": 250.5},
+        },
     },
 }
 
@@ -159,10 +171,17 @@ def test_the_list_says_what_each_key_may(
     assert (row["expires"], row["secret"]) == ("2026-12-31", "none")
     assert (row["team_models"], row["team_requests_per_minute"]) == (["org/*", "small"], 50)
     assert row["tags"] == {"centre": "4711"}
-    monkeypatch.setenv("COLUMNS", "200")
+    assert (row["budget"], row["team_budget"]) == ({"tokens": 5000000, "usd": None, "per": "day"},
+                                                   {"tokens": None, "usd": 250.5, "per": "month"})  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "240")
     key.run_list("local")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "small ∩ org/*, small" in shown and "9 of team's 50" in shown and "centre=4711" in shown
+    assert (
+        "small ∩ org/*, small" in shown
+        and "9 of team's 50" in shown
+        and "5,000,000/day of team's 250.50" in shown
+        and "centre=4711" in shown
+    )
 
 
 def test_a_key_is_as_limited_as_its_team(

@@ -32,6 +32,8 @@ BODIES_METRICS_PORT: Final = 8406
 #: The user of the official image.
 HAPROXY_USER: Final = 99
 CONFIG_PATH, KEYS_PATH, RUN_PATH = "/etc/gateway", "/etc/gateway-keys", "/run/gateway"
+#: The pod's own address, which its requests tell replicas.
+POD_IP: Final = "POD_IP"
 KEY_MAP: Final = "keys.map"
 #: Annotation of the gateway's pods: a hash of the key map, so that changed keys roll them.
 KEYS_ID: Final = "modelfleet.dev/keys"
@@ -59,6 +61,7 @@ def gateway_files(plan: Plan) -> GatewayFiles:
         resolve_names=True,
         door_bind=f":{plan.front_door.port}" if plan.front_door else None,
         door_idle_s=plan.front_door.idle_s if plan.front_door else 0,
+        told_at=f"%[env({POD_IP})]:{METRICS_PORT}",
     )
     return render(plan.gateway, runtime, upstream=f"{SERVE_SERVICE}.{plan.namespace}.svc.cluster.local:{SERVE_PORT}")
 
@@ -211,6 +214,8 @@ def _longer_leave(plan: Plan) -> int:
 def _gateway(plan: Plan) -> Manifest:
     """The first process, which the Service and the front door lead to."""
     container = _container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT, LEAVE_SECONDS + _longer_leave(plan))
+    if plan.gateway.settles:
+        container["env"] = [{"name": POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
     if plan.front_door:
         container["ports"].append({"name": DOOR, "containerPort": plan.front_door.port})
     return container

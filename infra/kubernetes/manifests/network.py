@@ -76,14 +76,23 @@ def network_policies(plan: Plan) -> list[Manifest]:
         {"ports": [{"port": PORT}]},
         *_front_door(plan),
         *_metrics(plan, METRICS_PORT, BODIES_METRICS_PORT),
+        *([_allow([{"podSelector": RAY_PODS}], METRICS_PORT)] if plan.gateway.settles else []),
     ]
+    # Replicas tell what requests took, at the gateway's metrics port.
+    settles = {"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": METRICS_PORT}]}
     serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
     to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}
     copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
     policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
-        _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=[to_ray, DNS, *_out(ways.replicas)]),
+        _policy(
+            plan,
+            "ray",
+            RAY_PODS,
+            ingress=ray_ingress,
+            egress=[to_ray, DNS, *([settles] if plan.gateway.settles else []), *_out(ways.replicas)],
+        ),
         # What only the head needs; policies add up.
         _policy(plan, HEAD_ACCOUNT, HEAD_PODS, ingress=[], egress=_out(ways.head)),
         _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS]),

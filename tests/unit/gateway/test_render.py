@@ -14,16 +14,16 @@ from typing import Literal
 import pytest
 
 from modelfleet.infra.gateway import Runtime, render
-from modelfleet.infra.gateway.files import BODIES_CFG, CHAT, HAPROXY_CFG, LUA
+from modelfleet.infra.gateway.files import BODIES_CFG, CHAT, HAPROXY_CFG, LUA, SETTLE_LUA
 from modelfleet.infra.gateway.maps import cards_map
 from modelfleet.infra.local.haproxy import find_binary
-from modelfleet.infra.planning.plan import AllowancePlan, GatewayPlan, KeyPlan, Route
+from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, JwtKey, JwtPlan, KeyPlan, Route
 from modelfleet.infra.stack.schema import Gateway
 from tests.cluster.fleet import model, planned
 
 HERE = Path(__file__).parent / "rendered"
 #: The package's own files, of which the gateway gets a copy.
-OWN, SOURCES = (LUA, CHAT), Path(__file__).parents[3] / "infra" / "gateway"
+OWN, SOURCES = (LUA, SETTLE_LUA, CHAT), Path(__file__).parents[3] / "infra" / "gateway"
 LOCAL = Runtime(
     bind="127.0.0.1:8000", folder="/gateway", run_folder="/run/gateway", key_map="/gateway/keys.map", metrics_bind="127.0.0.1:9101"
 )  # fmt: skip
@@ -32,6 +32,12 @@ POD = replace(
 )  # fmt: skip
 LARGE = Route("org/large", "org--large", ("org/large", "org/large-lora"), "A large one.")
 SMALL = Route("small", "small", ("small",), answer_tokens=2048)
+#: Of no private key that anybody has.
+PEM = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaX/b7CY/rRpziXJEhTi8vPLEArTF
+6jnT1UNbSEe8wuGoVKM4CquaWs2prdIUs1pwP74ApM397YKFn/sK941m5A==
+-----END PUBLIC KEY-----
+"""
 SLEEPY = Route("org/sleepy", "org--sleepy", ("org/sleepy",), scales_to_zero=True)
 
 
@@ -55,6 +61,31 @@ CASES = {
                 KeyPlan("search", 600, 90_000, 8, team="web", models=("org/large-lora", "small")),
             ),
             teams=(AllowancePlan("web", 1000, 100_000, 16),),
+        ),
+        LOCAL,
+        "127.0.0.1:8001",
+    ),
+    "budgets": (
+        replace(
+            plan_of(LARGE, replace(SMALL, usd_per_million_tokens=0.6)),
+            keys=(KeyPlan("search", budget=BudgetPlan(5_000_000, "tokens", "day"), team="web", models=("small",)),),
+            teams=(AllowancePlan("web", budget=BudgetPlan(250_500_000, "usd", "month")),),
+        ),
+        replace(POD, told_at="%[env(POD_IP)]:9101"),
+        "models-serve-svc.modelfleet-dev.svc:8000",
+    ),
+    "jwt": (
+        replace(
+            plan_of(LARGE, SMALL, requests_per_minute=60),
+            teams=(AllowancePlan("web", 1000),),
+            jwt=JwtPlan(
+                "https://login.example.org/",
+                "modelfleet",
+                "sub",
+                "org.team",
+                (JwtKey("2026-a", ("RS256",), PEM),),
+                (KeyPlan("jwt:web", 60, team="web", models=("small",)),),
+            ),
         ),
         LOCAL,
         "127.0.0.1:8001",

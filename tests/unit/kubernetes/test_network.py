@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.gateway import gateway_deployment, gateway_files
 from modelfleet.infra.kubernetes.manifests.network import network_policies
 from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, planned
@@ -349,6 +350,21 @@ def test_metrics_are_closed_where_nobody_is_named(tmp_path: Path) -> None:
     assert not found & {("prometheus", port) for port in (8405, 8406)}
     ray = {target for source, target, port in reachable(policies_of(closed), closed) if source == "prometheus"}
     assert ray == {"gateway"}, "with a key, as everybody"
+
+
+def test_where_requests_settle_replicas_reach_the_gateway_by_its_pods_own_address(tmp_path: Path) -> None:
+    """A Service would lead to another gateway than the one that asked."""
+    plan, settling = (
+        planned(tmp_path, five_models(), auth="keys", apiKeys={"a": {"secure": "v1:x"}}, gateway=limits)
+        for limits in ({}, {"tokensPerMinute": 1000})
+    )
+    opened = reachable(policies_of(settling), settling) - reachable(policies_of(plan), plan)
+    assert {(target, port) for _, target, port in opened} == {("gateway", 8405)}
+    assert {source for source, _, _ in opened} >= {"worker"}
+    assert "%[env(POD_IP)]:8405 " in gateway_files(settling).texts["haproxy.cfg"]
+    pod = gateway_deployment(settling, "")["spec"]["template"]["spec"]
+    (first,) = (one for one in pod["containers"] if one["name"] == "gateway")
+    assert first["env"] == [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
 
 
 def test_the_vpc_cni_opens_the_address_of_the_service_that_the_gateway_calls(plan: Plan) -> None:

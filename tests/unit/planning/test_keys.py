@@ -10,7 +10,7 @@ import pytest
 
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.keys import key_findings, key_for
-from modelfleet.infra.planning.plan import AllowancePlan, KeyPlan
+from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, KeyPlan
 from modelfleet.infra.stack.keys import PULUMI_MIDNIGHT, ApiKey
 from modelfleet.serving.config.errors import InputErrors, Severity
 from tests.unit.planning.builders import model, planned, pool, stack
@@ -95,6 +95,44 @@ def test_keys_that_the_file_does_not_hold_are_not_missed() -> None:
     assert missed == [1, 0, 0, 0]
 
 
+LLAMA = "meta-llama/Llama-2-7b-chat-hf"
+
+
+def test_budgets_are_the_keys_and_the_teams_in_tokens_or_millionths_of_a_usd() -> None:
+    keys = {"a": {"team": "web", "budget": {"tokens": 5, "per": "day"}}, "b": {}}
+    config: dict[str, Any] = {"auth": "keys", "keys": keys, "teams": {"web": {"budget": {"usd": 250.5}}}}
+    made = stack(pool(instanceTypes=["g6.xlarge"]), secrets=("apiKeys",), **config)
+    plan = planned([model(LLAMA)], made, facts=None)
+    assert key_of(plan, "a").budget == BudgetPlan(5, "tokens", "day") and key_of(plan, "b").budget is None
+    assert plan.gateway.teams[0].budget == BudgetPlan(250_500_000, "usd", "month")
+    assert plan.gateway.settles and plan.gateway.has_budgets and not plan.gateway.counts_tokens
+    (route,), (planned_model,) = plan.gateway.routes, plan.models
+    assert planned_model.speed is not None
+    assert route.usd_per_million_tokens == planned_model.speed.usd_per_million_tokens is not None
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"keys": {"a": {"budget": {"usd": 5}}}}, "keys.a.budget: is in USD"),
+        ({"keys": {"a": {"team": "t"}}, "teams": {"t": {"budget": {"usd": 5}}}}, "teams.t.budget: is in USD"),
+    ],
+)
+def test_a_budget_in_usd_for_a_model_without_a_price_is_refused(sections: dict[str, Any], words: str) -> None:
+    (sentence,) = refused(**sections)
+    assert words in sentence and "of org/large, small; use tokens" in sentence
+
+
+def test_a_head_that_may_forget_budgets_is_a_warning() -> None:
+    budget = {"keys": {"a": {"budget": {"tokens": 5}}}}
+
+    def warned(**sections: Any) -> list[str]:
+        return [one.message for one in plan_of(**sections).notices if "begin anew" in one.message]
+
+    assert len(warned(**budget)) == 1 and not warned(keys={"a": {}})
+    assert not warned(**budget, kubernetes={"image": "r.example/s:1", "redisAddress": "valkey.example:6379"})
+
+
 def test_the_first_request_of_a_model_takes_a_key_that_may_use_it_and_lives() -> None:
     keys = {"ended": {"expires": "2020-01-01"}, "small": {"models": ["small"]}, "large": {"models": ["org/*"]}}
     gateway = plan_of(keys=keys).gateway
@@ -103,6 +141,8 @@ def test_the_first_request_of_a_model_takes_a_key_that_may_use_it_and_lives() ->
     assert key_for(gateway, "org/large", names[:2], now) is None
     assert key_for(gateway, "org/large", ["small", "in-no-file"], now) == "in-no-file"
     assert key_for(gateway, "org/large", names, 0) == "ended", "it lived then"
+    spent = plan_of(keys={"a": {"budget": {"tokens": 5}}, "b": {}}).gateway
+    assert key_for(spent, "small", ["a", "b"], now) == "b" and key_for(spent, "small", ["a"], now) == "a"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +158,12 @@ def test_the_first_request_of_a_model_takes_a_key_that_may_use_it_and_lives() ->
         ("keys: {a: {models: []}}", "keys.a.models"),
         ("keys: {a: {models: ['x y']}}", "a model's id or its adapter's name"),
         ("keys: {a: {requestsPerMinute: 0}}", "keys.a.requestsPerMinute"),
-        ("keys: {a: {budget: 3}}", "budget"),
+        ("keys: {a: {budget: 3}}", "keys.a.budget"),
+        ("keys: {a: {budget: {}}}", "name either tokens or usd"),
+        ("keys: {a: {budget: {tokens: 5, usd: 3}}}", "name either tokens or usd"),
+        ("keys: {a: {budget: {tokens: 0}}}", "keys.a.budget.tokens"),
+        ("keys: {a: {budget: {usd: .inf}}}", "keys.a.budget.usd"),
+        ("keys: {a: {budget: {tokens: 5, per: week}}}", "keys.a.budget.per"),
         ('keys: {"a\\"b": {}}', "1 to 63 letters"),
         ('keys: {"a\\nb": {}}', "1 to 63 letters"),
         ('keys: {"a\\n": {}}', "1 to 63 letters"),

@@ -28,8 +28,12 @@ ALLOWANCE = {
     "requestsPerMinute": 60,
     "tokensPerMinute": 1000,
     "concurrentRequests": 8,
+    "budget.tokens": {"tokens": 1000},
+    "budget.usd": {"usd": 2.5},
+    "budget.per": {"tokens": 1000, "per": "day"},
     "tags": {"centre": "42"},
 }
+JWT = {"issuer": "https://login.example.org/", "audience": "models", "jwks": "https://login.example.org/keys"}
 #: The new value by key. A key of a pool changes in the first pool.
 CHANGES: dict[str, Any] = {
     "models": ["others-*"],
@@ -136,6 +140,11 @@ CHANGES: dict[str, Any] = {
     "trust.signers.publicKey": [{"weights": ["*"], "publicKey": PUBLIC_KEY}],
     "trust.signers.certificates": [{"weights": ["*"], "certificates": PUBLIC_KEY.replace("PUBLIC KEY", "CERTIFICATE")}],
     **{f"{section}.{name}": value for section in ("keys", "teams") for name, value in ALLOWANCE.items()},
+    "jwt.issuer": JWT,
+    "jwt.audience": {**JWT, "audience": "other"},
+    "jwt.jwks": {**JWT, "jwks": "https://login.example.org/other"},
+    "jwt.nameClaim": {**JWT, "nameClaim": "email"},
+    "jwt.teamClaim": {**JWT, "teamClaim": "org.team"},
     "keys.expires": "2030-12-31",
     "keys.team": "search",
 }
@@ -174,6 +183,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
     **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams."))},
     "keys.team": {"auth": "keys", "teams.requestsPerMinute": 60},
+    **{key: {"auth": "keys"} for key in CHANGES if key.startswith("jwt.")},
+    "jwt.teamClaim": {"auth": "keys", "teams.requestsPerMinute": 60},
     **{key: {"mirror.image": "registry.example/mirror:1"} for key in CHANGES if key.startswith("trust.signers.")},
 }
 #: Keys of what only target eks makes, or that differ there.
@@ -220,9 +231,9 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.")
+        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.")
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
-        if not rest:
+        if not rest or first == "jwt":
             settings[first] = value
         elif first == "pools":
             settings["pools"][0][rest] = value
@@ -234,7 +245,9 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     demanded = (
         model("Qwen/Qwen3-8B", replicas=(0, 1)) if pools[0]["accelerator"] == "L4" else model("org/large", "A100-40G")
     )
-    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False)
+    # A budget in USD needs the model's price, and that its facts.
+    facts: dict[str, Any] = {"facts": None} if any(key.endswith("budget.usd") for key in changes) else {}
+    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False, **facts)
 
 
 def test_every_key_of_the_stack_file_is_tried() -> None:

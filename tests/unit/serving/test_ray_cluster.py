@@ -12,7 +12,7 @@ from ray import NodeID
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.experimental import internal_kv
 
-from modelfleet.serving.ray_cluster import RayCluster
+from modelfleet.serving.ray_cluster import RayCluster, RayStore
 
 #: The module; as an attribute of `ray.util` that name is a function.
 GROUPS = import_module("ray.util.placement_group")
@@ -33,10 +33,16 @@ class Head:
         }
 
     def internal_kv_put(self, key: bytes, value: bytes, overwrite: bool, namespace: Any) -> int:
-        assert not overwrite
         added = key not in self.kept
-        self.kept.setdefault(key, value)
+        if added or overwrite:
+            self.kept[key] = value
         return int(added)
+
+    def internal_kv_get(self, key: bytes, namespace: Any) -> bytes | None:
+        return self.kept.get(key)
+
+    def internal_kv_keys(self, prefix: bytes, namespace: Any) -> list[bytes]:
+        return [key for key in self.kept if key.startswith(prefix)]
 
     def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: Any) -> int:
         assert not by_prefix
@@ -80,3 +86,16 @@ def test_without_a_group_it_holds_its_own_resources(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(GROUPS, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: own)
     assert RayCluster().held() == {"a": {"CPU": 2.0}}
+
+
+def test_what_replicas_share_is_theirs_alone_in_rays_store(head: Head) -> None:
+    store = RayStore()
+    RayCluster().first(7)
+    store.put("one", "1")
+    store.put("one", "2", new=True)
+    assert dict(store.all()) == {"one": "1"}
+    store.put("one", "3")
+    store.put("two", "4", new=True)
+    assert dict(store.all()) == {"one": "3", "two": "4"}
+    store.remove("one")
+    assert dict(store.all()) == {"two": "4"} and len(head.kept) == 2

@@ -1,0 +1,118 @@
+"""Tokens of an OIDC issuer (JWT) beside the API keys, with HAProxy's own functions.
+
+A token names its key (`kid`) and algorithm. Only pairs that the issuer's key set allows are in `jwt.map`, so neither
+`none` nor HMAC with a public key as its secret ever reaches a comparison (RFC 8725, 3.1). Claims count after the
+signature. Whom a token names is called `jwt:<claim>` from then on: no API key has a colon in its name. What it may is
+its team's: HAProxy looks up the entry `jwt:<team>` of `access.map`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from modelfleet.infra.gateway.answers import quoted, returns
+from modelfleet.infra.planning.plan import JWT_PREFIX, GatewayPlan, JwtPlan
+
+MAP = "jwt.map"
+#: A claim that can be a name: a word of HAProxy's maps and logs, and short enough for its tables with the prefix. `$`
+#: would let a last line's end pass.
+CLAIM = "^[A-Za-z0-9][A-Za-z0-9._@|+-]{0,58}\\z"
+#: Seconds for which a token may come too early: clocks differ. RFC 7519 calls it a leeway.
+LEEWAY_S = 60
+#: `aud` may be a list; its first entries are looked at.
+AUDIENCES = 8
+CLOSE = {"Connection": "close"}
+
+
+def texts(gateway: GatewayPlan) -> dict[str, str]:
+    """Each public key as PEM, and which key id with which algorithm is which."""
+    if gateway.jwt is None:
+        return {}
+    lines = [
+        f"{key.kid}|{algorithm} {number}\n"
+        for number, key in enumerate(gateway.jwt.keys)
+        for algorithm in key.algorithms
+    ]
+    return {MAP: "".join(lines), **{_file(number): key.pem for number, key in enumerate(gateway.jwt.keys)}}
+
+
+def _file(number: int) -> str:
+    return f"jwt-{number}.pem"
+
+
+def token(gateway: GatewayPlan, folder: str) -> list[str]:
+    """Where no API key was found: finds whom a token names, or says why it names nobody."""
+    jwt = gateway.jwt
+    if jwt is None:
+        return []
+    return [
+        "http-request set-var(txn.jwt) http_auth_bearer unless { var(txn.key) -m found }",
+        # Three parts with a header that can be read; all else is an unknown API key.
+        "http-request set-var(txn.jwt_alg) var(txn.jwt),jwt_header_query('$.alg') if { var(txn.jwt) -m found }",
+        "acl token var(txn.jwt_alg) -m found",
+        "http-request set-var(txn.jwt_kid) var(txn.jwt),jwt_header_query('$.kid') if token",
+        f"http-request set-var(txn.jwt_key) var(txn.jwt_kid),concat(|,txn.jwt_alg),map_str({folder}/{MAP}) if token",
+        *_refused("no key of its issuer has this `kid` with this `alg`", "token !{ var(txn.jwt_key) -m found }"),
+        # An extension that the gateway does not know must not be ignored (RFC 7515, 4.1.11).
+        *_refused("`crit` is not supported", "token { var(txn.jwt),jwt_header_query('$.crit') -m found }"),
+        *_refused("`crit` is not supported", "token { var(txn.jwt),jwt_header_query('$.crit[0]') -m found }"),
+        *(
+            f"http-request set-var(txn.jwt_verified) var(txn.jwt),jwt_verify(txn.jwt_alg,{folder}/{_file(number)})"
+            f" if token {{ var(txn.jwt_key) -m str {number} }}"
+            for number in range(len(jwt.keys))
+        ),
+        *_refused("its signature is wrong", "token !{ var(txn.jwt_verified) -m int 1 }"),
+        *_claims(jwt, folder),
+        f"http-request set-var(txn.key) str({JWT_PREFIX}),concat(,txn.jwt_name) if token",
+        f"http-request set-var(txn.entry) str({JWT_PREFIX}),concat(,txn.jwt_team) if token",
+    ]
+
+
+def _claims(jwt: JwtPlan, folder: str) -> list[str]:
+    claim = "var(txn.jwt),jwt_payload_query"
+    right = [f"acl for_us {claim}('$.aud{at}') -m str {_word(jwt.audience)}" for at in ("", *_places())]
+    when = "%[var(txn.jwt_exp),utime(%Y-%m-%dT%H:%M:%SZ)]"
+    lines = [
+        f"acl issued {claim}('$.iss') -m str {_word(jwt.issuer)}",
+        *_refused("`iss` is another issuer", "token !issued"),
+        *right,
+        *_refused("`aud` is not this service", "token !for_us"),
+        "http-request set-var(txn.now) date()",
+        f"http-request set-var(txn.jwt_exp) {claim}('$.exp','int') if token",
+        *_refused("it has no `exp`", "token !{ var(txn.jwt_exp) -m int gt 0 }"),
+        *_refused(f"it ended at {when}", "token { var(txn.jwt_exp),sub(txn.now) le 0 }"),
+        f"http-request set-var(txn.jwt_nbf) {claim}('$.nbf','int') if token",
+        *_refused("`nbf` is in the future", f"token {{ var(txn.jwt_nbf),sub(txn.now) gt {LEEWAY_S} }}"),
+        f"http-request set-var(txn.jwt_name) {claim}('$.{jwt.name_claim}') if token",
+        *_refused(
+            f"`{jwt.name_claim}` is missing, or no name of 1 to 59 letters, digits and . _ @ | + -",
+            f"token !{{ var(txn.jwt_name) -m reg {quoted(CLAIM)} }}",
+        ),
+    ]
+    if jwt.team_claim is None:
+        return lines
+    return [
+        *lines,
+        f"http-request set-var(txn.jwt_team) {claim}('$.{jwt.team_claim}') if token",
+        f"http-request set-var(txn.jwt_known) var(txn.jwt_team),map_str({folder}/teams.map) if token",
+        *_refused(
+            f"`{jwt.team_claim}` is missing, or no team of this service", "token !{ var(txn.jwt_known) -m found }"
+        ),
+    ]
+
+
+def _places() -> list[str]:
+    return [f"[{number}]" for number in range(AUDIENCES)]
+
+
+def _word(text: str) -> str:
+    """A text after `-m str`, which may be anything but a flag."""
+    return f"-- {quoted(text)}"
+
+
+def _refused(why: str, condition: str) -> list[str]:
+    """401 with what is wrong, in RFC 6750's words."""
+    body = {"message": f"The token is not valid: {why}.", "type": "AuthenticationError", "param": None, "code": 401}
+    text = json.dumps({"error": body}, separators=(",", ":"))
+    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"', **CLOSE}
+    return [returns(401, text, headers=headers, dynamic="%[" in why) + f" if {condition}"]
