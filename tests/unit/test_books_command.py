@@ -23,7 +23,8 @@ from modelfleet.cli.usage_html import MOST_BARS, bars, usage_page
 from modelfleet.cli.usage_report import Report, report, uses
 from modelfleet.infra.planning.books import HOUR_US, Holding, MachineTime
 from modelfleet.infra.reading.node_hours import NodeHours as ReadHours
-from modelfleet.infra.reading.node_hours import micros, read_node_hours
+from modelfleet.infra.reading.node_hours import read_node_hours
+from modelfleet.infra.reading.records import micros
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack import load_stack
