@@ -89,20 +89,22 @@ _KINDS: dict[str | None, type[_Record]] = {None: _Request, "holding": _Holding, 
 
 
 def records(path: Path, faults: list[Finding]) -> Iterator[dict[str, Any]]:
-    """The records of a file. Each line that is JSON and no record of ours is left out, and is one more of `faults`.
+    """The records of a file. A line that is none of ours is left out, and is one more of `faults`.
 
-    A line that is no JSON is what a replica was writing when it was killed, and is left out in silence.
+    The beginning of one is what a replica was writing when it was killed, and is left out in silence.
     """
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                found = pydantic_core.from_json(line)
-            except ValueError:
-                continue
-            where, message = _fault(found)
+                found = pydantic_core.from_json(line.rstrip("\n"))
+            except ValueError as error:
+                if str(error).startswith("EOF"):
+                    continue
+                where, message = "", f"found no JSON: {error}"
+            else:
+                where, message = _fault(found)
             if message:
-                said = f"{message}; this line is not counted"
-                faults.append(Finding(str(path), number, where, said))
+                faults.append(Finding(str(path), number, where, f"{message}; this line is not counted"))
             else:
                 yield found
 

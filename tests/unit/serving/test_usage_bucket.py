@@ -17,11 +17,15 @@ from modelfleet.infra.reading.node_hours import read_node_hours
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.reading.usage_bucket import fetch_usage
 from modelfleet.serving import usage_bucket
+from modelfleet.serving.app import AppArgs, application
 from modelfleet.serving.config.errors import Finding, SetupError
+from modelfleet.serving.errors import WeightsError
 from modelfleet.serving.node_hours import NodeHours
+from modelfleet.serving.replica import VllmReplica
 from modelfleet.serving.usage import UsageMeter
 from modelfleet.serving.usage_bucket import QUIET_S, BucketCopy
 from tests.unit.serving.conftest import HalfANode
+from tests.unit.serving.test_engine_args import model
 from tests.unit.serving.test_usage import Answer, ask, meter_of
 
 PREFIX = "usage/stack=prod"
@@ -165,3 +169,27 @@ def test_a_bucket_that_cannot_be_read_is_one_message(s3: Any, tmp_path: Path) ->
     s3.delete_bucket(Bucket="fleet")
     with pytest.raises(SetupError, match="s3://fleet/usage/stack=prod: S3 returned NoSuchBucket; allow s3:ListBucket"):
         fetched(s3, tmp_path)
+
+
+def test_an_application_hands_the_address_to_its_replicas_which_copy_there(
+    s3: Any, usage_records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the plan's arguments to a replica's whole life; it fails to start, and what it held is in the bucket."""
+    args = AppArgs.model_validate({"model": model().model_dump(mode="json"), "usage": URI})
+    bound = application(VllmReplica, args)._bound_deployment
+    assert bound.init_kwargs == {"usage": URI}
+    assert application(VllmReplica, AppArgs(model=args.model))._bound_deployment.init_kwargs == {}
+    for name in ("bind_to_node_address_only", "lift_thread_limit", "_import_engine"):  # for a process of its own
+        monkeypatch.setattr(f"modelfleet.serving.replica.{name}", lambda *_: None)
+    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda gpus: None)
+    monkeypatch.setattr("modelfleet.serving.replica.DEFAULT_ENVIRONMENT", {})
+
+    def fails(*_: Any) -> None:
+        raise WeightsError("no weights")
+
+    monkeypatch.setattr("modelfleet.serving.replica.resolve", fails)
+    replica = VllmReplica(*bound.init_args, **bound.init_kwargs)
+    with pytest.raises(WeightsError):
+        asyncio.run(replica._start())
+    (key,) = objects(s3)
+    assert key.startswith("usage/nodes/stack=prod/dt=")
