@@ -81,15 +81,16 @@ class Metered:
 
     def counters(self) -> tuple[float, float]:
         """vLLM's own prompt and generation tokens."""
-        text = requests.get(f"http://127.0.0.1:{self.port}/{MODEL.replace('/', '--')}/metrics", timeout=20).text
-        return tuple(  # type: ignore[return-value]
-            sum(
-                float(line.rpartition(" ")[2])
-                for line in text.splitlines()
-                if re.match(rf"vllm:{name}_total[{{ ]", line)
-            )
-            for name in ("prompt_tokens", "generation_tokens")
-        )
+        return counters_of(self.port, MODEL.replace("/", "--"))
+
+
+def counters_of(port: int, slug: str) -> tuple[float, float]:
+    """vLLM's own prompt and generation tokens, at a replica's port."""
+    text = requests.get(f"http://127.0.0.1:{port}/{slug}/metrics", timeout=20).text
+    return tuple(  # type: ignore[return-value]
+        sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(rf"vllm:{name}_total[{{ ]", line))
+        for name in ("prompt_tokens", "generation_tokens")
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.stub import Stubber
 
 from modelfleet.cli.usage import run_usage
 from modelfleet.infra.aws.documents import iam_documents
 from modelfleet.infra.aws.site import site_of
+from modelfleet.infra.reading.cost_explorer import cost_by_pool
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.usage import stamp
 from modelfleet.serving.usage_bucket import BucketCopy
@@ -118,6 +121,30 @@ def test_who_may_not_ask_gets_one_message_with_the_right(
     with pytest.raises(SetupError, match=r"Cost Explorer returned AccessDenied\w*; allow ce:GetCostAndUsage"):
         run_usage("test", prices=["l4=2"], compare_aws=True)
     assert run_usage("test", prices=["l4=2"], as_json=True) == 1, "the books need none of it"
+
+
+def test_the_question_is_the_stacks_machines_by_pool_and_no_page_is_left() -> None:
+    """moto answers whatever is asked; botocore holds the question against AWS's own model."""
+    fake = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+    client = boto3.client("ce", region_name="us-east-1", **fake)
+    asked = {
+        "TimePeriod": {"Start": "2026-11-01", "End": "2026-11-03"},
+        "Granularity": "DAILY",
+        "Metrics": ["UnblendedCost"],
+        "Filter": {
+            "And": [
+                {"Tags": {"Key": "modelfleet.dev/stack", "Values": ["prod"]}},
+                {"Dimensions": {"Key": "SERVICE", "Values": ["Amazon Elastic Compute Cloud - Compute"]}},
+            ]
+        },
+        "GroupBy": [{"Type": "TAG", "Key": "modelfleet.dev/pool"}],
+    }
+    with Stubber(client) as stub:
+        stub.add_response("get_cost_and_usage", page(("l4", "0.1"), NextPageToken="more"), asked)
+        stub.add_response("get_cost_and_usage", page(("l4", "0.2")), {**asked, "NextPageToken": "more"})
+        found = cost_by_pool("prod", "us-west-2", date(2026, 11, 1), date(2026, 11, 3), client)
+        stub.assert_no_pending_responses()
+    assert found == {"l4": Decimal("0.3")}, "as decimals: floats would not add up"
 
 
 def test_another_currency_is_not_compared(project: Fleet) -> None:
