@@ -49,7 +49,8 @@ class BucketCopy:
 
     def __init__(self, folder: Path, uri: str, replica: str, s3: Callable[[], Any] = patient_client) -> None:
         self._folder, self._place, self._replica = folder, parse_uri(uri), replica
-        self._make_client, self._s3 = s3, None
+        self._make_client = s3
+        self._s3: Any = None
         #: Bytes of each file at its last copy.
         self._sent: dict[Path, int] = {}
         self._failed = ""

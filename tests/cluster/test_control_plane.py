@@ -128,7 +128,14 @@ def test_a_key_is_revoked_by_the_command_in_a_real_cluster(
         container["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", "1"]
     apply_all(
         api,
-        [*namespaces(plan), *priority_class(plan), *service_accounts(plan), gateway_keys(plan, text), gateway_config(plan), deployment],
+        [
+            *namespaces(plan),
+            *priority_class(plan),
+            *service_accounts(plan),
+            gateway_keys(plan, text),
+            gateway_config(plan),
+            deployment,
+        ],
     )
 
     def pods() -> set[str]:
@@ -137,7 +144,7 @@ def test_a_key_is_revoked_by_the_command_in_a_real_cluster(
 
     def ready() -> bool:
         live = api.get("apps/v1", "Deployment", "gateway", where) or {}
-        return live.get("status", {}).get("availableReplicas", 0) == plan.gateway.settings.replicas
+        return bool(live.get("status", {}).get("availableReplicas", 0) == plan.gateway.settings.replicas)
 
     try:
         wait_for("the gateway", ready, seconds=60)

@@ -12,9 +12,9 @@ import asyncio
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -40,7 +40,8 @@ class OneNode:
     """What Ray would say of a node on which this replica alone holds half of the CPUs."""
 
     def __init__(self) -> None:
-        self._node = RayNode(f"node-{os.getpid()}", POOL, time.time(), None, 0.0, 2.0)
+        began = psutil.Process().create_time()  # no process is older than its node
+        self._node = RayNode(f"node-{os.getpid()}", POOL, began, None, 0.0, 2.0)
 
     def nodes(self) -> dict[str, RayNode]:
         return {self.here(): self._node}

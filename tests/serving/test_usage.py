@@ -241,7 +241,7 @@ def test_many_mixed_requests_add_up_to_the_engines_own_counters(metered: Metered
 
 CHAT = "/v1/chat/completions"
 #: Two tokens beside those of thoughts, so that a random model thinks and stops thinking.
-ONLY = {"allowed_token_ids": [START, END, 100, 200], "temperature": 1.0, "return_token_ids": True}
+ONLY: dict[str, Any] = {"allowed_token_ids": [START, END, 100, 200], "temperature": 1.0, "return_token_ids": True}
 
 
 def thoughts_in(tokens: list[int], *, opened: bool) -> int:
@@ -264,7 +264,7 @@ def with_thoughts(metered: Metered, request_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("opened", [False, True], ids=["by-the-answer", "by-the-prompt"])
 def test_thoughts_are_counted_whole_in_streams_and_in_aborted_ones(metered: Metered, opened: bool) -> None:
-    asked = {**ONLY, "chat_template_kwargs": {"thinking": opened}, "max_tokens": 60}
+    asked: dict[str, Any] = {**ONLY, "chat_template_kwargs": {"thinking": opened}, "max_tokens": 60}
     said: dict[str, list[int]] = {}
     for seed in range(4):
         answer = metered.post(CHAT, **asked, seed=seed, headers={"x-request-id": f"plain-{opened}-{seed}"})
@@ -282,7 +282,7 @@ def test_thoughts_are_counted_whole_in_streams_and_in_aborted_ones(metered: Mete
         record = with_thoughts(metered, request_id)
         assert record["completion_tokens"] == len(tokens) == 60
         assert record["reasoning_tokens"] == thoughts_in(tokens, opened=opened) > 0, request_id
-    cut = {**asked, "allowed_token_ids": [100, 200], "max_tokens": 400}
+    cut: dict[str, Any] = {**asked, "allowed_token_ids": [100, 200], "max_tokens": 400}
     answer = metered.post(CHAT, **cut, stream=True, headers={"x-request-id": f"cut-{opened}"})
     next(answer.iter_lines())
     answer.close()

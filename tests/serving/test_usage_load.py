@@ -216,6 +216,7 @@ def ask(fleet: Fleet, number: int, wait_for: Callable[[str], None]) -> str:
         else:
             list(lines)
     except requests.RequestException:
+        time.sleep(1)  # no gateway for a moment: the other requests are not for that moment
         return f"{kind}: cut by a kill"
     return f"{kind}: {answer.status_code}"
 

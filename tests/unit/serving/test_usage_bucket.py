@@ -76,7 +76,12 @@ def test_a_round_without_news_sends_nothing(s3: Any, tmp_path: Path) -> None:
     sent: list[str] = []
     copy = BucketCopy(tmp_path, URI, "r", lambda: s3)
     put = copy._put
-    copy._put = lambda key, body: (sent.append(key), put(key, body))[1]  # type: ignore[method-assign]
+
+    def noted(key: str, body: bytes) -> None:
+        sent.append(key)
+        put(key, body)
+
+    copy._put = noted  # type: ignore[method-assign]
     copy.send()
     copy.send()
     assert len(sent) == 1
@@ -106,7 +111,7 @@ def test_a_bucket_that_is_away_is_said_once_and_made_good_later(
     copy = BucketCopy(tmp_path, URI, "r", lambda: s3)
     put = copy._put
 
-    def away(*_: Any) -> None:
+    def away(key: str, body: bytes) -> None:
         raise EndpointConnectionError(endpoint_url="https://s3")
 
     copy._put = away  # type: ignore[method-assign]
