@@ -289,3 +289,10 @@ def test_an_open_request_has_no_thoughts_yet(tmp_path: Path) -> None:
     asyncio.run(meter.count_thoughts())
     (record,) = read_usage(tmp_path)
     assert (record["end"], record["reasoning_tokens"], answer.asked) == ("open", 0, 0)
+
+
+def test_a_replica_that_ends_notes_what_is_still_open(tmp_path: Path) -> None:
+    meter = meter_of(tmp_path, Answer(3))
+    ask(meter)
+    meter.last_words()
+    assert [(one["end"], one["completion_tokens"]) for one in read_usage(tmp_path)] == [("open", 3)]
