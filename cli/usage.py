@@ -134,7 +134,9 @@ def _of_bucket(
     where = f"s3://{plan.name}/{plan.usage}"
     with tempfile.TemporaryDirectory(prefix="modelfleet-usage-") as scratch:
         with output.status(f"fetching the records of {where}"):
-            names = fetch_usage(plan.name, plan.usage, since, Path(scratch), faults, region=stack.region)
+            names = fetch_usage(
+                plan.name, plan.usage, since, Path(scratch), faults, region=stack.region, profile=stack.profile
+            )
         yield Path(scratch), where, names
 
 
@@ -160,7 +162,7 @@ def _with_aws(
     from modelfleet.infra.reading.cost_explorer import cost_by_pool
 
     with output.status("asking Cost Explorer"):
-        cost = cost_by_pool(stack.name, stack.region or "", first, end)
+        cost = cost_by_pool(stack.name, stack.region or "", first, end, profile=stack.profile)
     return compared(hours, prices, cost, first, end)
 
 

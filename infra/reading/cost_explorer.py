@@ -19,7 +19,9 @@ API_REGION = "us-east-1"
 SERVICE = "Amazon Elastic Compute Cloud - Compute"
 
 
-def cost_by_pool(stack: str, region: str, first: date, end: date, client: Any = None) -> dict[str, Decimal]:
+def cost_by_pool(
+    stack: str, region: str, first: date, end: date, *, profile: str | None = None, client: Any = None
+) -> dict[str, Decimal]:
     """USD of the stack's machines by pool, for the days from `first` up to `end` (UTC), which is not one of them.
 
     Under the empty name is what has the stack's tag and no pool's. The cost is unblended: what each machine was billed
@@ -41,7 +43,7 @@ def cost_by_pool(stack: str, region: str, first: date, end: date, client: Any = 
     }
     found: dict[str, Decimal] = defaultdict(Decimal)
     try:
-        asking = client or _client(region)
+        asking = client or _client(region, profile)
         while True:
             answer = asking.get_cost_and_usage(**asked)
             for day in answer["ResultsByTime"]:
@@ -63,7 +65,9 @@ def cost_by_pool(stack: str, region: str, first: date, end: date, client: Any = 
         raise SetupError(f"Cost Explorer: {str(error).splitlines()[0][:200]}") from None
 
 
-def _client(region: str) -> Any:
+def _client(region: str, profile: str | None) -> Any:
     import boto3
 
-    return boto3.client("ce", region_name=REGIONS.get(region.partition("-")[0], API_REGION))
+    return boto3.Session(profile_name=profile).client(
+        "ce", region_name=REGIONS.get(region.partition("-")[0], API_REGION)
+    )

@@ -85,7 +85,7 @@ class _Node(_Record):
 
 
 #: By what a record says it is (`record`); those of requests say nothing.
-_KINDS: dict[str | None, type[_Record]] = {None: _Request, "holding": _Holding, "node": _Node}
+_NAMED: dict[str, type[_Record]] = {"holding": _Holding, "node": _Node}
 
 
 def records(path: Path, faults: list[Finding]) -> Iterator[dict[str, Any]]:
@@ -116,18 +116,24 @@ def _fault(found: Any) -> tuple[str, str]:
     if found.get("version") != VERSION:
         return "version", f"found {_shown(found.get('version'))}; this release reads {VERSION}"
     name = found.get("record")
-    kind = _KINDS.get(name) if name is None or isinstance(name, str) else None
+    named = _NAMED.get(name) if isinstance(name, str) else None
+    kind = named if "record" in found else _Request
     if kind is None:
         return "record", f"found {_shown(name)}; allowed are holding and node, or no such key"
     try:
         kind.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(_printable(part) for part in first["loc"])
         if first["type"] == "missing":
             return place, "the key is missing"
         return place, f"found {_shown(first['input'])}; {first['msg'][:1].lower()}{first['msg'][1:]}"
     return "", ""
+
+
+def _printable(key: str | int) -> str:
+    """A key, which anybody may have written, too."""
+    return "".join(one if one.isprintable() else "?" for one in str(key)[:60])
 
 
 def _shown(value: Any) -> str:

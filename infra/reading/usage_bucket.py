@@ -27,6 +27,7 @@ def fetch_usage(
     faults: list[Finding],
     *,
     region: str | None = None,
+    profile: str | None = None,
     s3: Any = None,
 ) -> Mapping[str, str]:
     """Write the records of the hours from `since` on below `folder`; `prefix` is the plan's (`BucketPlan.usage`).
@@ -37,7 +38,7 @@ def fetch_usage(
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return _fetched(s3 or _client(region), bucket, prefix, since, folder, faults)
+        return _fetched(s3 or _client(region, profile), bucket, prefix, since, folder, faults)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
         raise SetupError(
@@ -48,11 +49,12 @@ def fetch_usage(
         raise SetupError(f"s3://{bucket}/{prefix}: {str(error).splitlines()[0][:200]}") from None
 
 
-def _client(region: str | None) -> Any:
+def _client(region: str | None, profile: str | None) -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", region_name=region, config=Config(max_pool_connections=PARALLEL))
+    session = boto3.Session(profile_name=profile, region_name=region)
+    return session.client("s3", config=Config(max_pool_connections=PARALLEL))
 
 
 def _fetched(

@@ -325,8 +325,8 @@ def test_tokens_and_money_to_the_end(
     # The first model's replica lived on: every token.
     assert counted[FIRST] == engines[FIRST]
     # Why not 0: the killed one takes what it answered between its last lines (10 s in a fleet, EACH_S here) and SIGKILL,
-    # and our look at its counters came a moment before.
-    assert off <= 0.001
+    # and our look at its counters came a moment before. A kill costs so much however many requests there are.
+    assert off <= 0.001 * max(1, 2000 / REQUESTS)
     assert abs(usd - seconds * USD_PER_NODE_HOUR / 3600) <= 0.01
     assert lines == round(100 * usd)
     assert set(by_key) == set(KEYS) and all(row["completion_tokens"] and row["usd"] for row in by_key.values())

@@ -82,12 +82,20 @@ def test_each_key_that_is_missing_or_of_another_kind_is_named(tmp_path: Path, re
         ({"key": "x" * 2000}, "key"),
         ({"version": 2}, "version"),
         ({"record": ["node"]}, "record"),
+        ({"record": None}, "record"),
+        ({"record": "request"}, "record"),
     ],
 )
 def test_times_names_and_kinds_of_no_record(tmp_path: Path, change: dict[str, Any], place: str) -> None:
     write(tmp_path, json.dumps({**REQUEST, **change}), json.dumps(REQUEST))
     found, _, (fault,) = read(tmp_path)
     assert (len(found), fault.line, fault.path) == (1, 1, place)
+
+
+def test_a_key_that_anybody_wrote_moves_no_cursor(tmp_path: Path) -> None:
+    write(tmp_path, json.dumps({**HOLDING, "shares": {"\x1b[2J" + "a" * 900: 7}}), nodes=True)
+    (fault,) = set(read(tmp_path)[2])
+    assert fault.path.startswith("shares.?[2Ja") and len(fault.path) < 80 and "\x1b" not in fault.sentence()
 
 
 def test_shares_and_boots_are_numbers_and_times(tmp_path: Path) -> None:

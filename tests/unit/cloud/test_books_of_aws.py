@@ -142,7 +142,7 @@ def test_the_question_is_the_stacks_machines_by_pool_and_no_page_is_left() -> No
     with Stubber(client) as stub:
         stub.add_response("get_cost_and_usage", page(("l4", "0.1"), NextPageToken="more"), asked)
         stub.add_response("get_cost_and_usage", page(("l4", "0.2")), {**asked, "NextPageToken": "more"})
-        found = cost_by_pool("prod", "us-west-2", date(2026, 11, 1), date(2026, 11, 3), client)
+        found = cost_by_pool("prod", "us-west-2", date(2026, 11, 1), date(2026, 11, 3), client=client)
         stub.assert_no_pending_responses()
     assert found == {"l4": Decimal("0.3")}, "as decimals: floats would not add up"
 
