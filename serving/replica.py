@@ -132,13 +132,13 @@ class VllmReplica:
             remove_left()
 
     def _last_words(self) -> None:
-        """What this replica has to write down before it ends, once."""
-        if (hours := self.__dict__.pop("_hours", None)) is not None:
-            hours.last_words()
-        if (meter := self.__dict__.pop("_meter", None)) is not None:
-            meter.last_words()
-        if (copy := self.__dict__.pop("_copy", None)) is not None:
-            copy.send()
+        """What this replica has to write down before it ends, once; nothing of it may keep it from ending."""
+        parts = [self.__dict__.pop(name, None) for name in ("_hours", "_meter", "_copy")]
+        for words in [part.last_words for part in parts if part is not None]:
+            try:
+                words()
+            except Exception:  # Ray may be gone already
+                logger.warning("a part of this replica's last records is missing", exc_info=True)
 
     async def check_health(self) -> None:
         """Serve's health check: the engine's own."""

@@ -64,6 +64,10 @@ class BucketCopy:
             except Exception:  # nobody else would see it
                 logger.exception("usage was not copied to the bucket in this round")
 
+    def last_words(self) -> None:
+        """The last copy, when the replica ends; waits some seconds for a bucket that does not answer."""
+        self.send()
+
     def send(self) -> None:
         """A copy of each file that grew since its last one. The first that fails ends the round."""
         for path, size in self._due():
