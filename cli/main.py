@@ -328,7 +328,11 @@ def usage(
     since: Annotated[str, typer.Option(metavar="7d|24h", help="Requests that ended in this time.")] = "7d",
     records: Annotated[
         Path | None,
-        typer.Option("--records", metavar="DIR", help="Copies of the replicas' records; default: this machine's own."),
+        typer.Option(
+            "--records",
+            metavar="DIR",
+            help="Copies of the replicas' records; default: this machine's, or those in the stack's bucket.",
+        ),
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -339,6 +343,10 @@ def usage(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained HTML page.")
     ] = None,
+    compare_aws: Annotated[
+        bool,
+        typer.Option("--compare-aws", help="Put AWS's own bill beside it, from Cost Explorer, which asks 0.01 USD."),
+    ] = False,
 ) -> None:
     """Show who used how many tokens and what it cost, from what the replicas wrote down of each request and node.
 
@@ -347,7 +355,17 @@ def usage(
     from modelfleet.cli.usage import run_usage
 
     raise typer.Exit(
-        run_usage(stack, by=by, since=since, records=records, prices=price or (), as_json=json, as_csv=csv, html=html)
+        run_usage(
+            stack,
+            by=by,
+            since=since,
+            records=records,
+            prices=price or (),
+            as_json=json,
+            as_csv=csv,
+            html=html,
+            compare_aws=compare_aws,
+        )
     )
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from modelfleet.cli import output
-from modelfleet.cli.usage_report import SUMS, By, Report, report
+from modelfleet.cli.usage_report import SUMS, By, Compared, Report, compared, report
 from modelfleet.infra.local.runtime import usage_folder
-from modelfleet.infra.names import local_folder
+from modelfleet.infra.names import POOL_LABEL, STACK_LABEL, local_folder
 from modelfleet.infra.reading.node_hours import NodeHours, read_node_hours
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.stack import LoadedStack, load_stack
@@ -24,6 +28,8 @@ from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
 
 _SINCE = re.compile(r"(\d{1,4})([hd])")
 _PRICE = re.compile(r"([A-Za-z0-9._-]{1,63})=(\d{1,6}(?:\.\d{1,6})?)")
+#: So many lines that are no records are said one by one.
+MOST_UNREAD: Final = 5
 #: The table's columns between the name and the money.
 COLUMNS: Final = (
     "requests",
@@ -46,25 +52,38 @@ def run_usage(
     as_json: bool = False,
     as_csv: bool = False,
     html: Path | None = None,
+    compare_aws: bool = False,
 ) -> int:
-    """Print what was used since then, and who pays for it; returns the exit code.
+    """Print what was used since then, and who pays for it; returns the exit code: 1 where lines are no records.
 
-    `prices` are `POOL=USD` per node hour, before those of the plan. Raises `SetupError` where no record can be read.
+    `prices` are `POOL=USD` per node hour, before those of the plan. `compare_aws` puts AWS's own bill beside the books.
+    Raises `SetupError` where no record can be read, or AWS does not answer.
     """
     root = Path.cwd()
     asked = [name for name, on in {"--json": as_json, "--csv": as_csv, "--html": html is not None}.items() if on]
     if len(asked) > 1:
         raise InputErrors([Finding("modelfleet usage", 0, asked[1], f"found beside {asked[0]}; give one of them")])
+    if compare_aws and as_csv:
+        message = "found beside --csv, whose rows have no place for it; take --json"
+        raise InputErrors([Finding("modelfleet usage", 0, "--compare-aws", message)])
     loaded = load_stack(root, stack)
     given = _given_prices(prices)
     began = _start(since)
-    folder = _folder(root, loaded, records)
-    with output.status(f"reading the records in {folder}"):
+    days = _days(loaded, began) if compare_aws else None
+    faults: list[Finding] = []
+    with (
+        _folder(root, loaded, records, began, faults) as (folder, where, names),
+        output.status(f"reading the records in {where}"),
+    ):
         try:
-            hours, records_read = read_node_hours(folder, began), list(read_usage(folder, began))
+            hours, read = read_node_hours(folder, began, faults), list(read_usage(folder, began, faults))
         except OSError as error:
-            raise SetupError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
-        found = report(records_read, hours, _prices(root, loaded, hours, given), by=by, stack=stack, since=since)
+            raise SetupError(f"{error.filename or where} cannot be read: {error.strerror or error}") from None
+    known = _prices(root, loaded, hours, given)
+    unread = sorted({replace(one, file=names.get(one.file, one.file)) for one in faults})
+    found = report(read, hours, known, by=by, stack=stack, since=since, unread=unread)
+    if days is not None:
+        found = replace(found, compared=_with_aws(loaded, hours, known, *days))
     if as_json:
         output.show_json(found.as_json())
     elif as_csv:
@@ -72,20 +91,79 @@ def run_usage(
     elif html is not None:
         _write_html(found, html)
     else:
-        _show(found, folder)
-    return 0
+        _show(found, where)
+    _say_unread(found.unread)
+    return 1 if found.unread else 0
 
 
-def _folder(root: Path, stack: LoadedStack, records: Path | None) -> Path:
-    folder = records or (usage_folder(local_folder(root, stack.name)) if stack.config.target.on_this_machine else None)
-    if folder is None:
+@contextmanager
+def _folder(
+    root: Path, stack: LoadedStack, records: Path | None, since: datetime, faults: list[Finding]
+) -> Iterator[tuple[Path, str, Mapping[str, str]]]:
+    """The folder with the records: given, this machine's, or a copy of what the bucket has.
+
+    Its name in messages, and those of its files where these are copies.
+    """
+    if records is not None:
+        if not records.is_dir():
+            raise InputErrors([Finding("modelfleet usage", 0, "--records", f"found {records}, which is no folder")])
+        yield records, str(records), {}
+    elif stack.config.target.on_this_machine:
+        folder = usage_folder(local_folder(root, stack.name))
+        yield folder, str(folder), {}
+    elif stack.config.target.makes_cluster:
+        with _of_bucket(stack, since, faults) as found:
+            yield found
+    else:
         raise SetupError(
             f"stack {stack.name}: the records are beside Ray's logs in its pods, where your log shipper takes them "
             "(logs/usage); give a folder that holds copies of them, `--records DIR`"
         )
-    if records is not None and not records.is_dir():
-        raise InputErrors([Finding("modelfleet usage", 0, "--records", f"found {records}, which is no folder")])
-    return folder
+
+
+@contextmanager
+def _of_bucket(
+    stack: LoadedStack, since: datetime, faults: list[Finding]
+) -> Iterator[tuple[Path, str, Mapping[str, str]]]:
+    from modelfleet.infra.planning.applications import bucket_plan
+    from modelfleet.infra.reading.usage_bucket import fetch_usage
+
+    plan, unnamed = bucket_plan(stack, [])
+    if unnamed or plan.name is None or plan.usage is None:
+        raise InputErrors(unnamed)
+    where = f"s3://{plan.name}/{plan.usage}"
+    with tempfile.TemporaryDirectory(prefix="modelfleet-usage-") as scratch:
+        with output.status(f"fetching the records of {where}"):
+            names = fetch_usage(
+                plan.name, plan.usage, since, Path(scratch), faults, region=stack.region, profile=stack.profile
+            )
+        yield Path(scratch), where, names
+
+
+def _days(stack: LoadedStack, since: datetime) -> tuple[date, date]:
+    """The first whole day of the time asked for, and the day after the last that Cost Explorer has whole.
+
+    Its figures are up to 24 hours late.
+    https://docs.aws.amazon.com/cost-management/latest/userguide/ce-what-is.html
+    """
+    if not stack.config.target.makes_cluster or stack.region is None:
+        message = f"found for target {stack.config.target}, whose machines AWS does not bill by the stack; leave it out"
+        raise InputErrors([Finding("modelfleet usage", 0, "--compare-aws", message)])
+    first, end = since.date() + timedelta(days=1), (datetime.now(UTC) - timedelta(days=1)).date()
+    if first >= end:
+        message = "found a time without a whole day that AWS has billed; allowed are 3d and more"
+        raise InputErrors([Finding("modelfleet usage", 0, "--since", message)])
+    return first, end
+
+
+def _with_aws(
+    stack: LoadedStack, hours: NodeHours, prices: Mapping[str, float | None], first: date, end: date
+) -> Compared:
+    from modelfleet.infra.reading.cost_explorer import cost_by_pool
+
+    with output.status("asking Cost Explorer"):
+        cost = cost_by_pool(stack.name, stack.region or "", first, end, profile=stack.profile)
+    return compared(hours, prices, cost, first, end)
 
 
 def _given_prices(prices: Iterable[str]) -> dict[str, float]:
@@ -120,17 +198,28 @@ def _write_html(found: Report, path: Path) -> None:
     output.say(f"wrote {path}; it needs no network")
 
 
-def _show(found: Report, folder: Path) -> None:
+def _show(found: Report, where: str) -> None:
     output.show(_table(found))
     if not found.rows:
-        output.say(f"{folder} has no record of the last {found.since}")
-    if not found.books.pools:
+        output.say(f"{where} has no record of the last {found.since}")
+    if found.books.pools:
+        if found.models:
+            output.show(_models_table(found))
+        for line in found.bill_lines():
+            output.say(line)
+    else:
         output.say("No node hours are recorded for this time, so there is no USD.")
-        return
-    if found.models:
-        output.show(_models_table(found))
-    for line in found.bill_lines():
-        output.say(line)
+    if found.compared:
+        output.show(_compared_table(found.compared))
+        for line in compared_lines(found.compared):
+            output.say(line)
+
+
+def _say_unread(unread: Sequence[Finding]) -> None:
+    """The first few, and how many more: a file of another program has a fault in each line."""
+    output.show_findings(unread[:MOST_UNREAD])
+    if (more := len(unread) - MOST_UNREAD) > 0:
+        output.say(f"and {output.counted(more, 'line')} more; --json has all of them")
 
 
 def _start(since: str) -> datetime:
@@ -147,7 +236,7 @@ def _table(found: Report) -> Table:
         table.add_column(name, justify="right")
     for row in found.rows:
         name, *numbers, usd = row.values()
-        table.add_row(name, *(f"{number:,}" for number in numbers), usd_text(usd))
+        table.add_row(shown(name), *(f"{number:,}" for number in numbers), usd_text(usd))
     if found.books.pools:
         table.add_section()
         for name, usd in found.unused():
@@ -157,14 +246,45 @@ def _table(found: Report) -> Table:
     return table
 
 
+def _compared_table(found: Compared) -> Table:
+    table = Table("pool", box=SIMPLE_HEAD)
+    for name in ("USD by the books", "USD by AWS", "difference"):
+        table.add_column(name, justify="right")
+    for row in found.rows:
+        ours = "–" if row["usd_books"] is None else usd_text(row["usd_books"])
+        difference = "–" if row["difference"] is None else f"{row['difference']:+,.2f}"
+        table.add_row(shown(row["pool"]) or "(no pool)", ours, usd_text(row["usd_aws"]), difference)
+    return table
+
+
+def compared_lines(found: Compared) -> Iterator[str]:
+    """Which days these are, and what explains a difference."""
+    last = found.end - timedelta(days=1)
+    yield f"{found.first} to {last}, whole days in UTC; AWS: EC2 machines with the tag {STACK_LABEL}, unblended"
+    yield "–: not in the books, which have the pools' machines alone"
+    if found.empty:
+        yield (
+            f"AWS knows of no such cost. Activate the cost allocation tags {STACK_LABEL} and {POOL_LABEL} in Billing; "
+            "AWS then counts by them from the next day on"
+        )
+    else:
+        yield "differences: the books have the price on demand of the dearest rung; --price POOL=USD gives another"
+
+
 def _models_table(found: Report) -> Table:
     table = Table("model", box=SIMPLE_HEAD)
     for name in ("tokens", "USD used", "USD cold start", "USD idle", "USD", "USD per million tokens"):
         table.add_column(name, justify="right")
     for row in found.models:
         name, tokens, *usd = row.values()
-        table.add_row(name, f"{tokens:,}", *map(usd_text, usd))
+        table.add_row(shown(name), f"{tokens:,}", *map(usd_text, usd))
     return table
+
+
+def shown(name: str) -> str:
+    """A name that anybody may have written, for a terminal: no control characters, no markup, at most 80 of them."""
+    plain = "".join(one if one.isprintable() else "?" for one in name)
+    return escape(plain if len(plain) <= 80 else f"{plain[:80]}…")
 
 
 def usd_text(usd: float | None) -> str:

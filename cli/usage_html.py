@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelfleet.cli.page import page_environment
@@ -30,7 +31,23 @@ def usage_page(report: Report) -> str:
     environment = page_environment()
     environment.filters["usd"] = lambda usd: "?" if usd is None else f"{usd:,.2f}"
     environment.filters["number"] = lambda number: f"{number:,}"
-    return environment.get_template("usage.html.j2").render(report=report, bars=bars(report))
+    environment.filters["percent"] = percent_text
+    drawn = bars(report)
+    return environment.get_template("usage.html.j2").render(report=report, bars=drawn, headline=headline(report, drawn))
+
+
+def percent_text(part: float) -> str:
+    """`34 %`; what is little is not nothing."""
+    return "< 1 %" if 0 < part < 0.5 else f"{part:.0f} %"
+
+
+def headline(report: Report, drawn: Sequence[Bar]) -> str:
+    """What a manager asks first: the bill, and how much of it somebody used. Empty where a price is not known."""
+    if not report.usd:
+        return ""
+    used = sum(bar.usd or 0.0 for bar in drawn if bar.used)
+    part = percent_text(100 * used / report.usd)
+    return f"The machines cost {report.usd:,.2f} USD. {used:,.2f} USD of it, {part}, was used."
 
 
 def bars(report: Report) -> list[Bar]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 from modelfleet.infra.planning.books import Books, Kind, Use, close, total_cents
-from modelfleet.infra.reading.node_hours import NodeHours, micros
+from modelfleet.infra.reading.node_hours import NodeHours
+from modelfleet.infra.reading.records import micros
+from modelfleet.serving.config.errors import Finding
 
 By = Literal["key", "team", "model", "adapter", "day"]
 #: The sums of a row, in the order of its columns.
@@ -23,11 +26,33 @@ DAY_US: Final = 86_400_000_000
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The books beside AWS's own bill, for the days from `first` up to `end` (UTC), which is not one of them.
+
+    `rows` have `pool`, and USD: `usd_books`, which is None for what the books do not have, `usd_aws`, and `difference`,
+    the first minus the second.
+    """
+
+    first: date
+    end: date
+    rows: list[dict[str, Any]]
+
+    @property
+    def empty(self) -> bool:
+        """Whether AWS knows of no cost at all with the stack's tag."""
+        return not any(row["usd_aws"] for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {"first_day": self.first.isoformat(), "end": self.end.isoformat(), "pools": self.rows}
+
+
+@dataclass(frozen=True)
 class Report:
     """`rows` have the name under `by`, requests, tokens and `usd`, which is None where a price is not known.
 
     `models` have `tokens` (prompt and completion) and USD: used, cold start, idle, all three, and these per million
-    tokens.
+    tokens. `unread` says which lines of the records are none, and `compared` has AWS's own bill where it was asked for.
     """
 
     stack: str
@@ -36,6 +61,8 @@ class Report:
     rows: list[dict[str, Any]]
     models: list[dict[str, Any]]
     books: Books
+    unread: tuple[Finding, ...] = ()
+    compared: Compared | None = None
 
     @property
     def usd(self) -> float | None:
@@ -74,6 +101,8 @@ class Report:
                 "pools": [_with_usd(asdict(bill)) for bill in self.books.pools],
                 "lines": [_with_usd(asdict(line)) for line in self.books.lines],
             },
+            "unread": [finding.as_json() for finding in self.unread],
+            **({"aws": self.compared.as_json()} if self.compared else {}),
         }
 
 
@@ -85,11 +114,34 @@ def report(
     by: By,
     stack: str,
     since: str,
+    unread: Iterable[Finding] = (),
 ) -> Report:
     """The records' sums, and the books over the time that their requests took."""
     known = list(records)
     books = close(hours.machines, hours.holdings, uses(known, by), usd_per_node_hour)
-    return Report(stack, since, by, _rows_with_usd(known, books, by), _models(known, books), books)
+    return Report(stack, since, by, _rows_with_usd(known, books, by), _models(known, books), books, tuple(unread))
+
+
+def compared(
+    hours: NodeHours, usd_per_node_hour: Mapping[str, float | None], aws: Mapping[str, Decimal], first: date, end: date
+) -> Compared:
+    """What the pools' machines cost in these days by the books, and by AWS (USD by pool)."""
+    began, ended = (
+        round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 10**6 for day in (first, end)
+    )
+    within = [
+        replace(one, began=max(one.began, began), ended=min(one.ended, ended))
+        for one in hours.machines
+        if one.began < ended and one.ended > began
+    ]
+    ours = {bill.pool: bill.cents for bill in close(within, (), (), usd_per_node_hour).pools}
+    return Compared(first, end, [_beside(pool, ours, aws) for pool in sorted({*ours, *aws})])
+
+
+def _beside(pool: str, ours: Mapping[str, int | None], aws: Mapping[str, Decimal]) -> dict[str, Any]:
+    known, theirs = ours.get(pool), round(aws.get(pool, Decimal(0)) * 100)
+    difference = None if known is None else (known - theirs) / 100
+    return {"pool": pool, "usd_books": _usd(known), "usd_aws": theirs / 100, "difference": difference}
 
 
 def uses(records: Iterable[Mapping[str, Any]], by: By) -> Iterator[Use]:

@@ -43,6 +43,8 @@ WRITER: Final = "mirror"
 SEALER: Final = "warm-up"
 #: Prefix of the stack's bucket below which sealed compile caches are.
 SEALS: Final = "seals"
+#: Prefix of the stack's bucket below which the records of usage are (`serving/usage_bucket.py`).
+USAGE: Final = "usage"
 #: cluster-autoscaler, in `kube-system`.
 AUTOSCALER: Final = "cluster-autoscaler"
 AUTOSCALER_NAMESPACE: Final = "kube-system"

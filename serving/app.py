@@ -58,6 +58,9 @@ class AppArgs(BaseModel):
     cards: list[Card] = Field(
         default_factory=list, description="The cards that nodes may have, where the pool has a fallback."
     )
+    usage: str | None = Field(
+        None, description="s3://bucket/prefix for copies of the records of usage; None: no copies."
+    )
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -94,6 +97,7 @@ def application(replica: type, args: AppArgs) -> Application:
         # (Ray 2.60 `serve/_private/application_state.py`, `override_deployment_info`). Only the local head has both.
         **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ),
     )
-    cards = [[card.model_dump(mode="json") for card in args.cards]] if args.cards else []
-    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), *cards)
+    cards = {"cards": [card.model_dump(mode="json") for card in args.cards]} if args.cards else {}
+    usage = {"usage": args.usage} if args.usage else {}
+    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), **cards, **usage)
     return bound

@@ -7,8 +7,10 @@ the refusals of `prompt_format`. The hooks are behind the HTTP layer, so they ac
 from __future__ import annotations
 
 import json
+import logging
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from weakref import WeakValueDictionary
@@ -24,6 +26,7 @@ from vllm.entrypoints.serve.exception_handling.handlers.http import http_excepti
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
+from vllm.reasoning import ReasoningParserManager
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -37,19 +40,49 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.prompt import MessagesRefused, check_messages
 from modelfleet.serving.sampling import Stops, body_defaults, compile_stops
 from modelfleet.serving.startup import StartupClock
+from modelfleet.serving.thoughts import Thoughts
 from modelfleet.serving.usage import CURRENT, Counts
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
+logger = logging.getLogger("ray.serve")
+
 
 class EngineSequence:
-    """One sequence of vLLM's output processor, for the books; its state stays as it was when vLLM lets go of it."""
+    """One sequence of vLLM's output processor, for the books; its state stays as it was when vLLM lets go of it.
 
-    def __init__(self, model: str, state: RequestState, states: Mapping[str, RequestState]) -> None:
+    `parser` has what the HTTP layer gave to its reasoning parser; None for an endpoint without one, and for a model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        state: RequestState,
+        states: Mapping[str, RequestState],
+        thoughts: Thoughts | None = None,
+        parser: Mapping[str, Any] | None = None,
+    ) -> None:
         self._model, self._state, self._states = model, state, states
+        self._thoughts, self._parser = thoughts, parser
         self.aborted = False
+
+    @property
+    def thinks(self) -> bool:
+        """Whether vLLM's HTTP layer looks for thoughts in its answer."""
+        return self._thoughts is not None and self._parser is not None
+
+    def thoughts(self) -> int:
+        """The thoughts in its answer; 0 where vLLM's parser fails on it, which is in the log."""
+        if self._thoughts is None or self._parser is None or self._state.detokenizer is None:
+            return 0
+        answer = self._state.detokenizer.output_token_ids
+        try:
+            return self._thoughts.count(self._state.prompt_token_ids or (), answer, self._parser)
+        except Exception:  # vLLM's parsers read what a model wrote
+            logger.exception("the thoughts of an answer with %s tokens were not counted", len(answer))
+            return 0
 
     @property
     def ended(self) -> bool:
@@ -80,14 +113,15 @@ class MeteredOutputs(OutputProcessor):
     """vLLM's output processor, which tells each sequence to the HTTP request that began it."""
 
     model: str
+    thoughts: Thoughts | None
     _metered: WeakValueDictionary[str, EngineSequence]
 
     @classmethod
-    def take_over(cls, outputs: OutputProcessor, model: str) -> None:
+    def take_over(cls, outputs: OutputProcessor, model: str, thoughts: Thoughts | None) -> None:
         """Makes `outputs` one of these: vLLM's engine has made it by then, and its output task has it already."""
         outputs.__class__ = cls
         metered = cast(MeteredOutputs, outputs)
-        metered.model, metered._metered = model, WeakValueDictionary()
+        metered.model, metered.thoughts, metered._metered = model, thoughts, WeakValueDictionary()
 
     def add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
         """As vLLM's; runs in the task of the request, or in one that it started."""
@@ -96,7 +130,8 @@ class MeteredOutputs(OutputProcessor):
         state = self.request_states.get(request.request_id)
         if usage is None or state is None or request.request_id in self._metered:
             return
-        one = EngineSequence(self.model, state, self.request_states)
+        parser = request.reasoning_parser_kwargs
+        one = EngineSequence(self.model, state, self.request_states, self.thoughts, parser)
         self._metered[request.request_id] = one
         usage.sequences.append(one)
 
@@ -181,7 +216,7 @@ async def start(
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))
     await init_app_state(engine, app.state, args, tasks)
     engine.stops = _stops(model, engine)
-    MeteredOutputs.take_over(engine.output_processor, model.model_id)
+    MeteredOutputs.take_over(engine.output_processor, model.model_id, _thoughts(app, engine, args))
     _default_length(app, default_max_tokens(generation.generate_kwargs))
     if generation.prompt_format is not None:
         _as_rayllm(app.state.online_renderer)
@@ -227,6 +262,18 @@ def _with_openai_errors(app: FastAPI) -> FastAPI:
     app.exception_handler(HTTPException)(http_exception_handler)
     app.middleware_stack = app.build_middleware_stack()
     return app
+
+
+def _thoughts(app: FastAPI, engine: AsyncLLM, args: Namespace) -> Thoughts | None:
+    """What counts the model's thoughts; None without a reasoning parser, and for a model that does not chat."""
+    name, tokenizer = args.structured_outputs_config.reasoning_parser, engine.renderer.tokenizer
+    chat = getattr(app.state, "openai_serving_chat", None)
+    if not name or tokenizer is None or chat is None:
+        return None
+    # gpt-oss's reasoning parser knows only where thoughts end; its whole parser counts them (vLLM 0.32 `harmony.py`).
+    harmony = engine.model_config.hf_config.model_type == "gpt_oss"
+    parser = chat.parser_cls if harmony else ReasoningParserManager.get_reasoning_parser(name)
+    return Thoughts(partial(parser, tokenizer, model_config=engine.model_config))
 
 
 def _stops(model: ModelConfig, engine: AsyncLLM) -> Stops:

@@ -34,6 +34,7 @@ from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.turns import own_card, turn_on
 from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
+from modelfleet.serving.usage_bucket import BucketCopy
 from modelfleet.serving.usage_metrics import TokenMetrics
 from modelfleet.serving.versions import check_versions
 from modelfleet.serving.waiting import Places
@@ -63,10 +64,17 @@ logger = logging.getLogger("ray.serve")
 class VllmReplica:
     """Serve deployment: builds vLLM's FastAPI application when the replica starts."""
 
-    def __init__(self, model: dict[str, Any], weights: dict[str, Any], cards: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        model: dict[str, Any],
+        weights: dict[str, Any],
+        cards: Sequence[dict[str, Any]] = (),
+        usage: str | None = None,
+    ) -> None:
         self._model = ModelConfig.model_validate(model)
         self._cards = [Card.model_validate(card) for card in cards]
         self._weights = weights
+        self._usage = usage
         self._engine: Any = None
         self._adapters: Any = None
         self._wanted: WantedAdapters | None = None
@@ -74,6 +82,8 @@ class VllmReplica:
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._hours: NodeHours | None = None
+        self._meter: UsageMeter | None = None
+        self._copy: BucketCopy | None = None
         self._clock = StartupClock()
         self._clock.passed("Ray's worker")
         bind_to_node_address_only()
@@ -118,11 +128,19 @@ class VllmReplica:
         """
         for task in self.__dict__.pop("_tasks", ()):
             task.cancel()  # before the engine goes, or the replica would take it for dead
-        if (hours := self.__dict__.pop("_hours", None)) is not None:
-            hours.last_words()
+        self._last_words()
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.shutdown(timeout=ENGINE_END_S)
             remove_left()
+
+    def _last_words(self) -> None:
+        """What this replica has to write down before it ends, once; nothing of it may keep it from ending."""
+        parts = [self.__dict__.pop(name, None) for name in ("_hours", "_meter", "_copy")]
+        for words in [part.last_words for part in parts if part is not None]:
+            try:
+                words()
+            except Exception:  # Ray may be gone already
+                logger.warning("a part of this replica's last records is missing", exc_info=True)
 
     async def check_health(self) -> None:
         """Serve's health check: the engine's own."""
@@ -199,10 +217,13 @@ class VllmReplica:
         replica = replica_name()
         self._hours = hours = NodeHours(usage_folder(), self._model.model_id, replica, RayCluster())
         self._begin(hours.run())
+        if self._usage is not None:
+            self._copy = BucketCopy(usage_folder(), self._usage, replica)
+            self._begin(self._copy.run())
         try:
             app = await self.start_engine()
         except BaseException:
-            hours.last_words()
+            self._last_words()
             raise
         hours.ready()
         try:
@@ -212,7 +233,8 @@ class VllmReplica:
         logger.info("%s", self._clock.line())
         settling = Settling(replica, RayStore(), records=partial(last_records, usage_folder()))
         own = usage_folder() / self._model.slug
-        meter = UsageMeter(app, own, replica=replica, counted=TokenMetrics().count, settling=settling)
+        counted = TokenMetrics().count
+        self._meter = meter = UsageMeter(app, own, replica=replica, counted=counted, settling=settling)
         gate = EngineGate(meter, self._engine)
         metrics = MetricsCopy(self._model.slug)
         self._begin(self._exit_with_engine(gate))
@@ -301,7 +323,10 @@ class VllmReplica:
         while gate.open_requests and time.monotonic() < ends:
             await asyncio.sleep(SENT_S)
         await asyncio.sleep(SENT_S)
-        os._exit(1)
+        try:
+            self._last_words()
+        finally:
+            os._exit(1)
 
 
 def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any, Any]]]:

@@ -10,6 +10,9 @@ a line each 10 s in which it grew, with `"end": "open"`; of lines with equal `re
 counts. So a replica that is killed loses at most the last 10 s of the requests that were open, and no other.
 Lines are in the file when `write` returns, and on the disk a second later.
 
+Thoughts are counted by vLLM's own parser, which reads the whole answer. So that nobody waits for it, a request's last
+line comes at once without them, and a second one with them within `PERIOD_S`.
+
 The folder is bounded: files older than `KEPT_DAYS` are deleted, and the oldest ones while all have more than
 `KEPT_BYTES`. Each replica looks when it starts a file, and deletes those of replicas that ended, too.
 """
@@ -78,10 +81,17 @@ class Sequence(Protocol):
     def aborted(self) -> bool:
         """Whether it ended before its answer did."""
 
+    @property
+    def thinks(self) -> bool:
+        """Whether a part of its answer may be thoughts."""
+
+    def thoughts(self) -> int:
+        """The tokens of its answer that are thoughts. Takes milliseconds for a long answer; raises nothing."""
+
 
 @dataclass(frozen=True)
 class Counts:
-    """Tokens of one sequence: its prompt, the part of it that came from the cache, its answer, and thoughts in it.
+    """Tokens of one sequence: its prompt, the part of it that came from the cache, and its answer.
 
     `prompt` is 0 until the engine has read the prompt, as in vLLM's own counters. `group` is the same for the answers
     to one prompt (`n`), which a client pays once; the engine reads it for each.
@@ -93,7 +103,6 @@ class Counts:
     prompt: int
     cached: int
     completion: int
-    reasoning: int = 0
 
 
 @dataclass
@@ -137,8 +146,12 @@ class RequestUsage:
         """Who asked; None without a key."""
         return None if self.key is None else Asker(self.key, self.team)
 
+    def thoughts(self) -> int:
+        """The tokens of all its answers that are thoughts."""
+        return sum(one.thoughts() for one in self.sequences)
+
     def record(self, replica: str, end: str) -> dict[str, Any]:
-        """The JSON line as data; times are in UTC."""
+        """The JSON line as data; times are in UTC. Thoughts are 0 here (`UsageMeter.count_thoughts`)."""
         counts = [one.counts for one in self.sequences]
         first = {one.group: one for one in reversed(counts)}.values()
         prompt, completion = self.paid
@@ -159,7 +172,7 @@ class RequestUsage:
             "prompt_tokens": prompt,
             "cached_tokens": sum(one.cached for one in first),
             "completion_tokens": completion,
-            "reasoning_tokens": sum(one.reasoning for one in counts),
+            "reasoning_tokens": 0,
             "engine_prompt_tokens": sum(one.prompt for one in counts),
         }
 
@@ -190,6 +203,8 @@ class UsageMeter:
         self._files = HourFiles(folder, self.replica)
         self._next = 0
         self._open: dict[int, RequestUsage] = {}
+        #: Requests that ended, with their last lines, whose thoughts are to be counted.
+        self._thinking: list[tuple[RequestUsage, dict[str, Any]]] = []
         self._noted_at = -OPEN_EVERY_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,6 +232,7 @@ class UsageMeter:
             await asyncio.sleep(PERIOD_S)
             try:
                 self.end_what_is_through()
+                await self.count_thoughts()
                 if time.monotonic() - self._noted_at >= OPEN_EVERY_S:
                     self._noted_at = time.monotonic()
                     self.note_open()
@@ -241,6 +257,25 @@ class UsageMeter:
         for usage in list(self._open.values()):
             if usage.answered and usage.ended:
                 self._end(usage)
+
+    async def count_thoughts(self) -> None:
+        """Another last line, with their thoughts, for the requests that ended since."""
+        while self._thinking:
+            usage, _ = self._thinking[0]
+            self._note_thoughts(await asyncio.to_thread(usage.thoughts))
+
+    def last_words(self) -> None:
+        """What is left to write when the replica ends, after `run` was cancelled."""
+        self.note_open()
+        while self._thinking:
+            self._note_thoughts(self._thinking[0][0].thoughts())
+
+    def _note_thoughts(self, thoughts: int) -> None:
+        _, record = self._thinking.pop(0)
+        if thoughts:
+            record = {**record, "reasoning_tokens": thoughts}
+            self._files.write(record)
+        self._counted(record)
 
     def note_open(self) -> None:
         """A line for each open request that grew since its last one, and the last line of those that are through."""
@@ -276,7 +311,10 @@ class UsageMeter:
         end = "aborted" if any(one.aborted for one in usage.sequences) else "finished"
         record = usage.record(self.replica, end)
         self._files.write(record)
-        self._counted(record)
+        if any(one.thinks for one in usage.sequences):
+            self._thinking.append((usage, record))
+        else:
+            self._counted(record)
 
     def _count(self, usage: RequestUsage) -> None:
         """What came since the last look."""

@@ -19,10 +19,12 @@ from modelfleet.infra.names import (
     READERS,
     SEALER,
     SEALS,
+    USAGE,
     WRITER,
 )
-from modelfleet.infra.planning.plan import ImagePlan, Plan
+from modelfleet.infra.planning.plan import BucketPlan, ImagePlan, Plan
 
+HEAD, WORKER = READERS
 #: Used when the stack file names no account (`modelfleet:accountId`).
 NO_ACCOUNT = "000000000000"
 
@@ -42,8 +44,8 @@ class PodAccess:
 
 
 def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
-    """Replicas read weights and code, the mirror Job also writes weights, the autoscaler scales, and the load
-    balancer's controller registers the gateway's pods.
+    """Replicas read weights and code and write records of usage, the mirror Job also writes weights, the autoscaler
+    scales, and the load balancer's controller registers the gateway's pods.
 
     Of other people's buckets replicas read what models name, and the Job what it copies. Where a pool seals compile
     caches, only the warm-up Jobs write these, and replicas read them.
@@ -57,6 +59,9 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     with_seals = policies.read_objects(bucket.name or "", [*loaded, SEALS], partition=partition)
     sealing = policies.put_objects(bucket.name or "", [SEALS], partition=partition)
     run = with_seals if plan.sealed_pools else reads
+    recording = (
+        policies.put_objects(bucket.name or "", usage_prefixes(bucket), partition=partition) if bucket.usage else []
+    )
     writes = policies.write_objects(bucket.name or "", [policies.MODELS], partition=partition)
     foreign = policies.read_existing(bucket.read_only, partition=partition)
     copied = policies.read_existing(bucket.copied_from, partition=partition)
@@ -67,12 +72,18 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
         cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
     )
     return [
-        *(PodAccess(account, site.namespace, [*run, *foreign], "read") for account in READERS),
+        PodAccess(HEAD, site.namespace, [*run, *foreign], "read"),
+        PodAccess(WORKER, site.namespace, [*run, *foreign, *recording], "write" if recording else "read"),
         PodAccess(WRITER, plan.mirror_namespace, [*writes, *reads, *copied, *signs], "write", signs=own),
         *([PodAccess(SEALER, plan.mirror_namespace, [*sealing, *run, *foreign], "write")] if plan.sealed_pools else ()),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
         *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),
     ]
+
+
+def usage_prefixes(bucket: BucketPlan) -> list[str]:
+    """Where replicas write: records of requests, and of node time. Only where they may (`bucket.usage`)."""
+    return [f"{USAGE}/nodes{rest}", f"{USAGE}{rest}"] if (rest := (bucket.usage or "").removeprefix(USAGE)) else []
 
 
 def image_documents(site: Site, plans: Sequence[ImagePlan], bucket: str) -> dict[str, Document]:

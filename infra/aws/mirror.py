@@ -9,10 +9,14 @@ import pulumi_aws as aws
 
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.site import Home
+from modelfleet.infra.names import USAGE
 from modelfleet.infra.planning.plan import BucketPlan
 
 ABORT_UPLOAD_DAYS = 7
 EXPIRE_NONCURRENT_DAYS = 30
+#: Records of usage: a year's books, and a month to write them. A copy each minute makes the one before noncurrent.
+EXPIRE_USAGE_DAYS = 400
+EXPIRE_NONCURRENT_USAGE_DAYS = 1
 KEY_DELETION_DAYS = 30
 
 
@@ -139,7 +143,18 @@ class Mirror(pulumi.ComponentResource):
                     "noncurrent_version_expiration": {"noncurrent_days": EXPIRE_NONCURRENT_DAYS},
                     # What a mirror Job deletes leaves a marker behind, which would stay for ever.
                     "expiration": {"expired_object_delete_marker": True},
-                }
+                },
+                *([_usage_rule()] if self._plan.usage else []),
             ],
             opts=self._child,
         )
+
+
+def _usage_rule() -> aws.s3.BucketLifecycleConfigurationRuleArgsDict:
+    return {
+        "id": "usage",
+        "status": "Enabled",
+        "filter": {"prefix": f"{USAGE}/"},
+        "expiration": {"days": EXPIRE_USAGE_DAYS},
+        "noncurrent_version_expiration": {"noncurrent_days": EXPIRE_NONCURRENT_USAGE_DAYS},
+    }

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from modelfleet.infra.aws.names import store_id
 from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
+from modelfleet.infra.names import USAGE
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
 
 #: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
 READS = (
     "autoscaling:Describe*",
+    # `modelfleet usage --compare-aws`; Cost Explorer has no resource for it.
+    "ce:GetCostAndUsage",
     "ec2:Describe*",
     "ecr:DescribeImages",
     "ecr:DescribeRepositories",
@@ -366,6 +369,7 @@ def _bucket(arn: str, *, makes: bool) -> list[Statement]:
         return [
             _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
             _allow([f"{arn}/code/*", f"{arn}/image/*"], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+            _allow(f"{arn}/{USAGE}/*", ["s3:GetObject"]),
         ]
     return [
         _allow(arn, [*_of("s3", BUCKET_CHANGES), "s3:Get*", "s3:List*"]),

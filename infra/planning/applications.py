@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from modelfleet.infra.names import USAGE
 from modelfleet.infra.planning.drafting import draft_source
 from modelfleet.infra.planning.gateway_paths import RESERVED
 from modelfleet.infra.planning.keys import jwt_plan, key_plans, team_plans
@@ -162,6 +163,7 @@ def application(
         "model": dumped,
         "weights": weights | {key: value for key, value in others.items() if value is not None},
         **({"cards": list(cards)} if cards else {}),
+        **({"usage": f"s3://{bucket}/{prefix}"} if (prefix := usage_prefix(stack)) and bucket else {}),
     }
     adapters = [
         {
@@ -213,7 +215,16 @@ def bucket_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> tuple[Buck
     protect = config.cluster.deletion_protection
     adapters = (adapter.source for model in models for adapter in model.config.engine_config.lora)
     sources = (source for source in (*config.mirror.sources.values(), *adapters) if source.startswith("s3://"))
-    return BucketPlan(config.mirror.create, name, protect, _prefixes(named), _prefixes(sources)), findings
+    named_by_models, copied = _prefixes(named), _prefixes(sources)
+    return BucketPlan(config.mirror.create, name, protect, named_by_models, copied, usage_prefix(stack)), findings
+
+
+def usage_prefix(stack: LoadedStack) -> str | None:
+    """Where replicas copy their records of usage, in the stack's bucket; None where we give pods no right to write it.
+
+    A bucket may serve several stacks.
+    """
+    return f"{USAGE}/stack={stack.name}" if stack.config.target.makes_cluster else None
 
 
 def _prefixes(uris: Iterable[str]) -> tuple[str, ...]:

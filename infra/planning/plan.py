@@ -661,6 +661,8 @@ class BucketPlan:
     read_only: tuple[str, ...]
     #: The same of `mirror.sources`: mirror Jobs may read them.
     copied_from: tuple[str, ...] = ()
+    #: Prefix for the records of usage; None where replicas keep them on their own disk alone.
+    usage: str | None = None
 
 
 @dataclass(frozen=True)

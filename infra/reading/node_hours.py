@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.planning.books import HOUR_US, Holding, MachineTime
-from modelfleet.infra.reading.usage import hour_of
+from modelfleet.infra.reading.records import hour_of, micros, records
+from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.node_hours import NODES
 
-VERSION = 1
 #: A machine counts from its boot if its first Ray began this soon after it: image and weights take minutes, and what
 #: ran longer before was not there for this stack.
 BOOT_WITHIN_US = HOUR_US
@@ -27,15 +26,15 @@ class NodeHours:
     holdings: tuple[Holding, ...]
 
 
-def read_node_hours(folder: Path, since: datetime) -> NodeHours:
+def read_node_hours(folder: Path, since: datetime, faults: list[Finding] | None = None) -> NodeHours:
     """Machines and holdings below a folder of records, from `since` on; a line cut by a kill is left out.
 
     A machine is where one kernel booted: Ray's nodes (pods) on it, one after the other, are one machine. It ends with
     Ray's note of its last node's end, else with the last line that saw it. A node that no record but a replica's own
-    names counts while the replica did.
+    names counts while the replica did. `faults` gets what is said of lines that are no records.
     """
-    nodes, replicas = _last(folder, since)
-    boots = {one["node"]: one["boot"] for one in replicas.values() if one.get("boot")}
+    nodes, replicas = _last(folder, since, [] if faults is None else faults)
+    boots = {one["node"]: one["boot"] for one in replicas.values() if one["boot"].get("id") and one["boot"].get("at")}
     machines: dict[str, MachineTime] = {}
     for node in nodes.values():
         at = micros(node["ended"] or node["written"])
@@ -58,12 +57,6 @@ def read_node_hours(folder: Path, since: datetime) -> NodeHours:
     return NodeHours(tuple(cut), tuple(holdings))
 
 
-def micros(text: str) -> int:
-    """Microseconds since 1970 of a record's time, `2026-11-30T16:00:00.000000Z`; exactly."""
-    since_1970 = datetime.fromisoformat(text) - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-    return since_1970 // timedelta(microseconds=1)
-
-
 def _machine(node: str, boots: Mapping[str, Mapping[str, str]]) -> str:
     return boots[node]["id"] if node in boots else node
 
@@ -78,7 +71,9 @@ def _grow(machines: dict[str, MachineTime], machine: str, pool: str, began: int,
         )
 
 
-def _last(folder: Path, since: datetime) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+def _last(
+    folder: Path, since: datetime, faults: list[Finding]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """The last record of each node and of each replica, of the hours from `since` on."""
     first_hour = since.strftime("%Y-%m-%dT%H")
     nodes: dict[str, dict[str, Any]] = {}
@@ -86,24 +81,11 @@ def _last(folder: Path, since: datetime) -> tuple[dict[str, dict[str, Any]], dic
     for path in sorted(folder.rglob(f"{NODES}/date=*/hour=*/*.jsonl")):
         if hour_of(path) < first_hour:
             continue
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for record in _records(lines):
-                found, name = (nodes, "node") if record["record"] == "node" else (replicas, "replica")
-                before = found.get(record[name])
-                if before is None or before["written"] <= record["written"]:
-                    found[record[name]] = record
+        for record in records(path, faults):
+            if "record" not in record:
+                continue
+            found, name = (nodes, "node") if record["record"] == "node" else (replicas, "replica")
+            before = found.get(record[name])
+            if before is None or before["written"] <= record["written"]:
+                found[record[name]] = record
     return nodes, replicas
-
-
-def _records(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if (
-            isinstance(record, dict)
-            and record.get("version") == VERSION
-            and record.get("record") in ("node", "holding")
-        ):
-            yield record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import signal
@@ -11,11 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from modelfleet.cli import key, pulumi_run
+from modelfleet.infra.gateway import keys_id, render_key_map
 from modelfleet.infra.kubernetes.api import ApiError
 from modelfleet.infra.kubernetes.manifests.everything import warm_ups
+from modelfleet.infra.kubernetes.manifests.gateway import KEYS_ID, gateway_config, gateway_deployment
+from modelfleet.infra.kubernetes.manifests.namespace import namespaces, priority_class, service_accounts
 from modelfleet.infra.kubernetes.manifests.operator import CRDS_FILE
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
-from tests.cluster.conftest import MANAGER, wait_for
+from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys
+from tests.cluster.conftest import MANAGER, apply_all, wait_for
+from tests.cluster.eks_nodes import system_nodes
 from tests.cluster.fleet import five_models, model, planned
 from tools.kubernetes.control_plane import ControlPlane
 from tools.kubernetes.crds import packed
@@ -100,3 +107,67 @@ def test_a_warm_up_job_and_its_class_are_taken_by_the_server(cluster: ControlPla
     assert (priority["value"], priority["preemptionPolicy"]) == (-10, "Never")
     assert job["spec"]["template"]["spec"]["priorityClassName"] == priority["metadata"]["name"]
     assert job["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
+
+
+def test_a_key_is_revoked_by_the_command_in_a_real_cluster(
+    cluster: ControlPlane, stack_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is a person with a kubeconfig; the server really rolls the Deployment, and refuses a stale change."""
+    where = f"revoke-{stack_name}"
+    settings = {"namespace": where, "kubeconfig": str(cluster.kubeconfig)}
+    secret = {name: {"secure": f"v1:{name}"} for name in ("alice", "bob")}
+    plan = planned(
+        tmp_path, [model("org/m", "L4")], stack=stack_name, auth="keys", apiKeys=secret, kubernetes=settings,
+        pools=[{"name": "l4", "accelerator": "L4", "maxNodes": 1, "instanceTypes": ["g6.2xlarge"]}],
+    )  # fmt: skip
+    api, text = cluster.api, render_key_map({"alice": "sk-alice-0123456789", "bob": "sk-bob-0123456789abc"})
+    for node in system_nodes(plan):
+        api.create(node)
+    deployment = gateway_deployment(plan, keys_id(text))
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        container["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", "1"]
+    apply_all(
+        api,
+        [
+            *namespaces(plan),
+            *priority_class(plan),
+            *service_accounts(plan),
+            gateway_keys(plan, text),
+            gateway_config(plan),
+            deployment,
+        ],
+    )
+
+    def pods() -> set[str]:
+        found = api.list("v1", "Pod", where)
+        return {pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]}
+
+    def ready() -> bool:
+        live = api.get("apps/v1", "Deployment", "gateway", where) or {}
+        return bool(live.get("status", {}).get("availableReplicas", 0) == plan.gateway.settings.replicas)
+
+    try:
+        wait_for("the gateway", ready, seconds=60)
+        before, removed = pods(), list[str]()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(pulumi_run, "remove_config", lambda root, stack, path: removed.append(path))
+        assert key.run_revoke(stack_name, "alice") == 0
+        live = api.get("v1", "Secret", "gateway-keys", where)
+        assert live is not None
+        left = base64.b64decode(live["data"]["keys.map"]).decode()
+        assert " bob\n" in left and "alice" not in left and removed == ['modelfleet:apiKeys["alice"]']
+        assert not before & pods(), "every pod that is left is new"
+        rolled = (api.get("apps/v1", "Deployment", "gateway", where) or {})["spec"]["template"]["metadata"]
+        assert rolled["annotations"][KEYS_ID] == keys_id(left), "the next run makes the same"
+        stale = [{"op": "test", "path": "/data/keys.map", "value": "eA=="}]
+        with pytest.raises(ApiError) as refused:
+            api.patch_parts("v1", "Secret", "gateway-keys", where, stale)
+        assert refused.value.code in (409, 422), "what `revoke` takes for another run at the same moment"
+    finally:
+        api.delete("apps/v1", "Deployment", "gateway", where)
+        for space in namespaces(plan):
+            api.delete("v1", "Namespace", space["metadata"]["name"])
+        for priority in priority_class(plan):
+            api.delete("scheduling.k8s.io/v1", "PriorityClass", priority["metadata"]["name"])
+        for node in system_nodes(plan):
+            api.delete("v1", "Node", node["metadata"]["name"])

@@ -250,7 +250,7 @@ def _hook_runs_on(node: Any, address: str, tmp_path: Path, monkeypatch: pytest.M
 class OnItsCard:
     """In place of a replica: says with which engine arguments it would run, and streams until it may end."""
 
-    def __init__(self, model: dict[str, Any], weights: dict[str, Any], cards: list[dict[str, Any]]) -> None:
+    def __init__(self, model: dict[str, Any], weights: dict[str, Any], cards: list[dict[str, Any]], usage: str) -> None:
         import ray
 
         from modelfleet.serving.card import Card, on_this_card

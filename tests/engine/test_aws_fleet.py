@@ -415,7 +415,10 @@ def test_the_bucket_is_private_encrypted_versioned_and_tidy(account: Account) ->
     (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a.get("TargetKeyId") == key]
     assert alias["AliasName"] == "alias/modelfleet-test-mirror", "AWS's own key cannot be granted to a role"
     assert account.kms.get_key_rotation_status(KeyId=key)["KeyRotationEnabled"] is True
-    (tidy,) = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    rules = {rule["ID"]: rule for rule in s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]}
+    tidy, usage = rules["tidy"], rules["usage"]
+    assert (usage["Filter"], usage["Expiration"]) == ({"Prefix": "usage/"}, {"Days": 400})
+    assert usage["NoncurrentVersionExpiration"]["NoncurrentDays"] == 1, "each hour's object is written sixty times"
     assert tidy["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
     assert tidy["NoncurrentVersionExpiration"]["NoncurrentDays"] == 30
     assert tidy["Expiration"] == {"ExpiredObjectDeleteMarker": True}, "each weight that is replaced leaves one behind"

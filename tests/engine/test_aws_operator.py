@@ -46,6 +46,7 @@ UNUSED = {
     "ecr:DescribeRepositories": "the same",
     "iam:ListInstanceProfilesForRole": "the official provider, before it deletes a role",
     "iam:ListRolePolicies": "the official provider, which reads a role's inline policies",
+    "ce:GetCostAndUsage": "`modelfleet usage --compare-aws`, which tests/unit/cloud/test_books_of_aws.py runs with this policy",
     "pricing:GetProducts": "a plan with pricing: live, which asks AWS for prices",
     "ecr:PutImageScanningConfiguration": "a later version that scans otherwise",
     "ecr:PutImageTagMutability": "a later version that lets tags move",

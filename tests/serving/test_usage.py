@@ -26,9 +26,9 @@ from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.stack.schema import Gateway as Settings
 from modelfleet.serving.config.schema import ModelConfig
 from tests.ports import free_port
-from tests.serving.conftest import model
+from tests.serving.conftest import EAGER, model
 from tests.serving.metered import EACH_S
-from tests.serving.tiny import make_adapter
+from tests.serving.tiny import END, START, make_adapter, make_thinking_model
 from tests.waiting import wait_until
 
 ALICE, BOB, CAROL = "sk-alice-0123456789", "sk-bob-0123456789abc", "sk-carol-0123456789"
@@ -45,11 +45,15 @@ class Metered:
     port: int
     folder: Path
     process: subprocess.Popen[str]
+    runtime: Runtime
 
     def post(self, path: str = "/v1/completions", key: str = ALICE, **body: Any) -> requests.Response:
         headers = {"authorization": f"Bearer {key}", **body.pop("headers", {})}
         stream = bool(body.get("stream"))
-        whole = {"model": MODEL, "prompt": "One two three", "ignore_eos": True, **body}
+        asked = (
+            {"messages": [{"role": "user", "content": "One two"}]} if "chat" in path else {"prompt": "One two three"}
+        )
+        whole = {"model": MODEL, "ignore_eos": True, **asked, **body}
         return requests.post(self.url + path, json=whole, headers=headers, timeout=120, stream=stream)
 
     def records(self) -> list[dict[str, Any]]:
@@ -58,6 +62,14 @@ class Metered:
     def last_line_at(self) -> float:
         """When the last line was written, in seconds since 1970."""
         return max(path.stat().st_mtime for path in self.folder.rglob("*.jsonl"))
+
+    def kill_gateway(self) -> None:
+        """SIGKILL, and another one in its place."""
+        pids = self.folder.parent / "pids"
+        for pid in json.loads(pids.read_text()).values():
+            os.kill(pid, signal.SIGKILL)
+        made = haproxy.start(self.runtime, haproxy.find_binary(), self.folder.parent / "gateway.log")
+        pids.write_text(json.dumps(made.__dict__))
 
     def record_of(self, request_id: str) -> dict[str, Any]:
         """The last record of a request, once it is no longer open."""
@@ -70,20 +82,21 @@ class Metered:
 
     def counters(self) -> tuple[float, float]:
         """vLLM's own prompt and generation tokens."""
-        text = requests.get(f"http://127.0.0.1:{self.port}/{MODEL.replace('/', '--')}/metrics", timeout=20).text
-        return tuple(  # type: ignore[return-value]
-            sum(
-                float(line.rpartition(" ")[2])
-                for line in text.splitlines()
-                if re.match(rf"vllm:{name}_total[{{ ]", line)
-            )
-            for name in ("prompt_tokens", "generation_tokens")
-        )
+        return counters_of(self.port, MODEL.replace("/", "--"))
+
+
+def counters_of(port: int, slug: str) -> tuple[float, float]:
+    """vLLM's own prompt and generation tokens, at a replica's port."""
+    text = requests.get(f"http://127.0.0.1:{port}/{slug}/metrics", timeout=20).text
+    return tuple(  # type: ignore[return-value]
+        sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(rf"vllm:{name}_total[{{ ]", line))
+        for name in ("prompt_tokens", "generation_tokens")
+    )
 
 
 @pytest.fixture(scope="module")
 def weights(tiny: Path, scratch: Path) -> tuple[Path, Path]:
-    return tiny, make_adapter(scratch / "metered-adapter")
+    return make_thinking_model(scratch / "thinking", tiny), make_adapter(scratch / "metered-adapter")
 
 
 def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
@@ -91,6 +104,7 @@ def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
     tiny, adapter = weights
     engine = {
         "lora": [{"name": ADAPTER, "source": str(adapter)}],
+        "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8, **EAGER, "reasoning_parser": "deepseek_r1"},
     }
     config = with_host_memory(ModelConfig.model_validate(model(MODEL, tiny, engine=engine)), None, reserve=False)
     (folder / "model.json").write_text(config.model_dump_json())
@@ -118,7 +132,7 @@ def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
         return requests.get(f"http://127.0.0.1:{port}/{slug}/health", timeout=20).ok
 
     wait_until(answers, what="vLLM answers", seconds=START_S, retry=requests.RequestException)
-    return Metered(f"http://{runtime.bind}", port, usage, process)
+    return Metered(f"http://{runtime.bind}", port, usage, process, runtime)
 
 
 def end(metered: Metered) -> None:
@@ -244,6 +258,76 @@ def test_many_mixed_requests_add_up_to_the_engines_own_counters(metered: Metered
     # An abort before the engine took the request has no record, so the number of records is not known.
     wait_until(lambda: sums() == engines(), what="records and counters are equal")
     assert sums() == engines()
+
+
+CHAT = "/v1/chat/completions"
+#: Two tokens beside those of thoughts, so that a random model thinks and stops thinking.
+ONLY: dict[str, Any] = {"allowed_token_ids": [START, END, 100, 200], "temperature": 1.0, "return_token_ids": True}
+
+
+def thoughts_in(tokens: list[int], *, opened: bool) -> int:
+    """Of what was said, told apart by this test's own reading."""
+    depth, found = int(opened), 0
+    for token in tokens:
+        if token in (START, END):
+            depth = max(0, depth + (1 if token == START else -1))
+        else:
+            found += depth > 0
+    return found
+
+
+def with_thoughts(metered: Metered, request_id: str) -> dict[str, Any]:
+    """Its record, once a second line could have come."""
+    metered.record_of(request_id)
+    time.sleep(3 * EACH_S)
+    return metered.record_of(request_id)
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["by-the-answer", "by-the-prompt"])
+def test_thoughts_are_counted_whole_in_streams_and_in_aborted_ones(metered: Metered, opened: bool) -> None:
+    asked: dict[str, Any] = {**ONLY, "chat_template_kwargs": {"thinking": opened}, "max_tokens": 60}
+    said: dict[str, list[int]] = {}
+    for seed in range(4):
+        answer = metered.post(CHAT, **asked, seed=seed, headers={"x-request-id": f"plain-{opened}-{seed}"})
+        assert answer.status_code == 200, answer.text
+        said[f"plain-{opened}-{seed}"] = tokens = answer.json()["choices"][0]["token_ids"]
+        details = answer.json()["usage"]["completion_tokens_details"]
+        if not opened:  # vLLM sees no start that the prompt has
+            assert details["reasoning_tokens"] == thoughts_in(tokens, opened=False)
+    answer = metered.post(CHAT, **asked, stream=True, headers={"x-request-id": f"stream-{opened}"})
+    events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith(b"data: {")]
+    said[f"stream-{opened}"] = [
+        token for event in events for choice in event["choices"] for token in choice.get("token_ids") or ()
+    ]
+    for request_id, tokens in said.items():
+        record = with_thoughts(metered, request_id)
+        assert record["completion_tokens"] == len(tokens) == 60
+        assert record["reasoning_tokens"] == thoughts_in(tokens, opened=opened) > 0, request_id
+    cut: dict[str, Any] = {**asked, "allowed_token_ids": [100, 200], "max_tokens": 400}
+    answer = metered.post(CHAT, **cut, stream=True, headers={"x-request-id": f"cut-{opened}"})
+    next(answer.iter_lines())
+    answer.close()
+    record = with_thoughts(metered, f"cut-{opened}")
+    assert record["end"] == "aborted"
+    assert record["reasoning_tokens"] == (record["completion_tokens"] if opened else 0)
+
+
+def test_a_completion_has_no_thoughts_as_vllm_says(metered: Metered) -> None:
+    metered.post(**ONLY, max_tokens=30, headers={"x-request-id": "no-chat"})
+    assert with_thoughts(metered, "no-chat")["reasoning_tokens"] == 0
+
+
+def test_a_killed_gateway_loses_nothing_that_was_answered(metered: Metered) -> None:
+    before = metered.counters()[1]
+    answer = metered.post(max_tokens=400, stream=True, headers={"x-request-id": "gateway"})
+    lines = answer.iter_lines()
+    for _ in range(10):
+        next(lines)
+    metered.kill_gateway()
+    record = metered.record_of("gateway")
+    assert record["end"] == "aborted" and 5 <= record["completion_tokens"] < 400
+    assert metered.counters()[1] - before == record["completion_tokens"]
+    wait_until(lambda: metered.post(max_tokens=1).ok, what="the next gateway", retry=requests.RequestException)
 
 
 def test_a_killed_replica_loses_no_more_of_an_open_stream_than_since_its_last_line(

@@ -30,6 +30,25 @@ def make_tiny_model(folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
+#: Ids of the tokens that begin and end a thought, of names that the tokenizer has for files of code.
+START, END = 3, 5
+THINKING = {'"<repo_name>"': '"<think>"', '"<file_sep>"': '"</think>"'}
+TEMPLATE = """{% for message in messages %}{{ message.content }}
+{% endfor %}{% if thinking %}<think>{% endif %}"""
+
+
+def make_thinking_model(folder: Path, tiny: Path) -> Path:
+    """The tiny model with tokens for thoughts; its template opens one at the prompt's end for `thinking: true`."""
+    shutil.copytree(tiny, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        for old, new in THINKING.items():
+            text = text.replace(old, new)
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
 def make_adapter(folder: Path, rank: int = 4) -> Path:
     """Writes a LoRA adapter for the queries, strong enough to change the tiny model's answers."""
     import torch

@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 from modelfleet.cli.main import app
 from modelfleet.cli.usage import _prices, run_usage
-from modelfleet.cli.usage_html import MOST_BARS, bars, usage_page
+from modelfleet.cli.usage_html import MOST_BARS, bars, headline, percent_text, usage_page
 from modelfleet.cli.usage_report import Report, report, uses
 from modelfleet.infra.planning.books import HOUR_US, Holding, MachineTime
 from modelfleet.infra.reading.node_hours import NodeHours as ReadHours
-from modelfleet.infra.reading.node_hours import micros, read_node_hours
+from modelfleet.infra.reading.node_hours import read_node_hours
+from modelfleet.infra.reading.records import micros
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack import load_stack
@@ -284,6 +285,16 @@ def test_the_picture_is_the_bill_however_many_there_are() -> None:
     assert drawn[MOST_BARS].name == "18 others" and drawn[MOST_BARS].usd == 18.0
     assert sum(bar.usd for bar in drawn) == found.usd == 62.0
     assert sum(bar.part for bar in drawn) == pytest.approx(100)
+
+
+def test_the_page_says_first_what_it_cost_and_how_much_of_it_was_used() -> None:
+    found = of_names("alice", "bob")
+    assert headline(found, bars(found)) == "The machines cost 6.00 USD. 2.00 USD of it, 33 %, was used."
+    assert headline(found, bars(found)) in usage_page(found)
+    assert [percent_text(part) for part in (0.0, 0.2, 0.6, 99.8)] == ["0 %", "< 1 %", "1 %", "100 %"]
+    hours = ReadHours((MachineTime("a", "gpu", 0, HOUR_US),), ())
+    unknown = report([], hours, {}, by="key", stack="s", since="7d")
+    assert headline(unknown, bars(unknown)) == ""
 
 
 def test_the_page_calls_an_unknown_price_unknown_and_a_known_one_by_all_its_digits() -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 LOGS = Path("/tmp/ray/session_latest/logs")  # noqa: S108  the container's own; where Ray writes unless it is told otherwise
 #: Serve's controller, proxies and replicas, and the output of replicas' processes, which is vLLM's.
 PATTERNS = ("serve/*.log", "worker-*.out", "worker-*.err")
+#: The records of usage of one hour: JSON lines for a log shipper, without the file's name before them.
+RECORDS = "usage/*/date=%Y-%m-%d/hour=%H/*.jsonl"
 POLL_SECONDS = 1.0
 #: More is not read at once, so that one file does not hold the others up.
 CHUNK_BYTES = 1 << 20
@@ -29,9 +31,15 @@ class Follower:
         """Path to (inode, bytes read)."""
 
     def lines(self) -> list[str]:
-        """What has been written since the last call, each line with the name of its file."""
-        paths = [path for pattern in PATTERNS for path in self._folder.glob(pattern)]
-        return [line for path in sorted(paths) for line in self._new(path)]
+        """What has been written since the last call, each line of a log with the name of its file."""
+        logs = sorted(path for pattern in PATTERNS for path in self._folder.glob(pattern))
+        # Of the last hour, too: its last lines may have come since the last call. Older files do not grow.
+        hours = (time.gmtime(time.time() - ago) for ago in (3600, 0))
+        records = [path for hour in hours for path in sorted(self._folder.glob(time.strftime(RECORDS, hour)))]
+        return [
+            *(f"{path.name}: {line}" for path in logs for line in self._new(path)),
+            *(line for path in records for line in self._new(path)),
+        ]
 
     def _new(self, path: Path) -> list[str]:
         try:
@@ -46,7 +54,7 @@ class Follower:
             return []  # it has just gone
         whole = data.rfind(b"\n") + 1 or (len(data) if len(data) == CHUNK_BYTES else 0)
         self._seen[path] = (found.st_ino, offset + whole)
-        return [f"{path.name}: {line}" for line in data[:whole].decode(errors="replace").splitlines() if line]
+        return [line for line in data[:whole].decode(errors="replace").splitlines() if line]
 
 
 def main() -> None:

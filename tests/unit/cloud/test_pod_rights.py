@@ -17,11 +17,13 @@ from typing import Any
 import boto3
 import pytest
 import smart_open
+from botocore.exceptions import ClientError
 
 from modelfleet.infra.aws import policies
 from modelfleet.infra.kubernetes.manifests.mirror import mirrored
 from modelfleet.infra.kubernetes.scripts import mirror_job
 from modelfleet.infra.names import MANIFEST_KEY_FILE
+from modelfleet.infra.planning import Plan
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror import Status, complete_version, fetch, fill, fill_from, status
 from modelfleet.serving.mirror import upload as upload_module
@@ -30,6 +32,7 @@ from modelfleet.serving.mirror.prefix import fetch_prefix
 from modelfleet.serving.mirror.proof import Expected, KmsKey
 from modelfleet.serving.seal import Machine, take, write
 from modelfleet.serving.seal.copy import is_sealed
+from modelfleet.serving.usage_bucket import BucketCopy
 from tests.unit.aws import builders
 from tests.unit.aws.builders import planned
 from tests.unit.cloud.conftest import BUCKET, REGION, Fleet, made
@@ -138,6 +141,16 @@ def reads(cache: Path) -> None:
     fetch(URI, cache)
 
 
+def records(folder: Path, plan: Plan) -> BucketCopy:
+    """A worker's life beside that: what it used goes to the bucket, by the address that the plan gives its replicas."""
+    uri = plan.models[0].application.args["usage"]
+    for place in ("org--m", "-nodes"):
+        file = folder / place / "date=2026-11-30" / "hour=16" / "r.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}\n")
+    return BucketCopy(folder, uri, "r")
+
+
 def test_the_mirror_jobs_role_has_what_its_code_calls_and_nothing_else(
     fleet: Fleet, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,11 +183,47 @@ def test_without_the_right_to_delete_a_copy_is_whole_and_says_what_stays(
 def test_a_replicas_role_has_what_its_code_calls_and_nothing_else(
     service_account: str, fleet: Fleet, model: Path, tmp_path: Path
 ) -> None:
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET})
     fill(model, URI, model_id="org/m", source="org/m", s3=with_code(fleet).cloud.client("s3"))
+    runs_replicas = service_account == "ray-worker"
     with acting_as(fleet, service_account):
         reads(tmp_path / "cache")
+        if runs_replicas:
+            records(tmp_path / "usage", plan).send()
+    writes = {"s3:PutObject", "kms:GenerateDataKey"} if runs_replicas else set()
     assert fleet.granted(service_account) == fleet.used(service_account)
-    assert fleet.used(service_account) == {"s3:GetObject", "s3:ListBucket", "kms:Decrypt"}
+    assert fleet.used(service_account) == {"s3:GetObject", "s3:ListBucket", "kms:Decrypt", *writes}
+
+
+@pytest.mark.parametrize("taken", ["s3:PutObject", "kms:GenerateDataKey"])
+def test_a_worker_that_may_not_write_its_records_says_so_and_keeps_them(
+    taken: str, fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This is also the proof that each right is needed."""
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET})
+    fleet.take("ray-worker", taken)
+    with acting_as(fleet, "ray-worker"):
+        records(tmp_path / "usage", plan).send()
+    assert "AccessDenied" in caplog.text and f"s3://{BUCKET}" in caplog.text
+    assert len(list((tmp_path / "usage").rglob("*.jsonl"))) == 2
+
+
+def test_a_worker_writes_records_of_its_own_stack_and_reads_none(fleet: Fleet, tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path / "project", mirror={"bucket": BUCKET})
+    s3 = fleet.s3("ray-worker")
+    with acting_as(fleet, "ray-worker"):
+        copy = records(tmp_path / "usage", plan)
+        copy.send()
+    keys = [copy.key_of(path) for path in (tmp_path / "usage").rglob("*.jsonl")]
+    assert all(key.startswith(("usage/stack=test/", "usage/nodes/stack=test/")) for key in keys) and len(keys) == 2
+    for refused in (
+        lambda: s3.put_object(Bucket=BUCKET, Key="usage/stack=other/dt=2026-11-30/hour=16/r.jsonl.gz", Body=b""),
+        lambda: s3.put_object(Bucket=BUCKET, Key="usage/stack=test2/x", Body=b""),
+        lambda: s3.get_object(Bucket=BUCKET, Key=keys[0]),
+        lambda: s3.delete_object(Bucket=BUCKET, Key=keys[0]),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            refused()
 
 
 def test_a_mirror_job_may_read_the_bucket_that_it_copies_and_replicas_may_not(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
+
+import pytest
 
 from modelfleet.infra.kubernetes.scripts.follow_logs import CHUNK_BYTES, Follower
 
@@ -39,3 +43,25 @@ def test_a_line_without_an_end_does_not_stop_the_others(tmp_path: Path) -> None:
     follower = Follower(tmp_path)
     assert len(follower.lines()[0]) == len("worker-1.out: ") + CHUNK_BYTES
     assert follower.lines() == ["worker-1.out: xxxxx", "worker-1.out: next"]
+
+
+def test_records_of_usage_are_lines_of_json_for_a_shipper_also_over_the_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after, later = 1_790_812_790.0, 1_790_812_805.0, 1_790_820_100.0  # 23:59:50, 00:00:05, 02:01:40
+    first = tmp_path / "usage/org--m/date=2026-09-30/hour=23/r.jsonl"
+    second = tmp_path / "usage/-nodes/date=2026-10-01/hour=00/r.jsonl"
+    for path in (first, second):
+        path.parent.mkdir(parents=True)
+    follower = Follower(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: before)
+    first.write_text('{"number":1}\n')
+    assert [json.loads(line) for line in follower.lines()] == [{"number": 1}]
+    with first.open("a") as file:
+        file.write('{"number":2}\n')
+    monkeypatch.setattr(time, "time", lambda: after)
+    second.write_text('{"record":"node"}\n')
+    assert follower.lines() == ['{"number":2}', '{"record":"node"}']
+    monkeypatch.setattr(time, "time", lambda: later)
+    second.write_text('{"record":"node"}\nnever\n')
+    assert follower.lines() == [], "files of earlier hours do not grow"

@@ -76,9 +76,11 @@ def test_a_replica_that_ends_shuts_its_engine_down_once_and_does_not_take_it_for
     replica = VllmReplica.__new__(VllmReplica)
     replica._engine, replica._tasks = Engine(seen), [Task(seen)]
     replica._hours = SimpleNamespace(last_words=lambda: seen.append("hours"))
+    replica._meter = SimpleNamespace(last_words=lambda: seen.append("meter") or 1 / 0)
+    replica._copy = SimpleNamespace(last_words=lambda: seen.append("copy"))
     replica.__del__()
     replica.__del__()
-    assert seen == ["task", "hours", "engine"]
+    assert seen == ["task", "hours", "meter", "copy", "engine"], "the copy has what the others wrote; a fault ends none"
 
 
 def test_a_replica_that_never_started_ends_in_silence() -> None:
@@ -92,7 +94,7 @@ def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any, **s
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
     replica._model, replica._cards, replica._weights, replica._clock = model(**sections), [], {}, StartupClock()
-    replica._seal_root, replica._tasks = None, set()
+    replica._seal_root, replica._tasks, replica._usage = None, set(), None
     asyncio.run(replica._start())
 
 

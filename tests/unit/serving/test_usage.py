@@ -29,6 +29,13 @@ class Answer:
     prompt: int = 5
     group: str = "one"
     adapter: str | None = None
+    thinks: bool = False
+    reasoning: int = 0
+    asked: int = 0
+
+    def thoughts(self) -> int:
+        self.asked += 1
+        return self.reasoning
 
     @property
     def counts(self) -> Counts:
@@ -245,3 +252,47 @@ def test_two_requests_at_once_have_their_own_sequences(tmp_path: Path) -> None:
 
     asyncio.run(both())
     assert sorted(one["key"] for one in read_usage(tmp_path)) == ["alice", "bob"]
+
+
+def thinking(tmp_path: Path) -> tuple[UsageMeter, Answer, list[Any]]:
+    counted: list[Any] = []
+    answer = Answer(9, ended=True, thinks=True, reasoning=4)
+    meter = meter_of(tmp_path, answer, Answer(1, ended=True), counted=counted)
+    ask(meter)
+    (record,) = read_usage(tmp_path)
+    assert (record["end"], record["completion_tokens"], record["reasoning_tokens"]) == ("finished", 10, 0)
+    assert answer.asked == 0 and counted == [], "nobody waits for it"
+    return meter, answer, counted
+
+
+def test_thoughts_come_with_a_second_last_line_and_the_metrics_have_them_once(tmp_path: Path) -> None:
+    meter, answer, counted = thinking(tmp_path)
+    asyncio.run(meter.count_thoughts())
+    (record,) = read_usage(tmp_path)
+    assert (record["completion_tokens"], record["reasoning_tokens"]) == (10, 4)
+    asyncio.run(meter.count_thoughts())
+    assert counted == [record] and answer.asked == 1
+
+
+def test_a_replica_that_ends_still_counts_the_thoughts_of_its_last_answers(tmp_path: Path) -> None:
+    meter, _, counted = thinking(tmp_path)
+    meter.last_words()
+    (record,) = read_usage(tmp_path)
+    assert record["reasoning_tokens"] == 4 and counted == [record]
+
+
+def test_an_open_request_has_no_thoughts_yet(tmp_path: Path) -> None:
+    answer = Answer(3, thinks=True, reasoning=2)
+    meter = meter_of(tmp_path, answer)
+    ask(meter)
+    meter.note_open()
+    asyncio.run(meter.count_thoughts())
+    (record,) = read_usage(tmp_path)
+    assert (record["end"], record["reasoning_tokens"], answer.asked) == ("open", 0, 0)
+
+
+def test_a_replica_that_ends_notes_what_is_still_open(tmp_path: Path) -> None:
+    meter = meter_of(tmp_path, Answer(3))
+    ask(meter)
+    meter.last_words()
+    assert [(one["end"], one["completion_tokens"]) for one in read_usage(tmp_path)] == [("open", 3)]
