@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from modelfleet.serving.config.errors import SetupError
 #: Seconds between two looks of the live page.
 EVERY_S: Final = 2.0
 UNKNOWN: Final = "–"
+OPTIONAL: Final = ("cards GiB", "USD/h a node", "USD/h")
 EXPLAINED: Final = (
     "first ms, each ms: median/95th percentile of the time to the first token and of each further one; "
     "hits: prompt tokens found in the cache"
@@ -84,55 +85,72 @@ def drawn(now: Now) -> RenderableType:
     """The page for a terminal."""
     cost = f", {now.usd_per_hour:,.2f} USD/h for nodes" if now.usd_per_hour is not None else ""
     head = Text(f"Stack {now.stack}: the last {now.seconds:.0f} s{cost}", style="bold")
-    shown: list[RenderableType] = [head, _models(now), _pools(now)]
-    if now.keys:
-        shown.append(_keys(now))
+    tables = [table(now) for table, rows in ((_models, now.models), (_pools, now.pools), (_keys, now.keys)) if rows]
+    shown: list[RenderableType] = [head, *tables]
     shown.append(Text(EXPLAINED, style="dim"))
     shown += [Text(f"not read: {one}", style="yellow") for one in now.unread]
     return Group(*shown)
 
 
 def _models(now: Now) -> Table:
-    names = ("replicas", "run", "wait", "tokens/s", "read/s", "first ms", "each ms", "KV", "hits", "cards GiB", "USD/h")
-    table = _table("model", names)
-    for one in now.models:
-        table.add_row(
-            one.model,
-            f"{one.replicas}/{one.max_replicas}",
-            _number(one.running),
-            _number(one.waiting),
-            f"{one.written_per_s:,.1f}",
-            f"{one.read_per_s:,.1f}",
-            _latency(one.first_token),
-            _latency(one.per_token),
-            _share(one.kv_use),
-            _share(one.prefix_hits),
-            _of(one.gpu_gib, one.gpu_total_gib),
-            _usd(one.usd_per_hour),
-        )
-    return table
+    rows = [
+        {
+            "model": one.model,
+            "replicas": f"{one.replicas}/{one.max_replicas}",
+            "run": _number(one.running),
+            "wait": _number(one.waiting),
+            "tokens/s": f"{one.written_per_s:,.1f}",
+            "read/s": f"{one.read_per_s:,.1f}",
+            "first ms": _latency(one.first_token),
+            "each ms": _latency(one.per_token),
+            "KV": _share(one.kv_use),
+            "hits": _share(one.prefix_hits),
+            "cards GiB": _of(one.gpu_gib, one.gpu_total_gib),
+            "USD/h": _usd(one.usd_per_hour),
+        }
+        for one in now.models
+    ]
+    return _table(rows)
 
 
 def _pools(now: Now) -> Table:
-    table = _table("pool", ("accelerator", "nodes", "cards GiB", "USD/h a node", "USD/h"))
-    for one in now.pools:
-        nodes, cards = f"{one.nodes}/{one.max_nodes}", _of(one.gpu_gib, one.gpu_total_gib)
-        table.add_row(one.pool, one.accelerator, nodes, cards, _usd(one.usd_per_node_hour), _usd(one.usd_per_hour))
-    return table
+    rows = [
+        {
+            "pool": one.pool,
+            "accelerator": one.accelerator,
+            "nodes": f"{one.nodes}/{one.max_nodes}",
+            "cards GiB": _of(one.gpu_gib, one.gpu_total_gib),
+            "USD/h a node": _usd(one.usd_per_node_hour),
+            "USD/h": _usd(one.usd_per_hour),
+        }
+        for one in now.pools
+    ]
+    return _table(rows)
 
 
 def _keys(now: Now) -> Table:
-    table = _table("key", ("open", "requests/s", "tokens/s", "read/s"))
-    for one in now.keys:
-        rates = (one.asked_per_s, one.written_per_s, one.read_per_s)
-        table.add_row(one.key, str(one.open), *(f"{rate:,.1f}" for rate in rates))
-    return table
+    rows = [
+        {
+            "key": one.key,
+            "open": str(one.open),
+            "requests/s": f"{one.asked_per_s:,.1f}",
+            "tokens/s": f"{one.written_per_s:,.1f}",
+            "read/s": f"{one.read_per_s:,.1f}",
+        }
+        for one in now.keys
+    ]
+    return _table(rows)
 
 
-def _table(first: str, names: Iterable[str]) -> Table:
-    table = Table(first, box=SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right")
+def _table(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Without the columns of cards and prices where nobody has any."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    left_out = {name for name in OPTIONAL if all(row.get(name, UNKNOWN) == UNKNOWN for row in rows)}
+    shown = [name for name in rows[0] if name not in left_out]
+    for place, name in enumerate(shown):
+        table.add_column(name, justify="right" if place else "left", overflow="fold", no_wrap=place > 0)
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     return table
 
 

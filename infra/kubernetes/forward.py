@@ -27,8 +27,9 @@ def get(api: Api, namespace: str, pod: str, port: int, path: str, seconds: float
         connection.request("GET", path, headers={"connection": "close"})
         answer = connection.getresponse()
         text = answer.read(MOST_BYTES).decode(errors="replace")
-    except http.client.HTTPException as error:
-        raise OSError(f"port {port} answers no HTTP: {forward.error(port) or type(error).__name__}") from None
+    except (http.client.HTTPException, ConnectionError) as error:
+        said = " ".join(str(forward.error(port) or error or type(error).__name__).split())[:300]
+        raise OSError(f"port {port} answers no HTTP: {said}") from None
     finally:
         forward.close()
     if answer.status != http.HTTPStatus.OK:

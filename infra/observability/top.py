@@ -123,7 +123,8 @@ def page(plan: Plan, before: Look, after: Look) -> Now:
         between.seconds,
         tuple(_model(one, between) for one in plan.models),
         tuple(_pool(one, after, between) for one in plan.pools),
-        tuple(_keys(between)),
+        # Without keys the gateway counts by address.
+        tuple(_keys(between)) if plan.gateway.auth == "keys" else (),
         after.unread,
     )
 

@@ -707,6 +707,8 @@ class Plan:
     cards: CardPlan | None = None
     #: None where no operator in the cluster watches the stack.
     monitoring: MonitoringPlan | None = None
+    #: How pods write their logs.
+    logs: Literal["text", "json"] = "text"
     #: What else keeps this machine from serving a local stack, one sentence each with its fix.
     missing: tuple[str, ...] = ()
 

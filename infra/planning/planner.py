@@ -248,6 +248,7 @@ def plan(
         front_door=front_door(stack),
         cards=cards,
         monitoring=monitoring_plan(stack),
+        logs=stack.config.observability.logs,
         missing=tuple(machine_missing(machine, configs, facts)),
     )
 

@@ -668,6 +668,11 @@ class Observability(StackSection):
         default={"grafana_dashboard": "1"},
         description="Labels by which Grafana's sidecar finds the ConfigMaps with dashboards; empty: none are made.",
     )
+    logs: Literal["text", "json"] = Field(
+        "text",
+        description="How Serve, its replicas with vLLM, and mirror and warm-up Jobs write to the output of their pods; "
+        "the gateway's access log is JSON always. A change restarts nothing.",
+    )
 
 
 class StackConfig(StackSection):

@@ -45,7 +45,7 @@ from tests.serving.cluster import ROOT, Cluster
 from tests.serving.conftest import EAGER, application, model
 from tests.serving.front import KEY, Front, front
 from tests.serving.tiny import make_adapter
-from tests.unit.observability.models import keep_look, keep_scrape, scraped_names, watched, with_slo
+from tests.unit.observability.models import keep_look, keep_scrape, scraped_names, watched, with_keys, with_slo
 from tests.unit.planning import builders
 from tests.waiting import wait_until
 
@@ -276,7 +276,7 @@ def test_top_shows_a_live_models_tokens_latencies_and_who_asked(
     cluster: Cluster, gateway: Front, client: openai.OpenAI
 ) -> None:
     """`SCRAPES=write` keeps both looks for the unit tests."""
-    plan = watched(with_slo(None, name=API))
+    plan = with_keys(watched(with_slo(None, name=API)))
 
     def look(at: float) -> Look:
         texts = {"ray": cluster.metrics()}

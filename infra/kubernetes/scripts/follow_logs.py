@@ -10,14 +10,26 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 LOGS = Path("/tmp/ray/session_latest/logs")  # noqa: S108  the container's own; where Ray writes unless it is told otherwise
 #: Serve's controller, proxies and replicas, and the output of replicas' processes, which is vLLM's.
 PATTERNS = ("serve/*.log", "worker-*.out", "worker-*.err")
+#: What Ray itself writes; only as objects, which can be filtered by `file` and `level`.
+OF_RAY = ("gcs_server.out", "raylet.out", "dashboard.log")
 POLL_SECONDS = 1.0
 #: More is not read at once, so that one file does not hold the others up.
 CHUNK_BYTES = 1 << 20
+
+
+#: What is written for a file's name and its new lines.
+Words = Callable[[str, list[str]], list[str]]
+
+
+def named(file: str, lines: list[str]) -> list[str]:
+    """Each line with the name of its file."""
+    return [f"{file}: {line}" for line in lines]
 
 
 class Follower:
@@ -28,10 +40,10 @@ class Follower:
         self._seen: dict[Path, tuple[int, int]] = {}
         """Path to (inode, bytes read)."""
 
-    def lines(self) -> list[str]:
-        """What has been written since the last call, each line with the name of its file."""
-        paths = [path for pattern in PATTERNS for path in self._folder.glob(pattern)]
-        return [line for path in sorted(paths) for line in self._new(path)]
+    def lines(self, words: Words = named, patterns: Sequence[str] = PATTERNS) -> list[str]:
+        """What has been written since the last call to files of these patterns, in these words."""
+        paths = [path for pattern in patterns for path in self._folder.glob(pattern)]
+        return [line for path in sorted(paths) for line in words(path.name, self._new(path))]
 
     def _new(self, path: Path) -> list[str]:
         try:
@@ -46,14 +58,18 @@ class Follower:
             return []  # it has just gone
         whole = data.rfind(b"\n") + 1 or (len(data) if len(data) == CHUNK_BYTES else 0)
         self._seen[path] = (found.st_ino, offset + whole)
-        return [f"{path.name}: {line}" for line in data[:whole].decode(errors="replace").splitlines() if line]
+        return [line for line in data[:whole].decode(errors="replace").splitlines() if line]
 
 
 def main() -> None:
     """Follow for as long as the container runs."""
-    follower = Follower(LOGS)
+    import json_lines  # type: ignore[import-not-found]  # beside it where it is mounted
+
+    objects, follower = json_lines.Objects(), Follower(LOGS)
     while True:
-        for line in follower.lines():
+        # Asked each time: the kubelet renews the file, and nothing restarts for it.
+        asked = (objects, (*PATTERNS, *OF_RAY)) if json_lines.wanted() else (named, PATTERNS)
+        for line in follower.lines(*asked):
             print(line)
         sys.stdout.flush()
         time.sleep(POLL_SECONDS)

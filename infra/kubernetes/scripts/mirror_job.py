@@ -51,4 +51,7 @@ def load_code(uri: str) -> None:
 
 
 if __name__ == "__main__":
+    from json_lines import take_over_output  # type: ignore[import-not-found]  # beside it where it is mounted
+
+    take_over_output("mirror")
     sys.exit(main())

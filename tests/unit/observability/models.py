@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def watched(*models: LoadedModel, **stack_keys: Any) -> Plan:
     """Their plan, with what the catalog knows about them."""
     facts = catalog_facts((one.config for one in models), default_catalog())
     return planned(models, stack(pool(instanceTypes=["g6.2xlarge"]), **stack_keys), facts=facts)
+
+
+def with_keys(plan: Plan) -> Plan:
+    """The plan of a stack that asks for keys."""
+    return replace(plan, gateway=replace(plan.gateway, auth="keys"))
 
 
 def keep_scrape(name: str, text: str, plan: Plan) -> None:

@@ -25,7 +25,7 @@ from modelfleet.infra.planning import Plan
 from modelfleet.serving.config.errors import SetupError
 from tests.cluster.fleet import model, write_project
 from tests.ports import free_ports
-from tests.unit.observability.models import KEPT, TOP, watched, with_slo
+from tests.unit.observability.models import KEPT, TOP, watched, with_keys, with_slo
 
 #: Cumulative counts by upper bound, as `le` writes it.
 HISTOGRAMS: list[dict[str, float]] = [
@@ -95,7 +95,7 @@ def test_a_counter_that_began_again_and_a_series_that_is_new_count_and_a_page_th
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return watched(with_slo(None, name=KEPT))
+    return with_keys(watched(with_slo(None, name=KEPT)))
 
 
 def recorded(moment: str) -> tuple[Page, ...]:
@@ -122,6 +122,12 @@ def test_rows_of_a_live_stack(plan: Plan) -> None:
     assert pool.nodes == 1 and pool.usd_per_hour == now.usd_per_hour == pool.usd_per_node_hour == one.usd_per_hour
     written = json.loads(json.dumps(now.as_json(), allow_nan=False))
     assert written["models"][0]["first_token"]["p95_s"] == one.first_token.p95_s
+
+
+def test_clients_without_keys_are_none() -> None:
+    """The gateway then counts by address, in the same table."""
+    now = page(watched(with_slo(None, name=KEPT)), Look(100.0, recorded("before")), Look(120.0, recorded("after")))
+    assert now.keys == () and now.models[0].written_per_s == 10.0
 
 
 def test_a_quiet_stack_has_rates_of_zero_and_no_latencies(plan: Plan) -> None:
@@ -180,7 +186,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
     ray, gateway = free_ports(2)
     ports = {"rayMetricsPort": ray, "metricsPort": gateway}
     pool = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1}
-    write_project(tmp_path, [model(KEPT, "CPU")], target="local", pools=[pool], local=ports)
+    write_project(tmp_path, [model(KEPT, "CPU")], target="local", pools=[pool], local=ports, auth="keys")
     monkeypatch.chdir(tmp_path)
     Live.asked = {}
     servers = [http.server.ThreadingHTTPServer(("127.0.0.1", port), Live) for port in (ray, gateway)]
@@ -209,6 +215,9 @@ def test_in_a_pipe_it_prints_one_table_and_ends(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr()
     row = next(line.split() for line in said.out.splitlines() if KEPT in line)
     assert row[1] == "1/1" and "\x1b" not in said.out
+    assert "tester" in said.out and "USD" not in said.out and "GiB" not in said.out, (
+        "nothing costs, and there is no card"
+    )
     assert "looking at dev for 1 s" in said.err
 
 

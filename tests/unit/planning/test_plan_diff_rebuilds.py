@@ -116,6 +116,7 @@ CHANGES: dict[str, Any] = {
     "observability.metrics": "prometheus",
     "observability.labels": {"release": "kube-prometheus-stack"},
     "observability.dashboardLabels": {"grafana": "yes"},
+    "observability.logs": "json",
     "local.gatewayPort": 9000,
     "local.servePort": 9001,
     "local.s3Port": 9002,
