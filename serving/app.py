@@ -58,6 +58,7 @@ class AppArgs(BaseModel):
     cards: list[Card] = Field(
         default_factory=list, description="The cards that nodes may have, where the pool has a fallback."
     )
+    traces: str | None = Field(None, description="URL of the OTLP/HTTP receiver of the stack's traces.")
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -95,5 +96,6 @@ def application(replica: type, args: AppArgs) -> Application:
         **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ),
     )
     cards = [[card.model_dump(mode="json") for card in args.cards]] if args.cards else []
-    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), *cards)
+    traces = {"traces": args.traces} if args.traces else {}
+    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), *cards, **traces)
     return bound

@@ -96,7 +96,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         *rules.unseen_tokens(gateway),
         "http-response del-header x-modelfleet- -m beg",
         *serve_errors(),
-        *rules.identity(),
+        *rules.identity(gateway),
         *rules.probes(gateway),
         *rules.chat(gateway, f"{runtime.folder}/{files.CHAT}"),
         *rules.keys(gateway, runtime.folder, runtime.key_map),

@@ -20,6 +20,7 @@ from modelfleet.infra.planning.plan import (
     ServeApplication,
 )
 from modelfleet.infra.planning.signers import manifest_key_plan, signer_of
+from modelfleet.infra.planning.traces import collector_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.checkpoint_files import Kind, weights_kind
@@ -161,6 +162,7 @@ def application(
         "model": dumped,
         "weights": weights | {key: value for key, value in others.items() if value is not None},
         **({"cards": list(cards)} if cards else {}),
+        **({"traces": collector.url} if (collector := collector_of(stack)) else {}),
     }
     adapters = [
         {
@@ -245,6 +247,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> GatewayPl
         chat=stack.config.target.on_this_machine,
         keys=key_plans(stack, names),
         teams=team_plans(stack),
+        traces=stack.config.observability.traces is not None,
         side_by_side=1 if stack.config.target.on_this_machine else stack.config.gateway.replicas,
     )
 

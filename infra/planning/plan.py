@@ -307,6 +307,8 @@ class EgressPlan:
     mirror: tuple[Way, ...]
     api: tuple[Way, ...]
     aws: tuple[Way, ...]
+    #: The namespace and TCP port to which replicas send traces, where that is in the cluster.
+    collector: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -549,6 +551,8 @@ class GatewayPlan:
     teams: tuple[AllowancePlan, ...] = ()
     #: Gateways that run side by side, none of which knows what the others do.
     side_by_side: int = 1
+    #: A request without a trace begins one.
+    traces: bool = False
 
     @property
     def counts_tokens(self) -> bool:

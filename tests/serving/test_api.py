@@ -42,6 +42,7 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.node_hours import UNNAMED
 from tests.serving.cluster import ROOT, Cluster
+from tests.serving.collector import Collector, Span, collecting
 from tests.serving.conftest import EAGER, application, model
 from tests.serving.front import KEY, Front, front
 from tests.serving.tiny import make_adapter
@@ -91,14 +92,22 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path) -> Iterator[Front]:
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path, collector: Collector) -> Iterator[Front]:
     vectors = model(VECTORS, tiny, engine={"model_type": "embedding"})
     ranker = model(RANKER, tiny, engine={"engine_kwargs": {"dtype": "float32", "hf_overrides": RANKS, **EAGER}})
-    cluster.serve(*map(application, (api_model(tiny, adapter), vectors, ranker)))
+    api = application(api_model(tiny, adapter))
+    api["args"]["traces"] = collector.url
+    cluster.serve(api, application(vectors), application(ranker))
     slugs = [name.replace("/", "--") for name in (API, VECTORS, RANKER)]
     for slug in slugs:
         cluster.wait(slug)
-    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: (), RANKER: ()}) as running:
+    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: (), RANKER: ()}, traces=True) as running:
         running.wait_ready()
         yield running
     cluster.remove(*slugs)
@@ -306,6 +315,30 @@ def test_top_shows_a_live_models_tokens_latencies_and_who_asked(
         keep_look("after", after, plan)
     (one,) = page(plan, before, after).models
     assert one.first_token.p95_s is not None and 0 < one.first_token.p95_s < 60 and one.kv_use is not None
+
+
+def test_one_request_is_one_trace_from_the_client_through_the_gateway_to_vllms_span(
+    client: openai.OpenAI, collector: Collector
+) -> None:
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace}-{span}-01"}
+    client.completions.create(
+        model=API, prompt="a", max_tokens=5, extra_body={"ignore_eos": True}, extra_headers=headers
+    )
+    client.completions.create(model=API, prompt="b", max_tokens=3, extra_body={"ignore_eos": True})
+
+    def requests_of() -> list[Span]:
+        return [one for one in collector.spans if one.name == "llm_request"]
+
+    def own() -> list[Span]:
+        return [one for one in requests_of() if (one.trace, one.parent) == (trace, span)]
+
+    wait_until(lambda: own() and len(requests_of()) > len(own()), what="a span of each", seconds=60, every_s=0.5)
+    (one,) = own()
+    assert one.service == API and "5" in one.attributes["gen_ai.usage.completion_tokens"]
+    others = [found for found in requests_of() if found.trace != trace]
+    assert all(found.parent for found in others), "the gateway begins a trace, and vLLM's span is below it"
+    assert len({found.trace for found in others}) == len(others)
 
 
 def test_the_books_of_a_live_ray_have_its_node_its_replicas_and_who_asked(

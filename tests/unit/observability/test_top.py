@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import json
 import math
+import os
+import pty
+import re
+import select
+import signal
+import struct
 import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +35,7 @@ from modelfleet.serving.config.errors import SetupError
 from tests.cluster.fleet import model, write_project
 from tests.ports import free_ports
 from tests.unit.observability.models import KEPT, TOP, watched, with_keys, with_slo
+from tools.paths import ROOT
 
 #: Cumulative counts by upper bound, as `le` writes it.
 HISTOGRAMS: list[dict[str, float]] = [
@@ -219,6 +229,28 @@ def test_in_a_pipe_it_prints_one_table_and_ends(capsys: pytest.CaptureFixture[st
         "nothing costs, and there is no card"
     )
     assert "looking at dev for 1 s" in said.err
+
+
+@pytest.mark.usefixtures("served")
+def test_on_a_terminal_it_draws_again_and_again_until_ctrl_c() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+    command = [sys.executable, "-m", "modelfleet.cli.main", "top", "--stack", "dev"]
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    while (waiting := re.search(rb"the last [1-9]\d* s", seen)) is None:  # the first page has no time behind it
+        assert select.select([ours], [], [], 60)[0], seen
+        seen += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)  # as the terminal does to its foreground process
+    while True:
+        try:
+            seen += os.read(ours, 65536)
+        except OSError:  # Linux ends a terminal that nobody holds any more with EIO
+            break
+    assert process.wait(30) == 0 and waiting and KEPT.encode() in seen and b"Traceback" not in seen
+    assert b"\x1b[?1049h" in seen and b"\x1b[?1049l" in seen, "the screen that was there comes back"
 
 
 def test_a_page_that_does_not_answer_is_named_and_the_rest_is_shown(
