@@ -61,14 +61,14 @@ class Follower:
         return [line for line in data[:whole].decode(errors="replace").splitlines() if line]
 
 
-def main() -> None:
+def main(logs: Path = LOGS) -> None:
     """Follow for as long as the container runs."""
     import json_lines  # type: ignore[import-not-found]  # beside it where it is mounted
 
-    objects, follower = json_lines.Objects(), Follower(LOGS)
+    objects, follower = json_lines.Objects(), Follower(logs)
     while True:
         # Asked each time: the kubelet renews the file, and nothing restarts for it.
-        asked = (objects, (*PATTERNS, *OF_RAY)) if json_lines.wanted() else (named, PATTERNS)
+        asked = (objects, (*PATTERNS, *OF_RAY)) if json_lines.wanted(Path(__file__).parent) else (named, PATTERNS)
         for line in follower.lines(*asked):
             print(line)
         sys.stdout.flush()
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-#: The file beside this one that says `json`; without it lines stay as they are.
-FORMAT = Path(__file__).parent / "log_format"
+#: The file beside the programs that says `json`; without it lines stay as they are.
+FORMAT = "log_format"
 #: Seconds without output after which a Job's message is taken to be whole.
 QUIET_SECONDS = 0.2
 #: Seconds that the last lines get, which are few.
@@ -47,10 +47,13 @@ MARK = re.compile(r":(?:job_id|task_name|actor_name):(?:ServeReplica:(?P<applica
 REPLICA = re.compile(r"replica_(?P<application>.+)_vllm_[^_]+\.log")
 
 
-def wanted() -> bool:
-    """Whether the stack asks for JSON."""
+def wanted(folder: Path) -> bool:
+    """Whether the stack asks for JSON; `folder` is where the ConfigMap is mounted.
+
+    Not the folder of this file: Python resolves the links to it, and the kubelet makes a new folder for each change.
+    """
     try:
-        return FORMAT.read_text(encoding="utf-8").strip() == "json"
+        return (folder / FORMAT).read_text(encoding="utf-8").strip() == "json"
     except OSError:
         return False
 
@@ -103,12 +106,12 @@ class Objects:
         return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def take_over_output(file: str) -> None:
+def take_over_output(file: str, folder: Path) -> None:
     """From here on, what this process and its children write to stdout and stderr becomes objects on stdout.
 
     Until the end of this process, whose traceback is among them. Nothing changes where nobody wants objects.
     """
-    if not wanted():
+    if not wanted(folder):
         return
     out = os.dup(1)
     reads, writes = os.pipe()

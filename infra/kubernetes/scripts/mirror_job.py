@@ -53,5 +53,5 @@ def load_code(uri: str) -> None:
 if __name__ == "__main__":
     from json_lines import take_over_output  # type: ignore[import-not-found]  # beside it where it is mounted
 
-    take_over_output("mirror")
+    take_over_output("mirror", Path(__file__).parent)
     sys.exit(main())

@@ -30,5 +30,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     from json_lines import take_over_output  # type: ignore[import-not-found]  # as above
 
-    take_over_output("warm-up")
+    take_over_output("warm-up", Path(__file__).parent)
     sys.exit(main())

@@ -91,20 +91,44 @@ def test_any_line_is_one_line_of_json(line: str) -> None:
     assert "\n" not in made and json.loads(made)["message"] in (line, "x")
 
 
+class Mounted:
+    """The programs as a kubelet mounts their ConfigMap: links to `..data`, itself a link that each change replaces."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self._current: Path | None = None
+        self.write("json")
+        for one in (*FOLDER.glob("*.py"), Path(LOG_FORMAT)):
+            (folder / one.name).symlink_to(f"..data/{one.name}")
+
+    def write(self, form: str) -> None:
+        """Change the form, as the kubelet does (`pkg/volume/util/atomic_writer.go`)."""
+        made = self.folder / f"..{form}"
+        made.mkdir()
+        for one in FOLDER.glob("*.py"):
+            shutil.copy(one, made)
+        if form != "text":
+            (made / LOG_FORMAT).write_text(f"{form}\n")
+        (self.folder / "..data_tmp").symlink_to(made.name)
+        (self.folder / "..data_tmp").rename(self.folder / "..data")
+        if self._current is not None:
+            shutil.rmtree(self._current)
+        self._current = made
+
+
 @pytest.fixture
-def mounted(tmp_path: Path) -> Path:
-    """The programs as the ConfigMap mounts them, with JSON asked for."""
-    folder = tmp_path / "scripts"
-    shutil.copytree(FOLDER, folder)
-    (folder / LOG_FORMAT).write_text("json\n")
-    return folder
+def mounted(tmp_path: Path) -> Mounted:
+    """With JSON asked for."""
+    return Mounted(tmp_path / "scripts")
 
 
 WRITES = """
 import subprocess, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from json_lines import take_over_output
-take_over_output("mirror")
+take_over_output("mirror", Path(sys.argv[1]))
 print("copied 3 files")
 subprocess.run([sys.executable, "-c", "import sys; print('of a child', file=sys.stderr)"])
 sys.stderr.write("half a line")
@@ -114,11 +138,13 @@ sys.exit(7)
 """
 
 
-def job(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", WRITES, str(folder), how], capture_output=True, text=True, timeout=60)
+def job(mounted: Mounted, how: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WRITES, str(mounted.folder), how], capture_output=True, text=True, timeout=60
+    )
 
 
-def test_all_that_a_job_and_its_children_write_is_objects_to_the_last_traceback(mounted: Path) -> None:
+def test_all_that_a_job_and_its_children_write_is_objects_to_the_last_traceback(mounted: Mounted) -> None:
     failed = job(mounted, "fails")
     found = [json.loads(line) for line in failed.stdout.splitlines()]
     assert failed.returncode == 1 and failed.stderr == "" and {one["file"] for one in found} == {"mirror"}
@@ -127,35 +153,25 @@ def test_all_that_a_job_and_its_children_write_is_objects_to_the_last_traceback(
     assert job(mounted, "ends").returncode == 7
 
 
-def test_a_job_of_a_stack_with_text_writes_as_ever(mounted: Path) -> None:
-    (mounted / LOG_FORMAT).unlink()
+def test_a_job_of_a_stack_with_text_writes_as_ever(mounted: Mounted) -> None:
+    mounted.write("text")
     failed = job(mounted, "fails")
     assert failed.stdout.strip() == "copied 3 files" and "of a child\nhalf a line" in failed.stderr
 
 
-FOLLOW = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import follow_logs
-follow_logs.LOGS, follow_logs.POLL_SECONDS = Path(sys.argv[2]), 0.05
-follow_logs.main()
-"""
-
-
 @pytest.fixture
-def following(mounted: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def following(mounted: Mounted, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A folder that a real follower follows, and the file with what it writes."""
     logs, out = tmp_path / "logs", tmp_path / "out"
     (logs / "serve").mkdir(parents=True)
     with out.open("w") as stream:
-        process = subprocess.Popen([sys.executable, "-c", FOLLOW, str(mounted), str(logs)], stdout=stream)
+        process = subprocess.Popen([sys.executable, mounted.folder / "follow_logs.py", logs], stdout=stream)
         yield logs, out
         process.terminate()
         process.wait(10)
 
 
-def test_a_pod_follows_a_change_of_the_form_without_a_restart(following: tuple[Path, Path], mounted: Path) -> None:
+def test_a_pod_follows_a_change_of_the_form_without_a_restart(following: tuple[Path, Path], mounted: Mounted) -> None:
     logs, out = following
     log = logs / "serve" / "replica_test--api_vllm_x.log"
     log.write_text(REPLICA)
@@ -163,12 +179,13 @@ def test_a_pod_follows_a_change_of_the_form_without_a_restart(following: tuple[P
     wait_until(lambda: out.read_text().count("\n") == 4, what="four objects", seconds=20)
     files = [json.loads(line)["file"] for line in out.read_text().splitlines()]
     assert files == ["raylet.out", *[log.name] * 3]
-    (mounted / LOG_FORMAT).unlink()
-    with log.open("a") as more:
-        more.write("INFO plain\n")
-    with (logs / "raylet.out").open("a") as more:
-        more.write(RAYLET)
-    wait_until(lambda: out.read_text().endswith(f"{log.name}: INFO plain\n"), what="a plain line", seconds=20)
+    for form, lines in {"text": f"{log.name}: INFO plain\n", "json ": '"message": "INFO again"}\n'}.items():
+        mounted.write(form)
+        with (logs / "raylet.out").open("a") as more:
+            more.write(RAYLET)
+        with log.open("a") as more:
+            more.write("INFO plain\n" if form == "text" else "INFO again\n")
+        wait_until(lambda lines=lines: out.read_text().endswith(lines), what=lines, seconds=20)
 
 
 def test_the_doctor_reads_the_same_cause_in_both_forms() -> None:
