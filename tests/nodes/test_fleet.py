@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from modelfleet.doctor.readers.logs import READY
 from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, SERVE_PODS
 from modelfleet.infra.kubernetes.names import SERVE_SERVICE
 from tests.nodes.fleet import SLUG, NodesFleet
-from tests.nodes.life import HEAD, node_of, workers
+from tests.nodes.life import HEAD, node_of
 from tests.nodes.pods import Pods
 from tools.paths import ROOT
 
@@ -44,28 +41,3 @@ def test_the_gateways_policy_names_what_the_operators_service_selects(fleet: Nod
     assert SERVE_PODS in peers and RAY_PODS in peers
     assert SERVE_PODS["matchLabels"].items() <= selector.items()
     assert not RAY_PODS["matchLabels"].items() <= selector.items(), "the label of Ray's pods is enough now"
-
-
-def test_pods_write_objects_that_name_the_model(fleet: NodesFleet) -> None:
-    """But for what `ray start` says before."""
-    api = fleet.cluster.api
-    for name in workers(fleet).values():
-        lines = api.log(fleet.namespace, name).splitlines()
-        found = [json.loads(line) for line in lines if line.startswith("{")]
-        assert any(one.get("application") == SLUG and READY.search(one["message"]) for one in found), lines[-20:]
-        assert {one["file"].partition("-")[0] for one in found} >= {"raylet.out", "worker"}
-        assert not [line for line in lines if line.startswith(("replica_", "worker-"))]
-    jobs = [pod["metadata"]["name"] for pod in api.list("v1", "Pod", fleet.plan.mirror_namespace)]
-    said = [json.loads(line) for name in jobs for line in api.log(fleet.plan.mirror_namespace, name).splitlines()]
-    assert {one["file"] for one in said} == {"mirror"}
-
-
-def test_top_reads_every_pod_through_forwarded_ports(fleet: NodesFleet) -> None:
-    words = [Path(sys.prefix) / "bin" / "modelfleet", "top", "--stack", fleet.stack, "--json", "--window", "2"]
-    done = subprocess.run(
-        words, cwd=fleet.project.folder, env=fleet.project.environ, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
-    (model,), (pool,) = shown["models"], shown["pools"]
-    assert (model["replicas"], model["running"], pool["nodes"], shown["unread"]) == (2, 0, 2, [])
