@@ -63,7 +63,8 @@ class Follower:
 
 def main(logs: Path = LOGS) -> None:
     """Follow for as long as the container runs."""
-    import json_lines  # type: ignore[import-not-found]  # beside it where it is mounted
+    sys.path.insert(0, str(Path(__file__).parent))  # an image may keep Python from looking there by itself
+    import json_lines  # type: ignore[import-not-found]
 
     objects, follower = json_lines.Objects(), Follower(logs)
     while True:

@@ -51,7 +51,8 @@ def load_code(uri: str) -> None:
 
 
 if __name__ == "__main__":
-    from json_lines import take_over_output  # type: ignore[import-not-found]  # beside it where it is mounted
+    sys.path.insert(0, str(Path(__file__).parent))  # an image may keep Python from looking there by itself
+    from json_lines import take_over_output  # type: ignore[import-not-found]
 
     take_over_output("mirror", Path(__file__).parent)
     sys.exit(main())

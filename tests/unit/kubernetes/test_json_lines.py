@@ -159,13 +159,14 @@ def test_a_job_of_a_stack_with_text_writes_as_ever(mounted: Mounted) -> None:
     assert failed.stdout.strip() == "copied 3 files" and "of a child\nhalf a line" in failed.stderr
 
 
-@pytest.fixture
-def following(mounted: Mounted, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+@pytest.fixture(params=[(), ("-P",)], ids=["as-ever", "safe-path"])
+def following(mounted: Mounted, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
     """A folder that a real follower follows, and the file with what it writes."""
     logs, out = tmp_path / "logs", tmp_path / "out"
     (logs / "serve").mkdir(parents=True)
+    safe: tuple[str, ...] = request.param
     with out.open("w") as stream:
-        process = subprocess.Popen([sys.executable, mounted.folder / "follow_logs.py", logs], stdout=stream)
+        process = subprocess.Popen([sys.executable, *safe, mounted.folder / "follow_logs.py", logs], stdout=stream)
         yield logs, out
         process.terminate()
         process.wait(10)
