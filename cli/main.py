@@ -211,6 +211,24 @@ def status(stack: Stack = "local", json: Json = False) -> None:
 
 
 @app.command()
+def top(
+    stack: Stack = "local",
+    json: Json = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one page and end, as in a pipe.")] = False,
+    window: Annotated[
+        int, typer.Option("--window", metavar="SECONDS", min=1, max=600, help="Over how long rates are taken.")
+    ] = 20,
+) -> None:
+    """Watch what a stack does now: requests, tokens, latency, KV cache and cards by model; nodes and USD; keys.
+
+    Example: `modelfleet top --stack prod`
+    """
+    from modelfleet.cli.top import run_top
+
+    raise typer.Exit(run_top(stack, once=once, as_json=json, window=window))
+
+
+@app.command()
 def doctor(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Only this model: its id or file.", show_default=False)

@@ -27,6 +27,11 @@ def _console(*, stderr: bool) -> Console:
     return Console(file=stream, soft_wrap=False, highlight=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
+def terminal() -> Console:
+    """The terminal on stdout, for a page that is drawn again and again."""
+    return _console(stderr=False)
+
+
 def show(renderable: RenderableType) -> None:
     """A result: a table or a line, to stdout."""
     _console(stderr=False).print(renderable, markup=False) if isinstance(renderable, str) else _console(

@@ -61,6 +61,7 @@ class AppArgs(BaseModel):
     usage: str | None = Field(
         None, description="s3://bucket/prefix for copies of the records of usage; None: no copies."
     )
+    traces: str | None = Field(None, description="URL of the OTLP/HTTP receiver of the stack's traces.")
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -97,7 +98,9 @@ def application(replica: type, args: AppArgs) -> Application:
         # (Ray 2.60 `serve/_private/application_state.py`, `override_deployment_info`). Only the local head has both.
         **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ),
     )
-    cards = {"cards": [card.model_dump(mode="json") for card in args.cards]} if args.cards else {}
-    usage = {"usage": args.usage} if args.usage else {}
-    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), **cards, **usage)
+    passed: dict[str, Any] = {"usage": args.usage, "traces": args.traces}
+    if args.cards:
+        passed["cards"] = [card.model_dump(mode="json") for card in args.cards]
+    given = {name: value for name, value in passed.items() if value}
+    bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), **given)
     return bound

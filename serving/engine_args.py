@@ -49,11 +49,12 @@ def engine_arguments(
     *,
     tokenizer: str | None = None,
     draft: str | None = None,
+    traces: str | None = None,
 ) -> dict[str, Any]:
     """vLLM arguments by their Python names; the model file's `engine_kwargs` override our defaults.
 
     `path` is a folder or s3:// prefix with the weights, `adapters` are LoRA folders by their model ids, `tokenizer` and
-    `draft` folders in place of what the file names.
+    `draft` folders in place of what the file names. `traces` is the URL of an OTLP receiver.
     Sampling is the checkpoint's (`generation_config.json`), as in vLLM; a file that speaks RayLLM keeps temperature
     1.0. Without a length vLLM takes the checkpoint's, or the longest that fits (-1). Without GPUs vLLM runs eagerly:
     the CPU build's compiled kernels gave wrong answers (vLLM 0.32 with torch 2.13 and one OMP thread, SmolLM2: French
@@ -74,6 +75,8 @@ def engine_arguments(
     }
     if not model.scaling_config.num_gpus_per_worker and "compilation_config" not in arguments:
         arguments.setdefault("enforce_eager", True)
+    if traces:
+        arguments.setdefault("otlp_traces_endpoint", traces)
     if tokenizer or engine.tokenizer_id:
         arguments["tokenizer"] = tokenizer or engine.tokenizer_id
     if draft and isinstance(section := arguments.get("speculative_config"), dict):

@@ -70,7 +70,9 @@ class VllmReplica:
         weights: dict[str, Any],
         cards: Sequence[dict[str, Any]] = (),
         usage: str | None = None,
+        traces: str | None = None,
     ) -> None:
+        self._traces = traces
         self._model = ModelConfig.model_validate(model)
         self._cards = [Card.model_validate(card) for card in cards]
         self._weights = weights
@@ -91,6 +93,10 @@ class VllmReplica:
         self._places.watch()
         for name, value in DEFAULT_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if traces:
+            # Before vLLM, whose processes inherit it. Its own default is gRPC.
+            os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+            os.environ.setdefault("OTEL_SERVICE_NAME", self._model.model_id)
         lift_thread_limit(self._model)
         self._place_caches()
         names = self._model.engine_config.env_vars_to_propogate
@@ -270,7 +276,7 @@ class VllmReplica:
                 self._clock.passed("import of vLLM")  # what it took longer than the weights
                 if left := remove_left():
                     logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
-                arguments = engine_arguments(self._model, weights, adapters, **others)
+                arguments = engine_arguments(self._model, weights, adapters, **others, traces=self._traces)
                 async with self._turn():
                     app, self._engine, self._adapters = await start(self._model, arguments, self._clock)
             return app

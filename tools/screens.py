@@ -2,6 +2,7 @@
 
 python -m tools.screens          three commands
 python -m tools.screens gpu      the first screen on six pretended machines
+python -m tools.screens top      what the local stack does, which must be up
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SCREENS: Final = {
         "--offline",
     ],
 }
+TOP: Final = ["top", "--stack", "local", "--once"]
 #: Machines of the stand-in for nvidia-smi; `none` is one that it does not know, and answers as without a driver.
 MACHINES: Final = ("none", "t4", "l4", "desktop", "two-h100", "old-driver")
 STANDIN: Final = ROOT / "tools" / "standin" / "bin" / "nvidia"
@@ -57,8 +59,8 @@ def main(arguments: Sequence[str]) -> None:
             shown = "\n".join(line for line in text.splitlines() if "a stand-in answers" not in line)
             _write(f"gpu-{machine}", shown, f"modelfleet plan --stack gpu (pretended machine: {machine})")
         return
-    for name, words in SCREENS.items():
-        text = printed(["-m", "modelfleet.cli.main", *words], {})
+    for name, words in {"top": TOP}.items() if arguments == ["top"] else SCREENS.items():
+        text = re.sub(r"^.*looking at .*\n", "", printed(["-m", "modelfleet.cli.main", *words], {}))
         _write(name, text, f"modelfleet {' '.join(words)}")
 
 

@@ -14,6 +14,7 @@ from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.readers.logs import facts
 from modelfleet.doctor.subject import Subject
 from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
+from modelfleet.infra.kubernetes.json_log import as_text
 from modelfleet.infra.kubernetes.names import dns_name
 from modelfleet.infra.names import MODEL_LABEL, POOL_LABEL
 
@@ -71,4 +72,4 @@ def _log(api: Api, namespace: str, name: str) -> str:
         raise Unreachable(f"the log of pod {name}: {error.status} {error.reason}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise Unreachable(f"the log of pod {name}: {error}") from error
-    return str(answer.data.decode(errors="replace"))
+    return as_text(answer.data.decode(errors="replace"))

@@ -32,8 +32,8 @@ DOOR = "door"
 LONGER_THAN_DOOR_S = 60
 
 LOG = (
-    '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","request_id":"%[var(txn.request_id),json(utf8s)]",'
-    '"client":"%[src]","key":"%[var(txn.key)]","method":"%HM","path":"%[var(txn.path),bytes(0,200),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
+    '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","level":"INFO","request_id":"%[var(txn.request_id),json(utf8s)]",'
+    '"client":"%[src]","key":"%[var(txn.key),json(utf8s)]","method":"%HM","path":"%[var(txn.path),bytes(0,200),json(utf8s)]","model":"%[var(txn.model),bytes(0,200),json(utf8s)]",'
     '"status":%ST,"bytes":%B,"request_bytes":%U,"first_byte_ms":%Tr,"total_ms":%Ta,"queue_ms":%Tw,"backend":"%b","end":"%ts"}'
 )
 
@@ -101,7 +101,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         *rules.unseen_tokens(gateway),
         "http-response del-header x-modelfleet- -m beg",
         *serve_errors(),
-        *rules.identity(),
+        *rules.identity(gateway),
         *rules.probes(gateway),
         *rules.chat(gateway, f"{runtime.folder}/{files.CHAT}"),
         *rules.keys(gateway, runtime.folder, runtime.key_map),

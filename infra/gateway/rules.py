@@ -55,9 +55,15 @@ CHAT_HEADERS = {
 }
 
 
-def identity() -> list[str]:
+#: Version, trace, span, flags; and what neither id may be.
+TRACEPARENT = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$"
+ZEROS = "^[0-9a-f]{2}-(0{32}|[0-9a-f]{32}-0{16})-"
+
+
+def identity(gateway: GatewayPlan) -> list[str]:
     """Request id: the client's if harmless, otherwise a new one. Drops headers that only the gateway may send."""
     return [
+        *(_trace() if gateway.traces else []),
         "http-request set-var(txn.path) path",
         f"acl harmless_id req.fhdr(x-request-id) -m reg {REQUEST_ID}",
         "http-request set-var(txn.request_id) req.fhdr(x-request-id) if harmless_id",
@@ -69,6 +75,21 @@ def identity() -> list[str]:
         # The gateway reads the last one and the engine the first.
         refuses(400, "Content-Type was given more than once.", "Bad Request")
         + " if { req.fhdr_cnt(content-type) gt 1 }",
+    ]
+
+
+def _trace() -> list[str]:
+    """A client's trace goes on as it is; without one, or with a broken one, a request begins its own, and is sampled.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header
+    """
+    whole = f"req.fhdr(traceparent) -m reg {TRACEPARENT}"
+    unknown = f"unless {{ req.fhdr_cnt(traceparent) eq 1 }} {{ {whole} }} !{{ req.fhdr(traceparent) -m reg {ZEROS} }}"
+    hexadecimal = "uuid(),regsub(-,,g)"
+    made = f"00-%[{hexadecimal}]-%[{hexadecimal},bytes(0,16)]-01"
+    return [
+        f"http-request del-header tracestate {unknown}",
+        f"http-request set-header traceparent {made} {unknown}",
     ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from modelfleet.infra.kubernetes.json_log import as_text
 from modelfleet.infra.names import PLACEHOLDER_LABEL
 
 Manifest = dict[str, Any]
@@ -154,7 +155,8 @@ def _of(pod: Manifest) -> Iterator[Trouble]:
 
 def _ended(terminated: Manifest) -> str:
     """How a container ended, with the last line that it wrote."""
-    said = [line.strip() for line in terminated.get("message", "").splitlines() if line.strip()]
+    text = as_text(terminated.get("message", ""), heads=False)
+    said = [line.strip() for line in text.splitlines() if line.strip()]
     how = f"{terminated.get('reason', 'Error')}, exit code {terminated.get('exitCode', '?')}"
     return how + _sentence(said[-1] if said else "")
 

@@ -1,4 +1,4 @@
-"""What watches a stack, as functions of its plan: Prometheus rules, scrape configuration, Grafana dashboards.
+"""What watches a stack, as functions of its plan: Prometheus rules, scrape configuration, Grafana dashboards, `top`.
 
 Nothing here needs a cluster. `infra/kubernetes/manifests/observability.py` makes objects of it for an operator that a
 cluster has, `modelfleet observability` writes files for any Prometheus and Grafana.

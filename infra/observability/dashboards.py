@@ -131,7 +131,7 @@ def money_panels(plan: Plan) -> list[Panel]:
         Panel("Tokens in the last hour, by key", "short", by("key")),
         Panel("Tokens in the last hour, by team", "short", by("team")),
     ]
-    priced = [(model, usd) for model in plan.models if (usd := _usd_per_replica(model))]
+    priced = [(model, usd) for model in plan.models if (usd := usd_per_replica(model))]
     if priced:
         says = (
             "Healthy replicas times what one costs by the plan's prices; idle nodes, network and storage are not in it."
@@ -151,7 +151,7 @@ def money_panels(plan: Plan) -> list[Panel]:
     return found
 
 
-def _usd_per_replica(model: ModelPlan) -> float | None:
+def usd_per_replica(model: ModelPlan) -> float | None:
     """USD per hour of one of its most replicas; None where a price is unknown or nothing costs."""
     most = model.cost.max_usd_per_hour
     return most / model.replicas.max if most else None

@@ -22,6 +22,7 @@ from modelfleet.infra.planning.plan import (
     ServeApplication,
 )
 from modelfleet.infra.planning.signers import manifest_key_plan, signer_of
+from modelfleet.infra.planning.traces import collector_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.checkpoint_files import Kind, weights_kind
@@ -164,6 +165,7 @@ def application(
         "weights": weights | {key: value for key, value in others.items() if value is not None},
         **({"cards": list(cards)} if cards else {}),
         **({"usage": f"s3://{bucket}/{prefix}"} if (prefix := usage_prefix(stack)) and bucket else {}),
+        **({"traces": collector.url} if (collector := collector_of(stack)) else {}),
     }
     adapters = [
         {
@@ -258,6 +260,7 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel], jwt_keys: Se
         keys=key_plans(stack, names),
         teams=team_plans(stack),
         jwt=jwt_plan(stack, names, jwt_keys),
+        traces=stack.config.observability.traces is not None,
         side_by_side=1 if stack.config.target.on_this_machine else stack.config.gateway.replicas,
     )
 

@@ -17,6 +17,7 @@ from modelfleet.infra.planning.head_storage import head_storage_plan
 from modelfleet.infra.planning.network import PRIVATE_ADDRESSES, network_of
 from modelfleet.infra.planning.plan import EgressPlan, Way
 from modelfleet.infra.planning.signers import from_hub
+from modelfleet.infra.planning.traces import collector_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.load import LoadedModel
@@ -45,10 +46,12 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
     from_elsewhere = any(one.prefix and not one.source.startswith("s3://") for one in copied)
     storage = _storage(stack)
     internet = _public("internet", HTTPS)
+    collector = collector_of(stack)
+    outside = collector is not None and collector.namespace is None
     return EgressPlan(
         replicas=(
             *storage,
-            *([internet] if needs - {"media"} else []),
+            *([internet] if needs - {"media"} or outside else []),
             *([_public("media", HTTP, HTTPS)] if "media" in needs else []),
             *_media_addresses(models),
         ),
@@ -56,6 +59,7 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
         mirror=(*storage, *([internet] if from_elsewhere else []), *_kms(stack)),
         api=_api(stack),
         aws=(_public("aws", HTTPS), Way("aws", PRIVATE, (HTTPS,)), _CREDENTIALS) if config.target.makes_cluster else (),
+        collector=(collector.namespace, collector.port) if collector and collector.namespace else None,
     )
 
 

@@ -16,7 +16,20 @@ def monitoring_plan(stack: LoadedStack) -> MonitoringPlan | None:
 
 
 def monitoring_findings(stack: LoadedStack) -> list[Finding]:
-    """An operator has to be there, and to be let in."""
+    """An operator has to be there, and to be let in; and pods, where their output has a form."""
+    return [*_operator_findings(stack), *_log_findings(stack)]
+
+
+def _log_findings(stack: LoadedStack) -> list[Finding]:
+    if stack.config.observability.logs == "text" or not stack.config.target.on_this_machine:
+        return []
+    message = (
+        "found 'json', which is how pods write; remove it: on this machine Ray's logs are files, as Ray makes them"
+    )
+    return [stack.finding(("observability", "logs"), message)]
+
+
+def _operator_findings(stack: LoadedStack) -> list[Finding]:
     at = ("observability", "metrics")
     if stack.config.observability.metrics == "none":
         return []

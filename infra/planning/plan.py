@@ -307,6 +307,8 @@ class EgressPlan:
     mirror: tuple[Way, ...]
     api: tuple[Way, ...]
     aws: tuple[Way, ...]
+    #: The namespace and TCP port to which replicas send traces, where that is in the cluster.
+    collector: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -591,6 +593,8 @@ class GatewayPlan:
     side_by_side: int = 1
     #: None where only API keys open it.
     jwt: JwtPlan | None = None
+    #: A request without a trace begins one.
+    traces: bool = False
 
     @property
     def entries(self) -> tuple[KeyPlan, ...]:
@@ -766,6 +770,8 @@ class Plan:
     cards: CardPlan | None = None
     #: None where no operator in the cluster watches the stack.
     monitoring: MonitoringPlan | None = None
+    #: How pods write their logs.
+    logs: Literal["text", "json"] = "text"
     #: What else keeps this machine from serving a local stack, one sentence each with its fix.
     missing: tuple[str, ...] = ()
 

@@ -91,6 +91,7 @@ from modelfleet.infra.planning.speed import SpeedEstimate
 from modelfleet.infra.planning.start_up import start_up
 from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.tags import tag_findings
+from modelfleet.infra.planning.traces import traces_findings
 from modelfleet.infra.planning.trust import trust_findings
 from modelfleet.infra.planning.use_findings import licence_findings, local_only_findings, token_findings
 from modelfleet.infra.planning.way_back import return_findings, return_plan
@@ -253,6 +254,7 @@ def plan(
         front_door=front_door(stack),
         cards=cards,
         monitoring=monitoring_plan(stack),
+        logs=stack.config.observability.logs,
         missing=tuple(machine_missing(machine, configs, facts)),
     )
 
@@ -317,6 +319,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *front_door_findings(stack),
         *egress_findings(stack),
         *monitoring_findings(stack),
+        *traces_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]
 

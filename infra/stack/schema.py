@@ -49,6 +49,9 @@ Namespace = Annotated[
     Matching(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "1 to 63 lower-case letters, digits and `-`"),
 ]
 
+OtlpUrl = Annotated[
+    str, Matching(r"^https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
+]
 RedisAddress = Annotated[
     str,
     Matching(r"^(rediss?://)?[A-Za-z0-9.-]+:\d{1,5}$", "host:port, redis://host:port or rediss://host:port"),
@@ -652,6 +655,15 @@ class Local(StackSection):
         return self
 
 
+class Traces(StackSection):
+    """Where the spans of requests go."""
+
+    otlp: OtlpUrl = Field(
+        description="URL of an OTLP/HTTP receiver (protobuf); without a path, `/v1/traces` is added. In a cluster "
+        "a Service, http://NAME.NAMESPACE.svc:4318, or a public address at port 443. A change restarts the models."
+    )
+
+
 class Observability(StackSection):
     """Who watches the stack."""
 
@@ -668,6 +680,12 @@ class Observability(StackSection):
         default={"grafana_dashboard": "1"},
         description="Labels by which Grafana's sidecar finds the ConfigMaps with dashboards; empty: none are made.",
     )
+    logs: Literal["text", "json"] = Field(
+        "text",
+        description="How Serve, its replicas with vLLM, and mirror and warm-up Jobs write to the output of their pods; "
+        "the gateway's access log is JSON always. A change restarts nothing.",
+    )
+    traces: Traces | None = Field(None, description="Traces of requests (OpenTelemetry); without it there are none.")
 
 
 class StackConfig(StackSection):

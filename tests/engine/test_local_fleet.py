@@ -244,6 +244,19 @@ def test_a_second_up_is_unchanged_and_status_says_what_runs(running: Fleet) -> N
     ]
 
 
+def test_top_shows_the_models_tokens_while_it_answers(running: Fleet) -> None:
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{running.ports['gatewayPort']}/v1", api_key="none")
+    command = running.command("top", "--once", "--json", "--window", "25")
+    looks = subprocess.Popen(command, cwd=running.folder, env=running.environ, stdout=subprocess.PIPE, text=True)
+    while looks.poll() is None:
+        client.completions.create(model=MODEL, prompt="Paris is", max_tokens=16, extra_body={"ignore_eos": True})
+        time.sleep(0.5)
+    shown = json.loads(looks.communicate()[0])
+    (model,), (pool,) = shown["models"], shown["pools"]
+    assert (model["model"], model["replicas"], pool["nodes"], shown["unread"]) == (MODEL, 1, 1, [])
+    assert model["written_per_s"] > 1 and model["first_token"]["p95_s"] > 0 < model["per_token"]["p50_s"]
+
+
 def test_an_older_version_refuses_the_stack_in_one_line(running: Fleet, wheel: Path, tmp_path: Path) -> None:
     """Older than this one by its number alone: 0.1.0 does not know Ray's token, and Ray refuses it first."""
     older = build_wheel(sources_with(tmp_path / "source", "0.1.9"), tmp_path / "dist")

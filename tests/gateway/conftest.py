@@ -39,7 +39,7 @@ def changed(plan: GatewayPlan, changes: Mapping[str, Any]) -> GatewayPlan:
     own = {
         "keys" if key == "who" else key: changes[key]
         for key in changes
-        if key in ("routes", "auth", "chat", "who", "teams", "side_by_side", "jwt")
+        if key in ("routes", "auth", "chat", "who", "teams", "side_by_side", "jwt", "traces")
     }
     settings = {key: value for key, value in changes.items() if key not in (*own, "who")}
     return replace(plan, **own, settings=plan.settings.model_copy(update=settings))

@@ -108,7 +108,9 @@ def test_line_breaks_in_a_model_id_stay_text(shared: Gateway) -> None:
         request(CHAT, '{"model":"a\\r\\nset-cookie: x=1\\r\\n\\r\\nHTTP/1.1 200 OK"}', "x-request-id: crlf-1\r\n")
     )
     assert status(answer) == 404 and b"set-cookie" not in answer.split(b"\r\n\r\n")[0]
-    assert shared.logged("crlf-1")["model"].startswith("a\r\nset-cookie")
+    logged = shared.logged("crlf-1")
+    assert logged["model"].startswith("a\r\nset-cookie")
+    assert (logged["level"], logged["key"]) == ("INFO", "alice")
 
 
 @pytest.mark.parametrize("size", [10_000, 50_000, 200_000, 3_000_000])

@@ -67,6 +67,7 @@ def front(
     folder: Path,
     routes: dict[str, tuple[str, ...]],
     places: dict[str, dict[str, Any]] | None = None,
+    traces: bool = False,
     **limits: Any,
 ) -> Iterator[Front]:
     """A gateway for model ids and the other names of each (LoRA adapters); `places` has more of a route, by id."""
@@ -77,6 +78,7 @@ def front(
         ),
         auth="keys",
         settings=Settings(max_body_mib=8, timeout_s=600, **limits),
+        traces=traces,
     )
     api, metrics = free_ports(1)[0], cluster.queues_port
     runtime = Runtime(

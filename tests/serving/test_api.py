@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,9 @@ from modelfleet.cli.endpoint import curl_example, wait_for_first_answer
 from modelfleet.cli.usage_report import report
 from modelfleet.infra.interchange.arguments import parse
 from modelfleet.infra.interchange.export import to_vllm
+from modelfleet.infra.observability.samples import Look, Page
+from modelfleet.infra.observability.top import page
+from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.infra.reading.node_hours import read_node_hours
 from modelfleet.infra.reading.usage import read_usage
@@ -38,10 +42,11 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.node_hours import UNNAMED
 from tests.serving.cluster import ROOT, Cluster
+from tests.serving.collector import Collector, Span, collecting
 from tests.serving.conftest import EAGER, application, model
 from tests.serving.front import KEY, Front, front
 from tests.serving.tiny import make_adapter
-from tests.unit.observability.models import keep_scrape, scraped_names, watched, with_slo
+from tests.unit.observability.models import keep_look, keep_scrape, scraped_names, watched, with_keys, with_slo
 from tests.unit.planning import builders
 from tests.waiting import wait_until
 
@@ -87,14 +92,22 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path) -> Iterator[Front]:
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gateway(cluster: Cluster, tiny: Path, adapter: Path, scratch: Path, collector: Collector) -> Iterator[Front]:
     vectors = model(VECTORS, tiny, engine={"model_type": "embedding"})
     ranker = model(RANKER, tiny, engine={"engine_kwargs": {"dtype": "float32", "hf_overrides": RANKS, **EAGER}})
-    cluster.serve(*map(application, (api_model(tiny, adapter), vectors, ranker)))
+    api = application(api_model(tiny, adapter))
+    api["args"]["traces"] = collector.url
+    cluster.serve(api, application(vectors), application(ranker))
     slugs = [name.replace("/", "--") for name in (API, VECTORS, RANKER)]
     for slug in slugs:
         cluster.wait(slug)
-    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: (), RANKER: ()}) as running:
+    with front(cluster, scratch / "api", {API: (ADAPTER,), VECTORS: (), RANKER: ()}, traces=True) as running:
         running.wait_ready()
         yield running
     cluster.remove(*slugs)
@@ -266,6 +279,66 @@ def test_every_series_that_rules_and_dashboards_ask_for_is_on_a_scrape(
                 keep_scrape(name, text, plan)
     slug = API.replace("/", "--")
     assert f'haproxy_backend_http_responses_total{{proxy="model.{slug}",code="2xx"}}' in scrapes()["gateway"]
+
+
+def test_top_shows_a_live_models_tokens_latencies_and_who_asked(
+    cluster: Cluster, gateway: Front, client: openai.OpenAI
+) -> None:
+    """`SCRAPES=write` keeps both looks for the unit tests."""
+    plan = with_keys(watched(with_slo(None, name=API)))
+
+    def look(at: float) -> Look:
+        texts = {"ray": cluster.metrics()}
+        for name, path in {"gateway": METRICS, "keys": KEY_METRICS}.items():
+            texts[name] = requests.get(f"{gateway.metrics_url}{path}", timeout=30).text
+        return Look(at, tuple(Page(name, text, ("l4",) if name == "ray" else ()) for name, text in texts.items()))
+
+    client.completions.create(model=API, prompt="a", max_tokens=3)
+    wait_until(lambda: page(plan, look(0), look(0)).models[0].replicas, what="its series", seconds=90, every_s=1)
+    counted = f'ray_modelfleet_tokens_total{{.*key="tester".*model="{API}"'
+    wait_until(lambda: re.search(counted, cluster.metrics()), what="its tokens", seconds=90, every_s=1)
+    time.sleep(20)  # until all of it is counted: replicas copy every 5 s, Ray exports every 10 s
+    before = look(0)
+    for number in range(5):
+        client.completions.create(model=API, prompt=f"a {number}", max_tokens=40, extra_body={"ignore_eos": True})
+
+    def whole() -> Look | None:
+        found = look(20)
+        now = page(plan, before, found)
+        tokens = [now.models[0].written_per_s, *(one.written_per_s for one in now.keys)]
+        return found if tokens == [10.0, 10.0] and now.models[0].per_token.p95_s else None
+
+    after = wait_until(whole, what="200 tokens of the model and of the key", seconds=90, every_s=1)
+    assert after is not None
+    if os.environ.get("SCRAPES") == "write":
+        keep_look("before", before, plan)
+        keep_look("after", after, plan)
+    (one,) = page(plan, before, after).models
+    assert one.first_token.p95_s is not None and 0 < one.first_token.p95_s < 60 and one.kv_use is not None
+
+
+def test_one_request_is_one_trace_from_the_client_through_the_gateway_to_vllms_span(
+    client: openai.OpenAI, collector: Collector
+) -> None:
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace}-{span}-01"}
+    client.completions.create(
+        model=API, prompt="a", max_tokens=5, extra_body={"ignore_eos": True}, extra_headers=headers
+    )
+    client.completions.create(model=API, prompt="b", max_tokens=3, extra_body={"ignore_eos": True})
+
+    def requests_of() -> list[Span]:
+        return [one for one in collector.spans if one.name == "llm_request"]
+
+    def own() -> list[Span]:
+        return [one for one in requests_of() if (one.trace, one.parent) == (trace, span)]
+
+    wait_until(lambda: own() and len(requests_of()) > len(own()), what="a span of each", seconds=60, every_s=0.5)
+    (one,) = own()
+    assert one.service == API and "5" in one.attributes["gen_ai.usage.completion_tokens"]
+    others = [found for found in requests_of() if found.trace != trace]
+    assert all(found.parent for found in others), "the gateway begins a trace, and vLLM's span is below it"
+    assert len({found.trace for found in others}) == len(others)
 
 
 def test_the_books_of_a_live_ray_have_its_node_its_replicas_and_who_asked(

@@ -30,7 +30,7 @@ from modelfleet.infra.kubernetes.names import (
 )
 from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT
 from modelfleet.infra.planning.egress import PRIVATE
-from modelfleet.infra.planning.plan import Plan, Way
+from modelfleet.infra.planning.plan import EgressPlan, Plan, Way
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 #: What the selector of KubeRay's Service for Serve has, and `RAY_PODS` has not. The VPC CNI judges a connection by the
@@ -84,15 +84,11 @@ def network_policies(plan: Plan) -> list[Manifest]:
     to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}
     copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
+    settling = [settles] if plan.gateway.settles else []
+    replicas = [to_ray, DNS, *settling, *_out(ways.replicas), *_collector(ways)]
     policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
-        _policy(
-            plan,
-            "ray",
-            RAY_PODS,
-            ingress=ray_ingress,
-            egress=[to_ray, DNS, *([settles] if plan.gateway.settles else []), *_out(ways.replicas)],
-        ),
+        _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=replicas),
         # What only the head needs; policies add up.
         _policy(plan, HEAD_ACCOUNT, HEAD_PODS, ingress=[], egress=_out(ways.head)),
         _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS]),
@@ -129,6 +125,14 @@ def _metrics(plan: Plan, *ports: int) -> list[Manifest]:
         for scraper in plan.config.kubernetes.scrapers
     ]
     return [_allow(peers, *ports)] if peers else []
+
+
+def _collector(ways: EgressPlan) -> list[Manifest]:
+    """Whoever takes the replicas' traces."""
+    if ways.collector is None:
+        return []
+    namespace, port = ways.collector
+    return [{"to": [_in_namespace(namespace)], "ports": [{"port": port}]}]
 
 
 def _out(ways: Iterable[Way]) -> list[Manifest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +12,11 @@ from modelfleet.infra.planning.plan import Plan
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
-OF_RAY: Final = ("certificate.py", "drain.py", "follow_logs.py")
-OF_MIRROR: Final = ("mirror_job.py",)
+#: How log lines become objects, beside every program that writes some; and the file that says whether they should.
+JSON_LINES: Final = "json_lines.py"
+LOG_FORMAT: Final = "log_format"
+OF_RAY: Final = ("certificate.py", "drain.py", "follow_logs.py", JSON_LINES)
+OF_MIRROR: Final = ("mirror_job.py", JSON_LINES)
 #: It loads the code as the mirror Jobs' program does.
 OF_WARM_UP: Final = ("seal_job.py",)
 
@@ -20,19 +24,24 @@ OF_WARM_UP: Final = ("seal_job.py",)
 def scripts(plan: Plan) -> Manifest:
     """The programs beside Ray, and the mirror Jobs' too where these run in the same namespace."""
     names = OF_RAY if plan.own_mirror_namespace else (*OF_RAY, *_of_jobs(plan))
-    return _config(plan, SCRIPTS, plan.namespace, {name: (FOLDER / name).read_text() for name in names})
+    return _config(plan, SCRIPTS, plan.namespace, _texts(plan, names))
 
 
 def mirror_scripts(plan: Plan) -> list[Manifest]:
     """The mirror Jobs' program, in a namespace of their own."""
     if not plan.own_mirror_namespace:
         return []
-    data = {name: (FOLDER / name).read_text() for name in _of_jobs(plan)}
-    return [_config(plan, MIRROR_SCRIPTS, plan.mirror_namespace, data)]
+    return [_config(plan, MIRROR_SCRIPTS, plan.mirror_namespace, _texts(plan, _of_jobs(plan)))]
 
 
 def _of_jobs(plan: Plan) -> tuple[str, ...]:
     return (*OF_MIRROR, *OF_WARM_UP) if plan.sealed_pools else OF_MIRROR
+
+
+def _texts(plan: Plan, names: Iterable[str]) -> dict[str, str]:
+    """The programs, and how their lines look: a file that pods read anew, so that nothing restarts for it."""
+    texts = {name: (FOLDER / name).read_text() for name in names}
+    return texts if plan.logs == "text" else {**texts, LOG_FORMAT: f"{plan.logs}\n"}
 
 
 def serving_code(plan: Plan) -> Manifest:

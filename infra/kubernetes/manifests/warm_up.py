@@ -136,7 +136,10 @@ def _pod(plan: Plan, model: ModelPlan) -> Manifest:
 def _environment(plan: Plan, model: ModelPlan) -> dict[str, str | None]:
     """What decides how a replica compiles, with the same paths: compilers write them into their files."""
     return {
-        "ARGS": json.dumps(dict(model.application.args), sort_keys=True),
+        # Where traces go changes no compiled code.
+        "ARGS": json.dumps(
+            {key: one for key, one in model.application.args.items() if key != "traces"}, sort_keys=True
+        ),
         **RAY_ENVIRONMENT,
         "VLLM_NO_USAGE_STATS": "1",
         "AWS_REGION": plan.region,

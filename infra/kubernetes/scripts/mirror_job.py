@@ -51,4 +51,8 @@ def load_code(uri: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # an image may keep Python from looking there by itself
+    from json_lines import take_over_output  # type: ignore[import-not-found]
+
+    take_over_output("mirror", Path(__file__).parent)
     sys.exit(main())

@@ -28,4 +28,7 @@ def main() -> int:
 if __name__ == "__main__":
     # vLLM's processes run this file again under another name.
     sys.path.insert(0, str(Path(__file__).parent))
+    from json_lines import take_over_output  # type: ignore[import-not-found]  # as above
+
+    take_over_output("warm-up", Path(__file__).parent)
     sys.exit(main())

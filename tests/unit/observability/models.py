@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.observability import dashboards, rule_groups
+from modelfleet.infra.observability.samples import Look
+from modelfleet.infra.observability.top import names
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.facts import catalog_facts
 from modelfleet.serving.config.document import parse_document
@@ -20,6 +23,8 @@ from tests.unit.planning.builders import model, planned, pool, stack
 
 #: What a live stack exported, of the names that queries ask for (`SCRAPES=write`, tests/serving/test_api.py).
 SCRAPES = Path(__file__).parent / "scrapes"
+#: Two looks at a live stack, for `modelfleet top` (the same test file): `<before|after>-<ray|gateway|keys>.txt`.
+TOP = SCRAPES / "top"
 KEPT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHAT = "Qwen/Qwen3-8B"
 
@@ -61,9 +66,24 @@ def watched(*models: LoadedModel, **stack_keys: Any) -> Plan:
     return planned(models, stack(pool(instanceTypes=["g6.2xlarge"]), **stack_keys), facts=facts)
 
 
+def with_keys(plan: Plan) -> Plan:
+    """The plan of a stack that asks for keys."""
+    return replace(plan, gateway=replace(plan.gateway, auth="keys"))
+
+
 def keep_scrape(name: str, text: str, plan: Plan) -> None:
     """Writes a scrape of a live stack to `scrapes/`, as one of `KEPT`: what queries ask for of the plan's one model."""
-    (model,), names = plan.models, scraped_names(plan)
+    _keep(SCRAPES / f"{name}.txt", text, plan, scraped_names(plan))
+
+
+def keep_look(moment: str, look: Look, plan: Plan) -> None:
+    """Writes the pages of a look at a live stack to `scrapes/top/`, as one of `KEPT`: what `top` reads of them."""
+    for one in look.pages:
+        _keep(TOP / f"{moment}-{one.place}.txt", one.text, plan, names())
+
+
+def _keep(path: Path, text: str, plan: Plan, names: Collection[str]) -> None:
+    (model,) = plan.models
 
     def kept(line: str) -> bool:
         whose = re.search(r'(?:application|proxy)="([^"]+)"', line)
@@ -71,5 +91,5 @@ def keep_scrape(name: str, text: str, plan: Plan) -> None:
         return line.partition("{")[0] in names and own
 
     lines = "".join(f"{line}\n" for line in text.splitlines() if kept(line))
-    SCRAPES.mkdir(exist_ok=True)
-    (SCRAPES / f"{name}.txt").write_text(lines.replace(model.slug, slug_of(KEPT)).replace(model.model_id, KEPT))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(lines.replace(model.slug, slug_of(KEPT)).replace(model.model_id, KEPT))

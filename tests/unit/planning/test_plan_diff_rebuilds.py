@@ -120,6 +120,8 @@ CHANGES: dict[str, Any] = {
     "observability.metrics": "prometheus",
     "observability.labels": {"release": "kube-prometheus-stack"},
     "observability.dashboardLabels": {"grafana": "yes"},
+    "observability.logs": "json",
+    "observability.traces.otlp": {"otlp": "http://collector.tracing.svc:4318"},
     "local.gatewayPort": 9000,
     "local.servePort": 9001,
     "local.s3Port": 9002,
@@ -231,7 +233,7 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.")
+        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.", "traces.")
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
         if not rest or first == "jwt":
             settings[first] = value
