@@ -14,7 +14,14 @@ from modelfleet.serving.config.validation import near, shown
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 
-_ONE_REPLICA = "a replica is scaling_config.num_workers tensor parallel workers; leave it out"
+_ONE_NODE = (
+    "a replica is scaling_config.num_workers tensor parallel workers on one node; raise num_workers, or take a pool "
+    "whose nodes have more or larger GPUs"
+)
+_REPLICAS = (
+    "data parallel ranks are replicas here: raise deployment_config.num_replicas or max_replicas; "
+    "enable_expert_parallel: true gives each of num_workers whole experts"
+)
 _GATEWAY = "the gateway in front does this; leave it out"
 
 #: Arguments that other keys set, and which key sets each.
@@ -33,12 +40,16 @@ RESERVED: dict[str, str] = {
     "api_key": "a key is a secret; run `pulumi config set --secret modelfleet:apiKeys`",
 } | dict.fromkeys(
     (
-        "pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size", "data_parallel_rank",
-        "data_parallel_start_rank", "data_parallel_size_local", "data_parallel_address", "data_parallel_rpc_port",
-        "data_parallel_hybrid_lb", "data_parallel_external_lb", "data_parallel_multi_port_external_lb",
-        "data_parallel_backend", "nnodes", "node_rank", "master_addr", "master_port",
+        "pipeline_parallel_size", "prefill_context_parallel_size", "nnodes", "node_rank", "master_addr", "master_port",
     ),
-    _ONE_REPLICA,
+    _ONE_NODE,
+) | dict.fromkeys(
+    (
+        "data_parallel_size", "data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local",
+        "data_parallel_address", "data_parallel_rpc_port", "data_parallel_hybrid_lb", "data_parallel_external_lb",
+        "data_parallel_multi_port_external_lb", "data_parallel_backend",
+    ),
+    _REPLICAS,
 )  # fmt: skip
 
 #: What an entry of `scaling_config.fallback` cannot say, because it is decided before a replica knows its card.

@@ -79,13 +79,12 @@ def network_policies(plan: Plan) -> list[Manifest]:
         *([_allow([{"podSelector": RAY_PODS}], METRICS_PORT)] if plan.gateway.settles else []),
     ]
     # Replicas tell what requests took, at the gateway's metrics port.
-    settles = {"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": METRICS_PORT}]}
+    settles = [{"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": METRICS_PORT}]}] if plan.gateway.settles else []
     serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
     to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}
     copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
-    settling = [settles] if plan.gateway.settles else []
-    replicas = [to_ray, DNS, *settling, *_out(ways.replicas), *_collector(ways)]
+    replicas = [to_ray, DNS, *settles, *_out(ways.replicas), *_collector(ways)]
     policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
         _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=replicas),

@@ -147,3 +147,18 @@ def test_an_architecture_that_vllm_has_is_not_a_fault() -> None:
 
 def test_findings_are_json() -> None:
     assert json.loads(json.dumps(only("{zzz: 1}").as_json()))["line"] == 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "way"),
+    [
+        ("{pipeline_parallel_size: 2}", "raise num_workers, or take a pool whose nodes have more or larger GPUs"),
+        ("{nnodes: 2}", "raise num_workers, or take a pool whose nodes have more or larger GPUs"),
+        ("{data_parallel_size: 2}", "raise deployment_config.num_replicas or max_replicas"),
+        ("{data_parallel_backend: ray}", "raise deployment_config.num_replicas or max_replicas"),
+    ],
+)
+def test_a_refused_kind_of_parallelism_names_the_way_that_there_is(kwargs: str, way: str) -> None:
+    found = only(kwargs)
+    assert found.severity is Severity.ERROR and way in found.message
+    assert findings_of("{enable_expert_parallel: true}") == []
