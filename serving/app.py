@@ -58,6 +58,9 @@ class AppArgs(BaseModel):
     cards: list[Card] = Field(
         default_factory=list, description="The cards that nodes may have, where the pool has a fallback."
     )
+    schedule: dict[str, Any] | None = Field(
+        None, description="Bounds of the replicas by the time of the week, `scaling.Schedule` as JSON."
+    )
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -92,7 +95,7 @@ def application(replica: type, args: AppArgs) -> Application:
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
         # A cluster's controller has none of our code, and an option in Serve's file makes it import a policy once more
         # (Ray 2.60 `serve/_private/application_state.py`, `override_deployment_info`). Only the local head has both.
-        **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ),
+        **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ, schedule=args.schedule),
     )
     cards = [[card.model_dump(mode="json") for card in args.cards]] if args.cards else []
     bound: Application = deployment.bind(model.model_dump(mode="json"), args.weights.model_dump(), *cards)
