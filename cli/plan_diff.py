@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelfleet.cli.plan_table import UNKNOWN, nodes_text, replicas_text, usd
+from modelfleet.cli.plan_table import UNKNOWN, nodes_text, replicas_text, schedule_text, usd
 from modelfleet.infra.kubernetes.rollout import rebuild_reasons, sentence
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ModelPlan, PoolPlan
@@ -145,8 +145,9 @@ def _model_facts(model: ModelPlan | None) -> dict[str, str]:
     weights = {"weights": model.mirror.source, "revision": model.mirror.revision or "main"}
     adapters = (model.application.user_config or {}).get("lora", [])
     named = {"lora": ", ".join(f"{one['name']} of {one['source']}" for one in adapters)} if adapters else {}
+    times = {"schedule": schedule_text(model.schedule)} if model.schedule else {}
     goals = {f"slo {one.name}": one.sentence for one in model.slo}
-    return {**facts, **weights, **named, **goals, **dict(_flat(model.application.args["model"]))}
+    return {**facts, **weights, **named, **times, **goals, **dict(_flat(model.application.args["model"]))}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

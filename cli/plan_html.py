@@ -16,14 +16,17 @@ from modelfleet.cli.plan_table import (
     per_node_text,
     range_text,
     replicas_text,
+    schedule_text,
     seal_text,
     start_text,
     summary,
     usd,
+    week_text,
     zones_text,
 )
 from modelfleet.infra.planning import Plan
-from modelfleet.infra.planning.plan import CostRange, GpuMemory, PoolPlan
+from modelfleet.infra.planning.plan import CostRange, GpuMemory, PoolPlan, WeekPlan
+from modelfleet.serving.config.cron import clock
 
 #: The page draws at most this many nodes of a pool; above that it gives their number.
 MAX_DRAWN_NODES = 32
@@ -45,7 +48,8 @@ def plan_page(plan: Plan) -> str:
     environment.filters["usd"] = usd
     functions = (
         segments, nodes_text, replicas_text, per_node_text, node_text, range_text, drawn_nodes, cost_share, copies_text,
-        image_text, zones_text, start_text, fits_text, memory_texts, length_text, seal_text,
+        image_text, zones_text, start_text, fits_text, memory_texts, length_text, seal_text, week_bars,
+        schedule_text, week_text,
     )  # fmt: skip
     return environment.get_template("plan.html.j2").render(
         plan=plan,
@@ -54,6 +58,36 @@ def plan_page(plan: Plan) -> str:
         max_drawn=MAX_DRAWN_NODES,
         **{function.__name__: function for function in functions},
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One hour of the week's picture, in its units: `low` and `high` are heights above zero."""
+
+    x: int
+    low: float
+    high: float
+    label: str
+
+
+#: Units of the week's picture: an hour's width, and the height of the dearest hour.
+HOUR_WIDTH, WEEK_HEIGHT = 6, 100
+
+
+def week_bars(week: WeekPlan) -> list[Bar]:
+    """A bar for each hour: the cost at the fewest replicas, and at the most. None is drawn where a price is unknown."""
+    dearest = max((hour.max_usd_per_hour or 0.0 for hour in week.hours), default=0.0)
+    if not dearest:
+        return []
+    return [
+        Bar(
+            HOUR_WIDTH * index,
+            WEEK_HEIGHT * (hour.min_usd_per_hour or 0.0) / dearest,
+            WEEK_HEIGHT * (hour.max_usd_per_hour or 0.0) / dearest,
+            f"{clock(60 * index)}: {usd(hour.min_usd_per_hour)}–{usd(hour.max_usd_per_hour)} USD/h",
+        )
+        for index, hour in enumerate(week.hours)
+    ]
 
 
 def segments(memory: GpuMemory) -> list[Segment]:

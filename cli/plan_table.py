@@ -22,9 +22,12 @@ from modelfleet.infra.planning.plan import (
     PoolPlan,
     Rung,
     SealPlan,
+    WeekPlan,
 )
+from modelfleet.infra.planning.schedule import table_words
 from modelfleet.infra.planning.speed import Range, SpeedEstimate
 from modelfleet.infra.planning.start_up import StartUp
+from modelfleet.serving.scaling import Schedule
 
 UNKNOWN = "?"
 #: Columns that a narrow terminal is spared, the first one first.
@@ -51,6 +54,7 @@ def plan_table(plan: Plan) -> RenderableType:
         parts.append(_lengths(plan))
     if any(model.speed for model in plan.models):
         parts.append(_speeds(plan))
+    parts += _schedules(plan)
     if any(model.slo for model in plan.models):
         parts.append(_goals(plan))
     if any(model.start for model in plan.models):
@@ -248,6 +252,33 @@ def start_text(start: StartUp) -> str:
     """`295 s: node 120, image 67, ray 10, weights 15 beside import 8, …`; the two beside each other count once."""
     words = ", ".join(f"{part.name} {_seconds(part.seconds)}" for part in start.parts)
     return f"{_seconds(start.seconds)} s: {words}".replace(", import", " beside import")
+
+
+def _schedules(plan: Plan) -> list[RenderableType]:
+    """From when on each model has which bounds, and what a week costs then."""
+    timed = [model for model in plan.models if model.schedule is not None]
+    if not timed:
+        return []
+    table = FittingTable("Schedules: the entry that began last counts", [("model", False), ("replicas", False)])
+    for model in timed:
+        table.add_row(model.model_id, schedule_text(model.schedule))
+    return [table, *([Text(f"{week_text(plan.week)}; --html draws its hours")] if plan.week else [])]
+
+
+def schedule_text(schedule: Schedule | None) -> str:
+    """`mon-fri 08:00: 2–8; mon-sun 20:00: 0–1 (Europe/Berlin), at most mon-fri 20:00: 0–own (UTC)`; empty without."""
+    if schedule is None:
+        return ""
+    own = table_words(schedule.own) if schedule.own else span(schedule.fewest, schedule.most)
+    return f"{own}, at most {table_words(schedule.stack)}" if schedule.stack else own
+
+
+def week_text(week: WeekPlan) -> str:
+    """`A week: 12.00–90.00 USD with the schedules, 48.00–120.00 without`."""
+    scheduled, always = (
+        f"{usd(cost.min_usd_per_hour)}–{usd(cost.max_usd_per_hour)}" for cost in (week.scheduled, week.always)
+    )
+    return f"A week: {scheduled} USD with the schedules, {always} without"
 
 
 def _seals(plan: Plan) -> FittingTable:

@@ -62,6 +62,9 @@ class AppArgs(BaseModel):
         None, description="s3://bucket/prefix for copies of the records of usage; None: no copies."
     )
     traces: str | None = Field(None, description="URL of the OTLP/HTTP receiver of the stack's traces.")
+    schedule: dict[str, Any] | None = Field(
+        None, description="Bounds of the replicas by the time of the week, `scaling.Schedule` as JSON."
+    )
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -96,7 +99,7 @@ def application(replica: type, args: AppArgs) -> Application:
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
         # A cluster's controller has none of our code, and an option in Serve's file makes it import a policy once more
         # (Ray 2.60 `serve/_private/application_state.py`, `override_deployment_info`). Only the local head has both.
-        **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ),
+        **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ, schedule=args.schedule),
     )
     passed: dict[str, Any] = {"usage": args.usage, "traces": args.traces}
     if args.cards:

@@ -21,9 +21,11 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 Follows = Literal["requests", "time_to_first_token", "kv_use"]
 
@@ -189,14 +191,94 @@ def _rounded(replicas: float) -> int:
     return math.ceil(replicas - 1e-6)
 
 
+@dataclass(frozen=True)
+class WeekTable:
+    """What a schedule says over a week: rows of (minute of the week, fewest, most replicas) by the clock of `zone`.
+
+    Monday 00:00 is minute 0. Rows are sorted, each minute once. None leaves a bound as it is.
+    """
+
+    zone: str
+    rows: tuple[tuple[int, int | None, int | None], ...]
+
+    def at(self, now: float) -> tuple[int | None, int | None]:
+        """The bounds of the row that began last, `now` in seconds since 1970.
+
+        A row that falls into the hour which spring leaves out begins at its end. In the hour which autumn has twice,
+        each row begins the first time and lasts: the second time nothing begins.
+        """
+        local = datetime.fromtimestamp(now, ZoneInfo(self.zone))
+        while local.fold:  # the second time: what counts is the last minute of the first time
+            now -= 60
+            local = datetime.fromtimestamp(now, ZoneInfo(self.zone))
+        minute = local.weekday() * 1440 + local.hour * 60 + local.minute
+        began = [row for row in self.rows if row[0] <= minute] or self.rows  # or the last one of the week before
+        return began[-1][1:]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A model's fewest and most replicas by time: its file's own, by its table, and no more than the stack's table.
+
+    It has no state, so that whatever restarts finds the bounds of the moment.
+    """
+
+    fewest: int
+    most: int
+    own: WeekTable | None = None
+    stack: WeekTable | None = None
+
+    @classmethod
+    def of(cls, kwargs: dict[str, Any]) -> Schedule:
+        """From JSON."""
+        tables = {
+            name: WeekTable(table["zone"], tuple(tuple(row) for row in table["rows"]))
+            for name in ("own", "stack")
+            if (table := kwargs.get(name))
+        }
+        return cls(kwargs["fewest"], kwargs["most"], **tables)
+
+    def at(self, now: float) -> tuple[int, int]:
+        """Fewest and most replicas at `now`, in seconds since 1970. Raises ZoneInfoNotFoundError."""
+        own_fewest, own_most = self.own.at(now) if self.own else (None, None)
+        return self._capped((own_fewest, own_most), self.stack.at(now) if self.stack else (None, None))
+
+    def _capped(self, own: tuple[int | None, int | None], cap: tuple[int | None, int | None]) -> tuple[int, int]:
+        most = self.most if own[1] is None else own[1]
+        most = most if cap[1] is None else min(most, cap[1])
+        fewest = self.fewest if own[0] is None else own[0]
+        fewest = fewest if cap[0] is None else min(fewest, cap[0])
+        return min(fewest, most), most
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Fewest and most replicas of the whole week. Some hour need not have both."""
+        nothing: tuple[tuple[int, int | None, int | None], ...] = ((0, None, None),)
+        pairs = [
+            self._capped(own[1:], cap[1:])
+            for own in (self.own.rows if self.own else nothing)
+            for cap in (self.stack.rows if self.stack else nothing)
+        ]
+        return min(fewest for fewest, _ in pairs), max(most for _, most in pairs)
+
+
 class ScalingPolicy:
     """Serve's custom policy: one for each model, in Serve's controller, for as long as its configuration holds.
 
     Serve keeps `min_replicas` and `max_replicas`, and applies the file's scaling factors to the answer.
     """
 
-    def __init__(self, **aim: Any) -> None:
+    def __init__(self, *, schedule: dict[str, Any] | None = None, **aim: Any) -> None:
         self._aim = Aim(**aim)
+        self._schedule = Schedule.of(schedule) if schedule else None
+        try:
+            self._bounds(time.time())
+        except ZoneInfoNotFoundError as error:
+            # Better the file's own bounds than no policy at all.
+            logger.error(
+                "the schedule has no effect, because this machine knows no time zone %s: install tzdata", error
+            )
+            self._schedule = None
         self._samples: deque[Sample] = deque()
         self._raw: deque[tuple[float, float]] = deque()
         self._wants: deque[Want] = deque()
@@ -212,9 +294,15 @@ class ScalingPolicy:
         if not self._samples or now - self._samples[-1].at >= SAMPLE_S:
             self._ask_gateway(ctx.app_name)
             self._note(self._sample(now, ctx))
+        fewest, most = self._bounds(now)
         if not ctx.current_num_replicas and not ctx.target_num_replicas:
-            return 0, {}  # asleep: Serve itself wakes it for a request, and for nothing else
-        return settled(self._wants, ctx.target_num_replicas, self._aim), {}
+            return fewest, {}  # asleep: Serve itself wakes it for a request, and else only its schedule
+        wanted_now = settled(self._wants, ctx.target_num_replicas, self._aim)
+        return (wanted_now if self._schedule is None else min(max(wanted_now, fewest), most)), {}
+
+    def _bounds(self, now: float) -> tuple[int, int]:
+        """Those of the schedule; without one Serve keeps the file's."""
+        return self._schedule.at(now) if self._schedule else (0, 0)
 
     def _note(self, sample: Sample) -> None:
         self._samples.append(sample)

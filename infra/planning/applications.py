@@ -21,6 +21,7 @@ from modelfleet.infra.planning.plan import (
     SealPlan,
     ServeApplication,
 )
+from modelfleet.infra.planning.schedule import as_argument
 from modelfleet.infra.planning.signers import manifest_key_plan, signer_of
 from modelfleet.infra.planning.traces import collector_of
 from modelfleet.infra.stack import LoadedStack
@@ -32,6 +33,7 @@ from modelfleet.serving.config.generate_kwargs import default_max_tokens
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import GATEWAY_KEYS, queue_per_replica, replica_bounds
+from modelfleet.serving.scaling import Schedule
 
 #: Tokens that an answer is charged with where neither file nor facts say how long a model is: that of most models of
 #: 2024 and later, 128 Ki.
@@ -132,6 +134,7 @@ def application(
     gap: Gap,
     cache_gb: int | None = None,
     seal: SealPlan | None = None,
+    schedule: Schedule | None = None,
 ) -> ServeApplication:
     """One Serve application per model, its file in `args`, its code named by content.
 
@@ -160,12 +163,15 @@ def application(
     dumped.get("deployment_config", {}).pop("slo", None)
     for gateways_own in GATEWAY_KEYS:
         dumped.get("deployment_config", {}).pop(gateways_own, None)
+    # The compiled one is beside the model file.
+    (dumped.get("deployment_config", {}).get("autoscaling_config") or {}).pop("schedule", None)
     args: dict[str, Any] = {
         "model": dumped,
         "weights": weights | {key: value for key, value in others.items() if value is not None},
         **({"cards": list(cards)} if cards else {}),
         **({"usage": f"s3://{bucket}/{prefix}"} if (prefix := usage_prefix(stack)) and bucket else {}),
         **({"traces": collector.url} if (collector := collector_of(stack)) else {}),
+        **({"schedule": as_argument(schedule)} if schedule else {}),
     }
     adapters = [
         {

@@ -17,6 +17,7 @@ from modelfleet.serving.config.checkpoint_files import Kind
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.serve_options import DEPLOYMENT
 from modelfleet.serving.config.signer import Signer
+from modelfleet.serving.scaling import Schedule
 
 #: A month in AWS's own calculator.
 HOURS_PER_MONTH = 730
@@ -42,6 +43,19 @@ class FixedCost:
     def usd_per_hour(self) -> float | None:
         """For all of them; None when the price is unknown."""
         return None if self.usd_each is None else self.count * self.usd_each
+
+
+@dataclass(frozen=True)
+class WeekPlan:
+    """What a week costs under the schedules: per hour from Monday 00:00 in `zone`, at the fewest and most replicas.
+
+    `scheduled` and `always` are USD for the whole week, with the schedules and with the files' own bounds all the time.
+    """
+
+    zone: str
+    hours: tuple[CostRange, ...]
+    scheduled: CostRange
+    always: CostRange
 
 
 @dataclass(frozen=True)
@@ -451,6 +465,8 @@ class ModelPlan:
     fallbacks: tuple[OnFallback, ...] = ()
     #: What its file promises clients, from which its alerts follow.
     slo: tuple[Objective, ...] = ()
+    #: Its bounds by the time of the week, of which `replicas` are the span; None where they are always the same.
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -774,6 +790,8 @@ class Plan:
     logs: Literal["text", "json"] = "text"
     #: What else keeps this machine from serving a local stack, one sentence each with its fix.
     missing: tuple[str, ...] = ()
+    #: None where there is no schedule, or nothing has a price.
+    week: WeekPlan | None = None
 
     @property
     def images(self) -> tuple[ImagePlan, ...]:

@@ -83,6 +83,7 @@ from modelfleet.infra.planning.pools import settle
 from modelfleet.infra.planning.recipe_findings import bad_combinations
 from modelfleet.infra.planning.release import release_plan
 from modelfleet.infra.planning.replica_speed import model_speed
+from modelfleet.infra.planning.schedule import schedule_findings, schedule_of, with_span
 from modelfleet.infra.planning.seals import seal_findings, seal_plan
 from modelfleet.infra.planning.signers import manifest_key_plan, signer_findings, streaming_findings
 from modelfleet.infra.planning.slo import objectives
@@ -95,11 +96,13 @@ from modelfleet.infra.planning.traces import traces_findings
 from modelfleet.infra.planning.trust import trust_findings
 from modelfleet.infra.planning.use_findings import licence_findings, local_only_findings, token_findings
 from modelfleet.infra.planning.way_back import return_findings, return_plan
+from modelfleet.infra.planning.week import week_plan
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.errors import Finding, InputErrors, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.scaling import Schedule
 from modelfleet.serving.versions import PINNED
 
 IDLE_TIMEOUT_S = 300
@@ -141,6 +144,9 @@ def plan(
     models = [replace(m, config=with_share(m.config, stack, gpus, catalog)) for m in models]
     lengths = {m.config.model_id: length_source(m.config, facts.get(m.config.model_id), catalog) for m in models}
     models = [replace(m, config=_complete(m.config, facts.get(m.config.model_id), catalog, reserve)) for m in models]
+    schedules = {m.config.model_id: schedule_of(m.config, stack.config.schedule) for m in models}
+    findings += schedule_findings(stack, models)
+    models = [replace(m, config=with_span(m.config, schedules[m.config.model_id])) for m in models]
     demands = [demand_of(model) for model in models]
     choices, found = settle(stack, demands, catalog, cards.gpus if cards else None)
     findings += found
@@ -213,6 +219,7 @@ def plan(
             catalog=catalog,
             room=rooms[demand.model_id],
             image=image_name(stack, made),
+            schedule=schedules[demand.model_id],
         )
         for choice, pool in zip(choices, pools, strict=True)
         for demand, cost_of_one in model_costs(choice, pool.cost)
@@ -256,6 +263,7 @@ def plan(
         monitoring=monitoring_plan(stack),
         logs=stack.config.observability.logs,
         missing=tuple(machine_missing(machine, configs, facts)),
+        week=week_plan(stack, choices, pools, schedules, fixed),
     )
 
 
@@ -457,6 +465,7 @@ def _model_plan(
     catalog: Catalog,
     room: Room,
     image: str,
+    schedule: Schedule | None,
 ) -> ModelPlan:
     model = demand.model.config
     mirror = mirror_plan(stack, model, size)
@@ -483,7 +492,9 @@ def _model_plan(
         placement_strategy=demand.strategy,
         mirror=mirror,
         others=_others(stack, model, facts),
-        application=application(stack, served, cards, mirror, bucket, code, gap, weights_room_gb(choice, model), seal),
+        application=application(
+            stack, served, cards, mirror, bucket, code, gap, weights_room_gb(choice, model), seal, schedule
+        ),
         memory=memory,
         speed=speed,
         cost=cost,
@@ -496,6 +507,7 @@ def _model_plan(
         seal=seal,
         fallbacks=fallbacks,
         slo=objectives(model),
+        schedule=schedule,
     )
 
 

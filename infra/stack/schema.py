@@ -18,6 +18,7 @@ from modelfleet.infra.stack.keys import Jwt, Keys, Teams
 from modelfleet.infra.stack.section import StackSection
 from modelfleet.infra.stack.target import TARGETS, Target, TargetName
 from modelfleet.serving.config.accelerators import accelerators
+from modelfleet.serving.config.cron import begins_with_another, known_zone, minutes_of_week
 from modelfleet.serving.config.signer import Signer
 from modelfleet.serving.config.validation import KeyFault, Matching
 
@@ -543,6 +544,54 @@ class Trust(StackSection):
     )
 
 
+class StackScheduleEntry(StackSection):
+    """From when on which bounds hold for all models."""
+
+    cron: str = Field(description="When it begins, every week: minute, hour, `*`, `*`, weekday.")
+    min_replicas: NonNegativeInt | None = Field(
+        None, description="No model has more as its fewest from then on; default each model's own. 0: they may sleep."
+    )
+    max_replicas: PositiveInt | None = Field(
+        None, description="No model has more replicas from then on; default each model's own."
+    )
+
+    @field_validator("cron")
+    @classmethod
+    def cron_repeats_every_week(cls, value: str) -> str:
+        """Refuses what is not the same every week."""
+        minutes_of_week(value)
+        return value
+
+    @model_validator(mode="after")
+    def fewest_are_at_most_most(self) -> Self:
+        """minReplicas is at most maxReplicas."""
+        if None not in (self.min_replicas, self.max_replicas) and (self.min_replicas or 0) > (self.max_replicas or 0):
+            raise KeyFault("minReplicas", f"found {self.min_replicas} above maxReplicas {self.max_replicas}")
+        return self
+
+
+class StackSchedule(StackSection):
+    """Bounds of all models by the time of the week, such as none at night. A model's own schedule goes on below."""
+
+    time_zone: str = Field(description="Whose clock counts, in summer and winter, such as Europe/Berlin.")
+    entries: list[StackScheduleEntry] = Field(
+        min_length=1, description="Of all entries the one that began last counts, at any time."
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def zone_is_known(cls, value: str) -> str:
+        """Refuses what the IANA database does not have."""
+        return known_zone(value)
+
+    @model_validator(mode="after")
+    def entries_begin_apart(self) -> Self:
+        """Of two that begin in the same minute nobody knows which counts."""
+        if both := begins_with_another([one.cron for one in self.entries]):
+            raise KeyFault("entries", both)
+        return self
+
+
 class Gateway(StackSection):
     """The HAProxy in front."""
 
@@ -703,6 +752,9 @@ class StackConfig(StackSection):
     cluster: Cluster = Field(default_factory=Cluster, description="The EKS cluster.")
     kubernetes: Kubernetes = Field(default_factory=Kubernetes, description="Namespace, image and rollout.")
     mirror: Mirror = Field(default_factory=Mirror, description="The weights' bucket.")
+    schedule: StackSchedule | None = Field(
+        None, description="Fewer replicas of all models at some times, such as nights and weekends."
+    )
     budget: Budget = Field(default_factory=Budget, description="Ceiling on spend.")
     licence: Licence = Field(default_factory=Licence, description="Licences that the stack does not serve.")
     trust: Trust = Field(default_factory=Trust, description="What models may do beyond serving.")

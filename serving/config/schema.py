@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from modelfleet.serving.config.accelerators import CPU, accelerator_of, known_gpus, resource_name
 from modelfleet.serving.config.catalogs import serve_options
+from modelfleet.serving.config.cron import begins_with_another, known_zone, minutes_of_week
 from modelfleet.serving.config.engine_schema import (
     AzureMirrorConfig,
     EngineConfig,
@@ -65,6 +66,8 @@ __all__ = [
     "S3AwsCredentials",
     "S3MirrorConfig",
     "ScalingConfig",
+    "Schedule",
+    "ScheduleEntry",
     "Section",
     "Slo",
     "slug_of",
@@ -73,6 +76,51 @@ __all__ = [
 
 #: The key with the target of each policy that has one.
 POLICY_TARGETS = {"time_to_first_token": "target_ttft_s", "kv_use": "target_kv_use"}
+
+
+class ScheduleEntry(Section):
+    """From when on a model has which bounds."""
+
+    cron: str = Field(
+        description="When it begins, every week: minute, hour, `*`, `*`, weekday.", examples=["0 8 * * mon-fri"]
+    )
+    min_replicas: Replicas | None = Field(
+        None, description="Fewest replicas from then on; default the model's own.", examples=[2]
+    )
+    max_replicas: SomeReplicas | None = Field(
+        None, description="Most replicas from then on; default the model's own.", examples=[8]
+    )
+
+    @field_validator("cron")
+    @classmethod
+    def cron_repeats_every_week(cls, value: str) -> str:
+        """Refuses what is not the same every week."""
+        minutes_of_week(value)
+        return value
+
+
+class Schedule(Section):
+    """A model's bounds by the time of the week."""
+
+    time_zone: str = Field(description="Whose clock counts, in summer and winter.", examples=["Europe/Berlin"])
+    entries: list[ScheduleEntry] = Field(
+        min_length=1,
+        description="Of all entries the one that began last counts, at any time.",
+        examples=[[{"cron": "0 8 * * mon-fri", "min_replicas": 2}, {"cron": "0 20 * * *", "min_replicas": 0}]],
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def zone_is_known(cls, value: str) -> str:
+        """Refuses what the IANA database does not have."""
+        return known_zone(value)
+
+    @model_validator(mode="after")
+    def entries_begin_apart(self) -> Self:
+        """Of two that begin in the same minute nobody knows which counts."""
+        if both := begins_with_another([one.cron for one in self.entries]):
+            raise KeyFault("entries", both)
+        return self
 
 
 class AutoscalingConfig(Section):
@@ -131,6 +179,12 @@ class AutoscalingConfig(Section):
         examples=[1800],
     )
 
+    schedule: Schedule | None = Field(
+        None,
+        description="Other bounds by the time of the week, without a restart of replicas that stay.",
+        examples=[{"time_zone": "Europe/Berlin", "entries": [{"cron": "0 8 * * mon-fri", "min_replicas": 2}]}],
+    )
+
     @model_validator(mode="after")
     def min_initial_and_max_are_in_order(self) -> Self:
         """`min <= initial <= max`."""
@@ -141,6 +195,21 @@ class AutoscalingConfig(Section):
                 f"found min_replicas {self.min_replicas}, initial_replicas {initial}, max_replicas "
                 f"{self.max_replicas}; allowed is min_replicas <= initial_replicas <= max_replicas",
             )
+        return self
+
+    @model_validator(mode="after")
+    def a_schedule_has_bounds_in_order(self) -> Self:
+        """Each entry's fewest are at most its most, with what it leaves to the model; and somebody acts on it."""
+        if self.schedule is None:
+            return self
+        if self.policy == "ray_serve":
+            raise KeyFault("schedule", "found with policy ray_serve, which knows no time; leave one of both out")
+        for number, one in enumerate(self.schedule.entries, 1):
+            fewest = self.min_replicas if one.min_replicas is None else one.min_replicas
+            most = self.max_replicas if one.max_replicas is None else one.max_replicas
+            if fewest > most:
+                message = f"entry {number} has min_replicas {fewest} and max_replicas {most}; allowed is min <= max"
+                raise KeyFault("schedule", message)
         return self
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ RAY_ENVIRONMENT = {
 GATEWAY_KEYS = ("prefix_cache_affinity", "hash_balance_factor")
 """Keys of `deployment_config` that only the gateway reads: no arguments of a replica, so a change restarts none."""
 
-SCALING_KEYS = ("policy", *POLICY_TARGETS.values())
+SCALING_KEYS = ("policy", "schedule", *POLICY_TARGETS.values())
 """Keys of `autoscaling_config` that Ray Serve does not have, or means otherwise."""
 
 SHUTDOWN_S = 60.0
@@ -127,10 +127,13 @@ def _runtime_env(model: ModelConfig) -> dict[str, Any]:
     return merged
 
 
-def deployment_options(model: ModelConfig, *, own_policy: bool = True) -> dict[str, Any]:
+def deployment_options(
+    model: ModelConfig, *, own_policy: bool = True, schedule: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Keyword arguments of Ray Serve's `Deployment.options`, without the placement group.
 
-    Without `own_policy` Serve scales by its own.
+    Without `own_policy` Serve scales by its own. `schedule` is `scaling.Schedule` as JSON; then the model's own bounds
+    are those of its whole week.
     """
     config = model.deployment_config
     options: dict[str, Any] = config.model_dump(
@@ -151,7 +154,7 @@ def deployment_options(model: ModelConfig, *, own_policy: bool = True) -> dict[s
         options["num_replicas"] = config.num_replicas or 1
     else:
         options["autoscaling_config"] = autoscaling_options(
-            config.autoscaling_config, config.max_ongoing_requests, own_policy=own_policy
+            config.autoscaling_config, config.max_ongoing_requests, own_policy=own_policy, schedule=schedule
         )
     return options
 
@@ -167,7 +170,9 @@ def queue_per_replica(model: ModelConfig) -> int | None:
     return None if config.max_queued_requests < 0 else config.max_queued_requests
 
 
-def autoscaling_options(config: AutoscalingConfig, places: int, *, own_policy: bool = True) -> dict[str, Any]:
+def autoscaling_options(
+    config: AutoscalingConfig, places: int, *, own_policy: bool = True, schedule: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Ray Serve's `autoscaling_config`, for replicas with `places` of requests at a time.
 
     All policies but Serve's own are `ScalingPolicy`. Its delays are windows of what it has seen, so Serve adds none of
@@ -180,7 +185,7 @@ def autoscaling_options(config: AutoscalingConfig, places: int, *, own_policy: b
     asked_s, last_s = config.downscale_delay_s, config.downscale_to_zero_delay_s
     up_s = UPSCALE_S if config.upscale_delay_s is None else config.upscale_delay_s
     target = POLICY_TARGETS.get(config.policy)
-    aim = {
+    aim: dict[str, Any] = {
         "follows": config.policy,
         "requests": config.target_ongoing_requests,
         "places": places,
@@ -189,6 +194,8 @@ def autoscaling_options(config: AutoscalingConfig, places: int, *, own_policy: b
         "down_s": DOWNSCALE_S if asked_s is None else asked_s,
         "to_zero_s": next(one for one in (last_s, asked_s, TO_ZERO_S) if one is not None),
     }
+    if schedule is not None:
+        aim["schedule"] = schedule
     return {
         "metrics_interval_s": REPORT_S,
         "look_back_period_s": LOOK_BACK_S,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from tests.serving.conftest import application, model
 from tests.serving.front import Front, front
 from tests.waiting import wait_until
 
-PAIR, NARROW, ELASTIC = "test/pair", "test/narrow", "test/elastic"
+PAIR, NARROW, ELASTIC, TIMED = "test/pair", "test/narrow", "test/elastic", "test/timed"
 PATH = "/v1/completions"
 AUTOSCALING = {
     "min_replicas": 1,
@@ -142,6 +145,32 @@ def test_replicas_that_are_replaced_finish_their_streams(cluster: Cluster, gatew
     streams.join()
     assert {seen[-1] for seen in streams.seen} == {"[DONE]"}
     assert set(codes) == {200}, f"no request is lost while replicas change: {codes}"
+
+
+def test_a_schedule_adds_replicas_at_its_minute_and_those_that_run_stay(cluster: Cluster, gateway: Front) -> None:
+    """Nobody tells Serve anything when the minute comes."""
+    slug = TIMED.replace("/", "--")
+    timed = light(TIMED, autoscaling_config={"min_replicas": 1, "max_replicas": 2}, max_ongoing_requests=8)
+    # The next minute, but not before the first replica runs.
+    begins = math.ceil((time.time() + 15) / 60) * 60
+    change = datetime.fromtimestamp(begins, UTC)
+    row = change.weekday() * 1440 + change.hour * 60 + change.minute
+    rows = sorted([[(row - 60) % (7 * 1440), 1, 1], [row, 2, 2]])
+    timed["args"]["schedule"] = {"fewest": 1, "most": 2, "own": {"zone": "UTC", "rows": rows}}
+    cluster.serve(timed)
+
+    def running() -> set[int]:
+        return {one["pid"] for one in cluster.replicas(slug) if one["state"] == "RUNNING"}
+
+    try:
+        cluster.wait(slug)
+        first = wait_until(running, what="the first replica", every_s=0.2) or set()
+        seen = len(first), time.time()
+        wait_until(lambda: len(running()) == 2, seconds=240, what="the second replica", every_s=0.5)
+        assert seen[0] == 1 and seen[1] < begins, "before its minute there is one"
+        assert time.time() >= begins and first < running(), "the first replica was not restarted"
+    finally:
+        cluster.remove(slug)
 
 
 def test_replicas_come_with_load_and_go_without(cluster: Cluster, gateway: Front) -> None:

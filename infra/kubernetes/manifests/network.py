@@ -79,7 +79,9 @@ def network_policies(plan: Plan) -> list[Manifest]:
         *([_allow([{"podSelector": RAY_PODS}], METRICS_PORT)] if plan.gateway.settles else []),
     ]
     # Replicas tell what requests took, at the gateway's metrics port.
-    settles = [{"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": METRICS_PORT}]}] if plan.gateway.settles else []
+    settles = (
+        [{"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": METRICS_PORT}]}] if plan.gateway.settles else []
+    )
     serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
     to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}

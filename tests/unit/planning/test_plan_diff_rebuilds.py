@@ -97,6 +97,10 @@ CHANGES: dict[str, Any] = {
     "mirror.instanceType": "m7i.xlarge",
     "mirror.storageCidrs": ["10.8.0.0/24"],
     "budget.maxUsdPerHour": 1000,
+    "schedule.timeZone": "Europe/Berlin",
+    "schedule.entries.cron": [{"cron": "0 20 * * *"}],
+    "schedule.entries.minReplicas": [{"cron": "0 20 * * *", "minReplicas": 0}],
+    "schedule.entries.maxReplicas": [{"cron": "0 20 * * *", "maxReplicas": 1}],
     "licence.forbid": ["non-commercial"],
     "licence.forbidUnknown": True,
     "trust.foreignCode": ["org/model"],
@@ -163,6 +167,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     "pools.returnAfterMinutes": {"pools.purchase": ["spot", "on-demand"]},
     "network.vpcId": {"network.privateSubnetIds": ["subnet-1", "subnet-2"]},
     "network.privateSubnetIds": {"network.vpcId": "vpc-0123456789abcdef0"},
+    "schedule.timeZone": {"schedule.entries": [{"cron": "0 20 * * *"}]},
+    "schedule.entries.cron": {"schedule.timeZone": "UTC"},
+    "schedule.entries.minReplicas": {"schedule.timeZone": "UTC"},
+    "schedule.entries.maxReplicas": {"schedule.timeZone": "UTC"},
     "gateway.expose": {
         "gateway.ingressClass": "nginx",
         "gateway.hostname": "models.example.org",
@@ -233,7 +241,9 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     settings = copy.deepcopy({"kubernetes": {"image": "registry.example/serving:1"}, **BASE, **base})
     for key, value in changes.items():
         first, _, rest = key.partition(".")
-        objects = ("node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.", "traces.")
+        objects = (
+            "node.", "reserve.", "fallback.", "scrapers.", "manifestKey.", "signers.", "budget.", "traces.", "entries.",
+        )  # fmt: skip
         rest = rest.partition(".")[0] if rest.startswith(objects) else rest
         if not rest or first == "jwt":
             settings[first] = value
