@@ -152,8 +152,7 @@ def plan(
     findings += found
     for choice in choices:
         findings += [*shared_memory_findings(choice), *weights_disk_findings(choice, facts)]
-    findings += card_findings(stack, gpus, _fewest_gpus(choices), catalog)
-    findings += cpu_findings(stack, choices)
+    findings += [*card_findings(stack, gpus, _fewest_gpus(choices), catalog), *cpu_findings(stack, choices)]
     if cards and not any(choice.demands for choice in choices if choice.pool.accelerator != CPU):
         findings += unused_card_findings(stack, cards)
         cards = replace(cards, missing=())
