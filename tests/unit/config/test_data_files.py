@@ -10,7 +10,7 @@ import pytest
 
 from modelfleet.serving.config.catalogs import serve_options
 from modelfleet.serving.config.schema import AutoscalingConfig, DeploymentConfig, RayActorOptions
-from modelfleet.serving.config.serve_options import GATEWAY_KEYS
+from modelfleet.serving.config.serve_options import GATEWAY_KEYS, SCALING_KEYS
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +34,7 @@ def test_the_generated_files_match_the_installed_packages(module: str) -> None:
 
 
 #: Keys that are not Ray Serve's, or mean something else there, and keys whose default is the policy's.
-OWN = {"policy", "target_ttft_s", "target_kv_use", "slo", *GATEWAY_KEYS}
+OWN = {"slo", *SCALING_KEYS, *GATEWAY_KEYS}
 BY_POLICY = {"metrics_interval_s", "look_back_period_s", "upscale_delay_s", "downscale_delay_s"}
 
 

@@ -94,7 +94,7 @@ def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any, **s
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
     replica._model, replica._cards, replica._weights, replica._clock = model(**sections), [], {}, StartupClock()
-    replica._seal_root, replica._tasks, replica._usage = None, set(), None
+    replica._seal_root, replica._tasks, replica._usage, replica._traces = None, set(), None, None
     asyncio.run(replica._start())
 
 
