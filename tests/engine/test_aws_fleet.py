@@ -493,14 +493,15 @@ def test_a_role_is_for_one_service_account_of_this_cluster(account: Account) -> 
         }
 
 
-def test_the_buckets_key_opens_for_readers_and_writes_for_the_job_only_through_s3(account: Account) -> None:
+def test_the_buckets_key_opens_for_readers_and_for_who_writes_only_through_s3(account: Account) -> None:
+    """The mirror Job writes weights, workers write records of usage."""
     via = {"kms:ViaService": f"s3.{REGION}.amazonaws.com"}
     (alias,) = [a for a in account.kms.list_aliases()["Aliases"] if a["AliasName"] == "alias/modelfleet-test-mirror"]
     key = account.kms.describe_key(KeyId=alias["TargetKeyId"])["KeyMetadata"]["Arn"]
     for service_account, namespace in NAMESPACES.items():
         statements = account.statements(account.role(service_account, namespace, CLUSTER)["RoleName"])
         assert allowed(statements, "kms:Decrypt", key, via), "encrypted weights cannot be read"
-        assert allowed(statements, "kms:GenerateDataKey", key, via) is (service_account == WRITER)
+        assert allowed(statements, "kms:GenerateDataKey", key, via) is (service_account in (WRITER, READERS[1]))
         assert not allowed(statements, "kms:Decrypt", key)
         assert not allowed(statements, "kms:Decrypt", key.replace("key/", "key/0"), via)
 
