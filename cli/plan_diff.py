@@ -146,8 +146,9 @@ def _model_facts(model: ModelPlan | None) -> dict[str, str]:
     adapters = (model.application.user_config or {}).get("lora", [])
     named = {"lora": ", ".join(f"{one['name']} of {one['source']}" for one in adapters)} if adapters else {}
     times = {"schedule": schedule_text(model.schedule)} if model.schedule else {}
+    traces = {"traces": str(to)} if (to := model.application.args.get("traces")) else {}
     goals = {f"slo {one.name}": one.sentence for one in model.slo}
-    return {**facts, **weights, **named, **times, **goals, **dict(_flat(model.application.args["model"]))}
+    return {**facts, **weights, **named, **times, **traces, **goals, **dict(_flat(model.application.args["model"]))}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

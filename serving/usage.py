@@ -259,10 +259,11 @@ class UsageMeter:
                 self._end(usage)
 
     async def count_thoughts(self) -> None:
-        """Another last line, with their thoughts, for the requests that ended since."""
-        while self._thinking:
-            usage, _ = self._thinking[0]
-            self._note_thoughts(await asyncio.to_thread(usage.thoughts))
+        """Another last line, with their thoughts, for the requests that ended since the last round."""
+        # Not one after the other until none is left: a replica that ends them faster would do nothing else.
+        due = [usage for usage, _ in self._thinking]
+        for thoughts in await asyncio.to_thread(lambda: [one.thoughts() for one in due]) if due else ():
+            self._note_thoughts(thoughts)
 
     def last_words(self) -> None:
         """What is left to write when the replica ends, after `run` was cancelled."""

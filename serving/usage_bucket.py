@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -54,6 +55,7 @@ class BucketCopy:
         #: Bytes of each file at its last copy.
         self._sent: dict[Path, int] = {}
         self._failed = ""
+        self._sending = threading.Lock()
 
     async def run(self) -> None:
         """A copy each `SEND_EVERY_S`, until cancelled. What goes wrong is in the log, and the next round comes."""
@@ -69,7 +71,14 @@ class BucketCopy:
         self.send()
 
     def send(self) -> None:
-        """A copy of each file that grew since its last one. The first that fails ends the round."""
+        """A copy of each file that grew since its last one. The first that fails ends the round.
+
+        One round at a time: one that is still on its way when the replica ends would put an older copy over the last.
+        """
+        with self._sending:
+            self._send()
+
+    def _send(self) -> None:
         for path, size in self._due():
             try:
                 body = gzip.compress(path.read_bytes(), compresslevel=6)

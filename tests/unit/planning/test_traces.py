@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from modelfleet.cli.plan_diff import changes
 from modelfleet.infra.kubernetes.manifests import everything
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.infra.stack.target import TargetName
@@ -96,3 +97,8 @@ def test_what_policies_close_is_told(otlp: str) -> None:
 def test_what_is_no_url_is_told(otlp: str) -> None:
     with pytest.raises(ValueError, match="http:// or https:// URL"):
         plan_of(otlp, "local")
+
+
+def test_the_diff_says_that_models_start_anew() -> None:
+    (change,) = [one for one in changes(plan_of(None), plan_of(INSIDE)) if one.what == "model"]
+    assert f"{INSIDE}/v1/traces" in str(change)

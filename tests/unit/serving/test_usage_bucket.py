@@ -8,6 +8,7 @@ import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -198,3 +199,31 @@ def test_an_application_hands_the_address_to_its_replicas_which_copy_there(
         asyncio.run(replica._start())
     (key,) = objects(s3)
     assert key.startswith("usage/nodes/stack=prod/dt=")
+
+
+def test_the_last_words_wait_for_a_copy_that_is_on_its_way(tmp_path: Path) -> None:
+    """Its thread goes on when its task is cancelled, and would put an older hour over the last one."""
+    own, sent, goes_on, begun = tmp_path / "pod", [], Event(), Event()
+
+    class Slow:
+        def put_object(self, *, Body: bytes, **_: Any) -> None:
+            if not begun.is_set():
+                begun.set()
+                goes_on.wait(10)
+            sent.append(len(gzip.decompress(Body)))
+
+    meter = replica(own, "r", Answer(7, ended=True))
+    ask(meter)
+    copy = BucketCopy(own, URI, "r", Slow)
+    first = Thread(target=copy.send)
+    first.start()
+    begun.wait(10)
+    ask(meter, key="bob")
+    last = Thread(target=copy.last_words)
+    last.start()
+    time.sleep(0.1)
+    assert not sent
+    goes_on.set()
+    first.join(10)
+    last.join(10)
+    assert len(sent) == 2 and sent[0] < sent[1]
