@@ -18,6 +18,7 @@ import termios
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,10 @@ def test_on_a_terminal_it_draws_again_and_again_until_ctrl_c() -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     command = [sys.executable, "-m", "modelfleet.cli.main", "top", "--stack", "dev"]
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    streams: Any = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = subprocess.Popen(command, **streams, env=environment, preexec_fn=default)  # noqa: PLW1509  it takes no lock
     os.close(theirs)
     seen = b""
     while (waiting := re.search(rb"the last [1-9]\d* s", seen)) is None:  # the first page has no time behind it
@@ -245,6 +249,7 @@ def test_on_a_terminal_it_draws_again_and_again_until_ctrl_c() -> None:
         seen += os.read(ours, 65536)
     process.send_signal(signal.SIGINT)  # as the terminal does to its foreground process
     while True:
+        assert select.select([ours], [], [], 60)[0], seen
         try:
             seen += os.read(ours, 65536)
         except OSError:  # Linux ends a terminal that nobody holds any more with EIO
