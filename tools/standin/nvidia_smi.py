@@ -46,7 +46,7 @@ def main() -> int:
         rows = [_row(index, driver, kind, used) for index, (kind, used) in enumerate(cards)]
     else:
         told = os.environ.get("STANDIN_TOLD")
-        own = [] if told == "none" else _own()
+        own = [] if told == "none" else [*_own(), *_engines()]
         rows = [
             {"gpu_uuid": _uuid(card), "pid": str(pid), "process_name": name, "used_memory": str(mib)}
             for card, pid, name, mib in [*USERS.get(machine, []), *own]
@@ -61,7 +61,7 @@ def main() -> int:
 
 def _row(index: int, driver: str, kind: str, used: int) -> "dict[str, str]":
     name, total, used_text, capability = (
-        CARD[kind].format(used=used + sum(mib for card, *_, mib in _own() if card == index)).split(", ")
+        CARD[kind].format(used=used + sum(mib for card, *_, mib in [*_own(), *_engines()] if card == index)).split(", ")
     )
     return {
         "index": str(index),
@@ -81,6 +81,24 @@ def _own() -> "list[tuple[int, int, str, int]]":
     """
     pid, _, mib = os.environ.get("STANDIN_USER", "").partition(":")
     return [(0, int(pid), "ray::RayWorkerProc", int(mib))] if pid else []
+
+
+def _engines() -> "list[tuple[int, int, str, int]]":
+    """The engines below the Ray folder STANDIN_ENGINES, on the first card: vLLM's processes whose output is a file there.
+
+    They need no card, so their own memory stands for that of one. A process that ends leaves the list with it.
+    """
+    folder = os.environ.get("STANDIN_ENGINES", "")
+    found = []
+    for pid in (name for name in os.listdir("/proc") if folder and name.isdigit()):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as title, open(f"/proc/{pid}/statm") as memory:
+                name, pages = title.read().split(b"\0")[0].decode(errors="replace"), int(memory.read().split()[1])
+            if name.startswith("VLLM::") and os.readlink(f"/proc/{pid}/fd/1").startswith(folder):
+                found.append((0, int(pid), name, pages * os.sysconf("SC_PAGESIZE") >> 20))
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return found
 
 
 def _uuid(index: int) -> str:
