@@ -507,6 +507,8 @@ class Route:
     #: Conversations go to the replica that has their KV blocks, unless it has this percentage of the mean of open
     #: requests; 0: to the one with the fewest, as all other requests.
     hash_balance_factor: int = 0
+    #: Replicas that may be there at a time, with those of an update that come and go.
+    most_replicas: int = 2
 
 
 @dataclass(frozen=True)
