@@ -120,8 +120,9 @@ def end(processes: Iterable[psutil.Process], grace_s: float) -> None:
 
 def end_all(find: Callable[[], list[psutil.Process]], grace_s: float, deadline_s: float = 30.0) -> int:
     """Ends what `find` finds until it finds nothing, new processes included; returns how many it ended."""
-    ended, until = 0, time.monotonic() + deadline_s
+    ended: set[psutil.Process] = set()  # one that is slow to die is found twice
+    until = time.monotonic() + deadline_s
     while (running := find()) and time.monotonic() < until:
         end(running, grace_s)
-        ended += len(running)
-    return ended
+        ended.update(running)
+    return len(ended)

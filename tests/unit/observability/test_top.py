@@ -237,7 +237,9 @@ def test_on_a_terminal_it_draws_again_and_again_until_ctrl_c() -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
     command = [sys.executable, "-m", "modelfleet.cli.main", "top", "--stack", "dev"]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    size = ("COLUMNS", "LINES")  # they would win over the terminal's own size
+    environment = {name: value for name, value in os.environ.items() if name not in size}
+    environment |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)}
     # A shell's background jobs ignore SIGINT, and so would what they start.
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     streams: Any = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
