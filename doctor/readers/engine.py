@@ -24,8 +24,11 @@ MOST_LOGS: Final = 40
 
 
 def read(subject: Subject, connect: Callable[[], Api], seconds: float) -> Reading:  # noqa: ARG001 - as above
-    """Logs of mirror pods and of workers that are not well."""
-    found: list[Evidence] = []
+    """Logs of mirror pods and of workers that are not well.
+
+    A log that cannot be read, as on a node whose kubelet is silent, is said; the others still speak.
+    """
+    found, silent = list[Evidence](), list[str]()
     try:
         with closing(connect()) as api:
             listed = (pod for where in subject.namespaces for pod in api.list("v1", "Pod", where))
@@ -33,11 +36,16 @@ def read(subject: Subject, connect: Callable[[], Api], seconds: float) -> Readin
             for pod in sorted(pods, key=lambda one: str(one["metadata"].get("creationTimestamp")))[-MOST_LOGS:]:
                 name = pod["metadata"]["name"]
                 kind = "job-log" if MODEL_LABEL in pod["metadata"]["labels"] else "log"
-                said = facts(_log(api, pod["metadata"]["namespace"], name), f"pod {name}", _models(pod, subject), kind)
+                try:
+                    log = _log(api, pod["metadata"]["namespace"], name)
+                except Unreachable as error:
+                    silent.append(str(error))
+                    continue
+                said = facts(log, f"pod {name}", _models(pod, subject), kind)
                 found += (_narrowed(one, subject) for one in said)
     except (Unreachable, ApiError) as error:
         return Reading(Layer.ENGINE, tuple(found), unread=str(error))
-    return Reading(Layer.ENGINE, tuple(found))
+    return Reading(Layer.ENGINE, tuple(found), "; ".join(silent) or None)
 
 
 def _of_interest(pod: dict[str, Any]) -> bool:

@@ -23,6 +23,12 @@ PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailabl
 #: Reasons of events that tell a fault although their type is Normal: cluster-autoscaler says so of a pod for which it
 #: adds no node (kubernetes/autoscaler, `processors/status/eventing_scale_up_processor.go`).
 FAULTS = ("NotTriggerScaleUp",)
+#: Reasons of events that are over once their pod has a node.
+WAITING = ("FailedScheduling", *FAULTS)
+#: The Ray clusters that a RayService serves from, and moves to.
+SERVED_BY = ("activeServiceStatus", "pendingServiceStatus")
+#: Fields of a Job's status once it has had a pod.
+STARTED = ("active", "succeeded", "failed", "conditions")
 #: What cluster-autoscaler records its failures on, in its own namespace (`clusterstate/utils/status.go`).
 AUTOSCALER_STATUS = "cluster-autoscaler-status"
 
@@ -37,6 +43,8 @@ class Objects:
     events: tuple[dict[str, Any], ...] = ()
     jobs: tuple[dict[str, Any], ...] = ()
     services: tuple[dict[str, Any], ...] = ()
+    clusters: tuple[dict[str, Any], ...] = ()
+    deployments: tuple[dict[str, Any], ...] = ()
     #: Sentences of the preflight about pools without nodes and about operators.
     lacking: tuple[str, ...] = ()
 
@@ -76,7 +84,10 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
         events += tuple(one for one in system if one.get("involvedObject", {}).get("name") == AUTOSCALER_STATUS)
     jobs = listed("batch/v1", "Job", subject.mirror_namespace)
     services = listed("ray.io/v1", "RayService", namespace)
-    return Objects(exists, nodes, pods, events, jobs, services, tuple(_lacking(api, subject, refused))), refused
+    clusters = listed("ray.io/v1", "RayCluster", namespace)
+    deployments = listed("apps/v1", "Deployment", namespace)
+    lacking = tuple(_lacking(api, subject, refused))
+    return Objects(exists, nodes, pods, events, jobs, services, clusters, deployments, lacking), refused
 
 
 def _lacking(api: Api, subject: Subject, refused: list[str]) -> Iterator[str]:
@@ -99,9 +110,10 @@ def facts(objects: Objects, subject: Subject) -> Iterator[Evidence]:
     for node in objects.nodes:
         yield from _node(node)
     yield from _pods(objects, subject)
-    for event in objects.events:
-        if event.get("type") == "Warning" or event.get("reason") in FAULTS:
-            yield from _event(event, objects, subject)
+    yield from _refusals(objects, subject)
+    yield from _deployments(objects)
+    for event in _standing(objects):
+        yield from _event(event, objects, subject)
     for trouble in failed_jobs(objects.jobs):
         yield _fact("job", f"Job {trouble.name}", trouble.sentence, models=_models(trouble.name, objects.jobs, subject))
     yield from _services(objects)
@@ -123,9 +135,71 @@ def _pods(objects: Objects, subject: Subject) -> Iterator[Evidence]:
         yield _fact("pod", f"pod {trouble.name}", trouble.sentence, _since(trouble.name, pods), models)
 
 
+def _refusals(objects: Objects, subject: Subject) -> Iterator[Evidence]:
+    """Why controllers cannot make pods now: the condition `ReplicaFailure`, and Jobs without one have an event.
+
+    KubeRay writes it on a RayCluster (`utils.RayClusterReplicaFailure`, KubeRay 1.6), Kubernetes on a Deployment.
+    """
+    statuses = [service.get("status", {}) for service in objects.services]
+    wanted = {one.get(key, {}).get("rayClusterName") for one in statuses for key in SERVED_BY}
+    clusters = [("RayCluster", one) for one in objects.clusters if one["metadata"]["name"] in wanted]
+    for kind, one in (*clusters, *(("Deployment", one) for one in objects.deployments)):
+        for condition in one.get("status", {}).get("conditions", []):
+            if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
+                text = f"{condition.get('reason', '')}: {condition.get('message', '')}"
+                name, time = f"{kind} {one['metadata']['name']}", condition.get("lastTransitionTime", "")
+                yield _fact("refused", name, text, time)
+    idle = {one["metadata"]["name"] for one in objects.jobs if not {*one.get("status", {})} & set(STARTED)}
+    for event in _standing(objects):
+        about = event.get("involvedObject", {})
+        if event.get("reason") == "FailedCreate" and about.get("kind") == "Job" and about.get("name") in idle:
+            text, models = f"FailedCreate: {event.get('message', '')}", _models(about["name"], objects.jobs, subject)
+            yield _fact("refused", f"Job {about['name']}", text, _when(event), models)
+
+
+def _deployments(objects: Objects) -> Iterator[Evidence]:
+    """Deployments of the stack that have no pod, by their own judgement or because somebody asked for none."""
+    for one in objects.deployments:
+        name, status = f"Deployment {one['metadata']['name']}", one.get("status", {})
+        if one["spec"].get("replicas", 1) == 0:
+            yield _fact("deployment-pods", name, "is scaled to 0")
+        for condition in status.get("conditions", []):
+            if (condition["type"], condition["status"]) == ("Available", "False"):
+                text = f"has {status.get('availableReplicas', 0)} of {one['spec'].get('replicas', 1)} pods available"
+                yield _fact("deployment-pods", name, text, condition.get("lastTransitionTime", ""))
+
+
+def _standing(objects: Objects) -> Iterator[Manifest]:
+    """Warnings that nothing has overtaken: events live for an hour, and what they tell may be mended.
+
+    A pod that runs or is gone waits for nothing, and a controller that made its pods later was let.
+    """
+    pods = {one["metadata"]["name"]: one.get("status", {}).get("phase") for one in objects.pods}
+    jobs = {one["metadata"]["name"] for one in objects.jobs}
+    well: dict[str, str] = {}
+    for event in objects.events:
+        if event.get("type") != "Warning" and event.get("reason") not in FAULTS:
+            uid = event.get("involvedObject", {}).get("uid", "")
+            well[uid] = max(well.get(uid, ""), _when(event))
+    for event in objects.events:
+        about = event.get("involvedObject", {})
+        kind, name = about.get("kind"), about.get("name")
+        gone = (kind == "Pod" and name not in pods) or (kind == "Job" and name not in jobs)
+        waited = event.get("reason") in WAITING and pods.get(name) in ("Running", "Succeeded")
+        overtaken = bool(about.get("uid")) and _when(event) < well.get(about["uid"], "")
+        if (event.get("type") == "Warning" or event.get("reason") in FAULTS) and not (gone or waited or overtaken):
+            yield event
+
+
+def _when(event: Manifest) -> str:
+    """When it happened last; in UTC and of one form, so that texts compare as times do."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    return str(event.get("lastTimestamp") or series or event.get("eventTime") or "")
+
+
 def _event(event: Manifest, objects: Objects, subject: Subject) -> Iterator[Evidence]:
     about = event.get("involvedObject", {})
-    name, time = about.get("name", "?"), event.get("lastTimestamp") or event.get("eventTime") or ""
+    name, time = about.get("name", "?"), _when(event)
     text = f"{event.get('reason', '')}: {event.get('message', '')}"
     models = _models(name, (*objects.pods, *objects.jobs), subject)
     yield _fact("event", f"{about.get('kind', 'object')} {name}", text, time, models)
@@ -137,7 +211,7 @@ def _services(objects: Objects) -> Iterator[Evidence]:
         yield _fact("rayservice", f"RayService {RAY_SERVICE}", doing)
     if service is None:
         return
-    for key in ("activeServiceStatus", "pendingServiceStatus"):
+    for key in SERVED_BY:
         applications = service.get("status", {}).get(key, {}).get("applicationStatuses") or {}
         for slug, state in applications.items():
             yield from _application(slug, state)
