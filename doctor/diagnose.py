@@ -103,16 +103,34 @@ def diagnose(
         earlier = made.get(key)
         made[key] = found if earlier is None else replace(earlier, evidence=(*earlier.evidence, one))
     position = {placed.rule.id: place for place, placed in enumerate(rules)}
-    ordered = sorted(_present(made.values()), key=lambda one: (ORDER[one.layer], position[one.rule]))
+    now = [cause for cause in made.values() if _is_now(cause)]
+    ordered = sorted(
+        _present(made.values(), now), key=lambda one: (_is_needless(one, now), ORDER[one.layer], position[one.rule])
+    )
     return _by_cause(ordered)
 
 
-def _present(causes: Collection[Cause]) -> Iterator[Cause]:
+def _is_now(cause: Cause) -> bool:
+    return any(one.kind not in PAST for one in cause.evidence)
+
+
+def _present(causes: Collection[Cause], now: Collection[Cause]) -> Iterator[Cause]:
     """What is shown by something that is so now, and of the rest what concerns the same models."""
-    now = [cause for cause in causes if any(one.kind not in PAST for one in cause.evidence)]
     for cause in causes:
         if cause in now or any(_share(cause, other) for other in now):
             yield cause
+
+
+def _is_needless(cause: Cause, now: Collection[Cause]) -> bool:
+    """Whether a cause was, and explains nothing that is now and that no cause of now explains: it goes last.
+
+    An hour ago AWS may have had no machine; that today's pods wait for an absent image has nothing to do with it.
+    """
+    if cause.symptom or _is_now(cause):
+        return False
+    causes = [one for one in now if not one.symptom]
+    open_ones = (one for one in now if one.symptom and not any(_explains(why, one) for why in causes))
+    return not any(_explains(cause, one) for one in open_ones)
 
 
 def _share(one: Cause, other: Cause) -> bool:

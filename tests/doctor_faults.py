@@ -27,7 +27,7 @@ from modelfleet.cli.main import app
 from modelfleet.doctor.readers.state import Exported
 
 #: For a fault to show, and for a mended one to go: controllers need a moment each.
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 40.0
 EVERY_S: Final = 0.3
 
 

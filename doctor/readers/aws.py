@@ -1,12 +1,14 @@
 """AWS: the account's limits, the cluster, its node groups and why they get no machines, roles, bucket and mirror.
 
 It reads sts:GetCallerIdentity, ec2:Describe*, servicequotas:GetServiceQuota, eks:Describe*, eks:List*,
-autoscaling:DescribeScalingActivities, and s3:HeadBucket and HeadObject; what is refused is said, the rest still speaks.
+autoscaling:DescribeAutoScalingGroups, autoscaling:DescribeScalingActivities, and s3:HeadBucket and HeadObject; what is
+refused is said, the rest still speaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 import boto3
@@ -14,7 +16,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
-from modelfleet.infra.aws.facts_boto3 import CONFIG, run_preflight
+from modelfleet.infra.aws.facts_boto3 import CONFIG, read_facts_with_boto3
+from modelfleet.infra.aws.preflight import preflight
 from modelfleet.infra.aws.site import cluster_name
 from modelfleet.infra.names import MIRROR_POOL, POOL_LABEL, READERS, WRITER
 from modelfleet.infra.planning.plan import Plan
@@ -33,12 +36,14 @@ def read(subject: Subject, seconds: float) -> Reading:  # noqa: ARG001 - boto3 h
             Layer.AWS, unread="the stack's files make no plan, so neither its region nor its names are known"
         )
 
+    # One for all: each session reads the description of every service anew, which takes most of a second.
+    session = boto3.Session(profile_name=plan.source.profile, region_name=plan.region)
+
     def client(service: str) -> Any:
-        session = boto3.Session(profile_name=plan.source.profile, region_name=plan.region)
         return session.client(service, config=CONFIG)
 
     found, refused = list[Evidence](), list[str]()
-    for part in (_cluster, _identities, _bucket, _preflight):
+    for part in (_cluster, _identities, _bucket, partial(_preflight, session)):
         try:
             found += part(plan, client)
         except (BotoCoreError, ClientError, SetupError) as error:
@@ -65,7 +70,7 @@ def _cluster(plan: Plan, client: Client) -> Iterator[Evidence]:
 
 
 def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[Evidence]:
-    """A node group's health issues and its latest failed launches."""
+    """A node group's health issues and its latest failed launches, which are `launch` while it still lacks machines."""
     name = f"node group {group['nodegroupName']}"
     pool = (group.get("labels") or {}).get(POOL_LABEL)  # the name begins with the pool's, as do those of `<pool>-big`
     copied = pool == MIRROR_POOL
@@ -76,13 +81,22 @@ def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[E
         yield _fact("nodegroup", name, f"{group['status']}: the node group's last operation failed", models=models)
     for one in group.get("resources", {}).get("autoScalingGroups", []):
         asked = {"AutoScalingGroupName": one["name"], "MaxRecords": ACTIVITIES}
+        kind = "launch" if _is_short(one["name"], scaling) else "activity"
         for activity in scaling.describe_scaling_activities(**asked)["Activities"]:
             if activity["StatusCode"] == "Successful":
                 break  # newest first: it got a machine after what failed before
             if activity["StatusCode"] == "Failed":
                 time = activity["StartTime"].isoformat(timespec="seconds")
                 text = activity.get("StatusMessage") or activity.get("Description", "")
-                yield _fact("activity", name, text, time, models)
+                yield _fact(kind, name, text, time, models)
+
+
+def _is_short(group: str, scaling: Any) -> bool:
+    """Whether an Auto Scaling group wants more machines than it has now, so that its failures still count."""
+    for one in scaling.describe_auto_scaling_groups(AutoScalingGroupNames=[group])["AutoScalingGroups"]:
+        running = [machine for machine in one["Instances"] if machine["LifecycleState"] == "InService"]
+        return len(running) < int(one["DesiredCapacity"])
+    return False
 
 
 def _identities(plan: Plan, client: Client) -> Iterator[Evidence]:
@@ -130,8 +144,8 @@ def _missing(call: Callable[[], Any]) -> str | None:
     return None
 
 
-def _preflight(plan: Plan, client: Client) -> Iterator[Evidence]:  # noqa: ARG001 - one of four alike
-    for finding in errors_in(run_preflight(plan)):
+def _preflight(session: boto3.Session, plan: Plan, client: Client) -> Iterator[Evidence]:  # noqa: ARG001 - of four alike
+    for finding in errors_in(preflight(plan, read_facts_with_boto3(plan, session))):
         text = f"{finding.path}: {finding.message}"
         yield Evidence(Layer.AWS, "preflight", "the account", text, file=finding.file, line=finding.line)
 

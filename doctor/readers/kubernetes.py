@@ -25,6 +25,8 @@ PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailabl
 FAULTS = ("NotTriggerScaleUp",)
 #: Reasons of events that are over once their pod has a node.
 WAITING = ("FailedScheduling", *FAULTS)
+#: Begins KubeRay's reasons for a spec that it does not take.
+REFUSED_SPEC = "InvalidRay"
 #: The Ray clusters that a RayService serves from, and moves to.
 SERVED_BY = ("activeServiceStatus", "pendingServiceStatus")
 #: Fields of a Job's status once it has had a pod.
@@ -42,7 +44,8 @@ class Objects:
     pods: tuple[dict[str, Any], ...] = ()
     events: tuple[dict[str, Any], ...] = ()
     jobs: tuple[dict[str, Any], ...] = ()
-    services: tuple[dict[str, Any], ...] = ()
+    #: None where the caller may not look, which is not the same as none.
+    services: tuple[dict[str, Any], ...] | None = ()
     clusters: tuple[dict[str, Any], ...] = ()
     deployments: tuple[dict[str, Any], ...] = ()
     #: Sentences of the preflight about pools without nodes and about operators.
@@ -83,11 +86,13 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
         system = listed("v1", "Event", AUTOSCALER_NAMESPACE)
         events += tuple(one for one in system if one.get("involvedObject", {}).get("name") == AUTOSCALER_STATUS)
     jobs = listed("batch/v1", "Job", subject.mirror_namespace)
+    before = len(refused)
     services = listed("ray.io/v1", "RayService", namespace)
+    seen = services if len(refused) == before else None
     clusters = listed("ray.io/v1", "RayCluster", namespace)
     deployments = listed("apps/v1", "Deployment", namespace)
     lacking = tuple(_lacking(api, subject, refused))
-    return Objects(exists, nodes, pods, events, jobs, services, clusters, deployments, lacking), refused
+    return Objects(exists, nodes, pods, events, jobs, seen, clusters, deployments, lacking), refused
 
 
 def _lacking(api: Api, subject: Subject, refused: list[str]) -> Iterator[str]:
@@ -129,7 +134,7 @@ def _node(node: Manifest) -> Iterator[Evidence]:
 
 
 def _pods(objects: Objects, subject: Subject) -> Iterator[Evidence]:
-    pods = wanted_pods(objects.pods, objects.services)
+    pods = list(objects.pods) if objects.services is None else wanted_pods(objects.pods, objects.services)
     for trouble in troubles(pods, objects.events):
         models = _models(trouble.name, objects.pods, subject)
         yield _fact("pod", f"pod {trouble.name}", trouble.sentence, _since(trouble.name, pods), models)
@@ -140,7 +145,7 @@ def _refusals(objects: Objects, subject: Subject) -> Iterator[Evidence]:
 
     KubeRay writes it on a RayCluster (`utils.RayClusterReplicaFailure`, KubeRay 1.6), Kubernetes on a Deployment.
     """
-    statuses = [service.get("status", {}) for service in objects.services]
+    statuses = [service.get("status", {}) for service in objects.services or ()]
     wanted = {one.get(key, {}).get("rayClusterName") for one in statuses for key in SERVED_BY}
     clusters = [("RayCluster", one) for one in objects.clusters if one["metadata"]["name"] in wanted]
     for kind, one in (*clusters, *(("Deployment", one) for one in objects.deployments)):
@@ -172,7 +177,8 @@ def _deployments(objects: Objects) -> Iterator[Evidence]:
 def _standing(objects: Objects) -> Iterator[Manifest]:
     """Warnings that nothing has overtaken: events live for an hour, and what they tell may be mended.
 
-    A pod that runs or is gone waits for nothing, and a controller that made its pods later was let.
+    A pod that runs or is gone waits for nothing, a controller that made its pods later was let, and KubeRay says in a
+    condition whether it refuses a RayService now.
     """
     pods = {one["metadata"]["name"]: one.get("status", {}).get("phase") for one in objects.pods}
     jobs = {one["metadata"]["name"] for one in objects.jobs}
@@ -181,14 +187,22 @@ def _standing(objects: Objects) -> Iterator[Manifest]:
         if event.get("type") != "Warning" and event.get("reason") not in FAULTS:
             uid = event.get("involvedObject", {}).get("uid", "")
             well[uid] = max(well.get(uid, ""), _when(event))
+    taken = {one["metadata"].get("uid") for one in objects.services or () if not _is_refused(one)}
     for event in objects.events:
         about = event.get("involvedObject", {})
         kind, name = about.get("kind"), about.get("name")
         gone = (kind == "Pod" and name not in pods) or (kind == "Job" and name not in jobs)
         waited = event.get("reason") in WAITING and pods.get(name) in ("Running", "Succeeded")
         overtaken = bool(about.get("uid")) and _when(event) < well.get(about["uid"], "")
+        overtaken |= event.get("reason", "").startswith(REFUSED_SPEC) and about.get("uid") in taken
         if (event.get("type") == "Warning" or event.get("reason") in FAULTS) and not (gone or waited or overtaken):
             yield event
+
+
+def _is_refused(service: Manifest) -> bool:
+    """Whether the operator does not take the spec as it is (`RayServiceValidationFailed`, KubeRay 1.6.2)."""
+    conditions = service.get("status", {}).get("conditions", [])
+    return any((one["type"], one.get("reason")) == ("Ready", "ValidationFailed") for one in conditions)
 
 
 def _when(event: Manifest) -> str:
@@ -206,6 +220,8 @@ def _event(event: Manifest, objects: Objects, subject: Subject) -> Iterator[Evid
 
 
 def _services(objects: Objects) -> Iterator[Evidence]:
+    if objects.services is None:
+        return
     service = next((one for one in objects.services if one["metadata"]["name"] == RAY_SERVICE), None)
     if doing := still_to_do(service):
         yield _fact("rayservice", f"RayService {RAY_SERVICE}", doing)

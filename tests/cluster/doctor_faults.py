@@ -21,6 +21,17 @@ from tests.doctor_faults import Doctor, Fault
 MERGE: Final = "application/merge-patch+json"
 POOL: Final = "modelfleet.dev/pool"
 Broken = AbstractContextManager[object]
+#: A pod that every Pod Security level allows.
+SAFE: Final[Mapping[str, Any]] = {
+    "containers": [
+        {
+            "name": "c",
+            "image": "busybox",
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        }
+    ],
+    "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+}
 
 
 @dataclass
@@ -53,6 +64,15 @@ class Live:
         found = self.stack.api.get("v1", "Node", f"{self.stack.plan.stack}-l4-0")
         assert found is not None
         return found
+
+    def give_up(self, pod: dict[str, Any]) -> None:
+        """What Ray's autoscaler does with a worker that it needs no more: without its name KubeRay deletes none."""
+        ray = self.stack.ray_cluster()
+        groups = ray["spec"]["workerGroupSpecs"]
+        for group in groups:
+            if group["groupName"] == pod["metadata"]["labels"]["ray.io/group"]:
+                group |= {"replicas": 0, "scaleStrategy": {"workersToDelete": [pod["metadata"]["name"]]}}
+        self.merge("ray.io/v1", "RayCluster", ray["metadata"]["name"], {"spec": {"workerGroupSpecs": groups}})
 
     def delete_worker(self) -> None:
         """Ends the worker's pod; KubeRay makes another one, if it may."""
@@ -178,37 +198,9 @@ def no_volume(live: Live) -> Iterator[None]:
 @contextmanager
 def quota(live: Live) -> Iterator[None]:
     """A quota that leaves no room for the worker."""
-    limit = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": _meta(live, "few"),
-        "spec": {"hard": {"pods": "0"}},
-    }
-    live.stack.api.create(limit)
-    wait_for(
-        "the quota",
-        lambda: (live.stack.api.get("v1", "ResourceQuota", "few", live.stack.namespace) or {}).get("status"),
-    )
-    live.delete_worker()
-    try:
+    with _quota(live, live.stack.namespace):
+        live.delete_worker()
         yield
-    finally:
-        live.stack.api.delete("v1", "ResourceQuota", "few", live.stack.namespace)
-
-
-@contextmanager
-def pod_security(live: Live) -> Iterator[None]:
-    """The namespace enforces a stricter level than the workers keep to."""
-    level = "pod-security.kubernetes.io/enforce"
-    namespace = live.stack.api.get("v1", "Namespace", live.stack.namespace)
-    assert namespace is not None
-    before = namespace["metadata"]["labels"].get(level)
-    live.merge("v1", "Namespace", live.stack.namespace, {"metadata": {"labels": {level: "restricted"}}})
-    live.delete_worker()
-    try:
-        yield
-    finally:
-        live.merge("v1", "Namespace", live.stack.namespace, {"metadata": {"labels": {level: before}}})
 
 
 @contextmanager
@@ -296,34 +288,22 @@ def dead_operator(live: Live) -> Iterator[None]:
 @contextmanager
 def failed_job(name: str, live: Live) -> Iterator[None]:
     """A Job for the model whose pod never ends in time, until its controller gives up."""
-    api, where = live.stack.api, live.stack.plan.mirror_namespace
-    labels = {"modelfleet.dev/model": "org-one"}
-    container = {"name": "c", "image": "busybox"}
-    pod = {"restartPolicy": "Never", "containers": [container], "nodeSelector": {"no": "node"}}
-    spec = {"activeDeadlineSeconds": 1, "template": {"metadata": {"labels": labels}, "spec": pod}}
-    meta = {"name": name, "namespace": where, "labels": labels}
-    api.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
-    try:
+    with _job(live, name, {**SAFE, "nodeSelector": {"no": "node"}}, activeDeadlineSeconds=1):
         yield
-    finally:
-        api.delete("batch/v1", "Job", name, where)
 
 
 @contextmanager
-def job_without_pod(live: Live) -> Iterator[None]:
+def job_above_quota(live: Live) -> Iterator[None]:
     """A quota in the Jobs' namespace keeps a new Job from its pod."""
-    api, where = live.stack.api, live.stack.plan.mirror_namespace
-    limit = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": where}}
-    api.create({**limit, "spec": {"hard": {"pods": "0"}}})
-    wait_for("the quota", lambda: (api.get("v1", "ResourceQuota", "few", where) or {}).get("status"))
-    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "busybox"}]}
-    meta = {"name": "mirror-late", "namespace": where, "labels": {"modelfleet.dev/model": "org-one"}}
-    api.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": {"template": {"spec": pod}}})
-    try:
+    with _quota(live, live.stack.plan.mirror_namespace), _job(live, "mirror-late", SAFE):
         yield
-    finally:
-        api.delete("batch/v1", "Job", "mirror-late", where)
-        api.delete("v1", "ResourceQuota", "few", where)
+
+
+@contextmanager
+def unsafe_job(live: Live) -> Iterator[None]:
+    """A Job's pod that the Pod Security level of the Jobs' namespace does not allow."""
+    with _job(live, "mirror-unsafe", {"containers": [{"name": "c", "image": "busybox"}]}):
+        yield
 
 
 @contextmanager
@@ -340,7 +320,7 @@ def unserved_pool(live: Live, event: tuple[str, str] | None = None) -> Iterator[
     try:
         yield
     finally:
-        live.stack.scale({"l4": 1, "t4": 0})
+        live.give_up(live.pod(group="t4"))
         for one in live.stack.api.list("v1", "Event", live.stack.namespace):
             if one["metadata"]["name"].startswith("autoscaler-"):
                 live.stack.api.delete("v1", "Event", one["metadata"]["name"], live.stack.namespace)
@@ -369,15 +349,39 @@ def _spec(live: Live, patch: Mapping[str, Any]) -> None:
 @contextmanager
 def _pod(live: Live, name: str, spec: Mapping[str, Any]) -> Iterator[None]:
     """A pod of the stack's namespace that keeps to its Pod Security level."""
-    safe = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    whole = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
-    container = {"name": "c", "image": "busybox", "securityContext": safe}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": _meta(live, name)}
-    live.stack.api.create({**body, "spec": {"containers": [container], "securityContext": whole, **spec}})
+    live.stack.api.create({**body, "spec": {**SAFE, **spec}})
     try:
         yield
     finally:
         live.stack.api.delete("v1", "Pod", name, live.stack.namespace)
+
+
+@contextmanager
+def _job(live: Live, name: str, pod: Mapping[str, Any], **spec: Any) -> Iterator[None]:
+    """A Job for the model, beside its mirror's."""
+    api, where = live.stack.api, live.stack.plan.mirror_namespace
+    labels = {"modelfleet.dev/model": "org-one"}
+    template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", **pod}}
+    meta = {"name": name, "namespace": where, "labels": labels}
+    body = {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta}
+    api.create({**body, "spec": {**spec, "template": template}})
+    try:
+        yield
+    finally:
+        api.delete("batch/v1", "Job", name, where)
+
+
+@contextmanager
+def _quota(live: Live, where: str) -> Iterator[None]:
+    """A quota of no pods, once the API server heeds it."""
+    api, meta = live.stack.api, {"name": "few", "namespace": where}
+    api.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": {"hard": {"pods": "0"}}})
+    try:
+        wait_for("the quota", lambda: (api.get("v1", "ResourceQuota", "few", where) or {}).get("status"))
+        yield
+    finally:
+        api.delete("v1", "ResourceQuota", "few", where)
 
 
 def _meta(live: Live, name: str) -> dict[str, Any]:
@@ -520,8 +524,8 @@ REAL: Final = (
     Fault("no-node-matches", "a pool that has no node", unserved_pool),
     Fault("pod-waits", "a volume that nobody made", no_volume),
     Fault("quota-exceeded", "a quota leaves no room for the worker", quota),
-    Fault("quota-exceeded", "a quota leaves no room for a Job's pod", job_without_pod),
-    Fault("admission-denied", "Pod Security is stricter than the workers", pod_security),
+    Fault("quota-exceeded", "a quota leaves no room for a Job's pod", job_above_quota),
+    Fault("admission-denied", "Pod Security does not allow a Job's pod", unsafe_job),
     Fault("admission-denied", "a policy of the cluster refuses pods", admission_policy),
     Fault("operator-at-fault", "a second operator watches all namespaces", another_operator),
     Fault("scaled-to-zero", "somebody switches the gateway off", switched_off),

@@ -56,15 +56,17 @@ def quota(live: Live) -> Iterator[None]:
 
 @contextmanager
 def used_up(live: Live) -> Iterator[None]:
-    """Other machines of the account leave none of its vCPUs when a node is wanted; the quota itself is enough."""
-    live.emulator.switch(QUOTAS, {G_QUOTA: 1.0})
-    live.want(1)
-    live.emulator.switch(QUOTAS, {})
-    try:
-        yield
-    finally:
-        live.account.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[_scaling(live)])
-        live.want(0)
+    """The quota is enough for the plan, but other machines of the account use it when a node is wanted."""
+    live.emulator.switch(QUOTAS, {G_QUOTA: 8.0})
+    with _another_group(
+        live, "others", {"minSize": 0, "desiredSize": 2, "maxSize": 2}, labels={"modelfleet.dev/pool": "others"}
+    ):
+        live.want(1)
+        try:
+            yield
+        finally:
+            live.want(0)
+            live.emulator.switch(QUOTAS, {})
 
 
 @contextmanager
@@ -77,7 +79,6 @@ def no_machines(live: Live) -> Iterator[None]:
         yield
     finally:
         live.emulator.switch(SHORTAGE, [])
-        live.account.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[_scaling(live)])
         live.want(0)
 
 
@@ -129,7 +130,12 @@ def denied_bucket(live: Live) -> Iterator[None]:
     s3, bucket = live.emulator.client(), str(live.plan.bucket.name)
     before = s3.get_bucket_policy(Bucket=bucket)["Policy"]
     arn = f"arn:aws:s3:::{bucket}"
-    deny = {"Effect": "Deny", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": [arn, f"{arn}/*"]}
+    deny = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["s3:GetObject", "s3:ListBucket"],
+        "Resource": [arn, f"{arn}/*"],
+    }
     s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
     try:
         yield
@@ -157,30 +163,36 @@ def no_bucket(live: Live) -> Iterator[None]:
 @contextmanager
 def no_way_out(live: Live) -> Iterator[None]:
     """A node group is made whose role may not read images: its machines never join."""
-    group, eks = live.group, live.account.eks
+    group = live.group
     role = str(group["nodeRole"]).rpartition("/")[2]
     policies = live.account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
     arn = next(one["PolicyArn"] for one in policies if "ContainerRegistry" in one["PolicyName"])
     live.account.iam.detach_role_policy(RoleName=role, PolicyArn=arn)
-    same = {key: group[key] for key in ("subnets", "nodeRole", "labels", "scalingConfig", "instanceTypes")}
+    with _another_group(live, "l4-more", group["scalingConfig"], labels=group["labels"]):
+        try:
+            yield
+        finally:
+            live.account.iam.attach_role_policy(RoleName=role, PolicyArn=arn)
+
+
+@contextmanager
+def _another_group(live: Live, name: str, sizes: Mapping[str, int], labels: Mapping[str, str]) -> Iterator[None]:
+    """A node group beside the pool's, with its template, types and role."""
+    group, eks = live.group, live.account.eks
+    same = {key: group[key] for key in ("subnets", "nodeRole", "instanceTypes")}
     template = {key: group["launchTemplate"][key] for key in ("id", "version")}
-    eks.create_nodegroup(clusterName=live.cluster, nodegroupName="l4-more", launchTemplate=template, **same)
+    more = {"launchTemplate": template, "scalingConfig": dict(sizes), "labels": dict(labels)}
+    eks.create_nodegroup(clusterName=live.cluster, nodegroupName=name, **same, **more)
     try:
         yield
     finally:
-        eks.delete_nodegroup(clusterName=live.cluster, nodegroupName="l4-more")
-        live.account.iam.attach_role_policy(RoleName=role, PolicyArn=arn)
+        eks.delete_nodegroup(clusterName=live.cluster, nodegroupName=name)
 
 
 def fill(live: Live) -> None:
     """The code and a complete mirror, as `up` and the mirror Job leave them."""
     for key in (live.plan.code.key, f"{live.plan.models[0].mirror.prefix}/manifest.json"):
         live.emulator.client().put_object(Bucket=str(live.plan.bucket.name), Key=key, Body=b"{}")
-
-
-def _scaling(live: Live) -> str:
-    (scaling,) = live.group["resources"]["autoScalingGroups"]
-    return str(scaling["name"])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import json
@@ -95,6 +96,59 @@ def test_the_autoscalers_failures_are_read_where_it_records_them() -> None:
     assert seen(Events(kube_system=failed)) == (["ScaleUpFailed"], [])
     assert seen(Events(kube_system=other)) == ([], [])
     assert seen(Events(hidden="kube-system")) == ([], ["Event: you may not list events in kube-system"])
+
+
+@pytest.mark.parametrize(
+    ("reason", "rules"), [("ValidationFailed", ["operator-behind"]), ("NonZeroServeEndpoints", [])]
+)
+def test_a_refused_spec_is_over_once_the_operator_takes_it(reason: str, rules: list[str]) -> None:
+    about = {"kind": "RayService", "name": "fleet", "uid": "u"}
+    event = {"type": "Warning", "reason": "InvalidRayServiceSpec", "message": "no", "involvedObject": about}
+    said = copy.deepcopy(RUNNING)
+    said["metadata"] |= {"uid": "u", "generation": 2 if rules else 1}
+    said["status"]["conditions"][0] |= {"reason": reason}
+    facts = list(kubernetes.facts(Objects(nodes=(NODE,), events=(event,), services=(said,)), SUBJECT))
+    found = causes(*facts)
+    assert [one.rule for one in found] == (["ray-spec-refused"] if rules else [])
+    assert [one.rule for cause in found for one in cause.explains] == rules
+
+
+def test_a_service_that_may_not_be_seen_is_not_said_to_be_absent() -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled"}
+    state = {"waiting": {"reason": "CrashLoopBackOff"}}
+    container = {"name": "ray-worker", "restartCount": 3, "state": state, "lastState": {"terminated": ended}}
+    meta = {"name": "w", "labels": {"ray.io/cluster": "fleet-1"}}
+    pod = {"metadata": meta, "spec": {}, "status": {"phase": "Running", "containerStatuses": [container]}}
+    facts = kubernetes.facts(Objects(nodes=(NODE,), pods=(pod,), services=None), SUBJECT)
+    assert [one.rule for one in causes(*facts)] == ["pod-out-of-memory"]
+
+
+def test_what_a_controller_is_refused_is_said_while_it_is_refused() -> None:
+    served = service()
+    served["status"]["activeServiceStatus"]["rayClusterName"] = "fleet-1"
+    message = 'pods "w" is forbidden: exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2'
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateWorkerPod", "message": message}
+
+    def judge(condition: dict[str, Any], name: str = "fleet-1") -> list[str]:
+        cluster = {"metadata": {"name": name}, "status": {"conditions": [condition]}}
+        facts = kubernetes.facts(Objects(nodes=(NODE,), services=(served,), clusters=(cluster,)), SUBJECT)
+        return [one.rule for one in causes(*facts)]
+
+    assert judge(failure) == ["quota-exceeded"]
+    assert judge({**failure, "message": "no such node"}) == ["pods-refused"]
+    assert judge({**failure, "status": "False"}) == []
+    assert judge(failure, "fleet-0") == [], "a Ray cluster that nobody wants any more"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "available", "rules"),
+    [(0, None, ["scaled-to-zero"]), (2, "False", ["deployment-down"]), (2, "True", [])],
+)
+def test_a_deployment_without_pods_is_said(replicas: int, available: str | None, rules: list[str]) -> None:
+    conditions = [{"type": "Available", "status": available}] if available else []
+    gateway = {"metadata": {"name": "gateway"}, "spec": {"replicas": replicas}, "status": {"conditions": conditions}}
+    facts = kubernetes.facts(Objects(nodes=(NODE,), services=(RUNNING,), deployments=(gateway,)), SUBJECT)
+    assert [one.rule for one in causes(*facts)] == rules
 
 
 def test_what_happens_to_mirror_jobs_is_read_in_their_namespace() -> None:
@@ -346,10 +400,13 @@ CLOUD = planned(MODELS, stack(pool(instanceTypes=["g6.2xlarge"], name="l4", maxN
 
 
 class Scaling:
-    """Auto Scaling's activities, newest first."""
+    """Auto Scaling's activities, newest first, of a group that wants `wanted` machines and has none."""
 
-    def __init__(self, *codes: str) -> None:
-        self.codes = codes
+    def __init__(self, *codes: str, wanted: int = 0) -> None:
+        self.codes, self.wanted = codes, wanted
+
+    def describe_auto_scaling_groups(self, **asked: Any) -> dict[str, Any]:
+        return {"AutoScalingGroups": [{"DesiredCapacity": self.wanted, "Instances": []}]}
 
     def describe_scaling_activities(self, **asked: Any) -> dict[str, Any]:
         began = datetime.datetime(2026, 11, 29, 10, tzinfo=datetime.UTC)
@@ -380,6 +437,14 @@ def test_a_node_group_belongs_to_the_pool_of_its_label_and_not_of_its_name() -> 
     assert [one.models for one in aws.node_group(other, Scaling("Failed"), CLOUD)] == [(), ()]
 
 
+def test_a_failed_launch_counts_alone_while_its_group_still_wants_the_machine() -> None:
+    healthy = {**GROUP, "health": {"issues": []}}
+    (over,) = aws.node_group(healthy, Scaling("Failed"), CLOUD)
+    (now,) = aws.node_group(healthy, Scaling("Failed", wanted=1), CLOUD)
+    assert causes(over) == []
+    assert [one.rule for one in causes(now)] == ["no-capacity"]
+
+
 def test_a_failure_before_a_success_is_over() -> None:
     healthy = {**GROUP, "health": {"issues": []}}
     assert list(aws.node_group(healthy, Scaling("Successful", "Failed"), CLOUD)) == []
@@ -389,7 +454,8 @@ def test_what_one_question_is_refused_does_not_silence_the_others(monkeypatch: p
     """moto has no Pod Identity, as an account may have no right to list it."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setattr(aws, "run_preflight", lambda plan: [])
+    monkeypatch.setattr(aws, "preflight", lambda plan, facts: [])
+    monkeypatch.setattr(aws, "read_facts_with_boto3", lambda plan, session: None)
     with mock_aws():
         reading = aws.read(dataclasses.replace(SUBJECT, plan=CLOUD), 5)
     assert reading.unread is not None and "ListPodIdentityAssociations" in reading.unread

@@ -49,6 +49,16 @@ def test_what_was_is_said_only_where_something_of_the_same_model_is_wrong_now() 
     assert [one.rule for one in judged(log, mine)] == ["out-of-memory"]
 
 
+def test_what_was_goes_last_where_what_is_explains_all() -> None:
+    full = evidence("activity", "We currently do not have sufficient g6.xlarge capacity", layer=Layer.AWS)
+    waits = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
+    denied = evidence("identity", "service account a has no Pod Identity association", layer=Layer.AWS)
+    absent = evidence("keys", "the gateway asks for keys and knows none", layer=Layer.GATEWAY)
+    assert [one.rule for one in judged(full, waits)] == ["no-capacity"], "it is asked for"
+    assert [one.rule for one in judged(full, waits, absent)] == ["no-capacity", "gateway-without-keys"]
+    assert [one.rule for one in judged(full, denied, waits)] == ["role-not-associated", "no-capacity"]
+
+
 def test_a_symptom_goes_below_the_cause_of_its_model() -> None:
     gated = evidence("job-log", "org/model is gated on the Hugging Face Hub and this node's token cannot read it")
     failed = evidence("application", "DEPLOY_FAILED: The deployment failed to start 3 times in a row. Error:\nE")
