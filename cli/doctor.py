@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 
 from modelfleet.cli import output
+from modelfleet.cli.doctor_watch import Change, Seen, Watch
 from modelfleet.cli.pulumi_lock import is_dead, locks
 from modelfleet.cli.pulumi_run import command
 from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_backend
@@ -36,10 +38,7 @@ LEAST_S = 3.0
 
 def run_doctor(stack: str, model: str | None, *, as_json: bool = False, bundle: Path | None = None) -> int:
     """Look, judge and print; returns the exit code: 0 healthy, 1 something to fix, 2 a layer could not be read."""
-    subject = open_subject(Path.cwd(), stack)
-    slug = slug_of(subject, model) if model else None
-    looked = look(readers_of(subject, partial(export, subject.root, stack)), _seconds_left())
-    causes = diagnose(default_rules(), looked.evidence, subject, stack, slug)
+    subject, looked, causes = _examined(stack, model, _seconds_left())
     if bundle is not None:
         write_bundle(bundle, subject, looked, causes)
     if as_json:
@@ -47,6 +46,41 @@ def run_doctor(stack: str, model: str | None, *, as_json: bool = False, bundle: 
     else:
         _show(subject, looked, causes)
     return exit_code(looked, causes)
+
+
+def watch_doctor(stack: str, model: str | None, *, as_json: bool = False) -> int:
+    """Print what changes until Ctrl-C; returns the exit code of the last look."""
+
+    def again() -> Seen:
+        # Files too are read anew: whoever mends one looks on.
+        _, looked, causes = _examined(stack, model, WHOLE_S)
+        return Seen(causes, looked.unread, exit_code(looked, causes))
+
+    return Watch(again, partial(_show_change, stack), as_json=as_json).run()
+
+
+def _examined(stack: str, model: str | None, seconds: float) -> tuple[Subject, Looked, list[Cause]]:
+    subject = open_subject(Path.cwd(), stack)
+    slug = slug_of(subject, model) if model else None
+    looked = look(readers_of(subject, partial(export, subject.root, stack)), seconds)
+    return subject, looked, diagnose(default_rules(), looked.evidence, subject, stack, slug)
+
+
+def _show_change(stack: str, change: Change) -> None:
+    at = f"{datetime.now().astimezone():%H:%M:%S}"
+    if change.kind == "found" and change.cause is not None:
+        head, *rest = lines(change.cause, first=True)
+        output.say(f"{at} {head[0]}", head[1], stderr=False)
+        for line in rest:
+            output.say(*line, stderr=False)
+    elif change.kind == "gone" and change.cause is not None:
+        output.say(f"{at} no more: {change.cause.sentence}", "green", stderr=False)
+    elif change.kind == "healthy":
+        output.say(f"{at} stack {stack}: nothing to fix", "green", stderr=False)
+    elif change.kind == "unread":
+        output.say(f"{at} {change.layer} could not be read: {change.why}", "yellow", stderr=False)
+    else:
+        output.say(f"{at} {change.layer} can be read again", stderr=False)
 
 
 def _seconds_left() -> float:

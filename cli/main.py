@@ -239,15 +239,22 @@ def doctor(
         Path | None,
         typer.Option("--bundle", metavar="FILE", help="Also write all evidence, redacted, for a colleague."),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look every 5 s until Ctrl-C, and print only what changes.")
+    ] = False,
 ) -> None:
     """Say why a stack or a model does not serve: the first cause, its evidence, the fix, and what happens then.
 
-    Exit code 0: nothing to fix; 1: something to fix; 2: a layer could not be read.
+    Exit code 0: nothing to fix; 1: something to fix; 2: a layer could not be read. With --watch that of the last look.
 
     Example: `modelfleet doctor --stack prod`
     """
-    from modelfleet.cli.doctor import run_doctor
+    from modelfleet.cli.doctor import run_doctor, watch_doctor
 
+    if watch:
+        if bundle is not None:
+            raise typer.BadParameter("is of one look; leave out --watch", param_hint="--bundle")
+        raise typer.Exit(watch_doctor(stack, model, as_json=json))
     raise typer.Exit(run_doctor(stack, model, as_json=json, bundle=bundle))
 
 

@@ -13,6 +13,8 @@ from modelfleet.serving.config.errors import one_line
 
 #: Kinds of objects of which one fault makes many alike.
 MANY = ("pod", "event")
+#: Kinds of what is no fault by itself, and may be why everything else is not there yet.
+AT_WORK = ("lock",)
 #: Longest piece of evidence that is shown.
 LONGEST = 600
 
@@ -126,7 +128,7 @@ def _is_needless(cause: Cause, now: Collection[Cause]) -> bool:
 
     An hour ago AWS may have had no machine; that today's pods wait for an absent image has nothing to do with it.
     """
-    if cause.symptom or _is_now(cause):
+    if cause.symptom or _is_now(cause) or any(one.kind in AT_WORK for one in cause.evidence):
         return False
     causes = [one for one in now if not one.symptom]
     open_ones = (one for one in now if one.symptom and not any(_explains(why, one) for why in causes))

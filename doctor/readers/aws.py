@@ -81,7 +81,7 @@ def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[E
         yield _fact("nodegroup", name, f"{group['status']}: the node group's last operation failed", models=models)
     for one in group.get("resources", {}).get("autoScalingGroups", []):
         asked = {"AutoScalingGroupName": one["name"], "MaxRecords": ACTIVITIES}
-        kind = "launch" if _is_short(one["name"], scaling) else "activity"
+        kind = "launch" if _is_short(one["name"], scaling) else "activity"  # the newest; those before it only were
         for activity in scaling.describe_scaling_activities(**asked)["Activities"]:
             if activity["StatusCode"] == "Successful":
                 break  # newest first: it got a machine after what failed before
@@ -89,6 +89,7 @@ def node_group(group: Mapping[str, Any], scaling: Any, plan: Plan) -> Iterator[E
                 time = activity["StartTime"].isoformat(timespec="seconds")
                 text = activity.get("StatusMessage") or activity.get("Description", "")
                 yield _fact(kind, name, text, time, models)
+                kind = "activity"
 
 
 def _is_short(group: str, scaling: Any) -> bool:

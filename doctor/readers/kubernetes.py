@@ -25,8 +25,9 @@ PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailabl
 FAULTS = ("NotTriggerScaleUp",)
 #: Reasons of events that are over once their pod has a node.
 WAITING = ("FailedScheduling", *FAULTS)
-#: Begins KubeRay's reasons for a spec that it does not take.
-REFUSED_SPEC = "InvalidRay"
+#: KubeRay's reason for a spec that it does not take, and that of the condition Ready then
+#: (`utils.InvalidRayServiceSpec`, `rayv1.RayServiceValidationFailed`, KubeRay 1.6.2).
+REFUSED_SPEC, NOT_TAKEN = "InvalidRayServiceSpec", "ValidationFailed"
 #: The Ray clusters that a RayService serves from, and moves to.
 SERVED_BY = ("activeServiceStatus", "pendingServiceStatus")
 #: Fields of a Job's status once it has had a pod.
@@ -177,8 +178,7 @@ def _deployments(objects: Objects) -> Iterator[Evidence]:
 def _standing(objects: Objects) -> Iterator[Manifest]:
     """Warnings that nothing has overtaken: events live for an hour, and what they tell may be mended.
 
-    A pod that runs or is gone waits for nothing, a controller that made its pods later was let, and KubeRay says in a
-    condition whether it refuses a RayService now.
+    A pod that runs or is gone waits for nothing, and a controller that made its pods later was let.
     """
     pods = {one["metadata"]["name"]: one.get("status", {}).get("phase") for one in objects.pods}
     jobs = {one["metadata"]["name"] for one in objects.jobs}
@@ -187,22 +187,15 @@ def _standing(objects: Objects) -> Iterator[Manifest]:
         if event.get("type") != "Warning" and event.get("reason") not in FAULTS:
             uid = event.get("involvedObject", {}).get("uid", "")
             well[uid] = max(well.get(uid, ""), _when(event))
-    taken = {one["metadata"].get("uid") for one in objects.services or () if not _is_refused(one)}
     for event in objects.events:
         about = event.get("involvedObject", {})
         kind, name = about.get("kind"), about.get("name")
         gone = (kind == "Pod" and name not in pods) or (kind == "Job" and name not in jobs)
         waited = event.get("reason") in WAITING and pods.get(name) in ("Running", "Succeeded")
         overtaken = bool(about.get("uid")) and _when(event) < well.get(about["uid"], "")
-        overtaken |= event.get("reason", "").startswith(REFUSED_SPEC) and about.get("uid") in taken
+        overtaken |= kind == "RayService" and event.get("reason") == REFUSED_SPEC  # a condition says whether it is so
         if (event.get("type") == "Warning" or event.get("reason") in FAULTS) and not (gone or waited or overtaken):
             yield event
-
-
-def _is_refused(service: Manifest) -> bool:
-    """Whether the operator does not take the spec as it is (`RayServiceValidationFailed`, KubeRay 1.6.2)."""
-    conditions = service.get("status", {}).get("conditions", [])
-    return any((one["type"], one.get("reason")) == ("Ready", "ValidationFailed") for one in conditions)
 
 
 def _when(event: Manifest) -> str:
@@ -223,6 +216,10 @@ def _services(objects: Objects) -> Iterator[Evidence]:
     if objects.services is None:
         return
     service = next((one for one in objects.services if one["metadata"]["name"] == RAY_SERVICE), None)
+    for condition in (service or {}).get("status", {}).get("conditions", []):
+        if (condition["type"], condition.get("reason")) == ("Ready", NOT_TAKEN):  # events of busy objects are dropped
+            text, time = f"{REFUSED_SPEC}: {condition.get('message', '')}", condition.get("lastTransitionTime", "")
+            yield _fact("refused", f"RayService {RAY_SERVICE}", text, time)
     if doing := still_to_do(service):
         yield _fact("rayservice", f"RayService {RAY_SERVICE}", doing)
     if service is None:

@@ -31,6 +31,9 @@ Manifest = dict[str, Any]
 
 #: For one call. The client would otherwise wait forever for an address that drops packets.
 TIMEOUT_SECONDS: Final = 30.0
+#: One kubeconfig at a time: the client remembers files by their content for the whole process, so one thread would read
+#: the file that another is just removing.
+_LOADS: Final = threading.Lock()
 #: A path where no file can exist. The client would otherwise cache its discovery in /tmp under a guessable name.
 _NO_CACHE: Final = f"{os.devnull}/none"
 
@@ -159,7 +162,7 @@ def open_kubeconfig(source: str, context: str | None = None) -> ApiClient:
         chosen = _named(files, "contexts", context or first)["context"]
         cluster = _named(files, "clusters", chosen["cluster"])["cluster"]
         user = _named(files, "users", chosen["user"])["user"] if chosen.get("user") else None
-        with tempfile.TemporaryDirectory(prefix="modelfleet-") as folder, _errors_logged() as said:
+        with _LOADS, tempfile.TemporaryDirectory(prefix="modelfleet-") as folder, _errors_logged() as said:
             KubeConfigLoader(merged, context or first, temp_file_path=folder).load_and_set(configuration)
             tls = _tls(configuration)
         if "proxy-url" not in cluster:  # as kubectl: the environment's proxy is not for addresses of this machine

@@ -7,14 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from modelfleet.infra.planning.plan import Plan
 from tests.doctor_faults import Doctor, Fault
-from tests.engine.aws_account import Account
-from tests.engine.aws_fleet import FleetProject
-from tests.engine.conftest import Emulator
-from tools.cloud.app import QUOTAS, SHORTAGE
+
+# The table in docs/doctor.md reads `FAULTS` alone, and moto takes seconds to import.
+if TYPE_CHECKING:
+    from modelfleet.infra.planning.plan import Plan
+    from tests.engine.aws_account import Account
+    from tests.engine.aws_fleet import FleetProject
+    from tests.engine.conftest import Emulator
+
+#: Controls of the emulated cloud (`tools/cloud/app.py`), compared by the test.
+QUOTAS: Final = "/modelfleet-cloud/quotas"
+SHORTAGE: Final = "/modelfleet-cloud/shortage"
 
 #: Quota of vCPUs of G and VT instances on demand.
 G_QUOTA: Final = "L-DB2E81BA"

@@ -14,8 +14,9 @@ from tests.doctor_faults import Doctor, Fault, healthy, ids, prove
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
-from tests.engine.doctor_faults import FAULTS, Live, fill
+from tests.engine.doctor_faults import FAULTS, QUOTAS, SHORTAGE, Live, fill
 from tests.engine.mocked_engine import MockedEngine
+from tools.cloud import app as cloud
 
 #: pulumi_aws warns about its own old names when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor of.*:DeprecationWarning")
@@ -47,6 +48,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterat
 
 
 def test_a_fleet_as_planned_has_nothing_to_fix(live: Live) -> None:
+    assert (QUOTAS, SHORTAGE) == (cloud.QUOTAS, cloud.SHORTAGE), "what the faults switch"
     answer = healthy(live.doctor)
     assert set(answer.unread) == {"kubernetes", "engine"}, "no API server is behind the emulated EKS"
 

@@ -1,4 +1,4 @@
-"""Writes the table of rules into docs/doctor.md: `python -m tests.unit.doctor.rewrite`."""
+"""Writes the tables of proofs and of rules into docs/doctor.md: `python -m tests.unit.doctor.rewrite`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,34 @@ from pathlib import Path
 
 from modelfleet.doctor.evidence import Layer
 from modelfleet.doctor.rules import Placed, default_rules
+from tests.cluster import doctor_faults as on_kubernetes
+from tests.doctor_faults import Fault
+from tests.engine import doctor_faults as on_aws
 
 PAGE = Path(__file__).parents[3] / "docs" / "doctor.md"
 MARK = "<!-- rules:"
+#: Every fault that a test makes for real, with where.
+PROOFS: tuple[tuple[str, Fault], ...] = (
+    *(("`tests/cluster`", fault) for fault in on_kubernetes.FAULTS),
+    *(("`tests/engine`", fault) for fault in on_aws.FAULTS),
+)
 
 
 def page(text: str) -> str:
     """The page with the rules as they are now; everything below its mark's line is written anew."""
     head, mark, rest = text.partition(MARK)
-    return f"{head}{mark}{rest.partition(chr(10))[0]}\n{tables(default_rules())}"
+    return f"{head}{mark}{rest.partition(chr(10))[0]}\n{proofs(default_rules())}{tables(default_rules())}"
+
+
+def proofs(rules: tuple[Placed, ...]) -> str:
+    """The rules that a real fault proves, each with its faults, in the order of the rules."""
+    made = ["\n### Proved\n\n| rule | proved by | where |\n|---|---|---|"]
+    for placed in rules:
+        for folder, fault in PROOFS:
+            if fault.rule == placed.rule.id:
+                words = fault.words + (" (the kubelet's or autoscaler's words)" if fault.words_of == "written" else "")
+                made.append(f"| `{fault.rule}` | {_cell(words)} | {folder} |")
+    return "\n".join(made) + "\n"
 
 
 def tables(rules: tuple[Placed, ...]) -> str:

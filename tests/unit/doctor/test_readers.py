@@ -102,15 +102,16 @@ def test_the_autoscalers_failures_are_read_where_it_records_them() -> None:
     ("reason", "rules"), [("ValidationFailed", ["operator-behind"]), ("NonZeroServeEndpoints", [])]
 )
 def test_a_refused_spec_is_over_once_the_operator_takes_it(reason: str, rules: list[str]) -> None:
+    """The condition says it; the event of a spec that was mended stays for an hour, and busy objects lose theirs."""
     about = {"kind": "RayService", "name": "fleet", "uid": "u"}
     event = {"type": "Warning", "reason": "InvalidRayServiceSpec", "message": "no", "involvedObject": about}
     said = copy.deepcopy(RUNNING)
     said["metadata"] |= {"uid": "u", "generation": 2 if rules else 1}
-    said["status"]["conditions"][0] |= {"reason": reason}
-    facts = list(kubernetes.facts(Objects(nodes=(NODE,), events=(event,), services=(said,)), SUBJECT))
-    found = causes(*facts)
-    assert [one.rule for one in found] == (["ray-spec-refused"] if rules else [])
-    assert [one.rule for cause in found for one in cause.explains] == rules
+    said["status"]["conditions"][0] |= {"reason": reason, "message": "The RayService spec is invalid: no"}
+    for events in ((), (event,)):
+        found = causes(*kubernetes.facts(Objects(nodes=(NODE,), events=events, services=(said,)), SUBJECT))
+        assert [one.rule for one in found] == (["ray-spec-refused"] if rules else [])
+        assert [one.rule for cause in found for one in cause.explains] == rules
 
 
 def test_a_service_that_may_not_be_seen_is_not_said_to_be_absent() -> None:
@@ -440,7 +441,8 @@ def test_a_node_group_belongs_to_the_pool_of_its_label_and_not_of_its_name() -> 
 def test_a_failed_launch_counts_alone_while_its_group_still_wants_the_machine() -> None:
     healthy = {**GROUP, "health": {"issues": []}}
     (over,) = aws.node_group(healthy, Scaling("Failed"), CLOUD)
-    (now,) = aws.node_group(healthy, Scaling("Failed", wanted=1), CLOUD)
+    now, before = aws.node_group(healthy, Scaling("Failed", "Failed", wanted=1), CLOUD)
+    assert (over.kind, now.kind, before.kind) == ("activity", "launch", "activity")
     assert causes(over) == []
     assert [one.rule for one in causes(now)] == ["no-capacity"]
 

@@ -15,7 +15,7 @@ from modelfleet.doctor.subject import STACK_KEY
 from modelfleet.infra.stack import StackConfig
 from modelfleet.serving.config.schema import ModelConfig
 from tests.unit.doctor.builders import RECORDS, evidence, judged, recorded
-from tests.unit.doctor.rewrite import PAGE, page
+from tests.unit.doctor.rewrite import PAGE, PROOFS, page
 
 #: A symptom of the whole stack, for what was counts only where something is wrong now.
 BROKEN = evidence("rayservice", "the RayService is not ready", layer=Layer.KUBERNETES)
@@ -126,3 +126,11 @@ def test_every_key_of_a_rule_is_one_of_the_files() -> None:
 def test_the_page_lists_the_rules_as_they_are() -> None:
     text = PAGE.read_text()
     assert page(text) == text, "run python -m tests.unit.doctor.rewrite"
+
+
+def test_forty_rules_are_proved_by_a_real_fault_and_each_exists() -> None:
+    proved = {fault.rule for _, fault in PROOFS}
+    assert proved <= {placed.rule.id for placed in default_rules()}
+    assert len(proved) >= 40, sorted(proved)
+    named = [(where, fault.rule, fault.words) for where, fault in PROOFS]
+    assert len(named) == len({*named}), "two tests have one name"
