@@ -13,6 +13,8 @@ from modelfleet.serving.config.errors import one_line
 
 #: Kinds of objects of which one fault makes many alike.
 MANY = ("pod", "event")
+#: Kinds that in their own layer tell of one object alone: that AWS had no machine a while ago empties no bucket.
+OF_ONE = ("activity",)
 #: Kinds of what is no fault by itself, and may be why everything else is not there yet.
 AT_WORK = ("lock",)
 #: Longest piece of evidence that is shown.
@@ -211,5 +213,8 @@ def _explains(cause: Cause, symptom: Cause) -> bool:
     if not symptom.symptom:
         return cause.rule == symptom.rule and symptom.evidence[0].kind in MANY and _share(cause, symptom)
     if ORDER[cause.layer] > ORDER[symptom.layer]:
+        return False
+    shown = cause.evidence[0]
+    if cause.layer is symptom.layer and shown.kind in OF_ONE and shown.object != symptom.evidence[0].object:
         return False
     return _share(cause, symptom)

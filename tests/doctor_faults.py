@@ -48,7 +48,8 @@ class Answer:
 
     code: int
     data: Mapping[str, Any]
-    text: str
+    #: From its first line to its last; loading the command comes before.
+    seconds: float
 
     @property
     def rules(self) -> list[str]:
@@ -72,6 +73,8 @@ class Doctor:
     state: Exported | None = None
     #: What must never be printed.
     secrets: tuple[str, ...] = ()
+    #: Whether the last answer had nothing to fix.
+    well: bool = False
 
     def __call__(self, *arguments: str, stack: str | None = None) -> Answer:
         """`modelfleet doctor --json`."""
@@ -85,12 +88,16 @@ class Doctor:
                 patch.setattr(command, "export", lambda *_: self.state)
             # The command counts from the start of its process, which is that of all tests here.
             patch.setattr(command, "_seconds_left", lambda: PATIENCE_S)
+            began = time.monotonic()
             done = CliRunner().invoke(app, words)
+            took = time.monotonic() - began
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         for secret in self.secrets:
             assert secret not in done.output and secret not in bundle.read_text(), "a secret is printed"
-        return Answer(done.exit_code, json.loads(done.stdout), done.output)
+        answer = Answer(done.exit_code, json.loads(done.stdout), took)
+        self.well = not answer.rules
+        return answer
 
 
 def ids(faults: Iterable[Fault]) -> list[str]:
@@ -104,8 +111,9 @@ def healthy(doctor: Doctor, *, seconds: float = PATIENCE_S) -> Answer:
 
 
 def prove(fault: Fault, live: Any, doctor: Doctor) -> Answer:
-    """The answer to a fault, which was silent before and is silent after it."""
-    healthy(doctor)
+    """The answer to a fault; the doctor is silent before it, as after the fault before, and after it."""
+    if not doctor.well:
+        healthy(doctor)
     with fault.broken(live):
         shown = _until(doctor, lambda answer: answer.rules[:1] == [fault.rule], fault.rule, PATIENCE_S)
         assert shown.code == 1

@@ -45,10 +45,11 @@ class Objects:
     pods: tuple[dict[str, Any], ...] = ()
     events: tuple[dict[str, Any], ...] = ()
     jobs: tuple[dict[str, Any], ...] = ()
-    #: None where the caller may not look, which is not the same as none.
-    services: tuple[dict[str, Any], ...] | None = ()
+    services: tuple[dict[str, Any], ...] = ()
     clusters: tuple[dict[str, Any], ...] = ()
     deployments: tuple[dict[str, Any], ...] = ()
+    #: Kinds that the caller may not list, wholly or in one namespace: none seen is then not none.
+    hidden: frozenset[str] = frozenset()
     #: Sentences of the preflight about pools without nodes and about operators.
     lacking: tuple[str, ...] = ()
 
@@ -65,7 +66,7 @@ def read(subject: Subject, connect: Connect, seconds: float) -> Reading:  # noqa
 
 def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
     """The objects, and what the cluster refused to show; raises `Unreachable`."""
-    namespace, refused = subject.namespace, list[str]()
+    namespace, refused, hidden = subject.namespace, list[str](), set[str]()
 
     def listed(version: str, kind: str, where: str | None) -> tuple[dict[str, Any], ...]:
         try:
@@ -73,6 +74,7 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
         except ApiError as error:
             if error.code != 404:  # 404: the cluster does not know the kind, so it has none
                 refused.append(f"{kind}: {error.message}")
+                hidden.add(kind)
             return ()
 
     try:
@@ -87,13 +89,12 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
         system = listed("v1", "Event", AUTOSCALER_NAMESPACE)
         events += tuple(one for one in system if one.get("involvedObject", {}).get("name") == AUTOSCALER_STATUS)
     jobs = listed("batch/v1", "Job", subject.mirror_namespace)
-    before = len(refused)
     services = listed("ray.io/v1", "RayService", namespace)
-    seen = services if len(refused) == before else None
     clusters = listed("ray.io/v1", "RayCluster", namespace)
     deployments = listed("apps/v1", "Deployment", namespace)
     lacking = tuple(_lacking(api, subject, refused))
-    return Objects(exists, nodes, pods, events, jobs, seen, clusters, deployments, lacking), refused
+    seen = (exists, nodes, pods, events, jobs, services, clusters, deployments, frozenset(hidden), lacking)
+    return Objects(*seen), refused
 
 
 def _lacking(api: Api, subject: Subject, refused: list[str]) -> Iterator[str]:
@@ -135,7 +136,8 @@ def _node(node: Manifest) -> Iterator[Evidence]:
 
 
 def _pods(objects: Objects, subject: Subject) -> Iterator[Evidence]:
-    pods = list(objects.pods) if objects.services is None else wanted_pods(objects.pods, objects.services)
+    every = "RayService" in objects.hidden  # which Ray cluster is wanted is not known
+    pods = list(objects.pods) if every else wanted_pods(objects.pods, objects.services)
     for trouble in troubles(pods, objects.events):
         models = _models(trouble.name, objects.pods, subject)
         yield _fact("pod", f"pod {trouble.name}", trouble.sentence, _since(trouble.name, pods), models)
@@ -146,7 +148,7 @@ def _refusals(objects: Objects, subject: Subject) -> Iterator[Evidence]:
 
     KubeRay writes it on a RayCluster (`utils.RayClusterReplicaFailure`, KubeRay 1.6), Kubernetes on a Deployment.
     """
-    statuses = [service.get("status", {}) for service in objects.services or ()]
+    statuses = [service.get("status", {}) for service in objects.services]
     wanted = {one.get(key, {}).get("rayClusterName") for one in statuses for key in SERVED_BY}
     clusters = [("RayCluster", one) for one in objects.clusters if one["metadata"]["name"] in wanted]
     for kind, one in (*clusters, *(("Deployment", one) for one in objects.deployments)):
@@ -190,7 +192,8 @@ def _standing(objects: Objects) -> Iterator[Manifest]:
     for event in objects.events:
         about = event.get("involvedObject", {})
         kind, name = about.get("kind"), about.get("name")
-        gone = (kind == "Pod" and name not in pods) or (kind == "Job" and name not in jobs)
+        lives = {"Pod": pods, "Job": jobs}.get(str(kind))
+        gone = lives is not None and kind not in objects.hidden and name not in lives
         waited = event.get("reason") in WAITING and pods.get(name) in ("Running", "Succeeded")
         overtaken = bool(about.get("uid")) and _when(event) < well.get(about["uid"], "")
         overtaken |= kind == "RayService" and event.get("reason") == REFUSED_SPEC  # a condition says whether it is so
@@ -213,7 +216,7 @@ def _event(event: Manifest, objects: Objects, subject: Subject) -> Iterator[Evid
 
 
 def _services(objects: Objects) -> Iterator[Evidence]:
-    if objects.services is None:
+    if "RayService" in objects.hidden:
         return
     service = next((one for one in objects.services if one["metadata"]["name"] == RAY_SERVICE), None)
     for condition in (service or {}).get("status", {}).get("conditions", []):

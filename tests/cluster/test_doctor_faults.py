@@ -81,6 +81,7 @@ def _is_ready(stack: Stack) -> bool:
 
 def test_a_stack_that_serves_has_nothing_to_fix(live: Live) -> None:
     answer = healthy(live.doctor)
+    print(f"a look takes {answer.seconds:.1f} s")
     assert set(answer.unread) <= {"engine"}, "kwok keeps no logs; all else is read"
 
 

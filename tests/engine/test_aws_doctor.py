@@ -41,7 +41,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterat
             patch.setenv(name, value)
         engine = MockedEngine(REGION)
         engine.run(lambda: AwsFleet("aws", plan, code=pulumi.FileAsset(str(root / "code.zip"))))
-    doctor = Doctor(root, "test", environ, state_of(plan), (environ["AWS_SECRET_ACCESS_KEY"] + "-never",))
+    doctor = Doctor(root, "test", environ, state_of(plan))
     made = Live(project, emulator, Account(emulator, REGION), plan, doctor, "modelfleet-test")
     fill(made)
     yield made
@@ -50,6 +50,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Iterat
 def test_a_fleet_as_planned_has_nothing_to_fix(live: Live) -> None:
     assert (QUOTAS, SHORTAGE) == (cloud.QUOTAS, cloud.SHORTAGE), "what the faults switch"
     answer = healthy(live.doctor)
+    print(f"a look takes {answer.seconds:.1f} s")
     assert set(answer.unread) == {"kubernetes", "engine"}, "no API server is behind the emulated EKS"
 
 

@@ -96,6 +96,7 @@ def test_the_autoscalers_failures_are_read_where_it_records_them() -> None:
     assert seen(Events(kube_system=failed)) == (["ScaleUpFailed"], [])
     assert seen(Events(kube_system=other)) == ([], [])
     assert seen(Events(hidden="kube-system")) == ([], ["Event: you may not list events in kube-system"])
+    assert kubernetes.fetch(Events(hidden="kube-system"), subject)[0].hidden == {"Event"}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_service_that_may_not_be_seen_is_not_said_to_be_absent() -> None:
     container = {"name": "ray-worker", "restartCount": 3, "state": state, "lastState": {"terminated": ended}}
     meta = {"name": "w", "labels": {"ray.io/cluster": "fleet-1"}}
     pod = {"metadata": meta, "spec": {}, "status": {"phase": "Running", "containerStatuses": [container]}}
-    facts = kubernetes.facts(Objects(nodes=(NODE,), pods=(pod,), services=None), SUBJECT)
+    facts = kubernetes.facts(Objects(nodes=(NODE,), pods=(pod,), hidden=frozenset({"RayService"})), SUBJECT)
     assert [one.rule for one in causes(*facts)] == ["pod-out-of-memory"]
 
 
@@ -163,6 +164,11 @@ def test_what_happens_to_mirror_jobs_is_read_in_their_namespace() -> None:
     found = causes(*kubernetes.facts(objects, SUBJECT))
     (said,) = [one for cause in found for one in (cause, *cause.explains) if one.rule == "quota-exceeded"]
     assert SUBJECT.mirror_namespace in said.fix
+
+
+def test_events_of_pods_that_may_not_be_listed_still_speak() -> None:
+    objects = Objects(nodes=(NODE,), events=(not_triggered(),), services=(RUNNING,), hidden=frozenset({"Pod"}))
+    assert [one.kind for one in kubernetes.facts(objects, SUBJECT)] == ["event"]
 
 
 def test_an_old_event_of_a_healthy_cluster_is_no_finding() -> None:

@@ -57,6 +57,8 @@ def test_what_was_goes_last_where_what_is_explains_all() -> None:
     assert [one.rule for one in judged(full, waits)] == ["no-capacity"], "it is asked for"
     assert [one.rule for one in judged(full, waits, absent)] == ["no-capacity", "gateway-without-keys"]
     assert [one.rule for one in judged(full, denied, waits)] == ["role-not-associated", "no-capacity"]
+    code = evidence("code", "the serving code of this version is not in the bucket", layer=Layer.AWS, object="s3://b/c")
+    assert [one.rule for one in judged(full, code)] == ["code-not-there", "no-capacity"], "it has nothing to do with it"
 
 
 def test_a_symptom_goes_below_the_cause_of_its_model() -> None:

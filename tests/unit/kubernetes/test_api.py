@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_a_client_certificate_leaves_no_file_and_needs_no_linux(
     assert "alice" in server.users
     assert modes == [0o600, 0o700], "others could read the key"
     assert list((tmp_path / "temporary").rglob("*")) == [], "a key or a guessable discovery cache is left"
+
+
+def test_threads_that_open_one_kubeconfig_at_once_do_not_take_each_others_files(tmp_path: Path) -> None:
+    """The client remembers files by content for the whole process: one thread read what another was removing."""
+    authority = base64.b64encode(certificate("c").certificate).decode()
+    source = kubeconfig(tmp_path / "c", {"server": "https://127.0.0.1:1", "certificate-authority-data": authority})
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: api.open_kubeconfig(source), range(60)))
+    assert len(opened) == 60
 
 
 def test_the_authority_of_an_eks_cluster_is_trusted_by_python_3_13_too(
