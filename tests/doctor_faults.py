@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 from modelfleet.cli import doctor as command
 from modelfleet.cli.main import app
 from modelfleet.doctor.readers.state import Exported
+from modelfleet.infra.kubernetes.manifests.ray import ray_service
+from modelfleet.infra.planning import Plan
 
 #: For a fault to show, and for a mended one to go: controllers need a moment each.
 PATIENCE_S: Final = 40.0
@@ -98,6 +100,12 @@ class Doctor:
         answer = Answer(done.exit_code, json.loads(done.stdout), took)
         self.well = not answer.rules
         return answer
+
+
+def state_of(plan: Plan) -> Exported:
+    """What `pulumi stack export` prints of a stack that was brought up, as far as the doctor reads it."""
+    service = {"type": "kubernetes:ray.io/v1:RayService", "inputs": {"spec": ray_service(plan)["spec"]}}
+    return Exported(json.dumps({"deployment": {"resources": [service]}}))
 
 
 def ids(faults: Iterable[Fault]) -> list[str]:

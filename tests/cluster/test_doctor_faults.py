@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 
-from modelfleet.doctor.readers.state import Exported
-from modelfleet.infra.kubernetes.manifests.ray import ray_service
-from modelfleet.infra.planning import Plan
 from tests.cluster.conftest import Stack, take_away, wait_for
 from tests.cluster.doctor_faults import FAULTS, Live
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import model, planned
 from tests.cluster.head import FakeRay, head_address, head_token, on_loopback
-from tests.doctor_faults import Doctor, Fault, healthy, ids, prove
+from tests.doctor_faults import Doctor, Fault, healthy, ids, prove, state_of
 from tools.kubernetes.control_plane import ControlPlane
 
 pytestmark = pytest.mark.slow
@@ -56,12 +53,6 @@ def spare_node() -> dict[str, Any]:
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is posting ready status"}
     status = {"conditions": [{**ready, "lastTransitionTime": "2026-12-01T00:00:00Z"}]}
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "sick-spare"}, "status": status}
-
-
-def state_of(plan: Plan) -> Exported:
-    """What `pulumi stack export` prints of a stack that was brought up, as far as the doctor reads it."""
-    service = {"type": "kubernetes:ray.io/v1:RayService", "inputs": {"spec": ray_service(plan)["spec"]}}
-    return Exported(json.dumps({"deployment": {"resources": [service]}}))
 
 
 def secrets_in(stack: Stack) -> tuple[str, ...]:

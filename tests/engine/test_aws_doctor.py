@@ -9,8 +9,7 @@ import pytest
 
 from modelfleet.infra.aws.fleet import AwsFleet
 from modelfleet.infra.reading.workspace import make_plan
-from tests.cluster.test_doctor_faults import state_of
-from tests.doctor_faults import Doctor, Fault, healthy, ids, prove
+from tests.doctor_faults import Doctor, Fault, healthy, ids, prove, state_of
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
