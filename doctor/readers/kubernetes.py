@@ -25,6 +25,14 @@ PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailabl
 FAULTS = ("NotTriggerScaleUp",)
 #: Reasons of events that are over once their pod has a node.
 WAITING = ("FailedScheduling", *FAULTS)
+#: Reasons of cluster-autoscaler's failures; they are over once no pod waits for a node.
+SCALE_UPS = ("ScaleUpFailed", "FailedToScaleUpGroup", "ScaleUpTimedOut")
+#: Reasons for pods that a controller could not make (KubeRay's `utils/constant.go`; Kubernetes' `FailedCreateReason`).
+#: Its object says whether that is so now, its events do not: the one that tells of success may be dropped, for client-go
+#: records 25 of an object and then one in five minutes (`EventSourceObjectSpamFilter`).
+NOT_MADE = ("FailedCreate", "FailedToCreateHeadPod", "FailedToCreateWorkerPod")
+#: Which kind says so, by the kind of the object that the event is about.
+SAID_BY = {"RayCluster": "RayCluster", "ReplicaSet": "Deployment"}
 #: KubeRay's reason for a spec that it does not take, and that of the condition Ready then
 #: (`utils.InvalidRayServiceSpec`, `rayv1.RayServiceValidationFailed`, KubeRay 1.6.2).
 REFUSED_SPEC, NOT_TAKEN = "InvalidRayServiceSpec", "ValidationFailed"
@@ -150,17 +158,17 @@ def _refusals(objects: Objects, subject: Subject) -> Iterator[Evidence]:
     """
     statuses = [service.get("status", {}) for service in objects.services]
     wanted = {one.get(key, {}).get("rayClusterName") for one in statuses for key in SERVED_BY}
-    clusters = [("RayCluster", one) for one in objects.clusters if one["metadata"]["name"] in wanted]
+    every = "RayService" in objects.hidden  # as above
+    clusters = [("RayCluster", one) for one in objects.clusters if every or one["metadata"]["name"] in wanted]
     for kind, one in (*clusters, *(("Deployment", one) for one in objects.deployments)):
         for condition in one.get("status", {}).get("conditions", []):
             if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
                 text = f"{condition.get('reason', '')}: {condition.get('message', '')}"
                 name, time = f"{kind} {one['metadata']['name']}", condition.get("lastTransitionTime", "")
                 yield _fact("refused", name, text, time)
-    idle = {one["metadata"]["name"] for one in objects.jobs if not {*one.get("status", {})} & set(STARTED)}
     for event in _standing(objects):
         about = event.get("involvedObject", {})
-        if event.get("reason") == "FailedCreate" and about.get("kind") == "Job" and about.get("name") in idle:
+        if event.get("reason") == "FailedCreate" and about.get("kind") == "Job" and "Job" not in objects.hidden:
             text, models = f"FailedCreate: {event.get('message', '')}", _models(about["name"], objects.jobs, subject)
             yield _fact("refused", f"Job {about['name']}", text, _when(event), models)
 
@@ -180,8 +188,10 @@ def _deployments(objects: Objects) -> Iterator[Evidence]:
 def _standing(objects: Objects) -> Iterator[Manifest]:
     """Warnings that nothing has overtaken: events live for an hour, and what they tell may be mended.
 
-    A pod that runs or is gone waits for nothing, and a controller that made its pods later was let.
+    A pod that runs or is gone waits for nothing, a controller that made its pods later was let, and what the condition
+    of an object says is said by that.
     """
+    waits = "Pod" in objects.hidden or any(_waits(pod) for pod in objects.pods)
     pods = {one["metadata"]["name"]: one.get("status", {}).get("phase") for one in objects.pods}
     jobs = {one["metadata"]["name"] for one in objects.jobs}
     well: dict[str, str] = {}
@@ -197,8 +207,25 @@ def _standing(objects: Objects) -> Iterator[Manifest]:
         waited = event.get("reason") in WAITING and pods.get(name) in ("Running", "Succeeded")
         overtaken = bool(about.get("uid")) and _when(event) < well.get(about["uid"], "")
         overtaken |= kind == "RayService" and event.get("reason") == REFUSED_SPEC  # a condition says whether it is so
+        overtaken |= event.get("reason") in NOT_MADE and _is_said(about, objects)
+        overtaken |= event.get("reason") in SCALE_UPS and not waits
         if (event.get("type") == "Warning" or event.get("reason") in FAULTS) and not (gone or waited or overtaken):
             yield event
+
+
+def _is_said(about: Manifest, objects: Objects) -> bool:
+    """Whether the object of a controller that could not make a pod says, better than an event, if that is so now."""
+    kind = str(about.get("kind"))
+    if kind == "Job":  # it has no condition of it, but has had no pod
+        job = next((one for one in objects.jobs if one["metadata"]["name"] == about.get("name")), {})
+        return not {*job.get("status", {})}.isdisjoint(STARTED)
+    return kind in SAID_BY and SAID_BY[kind] not in objects.hidden
+
+
+def _waits(pod: Manifest) -> bool:
+    """Whether the scheduler found no node for it."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any((one["type"], one["status"]) == ("PodScheduled", "False") for one in conditions)
 
 
 def _when(event: Manifest) -> str:

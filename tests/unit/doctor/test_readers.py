@@ -142,6 +142,51 @@ def test_what_a_controller_is_refused_is_said_while_it_is_refused() -> None:
     assert judge(failure, "fleet-0") == [], "a Ray cluster that nobody wants any more"
 
 
+def refusal(kind: str, name: str, reason: str) -> dict[str, Any]:
+    """What a controller records when admission refuses its pod."""
+    message = 'pods "w" is forbidden: ValidatingAdmissionPolicy \'no-pods\' with binding \'no-pods\' denied request: no'
+    about = {"kind": kind, "name": name, "uid": f"uid-of-{name}"}
+    when = {"lastTimestamp": "2026-12-01T01:00:00Z"}
+    return {"type": "Warning", "reason": reason, "message": message, "involvedObject": about, **when}
+
+
+def scale_up_failed() -> dict[str, Any]:
+    """What cluster-autoscaler records on its status."""
+    about = {"kind": "ConfigMap", "name": "cluster-autoscaler-status"}
+    return {"type": "Warning", "reason": "ScaleUpFailed", "message": "no machine", "involvedObject": about}
+
+
+MENDED = (
+    refusal("RayCluster", "fleet-1", "FailedToCreateWorkerPod"),
+    refusal("ReplicaSet", "gateway-5d4", "FailedCreate"),
+    refusal("Job", "mirror-org-two-1", "FailedCreate"),
+    scale_up_failed(),
+)
+
+
+@pytest.mark.parametrize("event", MENDED, ids=lambda one: one["involvedObject"]["kind"])
+def test_an_event_of_a_mended_fault_is_not_the_cause_of_the_next_one(event: dict[str, Any]) -> None:
+    """Nothing overtakes it: client-go sends 25 events of an object and drops the one that tells of success."""
+    behind = copy.deepcopy(RUNNING)
+    behind["metadata"]["generation"] = 2
+    behind["status"]["activeServiceStatus"]["rayClusterName"] = "fleet-1"
+    job = {"metadata": {"name": "mirror-org-two-1", "labels": {}}, "status": {"succeeded": 1}}
+    objects = Objects(
+        nodes=(NODE,), services=(behind,), clusters=({"metadata": {"name": "fleet-1"}},), jobs=(job,), events=(event,)
+    )
+    assert [one.rule for one in causes(*kubernetes.facts(objects, SUBJECT))] == ["operator-behind"]
+    # Who may not see the objects that say it has the event alone.
+    blind = dataclasses.replace(objects, hidden=frozenset({"RayCluster", "Deployment", "Job", "Pod"}), jobs=())
+    assert causes(*kubernetes.facts(blind, SUBJECT))[0].rule in ("admission-denied", "scale-up-failed")
+
+
+def test_a_failed_scale_up_is_the_cause_while_a_pod_waits() -> None:
+    waits = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available: 2 Insufficient cpu."}
+    pod = {"metadata": {"name": "p", "labels": {}}, "spec": {}, "status": {"phase": "Pending", "conditions": [waits]}}
+    objects = Objects(nodes=(NODE,), pods=(pod,), services=(RUNNING,), events=(scale_up_failed(),))
+    assert [one.rule for one in causes(*kubernetes.facts(objects, SUBJECT))] == ["scale-up-failed"]
+
+
 @pytest.mark.parametrize(
     ("replicas", "available", "rules"),
     [(0, None, ["scaled-to-zero"]), (2, "False", ["deployment-down"]), (2, "True", [])],
