@@ -15,6 +15,8 @@ from modelfleet.serving.config.errors import one_line
 MANY = ("pod", "event")
 #: Kinds that in their own layer tell of one object alone: that AWS had no machine a while ago empties no bucket.
 OF_ONE = ("activity",)
+#: Kinds that a pod without a node shows as; nothing else asks AWS for a machine.
+WAITING = ("pod", "lacking")
 #: Kinds of what is no fault by itself, and may be why everything else is not there yet.
 AT_WORK = ("lock",)
 #: Longest piece of evidence that is shown.
@@ -96,7 +98,7 @@ def diagnose(
 ) -> list[Cause]:
     """The causes, the first one first. With `model`, a slug, only what concerns it or the whole stack."""
     made: dict[tuple[str, ...], Cause] = {}
-    for one in evidence:
+    for one in _asked_for(tuple(evidence)):
         if model is not None and one.models and model not in one.models:
             continue
         found = _cause(rules, one, names, stack)
@@ -112,6 +114,16 @@ def diagnose(
         _present(made.values(), now), key=lambda one: (_is_needless(one, now), ORDER[one.layer], position[one.rule])
     )
     return _by_cause(ordered)
+
+
+def _asked_for(evidence: Sequence[Evidence]) -> Iterator[Evidence]:
+    """All but machines that AWS did not have when somebody asked, where the cluster was seen and no pod waits for one.
+
+    They would pass for the cause of a RayService that is not ready for another reason.
+    """
+    kinds = {one.kind for one in evidence}
+    needless = "rayservice" in kinds and kinds.isdisjoint(WAITING)
+    yield from (one for one in evidence if not (needless and one.kind in OF_ONE))
 
 
 def _is_now(cause: Cause) -> bool:

@@ -75,6 +75,8 @@ class Doctor:
     state: Exported | None = None
     #: What must never be printed.
     secrets: tuple[str, ...] = ()
+    #: What its readers may take together.
+    seconds: float = PATIENCE_S
     #: Whether the last answer had nothing to fix.
     well: bool = False
 
@@ -89,7 +91,7 @@ class Doctor:
             if self.state is not None:
                 patch.setattr(command, "export", lambda *_: self.state)
             # The command counts from the start of its process, which is that of all tests here.
-            patch.setattr(command, "_seconds_left", lambda: PATIENCE_S)
+            patch.setattr(command, "_seconds_left", lambda: self.seconds)
             began = time.monotonic()
             done = CliRunner().invoke(app, words)
             took = time.monotonic() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from modelfleet.doctor.evidence import Layer
 from modelfleet.doctor.look import Reader
@@ -32,13 +33,24 @@ def _on_this_machine(subject: Subject) -> dict[Layer, Reader]:
     from modelfleet.infra.local.token import headers
 
     port = subject.stack.config.local.dashboard_port
-    dashboard = Dashboard(f"http://127.0.0.1:{port}", headers(subject.folder))
+    dashboard = Dashboard(f"http://127.0.0.1:{port}", headers(subject.folder), partial(_is_ours, subject.folder, port))
     return {
         Layer.RAY: partial(ray.read, subject, dashboard),
         Layer.SERVE: partial(serve.read, subject, dashboard),
         Layer.ENGINE: partial(logs.read, subject, logs_folder(str(subject.folder))),
         Layer.GATEWAY: partial(gateway.read, subject),
     }
+
+
+def _is_ours(folder: Path, port: int) -> None:
+    """Raises `Silent` where another program has the dashboard's port: it would get the token of this stack's Ray."""
+    from modelfleet.doctor.dashboard import Silent
+    from modelfleet.infra.local.ports import listens, owner
+    from modelfleet.infra.local.provider.last_start import has_port
+
+    # In this order: a dashboard that begins to listen in between is found as ours.
+    if listens(port) and not has_port(folder, port):
+        raise Silent(f"port {port} is taken{owner(port)}, not by this stack's Ray")
 
 
 def _in_a_cluster(subject: Subject) -> dict[Layer, Reader]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
 from modelfleet.doctor.subject import Subject
 from modelfleet.infra.local.haproxy import ask
+from modelfleet.infra.local.ports import listens, owner
 from modelfleet.infra.local.runtime import gateway_runtime
 from modelfleet.serving.config.errors import SetupError
 
@@ -26,7 +27,9 @@ def read(subject: Subject, seconds: float) -> Reading:  # noqa: ARG001 - `ask` w
         found += facts(ask(runtime.admin_socket, "show stat"), subject)
         ask(runtime.bodies_admin_socket, "show info")
     except SetupError as error:
-        found.append(Evidence(Layer.GATEWAY, "gateway", "the gateway", str(error)))
+        taken = listens(local.gateway_port)  # by another program, or by ours whose socket somebody deleted
+        text = f"{error}; port {local.gateway_port} is taken{owner(local.gateway_port)}" if taken else str(error)
+        found.append(Evidence(Layer.GATEWAY, "gateway", "the gateway", text))
         return Reading(Layer.GATEWAY, tuple(found))
     if subject.plan and subject.plan.gateway.auth == "keys":
         try:

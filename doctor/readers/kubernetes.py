@@ -28,8 +28,8 @@ WAITING = ("FailedScheduling", *FAULTS)
 #: Reasons of cluster-autoscaler's failures; they are over once no pod waits for a node.
 SCALE_UPS = ("ScaleUpFailed", "FailedToScaleUpGroup", "ScaleUpTimedOut")
 #: Reasons for pods that a controller could not make (KubeRay's `utils/constant.go`; Kubernetes' `FailedCreateReason`).
-#: Its object says whether that is so now, its events do not: the one that tells of success may be dropped, for client-go
-#: records 25 of an object and then one in five minutes (`EventSourceObjectSpamFilter`).
+#: Its object says whether that is so now, its events do not: the one that tells of success may be dropped, for
+#: client-go records 25 of an object and then one in five minutes (`EventSourceObjectSpamFilter`).
 NOT_MADE = ("FailedCreate", "FailedToCreateHeadPod", "FailedToCreateWorkerPod")
 #: Which kind says so, by the kind of the object that the event is about.
 SAID_BY = {"RayCluster": "RayCluster", "ReplicaSet": "Deployment"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.infra.local.processes import ProcessId
+from modelfleet.infra.names import local_folder
 from modelfleet.infra.reading.code import zipped
 from tests.engine.engine import PULUMI, Background, Project, Run
 from tests.ports import free_port
@@ -129,7 +130,7 @@ class LocalStack(Project):
     """A project whose program is Ray and one application per entry of `applications` (name → args)."""
 
     def __init__(self, folder: Path) -> None:
-        self.run_folder = folder / "run"
+        self.run_folder = local_folder(folder, "test")  # where the command looks
         plugin = {"name": "modelfleet", "path": str(PULUMI.parent)}
         self.ports = {name: free_port() for name in ("gcs", "serve", "dashboard", "metrics")}
         super().__init__(

@@ -29,6 +29,8 @@ from modelfleet.cli.pulumi_lock import clear_dead_locks
 from modelfleet.infra.local.provider.ray import LOOPBACK_ONLY
 from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.token import environment, headers, token_file
+from tests.doctor_faults import Fault, healthy, ids, prove
+from tests.engine.local_faults import FAULTS, Live, live_of, misspelt, other_dashboard_port, without_keys
 from tests.engine.local_stack import LocalStack, listening_addresses
 from tests.waiting import wait_until
 
@@ -323,3 +325,30 @@ def _is_detached(pid: int) -> bool:
         return psutil.Process(os.getsid(pid)).environ().get("MODELFLEET_PROCESS") is not None
     except (psutil.Error, ProcessLookupError):
         return False
+
+
+@pytest.fixture(scope="module")
+def live(stack: LocalStack) -> Iterator[Live]:
+    """The stack as one of two models in files, with a gateway, and its doctor."""
+    with live_of(stack) as made:
+        yield made
+
+
+def test_a_stack_that_serves_has_nothing_to_fix(live: Live) -> None:
+    answer = healthy(live.doctor)
+    print(f"a look takes {answer.seconds:.1f} s")
+    assert answer.unread == {}
+
+
+def test_without_rays_dashboard_the_other_layers_still_speak(live: Live) -> None:
+    with other_dashboard_port(live, answers=False), misspelt(live), without_keys(live):
+        answer = live.doctor()
+    said = {one["rule"] for cause in answer.data["causes"] for one in (cause, *cause["explains"])}
+    assert answer.rules[0] == "file-at-fault"
+    assert said >= {"ray-not-running", "gateway-without-keys"}
+    assert {*answer.unread} == {"serve"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=ids(FAULTS))
+def test_its_first_cause_is(fault: Fault, live: Live) -> None:
+    prove(fault, live, live.doctor)

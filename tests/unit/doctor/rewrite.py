@@ -9,13 +9,14 @@ from modelfleet.doctor.rules import Placed, default_rules
 from tests.cluster import doctor_faults as on_kubernetes
 from tests.doctor_faults import Fault
 from tests.engine import doctor_faults as on_aws
+from tests.engine import local_faults as on_this_machine
 
 PAGE = Path(__file__).parents[3] / "docs" / "doctor.md"
 MARK = "<!-- rules:"
 #: Every fault that a test makes for real, with where.
 PROOFS: tuple[tuple[str, Fault], ...] = (
     *(("`tests/cluster`", fault) for fault in on_kubernetes.FAULTS),
-    *(("`tests/engine`", fault) for fault in on_aws.FAULTS),
+    *(("`tests/engine`", fault) for fault in (*on_this_machine.FAULTS, *on_aws.FAULTS)),
 )
 
 

@@ -144,7 +144,7 @@ def test_what_a_controller_is_refused_is_said_while_it_is_refused() -> None:
 
 def refusal(kind: str, name: str, reason: str) -> dict[str, Any]:
     """What a controller records when admission refuses its pod."""
-    message = 'pods "w" is forbidden: ValidatingAdmissionPolicy \'no-pods\' with binding \'no-pods\' denied request: no'
+    message = "pods \"w\" is forbidden: ValidatingAdmissionPolicy 'no-pods' with binding 'no-pods' denied request: no"
     about = {"kind": kind, "name": name, "uid": f"uid-of-{name}"}
     when = {"lastTimestamp": "2026-12-01T01:00:00Z"}
     return {"type": "Warning", "reason": reason, "message": message, "involvedObject": about, **when}

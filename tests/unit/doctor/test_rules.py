@@ -18,7 +18,7 @@ from tests.unit.doctor.builders import RECORDS, evidence, judged, recorded
 from tests.unit.doctor.rewrite import PAGE, PROOFS, page
 
 #: A symptom of the whole stack, for what was counts only where something is wrong now.
-BROKEN = evidence("rayservice", "the RayService is not ready", layer=Layer.KUBERNETES)
+BROKEN = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
 IDS = [f"{record['rule']}-{place}" for place, record in enumerate(RECORDS)]
 
 
@@ -59,6 +59,14 @@ def test_what_was_goes_last_where_what_is_explains_all() -> None:
     assert [one.rule for one in judged(full, denied, waits)] == ["role-not-associated", "no-capacity"]
     code = evidence("code", "the serving code of this version is not in the bucket", layer=Layer.AWS, object="s3://b/c")
     assert [one.rule for one in judged(full, code)] == ["code-not-there", "no-capacity"], "it has nothing to do with it"
+
+
+def test_a_machine_that_nobody_waits_for_is_no_cause() -> None:
+    full = evidence("activity", "We currently do not have sufficient g6.xlarge capacity", layer=Layer.AWS)
+    behind = evidence("rayservice", "the operator has not seen the change yet", layer=Layer.KUBERNETES)
+    waits = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
+    assert [one.rule for one in judged(full, behind)] == ["operator-behind"]
+    assert [one.rule for one in judged(full, behind, waits)] == ["no-capacity"]
 
 
 def test_a_symptom_goes_below_the_cause_of_its_model() -> None:
