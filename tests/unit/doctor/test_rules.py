@@ -18,13 +18,16 @@ from tests.unit.doctor.builders import RECORDS, evidence, judged, recorded
 from tests.unit.doctor.rewrite import PAGE, PROOFS, page
 
 #: A symptom of the whole stack, for what was counts only where something is wrong now.
-BROKEN = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
+BROKEN = evidence("rayservice", "the RayService is not ready", layer=Layer.KUBERNETES)
+#: Something that needs a machine.
+WAITS = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
 IDS = [f"{record['rule']}-{place}" for place, record in enumerate(RECORDS)]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=IDS)
 def test_what_the_real_part_says_becomes_one_sentence(record: dict[str, Any]) -> None:
-    facts = [recorded(record), BROKEN] if record["kind"] in PAST else [recorded(record)]
+    wrong = {"activity": WAITS}.get(record["kind"], BROKEN)
+    facts = [recorded(record), wrong] if record["kind"] in PAST else [recorded(record)]
     cause = next(one for one in judged(*facts) if one.evidence[0] == facts[0])
     assert (cause.rule, cause.sentence) == (record["rule"], record["says"])
     for text in (cause.sentence, cause.fix, cause.then):
@@ -51,12 +54,11 @@ def test_what_was_is_said_only_where_something_of_the_same_model_is_wrong_now() 
 
 def test_what_was_goes_last_where_what_is_explains_all() -> None:
     full = evidence("activity", "We currently do not have sufficient g6.xlarge capacity", layer=Layer.AWS)
-    waits = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
     denied = evidence("identity", "service account a has no Pod Identity association", layer=Layer.AWS)
     absent = evidence("keys", "the gateway asks for keys and knows none", layer=Layer.GATEWAY)
-    assert [one.rule for one in judged(full, waits)] == ["no-capacity"], "it is asked for"
-    assert [one.rule for one in judged(full, waits, absent)] == ["no-capacity", "gateway-without-keys"]
-    assert [one.rule for one in judged(full, denied, waits)] == ["role-not-associated", "no-capacity"]
+    assert [one.rule for one in judged(full, WAITS)] == ["no-capacity"], "it is asked for"
+    assert [one.rule for one in judged(full, WAITS, absent)] == ["no-capacity", "gateway-without-keys"]
+    assert [one.rule for one in judged(full, denied, WAITS)] == ["role-not-associated", "no-capacity"]
     code = evidence("code", "the serving code of this version is not in the bucket", layer=Layer.AWS, object="s3://b/c")
     assert [one.rule for one in judged(full, code)] == ["code-not-there", "no-capacity"], "it has nothing to do with it"
 
@@ -64,9 +66,8 @@ def test_what_was_goes_last_where_what_is_explains_all() -> None:
 def test_a_machine_that_nobody_waits_for_is_no_cause() -> None:
     full = evidence("activity", "We currently do not have sufficient g6.xlarge capacity", layer=Layer.AWS)
     behind = evidence("rayservice", "the operator has not seen the change yet", layer=Layer.KUBERNETES)
-    waits = evidence("pod", "pod a waits for a node: 0/1 nodes are available", layer=Layer.KUBERNETES)
     assert [one.rule for one in judged(full, behind)] == ["operator-behind"]
-    assert [one.rule for one in judged(full, behind, waits)] == ["no-capacity"]
+    assert [one.rule for one in judged(full, behind, WAITS)] == ["no-capacity"]
 
 
 def test_a_symptom_goes_below_the_cause_of_its_model() -> None:
