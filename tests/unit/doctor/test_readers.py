@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import datetime
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from moto import mock_aws
 from modelfleet.doctor import look as looking
 from modelfleet.doctor.diagnose import Cause, diagnose
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
-from modelfleet.doctor.readers import aws, engine, files, gateway, kubernetes, logs, ray, serve, state
+from modelfleet.doctor.readers import aws, engine, files, gateway, kubernetes, logs, ray, readers_of, serve, state
 from modelfleet.doctor.readers.kubernetes import Objects
 from modelfleet.doctor.rules import default_rules
 from modelfleet.doctor.subject import Subject
 from modelfleet.infra.kubernetes.api import Api, ApiError, Manifest, Unreachable
+from modelfleet.infra.local.token import token_file
 from modelfleet.serving.config.errors import Finding
+from tests.unit.listener import listening
 from tests.unit.planning.builders import model, planned, pool, stack
 
 MODELS = [model("org/one"), model("org/two")]
@@ -309,6 +312,21 @@ def test_serves_details_are_read_with_their_time() -> None:
     }
     (fact,) = serve.facts(found, SUBJECT)
     assert (fact.models, fact.text, fact.time) == (("org--two",), "DEPLOY_FAILED: E", "2025-11-29T10:00:00+00:00")
+
+
+def test_another_program_at_the_dashboards_port_gets_no_token(tmp_path: Path) -> None:
+    with listening({}) as other:
+        port = other.server.server_port
+        here = stack(pool(name="cpu", accelerator="CPU", maxNodes=1), target="local", local={"dashboardPort": port})
+        subject = Subject(tmp_path, here, None, ())
+        token = token_file(subject.folder)
+        token.parent.mkdir(parents=True)
+        token.write_text("secret")
+        readers = readers_of(subject, lambda _: state.Exported())
+        (fact,) = readers[Layer.RAY](2).evidence
+        assert [one.rule for one in causes(fact)] == ["ray-port-taken"] and f"process {os.getpid()}" in fact.text
+        assert "is taken" in (readers[Layer.SERVE](2).unread or "")
+        assert other.seen == []
 
 
 def test_a_model_that_serve_does_not_know_is_named() -> None:
