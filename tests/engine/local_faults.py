@@ -82,7 +82,7 @@ class Model:
 
 def build(args):
     options = {"num_cpus": 0, "resources": {"accelerator_type:CPU": args.get("cpus", 0.001)}}
-    deployment = serve.deployment(Model, name="vllm", ray_actor_options=options, max_constructor_retry_count=1)
+    deployment = serve.deployment(Model, name="Echo", ray_actor_options=options, max_constructor_retry_count=1)
     return deployment.bind(args)
 """
 
@@ -150,7 +150,7 @@ class Live:
         """A model's application as Serve gets it."""
         args = self.stack.applications[name]
         own = {"name": name, "route_prefix": f"/{name}", "import_path": "echo:build", "args": args, "runtime_env": {}}
-        return {**own, **changed}
+        return {**own, "deployments": [{"name": "Echo"}], **changed}
 
     def start_gateway(self, plan: Plan | None = None) -> None:
         """Both processes, by the files of a plan."""

@@ -120,7 +120,8 @@ for name, args in config.require_object("applications").items():
         "servePort": ports["serve"],
         "dashboardPort": ports["dashboard"],
         "config": json.dumps({{
-            "name": name, "route_prefix": f"/{{name}}", "import_path": "echo:build", "args": args, "runtime_env": {{}}
+            "name": name, "route_prefix": f"/{{name}}", "import_path": "echo:build", "args": args, "runtime_env": {{}},
+            "deployments": [{{"name": "Echo"}}],
         }}),
     }})
 """
