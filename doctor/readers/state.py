@@ -34,7 +34,9 @@ def read(subject: Subject, export: Callable[[float], Exported], seconds: float) 
         deployment = json.loads(found.text).get("deployment") or {}
     except (ValueError, AttributeError):
         return Reading(Layer.STATE, tuple(facts), "pulumi printed no state that can be read")
-    return Reading(Layer.STATE, (*facts, *state_facts(deployment, subject)))
+    said = state_facts(deployment, subject)
+    # What a run that lives has begun is not cut off.
+    return Reading(Layer.STATE, (*facts, *(one for one in said if not (found.locks and one.kind == "pending"))))
 
 
 def state_facts(deployment: Mapping[str, Any], subject: Subject) -> Iterator[Evidence]:

@@ -274,7 +274,7 @@ def emptied(live: Live) -> Iterator[None]:
 
 @contextmanager
 def at_work(live: Live, *, killed: bool) -> Iterator[None]:
-    """An `up` that changes the model; `killed` in the middle, as by a closed terminal."""
+    """An `up` that brings a changed model file; `killed` in the middle, as by a closed terminal."""
     from modelfleet.cli.pulumi_lock import clear_dead_locks
 
     stack, before = live.stack, dict(live.stack.applications[SICK])
@@ -289,7 +289,7 @@ def at_work(live: Live, *, killed: bool) -> Iterator[None]:
     if killed:
         run.kill()
     try:
-        with real_state(live):
+        with real_state(live), written(f"models/{SICK}.yaml", _longer, live):
             yield
     finally:
         if not killed:

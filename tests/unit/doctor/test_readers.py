@@ -438,6 +438,19 @@ def test_what_a_killed_run_left_half_done_is_named() -> None:
     assert causes(fact)[0].sentence.startswith("the last run was killed while it was creating prod-l4")
 
 
+def test_what_a_run_at_work_has_begun_is_not_cut_off() -> None:
+    pending = {"pending_operations": [{"type": "updating", "resource": {"urn": "urn:pulumi:t::f::ray::ray"}}]}
+    text = json.dumps({"deployment": deployed("org--one") | pending})
+
+    def judge(*locks: str) -> list[str]:
+        return [
+            one.rule for one in causes(*state.read(SUBJECT, lambda _: state.Exported(text, locks=locks), 1).evidence)
+        ]
+
+    assert judge() == ["run-cut-off", "model-not-deployed"]
+    assert judge("stack test is locked by pulumi process 7 on here since now") == ["run-at-work", "model-not-deployed"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"deployment": null}'])
 def test_a_state_that_cannot_be_read_never_raises(text: str) -> None:
     state.read(SUBJECT, lambda _: state.Exported(text), 1)
