@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -386,6 +386,22 @@ def removed(live: Live) -> Iterator[None]:
         live.api.put(live.config())
 
 
+@contextmanager
+def killed_replica(live: Live) -> Iterator[None]:
+    """The model's one replica is killed, and the next one takes as long as a model's does."""
+    slow = {**live.config()["args"], "delay_s": 12}
+
+    def new_one() -> int | None:
+        with suppress(OSError):
+            found = live.stack.ask(SICK)
+            return int(found["pid"]) if found["args"] == slow else None
+        return None
+
+    with deployed(live, args=slow):
+        os.kill(wait_until(new_one, seconds=120, what="the slow replica"), signal.SIGKILL)
+        yield
+
+
 def starts(does: str, environ: Mapping[str, str] | None = None, **weights: Any) -> Callable[[Live], Broken]:
     """A replica that does what one of `APPLICATION`'s functions says, for the model's own arguments and `weights`."""
 
@@ -505,6 +521,7 @@ RAY: Final = (
     Fault("ray-not-running", "nothing listens at the dashboard's port", partial(other_dashboard_port, answers=False)),
 )
 SERVE: Final = (
+    Fault("health-check-failed", "a replica is killed", killed_replica),
     Fault("application-absent", "the application is deleted in Serve", removed),
     Fault(
         "runtime-env-failed",
