@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -391,14 +391,13 @@ def killed_replica(live: Live) -> Iterator[None]:
     """The model's one replica is killed, and the next one takes as long as a model's does."""
     slow = {**live.config()["args"], "delay_s": 12}
 
-    def new_one() -> int | None:
-        with suppress(OSError):
-            found = live.stack.ask(SICK)
-            return int(found["pid"]) if found["args"] == slow else None
-        return None
+    def new_one() -> int:
+        found = live.stack.ask(SICK)
+        return int(found["pid"]) if found["args"] == slow else 0
 
     with deployed(live, args=slow):
-        os.kill(wait_until(new_one, seconds=120, what="the slow replica"), signal.SIGKILL)
+        pid = wait_until(new_one, seconds=120, what="the slow replica", retry=OSError)
+        os.kill(pid, signal.SIGKILL)
         yield
 
 
