@@ -40,6 +40,14 @@ MODELS: Final = ("first", "second")
 SICK: Final = "second"
 KEY: Final = "sk-of-a-test-0123456789abcdef"
 
+#: What every S3 client needs.
+AWS: Final = {
+    "AWS_ACCESS_KEY_ID": "a",
+    "AWS_SECRET_ACCESS_KEY": "b",
+    "AWS_REGION": "us-west-2",
+    "AWS_MAX_ATTEMPTS": "1",
+}
+
 #: A replica that does what its arguments say before it is ready. `weights` is the real first step of a model's replica.
 APPLICATION: Final = """\
 import os
@@ -358,7 +366,10 @@ def other_dashboard_port(live: Live, *, answers: bool) -> Iterator[None]:
     """The stack file was edited after `up`: at its port for the dashboard another program listens, or none."""
     port = int(live.hub.rpartition(":")[2]) if answers else free_port()
     old = live.stack.ports["dashboard"]
-    change = lambda text: text.replace(f"dashboardPort: {old}", f"dashboardPort: {port}")  # noqa: E731 - one of `written`
+
+    def change(text: str) -> str:
+        return text.replace(f"dashboardPort: {old}", f"dashboardPort: {port}")
+
     with written(f"stacks/{live.stack_file.name}", change, live):
         yield
 
@@ -416,14 +427,6 @@ def starts(does: str, environ: Mapping[str, str] | None = None, **weights: Any) 
     return broken
 
 
-AWS: Final = {
-    "AWS_ACCESS_KEY_ID": "a",
-    "AWS_SECRET_ACCESS_KEY": "b",
-    "AWS_REGION": "us-west-2",
-    "AWS_MAX_ATTEMPTS": "1",
-}
-
-
 # --- the gateway --------------------------------------------------------------------------------------------------
 
 
@@ -446,8 +449,11 @@ def taken_port(live: Live) -> Iterator[None]:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind((host, int(port)))
         other.listen()
-        yield
-    live.start_gateway()
+        try:
+            yield
+        finally:
+            other.close()
+            live.start_gateway()
 
 
 @contextmanager
@@ -519,9 +525,9 @@ RAY: Final = (
     Fault("ray-port-taken", "another program has the dashboard's port", partial(other_dashboard_port, answers=True)),
     Fault("ray-not-running", "nothing listens at the dashboard's port", partial(other_dashboard_port, answers=False)),
 )
+ABSENT: Final = Fault("application-absent", "the application is deleted in Serve", removed)
 SERVE: Final = (
     Fault("health-check-failed", "a replica is killed", killed_replica),
-    Fault("application-absent", "the application is deleted in Serve", removed),
     Fault(
         "runtime-env-failed",
         "the code is not where it was",
@@ -529,15 +535,18 @@ SERVE: Final = (
     ),
     Fault("build-failed", "the image has no such module", partial(deployed, import_path="absent:build")),
 )
-REPLICAS: Final = (
+#: The debugging cases of RayLLM's guide.
+CASES: Final = (
     Fault("wrong-model-id", "the Hub has no such repository", starts("weights", id="absent/model")),
     Fault("gated-model", "the repository is gated", starts("weights", id="gated/model")),
     Fault("out-of-memory", "torch gets no memory", starts("memory")),
+)
+REPLICAS: Final = (
     Fault("no-such-revision", "the Hub has no such revision", starts("weights", id="org/model", revision="v9")),
     Fault(
         "hub-unreachable",
-        "nothing answers at the Hub's address",
-        starts("weights", {"HF_ENDPOINT": "http://127.0.0.1:1"}, id="org/model"),
+        "the node is offline, and the weights are not on it",
+        starts("weights", {"HF_HUB_OFFLINE": "1"}, id="org/model"),
     ),
     Fault("not-a-model", "a folder without a model", starts("weights", id="/")),
     Fault("bucket-absent", "the bucket was deleted", starts("weights", mirror="s3://no-bucket/models/m")),
@@ -554,5 +563,9 @@ GATEWAY: Final = (
     Fault("gateway-without-keys", "the map of keys is emptied", without_keys),
     Fault("gateway-older-than-files", "the gateway is of older files", older_gateway),
 )
-LAST: Final = (Fault("ray-not-running", "the raylet is killed", partial(dead, "raylet")),)
-FAULTS: Final = (*FILES, *RAY, *SERVE, *REPLICAS, *GATEWAY, *RUNS, *LAST)
+LAST: Final = Fault("ray-not-running", "the raylet is killed", partial(dead, "raylet"))
+#: Those that take a second or so, and RayLLM's cases.
+QUICK: Final = (*FILES, *RAY, ABSENT, *CASES, *GATEWAY)
+#: Those for which replicas, runs or Ray start.
+SLOW: Final = (*SERVE, *REPLICAS, *RUNS, LAST)
+FAULTS: Final = (*QUICK, *SLOW)

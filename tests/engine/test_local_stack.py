@@ -30,7 +30,7 @@ from modelfleet.infra.local.provider.ray import LOOPBACK_ONLY
 from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.token import environment, headers, token_file
 from tests.doctor_faults import Fault, healthy, ids, prove
-from tests.engine.local_faults import FAULTS, Live, live_of, misspelt, other_dashboard_port, without_keys
+from tests.engine.local_faults import QUICK, SLOW, Live, live_of, misspelt, other_dashboard_port, without_keys
 from tests.engine.local_stack import LocalStack, listening_addresses
 from tests.waiting import wait_until
 
@@ -349,6 +349,12 @@ def test_without_rays_dashboard_the_other_layers_still_speak(live: Live) -> None
     assert {*answer.unread} == {"serve"}
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=ids(FAULTS))
+@pytest.mark.parametrize("fault", QUICK, ids=ids(QUICK))
 def test_its_first_cause_is(fault: Fault, live: Live) -> None:
+    prove(fault, live, live.doctor)
+
+
+@pytest.mark.long(why="a replica, a run or Ray starts for each of these faults: two minutes")
+@pytest.mark.parametrize("fault", SLOW, ids=ids(SLOW))
+def test_its_first_cause_is_after_a_start(fault: Fault, live: Live) -> None:
     prove(fault, live, live.doctor)
