@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from tools.scaling.simulate import Outcome
 
 #: Pixels: the whole width, the room for the scale, and a panel's height with and without its heading.
-WIDTH, LEFT, RIGHT, HEIGHT, PANEL = 800, 60, 15, 130, 185
+WIDTH, LEFT, RIGHT, HEIGHT, PANEL = 800, 60, 30, 130, 185
 TOP = 40
 COLOURS: Final = ("one", "two", "three")
 STYLE: Final = (
