@@ -46,14 +46,14 @@ VARIANTS = {
     "vllm-haproxy": servers.Variant("vllm serve behind HAProxy", "vllm-haproxy"),
     "ray.serve.llm": servers.Variant("ray.serve.llm", "ray.serve.llm"),
     "ray-high-throughput": servers.Variant("Ray's high-throughput recipe", "ray.serve.llm", HIGH_THROUGHPUT),
-    "fleet-1000": servers.Variant("modelfleet, 1,000 models", "fleet", FAST, others=999, local_head=True),
     "echo-alone": servers.Variant("uvicorn alone", "uvicorn"),
+    "echo-tables": servers.Variant("gateway", "tables"),
     "echo-fleet": servers.Variant("modelfleet", "fleet", FAST, ECHO, local_head=True),
     "echo-loud": servers.Variant("modelfleet on Ray's intervals", "fleet", LOUD, ECHO, local_head=True),
     "echo-serve-defaults": servers.Variant("Ray Serve's defaults", "fleet", {}, ECHO),
     "echo-ha": servers.Variant("Ray Serve's HAProxy", "fleet", {"RAY_SERVE_ENABLE_HA_PROXY": "1"}, ECHO),
 }
-BASELINES = ("vllm", "echo-alone")
+BASELINES = ("vllm", "vllm-haproxy", "echo-alone")
 #: Ports and ports of Ray of one variant: the next one's begin after them, where several run at a time.
 PORTS_EACH, GCS_EACH = 60, 5
 #: Seconds in which a server without requests is watched.

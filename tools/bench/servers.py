@@ -16,8 +16,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -
         "vllm": _vllm,
         "vllm-haproxy": _vllm_behind_haproxy,
         "uvicorn": _uvicorn,
+        "tables": _tables,
         "fleet": _fleet,
         "ray.serve.llm": _ray_llm,
     }
@@ -232,6 +234,25 @@ def _uvicorn(variant: Variant, _: dict[str, Any], ports: Ports, folder: Path) ->
         yield Running([target], tree, time.monotonic() - begun)
     finally:
         tree.end()
+
+
+@contextmanager
+def _tables(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    """The stand-in application under uvicorn behind two gateways: one knows ten models, the other a thousand."""
+    config = ModelConfig.model_validate(model)
+    with ExitStack() as stack:
+        running = stack.enter_context(_uvicorn(variant, model, ports, folder))
+        targets = []
+        for number, others in enumerate((9, 999)):
+            own = Ports(ports.first + 10 * (number + 1), ports.gcs)
+            behind = replace(variant, others=others)
+            stack.enter_context(_gateway(behind, config, own, folder / str(others), running.tree, upstream=ports.vllm))
+            targets.append(
+                Target(f"{variant.name}, {others + 1} models", f"http://127.0.0.1:{own.gateway}", PATH, config.model_id)
+            )
+        for target in targets:
+            wait_for("the gateway", partial(answers, target), running.tree, "")
+        yield replace(running, targets=targets)
 
 
 @contextmanager
@@ -314,8 +335,13 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
 
 
 @contextmanager
-def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, tree: Tree) -> Iterator[None]:
-    """The gateway with ten models registered, of which one is real; `others` of the variant changes their number."""
+def _gateway(
+    variant: Variant, config: ModelConfig, ports: Ports, folder: Path, tree: Tree, upstream: int | None = None
+) -> Iterator[None]:
+    """The gateway with ten models registered, of which one is real; `others` of the variant changes their number.
+
+    It sends to the port `upstream`, if that is not Serve's.
+    """
     others = tuple(Route(f"bench/other-{n}", f"bench--other-{n}", ()) for n in range(variant.others))
     routes = (Route(config.model_id, config.slug, ()), *others)
     plan = GatewayPlan(routes, "none", Settings())
@@ -324,7 +350,7 @@ def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, 
         key_map="", metrics_bind=f"127.0.0.1:{ports.metrics}", ready_interval_s=3600,
         replica_ports=(ports.first + 10, ports.first + 13) if DIRECT in variant.environment else None,
     )  # fmt: skip
-    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{ports.serve}"), runtime, None)
+    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{upstream or ports.serve}"), runtime, None)
     processes = haproxy.start(runtime, haproxy.find_binary(), folder / "gateway.log")
     tree.extra.update({processes.gateway: "gateway", processes.bodies: "gateway"})
     try:
