@@ -29,6 +29,13 @@ from tools.bench.load import Load, Target, run
 #: How the local target runs Ray Serve, on the bench's own ports.
 FAST = {name: value for name, value in {**serve_environment(0), **QUIET_RAY}.items() if "_PORT" not in name}
 LOUD = {name: value for name, value in FAST.items() if name not in QUIET_RAY}
+#: The environment of KubeRay's sample ray-service.high-throughput-llm.yaml (commit d83e396), for head and workers.
+HIGH_THROUGHPUT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+    "VLLM_USE_RAY_V2_EXECUTOR_BACKEND": "1",
+}
 ECHO = "tools.bench.echo:build"
 VARIANTS = {
     "vllm": servers.Variant("vllm serve", "vllm"),
@@ -36,14 +43,17 @@ VARIANTS = {
     "loud": servers.Variant("modelfleet on Ray's intervals", "fleet", LOUD, local_head=True),
     "serve-defaults": servers.Variant("Ray Serve's defaults", "fleet"),
     "ha": servers.Variant("Ray Serve's HAProxy", "fleet", {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
+    "vllm-haproxy": servers.Variant("vllm serve behind HAProxy", "vllm-haproxy"),
     "ray.serve.llm": servers.Variant("ray.serve.llm", "ray.serve.llm"),
+    "ray-high-throughput": servers.Variant("Ray's high-throughput recipe", "ray.serve.llm", HIGH_THROUGHPUT),
     "echo-alone": servers.Variant("uvicorn alone", "uvicorn"),
+    "echo-tables": servers.Variant("gateway", "tables"),
     "echo-fleet": servers.Variant("modelfleet", "fleet", FAST, ECHO, local_head=True),
     "echo-loud": servers.Variant("modelfleet on Ray's intervals", "fleet", LOUD, ECHO, local_head=True),
     "echo-serve-defaults": servers.Variant("Ray Serve's defaults", "fleet", {}, ECHO),
     "echo-ha": servers.Variant("Ray Serve's HAProxy", "fleet", {"RAY_SERVE_ENABLE_HA_PROXY": "1"}, ECHO),
 }
-BASELINES = ("vllm", "echo-alone")
+BASELINES = ("vllm", "vllm-haproxy", "echo-alone")
 #: Ports and ports of Ray of one variant: the next one's begin after them, where several run at a time.
 PORTS_EACH, GCS_EACH = 60, 5
 #: Seconds in which a server without requests is watched.
@@ -61,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variants = dict(VARIANTS)
     if options.ray_llm_packages:
         path = os.pathsep.join([str(servers.ROOT), str(options.ray_llm_packages.resolve())])
-        variants["ray.serve.llm"] = replace(variants["ray.serve.llm"], environment={"PYTHONPATH": path})
+        for name in ("ray.serve.llm", "ray-high-throughput"):
+            with_path = {**variants[name].environment, "PYTHONPATH": path}
+            variants[name] = replace(variants[name], environment=with_path)
     if unknown := sorted(set(options.variants) - set(VARIANTS)):
         parser.error(f"unknown variant: {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")
     if options.makeup:

@@ -33,6 +33,7 @@ def application() -> FastAPI:
         return {"object": "list", "data": [{"id": "bench/echo", "object": "model", "created": 0, "owned_by": "bench"}]}
 
     @app.post("/v1/chat/completions")
+    @app.post("/{slug}/v1/chat/completions")  # as the gateway asks one server with several applications
     async def chat(request: Request) -> Any:
         asked = await request.json()
         tokens = asked.get("max_tokens") or asked["max_completion_tokens"]

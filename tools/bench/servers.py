@@ -16,8 +16,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ from tools.bench.processes import Tree, wait_for
 DIRECT = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 PATH = "/v1/chat/completions"
 ROOT = Path(__file__).resolve().parents[2]
+#: Streams pass at once, as in our gateway; nothing is logged, limited or looked at.
+PLAIN_HAPROXY = """\
+global
+    maxconn 4096
+defaults
+    mode http
+    option http-no-delay
+    timeout connect 5s
+    timeout client 600s
+    timeout server 600s
+listen vllm
+    bind 127.0.0.1:{port}
+    balance leastconn
+    server first 127.0.0.1:{server}
+"""
 LOCAL_HEAD = ROOT / "infra" / "local" / "ray_head.py"
 
 
@@ -140,7 +156,14 @@ class Variant:
 
 def serve(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> AbstractContextManager[Running]:
     """Start the variant, wait for its first answer, and end all its processes afterwards."""
-    starters = {"vllm": _vllm, "uvicorn": _uvicorn, "fleet": _fleet, "ray.serve.llm": _ray_llm}
+    starters = {
+        "vllm": _vllm,
+        "vllm-haproxy": _vllm_behind_haproxy,
+        "uvicorn": _uvicorn,
+        "tables": _tables,
+        "fleet": _fleet,
+        "ray.serve.llm": _ray_llm,
+    }
     return starters[variant.kind](variant, model, ports, folder)
 
 
@@ -171,6 +194,25 @@ def _vllm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -
 
 
 @contextmanager
+def _vllm_behind_haproxy(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    """`vllm serve` behind the plainest HAProxy that streams, as one would set it up by hand."""
+    with _vllm(variant, model, ports, folder) as running:
+        file, log = folder / "plain-haproxy.cfg", folder / "plain-haproxy.log"
+        file.write_text(PLAIN_HAPROXY.format(port=ports.gateway, server=ports.vllm))
+        command = [haproxy.find_binary(), "-db", "-f", str(file)]
+        with log.open("wb") as out:
+            proxy = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        running.tree.extra[proxy.pid] = "gateway"
+        target = Target(variant.name, f"http://127.0.0.1:{ports.gateway}", PATH, running.targets[0].model)
+        try:
+            wait_for("HAProxy", lambda: answers(target), Tree(proxy), str(log))
+            yield Running([target], running.tree, running.ready_s, logs=running.logs)
+        finally:
+            proxy.terminate()
+            proxy.wait()
+
+
+@contextmanager
 def _uvicorn(variant: Variant, _: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
     """The stand-in application under uvicorn alone, as `vllm serve` runs its own."""
     command = [sys.executable, "-m", "uvicorn", "--factory", "tools.bench.echo:application", "--host", "127.0.0.1"]
@@ -195,7 +237,26 @@ def _uvicorn(variant: Variant, _: dict[str, Any], ports: Ports, folder: Path) ->
 
 
 @contextmanager
-def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, Path]]:
+def _tables(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
+    """The stand-in application under uvicorn behind two gateways: one knows ten models, the other a thousand."""
+    config = ModelConfig.model_validate(model)
+    with ExitStack() as stack:
+        running = stack.enter_context(_uvicorn(variant, model, ports, folder))
+        targets = []
+        for number, others in enumerate((9, 999)):
+            own = Ports(ports.first + 10 * (number + 1), ports.gcs)
+            behind = replace(variant, others=others)
+            stack.enter_context(_gateway(behind, config, own, folder / str(others), running.tree, upstream=ports.vllm))
+            targets.append(
+                Target(f"{variant.name}, {others + 1} models", f"http://127.0.0.1:{own.gateway}", PATH, config.model_id)
+            )
+        for target in targets:
+            wait_for("the gateway", partial(answers, target), running.tree, "")
+        yield replace(running, targets=targets)
+
+
+@contextmanager
+def ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, Path]]:
     """Yield Ray's process tree and its log folder."""
     # Ray puts sockets in its folder, and a socket path has at most 107 bytes.
     temp = tempfile.mkdtemp(prefix="bray-", dir="/tmp")
@@ -228,7 +289,7 @@ def _ray(variant: Variant, ports: Ports, folder: Path) -> Iterator[tuple[Tree, P
     try:
         wait_for(
             "ray",
-            lambda: _get(ports.applications) is not None,
+            lambda: get(ports.applications) is not None,
             tree,
             str(log),
         )
@@ -251,9 +312,9 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
         "import_path": variant.import_path,
         "args": {"model": model, "weights": {"seal": variant.seal}},
     }
-    with _ray(variant, ports, folder) as (tree, logs):
+    with ray(variant, ports, folder) as (tree, logs):
         begun = time.monotonic()
-        _deploy(ports, [application])
+        deploy(ports, [application])
         own = Target(
             f"{variant.name}, own route", f"http://127.0.0.1:{ports.serve}", f"/{config.slug}{PATH}", config.model_id
         )
@@ -274,8 +335,13 @@ def _fleet(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) 
 
 
 @contextmanager
-def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, tree: Tree) -> Iterator[None]:
-    """The gateway with ten models registered, of which one is real; `others` of the variant changes their number."""
+def _gateway(
+    variant: Variant, config: ModelConfig, ports: Ports, folder: Path, tree: Tree, upstream: int | None = None
+) -> Iterator[None]:
+    """The gateway with ten models registered, of which one is real; `others` of the variant changes their number.
+
+    It sends to the port `upstream`, if that is not Serve's.
+    """
     others = tuple(Route(f"bench/other-{n}", f"bench--other-{n}", ()) for n in range(variant.others))
     routes = (Route(config.model_id, config.slug, ()), *others)
     plan = GatewayPlan(routes, "none", Settings())
@@ -284,7 +350,7 @@ def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, 
         key_map="", metrics_bind=f"127.0.0.1:{ports.metrics}", ready_interval_s=3600,
         replica_ports=(ports.first + 10, ports.first + 13) if DIRECT in variant.environment else None,
     )  # fmt: skip
-    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{ports.serve}"), runtime, None)
+    haproxy.write(render(plan, runtime, upstream=f"127.0.0.1:{upstream or ports.serve}"), runtime, None)
     processes = haproxy.start(runtime, haproxy.find_binary(), folder / "gateway.log")
     tree.extra.update({processes.gateway: "gateway", processes.bodies: "gateway"})
     try:
@@ -295,7 +361,7 @@ def _gateway(variant: Variant, config: ModelConfig, ports: Ports, folder: Path, 
 
 @contextmanager
 def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path) -> Iterator[Running]:
-    """`ray.serve.llm` with its defaults."""
+    """`ray.serve.llm`: with its defaults, or as the variant's environment has it."""
     config = ModelConfig.model_validate(model)
     arguments = engine_arguments(config, config.engine_config.weights_id)
     same = ("dtype", "max_num_seqs", "max_model_len", "generation_config", "kv_cache_memory_bytes")
@@ -312,9 +378,9 @@ def _ray_llm(variant: Variant, model: dict[str, Any], ports: Ports, folder: Path
         "import_path": "ray.serve.llm:build_openai_app",
         "args": {"llm_configs": [llm]},
     }
-    with _ray(variant, ports, folder) as (tree, _):
+    with ray(variant, ports, folder) as (tree, _):
         begun = time.monotonic()
-        _deploy(ports, [application])
+        deploy(ports, [application])
         target = Target(variant.name, f"http://127.0.0.1:{ports.serve}", PATH, config.model_id)
         wait_for("ray.serve.llm", lambda: _serves(ports, "llm", target), tree, str(folder))
         yield Running([target], tree, time.monotonic() - begun)
@@ -326,7 +392,8 @@ def _start_line(logs: Path) -> str:
     return next((line[line.index("ready ") :] for line in lines if "after the start of its process" in line), "")
 
 
-def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
+def deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
+    """Has Serve run exactly these applications."""
     body = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": ports.serve},
@@ -339,15 +406,15 @@ def _deploy(ports: Ports, applications: list[dict[str, Any]]) -> None:
         pass
 
 
-def _details(ports: Ports) -> dict[str, Any]:
+def details(ports: Ports) -> dict[str, Any]:
     """Serve's report of its applications and addresses; empty while it does not answer."""
-    found: dict[str, Any] = json.loads(_get(ports.applications) or "{}")
+    found: dict[str, Any] = json.loads(get(ports.applications) or "{}")
     return found
 
 
 def _serves(ports: Ports, application: str, target: Target) -> bool:
     """Whether the target answers; raises `RuntimeError` with Serve's reason if the application never will."""
-    found = _details(ports).get("applications", {}).get(application, {})
+    found = details(ports).get("applications", {}).get(application, {})
     if found.get("status") == "DEPLOY_FAILED":
         raise RuntimeError(f"Serve gave up: {found['message'].strip().splitlines()[-1]}")
     return found.get("status") == "RUNNING" and answers(target)
@@ -355,7 +422,7 @@ def _serves(ports: Ports, application: str, target: Target) -> bool:
 
 def _replica(ports: Ports, application: str) -> str | None:
     """The replica's own HTTP address, if direct ingress is on."""
-    for group in _details(ports).get("target_groups", []):
+    for group in details(ports).get("target_groups", []):
         if group.get("protocol") == "HTTP" and group.get("route_prefix") == f"/{application}":
             for one in group.get("targets", []):
                 if one["port"] != ports.serve:
@@ -396,7 +463,8 @@ def answers(target: Target) -> bool:
         return False
 
 
-def _get(url: str) -> bytes | None:
+def get(url: str) -> bytes | None:
+    """The body of a page; None where nobody answers, or with an error."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             body: bytes = answer.read()

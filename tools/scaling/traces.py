@@ -33,14 +33,10 @@ class Trace:
     arrivals: tuple[Arrival, ...]
     busy: tuple[tuple[float, float], ...] = ()
 
-    def faster(self, factor: float) -> Trace:
-        """The same in less time: fewer requests, at the same distances from each other."""
-        return Trace(
-            self.name,
-            self.seconds / factor,
-            tuple(Arrival(one.at / factor, one.answer_s / factor) for one in self.arrivals),
-            tuple((start / factor, end / factor) for start, end in self.busy),
-        )
+    def until(self, seconds: float) -> Trace:
+        """Its beginning."""
+        arrivals = tuple(one for one in self.arrivals if one.at < seconds)
+        return Trace(self.name, seconds, arrivals, tuple(span for span in self.busy if span[0] < seconds))
 
 
 def _trace(

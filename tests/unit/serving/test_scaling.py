@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,6 +19,7 @@ from modelfleet.serving.config.serve_options import deployment_options
 from modelfleet.serving.scaling import QUEUES_VARIABLE, Aim, Sample, ScalingPolicy, Want, addresses, settled, wanted
 from modelfleet.serving.waiting import Places
 from tests.bare_python import bare_python
+from tools.scaling.picture import draw
 from tools.scaling.simulate import run
 from tools.scaling.traces import Arrival, Trace, burst
 
@@ -138,6 +140,21 @@ def test_a_replica_that_leaves_ends_its_answers() -> None:
     trace = Trace("one", 30.0, tuple(Arrival(0.1 * n, 20.0) for n in range(40)))
     outcome = run(trace, "requests", start_s=5)
     assert len(outcome.ttft_s) == 40 and outcome.course[-1].waiting == 0
+
+
+def test_the_picture_of_a_replay_has_each_policys_course_and_the_bursts() -> None:
+    trace = burst().until(900.0)
+    assert max(one.at for one in trace.arrivals) < 900 and trace.busy == ((300.0, 900.0),)
+    found = {policy: run(trace, policy, start_s=20) for policy in ("ray_serve", "requests")}
+    drawn = ElementTree.fromstring(draw(found))
+    space = {"svg": "http://www.w3.org/2000/svg"}
+    lines = [line.attrib["points"].split() for line in drawn.iterfind(".//svg:polyline", space)]
+    assert len(lines) == 6, "two policies in each of three panels"
+    assert [len(line) for line in lines[:2]] == [len(one.course) for one in found.values()]
+    top, bottom = (float(drawn.findall(".//svg:line", space)[number].attrib["y1"]) for number in (2, 0))
+    heights = [float(point.split(",")[1]) for line in lines[:2] for point in line]
+    assert top <= min(heights) and max(heights) <= bottom, "no point leaves its panel"
+    assert len(drawn.findall(".//svg:rect", space)) == 3, "the burst stands behind each panel"
 
 
 def test_the_trace_is_the_same_everywhere() -> None:
