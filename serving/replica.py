@@ -36,7 +36,7 @@ from modelfleet.serving.turns import own_card, turn_on
 from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
 from modelfleet.serving.usage_bucket import BucketCopy
 from modelfleet.serving.usage_metrics import TokenMetrics
-from modelfleet.serving.versions import check_versions
+from modelfleet.serving.versions import PRETENDED_CARD, check_versions
 from modelfleet.serving.waiting import Places
 from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
 
@@ -257,7 +257,9 @@ class VllmReplica:
         # Both threads need it. Two that begin to import the same modules may see one of them half done.
         from huggingface_hub import HfApi, snapshot_download  # noqa: F401
 
-        check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
+        on_gpus = bool(self._model.scaling_config.num_gpus_per_worker)
+        pretended = on_gpus and bool(os.environ.get(PRETENDED_CARD))
+        check_versions(gpus=on_gpus, pretended=pretended)
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         if self._seal_root is not None:
@@ -277,6 +279,9 @@ class VllmReplica:
                 if left := remove_left():
                     logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
                 arguments = engine_arguments(self._model, weights, adapters, **others, traces=self._traces)
+                if pretended:
+                    logger.warning("the card is pretended: vLLM's CPU build serves %s", self._model.model_id)
+                    arguments["enforce_eager"] = True  # as without GPUs (`engine_arguments`)
                 async with self._turn():
                     app, self._engine, self._adapters = await start(self._model, arguments, self._clock)
             return app

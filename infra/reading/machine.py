@@ -58,12 +58,13 @@ def _hub_cache(cache: Path) -> Path:
 
 
 def _weights_in(hub: Path) -> tuple[tuple[str, int], ...]:
-    """The bytes that the Hub's cache has of each model, by its id; half fetched files count as far as they are."""
+    """The bytes that the Hub's cache has of each model's whole files, by its id: a half one begins anew."""
     found = []
     for folder in sorted(hub.glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
         with suppress(OSError):  # removed meanwhile
-            found.append((name, sum(one.stat().st_blocks * 512 for one in (folder / "blobs").iterdir())))
+            whole = [one for one in (folder / "blobs").iterdir() if one.suffix != ".incomplete"]
+            found.append((name, sum(one.stat().st_blocks * 512 for one in whole)))
     return tuple(found)
 
 

@@ -26,6 +26,7 @@ from modelfleet.infra.reading.machine import this_machine
 from modelfleet.serving.config.accelerators import known_gpus
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.versions import PRETENDED_CARD
 from tests.unit.planning.builders import CODE, model, pool, stack
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +39,8 @@ GIB = 1024**3
 @pytest.fixture(autouse=True)
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{STANDIN}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", PRETENDED_CARD):
+        monkeypatch.delenv(name, raising=False)
 
 
 def gpus(machine: str, monkeypatch: pytest.MonkeyPatch, own_mark: str = "none") -> Gpus:
@@ -284,6 +286,9 @@ def test_no_compiler_of_cuda_means_no_sampler_that_wants_one(monkeypatch: pytest
         pytest.param("l4", {"headers": False}, "no Python.h.*apt-get install python3-dev", id="no-headers"),
         pytest.param("l4", {"shm_mib": 64}, "dev/shm. has 64 MiB.*--shm-size", id="small-shm"),
         pytest.param("l4", {"cpu_build": True}, "vLLM is its CPU build.*make setup-gpu", id="cpu-build"),
+        pytest.param(
+            "l4", {"pretended": True}, "PRETENDED_CARD is set, and the installed vLLM is the one for GPUs", id="real"
+        ),
         pytest.param("spark", {"architecture": "aarch64"}, "this machine is aarch64", id="aarch64"),
     ],
 )
@@ -304,6 +309,22 @@ def test_what_is_missing_is_one_line_with_its_fix(
 def test_a_complete_machine_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for machine in ("t4", "l4", "desktop", "two-h100"):
         assert missing(gpus(machine, monkeypatch)) == []
+
+
+def test_a_pretended_card_says_so_and_has_the_cpu_build_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seam: the variable that the reader finds is the one that the plan sets and a replica asks for."""
+    monkeypatch.setenv(PRETENDED_CARD, "1")
+    found = replace(gpus("l4", monkeypatch), cpu_build=True)
+    made = served(found, model("HuggingFaceTB/SmolLM2-135M-Instruct")).cards
+    assert made and made.pretended and made.missing == ()
+    assert made.named.endswith("driver 580.65.06 (pretended: vLLM's CPU build serves in its place)")
+    environment = dict(made.environment)
+    assert (environment[PRETENDED_CARD], environment["VLLM_CPU_KVCACHE_SPACE"]) == ("1", "2")
+    monkeypatch.delenv(PRETENDED_CARD)
+    real = served(gpus("l4", monkeypatch)).cards
+    assert (
+        real and not real.pretended and PRETENDED_CARD not in dict(real.environment) and "pretended" not in real.named
+    )
 
 
 def test_memory_that_cpu_and_card_share_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_weights_that_are_here_need_no_room() -> None:
     one = model(LLAMA, max_total_tokens=4096)
     assert served(replace(small, weights_here=((LLAMA, 16_060_522_496),)), one).missing == ()
     (line,) = served(replace(small, weights_here=((LLAMA, 8 * GB),)), one).missing
-    assert "take 8.1 GB more" in line, "a broken download goes on"
+    assert "take 8.1 GB more" in line, "whole files stay"
     on_cpu = model("HuggingFaceTB/SmolLM2-135M-Instruct", "CPU")
     tiny = replace(FINE, weights_room=Room("weights", "/home/me", 1_100_000_000))
     assert served(tiny, on_cpu).missing == (), "its weights are in the bucket"

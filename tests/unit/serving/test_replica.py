@@ -89,7 +89,7 @@ def test_a_replica_that_never_started_ends_in_silence() -> None:
 
 def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any, **sections: Any) -> None:
     """Starts a replica as far as its engine; `fetch` is called in place of `weights.resolve`."""
-    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda gpus: None)
+    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda **_: None)
     monkeypatch.setattr("modelfleet.serving.replica.resolve", fetch)
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
