@@ -89,7 +89,7 @@ def _engines() -> "list[tuple[int, int, str, int]]":
     They need no card, so their own memory stands for that of one. A process that ends leaves the list with it.
     """
     folder = os.environ.get("STANDIN_ENGINES")
-    found: "list[tuple[int, int, str, int]]" = []
+    found: list[tuple[int, int, str, int]] = []
     if not folder:
         return found
     for process in Path("/proc").glob("[0-9]*"):
