@@ -53,8 +53,8 @@ def download(
 
 @contextmanager
 def _told(repository: str, folder: Path | None, report: Report | None) -> Iterator[None]:
-    """Has `report` hear how much of the repository is on this node, while the block runs."""
-    place, ended = folder or _cache_of(repository), Event()
+    """Has `report` hear how much of the repository is on this node while the block runs, and how long that took."""
+    place, ended, began = folder or _cache_of(repository), Event(), time.monotonic()
 
     def tell(hear: Report) -> None:
         while not ended.wait(REPORT_EVERY_S):
@@ -69,6 +69,8 @@ def _told(repository: str, folder: Path | None, report: Report | None) -> Iterat
         ended.set()
         if teller:
             teller.join()
+    if report:
+        report(f"fetched {repository} in {time.monotonic() - began:.0f} s")
 
 
 def _cache_of(repository: str) -> Path:

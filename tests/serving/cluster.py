@@ -23,8 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
 """A vLLM start takes one to several minutes on two busy cores."""
 
+#: A pretended card, which Ray knows by its UUID as on the local target.
+CARD = "GPU-00000000-0000-4000-8000-00000000000c"
 ENVIRONMENT = {
     **REPLICA_ENVIRONMENT,
+    "CUDA_VISIBLE_DEVICES": CARD,
     # Without the process that an engine starts only to bind its threads, which imports all of vLLM once more. The real
     # model's file sets it back.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -130,6 +133,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
         "ray-client-server-port": client,
         "metrics-export-port": metrics,
         "num-cpus": cpus,
+        "num-gpus": 1,  # of which no model computes on any: it only counts for placement
         "resources": '{"accelerator_type:CPU": 1}',
         "object-store-memory": 128 * 2**20,
         "temp-dir": folder,

@@ -123,7 +123,7 @@ def test_vllm_is_imported_while_the_weights_are_fetched(monkeypatch: pytest.Monk
 def test_no_other_replica_starts_on_the_card_while_one_with_a_part_of_it_does(
     gpus: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("modelfleet.serving.replica.own_card", lambda: "GPU-1")
+    monkeypatch.setattr("modelfleet.serving.turns.own_card", lambda: "GPU-1")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def is_free() -> bool:
