@@ -39,8 +39,8 @@ def run_up(stack: str) -> int:
     _say_cards(root, plan)
     output.show_findings(plan.notices)
     output.show(plan_table(plan))
-    if missing := [*(plan.cards.missing if plan.cards else ()), *plan.missing]:
-        raise SetupError("\n".join(missing))
+    if plan.stops_up:
+        raise SetupError("\n".join(plan.stops_up))
     pulumi_run.command()  # before anything starts, because without it nothing can be made
     watch = _prepare(root, plan)
     pulumi_run.make_stack(root, stack)

@@ -425,6 +425,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
     pool, labels = choice.pool, _labels(stack, choice)
     ladder = rungs(stack, choice, labels, catalog)
     returns = return_plan(stack, pool, ladder)
+    card = catalog.accelerators.get(pool.accelerator)  # `on_cards` has put this machine's own there
     return PoolPlan(
         name=pool.name,
         accelerator=pool.accelerator,
@@ -445,6 +446,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         returns=returns,
         sealed=pool.sealed_caches,
         own_card=_own_card(stack, ladder),
+        card_here=card.name if card and card.name != pool.accelerator else None,
     )
 
 

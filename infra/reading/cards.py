@@ -175,7 +175,7 @@ def _ask(command: str, what: str, fields: tuple[str, ...]) -> list[dict[str, str
         raise NoCards(f"nvidia-smi does not answer: {error}") from error
     if done.returncode:
         said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()
-        raise NoCards(f"nvidia-smi says: {said[0][:200]}")
+        raise NoCards(f"nvidia-smi says: {said[0][:200].rstrip('.')}")
     rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from modelfleet.cli import pulumi_run
+from modelfleet.cli.plan import _next_step
+from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.up import run_up
 from modelfleet.infra.local.processes import ProcessId
 from modelfleet.infra.local.provider.last_start import write_last_start
@@ -304,6 +308,25 @@ def test_what_is_missing_is_one_line_with_its_fix(
     unused = served(found)
     assert unused.cards and not unused.cards.missing, "nothing is served on the card, so nothing stops"
     assert any(one.message.endswith(line) for one in unused.notices)
+
+
+def test_the_table_names_the_card_that_is_here_first_and_what_stops_up_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It showed `2 × L4` of a machine with two H100, and sent one with an old driver on to `up`."""
+    one = model("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+    def shown(made: Plan) -> list[str]:
+        console = Console(width=112, record=True, file=io.StringIO())
+        console.print(plan_table(made))
+        return console.export_text().splitlines()
+
+    made = served(gpus("two-h100", monkeypatch), one)
+    lines = shown(made)
+    assert lines[0] == "Cards: 2 × NVIDIA H100 80GB HBM3, 79.6 GiB, driver 580.65.06"
+    assert [line for line in lines if "l4     2 × H100, 32 CPU" in line] and "on-demand" not in "\n".join(lines)
+    assert _next_step(made) == "modelfleet up --stack test"
+    old = served(gpus("old-driver", monkeypatch), one)
+    assert shown(old)[1].startswith("Missing: driver 535.183.01 is too old")
+    assert _next_step(old) == "what is missing; `modelfleet up` stops there"
 
 
 def test_a_complete_machine_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
