@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from modelfleet.infra.local.processes import ProcessId, end_all, members
+from modelfleet.infra.local.processes import end_all, members
 from modelfleet.infra.local.provider.last_start import last_start
 from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.weights import materialize
@@ -38,7 +38,7 @@ FREE_S = 15.0
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-    pytest.mark.long(why="vLLM twice, three minutes; its parts are in tests/unit/planning/test_cards.py"),
+    pytest.mark.long(why="vLLM four times, five minutes; its parts are in tests/unit/planning/test_cards.py"),
 ]
 
 
@@ -99,10 +99,13 @@ class Machine:
         asked = subprocess.run(query, env=self.environ, capture_output=True, text=True, timeout=60, check=True)
         return [int(line) for line in asked.stdout.split()]
 
-    def ray(self) -> ProcessId:
-        found = last_start(self.run_folder)
-        assert found is not None
-        return found
+    def process(self, name: str) -> psutil.Process:
+        """The process of the stack's Ray with this program; `head` is the one that started the others."""
+        head = last_start(self.run_folder)
+        assert head is not None
+        if name == "head":
+            return psutil.Process(head.pid)
+        return next(one for one in psutil.Process(head.pid).children() if one.name() == name)
 
     def wait_free(self, engines: list[int], what: str) -> float:
         """Seconds until none of `engines` runs, or is in the driver's list."""
@@ -148,15 +151,17 @@ def test_make_up_on_a_pretended_card_from_the_command_line_to_the_first_token_an
     plan = machine.run([str(ROOT / ".venv" / "bin" / "modelfleet"), "plan", "--stack", "gpu"])
     assert "used by others" not in plan, "the stack's own model is nobody else's"
 
-    psutil.Process(machine.ray().pid).kill()
-    print("Ray killed: free after", machine.wait_free(engines, "the card is free of a killed Ray's engine"), "s")
+    for name in ("head", "gcs_server", "raylet"):
+        engines = machine.on_the_card()
+        machine.process(name).kill()
+        print(f"{name} killed: free after {machine.wait_free(engines, f'the card is free after {name} died'):.1f} s")
+        assert "it will be started again" in machine.make("up")
+        assert machine.on_the_card() and not set(machine.on_the_card()) & set(engines)
 
-    assert "Ray is no longer running; it will be started again" in machine.make("up")
-    again = machine.on_the_card()
-    assert again and not set(again) & set(engines)
-    replica = next(one for one in psutil.Process(again[0]).parents() if "ServeReplica" in " ".join(one.cmdline()))
-    replica.kill()
-    print("replica killed: free after", machine.wait_free(again, "the card is free of a killed replica's engine"), "s")
+    engines = machine.on_the_card()
+    parents = psutil.Process(engines[0]).parents()
+    next(one for one in parents if "ServeReplica" in " ".join(one.cmdline())).kill()
+    print(f"replica killed: free after {machine.wait_free(engines, 'the card is free of a killed replica'):.1f} s")
 
     machine.make("down")
     assert machine.on_the_card() == []

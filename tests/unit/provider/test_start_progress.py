@@ -40,6 +40,12 @@ def test_the_parts_of_a_start_are_told_with_their_seconds(count: int, said: str)
     assert start_parts("\n".join(LINES[:count])) == said
 
 
+def test_nothing_goes_on_once_the_engine_is_there() -> None:
+    """vLLM's CPU build does not say how long its weights took."""
+    there = "INFO 11-30 21:00:40 [core.py:344] init engine (profile, create kv cache, warmup model) took 0.76 seconds"
+    assert start_parts("\n".join((LINES[0], there))) == ""
+
+
 def starting(**more: Any) -> dict[str, Any]:
     replica = {"state": "STARTING", "worker_id": "abc", "pid": 7, **more}
     return {"status": "DEPLOYING", "message": "", "deployments": {"vllm": {"message": "", "replicas": [replica]}}}
