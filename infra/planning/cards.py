@@ -131,6 +131,11 @@ def chosen_cards(gpus: Gpus, wanted: int | None = None) -> tuple[Card, ...]:
     return max(classes, key=lambda cards: (sum(card.total_mib for card in cards), cards[0].capability))[:wanted]
 
 
+def cards_here(stack: LoadedStack, gpus: Gpus | None) -> tuple[Card, ...]:
+    """The cards of this machine that serve the stack; none where it serves elsewhere."""
+    return chosen_cards(gpus, stack.config.local.gpus) if gpus and stack.config.target.on_this_machine else ()
+
+
 def accelerator_of(card: Card, known: Mapping[str, Accelerator]) -> Accelerator:
     """The accelerator of a card: the row whose words its name has, else one made of its own facts."""
     words = set(re.split(r"[\s-]+", card.name))
@@ -153,7 +158,7 @@ def on_cards(stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> Catalog
 
     So a model file for an L4 is counted on the RTX 4090 that is here, and messages name that.
     """
-    cards = chosen_cards(gpus) if gpus and stack.config.target.on_this_machine else ()
+    cards = cards_here(stack, gpus)
     if not cards:
         return catalog
     real = accelerator_of(cards[0], catalog.accelerators)
@@ -184,8 +189,7 @@ def share_of_part(part: float, whole: float, usable_mib: int) -> float:
 
 def with_share(model: ModelConfig, stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> ModelConfig:
     """The model with the share that its card has left, or its part of it."""
-    local = gpus if stack.config.target.on_this_machine else None
-    return with_share_of(chosen_cards(local, stack.config.local.gpus) if local else (), model, catalog)
+    return with_share_of(cards_here(stack, gpus), model, catalog)
 
 
 def with_share_of(cards: Sequence[Card], model: ModelConfig, catalog: Catalog) -> ModelConfig:

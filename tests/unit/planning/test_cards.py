@@ -107,6 +107,25 @@ def test_a_model_that_does_not_fit_the_real_card_is_refused_with_its_numbers(mon
         served(gpus("t4", monkeypatch), model(LLAMA, max_total_tokens=8192, engine_kwargs={"dtype": "half"}))
 
 
+@pytest.mark.parametrize(
+    ("machine", "name", "fixes"),
+    [
+        ("crowded", "HuggingFaceTB/SmolLM2-1.7B-Instruct", r"end python3 \(process 1\), which has 17.6 GiB: 11 full-"),
+        ("mixed", "meta-llama/Llama-3.3-70B-Instruct", r".*; num_workers: 2: 2 full-length sequences$"),
+        ("t4", "meta-llama/Llama-3.3-70B-Instruct", "none on this machine's cards; serve a smaller model$"),
+    ],
+)
+def test_the_fixes_of_a_model_that_does_not_fit_are_this_machines(
+    machine: str, name: str, fixes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It named cards of AWS with their prices, and not the process that has this one's memory."""
+    one = model(name, max_total_tokens=8192, engine_kwargs={"dtype": "half"})
+    with pytest.raises(InputErrors, match=f"does not fit.*Fixes: {fixes}") as refused:
+        served(gpus(machine, monkeypatch), one)
+    assert "USD" not in str(refused.value) and "accelerator_type" not in str(refused.value)
+    assert "gpu_memory_utilization: 0.95" not in str(refused.value), "others have that"
+
+
 def test_utilization_leaves_what_the_desktop_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     def share(machine: str, **engine: Any) -> object:
         one = model("HuggingFaceTB/SmolLM2-135M-Instruct", **engine)
