@@ -41,12 +41,16 @@ SPARED = (
 TEXT_WIDTH = 24
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """The tables and the lines below them."""
+def plan_table(plan: Plan, *, head: bool = True) -> RenderableType:
+    """The tables and the lines below them; above them, in the `head`, this machine's cards and what it lacks.
+
+    `up` says both itself: the one first of all, the other last.
+    """
     parts: list[RenderableType] = []
-    if plan.cards:
+    if head and plan.cards:
         parts.append(Text(f"Cards: {plan.cards.named}"))
-    parts += [Text(f"Missing: {line}", style="red") for line in plan.stops_up]
+    if head:
+        parts += [Text(f"Missing: {line}", style="red") for line in plan.stops_up]
     parts += [_pools(plan), *_ladders(plan), _models(plan)]
     if any(model.memory for model in plan.models):
         parts.append(Text(basis_text(plan.models)))

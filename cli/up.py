@@ -38,7 +38,7 @@ def run_up(stack: str) -> int:
     plan = make_plan(root, stack, ask_issuer=True)
     _say_cards(root, plan)
     output.show_findings(plan.notices)
-    output.show(plan_table(plan))
+    output.show(plan_table(plan, head=False))
     if plan.stops_up:
         raise SetupError("\n".join(plan.stops_up))
     pulumi_run.command()  # before anything starts, because without it nothing can be made

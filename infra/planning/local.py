@@ -60,8 +60,7 @@ class Machine:
 
 
 def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
-    """What keeps this machine from serving, one sentence each with its fix: limits, folders, disk,
-    memory."""
+    """What keeps this machine from serving, one sentence each with its fix."""
     if machine is None:
         return []
     found = []

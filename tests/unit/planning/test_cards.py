@@ -396,7 +396,8 @@ def test_up_on_a_machine_without_a_card_stops_before_anything_starts(
     monkeypatch.setattr(pulumi_run, "command", lambda: pytest.fail("it went on"))
     with pytest.raises(SetupError, match="no usable NVIDIA card: nvidia-smi says.*serve on CPUs: make up"):
         run_up("gpu")
-    assert capsys.readouterr().err.startswith("Cards: no card: nvidia-smi says")
+    said = capsys.readouterr()
+    assert said.err.startswith("Cards: no card: nvidia-smi says") and "Cards: " not in said.out, "once"
 
 
 def test_up_on_cpus_says_that_there_is_a_card(
