@@ -46,12 +46,7 @@ def plan_table(plan: Plan, *, head: bool = True) -> RenderableType:
 
     `up` says both itself: the one first of all, the other last.
     """
-    parts: list[RenderableType] = []
-    if head and plan.cards:
-        parts.append(Text(f"Cards: {plan.cards.named}"))
-    if head:
-        parts += [Text(f"Missing: {line}", style="red") for line in plan.stops_up]
-    parts += [_pools(plan), *_ladders(plan), _models(plan)]
+    parts: list[RenderableType] = [*(_head(plan) if head else ()), _pools(plan), *_ladders(plan), _models(plan)]
     if any(model.memory for model in plan.models):
         parts.append(Text(basis_text(plan.models)))
     if plan.models:
@@ -75,6 +70,11 @@ def plan_table(plan: Plan, *, head: bool = True) -> RenderableType:
             parts.append(Text(image_text(plan.images)))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
+
+
+def _head(plan: Plan) -> list[Text]:
+    cards = [Text(f"Cards: {plan.cards.named}")] if plan.cards else []
+    return cards + [Text(f"Missing: {line}", style="red") for line in plan.stops_up]
 
 
 @dataclass
