@@ -15,8 +15,8 @@ START_BYTES = 1024**2
 VLLM_LINE = re.compile(r"^\((?P<process>\w+) pid=\d+\) [A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] (?P<text>.*)$")
 
 #: `INFO 2026-11-30 21:00:01,123 app vllm abc -- fetching org/model …` (Ray 2.60 `SERVE_LOG_RECORD_FORMAT`).
-FETCHING = re.compile(r" -- (?P<text>fetch(?:ing|ed) .*)$")
-#: The end of a download (`hub.py`).
+FETCHING = re.compile(r" -- (?P<text>fetch(?:ing|ed) .*|\d+ of \d+ MB, .*)$")
+#: The end of a download (`serving/hub.py`, `serving/mirror/download.py`).
 FETCHED = re.compile(r"^fetched .* in (?P<seconds>\d+) s$")
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,8 @@ from modelfleet.infra.local.provider.progress import Progress
 from modelfleet.infra.local.provider.replica_log import doing
 from modelfleet.serving import hub
 from modelfleet.serving.engine_log import start_parts
+from modelfleet.serving.mirror.download import Download, Wanted
+from modelfleet.serving.mirror.store import Store
 
 LINES = (
     "(EngineCore pid=9) INFO 11-30 21:00:01 [gpu_model_runner.py:5039] Starting to load model org/a...",
@@ -46,6 +49,13 @@ def test_nothing_goes_on_once_the_engine_is_there() -> None:
     assert start_parts("\n".join((LINES[0], there))) == ""
 
 
+class Chunks:
+    """A bucket's one object."""
+
+    def stream(self, key: str, offset: int, length: int, tag: str | None) -> Iterator[bytes]:
+        yield b"x" * length
+
+
 def starting(**more: Any) -> dict[str, Any]:
     replica = {"state": "STARTING", "worker_id": "abc", "pid": 7, **more}
     return {"status": "DEPLOYING", "message": "", "deployments": {"vllm": {"message": "", "replicas": [replica]}}}
@@ -75,6 +85,25 @@ def test_a_download_is_told_before_vllm_says_anything(tmp_path: Path) -> None:
     assert doing(details, tmp_path) == "starting the replica: download 43 s"
     (tmp_path / "worker-abc-01000000-7.out").write_text("\n".join(LINES[:2]))
     assert doing(details, tmp_path).startswith("starting the replica: download 43 s, load 3 s: Model loading took")
+
+
+def test_a_copy_of_the_bucket_is_told_as_the_hubs_download_is(tmp_path: Path) -> None:
+    """Seam: what the mirror's download says is what the progress reads; it went on after its end."""
+    said: list[str] = []
+    one = Download(
+        Chunks(), "s3://b/a", [Wanted("w", "w", 6, None, None)], tmp_path / "copy", said.append, chunk_bytes=3
+    )
+    one._reported = 0.0
+    one.run()
+    begins, log = "INFO 2026-11-30 21:00:01,123 app vllm abc --", tmp_path / "replica.log"
+    told = []
+    for line in said:
+        with log.open("a") as more:
+            more.write(f"{begins} {line}\n")
+        told.append(doing(starting(log_file_path="/replica.log"), tmp_path))
+    assert told[0] == "starting the replica: download now: fetching s3://b/a: 1 files, 0 MB"
+    assert told[1].startswith("starting the replica: download now: 0 of 0 MB, ")
+    assert told[-1] == "starting the replica: loading Python modules", "it took no second"
 
 
 def test_the_part_that_goes_on_has_its_own_seconds_and_they_are_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
