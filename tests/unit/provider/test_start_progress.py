@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -15,7 +15,6 @@ from modelfleet.infra.local.provider.replica_log import doing
 from modelfleet.serving import hub
 from modelfleet.serving.engine_log import start_parts
 from modelfleet.serving.mirror.download import Download, Wanted
-from modelfleet.serving.mirror.store import Store
 
 LINES = (
     "(EngineCore pid=9) INFO 11-30 21:00:01 [gpu_model_runner.py:5039] Starting to load model org/a...",
