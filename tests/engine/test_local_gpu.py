@@ -82,8 +82,8 @@ class Machine:
         (self.folder / name).write_text(yaml.safe_dump(stack))
 
     def make(self, goal: str) -> str:
-        """`make up STACK=gpu` without its first step, which would put 12 GB of CUDA into the shared environment."""
-        command = ["make", "-f", str(ROOT / "Makefile"), "-o", "setup-gpu", goal, "STACK=gpu"]
+        """`make up STACK=gpu` without its first step, which makes the environment that the tests run in."""
+        command = ["make", "-f", str(ROOT / "Makefile"), "-o", "setup", goal, "STACK=gpu"]
         return self.run(command)
 
     def run(self, command: list[str]) -> str:

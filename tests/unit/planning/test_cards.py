@@ -450,6 +450,14 @@ def test_make_sets_up_what_the_stack_needs(name: str, wanted: str) -> None:
     assert f"SETUP := {wanted}\n" in done.stdout
 
 
+def test_make_keeps_the_cpu_build_for_a_pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would install 12 GB of CUDA, with which the pretended card is refused."""
+    monkeypatch.setenv(PRETENDED_CARD, "1")
+    shown = ["make", "-pn", "-o", "setup", "STACK=gpu", "help"]
+    done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "SETUP := setup\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("written", "wanted"),
     [("'CPU'", "setup"), ('"CPU"', "setup"), ("CPU", "setup"), ("'L4'", "setup-gpu"), ('"L4"', "setup-gpu")],
