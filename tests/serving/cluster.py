@@ -27,7 +27,6 @@ READY_S = 420.0
 CARD = "GPU-00000000-0000-4000-8000-00000000000c"
 ENVIRONMENT = {
     **REPLICA_ENVIRONMENT,
-    "CUDA_VISIBLE_DEVICES": CARD,
     # Without the process that an engine starts only to bind its threads, which imports all of vLLM once more. The real
     # model's file sets it back.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -143,7 +142,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     command += [f"--{name}={value}" for name, value in options.items()]
     # As the local target: nothing that changes Python for Ray's workers, such as PYTHONPATH.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    env = {**own, **ENVIRONMENT, **serve_environment(serve), **environment}
+    env = {**own, **ENVIRONMENT, "CUDA_VISIBLE_DEVICES": CARD, **serve_environment(serve), **environment}
     env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     logs = folder / "session_latest" / "logs"
