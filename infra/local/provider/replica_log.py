@@ -47,8 +47,10 @@ def _starting(replica: dict[str, Any], logs: Path) -> str:
     fetching, seconds = _fetching(replica, logs)
     if not last and fetching:
         return f"download now: {fetching}"
-    parts = ", ".join(filter(None, (f"download {seconds} s" if seconds else "", start_parts(text))))
-    return ": ".join(filter(None, (parts, last)))
+    downloaded = f"download {seconds} s" if seconds else ""
+    if not last:
+        return f"{downloaded}, import now" if downloaded else ""
+    return ": ".join(filter(None, (", ".join(filter(None, (downloaded, start_parts(text)))), last)))
 
 
 def _fetching(replica: dict[str, Any], logs: Path) -> tuple[str, int]:

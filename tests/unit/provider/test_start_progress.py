@@ -81,7 +81,7 @@ def test_a_download_is_told_before_vllm_says_anything(tmp_path: Path) -> None:
     assert doing(details, tmp_path) == "starting the replica: download now: fetching org/draft: 1 MB so far"
     with log.open("a") as more:
         more.write(f"{begins} fetched org/draft in 2 s\n")
-    assert doing(details, tmp_path) == "starting the replica: download 43 s"
+    assert doing(details, tmp_path) == "starting the replica: download 43 s, import now"
     (tmp_path / "worker-abc-01000000-7.out").write_text("\n".join(LINES[:2]))
     assert doing(details, tmp_path).startswith("starting the replica: download 43 s, load 3 s: Model loading took")
 
