@@ -13,8 +13,8 @@ STACK ?= local
 TRIAL := $(filter cluster,$(STACK))
 STACK_FILE := stacks/Pulumi.$(STACK).yaml
 LOCAL := $(shell grep -s '^ *modelfleet:target: *local' $(STACK_FILE))
-# A pool whose accelerator is not CPU; no other begins with a C.
-ON_GPUS := $(if $(LOCAL),$(shell grep -sE '^[^\#]*accelerator: *["'\'']?[^"'\''C ]' $(STACK_FILE)))
+# A pool whose accelerator is not CPU; no other begins with a C. A pretended card (docs/gpu.md) needs vLLM's CPU build.
+ON_GPUS := $(if $(MODELFLEET_PRETENDED_CARD),,$(if $(LOCAL),$(shell grep -sE '^[^\#]*accelerator: *["'\'']?[^"'\''C ]' $(STACK_FILE))))
 # Only a local stack and a trial need all that `make setup` installs.
 SETUP := $(if $(ON_GPUS),setup-gpu,$(if $(TRIAL)$(LOCAL),setup,setup-operator))
 BIN := .venv/bin

@@ -54,7 +54,7 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
 from modelfleet.serving.engine_log import engine_facts, start_parts
 from modelfleet.serving.explain import sentence
-from modelfleet.serving.versions import PINNED
+from modelfleet.serving.versions import PINNED, PRETENDED_CARD
 
 #: An engine argument that only a server's engine has (vLLM 0.32 `AsyncEngineArgs`): `LLM` refuses it.
 SERVERS_OWN: Final = "enable_log_requests"
@@ -167,8 +167,10 @@ def _require_a_free_card(plan: Plan, root: Path, asked: Asked) -> None:
     """Raises `SetupError` with the one thing to do where nothing can be measured here."""
     if plan.cards is None:
         raise SetupError(f"stack {plan.stack} serves on no card of this machine; name one that does: --stack gpu")
-    wrong = [line for line in plan.cards.missing if not asked.pretend]
-    if wrong:
+    wrong = list(plan.cards.missing)
+    if plan.cards.pretended:
+        wrong.append(f"{PRETENDED_CARD} is set, and a pretended card measures nothing")
+    if wrong and not asked.pretend:
         raise SetupError("\n".join([*wrong, "to try the check itself on the CPU: --pretend"]))
     if of_last_start(local_folder(root, plan.stack)):
         raise SetupError(

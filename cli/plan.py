@@ -92,6 +92,8 @@ def _write_html(plan: Plan, path: Path) -> None:
 
 
 def _next_step(plan: Plan) -> str:
+    if plan.stops_up:
+        return "what is missing; `modelfleet up` stops there"
     if plan.target.on_this_machine:
         return f"modelfleet up --stack {plan.stack}"
     return f"pulumi up -s {plan.stack}"

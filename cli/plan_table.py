@@ -41,13 +41,12 @@ SPARED = (
 TEXT_WIDTH = 24
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """The tables and the lines below them."""
-    parts: list[RenderableType] = [_pools(plan), *_ladders(plan), _models(plan)]
-    if plan.cards:
-        parts.append(Text(f"Cards: {plan.cards.named}"))
-        parts += [Text(f"Missing: {line}", style="red") for line in plan.cards.missing]
-    parts += [Text(f"Missing: {line}", style="red") for line in plan.missing]
+def plan_table(plan: Plan, *, head: bool = True) -> RenderableType:
+    """The tables and the lines below them; above them, in the `head`, this machine's cards and what it lacks.
+
+    `up` says both itself: the one first of all, the other last.
+    """
+    parts: list[RenderableType] = [*(_head(plan) if head else ()), _pools(plan), *_ladders(plan), _models(plan)]
     if any(model.memory for model in plan.models):
         parts.append(Text(basis_text(plan.models)))
     if plan.models:
@@ -71,6 +70,11 @@ def plan_table(plan: Plan) -> RenderableType:
             parts.append(Text(image_text(plan.images)))
         parts.append(Text(f"Prices: {plan.prices}", style="dim"))
     return Group(*parts)
+
+
+def _head(plan: Plan) -> list[Text]:
+    cards = [Text(f"Cards: {plan.cards.named}")] if plan.cards else []
+    return cards + [Text(f"Missing: {line}", style="red") for line in plan.stops_up]
 
 
 @dataclass
@@ -120,11 +124,14 @@ def _least_width(console: Console, options: ConsoleOptions, table: Table) -> int
 
 
 def _pools(plan: Plan) -> FittingTable:
-    columns = [("pool", False), ("node", False), ("purchase", False), ("nodes", True), ("limit", True)]
+    bought = not plan.target.on_this_machine
+    columns = [("pool", False), ("node", False), *([("purchase", False)] if bought else [])]
+    columns += [("nodes", True), ("limit", True)]
     columns += [("USD/h node", True), ("USD/h min", True), ("USD/h max", True)] if plan.target.priced else []
     table = FittingTable(f"Pools of stack {plan.stack} ({_place(plan)})", columns)
     for pool in plan.pools:
-        row = [pool.name, node_text(pool), pool.purchases, nodes_text(pool), str(pool.max_nodes)]
+        row = [pool.name, node_text(pool), *([pool.purchases] if bought else [])]
+        row += [nodes_text(pool), str(pool.max_nodes)]
         if plan.target.priced:
             row += [usd(pool.usd_per_node_hour), *_range(pool.cost)]
         table.add_row(*row)
@@ -388,7 +395,7 @@ def usd(amount: float | None) -> str:
 def node_text(pool: PoolPlan) -> str:
     """The pool's instance types, or what one node offers."""
     node = pool.node
-    gpus = f"{node.gpus} × {pool.accelerator}, " if node.gpus else ""
+    gpus = f"{node.gpus} × {pool.card_here or pool.accelerator}, " if node.gpus else ""
     memory = f", {node.memory_mib / 1024:.0f} GiB" if node.memory_mib else ""
     size = f"{gpus}{node.cpu_millis / 1000:g} CPU{memory}"
     return f"{', '.join(pool.instance_types)} ({size})" if pool.instance_types else size

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: A new load balancer takes about three minutes, and a resolver keeps the news that a name is unknown for a while.
 DOOR_OPENS_S = 300
+#: Above the first answers; the first line has said it, too.
+PRETENDED = "PRETENDED: vLLM's CPU build answers in place of a card; the plan is the card's, the speed a CPU's"
 #: One for inside is often not to be reached from here at all.
 INSIDE_S = 30
 
@@ -36,9 +38,9 @@ def run_up(stack: str) -> int:
     plan = make_plan(root, stack, ask_issuer=True)
     _say_cards(root, plan)
     output.show_findings(plan.notices)
-    output.show(plan_table(plan))
-    if missing := [*(plan.cards.missing if plan.cards else ()), *plan.missing]:
-        raise SetupError("\n".join(missing))
+    output.show(plan_table(plan, head=False))
+    if plan.stops_up:
+        raise SetupError("\n".join(plan.stops_up))
     pulumi_run.command()  # before anything starts, because without it nothing can be made
     watch = _prepare(root, plan)
     pulumi_run.make_stack(root, stack)
@@ -104,6 +106,8 @@ def _show_endpoint(root: Path, plan: Plan) -> None:
         if plan.front_door and "base_url" in made:
             _through_the_front_door(root, plan, str(made["base_url"]).removesuffix("/v1"))
         return
+    if plan.cards and plan.cards.pretended:
+        output.say(PRETENDED, "bold yellow", stderr=False)
     _first_answers(root, plan, base_url(plan), plan.models)
 
 

@@ -45,13 +45,14 @@ PARTS = (
 def start_parts(text: str) -> str:
     """`load 3 s, compile 25 s, graphs now`: the parts of a start that a log tells so far, and the one that goes on.
 
-    A part that the log never tells of, such as graphs without a card, is left out; empty before the first.
+    A part that the log never tells of, such as graphs without a card, is left out, and none goes on once the engine is
+    there; empty before the first.
     """
     said, done = [], engine_facts(text)
     for name, key, begins in PARTS:
         if key in done:
             said.append(f"{name} {done[key]:.0f} s")
-        elif begins and re.search(begins, text):
+        elif begins and "init_s" not in done and re.search(begins, text):
             said.append(f"{name} now")
     return ", ".join(said)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from modelfleet.serving.config.checkpoint_files import FILES, Kind
 from modelfleet.serving.errors import WeightsError
 
 REPORT_EVERY_S = 3.0
+#: A half file that got no byte for so long is nobody's any more: huggingface_hub gives a silent connection 10 s.
+LEFT_S = 600.0
 Report = Callable[[str], None]
 
 
@@ -26,11 +29,14 @@ def download(
     """The repository's files at `revision`, in `folder` or, without one, in the Hub's own cache on this node.
 
     `report` hears every few seconds how much is here: a start that says nothing is taken for one that hangs.
-    Continues what an earlier call left; one download at a time per node. Raises `WeightsError` with the fix.
+    A connection that breaks goes on at its byte. After a killed call whole files stay; one that it had half begins anew
+    (huggingface_hub 2.4 `_download_to_tmp_and_move`). Raises `WeightsError` with the fix.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     what, files = named(repository, revision), FILES[kind]
+    if folder is None:
+        remove_left(_cache_of(repository) / "blobs")
     with hub_errors(what), _told(repository, folder, report):
         names = ["offline.safetensors"] if _offline() else HfApi().list_repo_files(repository, revision=revision)
         path = snapshot_download(
@@ -47,12 +53,8 @@ def download(
 
 @contextmanager
 def _told(repository: str, folder: Path | None, report: Report | None) -> Iterator[None]:
-    """Has `report` hear how much of the repository is on this node, while the block runs."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    place = folder or Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    ended = Event()
+    """Has `report` hear how much of the repository is on this node while the block runs, and how long that took."""
+    place, ended, began = folder or _cache_of(repository), Event(), time.monotonic()
 
     def tell(hear: Report) -> None:
         while not ended.wait(REPORT_EVERY_S):
@@ -67,6 +69,25 @@ def _told(repository: str, folder: Path | None, report: Report | None) -> Iterat
         ended.set()
         if teller:
             teller.join()
+    if report:
+        report(f"fetched {repository} in {time.monotonic() - began:.0f} s")
+
+
+def _cache_of(repository: str) -> Path:
+    """The repository's folder in the Hub's own cache on this node."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    name: str = repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / name
+
+
+def remove_left(blobs: Path) -> None:
+    """Removes the half files of killed downloads, which nobody goes on with and nobody else removes."""
+    for half in blobs.glob("*.incomplete"):
+        with suppress(OSError):  # whole, and renamed meanwhile
+            if time.time() - half.stat().st_mtime > LEFT_S:
+                half.unlink()
 
 
 def _bytes_below(place: Path) -> int:

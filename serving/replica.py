@@ -7,8 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from modelfleet.serving.adapters import WantedAdapters
 from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
-from modelfleet.serving.config.schema import GPU_PARTS, POLICY_TARGETS, ModelConfig
+from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
 from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
 from modelfleet.serving.errors import EngineError, WeightsError
@@ -32,11 +31,11 @@ from modelfleet.serving.seal import cache_environment, seal_root, take, this_mac
 from modelfleet.serving.settling import Settling
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.startup import StartupClock
-from modelfleet.serving.turns import own_card, turn_on
+from modelfleet.serving.turns import turn_of
 from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
 from modelfleet.serving.usage_bucket import BucketCopy
 from modelfleet.serving.usage_metrics import TokenMetrics
-from modelfleet.serving.versions import check_versions
+from modelfleet.serving.versions import PRETENDED_CARD, check_versions
 from modelfleet.serving.waiting import Places
 from modelfleet.serving.weights import cache_limit, resolve, resolve_adapter, resolve_other
 
@@ -257,7 +256,9 @@ class VllmReplica:
         # Both threads need it. Two that begin to import the same modules may see one of them half done.
         from huggingface_hub import HfApi, snapshot_download  # noqa: F401
 
-        check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
+        on_gpus = bool(self._model.scaling_config.num_gpus_per_worker)
+        pretended = on_gpus and bool(os.environ.get(PRETENDED_CARD))
+        check_versions(gpus=on_gpus, pretended=pretended)
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         if self._seal_root is not None:
@@ -277,7 +278,12 @@ class VllmReplica:
                 if left := remove_left():
                     logger.info("removed what a killed replica left in /dev/shm: %s", ", ".join(left))
                 arguments = engine_arguments(self._model, weights, adapters, **others, traces=self._traces)
-                async with self._turn():
+                if pretended:
+                    logger.warning("the card is pretended: vLLM's CPU build serves %s", self._model.model_id)
+                    arguments["enforce_eager"] = True  # as without GPUs (`engine_arguments`)
+                async with turn_of(self._model, logger.info) as waited:
+                    if waited:
+                        self._clock.passed("turn on its card")
                     app, self._engine, self._adapters = await start(self._model, arguments, self._clock)
             return app
         except ModelfleetError:
@@ -285,20 +291,6 @@ class VllmReplica:
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Where the replica has a part of a GPU: no other one starts on that card meanwhile."""
-        if self._model.scaling_config.num_gpus_per_worker not in GPU_PARTS:
-            yield
-            return
-        turn = turn_on(own_card(), logger.info)
-        await asyncio.to_thread(turn.__enter__)
-        self._clock.passed("turn on its card")
-        try:
-            yield
-        finally:
-            turn.__exit__(None, None, None)
 
     def _take_seal(self, uri: str, root: Path) -> None:
         """Copies the sealed compile cache to this node; without one, or with a foreign one, vLLM compiles."""

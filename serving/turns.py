@@ -7,18 +7,37 @@ ends it (vllm#56830).
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from modelfleet.serving.config.schema import GPU_PARTS, ModelConfig
 from modelfleet.serving.errors import EngineError
 
 #: Seconds that a replica waits before it says so.
 NOTICED_S = 2.0
+
+
+@asynccontextmanager
+async def turn_of(model: ModelConfig, report: Callable[[str], None]) -> AsyncIterator[bool]:
+    """Where the model has a part of a GPU, no other replica starts on this process's card meanwhile; False elsewhere.
+
+    Raises `EngineError` where the card or its lock is not to be had.
+    """
+    if model.scaling_config.num_gpus_per_worker not in GPU_PARTS:
+        yield False
+        return
+    turn = turn_on(own_card(), report)
+    await asyncio.to_thread(turn.__enter__)
+    try:
+        yield True
+    finally:
+        turn.__exit__(None, None, None)
 
 
 @contextmanager

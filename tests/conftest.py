@@ -34,6 +34,7 @@ CAUSE = "cause of a rerun"
 #: replicas: of the files that start it one worker gets all, last those whose Ray runs until the end.
 SHARED = {
     "tests/engine/test_local_fleet.py": "vLLM",
+    "tests/engine/test_local_gpu.py": "vLLM",
     "tests/engine/test_local_upgrade.py": "vLLM",
     "tests/serving/": "vLLM",
     "tests/cluster/test_ray_nodes.py": "a control plane under real Rays",

@@ -17,6 +17,7 @@ from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU, Accelerator
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.versions import PRETENDED_CARD
 
 #: Oldest driver for the CUDA 13.0 that the pinned torch 2.13.0 brings: 580.65.06 on Linux, and by minor version
 #: compatibility every 580 (CUDA 13.0 release notes, table 3; looked up 2026-11-27 in facts on GPUs).
@@ -49,6 +50,10 @@ LEAST_SHARE = 0.01
 WHOLE_CARD = 0.98
 #: A CUDA context, MiB; the fit's reserve counts as much (`fit.py`).
 CONTEXT_MIB = 512
+PRETENDED = " (pretended: vLLM's CPU build serves in its place)"
+#: What replicas get where the card is pretended: GiB of memory for vLLM's cache, of which the CPU build would take as
+#: large a share of the machine as the model has of its card.
+PRETENDED_ENVIRONMENT = {PRETENDED_CARD: "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Gpus:
 
     `compiler` and `headers`: a C compiler and Python.h are there.
     `cpu_build`: the vLLM that is installed is the one without GPUs, which would serve on CPUs and say nothing.
+    `pretended`: the user asked for just that, to try the whole way without a card (`PRETENDED_CARD` is set).
     """
 
     cards: tuple[Card, ...] = ()
@@ -94,6 +100,7 @@ class Gpus:
     headers: bool = True
     nvcc: bool = False
     cpu_build: bool = False
+    pretended: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class CardPlan:
     """The cards that a local stack serves on: `gpus` for Ray, and those of `uuids` alone.
 
     `named` describes them in one line; `missing` is what stops serving, one sentence each with its fix. Nothing does
-    where no model is on a pool of GPUs.
+    where no model is on a pool of GPUs. `pretended`: vLLM's CPU build serves in place of the card.
     """
 
     gpus: int
@@ -109,6 +116,7 @@ class CardPlan:
     named: str
     environment: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
+    pretended: bool = False
 
 
 def chosen_cards(gpus: Gpus, wanted: int | None = None) -> tuple[Card, ...]:
@@ -121,6 +129,11 @@ def chosen_cards(gpus: Gpus, wanted: int | None = None) -> tuple[Card, ...]:
         return ()
     classes = [tuple(card for card in gpus.cards if card.kind == kind) for kind in sorted(kinds)]
     return max(classes, key=lambda cards: (sum(card.total_mib for card in cards), cards[0].capability))[:wanted]
+
+
+def cards_here(stack: LoadedStack, gpus: Gpus | None) -> tuple[Card, ...]:
+    """The cards of this machine that serve the stack; none where it serves elsewhere."""
+    return chosen_cards(gpus, stack.config.local.gpus) if gpus and stack.config.target.on_this_machine else ()
 
 
 def accelerator_of(card: Card, known: Mapping[str, Accelerator]) -> Accelerator:
@@ -145,7 +158,7 @@ def on_cards(stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> Catalog
 
     So a model file for an L4 is counted on the RTX 4090 that is here, and messages name that.
     """
-    cards = chosen_cards(gpus) if gpus and stack.config.target.on_this_machine else ()
+    cards = cards_here(stack, gpus)
     if not cards:
         return catalog
     real = accelerator_of(cards[0], catalog.accelerators)
@@ -176,8 +189,7 @@ def share_of_part(part: float, whole: float, usable_mib: int) -> float:
 
 def with_share(model: ModelConfig, stack: LoadedStack, gpus: Gpus | None, catalog: Catalog) -> ModelConfig:
     """The model with the share that its card has left, or its part of it."""
-    local = gpus if stack.config.target.on_this_machine else None
-    return with_share_of(chosen_cards(local, stack.config.local.gpus) if local else (), model, catalog)
+    return with_share_of(cards_here(stack, gpus), model, catalog)
 
 
 def with_share_of(cards: Sequence[Card], model: ModelConfig, catalog: Catalog) -> ModelConfig:
@@ -214,12 +226,15 @@ def card_plan(stack: LoadedStack, gpus: Gpus | None) -> CardPlan | None:
     if not gpus.nvcc:
         # FlashInfer compiles its sampler with nvcc, and vLLM asks for it before it looks for nvcc (vllm#49497).
         environment |= {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_USE_DEEP_GEMM": "0"}
+    if gpus.pretended:
+        environment |= PRETENDED_ENVIRONMENT
     return CardPlan(
         gpus=len(cards),
         uuids=tuple(card.uuid for card in cards),
-        named=_named(cards, gpus.driver),
+        named=_named(cards, gpus.driver) + (PRETENDED if gpus.pretended else ""),
         environment=tuple(sorted(environment.items())),
         missing=tuple(missing(gpus)),
+        pretended=gpus.pretended,
     )
 
 
@@ -247,8 +262,12 @@ def missing(gpus: Gpus) -> list[str]:
     if (0, 0) < card.capability < LEAST_CAPABILITY:
         has, least = (".".join(map(str, pair)) for pair in (card.capability, LEAST_CAPABILITY))
         found.append(f"{card.name} has compute capability {has}, and CUDA 13 needs {least} (a T4 or newer)")
-    if gpus.cpu_build:
-        found.append("the installed vLLM is its CPU build, which does not use the card; run: make setup-gpu")
+    if gpus.pretended != gpus.cpu_build:
+        found.append(
+            f"{PRETENDED_CARD} is set, and the installed vLLM is the one for GPUs; unset it, and that serves"
+            if gpus.pretended
+            else "the installed vLLM is its CPU build, which does not use the card; run: make setup-gpu"
+        )
     if not gpus.compiler:
         found.append("no C compiler, with which Triton builds its launcher; on Debian: apt-get install gcc")
     if not gpus.headers:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default_catalog
-from modelfleet.infra.planning.cards import LEAST_SHARE, UTILIZATION, WHOLE_CARD, share_of_part
+from modelfleet.infra.planning.cards import LEAST_SHARE, UTILIZATION, WHOLE_CARD, Card, share_of_part
 from modelfleet.infra.planning.drafting import drafting_of, section_of
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of, utilization_of
@@ -29,16 +29,24 @@ CHECKPOINT_METHODS = {"awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gpt
 
 
 def fit_findings(
-    models: Iterable[LoadedModel], facts: Mapping[str, ModelFacts | None], catalog: Catalog | None = None
+    models: Iterable[LoadedModel],
+    facts: Mapping[str, ModelFacts | None],
+    catalog: Catalog | None = None,
+    here: Sequence[Card] = (),
 ) -> list[Finding]:
-    """Findings of all models. `facts` are by `model_id`; a model whose facts are None or absent gets a notice."""
+    """Findings of all models. `facts` are by `model_id`; a model whose facts are None or absent gets a notice.
+
+    `here` are the cards of this machine that serve.
+    """
     tables = catalog or default_catalog()
     return sorted(
-        finding for model in models for finding in model_findings(model, facts.get(model.config.model_id), tables)
+        finding for model in models for finding in model_findings(model, facts.get(model.config.model_id), tables, here)
     )
 
 
-def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalog) -> list[Finding]:
+def model_findings(
+    model: LoadedModel, facts: ModelFacts | None, catalog: Catalog, here: Sequence[Card] = ()
+) -> list[Finding]:
     """Findings of one model."""
     model = dataclasses.replace(model, config=with_length(model.config, facts, catalog))
     accelerator = catalog.accelerators.get(model.config.accelerator)
@@ -57,7 +65,9 @@ def model_findings(model: LoadedModel, facts: ModelFacts | None, catalog: Catalo
         return found
     setting = setting_of(model.config, facts, accelerator)
     found += [*_dtype(model, facts, accelerator, catalog), *_kernels(model, facts, setting, catalog)]
-    return found if errors_in(found) else [*found, *_memory(model, facts, setting, catalog), *_drafts(model, facts)]
+    if errors_in(found):
+        return found
+    return [*found, *_memory(model, facts, setting, catalog, here), *_drafts(model, facts)]
 
 
 def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
@@ -165,17 +175,22 @@ def _too_old(row: Quantization, accelerator: Accelerator, catalog: Catalog) -> s
     return f"{found}; choose one of {', '.join(able)}"
 
 
-def _memory(model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[Finding]:
+def _memory(
+    model: LoadedModel, facts: ModelFacts, setting: Setting, catalog: Catalog, here: Sequence[Card]
+) -> list[Finding]:
     memory = gpu_memory(facts, setting)
     if memory.full_length_sequences >= 1:
         return []
     usable = setting.accelerator.usable_mib * setting.utilization / 1024
     one = sequence_bytes(facts, setting) / MIB / 1024
-    ways = "; ".join(way.sentence() for way in ways_out(facts, setting, catalog)[:3])
+    ways = "; ".join(way.sentence() for way in ways_out(facts, setting, catalog, here)[:3])
+    none = (
+        "none on this machine's cards; serve a smaller model" if here else "none, for no known accelerator carries it"
+    )
     message = (
         f"does not fit: of {usable:.1f} GiB usable on a {setting.accelerator.name}, weights take "
         f"{memory.weights_mib / 1024:.1f} GiB and the reserve {memory.reserve_mib / 1024:.1f} GiB; one sequence of "
         f"{setting.length} tokens needs {one:.1f} GiB of KV cache. "
-        f"Fixes: {ways or 'none, for no known accelerator carries it'}"
+        f"Fixes: {ways or none}"
     )
     return [model.document.finding(LENGTH, message)]

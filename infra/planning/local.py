@@ -45,7 +45,8 @@ class Machine:
     """What `infra/reading` found on this machine, for the local target. `gpus` is None where nobody looked.
 
     `open_files` is the hard limit (None: there is none), up to which the plugin raises its own; `rooms` are the folders
-    that a stack writes to, `weights_room` is the Hub's cache, and `weights_here` its bytes by Hub id.
+    that a stack writes to, `weights_room` is the Hub's cache, and `weights_here` its bytes by Hub id. Where
+    `executable_memory` is False, a process may not make code while it runs; `selinux` is enforcing.
     """
 
     memory_bytes: int
@@ -54,10 +55,12 @@ class Machine:
     rooms: tuple[Room, ...] = ()
     weights_room: Room | None = None
     weights_here: tuple[tuple[str, int], ...] = ()
+    executable_memory: bool = True
+    selinux: bool = False
 
 
 def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
-    """What keeps this machine from serving, one sentence each with its fix: limits, folders, disk, memory."""
+    """What keeps this machine from serving, one sentence each with its fix."""
     if machine is None:
         return []
     found = []
@@ -65,6 +68,12 @@ def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], fact
         found.append(
             f"this shell may have {machine.open_files} files open, and serving takes {LEAST_OPEN_FILES}; raise it: "
             f"ulimit -Hn {LEAST_OPEN_FILES} as root, or `nofile` in /etc/security/limits.conf"
+        )
+    if not machine.executable_memory:
+        fix = "`setsebool deny_execmem off` as root" if machine.selinux else "MemoryDenyWriteExecute=no in its unit"
+        by = "SELinux" if machine.selinux else "this shell's limits"
+        found.append(
+            f"code that is made at run time is forbidden by {by}, and torch computes with such; allow it: {fix}"
         )
     for room in machine.rooms:
         if not room.writable:

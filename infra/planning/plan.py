@@ -181,6 +181,8 @@ class PoolPlan:
     sealed: bool = False
     #: Labels of the nodes with its own accelerator, where the stack makes nodes with others for it too.
     own_card: Mapping[str, str] = field(default_factory=dict)
+    #: The card of this machine, where it serves in place of the accelerator.
+    card_here: str | None = None
 
     @property
     def purchases(self) -> str:
@@ -831,6 +833,11 @@ class Plan:
     def grace_s(self, wanted: int) -> int:
         """Seconds that a pod may take to end: what it wants, or the most that the update of its node waits for."""
         return min(wanted, self.target.longest_drain_s or wanted)
+
+    @property
+    def stops_up(self) -> tuple[str, ...]:
+        """What keeps this machine from serving, cards and all else, one sentence each with its fix."""
+        return (*(self.cards.missing if self.cards else ()), *self.missing)
 
     @property
     def idle_usd_per_month(self) -> float | None:

@@ -23,7 +23,14 @@ from modelfleet.infra.planning.applications import (
 )
 from modelfleet.infra.planning.batch import with_batch
 from modelfleet.infra.planning.candidates import PoolChoice, on_one_node
-from modelfleet.infra.planning.cards import card_findings, card_plan, on_cards, unused_card_findings, with_share
+from modelfleet.infra.planning.cards import (
+    card_findings,
+    card_plan,
+    cards_here,
+    on_cards,
+    unused_card_findings,
+    with_share,
+)
 from modelfleet.infra.planning.cost import (
     budget_findings,
     fixed_cost_range,
@@ -165,7 +172,7 @@ def plan(
         *key_findings(stack, [name for model in models for name in served_names(model.config)]),
         *_stack_findings(stack, deploying=deploying),
         *image_findings(stack, made),
-        *fit_findings(models, facts, catalog),
+        *fit_findings(models, facts, catalog, cards_here(stack, gpus)),
         *bad_combinations(models, facts),
         *slo_findings(models, facts, catalog),
         *licence_findings(stack, models, catalog),
@@ -425,6 +432,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
     pool, labels = choice.pool, _labels(stack, choice)
     ladder = rungs(stack, choice, labels, catalog)
     returns = return_plan(stack, pool, ladder)
+    card = catalog.accelerators.get(pool.accelerator)  # `on_cards` has put this machine's own there
     return PoolPlan(
         name=pool.name,
         accelerator=pool.accelerator,
@@ -445,6 +453,7 @@ def _pool_plan(stack: LoadedStack, choice: PoolChoice, catalog: Catalog) -> Pool
         returns=returns,
         sealed=pool.sealed_caches,
         own_card=_own_card(stack, ladder),
+        card_here=card.name if card and card.name != pool.accelerator else None,
     )
 
 

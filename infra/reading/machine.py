@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -17,6 +18,9 @@ from modelfleet.infra.planning.local import Machine, Room
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
+
+#: The kernel's file, which is there where SELinux is on: 1 while it is enforcing.
+SELINUX = Path("/sys/fs/selinux/enforce")
 
 
 def this_machine(stack: LoadedStack, root: Path) -> Machine:
@@ -41,7 +45,23 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
         ),
         weights_room=room("weights", hub) if wanted else None,
         weights_here=_weights_in(hub) if wanted else (),
+        executable_memory=_executable_memory(),
+        selinux=SELINUX.is_file() and SELINUX.read_text().strip() == "1",
     )
+
+
+def _executable_memory() -> bool:
+    """Whether this process gets memory that it may write and execute, as oneDNN's kernels and ctypes do.
+
+    SELinux's `deny_execmem` and systemd's MemoryDenyWriteExecute forbid it; torch then says `could not create a
+    primitive` (2.13, tried with PR_SET_MDWE on 2026-12-01).
+    """
+    wanted = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, wanted).close()
+    except PermissionError:
+        return False
+    return True
 
 
 def room(what: str, folder: Path) -> Room:
@@ -58,12 +78,13 @@ def _hub_cache(cache: Path) -> Path:
 
 
 def _weights_in(hub: Path) -> tuple[tuple[str, int], ...]:
-    """The bytes that the Hub's cache has of each model, by its id; half fetched files count as far as they are."""
+    """The bytes that the Hub's cache has of each model's whole files, by its id: a half one begins anew."""
     found = []
     for folder in sorted(hub.glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
         with suppress(OSError):  # removed meanwhile
-            found.append((name, sum(one.stat().st_blocks * 512 for one in (folder / "blobs").iterdir())))
+            whole = [one for one in (folder / "blobs").iterdir() if one.suffix != ".incomplete"]
+            found.append((name, sum(one.stat().st_blocks * 512 for one in whole)))
     return tuple(found)
 
 

@@ -79,6 +79,7 @@ class Download:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        self.report(f"fetched {self.where} in {time.monotonic() - self._started:.0f} s")
 
     def _drop_strangers(self) -> None:
         """Deletes everything else: the folder must end up with exactly the wanted files."""

@@ -222,6 +222,18 @@ def test_stand_ins_come_last_on_the_path(machine: Path) -> None:
     assert path[-1].startswith(str(STANDINS)), "a plugin that the user installs later wins"
 
 
+def test_the_stand_in_for_nvidia_smi_is_no_plugin_and_nobody_gets_it_unasked(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was at the end of every path: a machine without a driver got the stand-in's answer."""
+    cli, nvidia = get.Cli(executable(tools_cache() / BUILT / "pulumi"), "built"), str(STANDINS / "nvidia")
+    assert not [one for one in parts(cli) if one.standin.name == "nvidia"]
+    assert nvidia not in command.environment_for(cli)["PATH"].split(os.pathsep)
+    monkeypatch.setenv("PATH", f"{nvidia}{os.pathsep}{os.environ['PATH']}")
+    path = command.environment_for(cli)["PATH"].split(os.pathsep)
+    assert path.index(nvidia) < path.index(str(machine / "bin")), "who asks for it has it first"
+
+
 def test_the_command_is_written_into_the_environment_but_over_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "env" / "bin").mkdir(parents=True)
     written = get.write_command(tmp_path / "env")

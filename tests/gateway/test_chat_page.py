@@ -55,15 +55,20 @@ class Tab:
     def __init__(self, socket: Any) -> None:
         self._socket, self._last = socket, 0
 
-    def value(self, script: str) -> Any:
-        """What a script gives."""
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of one of the protocol's methods."""
         self._last += 1
-        call = {"expression": script, "awaitPromise": True, "returnByValue": True}
-        self._socket.send(json.dumps({"id": self._last, "method": "Runtime.evaluate", "params": call}))
+        self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
         while (answer := json.loads(self._socket.recv(timeout=60))).get("id") != self._last:
             pass
-        assert "exceptionDetails" not in answer["result"], answer
-        return answer["result"]["result"].get("value")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def value(self, script: str) -> Any:
+        """What a script gives."""
+        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def wait(self, script: str, what: str) -> Any:
         """Its value once it is true."""
@@ -112,8 +117,11 @@ def test_in_a_browser_it_takes_a_key_streams_an_answer_and_says_the_speed(with_p
     with tab(f"{with_page.url}/") as page:
         page.wait("typeof key === 'object' && !key.hidden", "the field for a key")
         assert page.value("model.options.length") == 0
+        page.value("key.value = 'a guess'; key.dispatchEvent(new Event('change'))")
+        page.wait("talk.querySelector('p.error')?.textContent === 'The gateway does not take this key.'", "its answer")
         page.value(f"key.value = {json.dumps(ALICE)}; key.dispatchEvent(new Event('change'))")
         page.wait("model.options.length === 3", "the list of models")
+        assert page.value("talk.children.length") == 0, "nothing more of the wrong key"
         page.value("model.value = 'small'")
         page.ask("What is the capital of France?")
         page.wait("talk.querySelector('p.assistant')?.textContent.startsWith('Paris')", "the first words")
@@ -127,6 +135,9 @@ def test_in_a_browser_it_takes_a_key_streams_an_answer_and_says_the_speed(with_p
         page.wait("talk.querySelectorAll('p.note').length === 2", "the second answer")
         roles = [one["role"] for one in json.loads(with_page.backend.last.body)["messages"]]
         assert roles == ["user", "assistant", "user"], "the model is told what was said"
+        page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+        assert page.value("model.offsetWidth") > 300, "a phone shows the model's name beside a key"
+        assert page.value("document.documentElement.scrollWidth") == 390
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: apt-get install chromium")

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
 """A vLLM start takes one to several minutes on two busy cores."""
 
+#: A pretended card, which Ray knows by its UUID as on the local target.
+CARD = "GPU-00000000-0000-4000-8000-00000000000c"
 ENVIRONMENT = {
     **REPLICA_ENVIRONMENT,
     # Without the process that an engine starts only to bind its threads, which imports all of vLLM once more. The real
@@ -130,6 +132,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
         "ray-client-server-port": client,
         "metrics-export-port": metrics,
         "num-cpus": cpus,
+        "num-gpus": 1,  # of which no model computes on any: it only counts for placement
         "resources": '{"accelerator_type:CPU": 1}',
         "object-store-memory": 128 * 2**20,
         "temp-dir": folder,
@@ -139,7 +142,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     command += [f"--{name}={value}" for name, value in options.items()]
     # As the local target: nothing that changes Python for Ray's workers, such as PYTHONPATH.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    env = {**own, **ENVIRONMENT, **serve_environment(serve), **environment}
+    env = {**own, **ENVIRONMENT, "CUDA_VISIBLE_DEVICES": CARD, **serve_environment(serve), **environment}
     env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     logs = folder / "session_latest" / "logs"

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,14 +17,20 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ray.serve import Application
 
 from modelfleet.serving.app import AppArgs, application
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.turns import turn_of
 from modelfleet.serving.waiting import Places
 
 
 class LightReplica:
-    """Answers `/v1/completions` with its process id, once per token, `pace_s` apart."""
+    """Answers `/v1/completions` with its process id, once per token, `pace_s` apart.
+
+    With a part of a GPU it starts as `VllmReplica` does, when its turn on the card comes. It notes its card in the
+    folder that is its source, and its start lasts until the test removes the second note.
+    """
 
     def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
-        self.model_id = model["engine_config"]["model_id"]
+        self._model, self._notes = ModelConfig.model_validate(model), weights["source"]
         self.places = Places()
         self.places.watch()
 
@@ -34,6 +41,8 @@ class LightReplica:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the replica's process is up."""
         app = FastAPI()
+        if self._notes:
+            await self._start(Path(self._notes))
 
         @app.post("/v1/completions")
         async def complete(request: Request) -> Any:
@@ -45,6 +54,14 @@ class LightReplica:
             return JSONResponse({"pid": os.getpid()})
 
         return app
+
+    async def _start(self, notes: Path) -> None:
+        (notes / f"{self._model.slug}.card").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        async with turn_of(self._model, print):
+            starts = notes / f"{self._model.slug}.starts"
+            starts.touch()
+            while starts.exists():
+                await asyncio.sleep(0.1)
 
 
 async def _events(tokens: int, pace_s: float) -> AsyncIterator[str]:

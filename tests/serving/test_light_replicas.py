@@ -16,12 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.serving.cluster import Cluster
+from tests.serving.cluster import CARD, Cluster
 from tests.serving.conftest import application, model
 from tests.serving.front import Front, front
 from tests.waiting import wait_until
 
 PAIR, NARROW, ELASTIC, TIMED = "test/pair", "test/narrow", "test/elastic", "test/timed"
+HALF, QUARTER = "test/half", "test/quarter"
 PATH = "/v1/completions"
 AUTOSCALING = {
     "min_replicas": 1,
@@ -37,6 +38,15 @@ AUTOSCALING = {
 def light(model_id: str, **deployment: Any) -> dict[str, Any]:
     data = model(model_id, deployment=deployment, scaling={"num_cpus_per_worker": 0.1})
     return application(data, module="light")
+
+
+def part_of_a_card(model_id: str, part: float, notes: Path) -> dict[str, Any]:
+    """A light replica that starts in its turn, as `LightReplica` tells it in `notes`."""
+    made = application(
+        model(model_id, scaling={"num_cpus_per_worker": 0.1, "num_gpus_per_worker": part}), module="light"
+    )
+    made["args"]["weights"]["source"] = str(notes)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +206,30 @@ def test_replicas_come_with_load_and_go_without(cluster: Cluster, gateway: Front
             client.join(120)
     assert set(codes) == {200}
     wait_until(lambda: count() == 1, seconds=120, what="back to one replica")
+
+
+def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    """The card only counts: Ray places 0.5 and 0.25 on it by its UUID, and the turns on it are those of real replicas."""
+    sharing = {name: part_of_a_card(name, part, tmp_path) for name, part in ((HALF, 0.5), (QUARTER, 0.25))}
+
+    def noted(what: str) -> set[str]:
+        return {one.stem for one in tmp_path.glob(f"*.{what}")}
+
+    cluster.serve(*sharing.values())
+    slugs = {one["name"] for one in sharing.values()}
+    try:
+        wait_until(lambda: noted("card") == slugs, seconds=240, what="both have their part")
+        assert {one.read_text() for one in tmp_path.glob("*.card")} == {CARD}
+        wait_until(lambda: noted("starts"), what="one starts")
+        time.sleep(1)  # the other one would, too
+        (first,) = noted("starts")
+        (tmp_path / f"{first}.starts").unlink()
+        (second,) = slugs - {first}
+        wait_until(lambda: noted("starts") == {second}, what="the other one starts")
+        cluster.wait(first)
+        (tmp_path / f"{second}.starts").unlink()
+        cluster.wait(second)
+    finally:
+        for left in tmp_path.glob("*.starts"):
+            left.unlink()
+        cluster.remove(*slugs)

@@ -86,7 +86,7 @@ def parts(cli: Cli, environ: Mapping[str, str] = os.environ) -> list[Part]:
     host = "comes with the CLI" if cli.has_language_host else None
     found = [Part("language host python", host, STANDINS / "language")]
     for folder in sorted(STANDINS.iterdir()):
-        if folder.name != "language":
+        if (folder / f"pulumi-resource-{folder.name}").is_file():  # not nvidia-smi's, which nobody has who asks not
             wanted = plugin_version(folder.name)
             title = f"plugin {folder.name} {wanted}".rstrip()
             found.append(Part(title, real_plugin(folder.name, wanted, environ), folder))

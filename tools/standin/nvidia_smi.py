@@ -6,6 +6,7 @@ is as NVML says it (H100: measured 2026-11-27 with driver 580).
 
 import os
 import sys
+from pathlib import Path
 
 CARD = {
     "t4": "Tesla T4, 15360, {used}, 7.5",
@@ -46,7 +47,7 @@ def main() -> int:
         rows = [_row(index, driver, kind, used) for index, (kind, used) in enumerate(cards)]
     else:
         told = os.environ.get("STANDIN_TOLD")
-        own = [] if told == "none" else _own()
+        own = [] if told == "none" else [*_own(), *_engines()]
         rows = [
             {"gpu_uuid": _uuid(card), "pid": str(pid), "process_name": name, "used_memory": str(mib)}
             for card, pid, name, mib in [*USERS.get(machine, []), *own]
@@ -60,9 +61,8 @@ def main() -> int:
 
 
 def _row(index: int, driver: str, kind: str, used: int) -> "dict[str, str]":
-    name, total, used_text, capability = (
-        CARD[kind].format(used=used + sum(mib for card, *_, mib in _own() if card == index)).split(", ")
-    )
+    used += sum(mib for card, *_, mib in [*_own(), *_engines()] if card == index)
+    name, total, used_text, capability = CARD[kind].format(used=used).split(", ")
     return {
         "index": str(index),
         "uuid": _uuid(index),
@@ -81,6 +81,26 @@ def _own() -> "list[tuple[int, int, str, int]]":
     """
     pid, _, mib = os.environ.get("STANDIN_USER", "").partition(":")
     return [(0, int(pid), "ray::RayWorkerProc", int(mib))] if pid else []
+
+
+def _engines() -> "list[tuple[int, int, str, int]]":
+    """vLLM's processes whose output is a file below the Ray folder STANDIN_ENGINES, on the first card.
+
+    They need no card, so their own memory stands for that of one. A process that ends leaves the list with it.
+    """
+    folder = os.environ.get("STANDIN_ENGINES")
+    found: list[tuple[int, int, str, int]] = []
+    if not folder:
+        return found
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+            if name.startswith("VLLM::") and str((process / "fd" / "1").readlink()).startswith(folder):
+                pages = int((process / "statm").read_text().split()[1])
+                found.append((0, int(process.name), name, pages * os.sysconf("SC_PAGESIZE") >> 20))
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return found
 
 
 def _uuid(index: int) -> str:

@@ -15,7 +15,9 @@ START_BYTES = 1024**2
 VLLM_LINE = re.compile(r"^\((?P<process>\w+) pid=\d+\) [A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] (?P<text>.*)$")
 
 #: `INFO 2026-11-30 21:00:01,123 app vllm abc -- fetching org/model …` (Ray 2.60 `SERVE_LOG_RECORD_FORMAT`).
-FETCHING = re.compile(r" -- (?P<text>fetch(?:ing|ed) .*)$")
+FETCHING = re.compile(r" -- (?P<text>fetch(?:ing|ed) .*|\d+ of \d+ MB, .*)$")
+#: The end of a download (`serving/hub.py`, `serving/mirror/download.py`).
+FETCHED = re.compile(r"^fetched .* in (?P<seconds>\d+) s$")
 
 
 def doing(details: dict[str, Any], logs: Path) -> str:
@@ -38,21 +40,29 @@ def tail(log: Path, lines: int = 3) -> str:
 
 
 def _starting(replica: dict[str, Any], logs: Path) -> str:
-    """The parts of the start, and vLLM's last line; before vLLM says anything, what is fetched."""
+    """The parts of the start, and vLLM's last line; before vLLM says anything, what is fetched or loaded."""
     name = f"worker-{replica.get('worker_id')}-*-{replica.get('pid')}"
     text = "\n".join(line for end in ("out", "err") for log in logs.glob(f"{name}.{end}") for line in _lines(log))
     last = next((found["text"] for one in reversed(text.splitlines()) if (found := VLLM_LINE.match(one))), "")
+    fetching, seconds = _fetching(replica, logs)
+    if not last and fetching:
+        return f"download now: {fetching}"
+    downloaded = f"download {seconds} s" if seconds else ""
     if not last:
-        return _fetching(replica, logs)
-    return ": ".join(filter(None, (start_parts(text), last)))
+        return f"{downloaded}, import now" if downloaded else ""
+    return ": ".join(filter(None, (", ".join(filter(None, (downloaded, start_parts(text)))), last)))
 
 
-def _fetching(replica: dict[str, Any], logs: Path) -> str:
-    """What the replica's own log says last of its weights, `fetching org/model: 812 MB so far`."""
+def _fetching(replica: dict[str, Any], logs: Path) -> tuple[str, int]:
+    """What the replica's own log says last of weights that are still fetched, `fetching org/model: 812 MB so far`.
+
+    Also the seconds of the downloads that have ended.
+    """
     if not (path := replica.get("log_file_path")):
-        return ""
-    found = (FETCHING.search(line) for line in reversed(_last_lines(logs / str(path).lstrip("/"))))
-    return next((match["text"] for match in found if match), "")
+        return "", 0
+    said = [found["text"] for line in _lines(logs / str(path).lstrip("/")) if (found := FETCHING.search(line))]
+    ended = [found for one in said if (found := FETCHED.match(one))]
+    return "" if not said or FETCHED.match(said[-1]) else said[-1], sum(int(one["seconds"]) for one in ended)
 
 
 def _last_lines(log: Path) -> list[str]:

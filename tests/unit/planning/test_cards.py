@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from modelfleet.cli import pulumi_run
+from modelfleet.cli.plan import _next_step
+from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.up import run_up
 from modelfleet.infra.local.processes import ProcessId
 from modelfleet.infra.local.provider.last_start import write_last_start
@@ -26,6 +30,7 @@ from modelfleet.infra.reading.machine import this_machine
 from modelfleet.serving.config.accelerators import known_gpus
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.versions import PRETENDED_CARD
 from tests.unit.planning.builders import CODE, model, pool, stack
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +43,8 @@ GIB = 1024**3
 @pytest.fixture(autouse=True)
 def path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{STANDIN}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", PRETENDED_CARD):
+        monkeypatch.delenv(name, raising=False)
 
 
 def gpus(machine: str, monkeypatch: pytest.MonkeyPatch, own_mark: str = "none") -> Gpus:
@@ -99,6 +105,25 @@ def test_a_notice_says_that_the_card_is_another_one(monkeypatch: pytest.MonkeyPa
 def test_a_model_that_does_not_fit_the_real_card_is_refused_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputErrors, match=r"does not fit: of 13\.4 GiB usable on a T4, weights take 15\.0 GiB"):
         served(gpus("t4", monkeypatch), model(LLAMA, max_total_tokens=8192, engine_kwargs={"dtype": "half"}))
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "fixes"),
+    [
+        ("crowded", "HuggingFaceTB/SmolLM2-1.7B-Instruct", r"end python3 \(process 1\), which has 17.6 GiB: 11 full-"),
+        ("mixed", "meta-llama/Llama-3.3-70B-Instruct", r".*; num_workers: 2: 2 full-length sequences$"),
+        ("t4", "meta-llama/Llama-3.3-70B-Instruct", "none on this machine's cards; serve a smaller model$"),
+    ],
+)
+def test_the_fixes_of_a_model_that_does_not_fit_are_this_machines(
+    machine: str, name: str, fixes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It named cards of AWS with their prices, and not the process that has this one's memory."""
+    one = model(name, max_total_tokens=8192, engine_kwargs={"dtype": "half"})
+    with pytest.raises(InputErrors, match=f"does not fit.*Fixes: {fixes}") as refused:
+        served(gpus(machine, monkeypatch), one)
+    assert "USD" not in str(refused.value) and "accelerator_type" not in str(refused.value)
+    assert "gpu_memory_utilization: 0.95" not in str(refused.value), "others have that"
 
 
 def test_utilization_leaves_what_the_desktop_uses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +309,9 @@ def test_no_compiler_of_cuda_means_no_sampler_that_wants_one(monkeypatch: pytest
         pytest.param("l4", {"headers": False}, "no Python.h.*apt-get install python3-dev", id="no-headers"),
         pytest.param("l4", {"shm_mib": 64}, "dev/shm. has 64 MiB.*--shm-size", id="small-shm"),
         pytest.param("l4", {"cpu_build": True}, "vLLM is its CPU build.*make setup-gpu", id="cpu-build"),
+        pytest.param(
+            "l4", {"pretended": True}, "PRETENDED_CARD is set, and the installed vLLM is the one for GPUs", id="real"
+        ),
         pytest.param("spark", {"architecture": "aarch64"}, "this machine is aarch64", id="aarch64"),
     ],
 )
@@ -301,9 +329,44 @@ def test_what_is_missing_is_one_line_with_its_fix(
     assert any(one.message.endswith(line) for one in unused.notices)
 
 
+def test_the_table_names_the_card_that_is_here_first_and_what_stops_up_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It showed `2 × L4` of a machine with two H100, and sent one with an old driver on to `up`."""
+    one = model("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+    def shown(made: Plan) -> list[str]:
+        console = Console(width=112, record=True, file=io.StringIO())
+        console.print(plan_table(made))
+        return console.export_text().splitlines()
+
+    made = served(gpus("two-h100", monkeypatch), one)
+    lines = shown(made)
+    assert lines[0] == "Cards: 2 × NVIDIA H100 80GB HBM3, 79.6 GiB, driver 580.65.06"
+    assert [line for line in lines if "l4     2 × H100, 32 CPU" in line] and "on-demand" not in "\n".join(lines)
+    assert _next_step(made) == "modelfleet up --stack test"
+    old = served(gpus("old-driver", monkeypatch), one)
+    assert shown(old)[1].startswith("Missing: driver 535.183.01 is too old")
+    assert _next_step(old) == "what is missing; `modelfleet up` stops there"
+
+
 def test_a_complete_machine_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for machine in ("t4", "l4", "desktop", "two-h100"):
         assert missing(gpus(machine, monkeypatch)) == []
+
+
+def test_a_pretended_card_says_so_and_has_the_cpu_build_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seam: the variable that the reader finds is the one that the plan sets and a replica asks for."""
+    monkeypatch.setenv(PRETENDED_CARD, "1")
+    found = replace(gpus("l4", monkeypatch), cpu_build=True)
+    made = served(found, model("HuggingFaceTB/SmolLM2-135M-Instruct")).cards
+    assert made and made.pretended and made.missing == ()
+    assert made.named.endswith("driver 580.65.06 (pretended: vLLM's CPU build serves in its place)")
+    environment = dict(made.environment)
+    assert (environment[PRETENDED_CARD], environment["VLLM_CPU_KVCACHE_SPACE"]) == ("1", "2")
+    monkeypatch.delenv(PRETENDED_CARD)
+    real = served(gpus("l4", monkeypatch)).cards
+    assert (
+        real and not real.pretended and PRETENDED_CARD not in dict(real.environment) and "pretended" not in real.named
+    )
 
 
 def test_memory_that_cpu_and_card_share_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +396,8 @@ def test_up_on_a_machine_without_a_card_stops_before_anything_starts(
     monkeypatch.setattr(pulumi_run, "command", lambda: pytest.fail("it went on"))
     with pytest.raises(SetupError, match="no usable NVIDIA card: nvidia-smi says.*serve on CPUs: make up"):
         run_up("gpu")
-    assert capsys.readouterr().err.startswith("Cards: no card: nvidia-smi says")
+    said = capsys.readouterr()
+    assert said.err.startswith("Cards: no card: nvidia-smi says") and "Cards: " not in said.out, "once"
 
 
 def test_up_on_cpus_says_that_there_is_a_card(
@@ -384,6 +448,14 @@ def test_make_sets_up_what_the_stack_needs(name: str, wanted: str) -> None:
     shown = ["make", "-pn", "-o", wanted, f"STACK={name}", "help"]
     done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert f"SETUP := {wanted}\n" in done.stdout
+
+
+def test_make_keeps_the_cpu_build_for_a_pretended_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would install 12 GB of CUDA, with which the pretended card is refused."""
+    monkeypatch.setenv(PRETENDED_CARD, "1")
+    shown = ["make", "-pn", "-o", "setup", "STACK=gpu", "help"]
+    done = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "SETUP := setup\n" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import os
 import resource
 import shutil
 import socket
+import subprocess
 import sys
+import venv
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.infra.local.runtime import MAX_LENGTH, gateway_runtime, short_folder, straight_to_loopback
 from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.local import LEAST_OPEN_FILES, Machine, Room
+from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.reading.machine import _weights_in, room, this_machine
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.load import LoadedModel
@@ -29,6 +32,7 @@ from tests.unit.listener import listening
 from tests.unit.planning.builders import CODE, model, pool, stack
 
 ROOT = Path(__file__).parents[3]
+STANDIN = ROOT / "tools" / "standin" / "bin" / "nvidia"
 GB, GIB = 10**9, 1024**3
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 FINE = Machine(
@@ -65,11 +69,16 @@ def test_a_machine_that_has_all_of_it_lacks_nothing() -> None:
             f"the weights of {LLAMA} take 16.1 GB more, and /home/me has 10.0 GB free; free some, or set HF_HOME",
         ),
         (
+            {"executable_memory": False, "selinux": True},
+            "forbidden by SELinux, and torch computes with such; allow it: `setsebool deny_execmem off` as root",
+        ),
+        ({"executable_memory": False}, "forbidden by this shell's limits, and torch computes with such; allow it: Mem"),
+        (
             {"memory_bytes": 1 * GIB},
             "GiB of memory at their fewest replicas, and this machine has 1.0 GiB; serve fewer",
         ),
     ],
-    ids=["open-files", "read-only", "full", "weights", "memory"],
+    ids=["open-files", "read-only", "full", "weights", "selinux", "systemd", "memory"],
 )
 def test_what_a_machine_lacks_is_one_line_with_its_fix(changed: dict[str, object], said: str) -> None:
     one = model(LLAMA, max_total_tokens=4096)
@@ -82,7 +91,7 @@ def test_weights_that_are_here_need_no_room() -> None:
     one = model(LLAMA, max_total_tokens=4096)
     assert served(replace(small, weights_here=((LLAMA, 16_060_522_496),)), one).missing == ()
     (line,) = served(replace(small, weights_here=((LLAMA, 8 * GB),)), one).missing
-    assert "take 8.1 GB more" in line, "a broken download goes on"
+    assert "take 8.1 GB more" in line, "whole files stay"
     on_cpu = model("HuggingFaceTB/SmolLM2-135M-Instruct", "CPU")
     tiny = replace(FINE, weights_room=Room("weights", "/home/me", 1_100_000_000))
     assert served(tiny, on_cpu).missing == (), "its weights are in the bucket"
@@ -109,6 +118,35 @@ def test_a_read_only_folder_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert room("x", tmp_path / "a" / "b").writable
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     assert not room("x", tmp_path / "a" / "b").writable
+
+
+@pytest.mark.parametrize(("enforce", "on"), [("1", True), ("0", False), (None, False)])
+def test_selinux_that_is_enforcing_and_forbids_nothing_stops_nobody(
+    enforce: str | None, on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "enforce"
+    if enforce:
+        file.write_text(enforce)
+    monkeypatch.setattr("modelfleet.infra.reading.machine.SELINUX", file)
+    found = this_machine(stack(pool("cpu", "CPU", maxNodes=1), target="local"), tmp_path)
+    assert (found.selinux, found.executable_memory) == (on, True)
+    assert served(replace(FINE, selinux=found.selinux)).missing == ()
+
+
+#: What SELinux and systemd do to a process, by Linux's own switch (`PR_SET_MDWE`, Linux 6.3).
+FORBIDDEN = """
+import ctypes
+from modelfleet.infra.reading.machine import _executable_memory
+if ctypes.CDLL(None, use_errno=True).prctl(65, 1, 0, 0, 0): print("old kernel")
+else: print(_executable_memory())
+"""
+
+
+def test_a_shell_that_may_make_no_code_is_seen() -> None:
+    asked = subprocess.run([sys.executable, "-c", FORBIDDEN], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if asked.stdout == "old kernel\n":
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3), with which code at run time is forbidden")
+    assert asked.stdout == "False\n", asked.stderr
 
 
 def test_no_limit_of_open_files_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +225,30 @@ def test_a_users_python_and_rays_settings_do_not_reach_ray(monkeypatch: pytest.M
     made = ray_environment({})
     assert not [name for name in made if name.startswith("PYTHON")] and "RAY_ADDRESS" not in made
     assert made["PATH"].startswith(str(Path(sys.executable).parent)), "no other python comes first"
+
+
+def test_a_python_from_conda_serves_with_its_own_programs_and_a_compiler_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As activated in a shell: another environment's Python comes first, and CC names what was removed."""
+    base = tmp_path / "miniconda3"
+    venv.create(own := base / "envs" / "fleet", symlinks=True)
+    for prefix in (base, own):
+        (prefix / "conda-meta").mkdir()
+    (base / "bin").mkdir()
+    (base / "bin" / "python").symlink_to("/bin/false")
+    for name, value in {"CONDA_PREFIX": str(base), "CONDA_DEFAULT_ENV": "base", "CONDA_SHLVL": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{base / 'bin'}{os.pathsep}{STANDIN}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STANDIN_CARDS", "l4")
+    monkeypatch.setattr(sys, "executable", str(own / "bin" / "python"))
+    made = ray_environment({})
+    assert shutil.which("python", path=made["PATH"]) == str(own / "bin" / "python")
+    asked = subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], env=made, capture_output=True, text=True)
+    assert asked.stdout.strip() == str(own), asked.stderr
+    for compiler, there in (("x86_64-conda-linux-gnu-cc", False), (shutil.which("sh"), True)):
+        monkeypatch.setenv("CC", str(compiler))
+        assert these_gpus("none").compiler is there
 
 
 def test_nothing_of_a_local_stack_needs_ipv6() -> None:

@@ -158,3 +158,23 @@ def test_what_does_not_fit_its_part_is_refused_with_the_part_that_carries_it_and
     (fault,) = [one for one in caught.value.findings if "does not fit" in one.message]
     assert "num_gpus_per_worker: 0.25: " in fault.message or "num_gpus_per_worker: 0.5: " in fault.message
     assert "gpu_memory_utilization: 0.95" not in fault.message and "num_workers: 2" not in fault.message
+
+
+def test_two_models_share_one_card_of_this_machine_as_long_as_their_parts_are_one() -> None:
+    """Half and a quarter fit with their contexts; another half is refused with the sum and what to do."""
+    half, quarter = part(0.5, "Qwen/Qwen3-1.7B", accelerator="H100"), part(0.25, accelerator="H100")
+    made = here([half, quarter])
+    assert made.cards and made.cards.gpus == 1
+    shares = {
+        one.bundles[0]["GPU"]: one.application.args["model"]["engine_config"]["engine_kwargs"]["gpu_memory_utilization"]
+        for one in made.models
+    }
+    usable = CATALOG.accelerators["H100"].usable_mib
+    assert shares == {gpus: share_of_part(gpus, WHOLE_CARD, usable) for gpus in (0.5, 0.25)}
+    assert sum(shares.values()) * usable + 2 * CONTEXT_MIB <= 0.75 * WHOLE_CARD * usable
+    more = part(0.5, "HuggingFaceTB/SmolLM2-1.7B-Instruct", accelerator="H100")
+    with pytest.raises(
+        InputErrors, match=r"the models take 1.25 GPUs at their fewest replicas, and this machine has 1"
+    ):
+        here([half, quarter, more])
+    assert here([half, quarter, more], count=2).models

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from modelfleet.cli import gpu_check
@@ -20,9 +22,12 @@ from modelfleet.infra.planning.facts import ModelFacts, facts_from_config
 from modelfleet.infra.planning.fit import GIB, Setting, gpu_memory, memory_in, reserve_bytes, variant
 from modelfleet.infra.planning.measured import Taken, Where, as_measured, compared, measured_of, on_measured
 from modelfleet.infra.reading import measured as reading
+from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.measure import Took, timed
+from modelfleet.serving.versions import PRETENDED_CARD
 from tests.unit.planning.builders import CODE, model, pool, stack
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 LLAMA, QWEN, OSS = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B", "openai/gpt-oss-20b"
@@ -233,6 +238,9 @@ def test_the_check_stops_in_one_line_where_it_can_measure_nothing(monkeypatch: p
         gpu_check.run_gpu_check("local", asked)
     with pytest.raises(SetupError, match="CPU build.*make setup-gpu"):
         gpu_check.run_gpu_check("gpu", asked)
+    with monkeypatch.context() as here, pytest.raises(SetupError, match="a pretended card measures nothing"):
+        here.setenv(PRETENDED_CARD, "1")
+        gpu_check.run_gpu_check("gpu", dataclasses.replace(asked, save=True))
     with pytest.raises(SetupError, match="nothing that --pretend measures is a card's"):
         gpu_check.run_gpu_check("gpu", dataclasses.replace(asked, save=True, pretend=True))
     monkeypatch.setattr(gpu_check, "of_last_start", lambda folder: [1])
@@ -240,24 +248,26 @@ def test_the_check_stops_in_one_line_where_it_can_measure_nothing(monkeypatch: p
         gpu_check.run_gpu_check("gpu", dataclasses.replace(asked, pretend=True))
 
 
+#: Lines of the H100 of 2026-11-27; the card of these tests is the stand-in's L4, so the plan is off.
+H100_LOG = (
+    "Model loading took 3.19 GiB memory and 1.2 seconds\nAvailable KV cache memory: 14.0 GiB\n"
+    "GPU KV cache size: 76,448 tokens, Maximum\nActual usage is 3.55 GiB for consumed memory (weights + non-torch), "
+    "1.1 GiB for peak activation, and 0.3 GiB for CUDAGraph memory.\n"
+    "CUDA graph pool memory: 0.3 GiB (actual), 0.7 GiB (estimated)\n"
+)
+
+
 @pytest.mark.usefixtures("on_l4")
 def test_the_check_asks_for_what_the_replica_would_and_reads_the_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """vLLM's lines are of the H100 of 2026-11-27; the card is the stand-in's L4, so the plan is off."""
     asked = gpu_check.Asked(network=False)
-    log = (
-        "Model loading took 3.19 GiB memory and 1.2 seconds\nAvailable KV cache memory: 14.0 GiB\n"
-        "GPU KV cache size: 76,448 tokens, Maximum\nActual usage is 3.55 GiB for consumed memory (weights + non-torch), "
-        "1.1 GiB for peak activation, and 0.3 GiB for CUDAGraph memory.\n"
-        "CUDA graph pool memory: 0.3 GiB (actual), 0.7 GiB (estimated)\n"
-    )
     questions: list[dict[str, object]] = []
 
     def ask(question: dict[str, object], environment: dict[str, str], *_: object) -> tuple[dict[str, object], str]:
         assert environment["CUDA_VISIBLE_DEVICES"].startswith("GPU-0000") and "PYTHONPATH" in environment
         questions.append(question)
-        return {"usable_gib": 21.95, "token_ms_1": 12.0}, log
+        return {"usable_gib": 21.95, "token_ms_1": 12.0}, H100_LOG
 
     monkeypatch.setattr(gpu_check, "_ask", ask)
     monkeypatch.setattr(gpu_check, "_require_a_free_card", lambda *_: None)
@@ -276,6 +286,59 @@ def test_the_check_asks_for_what_the_replica_would_and_reads_the_log(
     text = capsys.readouterr()
     assert "the plan is off for HuggingFaceTB/SmolLM2-1.7B-Instruct: " in text.out
     assert "modelfleet gpu check --save" in text.err
+
+
+@pytest.mark.usefixtures("on_l4")
+def test_what_the_check_saves_is_what_the_next_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Pulumi.yaml", "stacks/Pulumi.gpu.yaml", "models/l4/HuggingFaceTB--SmolLM2-1.7B-Instruct.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reading, "FILE", Path("/usr/lib/site-packages/measured.csv"))
+    monkeypatch.setattr(gpu_check, "_ask", lambda *_: ({"usable_gib": 21.95, "token_ms_1": 12.0}, H100_LOG))
+    monkeypatch.setattr(gpu_check, "_require_a_free_card", lambda *_: None)
+    assert gpu_check.run_gpu_check("gpu", gpu_check.Asked(save=True, network=False)) == 1
+    assert "added 1 row to measured.csv" in " ".join(capsys.readouterr().err.replace(f"{tmp_path}/", "").split())
+    (row,) = measured_rows(tmp_path / "measured.csv")
+    assert (row.card, row.driver, row.kv_tokens) == ("NVIDIA L4", "580.65.06", 76_448)
+    (planned,) = make_plan(tmp_path, "gpu", network=False, deploying=False).models
+    assert planned.memory and planned.memory.measured == f"L4, {row.date}"
+
+
+@pytest.mark.usefixtures("on_l4")
+def test_memory_of_the_card_that_is_not_free_again_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> tuple[dict[str, object], str]:
+        monkeypatch.setenv("STANDIN_USER", f"{os.getpid()}:500")  # what the engine left behind
+        return {"usable_gib": 21.95}, H100_LOG
+
+    monkeypatch.setattr(gpu_check, "_ask", ask)
+    monkeypatch.setattr(gpu_check, "_require_a_free_card", lambda *_: None)
+    monkeypatch.setattr(gpu_check, "FREE_S", 0.0)
+    with pytest.raises(SetupError, match="the card has 500 MiB more in use than before; see which process has it"):
+        gpu_check.run_gpu_check("gpu", gpu_check.Asked(network=False))
+
+
+#: An engine that hangs, with a process that outlives it if nobody ends their group.
+HANGS = """
+import subprocess, sys, time
+print(subprocess.Popen(["sleep", "600"]).pid, file=sys.stderr, flush=True)
+time.sleep(40)  # then it ends by itself, which is another error
+"""
+
+
+def test_an_engine_that_says_nothing_new_is_ended_with_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    monkeypatch.setattr(gpu_check, "PROGRAM", "hangs")
+    monkeypatch.setattr(gpu_check, "SILENCE_S", 2)
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    with pytest.raises(SetupError, match="a: vLLM said nothing new for 2 s and was ended"):
+        gpu_check._ask({}, environment, tmp_path, "a")
+    child = int((tmp_path / ".modelfleet" / "gpu-check" / "a.log").read_text())
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", what="its end")
 
 
 #: What vLLM 0.32.0's CPU build was asked, answered and logged on 2026-11-30, as the command got it:

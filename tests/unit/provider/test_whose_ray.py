@@ -10,12 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray._private import ray_constants
 
+from modelfleet.infra.local.ports import require_free
 from modelfleet.infra.local.processes import ProcessId
 from modelfleet.infra.local.provider import application, last_start, ray
 from modelfleet.infra.local.provider.serve_api import NotOurs, ServeApi, Unreachable
 from modelfleet.infra.local.token import environment, make_token
 from modelfleet.infra.provider import Call, Refused
+from modelfleet.infra.stack.schema import Local
+from modelfleet.serving.config.errors import SetupError
 from tests.unit.listener import Listener, listening
 
 #: A child that answers like Serve on a Ray that nobody protects, and prints its port.
@@ -89,6 +93,21 @@ def test_the_stacks_own_ray_is_asked(tmp_path: Path) -> None:
     finally:
         own.kill()
         own.communicate(timeout=30)
+
+
+def test_a_users_own_cluster_keeps_rays_default_ports_and_the_one_that_both_want_is_named() -> None:
+    """Ours has a control store and an agent elsewhere; the dashboard's port is Ray's own, which people know."""
+    ports = Local().model_dump(by_alias=True, exclude_none=True)
+    options = dict(
+        one.removeprefix("--").split("=", 1)
+        for one in ray._command({**ports, "cpus": 1, "gpus": 0, "resources": {}}, Path("/nowhere"))
+        if "=" in one
+    )
+    theirs = {ray_constants.DEFAULT_PORT, ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT}
+    assert not theirs & {int(value) for name, value in options.items() if name.endswith("port")}, options
+    assert int(options["dashboard-port"]) == ray_constants.DEFAULT_DASHBOARD_PORT
+    with listening({}) as other, pytest.raises(SetupError, match="modelfleet:local.dashboardPort: port .* is taken by"):
+        require_free({"dashboardPort": other.server.server_port})
 
 
 MODE = """

@@ -89,7 +89,7 @@ def test_a_replica_that_never_started_ends_in_silence() -> None:
 
 def started(monkeypatch: pytest.MonkeyPatch, fetch: Any, import_engine: Any, **sections: Any) -> None:
     """Starts a replica as far as its engine; `fetch` is called in place of `weights.resolve`."""
-    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda gpus: None)
+    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda **_: None)
     monkeypatch.setattr("modelfleet.serving.replica.resolve", fetch)
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)
     replica = VllmReplica.__new__(VllmReplica)  # its `__init__` changes the process
@@ -123,7 +123,7 @@ def test_vllm_is_imported_while_the_weights_are_fetched(monkeypatch: pytest.Monk
 def test_no_other_replica_starts_on_the_card_while_one_with_a_part_of_it_does(
     gpus: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("modelfleet.serving.replica.own_card", lambda: "GPU-1")
+    monkeypatch.setattr("modelfleet.serving.turns.own_card", lambda: "GPU-1")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def is_free() -> bool:

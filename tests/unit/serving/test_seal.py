@@ -398,7 +398,7 @@ def test_a_replica_copies_the_seal_to_where_vllm_looks_before_vllm_is_imported(
         found.append(content(Path(os.environ["VLLM_CACHE_ROOT"])))
         raise ImportError("enough")
 
-    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda gpus: None)
+    monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda **_: None)
     monkeypatch.setattr("modelfleet.serving.replica.this_machine", lambda gpus: HERE)
     monkeypatch.setattr("modelfleet.serving.replica.resolve", lambda *_: "/weights")
     monkeypatch.setattr("modelfleet.serving.replica._import_engine", import_engine)

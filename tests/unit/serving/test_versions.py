@@ -114,10 +114,13 @@ def test_vllms_build_for_cpus_is_refused_for_a_model_on_gpus() -> None:
     with pytest.raises(SetupError, match="vLLM's build for CPUs, and the model asks for GPUs"):
         check_versions(installed, gpus=True)
     check_versions(PINNED.__getitem__, gpus=True)
+    check_versions(installed, gpus=True, pretended=True)
+    with pytest.raises(SetupError, match="PRETENDED_CARD is set, and this is vLLM's build for GPUs; unset it"):
+        check_versions(PINNED.__getitem__, gpus=True, pretended=True)
 
 
 def test_a_replica_on_other_versions_ends_before_it_fetches_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    def differs(*, gpus: bool) -> None:
+    def differs(**_: bool) -> None:
         raise SetupError("this image does not fit: ray 2.59.1, needs 2.60.0")
 
     def fetched(*arguments: object) -> str:
