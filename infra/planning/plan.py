@@ -527,6 +527,8 @@ class Route:
     hash_balance_factor: int = 0
     #: USD per million output tokens, which budgets in USD count with; None where the plan knows none.
     usd_per_million_tokens: float | None = None
+    #: Replicas that may be there at a time, with those of an update that come and go.
+    most_replicas: int = 2
 
 
 @dataclass(frozen=True)
