@@ -242,14 +242,20 @@ def _defaults(gateway: GatewayPlan, runtime: Runtime) -> str:
 
 
 def _resolvers(runtime: Runtime) -> str | None:
-    return _section("resolvers cluster", ["parse-resolv-conf", "hold valid 10s"]) if runtime.resolve_names else None
+    if not runtime.resolve_names:
+        return None
+    # By default an answer has room for 28 addresses, and one that is cut is none.
+    room = ["accepted_payload_size 8192"] if runtime.pods is not None else []
+    return _section("resolvers cluster", ["parse-resolv-conf", *room, "hold valid 10s"])
 
 
 def _pods(runtime: Runtime, upstream: str) -> str | None:
     """The addresses of the pods with replicas, where `gateway.lua` reads them; no request goes here."""
     if runtime.pods is None:
         return None
-    return _section("backend pods", [f"server-template pod- {runtime.pods} {upstream} resolvers cluster init-addr none"])
+    return _section(
+        "backend pods", [f"server-template pod- {runtime.pods} {upstream} resolvers cluster init-addr none"]
+    )
 
 
 def _server(upstream: str, runtime: Runtime, options: str = "") -> str:

@@ -99,6 +99,11 @@ def test_a_burst_is_asked_for_whole_and_stays_asked_for() -> None:
     assert answers[700:704] == [1, 1, 8, 8] and answers[-1] == 8, "none is taken back before it has started"
 
 
+def test_a_head_that_is_older_than_its_models_leaves_out_what_it_does_not_know() -> None:
+    older = ScalingPolicy(**vars(AIM), follows_the_moon=True)
+    assert course(older, (700, 2, 0), (10, 10, 22)) == course(ScalingPolicy(**vars(AIM)), (700, 2, 0), (10, 10, 22))
+
+
 def test_a_moment_is_no_burst() -> None:
     assert set(course(ScalingPolicy(**vars(AIM)), (700, 2, 0), (1, 10, 22), (30, 2, 0))) == {1}
 
