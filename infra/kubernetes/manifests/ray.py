@@ -79,6 +79,10 @@ HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
 #: (Ray 2.60 `public_exact_paths` in `dashboard/http_server_head.py`, `PUBLIC_EXACT_PATHS` in `http_server_agent.py`).
 AUTH: Final = {"mode": "token"}
 
+#: Who makes Ray's pods, as their label says; in earlier releases it said what was true of their RayService.
+MADE_BY: Final = {"app.kubernetes.io/managed-by": "kuberay"}
+EARLIER: Final = {"app.kubernetes.io/managed-by": "pulumi"}
+
 #: What `rollout` means to KubeRay. Pulumi does `replace`: it deletes the RayService first.
 UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None"}
 
@@ -132,14 +136,15 @@ def serve_service(plan: Plan) -> Manifest:
 
     KubeRay makes it only when the first models answer, and then the gateway would refuse requests until each cache of
     its name has forgotten that there was none. It takes over one that exists: it has it select the pods of the cluster
-    that serves (KubeRay 1.6.2 `reconcileServices`). Until then they are all of Ray's pods that serve, so that a stack
-    which had another Service before is not without one, and a first model need not wait for the last.
+    that serves, once all models of that answer (KubeRay 1.6.2 `reconcileServices`). Until then it selects the pods that
+    a stack of an earlier release has, whose Service had another name. No pod of this release: KubeRay would take the
+    first one for a cluster that is ready (`calculateConditions`).
     """
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": SERVE_SERVICE, "namespace": plan.namespace, "labels": labels(plan, "ray")},
-        "spec": {**_serve_spec(), "selector": {"ray.io/is-ray-node": "yes", "ray.io/serve": "true"}},
+        "spec": {**_serve_spec(), "selector": {"ray.io/serve": "true", **EARLIER}},
     }
 
 
@@ -236,7 +241,7 @@ def _inline(plan: Plan) -> dict[str, str | None]:
 
 def _head(plan: Plan) -> Manifest:
     metadata = {
-        "labels": labels(plan, "ray-head"),
+        "labels": {**labels(plan, "ray-head"), **MADE_BY},
         # There is only one head: the cluster autoscaler must not move it to save a node.
         "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
     }
@@ -299,7 +304,10 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         "maxReplicas": group.max_replicas,
         "resources": {name: f"{value:g}" for name, value in sorted(group.ray_resources.items())},
         "rayStartParams": {"object-store-memory": str(OBJECT_STORE_BYTES)},
-        "template": {"metadata": {"labels": {**labels(plan, "ray-worker"), **_own_labels(group)}}, "spec": spec},
+        "template": {
+            "metadata": {"labels": {**labels(plan, "ray-worker"), **MADE_BY, **_own_labels(group)}},
+            "spec": spec,
+        },
     }
 
 

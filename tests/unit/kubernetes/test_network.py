@@ -393,3 +393,14 @@ def test_what_our_pods_call_has_no_address_but_its_pods(plan: Plan) -> None:
     (service,) = (one["spec"]["serveService"] for one in everything(plan) if one["kind"] == "RayService")
     assert service["metadata"]["name"] == SERVE_SERVICE
     assert service["spec"].items() <= called[SERVE_SERVICE].items(), "or KubeRay would have to change it"
+
+
+def test_before_the_operator_has_chosen_only_pods_of_an_earlier_release_serve(plan: Plan) -> None:
+    """Of a new stack none, or the operator would call it ready with its first pod; of a live one those that it has."""
+    (service,) = (one for one in everything(plan) if one["metadata"]["name"] == SERVE_SERVICE)
+    picks = {"matchLabels": service["spec"]["selector"]}
+    ray = [end for end in ends(plan) if end.name in ("head", "worker")]
+    serves = [{**end.labels, "ray.io/serve": "true"} for end in ray]
+    assert len(ray) == 2 and not any(_picks(picks, labels) for labels in serves)
+    before = [{**one, "app.kubernetes.io/managed-by": "pulumi"} for one in serves]
+    assert all(_picks(picks, labels) for labels in before)
