@@ -35,6 +35,11 @@ from modelfleet.infra.planning.egress import PRIVATE
 from modelfleet.infra.planning.plan import EgressPlan, Plan, Way
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+#: What the selector of KubeRay's Service for Serve has, and `RAY_PODS` has not. The VPC CNI judges a connection by the
+#: Service's address, if it has one, and opens that only to a peer that the Service's own selector satisfies
+#: (amazon-network-policy-controller-k8s pkg/resolvers/endpoints.go; kuberay 1.6.2 controllers/ray/common/service.go).
+#: In earlier releases it had one, and until the gateway's pods of such a release are gone they use it.
+SERVE_PODS: Final = {"matchLabels": {"ray.io/serve": "true"}}
 #: The head, with Serve's controller, and the pod with its labels that empties its store when the Ray cluster goes
 #: (kuberay 1.6.2 controllers/ray/raycluster_controller.go, buildRedisCleanupJob).
 HEAD_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": HEAD_ACCOUNT}}
@@ -84,7 +89,7 @@ def network_policies(plan: Plan) -> list[Manifest]:
     # requests took.
     to_gateway = {"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": GATEWAY_METRICS_PORT}]}
     settles = [to_gateway] if plan.gateway.settles else []
-    to_serve = {"to": [{"podSelector": RAY_PODS}], "ports": _SERVING}
+    to_serve = {"to": [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}], "ports": _SERVING}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}
     copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
     replicas = [to_ray, DNS, *settles, *_out(ways.replicas), *_collector(ways)]

@@ -395,6 +395,14 @@ def test_what_our_pods_call_has_no_address_but_its_pods(plan: Plan) -> None:
     assert service["spec"].items() <= called[SERVE_SERVICE].items(), "or KubeRay would have to change it"
 
 
+def test_gateway_pods_of_an_earlier_release_reach_its_service_until_they_are_gone(plan: Plan) -> None:
+    """It had an address, which the VPC CNI opens to a peer that the Service's own selector satisfies."""
+    selector = {"ray.io/cluster": "fleet-x", "ray.io/serve": "true"}  # kuberay 1.6.2, BuildServeService
+    (policy,) = (one for one in policies_of(plan) if one["metadata"]["name"] == "gateway")
+    peers = [peer["podSelector"] for peer in policy["spec"]["egress"][0]["to"]]
+    assert any(_picks(peer, selector) for peer in peers)
+
+
 def test_before_the_operator_has_chosen_only_pods_of_an_earlier_release_serve(plan: Plan) -> None:
     """Of a new stack none, or the operator would call it ready with its first pod; of a live one those that it has."""
     (service,) = (one for one in everything(plan) if one["metadata"]["name"] == SERVE_SERVICE)
