@@ -100,12 +100,11 @@ def _cluster(plan: Plan, api: Api) -> dict[str, Read]:
     Not by the API server's proxy: the stack's NetworkPolicies let only `kubernetes.scrapers` in, and a forwarded port
     begins inside the pod.
     """
-    from modelfleet.infra.kubernetes.manifests.gateway import METRICS_PORT
     from modelfleet.infra.kubernetes.manifests.network import GATEWAY_PODS, RAY_PODS
-    from modelfleet.infra.kubernetes.names import RAY_METRICS_PORT
+    from modelfleet.infra.kubernetes.names import GATEWAY_METRICS_PORT, RAY_METRICS_PORT
 
     ends = [(RAY_PODS, RAY_METRICS_PORT, METRICS)]
-    ends += [(GATEWAY_PODS, METRICS_PORT, path) for path in (METRICS, KEY_METRICS)]
+    ends += [(GATEWAY_PODS, GATEWAY_METRICS_PORT, path) for path in (METRICS, KEY_METRICS)]
     found: dict[str, Read] = {}
     for selector, port, path in ends:
         for pod in api.list("v1", "Pod", plan.namespace, _text(selector)):

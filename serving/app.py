@@ -97,8 +97,9 @@ def application(replica: type, args: AppArgs) -> Application:
         placement_group_bundles=placement_bundles(model),
         placement_group_strategy=model.scaling_config.placement_strategy,
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
-        # A cluster's controller has none of our code, and an option in Serve's file makes it import a policy once more
-        # (Ray 2.60 `serve/_private/application_state.py`, `override_deployment_info`). Only the local head has both.
+        # An option in Serve's file makes Serve's controller import the policy once more (Ray 2.60
+        # `serve/_private/application_state.py`, `override_deployment_info`). Heads with this variable have the module;
+        # one that a stack left behind does not, and Serve scales by its own policy there.
         **deployment_options(model, own_policy=QUEUES_VARIABLE in os.environ, schedule=args.schedule),
     )
     passed: dict[str, Any] = {"usage": args.usage, "traces": args.traces}

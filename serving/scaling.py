@@ -5,8 +5,9 @@ that wait: at most `max_ongoing_requests / target_ongoing_requests` times as man
 burst climbs through one cold start after another (Ray 2.60 `serve/autoscaling_policy.py`; a replica's
 `running_requests` are those that have a place, `serve/_private/replica.py`, `_start_request`).
 
-Serve pickles this module by value into its controller, which has none of our code (Ray 2.60 `serve/config.py`,
-`AutoscalingPolicy.serialize_policy`): import nothing of modelfleet here.
+Serve pickles this module by value into its controller (Ray 2.60 `serve/config.py`,
+`AutoscalingPolicy.serialize_policy`), which has none of our code; in a cluster it also imports this one file, which the
+head mounts: import nothing of modelfleet here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -266,10 +267,16 @@ class ScalingPolicy:
     """Serve's custom policy: one for each model, in Serve's controller, for as long as its configuration holds.
 
     Serve keeps `min_replicas` and `max_replicas`, and applies the file's scaling factors to the answer.
+
+    Applications of a newer release may give a controller that imported this before keys that it does not know: they
+    have no effect until the head starts again. A new key needs a default, for the other way round.
     """
 
     def __init__(self, *, schedule: dict[str, Any] | None = None, **aim: Any) -> None:
-        self._aim = Aim(**aim)
+        known = {field.name for field in fields(Aim)}
+        if unknown := sorted(set(aim) - known):
+            logger.warning("this head is older than its models: %s have no effect before it starts again", unknown)
+        self._aim = Aim(**{key: value for key, value in aim.items() if key in known})
         self._schedule = Schedule.of(schedule) if schedule else None
         try:
             self._bounds(time.time())

@@ -30,7 +30,8 @@ class Runtime:
     upstream is a DNS name that may not exist yet. `bodies_memory_mib` bounds the second process's memory for request
     bodies, which are too large for the first. `replica_ports` (first, last) are the ports of this host on which Ray
     Serve lets replicas listen (`RAY_SERVE_ENABLE_DIRECT_INGRESS=1`): requests go straight to them, and to Serve's own
-    HTTP server only while a model has no replica. At `door_bind` whoever comes is a load balancer or an Ingress, which
+    HTTP server only while a model has no replica. With `pods` these are ports of the pods that the upstream's name has
+    in DNS, of which so many are looked at. At `door_bind` whoever comes is a load balancer or an Ingress, which
     says the client's address in X-Forwarded-For; `door_idle_s` is how long it keeps a silent connection. `told_at` is
     where replicas reach `metrics_bind`, `host:port` in HAProxy's log format; without it, there.
     """
@@ -48,6 +49,7 @@ class Runtime:
     resolve_names: bool = False
     ready_interval_s: int = 2
     replica_ports: tuple[int, int] | None = None
+    pods: int | None = None
     door_bind: str | None = None
     door_idle_s: int = 0
     told_at: str | None = None

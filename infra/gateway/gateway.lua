@@ -300,7 +300,7 @@ local function conversation(text, session)
   return table.concat({ found.model or '', found.cache_salt or '', session }, '\n')
 end
 
--- The replica that has a conversation's KV blocks, as txn.home. Each replica's name and the conversation give a number,
+-- The replica that has a conversation's KV blocks, as txn.home. Each replica's address and the conversation give a number,
 -- and the highest wins (rendezvous hashing): all gateways agree without a word, a replica that goes moves only its own
 -- conversations, one that comes takes its share. One that has txn.most_open percent of the mean of open requests passes
 -- it on to the next by these numbers, the same one each time. So does one without a free place: HAProxy would let the
@@ -317,9 +317,10 @@ core.register_action('find_home', { 'http-req' }, function(txn)
     local sessions = server:get_cur_sess()
     coming = coming - sessions
     -- HAProxy 2.8 writes into the text of this argument, so each call has its own.
-    if name ~= 'serve' and txn.f:srv_is_up(backend .. '/' .. name) == 1 then
+    if name:find('^replica') and txn.f:srv_is_up(backend .. '/' .. name) == 1 then
       local own = sessions + server:get_pend_conn()
-      up[#up + 1] = { name = name, open = own, rank = txn.c:xxh32(digest .. name) & 0xffffffff }
+      -- By its address: in a cluster each gateway has other names for the replicas.
+      up[#up + 1] = { name = name, open = own, rank = txn.c:xxh32(digest .. server:get_addr()) & 0xffffffff }
       open = open + own
     end
   end
@@ -332,6 +333,101 @@ core.register_action('find_home', { 'http-req' }, function(txn)
     end
   end
 end)
+
+-- In a cluster replicas listen at any of these ports of Ray's pods. The backend `pods` has the pods' addresses, from DNS;
+-- whoever answers there says which model it serves, and gets one of that model's servers. From then on HAProxy's own
+-- check of the server looks after it. One task for each pod, so that one that does not answer delays no other.
+local FIRST, LAST = ...
+local ROUND_MS, PATIENCE_MS = 2000, 1000
+-- Ray gives out the lowest free port, and keeps one that a replica had for as long as an old stream may last. So the next
+-- replica is at one of the few ports behind the last one, unless many have failed; every so many rounds it looks farther.
+-- A closed port costs 0.2 ms of CPU.
+local NEAR, FAR, ROUNDS = 8, 64, 10
+-- The server of each replica by its address and port, and whether a server is one's, by its full name: HAProxy 2.8 makes
+-- another object of a server each time.
+local server_of, taken = {}, {}
+
+-- The address of a pod; nil for one that DNS does not name, or no more.
+local function address_of(pod)
+  if pod:get_stats().status:find('^MAINT') then return nil end
+  return pod:get_addr():match('^(%d+%.%d+%.%d+%.%d+):') or pod:get_addr():match('^(%x*:[%x:]+):%d+$')
+end
+
+-- What a replica says it serves, nil where none answers; and whether nobody is there at all, not even to refuse.
+local function routes_at(address, port)
+  local started = core.now()
+  local host = address:find(':', 1, true) and '[' .. address .. ']' or address
+  local answer = core.httpclient():get({ url = 'http://' .. host .. ':' .. port .. '/-/routes', timeout = PATIENCE_MS })
+  if answer.status == 200 then return answer.body end
+  local now = core.now()
+  return nil, (now.sec - started.sec) * 1000 + (now.usec - started.usec) / 1000 >= PATIENCE_MS
+end
+
+-- A server of the model for the replica: one without an open stream, if there is one.
+local function take(slug, address, port)
+  local backend = core.backends['model.' .. slug]
+  if not backend then return end
+  local free, fewest
+  for name, server in pairs(backend.servers) do
+    local open = name:find('^replica') and not taken[slug .. '/' .. name] and server:get_cur_sess()
+    if open and (not fewest or open < fewest) then free, fewest = { name = slug .. '/' .. name, server = server }, open end
+  end
+  if not free then return core.Warning('more replicas of ' .. slug .. ' than servers') end
+  free.server:set_addr(address, port)
+  free.server:set_ready()
+  taken[free.name], server_of[address .. ' ' .. port] = true, free
+end
+
+-- A replica that does not answer its check gets no requests; its streams go on. Without `all` only of such ones.
+local function give_back(address, all)
+  for place, one in pairs(server_of) do
+    if place:find(address .. ' ', 1, true) == 1 and (all or one.server:get_stats().status == 'DOWN') then
+      one.server:set_maint()
+      taken[one.name], server_of[place] = nil, nil
+    end
+  end
+end
+
+-- Up to so many closed ports in a row.
+local function look(address, most)
+  local closed = 0
+  for port = FIRST, LAST do
+    local answer, silent = nil, false
+    if server_of[address .. ' ' .. port] then
+      closed = 0
+    else
+      answer, silent = routes_at(address, port)
+      closed = answer and 0 or closed + 1
+    end
+    if silent or closed == most then return end
+    for slug in (answer or ''):gmatch('"/([^"]+)"%s*:') do take(slug, address, port) end
+  end
+end
+
+local function follow(pod)
+  local before, round = nil, 0
+  while true do
+    local address = address_of(pod)
+    if before ~= address then
+      round = 0
+      if before then give_back(before, true) end
+    end
+    if address then
+      give_back(address, false)
+      look(address, round % ROUNDS == 0 and FAR or NEAR)
+    end
+    before, round = address, round + 1
+    core.msleep(ROUND_MS)
+  end
+end
+
+if FIRST then
+  FIRST, LAST = tonumber(FIRST), tonumber(LAST)
+  core.register_init(function()
+    if core.thread > 1 then return end
+    for _, pod in pairs(core.backends['pods'].servers) do core.register_task(follow, pod) end
+  end)
+end
 
 -- Requests and bytes per key, by the key's name, as Prometheus text.
 local KEY_METRICS = {

@@ -27,6 +27,8 @@ REWRITE = 16 << 10
 #: Seconds in which a request's head, and its body, must have arrived.
 HEAD_TIMEOUT_S = 15
 BODY_TIMEOUT_S = 60
+#: Pods at whose Ray Serve a request is tried that no replica takes.
+SERVE_PODS = 3
 #: The name of the front door's port, and how many seconds longer than the front door the gateway keeps a connection.
 DOOR = "door"
 LONGER_THAN_DOOR_S = 60
@@ -74,8 +76,8 @@ def render(
     return GatewayFiles(
         texts
         | {
-            files.HAPROXY_CFG: _first(gateway, runtime, servers),
-            files.BODIES_CFG: _second(gateway, runtime, servers),
+            files.HAPROXY_CFG: _first(gateway, runtime, servers, upstream),
+            files.BODIES_CFG: _second(gateway, runtime, servers, upstream),
             files.MODELS_MAP: maps.models_map(gateway) + access.class_models(gateway),
             files.SLUGS_MAP: maps.slugs_map(gateway) + access.class_slugs(gateway),
             files.CARDS_MAP: maps.cards_map(gateway) + access.class_cards(gateway),
@@ -89,7 +91,7 @@ def _own(name: str) -> str:
     return resources.files("modelfleet.infra.gateway").joinpath(name).read_text(encoding="utf-8")
 
 
-def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:
+def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str], upstream: str) -> str:
     frontend = [
         f"bind {runtime.bind}",
         *_door(runtime),
@@ -120,8 +122,9 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
     slots = bodies_at_once(gateway, runtime)
     sections = [
         _global(gateway, runtime, buffer=BUFFER, most=runtime.max_connections, admin=runtime.admin_socket),
-        _defaults(gateway),
+        _defaults(gateway, runtime),
         _resolvers(runtime),
+        _pods(runtime, upstream),
         _section("frontend api", frontend),
         *(_model(route, servers[route.slug], runtime, one_queue(gateway, route)) for route in gateway.routes),
         *(_readiness(route, servers[route.slug], runtime) for route in gateway.routes),
@@ -153,7 +156,7 @@ def _door(runtime: Runtime) -> list[str]:
     ]
 
 
-def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -> str:
+def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str], upstream: str) -> str:
     frontend = [
         f"bind unix@{runtime.bodies_socket} mode 600",
         "no log",
@@ -174,8 +177,9 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
             most=2 * bodies_at_once(gateway, runtime) + 8,
             admin=runtime.bodies_admin_socket,
         ),
-        _defaults(gateway),
+        _defaults(gateway, runtime),
         _resolvers(runtime),
+        _pods(runtime, upstream),
         _section("frontend bodies", frontend),
         *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
         *([_metrics(runtime.bodies_metrics_bind, (), [])] if runtime.bodies_metrics_bind else []),
@@ -190,8 +194,6 @@ def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
 
 def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str) -> str:
     lines = [
-        # By default a line ends after 1,023 bytes, in the middle of its JSON.
-        f"log {runtime.log} len 65535 format raw local0 info",
         f"maxconn {most}",
         # Two processes on one port would silently share its connections; a reload hands the sockets over instead.
         "noreuseport",
@@ -202,20 +204,26 @@ def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, a
         "set-var proc.started date()",
         f"tune.bufsize {buffer}",
         f"tune.maxrewrite {REWRITE}",
-        f"lua-load-per-thread {runtime.folder}/{files.LUA}",
+        f"lua-load-per-thread {runtime.folder}/{files.LUA}"
+        + (" {} {}".format(*runtime.replica_ports) if runtime.pods and runtime.replica_ports else ""),
         *([f"lua-load {runtime.folder}/{files.SETTLE_LUA}"] if gateway.settles else []),
     ]
+    if runtime.pods is not None:
+        # For `gateway.lua`, which asks ports that are closed: a second time, after a second, would be too late.
+        lines += ["httpclient.retries 0", "httpclient.timeout.connect 1s", "httpclient.resolvers.disabled on"]
     if runtime.threads:
         lines.append(f"nbthread {runtime.threads}")
     return _section("global", lines)
 
 
-def _defaults(gateway: GatewayPlan) -> str:
+def _defaults(gateway: GatewayPlan, runtime: Runtime) -> str:
     return _section(
         "defaults",
         [
             "mode http",
-            "log global",
+            # Not `global`, which would log each closed port that `gateway.lua` asks. By default a line ends after 1,023
+            # bytes, in the middle of its JSON.
+            f"log {runtime.log} len 65535 format raw local0 info",
             "option dontlognull",
             "option abortonclose",
             # Without it the head and the first event of a stream wait for more data: 80 ms over two hops, measured.
@@ -234,10 +242,25 @@ def _defaults(gateway: GatewayPlan) -> str:
 
 
 def _resolvers(runtime: Runtime) -> str | None:
-    return _section("resolvers cluster", ["parse-resolv-conf", "hold valid 10s"]) if runtime.resolve_names else None
+    if not runtime.resolve_names:
+        return None
+    # By default an answer has room for 28 addresses, and one that is cut is none.
+    room = ["accepted_payload_size 8192"] if runtime.pods is not None else []
+    return _section("resolvers cluster", ["parse-resolv-conf", *room, "hold valid 10s"])
+
+
+def _pods(runtime: Runtime, upstream: str) -> str | None:
+    """The addresses of the pods with replicas, where `gateway.lua` reads them; no request goes here."""
+    if runtime.pods is None:
+        return None
+    return _section(
+        "backend pods", [f"server-template pod- {runtime.pods} {upstream} resolvers cluster init-addr none"]
+    )
 
 
 def _server(upstream: str, runtime: Runtime, options: str = "") -> str:
+    if runtime.pods is not None:  # a name with an address for each pod
+        return f"server-template serve- {SERVE_PODS} {upstream} resolvers cluster init-addr none{options}"
     resolve = " resolvers cluster init-addr last,libc,none" if runtime.resolve_names else ""
     return f"server serve {upstream}{resolve}{options}"
 
@@ -290,8 +313,6 @@ def _model(route: Route, upstream: str, runtime: Runtime, queue: OneQueue | None
     undisturbed += budgets.price(route)
     if runtime.replica_ports is None:
         return _section(f"backend model.{route.slug}", [*undisturbed, _server(upstream, runtime)])
-    first, last = runtime.replica_ports
-    host = upstream.rpartition(":")[0]
     lines = [
         *undisturbed,
         "balance leastconn",
@@ -299,7 +320,7 @@ def _model(route: Route, upstream: str, runtime: Runtime, queue: OneQueue | None
         # Of a server that is down HAProxy thinks nothing, and the line above decides.
         *(["use-server %[var(txn.home)] if { var(txn.home) -m found }"] if route.hash_balance_factor else []),
         "option redispatch 1",
-        "load-server-state-from-file global",
+        *(["load-server-state-from-file global"] if runtime.pods is None else ["option allbackups"]),
         "option httpchk GET /-/routes",
         "http-check expect status 200",
         f"http-check expect string '\"/{route.slug}\"'",
@@ -307,15 +328,23 @@ def _model(route: Route, upstream: str, runtime: Runtime, queue: OneQueue | None
         # A refused connection takes the replica out at once, so the retry goes to another one or to Serve.
         "default-server inter 1s fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down"
         + (f" maxconn {queue.places}" if queue else ""),
-        *(f"server replica-{port} {host}:{port} check" for port in range(first, last + 1)),
+        *_replicas(route, upstream, runtime, runtime.replica_ports),
         _server(upstream, runtime, " backup" + (" maxconn 0" if queue else "")),
     ]
     return _section(f"backend model.{route.slug}", lines)
 
 
+def _replicas(route: Route, upstream: str, runtime: Runtime, ports: tuple[int, int]) -> list[str]:
+    """A server for each port of this host, or in a cluster for each replica, of which `gateway.lua` finds the place."""
+    if runtime.pods is not None:
+        return [f"server replica-{number} 127.0.0.1:1 check disabled" for number in range(1, route.most_replicas + 1)]
+    host, (first, last) = upstream.rpartition(":")[0], ports
+    return [f"server replica-{port} {host}:{port} check" for port in range(first, last + 1)]
+
+
 def _readiness(route: Route, upstream: str, runtime: Runtime) -> str:
     """Checked for `/ready` only. A model that may sleep is ready when Serve is: a check of the model would wake it."""
-    if runtime.replica_ports and not route.scales_to_zero:
+    if runtime.replica_ports and runtime.pods is None and not route.scales_to_zero:
         first, last = runtime.replica_ports
         follow = (f"model.{route.slug}/replica-{port}" for port in range(first, last + 1))
         servers = [f"server {one.rpartition('/')[2]} 127.0.0.1 track {one}" for one in follow]

@@ -12,12 +12,15 @@ from modelfleet.infra.names import READERS, SEALER, STACK_LABEL, WRITER
 from modelfleet.infra.planning.plan import Plan
 
 RAY_SERVICE: Final = "fleet"
-#: KubeRay points this Service at the cluster, and in an upgrade moves it from the old cluster to the new one.
-SERVE_SERVICE: Final = f"{RAY_SERVICE}-serve-svc"
+#: KubeRay points this Service at the cluster, and in an upgrade moves it from the old cluster to the new one. Not by
+#: KubeRay's own name for it, `fleet-serve-svc`: older stacks have that one with an address, and it could not lose it.
+SERVE_SERVICE: Final = f"{RAY_SERVICE}-serve"
 
 OPERATOR: Final = "kuberay-operator"
 GATEWAY: Final = "gateway"
 GATEWAY_KEYS: Final = "gateway-keys"
+#: The addresses of all gateway pods, for whoever asks each how many requests wait.
+GATEWAY_QUEUES: Final = "gateway-queues"
 HUGGINGFACE: Final = "huggingface"
 #: Exists only when a model loads straight from the Hub; GPU pods never see the mirror Job's token.
 REPLICA_HUGGINGFACE: Final = "replica-huggingface"
@@ -42,6 +45,10 @@ MIRROR_ACCOUNT: Final = WRITER
 WARM_UP_ACCOUNT: Final = SEALER
 
 SERVE_PORT: Final = 8000
+#: First and last port at which replicas listen in their pod. Serve gives out the lowest that is free, and one again
+#: only when no old stream can be left at it; a node has few replicas.
+REPLICA_PORTS: Final = (30000, 30255)
+GATEWAY_METRICS_PORT: Final = 8405
 DASHBOARD_PORT: Final = 8265
 RAY_METRICS_PORT: Final = 8080
 #: Of the store that the stack makes for the head's state.

@@ -45,7 +45,7 @@ def timeouts(plan: Plan) -> pulumi.CustomTimeouts:
 
 
 class RayFleet(pulumi.ComponentResource):
-    """Children: ConfigMap `ray-scripts`, Service `fleet-serve-svc`, Release, RayService `fleet`."""
+    """Children: ConfigMap `ray-scripts`, Service `fleet-serve`, Release, RayService `fleet`."""
 
     def __init__(
         self,

@@ -17,8 +17,6 @@ _SENTENCES: Final = {
     "GPUs ({nodes} nodes) for about {minutes} min{slowest}, and {grace} s longer for open streams{usd}",
     "replace": "the live Ray cluster is deleted first, so no more GPUs are needed; no model answers for about "
     "{minutes} min{slowest}, until the models are loaded again",
-    "incremental": "a second Ray cluster takes over the load step by step, half at a time: up to {half} more GPUs "
-    "for about {minutes} min{slowest} and the steps",
 }
 
 
@@ -49,7 +47,6 @@ def sentence(plan: Plan) -> str:
     return _SENTENCES[plan.ray_cluster.rollout].format(
         gpus=_between(more.least_gpus, more.most_gpus),
         nodes=_between(more.least_nodes, more.most_nodes),
-        half=-(-more.most_gpus // 2),
         minutes=more.minutes,
         slowest=f" ({more.slowest} is the last)" if more.slowest else "",
         grace=plan.gateway.settings.timeout_s,

@@ -254,6 +254,8 @@ def gateway_plan(stack: LoadedStack, models: Sequence[LoadedModel], jwt_keys: Se
             places=config.deployment_config.max_ongoing_requests,
             queue=queue_per_replica(config),
             hash_balance_factor=_hash_balance_factor(config),
+            # In an update each may have a successor; and one of these may end and another begin meanwhile.
+            most_replicas=2 * replica_bounds(config)[2] + 2,
         )
         for config in sorted((m.config for m in models), key=lambda c: c.model_id)
     )

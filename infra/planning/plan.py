@@ -496,7 +496,7 @@ class RayClusterPlan:
     image: str
     ray_version: str
     worker_groups: tuple[WorkerGroup, ...]
-    rollout: Literal["surge", "replace", "incremental"]
+    rollout: Literal["surge", "replace"]
     #: An existing store of the head's state; None where there is none or the stack makes it (`Plan.head_storage`).
     redis_address: str | None
     #: The Secret with the authority of Ray's certificates; None where Ray's processes speak in plain text.
@@ -504,6 +504,11 @@ class RayClusterPlan:
     idle_timeout_s: int
     #: How long Serve's proxies keep open streams after a change of routes or replicas.
     longest_stream_s: int
+
+    @property
+    def most_pods(self) -> int:
+        """Pods that may serve: all workers and the head, whose proxy has the requests of models that sleep."""
+        return 1 + sum(group.max_replicas for group in self.worker_groups)
 
 
 @dataclass(frozen=True)
@@ -529,6 +534,8 @@ class Route:
     hash_balance_factor: int = 0
     #: USD per million output tokens, which budgets in USD count with; None where the plan knows none.
     usd_per_million_tokens: float | None = None
+    #: Replicas that may be there at a time, with those of an update that come and go.
+    most_replicas: int = 2
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ from modelfleet.infra.planning.system_pool import system_plan
 from modelfleet.infra.planning.tags import tag_findings
 from modelfleet.infra.planning.traces import traces_findings
 from modelfleet.infra.planning.trust import trust_findings
-from modelfleet.infra.planning.use_findings import licence_findings, local_only_findings, token_findings
+from modelfleet.infra.planning.use_findings import licence_findings, token_findings
 from modelfleet.infra.planning.way_back import return_findings, return_plan
 from modelfleet.infra.planning.week import week_plan
 from modelfleet.infra.stack import LoadedStack
@@ -180,7 +180,6 @@ def plan(
         *trust_findings(stack, models),
         *signer_findings(stack, [one for model in models for one in all_mirrors(stack, model.config)]),
         *streaming_findings(stack, models),
-        *local_only_findings(stack, models),
     ]
     configs = [model.config for model in models]
     short = {one.model_id: memory_short(machine, one, configs, facts) for one in configs}

@@ -16,12 +16,6 @@ from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.scaling import Schedule, WeekTable
 
-#: Gone once `serving/scaling.py` also decides in clusters.
-NOT_IN_A_CLUSTER = (
-    "does not act in a cluster yet: there Ray Serve's own policy decides, and knows no time. The bounds are always "
-    "those of the whole week, and the week costs more than the plan says; take it out"
-)
-
 
 def schedule_of(model: ModelConfig, stack: StackSchedule | None) -> Schedule | None:
     """A model's bounds by time; None where they are always the same. A fixed `num_replicas` has no schedule."""
@@ -77,16 +71,12 @@ def as_argument(schedule: Schedule) -> dict[str, Any]:
 
 
 def schedule_findings(stack: LoadedStack, models: Sequence[LoadedModel]) -> Iterator[Finding]:
-    """Warnings where nobody acts on a schedule, and notices of models that the stack's does not reach."""
-    here = stack.config.target.on_this_machine
-    if stack.config.schedule is not None and not here:
-        yield stack.finding(("schedule",), NOT_IN_A_CLUSTER, Severity.WARNING)
+    """Notices of models that the stack's schedule does not reach."""
+    if stack.config.schedule is None:
+        return
     for model in models:
         scaling = model.config.deployment_config.autoscaling_config
-        if scaling is not None and scaling.schedule is not None and not here:
-            path = ("deployment_config", "autoscaling_config", "schedule")
-            yield model.document.finding(path, NOT_IN_A_CLUSTER, Severity.WARNING)
-        if stack.config.schedule is not None and (scaling is None or scaling.policy == "ray_serve"):
+        if scaling is None or scaling.policy == "ray_serve":
             why = "a fixed number of replicas" if scaling is None else "policy ray_serve"
             message = f"has {why}, which the stack's schedule leaves as it is; for one, give it another"
             yield model.document.finding(("deployment_config",), message, Severity.NOTICE)

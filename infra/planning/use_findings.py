@@ -91,20 +91,3 @@ def token_findings(stack: LoadedStack, models: Iterable[LoadedModel], catalog: C
 def _named(model: LoadedModel) -> KeyPath:
     """The key that says which weights."""
     return ("engine_config", "hf_model_id" if model.config.engine_config.hf_model_id else "model_id")
-
-
-def local_only_findings(stack: LoadedStack, models: Iterable[LoadedModel]) -> Iterator[Finding]:
-    """Warnings for keys that a model file names and that only the local target's Ray and gateway act on."""
-    if stack.config.target.on_this_machine:
-        return
-    for model in models:
-        deployment = model.config.deployment_config
-        scaling = deployment.autoscaling_config
-        if scaling and "policy" in scaling.model_fields_set and scaling.policy != "ray_serve":
-            message = f"found {scaling.policy}; in a cluster Ray Serve's own policy decides: write ray_serve"
-            yield model.document.finding(
-                ("deployment_config", "autoscaling_config", "policy"), message, Severity.WARNING
-            )
-        if deployment.prefix_cache_affinity:
-            message = "has no effect in a cluster: Ray Serve's HAProxy chooses the replica there; take it out"
-            yield model.document.finding(("deployment_config", "prefix_cache_affinity"), message, Severity.WARNING)

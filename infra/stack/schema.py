@@ -341,9 +341,9 @@ class Kubernetes(StackSection):
         "reach no other address for it. Default: private addresses, on eks at port 443; elsewhere also public ones at "
         "443 and 6443.",
     )
-    rollout: Literal["surge", "replace", "incremental"] = Field(
+    rollout: Literal["surge", "replace"] = Field(
         "surge",
-        description="How a new image rolls out: a second cluster first, the old one removed first, or step by step.",
+        description="How a new image rolls out: a second cluster first, or the old one removed first.",
     )
     head_storage: Literal["valkey", "none"] | None = Field(
         None,

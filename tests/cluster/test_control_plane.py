@@ -79,7 +79,6 @@ def test_text_of_any_script_survives_an_apply(cluster: ControlPlane) -> None:
         pytest.param({}, id="as-it-is"),
         pytest.param({"redisAddress": "redis.databases.svc:6379"}, id="redis"),
         pytest.param({"rollout": "replace"}, id="replace"),
-        pytest.param({"rollout": "incremental"}, id="incremental"),
     ],
 )
 def test_every_form_of_the_ray_service_is_taken_by_the_definitions_of_the_pinned_operator(

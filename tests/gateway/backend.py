@@ -47,6 +47,8 @@ class Backend:
     #: Headers of every answer.
     says: dict[str, str] = field(default_factory=dict)
     server: ThreadingHTTPServer | None = None
+    #: Where it listens: the address of a pod.
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         self.answers.set()
@@ -64,7 +66,7 @@ class Backend:
             def handle_error(self, *_: Any) -> None:
                 """Does not print a closed idle connection."""
 
-        self.server = Server(("127.0.0.1", self.port), Handler)
+        self.server = Server((self.host, self.port), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 

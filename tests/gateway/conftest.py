@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from modelfleet.infra.gateway import Runtime, render
+from modelfleet.infra.gateway import GatewayFiles, Runtime, render
 from modelfleet.infra.local import haproxy
 from modelfleet.infra.planning.plan import GatewayPlan, Route
 from modelfleet.infra.stack.schema import Gateway as Settings
@@ -56,13 +56,19 @@ class Gateway:
     keys: dict[str, str] | None
     processes: haproxy.Processes | None = None
     old: list[haproxy.Processes] = field(default_factory=list)
+    #: The port of a name server that knows the pods of a cluster.
+    dns: int | None = None
 
     @property
     def url(self) -> str:
         return f"http://{self.runtime.bind}"
 
     def up(self) -> Gateway:
-        files = render(self.plan, self.runtime, upstream=f"127.0.0.1:{self.backend.port}")
+        host = "127.0.0.1" if self.dns is None else "serve.test"
+        files = render(self.plan, self.runtime, upstream=f"{host}:{self.backend.port}")
+        if self.dns is not None:  # this machine's own resolv.conf names another one
+            own = f"nameserver test 127.0.0.1:{self.dns}"
+            files = GatewayFiles({n: text.replace("parse-resolv-conf", own) for n, text in files.texts.items()})
         haproxy.write(files, self.runtime, self.keys)
         if self.processes:
             self.old.append(self.processes)
@@ -121,6 +127,8 @@ def make_gateway() -> Iterator[Make]:
         keys: dict[str, str] | None = KEYS,
         down: Sequence[str] = (),
         replica_ports: tuple[int, int] | None = None,
+        pods: int | None = None,
+        dns: int | None = None,
         **changes: Any,
     ) -> Gateway:
         folder = tempfile.mkdtemp(prefix="gateway-")
@@ -135,9 +143,11 @@ def make_gateway() -> Iterator[Make]:
             ready_interval_s=1,
             bodies_memory_mib=256,
             replica_ports=replica_ports,
+            pods=pods,
+            resolve_names=pods is not None,
         )
         backend = Backend(free_port(), down=set(down)).start()
-        gateway = Gateway(changed(PLAN, changes), runtime, backend, Path(folder) / "gateway.log", keys)
+        gateway = Gateway(changed(PLAN, changes), runtime, backend, Path(folder) / "gateway.log", keys, dns=dns)
         started.append(gateway)
         return gateway.up()
 

@@ -8,7 +8,9 @@ import pytest
 
 from modelfleet.serving.config.errors import SetupError
 from tests.nodes.fleet import NODE_CPUS, NodesFleet
+from tests.nodes.life import workers
 from tests.nodes.pods import NAMESPACE, Pods
+from tests.waiting import wait_until
 from tools.go_toolchain import go_command
 from tools.kubernetes.binaries import build_all, missing
 from tools.kubernetes.cluster import Cluster
@@ -47,9 +49,10 @@ def storage(cluster: Cluster) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="package")
 def fleet(cluster: Cluster, storage: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodesFleet]:
-    """A fleet of two replicas, one on each node, that came up by one `pulumi up`."""
+    """A fleet of two replicas, one on each node, that came up by one `pulumi up` and the model's schedule."""
     with NodesFleet(cluster, storage, tmp_path_factory.mktemp("nodes")) as made:
         made.write()
         made.trial.prepare(storage, local_weights())
         made.project.up()
+        wait_until(lambda: len(workers(made)) == 2, what="the replica that only the schedule asks for", seconds=240)
         yield made

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,6 +31,17 @@ REGION = "us-west-2"
 NODE_CPUS, INSTANCE, REPLICA_BYTES = 30, "c7i.4xlarge", 16 << 30
 #: Less than the plan would take, because other tests start vLLM beside these.
 CACHE_BYTES = 256 << 20
+
+
+def _now(replicas: int) -> dict[str, Any]:
+    """A schedule that has so many replicas since an hour ago and for the next hours."""
+    now = datetime.now(UTC)
+    begin, end = (now + timedelta(hours=hours) for hours in (-1, 6))
+    entries = [
+        {"cron": f"{begin.minute} {begin.hour} * * *", "min_replicas": replicas},
+        {"cron": f"{end.minute} {end.hour} * * *", "min_replicas": 1},
+    ]
+    return {"time_zone": "UTC", "entries": entries}
 
 
 class NodesFleet:
@@ -57,13 +70,18 @@ class NodesFleet:
         return f"modelfleet-{self.stack}"
 
     def write(self, *, nodes: int = 2, replicas: int = 2, image: str | None = None) -> None:
-        """Stack and model file: so many replicas, one on each node. Mirror Jobs have a namespace of their own."""
+        """Stack and model file: so many replicas, one on each node. Mirror Jobs have a namespace of their own.
+
+        The file itself asks for one replica; more there are by its schedule alone, in these hours.
+        """
         root = self.project.folder
         content = yaml.safe_load((ROOT / "models" / f"{SLUG}.yaml").read_text())
         # vLLM's compiler takes minutes on two cores, and these tests are not about it.
         content["engine_config"]["engine_kwargs"] |= {"enforce_eager": True, "kv_cache_memory_bytes": CACHE_BYTES}
-        scaling = {"min_replicas": replicas, "initial_replicas": replicas, "max_replicas": replicas}
-        content["deployment_config"]["autoscaling_config"] |= scaling
+        scaling = {"min_replicas": 1, "initial_replicas": 1, "max_replicas": replicas}
+        content["deployment_config"]["autoscaling_config"] |= scaling | (
+            {"schedule": _now(replicas)} if replicas > 1 else {}
+        )
         content["deployment_config"].setdefault("ray_actor_options", {})["memory"] = REPLICA_BYTES
         stack = {
             "target": "kubernetes",

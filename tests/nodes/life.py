@@ -88,6 +88,16 @@ def node_of(fleet: NodesFleet, selector: str) -> Node:
     return fleet.cluster.node(pod["spec"]["nodeName"])
 
 
+def in_head(fleet: NodesFleet, *command: str) -> str:
+    """What a command in Ray's head says."""
+    (pod,) = fleet.cluster.api.list("v1", "Pod", fleet.namespace, HEAD)
+    (container,) = (one for one in pod["status"]["containerStatuses"] if one["name"] == "ray-head")
+    found = container["containerID"].rpartition("/")[2]
+    run = ["ctr", "--namespace", "k8s.io", "tasks", "exec", "--exec-id", f"asks-{next(_numbers)}", found, *command]
+    node = fleet.cluster.node(pod["spec"]["nodeName"])
+    return subprocess.run(node.command(*run), check=True, capture_output=True, text=True).stdout
+
+
 def on(number: int) -> dict[str, Any]:
     """A pod on this node."""
     return {"nodeName": f"node-{number}"}

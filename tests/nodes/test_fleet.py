@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from collections import Counter
 
 import pytest
 
-from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, SERVE_PODS
-from modelfleet.infra.kubernetes.names import SERVE_SERVICE
+from modelfleet.infra.kubernetes.forward import get
+from modelfleet.infra.kubernetes.manifests.scripts import POLICY_PATH
+from modelfleet.infra.kubernetes.names import GATEWAY_METRICS_PORT, SERVE_SERVICE
+from modelfleet.infra.planning.gateway_paths import METRICS
+from modelfleet.serving.config.serve_options import DEPLOYMENT, POLICY
 from tests.nodes.fleet import SLUG, NodesFleet
-from tests.nodes.life import HEAD, node_of
+from tests.nodes.life import HEAD, in_head, node_of, workers
 from tests.nodes.pods import Pods
+from tests.waiting import wait_until
 from tools.paths import ROOT
+
+#: As Serve's controller has them.
+APPLICATIONS = 'curl -s -H "Authorization: Bearer $RAY_AUTH_TOKEN" http://localhost:8265/api/serve/applications/'
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,14 +39,53 @@ def test_the_head_sees_nothing_of_the_checkout(fleet: NodesFleet) -> None:
     assert " / overlay " in seen and f" {ROOT}" not in seen
 
 
-def test_the_gateways_policy_names_what_the_operators_service_selects(fleet: NodesFleet) -> None:
-    """The VPC CNI, which is not here, opens a Service's address to a peer that the Service's own selector satisfies."""
+def test_the_gateway_sends_to_the_replicas_own_ports(fleet: NodesFleet, pods: Pods) -> None:
+    """Each of its pods, to both replicas."""
     api, namespace = fleet.cluster.api, fleet.namespace
-    service = api.get("v1", "Service", SERVE_SERVICE, namespace)
-    policy = api.get("networking.k8s.io/v1", "NetworkPolicy", "gateway", namespace)
-    assert service is not None and policy is not None
-    selector = service["spec"]["selector"]
-    peers = [peer.get("podSelector") for rule in policy["spec"]["egress"] for peer in rule.get("to", [])]
-    assert SERVE_PODS in peers and RAY_PODS in peers
-    assert SERVE_PODS["matchLabels"].items() <= selector.items()
-    assert not RAY_PODS["matchLabels"].items() <= selector.items(), "the label of Ray's pods is enough now"
+    server = re.compile(rf'haproxy_server_status{{proxy="model\.{SLUG}",server="(replica-\d+)",state="UP"}} 1')
+    answers = re.compile(
+        rf'haproxy_server_http_responses_total{{proxy="model\.{SLUG}",server="(\w+)[-\d]*",code="2xx"}} (\d+)'
+    )
+    gateways = [one["metadata"]["name"] for one in api.list("v1", "Pod", namespace, "app.kubernetes.io/name=gateway")]
+
+    def pages() -> list[str]:
+        return [get(api, namespace, pod, GATEWAY_METRICS_PORT, METRICS, 10) for pod in gateways]
+
+    def answered() -> Counter[str]:
+        found: Counter[str] = Counter()
+        for page in pages():
+            for name, count in answers.findall(page):
+                found[name] += int(count)
+        return found
+
+    wait_until(lambda: all(len(server.findall(page)) == 2 for page in pages()), what="both are found", seconds=240)
+    before = answered()
+    for _ in range(3):
+        pods.says(fleet.question("What is the capital of France?"))
+    more = answered() - before
+    assert more == Counter(replica=3), "none went to Serve's proxies"
+
+
+def test_serves_controller_has_our_policy_and_its_schedule(fleet: NodesFleet) -> None:
+    """The second replica is there by the schedule alone: the file asks for one, and nobody asked the model for more."""
+    applications = json.loads(in_head(fleet, "sh", "-c", APPLICATIONS))["applications"]
+    scaling = applications[SLUG]["deployments"][DEPLOYMENT]["deployment_config"]["autoscaling_config"]
+    assert scaling["policy"]["policy_function"] == POLICY
+    assert scaling["min_replicas"] == 1 and scaling["policy"]["policy_kwargs"]["schedule"]["own"]["zone"] == "UTC"
+    assert len(workers(fleet)) == 2
+
+
+def test_the_head_finds_the_policy_and_hears_from_each_gateway_pod_how_many_wait(fleet: NodesFleet) -> None:
+    look = (
+        "import os; from modelfleet.serving import scaling; "
+        "pods = scaling.addresses(os.environ[scaling.QUEUES_VARIABLE]); "
+        f"print(scaling.__file__, len(pods), scaling.waiting_at(pods, '{SLUG}'))"
+    )
+    assert in_head(fleet, "python3", "-c", look).split() == [f"{POLICY_PATH}/modelfleet/serving/scaling.py", "2", "0.0"]
+
+
+def test_the_service_that_the_gateway_asks_follows_the_cluster_and_has_no_address(fleet: NodesFleet) -> None:
+    """The operator takes over the one that the stack made."""
+    service = fleet.cluster.api.get("v1", "Service", SERVE_SERVICE, fleet.namespace)
+    assert service is not None and service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].keys() == {"ray.io/cluster", "ray.io/serve"}

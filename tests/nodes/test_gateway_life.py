@@ -1,10 +1,12 @@
 """The gateway's pods under open streams: a roll, a hang, and a drain of the node that has both.
 
-Behind it is a server that streams for as long as it is told, so that nothing here waits for a model.
+Behind it is a server that streams for as long as it is told, so that nothing here waits for a model. It listens where a
+replica does, and where Serve's proxy does.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.kubernetes.manifests import everything
-from modelfleet.infra.kubernetes.names import SERVE_PORT, SERVE_SERVICE
+from modelfleet.infra.kubernetes.names import REPLICA_PORTS, SERVE_PORT, SERVE_SERVICE
 from tests.cluster.fleet import model, planned
 from tests.nodes.life import cordon, drain, on
 from tests.nodes.pods import Pods
@@ -23,17 +25,23 @@ from tools.kubernetes.cluster import MANAGER, Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+#: The second: the first may be another replica's.
+REPLICA_PORT = REPLICA_PORTS[0] + 1
+QUESTION = json.dumps({"model": "org/one", "max_tokens": 1, "prompt": "x"})
 POOL = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1, "instanceTypes": ["c7i.2xlarge"]}
 SERVER = """
 import asyncio, json
+asked = {8000: 0, 30001: 0}
 async def answer(reader, writer):
     try:
         while head := await reader.readuntil(b"\\r\\n\\r\\n"):
             lines = head.decode().lower().split("\\r\\n")
             length = next((int(line.split(":")[1]) for line in lines if line.startswith("content-length:")), 0)
-            if not length:  # a check
-                writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+            if not length:  # a check, or who wants to know what was asked where
+                said = json.dumps(asked if "/asked" in lines[0] else {"/org--one": "org--one"}).encode()
+                writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s" % (len(said), said))
                 break
+            asked[writer.get_extra_info("sockname")[1]] += 1
             ticks = json.loads(await reader.readexactly(length))["max_tokens"]
             writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n")
             for tick in range(ticks):
@@ -47,8 +55,9 @@ async def answer(reader, writer):
         pass
     writer.close()
 async def main():
-    server = await asyncio.start_server(answer, "0.0.0.0", 8000)
-    await server.serve_forever()
+    for port in asked:
+        await asyncio.start_server(answer, "0.0.0.0", port)
+    await asyncio.Event().wait()
 asyncio.run(main())
 """
 #: Opens streams of so many ticks; prints "open" when each has its first, and at the end how many had all.
@@ -107,6 +116,25 @@ class Gateway:
             seconds=180,
         )
 
+    def asked(self) -> tuple[int, int]:
+        """Requests so far at Serve's proxy, and at the replica's own port."""
+        at = json.loads(self.pods.says(f"curl -s http://{SERVE_SERVICE}:{SERVE_PORT}/asked"))
+        return at[str(SERVE_PORT)], at[str(REPLICA_PORT)]
+
+    def found(self) -> None:
+        """Wait until each of its pods that gets requests has found the replica."""
+        for pod in self.settled():
+            address = self.running[pod]["status"]["podIP"]
+
+            def finds(address: str = address) -> bool:
+                before = self.asked()
+                self.pods.says(
+                    f"curl -sf -H 'Content-Type: application/json' -d '{QUESTION}' http://{address}:8080/v1/completions"
+                )
+                return self.asked() == (before[0], before[1] + 1)
+
+            wait_until(finds, what=f"{pod} sends to the replica's own port", seconds=120)
+
     def stream(self, name: str, streams: int, ticks: int) -> None:
         """Start a pod with open streams; returns when all are open."""
         command = ["python3", "-u", "-c", CLIENT, str(streams), str(ticks)]
@@ -121,7 +149,9 @@ class Gateway:
 
 @pytest.fixture(scope="module")
 def gateway(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    plan = planned(tmp_path_factory.mktemp("gateway"), [model("org/one", "CPU")], stack="gateway", pools=[POOL])
+    one = model("org/one", "CPU")
+    one["deployment_config"]["max_ongoing_requests"] = 1000  # all streams of these tests at once
+    plan = planned(tmp_path_factory.mktemp("gateway"), [one], stack="gateway", pools=[POOL])
     wanted = {"Namespace", "PriorityClass", "ServiceAccount", "ConfigMap", "PodDisruptionBudget"}
     for manifest in everything(plan):
         if manifest["kind"] in wanted or manifest["metadata"]["name"] == "gateway":
@@ -130,14 +160,14 @@ def gateway(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     pods.create(
         "server", "", container={"command": ["python3", "-c", SERVER]}, labels={"app": "server", **RAY}, **on(1)
     )
-    ports = [{"port": SERVE_PORT, "targetPort": 8000}]
+    ports = [{"port": SERVE_PORT}]
     meta = {"name": SERVE_SERVICE, "namespace": plan.namespace}
     cluster.api.create(
         {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": meta,
-            "spec": {"selector": {"app": "server"}, "ports": ports},
+            "spec": {"clusterIP": "None", "selector": {"app": "server"}, "ports": ports},
         }
     )
     made = Gateway(cluster, pods)
@@ -152,8 +182,10 @@ def gateway(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_a_roll_under_200_open_streams_cuts_none(gateway: Gateway) -> None:
-    before = gateway.settled()
+    gateway.found()
+    before, (proxy, replica) = gateway.settled(), gateway.asked()
     gateway.stream("streams", 200, 75)
+    assert gateway.asked() == (proxy, replica + 200), "past Serve's proxy"
     note = {"spec": {"template": {"metadata": {"annotations": {"a-change": "1"}}}}}
     gateway.cluster.api.merge("apps/v1", "Deployment", "gateway", gateway.pods.namespace, note)
     wait_until(lambda: not set(before) & set(gateway.ready), what="new pods get the requests", seconds=60)

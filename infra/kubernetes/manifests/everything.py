@@ -15,6 +15,7 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_config,
     gateway_deployment,
     gateway_ingress,
+    gateway_queues,
     gateway_route,
     gateway_service,
 )
@@ -96,8 +97,8 @@ def warm_ups(plan: Plan) -> list[Manifest]:
 
 
 def gateway(plan: Plan, keys_id: Any) -> list[Manifest]:
-    """The gateway's configuration, its pods, its Service and, on a cluster that is not ours, its Ingress or route."""
-    parts = [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan)]
+    """The gateway's configuration, its pods, its Services and, on a cluster that is not ours, its Ingress or route."""
+    parts = [gateway_config(plan), gateway_deployment(plan, keys_id), gateway_service(plan), gateway_queues(plan)]
     return [*parts, *gateway_ingress(plan), *gateway_route(plan)]
 
 

@@ -22,12 +22,21 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     resources,
     system_placement,
 )
-from modelfleet.infra.kubernetes.names import GATEWAY, GATEWAY_KEYS, SERVE_PORT, SERVE_SERVICE, labels, selector
+from modelfleet.infra.kubernetes.names import (
+    GATEWAY,
+    GATEWAY_KEYS,
+    GATEWAY_METRICS_PORT,
+    GATEWAY_QUEUES,
+    REPLICA_PORTS,
+    SERVE_PORT,
+    SERVE_SERVICE,
+    labels,
+    selector,
+)
 from modelfleet.infra.planning.plan import FrontDoor, Plan
 
 GATEWAY_API: Final = "gateway.networking.k8s.io/v1"
 PORT: Final = 8080
-METRICS_PORT: Final = 8405
 BODIES_METRICS_PORT: Final = 8406
 #: The user of the official image.
 HAPROXY_USER: Final = 99
@@ -48,20 +57,22 @@ START_SECONDS = 120
 
 
 def gateway_files(plan: Plan) -> GatewayFiles:
-    """HAProxy's configuration; the upstream is KubeRay's Service, which KubeRay moves during an upgrade."""
+    """HAProxy's configuration; the upstream is the Service of Serve's pods, which KubeRay moves during an upgrade."""
     runtime = Runtime(
         bind=f":{PORT}",
         folder=CONFIG_PATH,
         run_folder=RUN_PATH,
         key_map=f"{KEYS_PATH}/{KEY_MAP}",
-        metrics_bind=f":{METRICS_PORT}",
+        metrics_bind=f":{GATEWAY_METRICS_PORT}",
         bodies_metrics_bind=f":{BODIES_METRICS_PORT}",
         threads=2,
         bodies_memory_mib=BODIES_MEMORY_MIB,
         resolve_names=True,
+        replica_ports=REPLICA_PORTS,
+        pods=plan.ray_cluster.most_pods,
         door_bind=f":{plan.front_door.port}" if plan.front_door else None,
         door_idle_s=plan.front_door.idle_s if plan.front_door else 0,
-        told_at=f"%[env({POD_IP})]:{METRICS_PORT}",
+        told_at=f"%[env({POD_IP})]:{GATEWAY_METRICS_PORT}",
     )
     return render(plan.gateway, runtime, upstream=f"{SERVE_SERVICE}.{plan.namespace}.svc.cluster.local:{SERVE_PORT}")
 
@@ -130,6 +141,23 @@ def gateway_service(plan: Plan) -> Manifest:
             "type": "ClusterIP",
             "selector": selector(GATEWAY),
             "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}, *for_door],
+        },
+    }
+
+
+def gateway_queues(plan: Plan) -> Manifest:
+    """The address of each gateway pod, where Serve's controller asks how many requests wait (`serving/scaling.py`).
+
+    An old pod that still has streams has none that wait for long, and is not asked.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {**_metadata(plan), "name": GATEWAY_QUEUES},
+        "spec": {
+            "clusterIP": "None",
+            "selector": selector(GATEWAY),
+            "ports": [{"name": "metrics", "port": GATEWAY_METRICS_PORT}],
         },
     }
 
@@ -213,7 +241,7 @@ def _longer_leave(plan: Plan) -> int:
 
 def _gateway(plan: Plan) -> Manifest:
     """The first process, which the Service and the front door lead to."""
-    container = _container(plan, GATEWAY, "haproxy.cfg", METRICS_PORT, LEAVE_SECONDS + _longer_leave(plan))
+    container = _container(plan, GATEWAY, "haproxy.cfg", GATEWAY_METRICS_PORT, LEAVE_SECONDS + _longer_leave(plan))
     if plan.gateway.settles:
         container["env"] = [{"name": POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
     if plan.front_door:

@@ -2,9 +2,9 @@
 
 What pods reach outside the stack is the plan's decision (`infra/planning/egress.py`).
 
-On EKS the VPC CNI's agent enforces them, which the add-on's configuration turns on (`infra/aws/addons.py`). It wants
-the port of a Service to be that of the container where a policy holds for the caller; ours are, and nothing of ours
-calls the gateway.
+On EKS the VPC CNI's agent enforces them, which the add-on's configuration turns on (`infra/aws/addons.py`). It judges a
+connection to a Service by the Service's address and selector; those that our pods call have no address, so it is the
+pods' own that count.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Any, Final
 
-from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, METRICS_PORT, PORT
+from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, PORT
 from modelfleet.infra.kubernetes.manifests.load_balancer import has_balancer
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
     GATEWAY,
+    GATEWAY_METRICS_PORT,
     HEAD_ACCOUNT,
     LADDER_RETURN,
     MIRROR_ACCOUNT,
     OPERATOR,
     RAY_METRICS_PORT,
+    REPLICA_PORTS,
     SERVE_PORT,
     WARM_UP_ACCOUNT,
     labels,
@@ -34,10 +36,11 @@ from modelfleet.infra.planning.plan import EgressPlan, Plan, Way
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 #: What the selector of KubeRay's Service for Serve has, and `RAY_PODS` has not. The VPC CNI judges a connection by the
-#: Service's address, and opens that only to a peer that the Service's own selector satisfies
+#: Service's address, if it has one, and opens that only to a peer that the Service's own selector satisfies
 #: (amazon-network-policy-controller-k8s pkg/resolvers/endpoints.go; kuberay 1.6.2 controllers/ray/common/service.go).
+#: In earlier releases it had one, and until the gateway's pods of such a release are gone they use it.
 SERVE_PODS: Final = {"matchLabels": {"ray.io/serve": "true"}}
-#: The head, and the pod with its labels that empties its store when the Ray cluster goes
+#: The head, with Serve's controller, and the pod with its labels that empties its store when the Ray cluster goes
 #: (kuberay 1.6.2 controllers/ray/raycluster_controller.go, buildRedisCleanupJob).
 HEAD_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": HEAD_ACCOUNT}}
 GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
@@ -61,13 +64,17 @@ DNS: Final[Manifest] = {
 }
 
 
+#: Where Ray's pods take requests: the replicas' own ports, and Serve's proxy.
+_SERVING: Final[list[Manifest]] = [{"port": SERVE_PORT}, {"port": REPLICA_PORTS[0], "endPort": REPLICA_PORTS[1]}]
+
+
 def network_policies(plan: Plan) -> list[Manifest]:
     """All policies of the stack's namespace, and those of the mirror Jobs in theirs."""
     ways, mirrors = plan.egress, plan.mirror_namespace
     operator = {**_in_namespace(plan.operator_namespace), "podSelector": OPERATOR_PODS}
     ray_ingress = [
         {"from": [{"podSelector": RAY_PODS}]},
-        _allow([{"podSelector": GATEWAY_PODS}], SERVE_PORT),
+        {"from": [{"podSelector": GATEWAY_PODS}], "ports": _SERVING},
         # The operator sends the Serve config to the dashboard and queries the health of the head's proxy.
         _allow([operator], DASHBOARD_PORT, SERVE_PORT),
         *_metrics(plan, RAY_METRICS_PORT),
@@ -75,15 +82,14 @@ def network_policies(plan: Plan) -> list[Manifest]:
     gateway_ingress = [
         {"ports": [{"port": PORT}]},
         *_front_door(plan),
-        *_metrics(plan, METRICS_PORT, BODIES_METRICS_PORT),
-        *([_allow([{"podSelector": RAY_PODS}], METRICS_PORT)] if plan.gateway.settles else []),
+        *_metrics(plan, GATEWAY_METRICS_PORT, BODIES_METRICS_PORT),
+        _allow([{"podSelector": RAY_PODS if plan.gateway.settles else HEAD_PODS}], GATEWAY_METRICS_PORT),
     ]
-    # Replicas tell what requests took, at the gateway's metrics port.
-    settles = (
-        [{"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": METRICS_PORT}]}] if plan.gateway.settles else []
-    )
-    serve = [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}]
-    to_serve = {"to": serve, "ports": [{"port": SERVE_PORT}]}
+    # At the gateway's metrics port Serve's controller, on the head, asks how many requests wait, and replicas tell what
+    # requests took.
+    to_gateway = {"to": [{"podSelector": GATEWAY_PODS}], "ports": [{"port": GATEWAY_METRICS_PORT}]}
+    settles = [to_gateway] if plan.gateway.settles else []
+    to_serve = {"to": [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}], "ports": _SERVING}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}
     copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
     replicas = [to_ray, DNS, *settles, *_out(ways.replicas), *_collector(ways)]
@@ -91,7 +97,7 @@ def network_policies(plan: Plan) -> list[Manifest]:
         _policy(plan, "closed", {}, ingress=[], egress=[]),
         _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=replicas),
         # What only the head needs; policies add up.
-        _policy(plan, HEAD_ACCOUNT, HEAD_PODS, ingress=[], egress=_out(ways.head)),
+        _policy(plan, HEAD_ACCOUNT, HEAD_PODS, ingress=[], egress=[to_gateway, *_out(ways.head)]),
         _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS]),
         copying,
     ]

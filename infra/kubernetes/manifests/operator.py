@@ -91,8 +91,6 @@ def operator_account(plan: Plan) -> Manifest:
 def operator_deployment(plan: Plan) -> Manifest:
     """One operator. An update ends it before it starts the next: without leader election two would race."""
     gates = ["RayClusterStatusConditions=true"]
-    if plan.ray_cluster.rollout == "incremental":
-        gates.append("RayServiceIncrementalUpgrade=true")
     container = {
         "name": OPERATOR,
         "image": reference("kuberay-operator", registry=plan.config.image_registry),

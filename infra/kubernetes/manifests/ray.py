@@ -35,15 +35,18 @@ from modelfleet.infra.kubernetes.manifests.ray_tls import (
     tls_mounts,
     tls_volumes,
 )
-from modelfleet.infra.kubernetes.manifests.scripts import SCRIPTS_PATH
+from modelfleet.infra.kubernetes.manifests.scripts import POLICY_PATH, SCRIPTS_PATH, policy_volume
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
+    GATEWAY_METRICS_PORT,
+    GATEWAY_QUEUES,
     HEAD_ACCOUNT,
     HEAD_STORAGE,
     OWN_STORE,
     RAY_METRICS_PORT,
     RAY_SERVICE,
     REPLICA_HUGGINGFACE,
+    REPLICA_PORTS,
     SCRIPTS,
     SERVE_PORT,
     SERVE_SERVICE,
@@ -59,6 +62,7 @@ from modelfleet.infra.planning.mirrors import MODELS_WAIT_S
 from modelfleet.infra.planning.nodes import MIB, OBJECT_STORE_MIB
 from modelfleet.infra.planning.plan import Plan, WorkerGroup
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
+from modelfleet.serving.scaling import QUEUES_VARIABLE
 
 #: What the RayService was made from, so that a later run can say what it will do to the cluster.
 CLUSTER_ANNOTATION: Final = "modelfleet.dev/cluster"
@@ -75,10 +79,12 @@ HUGGINGFACE_PATH: Final = "/etc/modelfleet/huggingface"
 #: (Ray 2.60 `public_exact_paths` in `dashboard/http_server_head.py`, `PUBLIC_EXACT_PATHS` in `http_server_agent.py`).
 AUTH: Final = {"mode": "token"}
 
+#: Who makes Ray's pods, as their label says; in earlier releases it said what was true of their RayService.
+MADE_BY: Final = {"app.kubernetes.io/managed-by": "kuberay"}
+EARLIER: Final = {"app.kubernetes.io/managed-by": "pulumi"}
+
 #: What `rollout` means to KubeRay. Pulumi does `replace`: it deletes the RayService first.
-UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None", "incremental": "NewClusterWithIncrementalUpgrade"}
-#: Steps of an incremental upgrade, which needs the Gateway API in the cluster and KubeRay's feature gate.
-INCREMENTAL_OPTIONS: Final = {"maxSurgePercent": 50, "stepSizePercent": 10, "intervalSeconds": 60}
+UPGRADE_TYPES: Final = {"surge": "NewCluster", "replace": "None"}
 
 #: Stands in manifests for the address of the store that the stack makes, which is known only when it is made.
 STORE_ADDRESS: Final = f"rediss://HEAD-STORAGE:{STORE_PORT}"
@@ -105,7 +111,8 @@ def ray_service(plan: Plan, store_address: Any = STORE_ADDRESS) -> Manifest:
     """The RayService of the stack; `store_address` is that of the store that the stack makes, maybe an output."""
     spec: Manifest = {
         "serveConfigV2": serve_config_text(plan.serve_config),
-        "upgradeStrategy": _upgrade(plan),
+        "upgradeStrategy": {"type": UPGRADE_TYPES[plan.ray_cluster.rollout]},
+        "serveService": {"metadata": {"name": SERVE_SERVICE}, "spec": _serve_spec()},
         # KubeRay deletes the old cluster once its last stream must have ended. It does not see whether any is open; the
         # preview says what the wait costs (rollout.py).
         "rayClusterDeletionDelaySeconds": plan.gateway.settings.timeout_s,
@@ -125,18 +132,25 @@ def ray_service(plan: Plan, store_address: Any = STORE_ADDRESS) -> Manifest:
 
 
 def serve_service(plan: Plan) -> Manifest:
-    """The Service in front of Serve, before there is anything behind it.
+    """The addresses of the pods that serve, before there are any.
 
     KubeRay makes it only when the first models answer, and then the gateway would refuse requests until each cache of
-    its name has forgotten that there was none. It takes over one that exists: it sets the selector and nothing else
-    (KubeRay 1.6.2 `reconcileServices`).
+    its name has forgotten that there was none. It takes over one that exists: it has it select the pods of the cluster
+    that serves, once all models of that answer (KubeRay 1.6.2 `reconcileServices`). Until then it selects the pods that
+    a stack of an earlier release has, whose Service had another name. No pod of this release: KubeRay would take the
+    first one for a cluster that is ready (`calculateConditions`).
     """
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": SERVE_SERVICE, "namespace": plan.namespace, "labels": labels(plan, "ray")},
-        "spec": {"ports": [{"name": "serve", "port": SERVE_PORT}]},
+        "spec": {**_serve_spec(), "selector": {"ray.io/serve": "true", **EARLIER}},
     }
+
+
+def _serve_spec() -> Manifest:
+    """Without an address of its own: the gateway wants those of the pods. KubeRay adds the selector."""
+    return {"clusterIP": "None", "ports": [{"name": "serve", "port": SERVE_PORT}]}
 
 
 def cluster_parts(plan: Plan) -> list[str]:
@@ -225,22 +239,16 @@ def _inline(plan: Plan) -> dict[str, str | None]:
     return {"RAY_max_direct_call_object_size": str(INLINE_BYTES) if plan.head_survives else None}
 
 
-def _upgrade(plan: Plan) -> Manifest:
-    upgrade: Manifest = {"type": UPGRADE_TYPES[plan.ray_cluster.rollout]}
-    if plan.ray_cluster.rollout == "incremental":
-        upgrade["clusterUpgradeOptions"] = {**INCREMENTAL_OPTIONS, "gatewayClassName": "modelfleet"}
-    return upgrade
-
-
 def _head(plan: Plan) -> Manifest:
     metadata = {
-        "labels": labels(plan, "ray-head"),
+        "labels": {**labels(plan, "ray-head"), **MADE_BY},
         # There is only one head: the cluster autoscaler must not move it to save a node.
         "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
     }
+    own = {"PYTHONPATH": POLICY_PATH, **_store_certificates(plan), **_inline(plan)}
     container = {
         **_container(plan, "ray-head"),
-        "env": environment({**_environment(plan), **_store_certificates(plan), **_inline(plan)}),
+        "env": environment({**_environment(plan), **own}),
         "resources": resources(HEAD_CPU, HEAD_MEMORY, disk=HEAD_DISK),
         "lifecycle": FOLLOW_LOGS,
         "ports": [
@@ -254,6 +262,9 @@ def _head(plan: Plan) -> Manifest:
         "affinity": system_placement(plan),
         "containers": [container],
     }
+    # Serve's controller runs here. A new policy reaches the file, which is no change of the cluster.
+    container["volumeMounts"].append({"name": "policy", "mountPath": POLICY_PATH, "readOnly": True})
+    spec["volumes"].append(policy_volume())
     return {
         # No replica may run on the head: if the head runs out of memory, the whole cluster fails.
         "resources": {"CPU": "0"},
@@ -293,7 +304,10 @@ def _worker_group(plan: Plan, group: WorkerGroup) -> Manifest:
         "maxReplicas": group.max_replicas,
         "resources": {name: f"{value:g}" for name, value in sorted(group.ray_resources.items())},
         "rayStartParams": {"object-store-memory": str(OBJECT_STORE_BYTES)},
-        "template": {"metadata": {"labels": {**labels(plan, "ray-worker"), **_own_labels(group)}}, "spec": spec},
+        "template": {
+            "metadata": {"labels": {**labels(plan, "ray-worker"), **MADE_BY, **_own_labels(group)}},
+            "spec": spec,
+        },
     }
 
 
@@ -340,7 +354,11 @@ def _container(plan: Plan, name: str) -> Manifest:
 def _environment(plan: Plan) -> dict[str, str | None]:
     """The same on head and workers; nothing of a model and nothing secret."""
     return {
+        # With it replicas also listen themselves, where the gateway finds them.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(REPLICA_PORTS[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(REPLICA_PORTS[1]),
+        QUEUES_VARIABLE: f"{GATEWAY_QUEUES}.{plan.namespace}.svc.cluster.local:{GATEWAY_METRICS_PORT}",
         # Serve starts another HAProxy when a model or a replica comes or goes. By default it ends the old one after
         # 120 s, with the streams that it still has (Ray 2.60 `serve/_private/constants.py`).
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(plan.ray_cluster.longest_stream_s),

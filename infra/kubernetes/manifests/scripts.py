@@ -9,6 +9,8 @@ from typing import Final
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.names import MIRROR_SCRIPTS, SCRIPTS, SERVING_CODE, labels
 from modelfleet.infra.planning.plan import Plan
+from modelfleet.serving import scaling
+from modelfleet.serving.config.serve_options import POLICY
 
 SCRIPTS_PATH: Final = "/etc/modelfleet/scripts"
 FOLDER: Final = Path(__file__).parent.parent / "scripts"
@@ -16,6 +18,10 @@ FOLDER: Final = Path(__file__).parent.parent / "scripts"
 JSON_LINES: Final = "json_lines.py"
 LOG_FORMAT: Final = "log_format"
 OF_RAY: Final = ("certificate.py", "drain.py", "follow_logs.py", JSON_LINES)
+#: The scaling policy, which Serve's controller imports by `POLICY`'s name for it, on the head, where none of our code
+#: is. A folder without `__init__.py` hides no package of the same name: the one in an application's code comes first.
+POLICY_PATH: Final = "/etc/modelfleet/policy"
+POLICY_FILE: Final = "scaling.py"
 OF_MIRROR: Final = ("mirror_job.py", JSON_LINES)
 #: It loads the code as the mirror Jobs' program does.
 OF_WARM_UP: Final = ("seal_job.py",)
@@ -24,7 +30,15 @@ OF_WARM_UP: Final = ("seal_job.py",)
 def scripts(plan: Plan) -> Manifest:
     """The programs beside Ray, and the mirror Jobs' too where these run in the same namespace."""
     names = OF_RAY if plan.own_mirror_namespace else (*OF_RAY, *_of_jobs(plan))
-    return _config(plan, SCRIPTS, plan.namespace, _texts(plan, names))
+    policy = {POLICY_FILE: Path(scaling.__file__).read_text()}
+    return _config(plan, SCRIPTS, plan.namespace, {**_texts(plan, names), **policy})
+
+
+def policy_volume() -> Manifest:
+    """The volume `policy` for `POLICY_PATH`, in which Python finds `POLICY`'s module."""
+    module = POLICY.partition(":")[0].replace(".", "/")
+    items = [{"key": POLICY_FILE, "path": f"{module}.py"}]
+    return {"name": "policy", "configMap": {"name": SCRIPTS, "items": items}}
 
 
 def mirror_scripts(plan: Plan) -> list[Manifest]:

@@ -92,6 +92,11 @@ CASES = {
     ),
     "kubernetes": (plan_of(LARGE, SLEEPY), POD, "models-serve-svc.modelfleet-dev.svc:8000"),
     "replica-ports": (plan_of(LARGE, SLEEPY), replace(LOCAL, replica_ports=(30000, 30002)), "127.0.0.1:8001"),
+    "pods": (
+        plan_of(LARGE, replace(SMALL, hash_balance_factor=125, most_replicas=4), SLEEPY),
+        replace(POD, replica_ports=(30000, 30255), pods=7),
+        "fleet-serve.modelfleet-dev.svc.cluster.local:8000",
+    ),
     "affinity": (
         plan_of(LARGE, replace(SMALL, hash_balance_factor=125)),
         replace(LOCAL, replica_ports=(30000, 30002)),

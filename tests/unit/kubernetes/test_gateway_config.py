@@ -20,7 +20,6 @@ import pytest
 from modelfleet.infra.kubernetes.manifests.gateway import (
     CONFIG_PATH,
     KEYS_PATH,
-    METRICS_PORT,
     PORT,
     RUN_PATH,
     gateway_config,
@@ -29,7 +28,7 @@ from modelfleet.infra.kubernetes.manifests.gateway import (
     gateway_route,
 )
 from modelfleet.infra.kubernetes.manifests.namespace import disruption_budgets
-from modelfleet.infra.kubernetes.names import SERVE_PORT, SERVE_SERVICE
+from modelfleet.infra.kubernetes.names import GATEWAY_METRICS_PORT, SERVE_PORT, SERVE_SERVICE
 from modelfleet.infra.kubernetes.preflight import missing_gateway
 from modelfleet.infra.local.haproxy import find_binary
 from modelfleet.infra.planning import Plan
@@ -91,7 +90,7 @@ def gateway_process(root: Path, plan: Plan, upstream: str) -> Iterator[tuple[sub
     """Runs the first container's command on this machine; yields the process and its address."""
     (port, metrics) = free_ports(2)
     service = f"{SERVE_SERVICE}.{plan.namespace}.svc.cluster.local:{SERVE_PORT}"
-    ports = {f"bind :{PORT}": f"bind 127.0.0.1:{port}", f"bind :{METRICS_PORT}": f"bind 127.0.0.1:{metrics}"}
+    ports = {f"bind :{PORT}": f"bind 127.0.0.1:{port}", f"bind :{GATEWAY_METRICS_PORT}": f"bind 127.0.0.1:{metrics}"}
     write_files(root, plan, **ports, **{service: upstream})
     (container, _) = gateway_deployment(plan, "")["spec"]["template"]["spec"]["containers"]
     program, *words = container["command"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from modelfleet.infra.kubernetes.manifests.ray import ray_cluster, ray_service, 
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys, huggingface
 from modelfleet.infra.kubernetes.names import dns_name
 from modelfleet.infra.kubernetes.scripts import drain
+from modelfleet.serving import scaling
 from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import five_models, model, planned
 from tests.examples import examples
 from tests.unit.kubernetes.projects import L4
+from tools.paths import ROOT
 
 POOLS = [L4, {"name": "t4", "accelerator": "T4", "maxNodes": 1, "instanceTypes": ["g4dn.12xlarge"]}]
 
@@ -275,3 +280,41 @@ def test_open_streams_outlive_a_reload_of_serves_own_proxies(tmp_path: Path) -> 
 def test_rollout_becomes_kuberays_upgrade_type(tmp_path: Path, rollout: str, kind: str) -> None:
     plan = planned(tmp_path, five_models(), kubernetes={"rollout": rollout})
     assert ray_service(plan)["spec"]["upgradeStrategy"] == {"type": kind}
+
+
+def _module(folders: list[Path]) -> str:
+    """Where a Python with these folders on its path, and without our packages, finds the scaling policy."""
+    say = "import modelfleet.serving.scaling as policy; print(policy.__file__, policy.ScalingPolicy.__name__)"
+    env = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", say], cwd=folders[0], env=env, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()[0]
+
+
+def test_the_head_alone_has_the_policy_and_an_applications_own_code_comes_first(tmp_path: Path) -> None:
+    """Ray puts an application's code before what the pod's PYTHONPATH has; it must do so in any order."""
+    plan = planned(tmp_path / "project", five_models())
+    (texts,) = (one["data"] for one in everything(plan) if one["metadata"]["name"] == "ray-scripts")
+    config = ray_cluster(plan)
+    head = config["headGroupSpec"]["template"]["spec"]
+    (volume,) = (one["configMap"] for one in head["volumes"] if one["name"] == "policy")
+    (mount,) = (one for one in head["containers"][0]["volumeMounts"] if one["name"] == "policy")
+    assert {"name": "PYTHONPATH", "value": mount["mountPath"]} in head["containers"][0]["env"]
+    assert "policy" not in json.dumps(config["workerGroupSpecs"])
+    for item in volume["items"]:
+        file = tmp_path / "policy" / item["path"]
+        file.parent.mkdir(parents=True)
+        file.write_text(texts[item["key"]])
+    assert _module([tmp_path / "policy"]) == str(file)
+    assert _module([tmp_path / "policy", ROOT]).startswith(str(ROOT))
+
+
+def test_a_new_policy_builds_no_other_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(tmp_path, five_models())
+    before = everything(plan)
+    other = tmp_path / "scaling.py"
+    other.write_text("another = True")
+    monkeypatch.setattr(scaling, "__file__", str(other))
+    changed = [one["metadata"]["name"] for one, was in zip(everything(plan), before, strict=True) if one != was]
+    assert changed == ["ray-scripts"]

@@ -17,7 +17,7 @@ import pytest
 
 from modelfleet.infra.kubernetes.manifests import everything
 from modelfleet.infra.kubernetes.manifests.gateway import gateway_deployment, gateway_files
-from modelfleet.infra.kubernetes.manifests.network import network_policies
+from modelfleet.infra.kubernetes.names import GATEWAY_QUEUES, SERVE_SERVICE
 from modelfleet.infra.planning import Plan
 from tests.cluster.fleet import five_models, planned
 
@@ -25,7 +25,16 @@ Policy = dict[str, Any]
 OURS = "modelfleet-dev"
 #: The label that KubeRay puts on its pods; `tests/cluster` finds them by it.
 RAY = {"ray.io/is-ray-node": "yes"}
-PORTS = {"gcs": 6379, "ray client": 10001, "dashboard": 8265, "serve": 8000, "ray metrics": 8080, "any other": 30123}
+PORTS = {
+    "gcs": 6379,
+    "ray client": 10001,
+    "dashboard": 8265,
+    "serve": 8000,
+    "ray metrics": 8080,
+    "first replica": 30000,
+    "last replica": 30255,
+    "beyond": 30256,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,9 @@ def _is_peer(peer: dict[str, Any], end: End) -> bool:
 
 def _allows(rule: dict[str, Any], peers: str, other: End, port: int, protocol: str) -> bool:
     ports = rule.get("ports")
-    if ports is not None and not any(p["port"] == port and p.get("protocol", "TCP") == protocol for p in ports):
+    if ports is not None and not any(
+        p["port"] <= port <= p.get("endPort", p["port"]) and p.get("protocol", "TCP") == protocol for p in ports
+    ):
         return False
     return peers not in rule or any(_is_peer(peer, other) for peer in rule[peers])
 
@@ -195,6 +206,8 @@ def test_exactly_these_connections_into_the_stack_are_open(plan: Plan, request: 
         for target in ("head", "worker")
         for source, port in (
             ("gateway", 8000),
+            ("gateway", 30000),
+            ("gateway", 30255),
             ("kuberay-operator", 8000),
             ("kuberay-operator", 8265),
             *((reader, 8080) for reader in readers),
@@ -207,7 +220,8 @@ def test_exactly_these_connections_into_the_stack_are_open(plan: Plan, request: 
     others = [end.name for end in ends(plan) if end.namespace not in (plan.namespace, plan.mirror_namespace)]
     to_gateway = {(source, "gateway", 8080) for source in (*own, *others)}
     metrics = {(reader, "gateway", port) for reader in readers for port in (8405, 8406)}
-    assert reachable(policies_of(plan), plan) == among_ray | to_ray | to_gateway | metrics
+    queues = {("head", "gateway", 8405)}
+    assert reachable(policies_of(plan), plan) == among_ray | to_ray | to_gateway | metrics | queues
 
 
 #: Ways out by what they are for.
@@ -360,19 +374,41 @@ def test_where_requests_settle_replicas_reach_the_gateway_by_its_pods_own_addres
     )
     opened = reachable(policies_of(settling), settling) - reachable(policies_of(plan), plan)
     assert {(target, port) for _, target, port in opened} == {("gateway", 8405)}
-    assert {source for source, _, _ in opened} >= {"worker"}
+    assert {source for source, _, _ in opened} == {"worker"}, "the head asks for queues anyway"
     assert "%[env(POD_IP)]:8405 " in gateway_files(settling).texts["haproxy.cfg"]
     pod = gateway_deployment(settling, "")["spec"]["template"]["spec"]
     (first,) = (one for one in pod["containers"] if one["name"] == "gateway")
     assert first["env"] == [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
 
 
-def test_the_vpc_cni_opens_the_address_of_the_service_that_the_gateway_calls(plan: Plan) -> None:
-    """It judges the Service's address and looks at the Service's selector, not at the labels of its pods.
+def test_what_our_pods_call_has_no_address_but_its_pods(plan: Plan) -> None:
+    """The VPC CNI judges a Service's address by the Service's selector, not by the labels of its pods.
 
-    With the label of Ray's pods alone, no request on EKS would have reached a model.
+    amazon-network-policy-controller-k8s pkg/resolvers/endpoints.go
     """
+    services = {one["metadata"]["name"]: one["spec"] for one in everything(plan) if one["kind"] == "Service"}
+    called = {name: spec for name, spec in services.items() if name != "gateway"}
+    assert set(called) == {SERVE_SERVICE, GATEWAY_QUEUES}
+    assert {spec["clusterIP"] for spec in called.values()} == {"None"}
+    (service,) = (one["spec"]["serveService"] for one in everything(plan) if one["kind"] == "RayService")
+    assert service["metadata"]["name"] == SERVE_SERVICE
+    assert service["spec"].items() <= called[SERVE_SERVICE].items(), "or KubeRay would have to change it"
+
+
+def test_gateway_pods_of_an_earlier_release_reach_its_service_until_they_are_gone(plan: Plan) -> None:
+    """It had an address, which the VPC CNI opens to a peer that the Service's own selector satisfies."""
     selector = {"ray.io/cluster": "fleet-x", "ray.io/serve": "true"}  # kuberay 1.6.2, BuildServeService
-    (policy,) = (one for one in network_policies(plan) if one["metadata"]["name"] == "gateway")
-    to_serve = policy["spec"]["egress"][0]
-    assert any(_picks(peer["podSelector"], selector) for peer in to_serve["to"])
+    (policy,) = (one for one in policies_of(plan) if one["metadata"]["name"] == "gateway")
+    peers = [peer["podSelector"] for peer in policy["spec"]["egress"][0]["to"]]
+    assert any(_picks(peer, selector) for peer in peers)
+
+
+def test_before_the_operator_has_chosen_only_pods_of_an_earlier_release_serve(plan: Plan) -> None:
+    """Of a new stack none, or the operator would call it ready with its first pod; of a live one those that it has."""
+    (service,) = (one for one in everything(plan) if one["metadata"]["name"] == SERVE_SERVICE)
+    picks = {"matchLabels": service["spec"]["selector"]}
+    ray = [end for end in ends(plan) if end.name in ("head", "worker")]
+    serves = [{**end.labels, "ray.io/serve": "true"} for end in ray]
+    assert len(ray) == 2 and not any(_picks(picks, labels) for labels in serves)
+    before = [{**one, "app.kubernetes.io/managed-by": "pulumi"} for one in serves]
+    assert all(_picks(picks, labels) for labels in before)

@@ -100,12 +100,6 @@ def test_a_replace_says_for_how_long_nothing_answers(tmp_path: Path) -> None:
     assert notice is not None and "no model answers for about 5 min" in notice
 
 
-def test_an_incremental_upgrade_says_how_many_gpus_at_a_time(tmp_path: Path) -> None:
-    live = Live(ray_service(plan(tmp_path / "a", [L4])))
-    notice = rollout_notice(live, plan(tmp_path / "b", [L4], image="other:2", rollout="incremental"))  # type: ignore[arg-type]
-    assert notice is not None and "up to 2 more GPUs" in notice
-
-
 class Nothing(pulumi.runtime.Mocks):
     """An engine that makes every resource."""
 

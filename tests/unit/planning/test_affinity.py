@@ -48,14 +48,9 @@ def test_ray_serve_llm_alone_does_not_get_them() -> None:
     assert "prefix_cache_affinity" in text, "it stands in the comments that an import reads back"
 
 
-def test_a_cluster_says_which_named_keys_have_no_effect_there() -> None:
+def test_policy_and_affinity_act_in_a_cluster_as_here() -> None:
     scaling = {"max_replicas": 2, "policy": "kv_use", "target_kv_use": 0.5}
     one = model(deployment={"prefix_cache_affinity": True, "autoscaling_config": scaling})
-    said = {
-        "found kv_use; in a cluster Ray Serve's own policy decides: write ray_serve",
-        "has no effect in a cluster: Ray Serve's HAProxy chooses the replica there; take it out",
-    }
-    plans = [planned([one], stack(pool(), target=target)) for target in ("eks", "local")]
-    in_a_cluster, here = ({notice.message for notice in plan.notices} for plan in plans)
-    assert said <= in_a_cluster
-    assert not said & here
+    in_a_cluster, here = (planned([one], stack(pool(), target=target)) for target in ("eks", "local"))
+    assert in_a_cluster.gateway.routes[0].hash_balance_factor == here.gateway.routes[0].hash_balance_factor > 0
+    assert not [notice for notice in in_a_cluster.notices if "deployment_config" in notice.path]

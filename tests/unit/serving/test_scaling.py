@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import subprocess
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +15,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from modelfleet.infra.kubernetes.manifests.scripts import policy_volume
+from modelfleet.serving import scaling
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import deployment_options
 from modelfleet.serving.scaling import QUEUES_VARIABLE, Aim, Sample, ScalingPolicy, Want, addresses, settled, wanted
@@ -99,6 +102,11 @@ def test_a_burst_is_asked_for_whole_and_stays_asked_for() -> None:
     answers = course(ScalingPolicy(**vars(AIM)), (700, 2, 0), (10, 10, 22))
     assert answers[:700] == [1] * 700
     assert answers[700:704] == [1, 1, 8, 8] and answers[-1] == 8, "none is taken back before it has started"
+
+
+def test_a_head_that_is_older_than_its_models_leaves_out_what_it_does_not_know() -> None:
+    older = ScalingPolicy(**vars(AIM), follows_the_moon=True)
+    assert course(older, (700, 2, 0), (10, 10, 22)) == course(ScalingPolicy(**vars(AIM)), (700, 2, 0), (10, 10, 22))
 
 
 def test_a_moment_is_no_burst() -> None:
@@ -221,7 +229,7 @@ def test_what_the_file_says_reaches_the_policy_and_serve_waits_no_second_time() 
     assert aim == Aim("kv_use", requests=1.0, places=16, target=0.7, up_s=9, down_s=70, to_zero_s=80)
 
 
-#: What Serve's controller does with the policy, in a Python that has none of our code.
+#: What Serve's controller does with the policy, in a Python that has none of our code, or the policy's file alone.
 CONTROLLER = """
 import base64, sys
 from types import SimpleNamespace as Of
@@ -229,14 +237,15 @@ from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve._private.autoscaling_state import _resolve_policy_callable
 try:
-    import modelfleet
+    import modelfleet.serving.config
 except ImportError:
     pass
 else:
     raise SystemExit("this Python has our code")
 config = AutoscalingConfig(max_replicas=8, upscale_delay_s=0, downscale_delay_s=0)
-policy = AutoscalingPolicy.from_serialized_policy_def(
-    {"policy_function": "x:y", "policy_kwargs": %r}, base64.b64decode("%s"))
+options = {"policy_function": sys.argv[1], "policy_kwargs": %r}
+packed = base64.b64decode("%s")
+policy = AutoscalingPolicy.from_serialized_policy_def(options, packed) if packed else AutoscalingPolicy(**options)
 decide = _apply_autoscaling_config(_resolve_policy_callable(policy))
 state = {}
 for second in range(40):
@@ -250,15 +259,23 @@ print(wanted)
 """
 
 
-def test_the_policy_works_in_serves_controller_which_has_none_of_our_code(tmp_path: Any) -> None:
+@pytest.mark.parametrize("mounted", [False, True], ids=["pickled by the application", "imported from the head's mount"])
+def test_the_policy_works_in_serves_controller_which_has_none_of_our_code(tmp_path: Path, mounted: bool) -> None:
     from ray.serve.config import AutoscalingPolicy
 
     options = scaled(target_ongoing_requests=4)["policy"]
-    packed = base64.b64encode(AutoscalingPolicy(**options).get_serialized_policy_def() or b"").decode()
-    script = CONTROLLER % (options["policy_kwargs"], packed)
-    done = subprocess.run(
-        [str(bare_python(tmp_path / "python")), "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    packed, env = b"", {}
+    if mounted:
+        (item,) = policy_volume()["configMap"]["items"]
+        file = tmp_path / "policy" / item["path"]
+        file.parent.mkdir(parents=True)
+        file.write_text(Path(scaling.__file__).read_text())
+        env = {"PYTHONPATH": str(tmp_path / "policy")}
+    else:
+        packed = AutoscalingPolicy(**options).get_serialized_policy_def() or b""
+    script = CONTROLLER % (options["policy_kwargs"], base64.b64encode(packed).decode())
+    command = [str(bare_python(tmp_path / "python")), "-c", script, options["policy_function"] if mounted else "x:y"]
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stdout.strip() == "8", done.stderr[-2000:]
 
 
