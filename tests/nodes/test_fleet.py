@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, SERVE_PODS
 from modelfleet.infra.kubernetes.names import SERVE_SERVICE
 from tests.nodes.fleet import SLUG, NodesFleet
-from tests.nodes.life import HEAD, node_of
+from tests.nodes.life import HEAD, node_of, workers
 from tests.nodes.pods import Pods
 from tools.paths import ROOT
 
@@ -41,3 +43,14 @@ def test_the_gateways_policy_names_what_the_operators_service_selects(fleet: Nod
     assert SERVE_PODS in peers and RAY_PODS in peers
     assert SERVE_PODS["matchLabels"].items() <= selector.items()
     assert not RAY_PODS["matchLabels"].items() <= selector.items(), "the label of Ray's pods is enough now"
+
+
+def test_top_reads_every_pod_through_forwarded_ports(fleet: NodesFleet) -> None:
+    words = [Path(sys.prefix) / "bin" / "modelfleet", "top", "--stack", fleet.stack, "--json", "--window", "2"]
+    done = subprocess.run(
+        words, cwd=fleet.project.folder, env=fleet.project.environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    (model,), (pool,) = shown["models"], shown["pools"]
+    assert (model["replicas"], model["running"], pool["nodes"], shown["unread"]) == (2, 0, 2, [])
