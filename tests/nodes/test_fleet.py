@@ -12,7 +12,7 @@ import pytest
 from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, SERVE_PODS
 from modelfleet.infra.kubernetes.names import SERVE_SERVICE
 from tests.nodes.fleet import SLUG, NodesFleet
-from tests.nodes.life import HEAD, node_of, workers
+from tests.nodes.life import HEAD, node_of
 from tests.nodes.pods import Pods
 from tools.paths import ROOT
 
