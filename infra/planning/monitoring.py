@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
+
+from pydantic.alias_generators import to_camel
 
 from modelfleet.infra.names import METRICS_CLASS
 from modelfleet.infra.planning.egress import HTTPS, public
@@ -68,14 +71,12 @@ def _own_findings(stack: LoadedStack) -> list[Finding]:
         message = f"is for a Prometheus of the stack's own, and metrics is '{wanted.metrics}'; set it to own"
         set_here = [key for name, key in ONLY_OWN.items() if name in wanted.model_fields_set]
         return [stack.finding(("observability", key), message) for key in set_here]
-    found = []
+    found = [*_taken_ports(stack)] if here else []
     if here and wanted.storage_class is not None:
         message = f"found '{wanted.storage_class}', and on this machine metrics are files; remove it"
         found.append(stack.finding(("observability", "storageClass"), message))
-    if wanted.kube_state_metrics and (here or address_of(wanted.kube_state_metrics)[1] is None):
-        message = f"found {wanted.kube_state_metrics}, which is no Service of the cluster; write http://NAME.NAMESPACE.svc:8080"
-        if here:
-            message = f"found {wanted.kube_state_metrics}, and on this machine there is no cluster; remove it"
+    if here and wanted.kube_state_metrics is not None:
+        message = f"found '{wanted.kube_state_metrics}', and on this machine there is no cluster; remove it"
         found.append(stack.finding(("observability", "kubeStateMetrics"), message))
     if wanted.webhook and not here:
         port, service = address_of(wanted.webhook)
@@ -86,6 +87,15 @@ def _own_findings(stack: LoadedStack) -> list[Finding]:
             )
             found.append(stack.finding(("observability", "webhook"), message))
     return found
+
+
+def _taken_ports(stack: LoadedStack) -> Iterator[Finding]:
+    """A port of Prometheus or Alertmanager that another part of the stack has."""
+    ports = {to_camel(name): port for name, port in stack.config.local if name.endswith("_port")}
+    for key in ("prometheusPort", "alertmanagerPort"):
+        if others := [other for other, port in ports.items() if port == ports[key] and other != key]:
+            message = f"found {ports[key]}, which {others[0]} has too; each service needs its own port"
+            yield stack.finding(("local", key), message)
 
 
 def _log_findings(stack: LoadedStack) -> list[Finding]:

@@ -53,6 +53,13 @@ Namespace = Annotated[
 HttpUrl = Annotated[
     str, Matching(r"^https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
 ]
+ServiceUrl = Annotated[
+    str,
+    Matching(
+        r"^http://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?(:\d{1,5})?$",
+        "a Service: http://NAME.NAMESPACE.svc:PORT",
+    ),
+]
 RedisAddress = Annotated[
     str,
     Matching(r"^(rediss?://)?[A-Za-z0-9.-]+:\d{1,5}$", "host:port, redis://host:port or rediss://host:port"),
@@ -697,7 +704,8 @@ class Local(StackSection):
         """Each service has its own port."""
         owners: dict[int, str] = {}
         for name in type(self).model_fields:
-            if not name.endswith("_port"):
+            # Those of a Prometheus that most stacks do not run are held against these where one does.
+            if not name.endswith("_port") or name in ("prometheus_port", "alertmanager_port"):
                 continue
             port, key = getattr(self, name), to_camel(name)
             if port in owners:
@@ -737,7 +745,7 @@ class Observability(StackSection):
         description="URL to which `own` sends alerts, as Alertmanager's webhook_config does. In a cluster a Service, "
         "http://NAME.NAMESPACE.svc:PORT, or a public address at port 443. Without it alerts are only shown.",
     )
-    kube_state_metrics: HttpUrl | None = Field(
+    kube_state_metrics: ServiceUrl | None = Field(
         None,
         description="Service of the cluster's kube-state-metrics for `own`, http://NAME.NAMESPACE.svc:8080: without it "
         "nobody sees copies of weights that are late, and nodes without their GPUs.",

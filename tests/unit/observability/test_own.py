@@ -211,7 +211,7 @@ def test_a_cluster_that_would_make_no_volume_is_refused_before_anything_is_made(
         ({"metrics": "prometheus", "webhook": HOOK}, "webhook: is for a Prometheus of the stack's own"),
         (
             {**OWN, "kubeStateMetrics": "http://10.0.0.9:8080"},
-            "kubeStateMetrics: found http://10.0.0.9:8080, which is no",
+            "kubeStateMetrics: found 'http://10.0.0.9:8080'",
         ),
         ({**OWN, "webhook": "http://10.0.0.9:8080/x"}, "webhook: found http://10.0.0.9:8080/x, which Alertmanager may"),
     ],
@@ -219,3 +219,16 @@ def test_a_cluster_that_would_make_no_volume_is_refused_before_anything_is_made(
 def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, watch: dict[str, Any], said: str) -> None:
     with pytest.raises(InputErrors, match=said):
         planned(tmp_path, [model("org/chat", "L4")], pools=[L4], observability=watch)
+
+
+def test_ports_of_a_prometheus_that_no_stack_runs_take_nobodys_place(tmp_path: Path) -> None:
+    cpu = [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1}]
+    ports = {"gatewayPort": 9090}
+
+    def local(name: str, watch: dict[str, Any]) -> Plan:
+        models = [model("org/chat", "CPU")]
+        return planned(tmp_path / name, models, pools=cpu, target="local", local=ports, observability=watch)
+
+    assert local("none", {}).own_monitoring is None
+    with pytest.raises(InputErrors, match="prometheusPort: found 9090, which gatewayPort has too"):
+        local("own", {"metrics": "own"})
