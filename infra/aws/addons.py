@@ -58,9 +58,16 @@ VOLUMES = AddonSpec(
 )
 
 
+#: What its Prometheus asks about Jobs and nodes; a community add-on, in a namespace of its own.
+STATES = AddonSpec("kube-state-metrics")
+
+
 def after_nodes(plan: Plan) -> Sequence[AddonSpec]:
     """The add-ons of the second group that a stack has."""
-    return (*AFTER_NODES, *((VOLUMES,) if plan.own_monitoring else ()))
+    own = plan.own_monitoring
+    if own is None:
+        return AFTER_NODES
+    return (*AFTER_NODES, VOLUMES, *((STATES,) if own.makes_states else ()))
 
 
 class Addons(pulumi.ComponentResource):

@@ -18,6 +18,9 @@ from modelfleet.serving.config.errors import Finding, Severity
 #: Share of the volume for metrics. The rest is for the log of the last hours and for compaction, which Prometheus does
 #: not count. https://prometheus.io/docs/prometheus/latest/storage/#right-sizing-retention-size
 KEEP: Final = 0.8
+#: Of the EKS add-on: its namespace, https://docs.aws.amazon.com/eks/latest/userguide/community-addons.html, and the
+#: project's own name and port of its Service, kubernetes/kube-state-metrics examples/standard/service.yaml.
+STATES: Final = "http://kube-state-metrics.kube-state-metrics.svc:8080"
 #: Keys that say how a Prometheus of the stack's own runs.
 ONLY_OWN: Final = {
     "retention_days": "retentionDays",
@@ -41,7 +44,9 @@ def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
     wanted, target = stack.config.observability, stack.config.target
     if wanted.metrics != "own":
         return None
-    asked = [address_of(url) for url in (wanted.webhook, wanted.kube_state_metrics) if url]
+    makes_states = target.makes_cluster and wanted.kube_state_metrics is None
+    states = STATES if makes_states else wanted.kube_state_metrics
+    asked = [address_of(url) for url in (wanted.webhook, states) if url]
     services = tuple((service, port) for port, service in asked if service)
     makes_class = target.makes_cluster and wanted.storage_class is None
     return OwnMonitoringPlan(
@@ -53,7 +58,8 @@ def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
         else wanted.storage_class,
         makes_class=makes_class,
         webhook=wanted.webhook,
-        states=urlsplit(wanted.kube_state_metrics).netloc if wanted.kube_state_metrics else None,
+        states=urlsplit(states).netloc if states else None,
+        makes_states=makes_states,
         services=services,
         out=(public("alerts", HTTPS),) if wanted.webhook and not address_of(wanted.webhook)[1] else (),
     )

@@ -747,7 +747,8 @@ class OwnMonitoringPlan:
 
     Metrics are kept for `retention_days`, and at most `keep_mib` of them, which leaves room in the volume for what is
     not compacted yet. `storage_class` is None for the cluster's default; `makes_class`: the stack makes it, of gp3.
-    `webhook` is where alerts go, and `states` where kube-state-metrics is (host:port). `services` are those of the
+    `webhook` is where alerts go, and `states` where kube-state-metrics is (host:port); `makes_states`: the stack brings
+    it. `services` are those of the
     cluster among them, by namespace and port, and `out` is the way to a webhook outside.
     """
 
@@ -758,6 +759,7 @@ class OwnMonitoringPlan:
     makes_class: bool
     webhook: str | None
     states: str | None
+    makes_states: bool
     services: tuple[tuple[str, int], ...]
     out: tuple[Way, ...]
 

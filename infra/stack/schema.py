@@ -747,8 +747,8 @@ class Observability(StackSection):
     )
     kube_state_metrics: ServiceUrl | None = Field(
         None,
-        description="Service of the cluster's kube-state-metrics for `own`, http://NAME.NAMESPACE.svc:8080: without it "
-        "nobody sees copies of weights that are late, and nodes without their GPUs.",
+        description="Service of the cluster's kube-state-metrics for `own`, http://NAME.NAMESPACE.svc:8080; on target "
+        "eks the stack brings it. Without it nobody sees weights whose copy is late, and nodes without their GPUs.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict,

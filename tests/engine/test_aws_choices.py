@@ -254,7 +254,9 @@ def test_a_prometheus_of_the_stacks_own_brings_the_driver_of_its_volume_with_a_r
     fleet: Maker, account: Account
 ) -> None:
     fleet.make(observability={"metrics": "own"})
-    (identity,) = account.addons(CLUSTER)["aws-ebs-csi-driver"]["podIdentityAssociations"]
+    addons = account.addons(CLUSTER)
+    assert "kube-state-metrics" in addons
+    (identity,) = addons["aws-ebs-csi-driver"]["podIdentityAssociations"]
     assert identity["serviceAccount"] == "ebs-csi-controller-sa"
     role = identity["roleArn"].rpartition("/")[2]
     attached = account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]

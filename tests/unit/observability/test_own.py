@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from modelfleet.infra.aws.addons import AFTER_NODES, VOLUMES, after_nodes
+from modelfleet.infra.aws.addons import STATES as STATES_ADDON
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.kubernetes.api import Api
 from modelfleet.infra.kubernetes.manifests import everything
@@ -45,6 +46,12 @@ def plan(tmp_path: Path) -> Plan:
 
 def of_kind(plan: Plan, kind: str) -> list[dict[str, Any]]:
     return [one for one in own_monitoring(plan) if one["kind"] == kind]
+
+
+def scraped(plan: Plan) -> list[dict[str, Any]]:
+    (config,) = [one for one in of_kind(plan, "ConfigMap") if "prometheus.yml" in one["data"]]
+    found: list[dict[str, Any]] = yaml.safe_load(config["data"]["prometheus.yml"])["scrape_configs"]
+    return found
 
 
 def written(plan: Plan, folder: Path) -> tuple[Path, Path]:
@@ -117,8 +124,7 @@ def test_of_kube_state_metrics_all_that_alerts_ask_for_is_kept_with_its_own_labe
     asked = {name for row in rows if row.get("from") == "kube-state-metrics" for name in series_of(row["expr"])}
     assert asked == set(STATES_KEPT)
     watched = plan_of(tmp_path / "watched", kubeStateMetrics=STATES)
-    (config,) = [one for one in of_kind(watched, "ConfigMap") if "prometheus.yml" in one["data"]]
-    *_, states = yaml.safe_load(config["data"]["prometheus.yml"])["scrape_configs"]
+    *_, states = scraped(watched)
     # Without `honor_labels` the namespace would be that of kube-state-metrics, and no mirror Job would be found.
     assert states["honor_labels"] and states["static_configs"] == [{"targets": ["kube-state-metrics.states.svc:8080"]}]
     (tmp_path / "states.yml").write_text(yaml.safe_dump({"scrape_configs": [states]}))
@@ -158,7 +164,10 @@ def test_metrics_leave_room_in_the_volume_and_the_volume_has_a_price_on_eks(tmp_
     (pod,) = of_kind(plan, "Deployment")
     words = pod["spec"]["template"]["spec"]["containers"][0]["args"]
     assert "--storage.tsdb.retention.time=30d" in words and "--storage.tsdb.retention.size=40960MB" in words
-    assert VOLUMES in after_nodes(plan)
+    assert after_nodes(plan) == (*AFTER_NODES, VOLUMES, STATES_ADDON)
+    assert "'targets': ['kube-state-metrics.kube-state-metrics.svc:8080']" in str(scraped(plan))
+    own = plan_of(tmp_path / "own", target="eks", kubeStateMetrics=STATES)
+    assert after_nodes(own) == (*AFTER_NODES, VOLUMES) and "svc:8080" in str(scraped(own))
     in_virginia = watched(with_slo({"availability": 0.99}), observability={"metrics": "own", "volumeGib": 50})
     (priced,) = [one for one in in_virginia.fixed if "metrics" in one.name]
     assert priced.count == 50 and priced.usd_per_hour == pytest.approx(50 * 0.08 / 730, rel=0.01)
