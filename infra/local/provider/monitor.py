@@ -102,8 +102,7 @@ def _spawn(name: str, binary: str, inputs: Props) -> ProcessId:
 def _own_words(name: str, inputs: Props) -> Sequence[str]:
     if name == "alertmanager":
         return ["--storage.path=alertmanager", "--cluster.listen-address="]
-    # Numbers of Pulumi have no whole ones.
-    kept = [f"time={int(inputs['retentionDays'])}d", f"size={int(inputs['keepMib'])}MB"]
+    kept = [f"time={inputs['retentionDays']}d", f"size={inputs['keepMib']}MB"]
     return ["--storage.tsdb.path=prometheus", *(f"--storage.tsdb.retention.{one}" for one in kept)]
 
 

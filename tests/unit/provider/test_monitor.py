@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import os
@@ -11,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pulumi
 import pytest
 import requests
 
+from modelfleet.infra.local.fleet import LocalFleet
 from modelfleet.infra.local.provider import monitor
-from modelfleet.infra.observability.own import local_files
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.provider import Call, Props, Refused
+from modelfleet.infra.provider.values import plain, wire
 from modelfleet.serving.config.errors import SetupError
 from tests.ports import free_port
 from tests.unit.planning.builders import model, planned, pool, stack
+from tests.unit.provider.test_local_cards import Recorded
 from tests.waiting import wait_until
 from tools.prometheus import alertmanager, prometheus
 
@@ -71,20 +75,21 @@ def plan_of(webhook: str | None = None) -> Plan:
 
 
 def inputs_of(plan: Plan, folder: Path) -> Props:
-    assert plan.own_monitoring is not None
-    texts = local_files(plan, plan.own_monitoring)
+    """What the program gives the plugin, and sooner."""
+    engine = Recorded()
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    pulumi.runtime.set_mocks(engine, project="modelfleet", stack="test", preview=True)
+
+    @pulumi.runtime.test
+    def program() -> None:
+        LocalFleet("test", plan, folder=folder)
+
+    program()
+    inputs: Props = plain(wire(engine.made["modelfleet:local:Monitor"]))
     for said, soon in SOON.items():
-        assert any(said in text for text in texts.values()), said
-        texts = {name: text.replace(said, soon) for name, text in texts.items()}
-    ports = plan.config.local
-    return {
-        "folder": str(folder),
-        "prometheusPort": ports.prometheus_port,
-        "alertmanagerPort": ports.alertmanager_port,
-        "texts": texts,
-        "retentionDays": 15.0,
-        "keepMib": 100.0,
-    }
+        assert any(said in text for text in inputs["texts"].values()), said
+        inputs["texts"] = {name: text.replace(said, soon) for name, text in inputs["texts"].items()}
+    return inputs
 
 
 CALL = Call[Props]({}, "urn", "monitor", monitor.MONITOR.token, 0, print)
@@ -98,18 +103,22 @@ def test_an_alert_of_a_ray_that_is_gone_reaches_the_webhook_with_its_runbook(
     inputs = inputs_of(plan_of(url), tmp_path)
     made = monitor.create(CALL, inputs)
     state = {**inputs, **made.outputs}
+
+    def told() -> dict[str, str]:
+        alerts = (one for group in got for one in group["alerts"])
+        return {one["labels"]["alertname"]: one["annotations"]["runbook"] for one in alerts}
+
     try:
-        wait_until(lambda: bool(got), what="an alert at the webhook", seconds=120)
-        alerts = {one["labels"]["alertname"]: one for one in got[0]["alerts"]}
-        assert alerts["ModelfleetRayUnseen"]["annotations"]["runbook"] == "modelfleet doctor --stack test"
+        wait_until(lambda: "ModelfleetRayUnseen" in told(), what="the alert at the webhook", seconds=150)
+        assert told()["ModelfleetRayUnseen"] == "modelfleet doctor --stack test"
         assert monitor.read(CALL, made.id, state) == state
         # Another text starts both anew, and a process that ended is seen.
         first = {state["prometheusPid"], state["alertmanagerPid"]}
-        state |= monitor.update(CALL, made.id, state, {**inputs, "retentionDays": 3.0})
+        state |= monitor.update(CALL, made.id, state, {**inputs, "retentionDays": 3})
         assert not first & {state["prometheusPid"], state["alertmanagerPid"]}
-        told = requests.get(f"http://127.0.0.1:{inputs['prometheusPort']}/api/v1/status/flags", timeout=30).json()
-        assert told["data"]["storage.tsdb.retention.time"] == "3d"
-        assert told["data"]["storage.tsdb.retention.size"] == "100MiB"
+        flags = requests.get(f"http://127.0.0.1:{inputs['prometheusPort']}/api/v1/status/flags", timeout=30).json()
+        assert flags["data"]["storage.tsdb.retention.time"] == "3d"
+        assert flags["data"]["storage.tsdb.retention.size"] == "16GiB"
         psutil.Process(state["alertmanagerPid"]).kill()
         wait_until(lambda: monitor.read(CALL, made.id, state) is None, what="the end is seen", seconds=60)
     finally:
