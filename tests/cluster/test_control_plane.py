@@ -132,9 +132,8 @@ def test_a_prometheus_of_the_stacks_own_is_taken_by_the_server_where_it_enforces
                 pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", "namespace": namespace}}
                 running = cluster.api.apply({**pod, "spec": spec}, manager=MANAGER, dry_run=True)
                 assert [each["name"] for each in running["spec"]["containers"]] == ["prometheus", "alertmanager"]
-                spec["securityContext"]["runAsNonRoot"] = False
-                with pytest.raises(ApiError, match="restricted"):
-                    cluster.api.apply({**pod, "spec": spec}, manager=MANAGER, dry_run=True)
+                with pytest.raises(ApiError, match="PodSecurity"):
+                    cluster.api.apply({**pod, "spec": {**spec, "hostNetwork": True}}, manager=MANAGER, dry_run=True)
         policies = [one for one in network_policies(plan) if one["metadata"]["name"] == MONITOR]
         assert [cluster.api.apply(one, manager=MANAGER, dry_run=True)["kind"] for one in policies] == ["NetworkPolicy"]
     finally:
