@@ -57,11 +57,12 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def _alerts(plan: Plan) -> list[dict[str, str]]:
-    """Every alert: its name, model, window, severity and the command that says the cause."""
+    """Every alert: name, model, window, severity, an exporter that is not the stack's, and what says the cause."""
     return [
         {
             "alert": rule["alert"],
             **{key: rule["labels"].get(key, "") for key in ("model", "window", "severity")},
+            "needs": rule["annotations"].get("needs", ""),
             "runbook": rule["annotations"]["runbook"],
         }
         for group in rule_groups(plan)["groups"]
@@ -73,7 +74,7 @@ def _alerts(plan: Plan) -> list[dict[str, str]]:
 def _table(plan: Plan) -> Table:
     table = Table(title=f"Alerts of stack {plan.stack}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     rows = _alerts(plan)
-    for column in ("alert", "model", "window", "severity", "runbook"):
+    for column in ("alert", "model", "window", "severity", "needs", "runbook"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.values())

@@ -151,5 +151,9 @@ def _filled(plan: Plan, model: ModelPlan | None, row: dict[str, Any]) -> dict[st
             **({"model": model.model_id} if model else {}),
             "severity": row["severity"],
         },
-        "annotations": {"summary": f"{subject}: {row['summary']}", "runbook": runbook(plan, model)},
+        "annotations": {
+            "summary": f"{subject}: {row['summary']}",
+            "runbook": runbook(plan, model),
+            **({"needs": row["from"]} if "from" in row else {}),
+        },
     }
