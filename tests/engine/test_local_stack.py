@@ -120,6 +120,7 @@ def test_up_brings_applications_that_answer(empty: LocalStack) -> None:
     assert empty.ask("second")["args"] == {"answer": "b"}
 
 
+@pytest.mark.long(why="half a minute; tests/unit/provider/test_monitor.py runs the same programs without Ray")
 def test_a_prometheus_of_the_stacks_own_scrapes_its_ray_and_goes_when_nobody_wants_it(
     running: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
