@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from modelfleet.cli import output
 from modelfleet.infra.observability import dashboards, rule_groups, scrape_configs
+from modelfleet.infra.observability.own import as_yaml
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import Finding, InputErrors
@@ -49,25 +48,21 @@ def run_observability(stack: str, *, out: Path, as_json: bool = False) -> int:
 
 def files(plan: Plan) -> dict[str, str]:
     """Each file's name and text."""
-    made = {RULES_FILE: _yaml(rule_groups(plan))}
+    made = {RULES_FILE: as_yaml(rule_groups(plan))}
     if scraped := scrape_configs(plan):
-        made["prometheus.yml"] = _yaml({"rule_files": [RULES_FILE], "scrape_configs": scraped})
+        made["prometheus.yml"] = as_yaml({"rule_files": [RULES_FILE], "scrape_configs": scraped})
     for name, dashboard in dashboards(plan).items():
         made[f"dashboards/{name}"] = json.dumps(dashboard, indent=2) + "\n"
     return made
 
 
-def _yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, sort_keys=False, width=120, allow_unicode=True)
-    return text
-
-
 def _alerts(plan: Plan) -> list[dict[str, str]]:
-    """Every alert: its name, model, window, severity and the command that says the cause."""
+    """Every alert: name, model, window, severity, an exporter that is not the stack's, and what says the cause."""
     return [
         {
             "alert": rule["alert"],
             **{key: rule["labels"].get(key, "") for key in ("model", "window", "severity")},
+            "needs": rule["annotations"].get("needs", ""),
             "runbook": rule["annotations"]["runbook"],
         }
         for group in rule_groups(plan)["groups"]
@@ -79,7 +74,7 @@ def _alerts(plan: Plan) -> list[dict[str, str]]:
 def _table(plan: Plan) -> Table:
     table = Table(title=f"Alerts of stack {plan.stack}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     rows = _alerts(plan)
-    for column in ("alert", "model", "window", "severity", "runbook"):
+    for column in ("alert", "model", "window", "severity", "needs", "runbook"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.values())

@@ -24,6 +24,9 @@ MANAGED_BY_TAG: Final = "modelfleet.dev/managed-by"
 PLACEHOLDER_LABEL: Final = "modelfleet.dev/placeholder"
 MODEL_LABEL: Final = "modelfleet.dev/model"
 
+#: End of the name of the StorageClass that a stack makes for its own Prometheus.
+METRICS_CLASS: Final = "metrics"
+
 #: The resource that the device plugin offers to Kubernetes; also the key of the taint on GPU nodes.
 GPU: Final = "nvidia.com/gpu"
 #: The node's own disk: logs, layers that containers write, and emptyDirs that are not in memory.

@@ -13,6 +13,7 @@ import pulumi_aws as aws
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.site import Site
 from modelfleet.infra.names import GPU
+from modelfleet.infra.planning.plan import Plan
 
 #: NetworkPolicies are enforced only with `enableNetworkPolicy`, which the add-on takes as text. Its agent needs no
 #: right of AWS, and its 25m of CPU are in infra/catalog/daemon-sets.csv
@@ -44,12 +45,29 @@ BEFORE_NODES = (
 )
 #: After the untainted system pool: with tainted groups only, CoreDNS has nowhere to run (containers-roadmap#1389).
 #: The monitoring agent shows GPU faults (XID, DCGM) to node repair, which otherwise sees only what kubelet reports.
-#: No EBS CSI driver: nothing that modelfleet makes has a volume claim.
 AFTER_NODES = (
     AddonSpec("coredns"),
     AddonSpec("eks-node-monitoring-agent", MONITORING),
     AddonSpec("metrics-server"),
 )
+
+#: Only for a stack with a volume claim. The policy's ARN has no `service-role/`, unlike its predecessor's.
+#: https://docs.aws.amazon.com/aws-managed-policy/latest/reference/AmazonEBSCSIDriverPolicyV2.html
+VOLUMES = AddonSpec(
+    "aws-ebs-csi-driver", service_account="ebs-csi-controller-sa", role_policy="AmazonEBSCSIDriverPolicyV2"
+)
+
+
+#: What its Prometheus asks about Jobs and nodes; a community add-on, in a namespace of its own.
+STATES = AddonSpec("kube-state-metrics")
+
+
+def after_nodes(plan: Plan) -> Sequence[AddonSpec]:
+    """The add-ons of the second group that a stack has."""
+    own = plan.own_monitoring
+    if own is None:
+        return AFTER_NODES
+    return (*AFTER_NODES, VOLUMES, *((STATES,) if own.makes_states else ()))
 
 
 class Addons(pulumi.ComponentResource):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelfleet.infra.aws import policies
-from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES
+from modelfleet.infra.aws.addons import BEFORE_NODES, after_nodes
 from modelfleet.infra.aws.facts import AccountFacts
 from modelfleet.infra.aws.operator import operator
 from modelfleet.infra.aws.policies import Document, Statement
@@ -140,7 +140,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
         "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),
     }
-    for spec in (*BEFORE_NODES, *AFTER_NODES):
+    for spec in (*BEFORE_NODES, *after_nodes(plan)):
         if spec.service_account:
             found[f"{spec.name}-trust"] = _trust(site, "kube-system", spec.service_account)
     key_arn = f"arn:{site.partition}:kms:{site.region}:{site.account}:key/BUCKET-KEY-ID"

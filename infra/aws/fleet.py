@@ -8,7 +8,7 @@ import pulumi
 import pulumi_aws as aws
 
 from modelfleet.infra.aws import policies
-from modelfleet.infra.aws.addons import AFTER_NODES, BEFORE_NODES, Addons, AddonSpec
+from modelfleet.infra.aws.addons import BEFORE_NODES, Addons, AddonSpec, after_nodes
 from modelfleet.infra.aws.cluster import Cluster
 from modelfleet.infra.aws.documents import PodAccess, pod_access
 from modelfleet.infra.aws.facts import AccountFacts
@@ -83,7 +83,7 @@ class AwsFleet(pulumi.ComponentResource):
         basics = self._create_addons("basics", BEFORE_NODES, cluster, [])
         system, groups = self._create_nodes(cluster, subnets, [*ways, *basics.ready, *built])
         self.front_door = self._create_front_door(cluster, network, subnets)
-        services = self._create_addons("services", AFTER_NODES, cluster, [*system.groups.values()])
+        services = self._create_addons("services", after_nodes(self._plan), cluster, [*system.groups.values()])
         self.head_storage = self._create_head_storage(cluster, subnets)
         self.manifest_key = self._create_manifest_key()
         roles = self._create_roles(cluster, storage.mirror)

@@ -78,8 +78,8 @@ class DaemonSet:
 class SystemPod:
     """What one pod on the system pool requests, millicores and MiB, and how many there are.
 
-    `count` may be a word: as many as the stack file has `gateways` or `load-balancers`; `returns` is 1 where
-    a pool has `returnAfterMinutes`.
+    `count` may be a word: as many as the stack file has `gateways` or `load-balancers`; `monitors` and `volumes` are
+    those of a Prometheus of the stack's own; `returns` is 1 where a pool has `returnAfterMinutes`.
     """
 
     name: str

@@ -150,7 +150,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             balancer=balancer,
             opts=self._child(*namespace.ready, *secrets.ready, *door),
         )
-        if plan.monitoring is not None:
+        if plan.monitoring is not None or plan.own_monitoring is not None:
             Observability(f"{name}-observability", plan, opts=self._child(*namespace.ready))
         self.base_url = gateway.base_url
         self.register_outputs({"base_url": self.base_url})

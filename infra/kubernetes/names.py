@@ -33,6 +33,8 @@ SCRIPTS: Final = "ray-scripts"
 #: In the namespace of the mirror Jobs, if they have one of their own.
 MIRROR_SCRIPTS: Final = "mirror-scripts"
 LADDER_RETURN: Final = "ladder-return"
+#: The Prometheus and the Alertmanager that the stack runs itself.
+MONITOR: Final = "monitor"
 #: Pods that keep a node for a worker.
 PLACEHOLDER: Final = f"{LADDER_RETURN}-placeholder"
 SERVING_CODE: Final = "serving-code"

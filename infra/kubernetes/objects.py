@@ -18,9 +18,11 @@ KINDS: Mapping[tuple[str, str], Any] = {
     ("v1", "ServiceAccount"): k8s.core.v1.ServiceAccount,
     ("v1", "ConfigMap"): k8s.core.v1.ConfigMap,
     ("v1", "Secret"): k8s.core.v1.Secret,
+    ("v1", "PersistentVolumeClaim"): k8s.core.v1.PersistentVolumeClaim,
     ("v1", "Service"): k8s.core.v1.Service,
     ("apps/v1", "Deployment"): k8s.apps.v1.Deployment,
     ("apps/v1", "DaemonSet"): k8s.apps.v1.DaemonSet,
+    ("storage.k8s.io/v1", "StorageClass"): k8s.storage.v1.StorageClass,
     ("batch/v1", "Job"): k8s.batch.v1.Job,
     ("scheduling.k8s.io/v1", "PriorityClass"): k8s.scheduling.v1.PriorityClass,
     (ADMISSION, "ValidatingAdmissionPolicy"): k8s.admissionregistration.v1.ValidatingAdmissionPolicy,
@@ -44,7 +46,10 @@ FORCE: Mapping[str, str] = {"pulumi.com/patchForce": "true"}
 #: Top-level fields of manifests, spelled as the SDK spells its arguments.
 ARGUMENTS: Mapping[str, str] = {
     "automountServiceAccountToken": "automount_service_account_token",
+    "allowVolumeExpansion": "allow_volume_expansion",
     "preemptionPolicy": "preemption_policy",
+    "reclaimPolicy": "reclaim_policy",
+    "volumeBindingMode": "volume_binding_mode",
     "roleRef": "role_ref",
     "stringData": "string_data",
 }

@@ -50,6 +50,11 @@ HTTPS_PORT: Final = 443
 ONLY_PATCHED: Final = ("rayclusters",)
 #: Resources that only the stack's own operator needs.
 FOR_OPERATOR: Final = ("customresourcedefinitions", "roles", "rolebindings")
+STORAGE, CLASSES = "storage.k8s.io/v1", "StorageClass"
+#: https://kubernetes.io/docs/tasks/administer-cluster/change-default-storage-class/
+DEFAULT_CLASS: Final = "storageclass.kubernetes.io/is-default-class"
+#: What of these a Prometheus of the stack's own needs too.
+FOR_FINDING_PODS: Final = ("roles", "rolebindings")
 #: Resources of the cluster that only a stack with a namespace of its own makes.
 FOR_NAMESPACE: Final = (
     *("namespaces", "priorityclasses", "validatingadmissionpolicies", "validatingadmissionpolicybindings"),
@@ -73,6 +78,7 @@ def check_cluster(plan: Plan, kubeconfig: str | None = None) -> str | None:
                 *operators(api, plan),
                 *missing_gateway(api, plan),
                 *missing_monitoring(api, plan),
+                *missing_storage(api, plan),
             ]
             notice = None if problems else rollout_notice(api, plan)
     except Unreachable as error:
@@ -111,8 +117,10 @@ def missing_rights(api: Api, plan: Plan) -> list[str]:
     routes = [("gateway.networking.k8s.io", resource, STACK) for resource, wanted in ways if wanted]
     named = {"stack": plan.namespace, "jobs": plan.mirror_namespace}
     watches = [("monitoring.coreos.com", kind, STACK) for kind in ("podmonitors", "prometheusrules")]
-    for group, resource, places in (*NEEDED, *routes, *(watches if plan.monitoring else ())):
-        if resource in needless:
+    own = [("", "persistentvolumeclaims", STACK)]
+    more = [*(watches if plan.monitoring else ()), *(own if plan.own_monitoring else ())]
+    for group, resource, places in (*NEEDED, *routes, *more):
+        if resource in needless and not (plan.own_monitoring and resource in FOR_FINDING_PODS):
             continue
         for namespace in dict.fromkeys(named[place] for place in places) or (None,):
             verbs = [
@@ -158,6 +166,20 @@ def missing_gateway(api: Api, plan: Plan) -> list[str]:
         those = ", ".join(with_tls) or "none"
         return [f"{named} has no listener {door.listener} of protocol HTTPS; those with it: {those}"]
     return [f"{named}, listener {door.listener}: {fault}" for fault in _shut(listener, door, plan.namespace)]
+
+
+def missing_storage(api: Api, plan: Plan) -> list[str]:
+    """A sentence if nobody would make the volume of the stack's own Prometheus."""
+    own, at = plan.own_monitoring, "modelfleet:observability.storageClass"
+    if own is None or own.makes_class:
+        return []
+    classes = {one["metadata"]["name"]: one["metadata"].get("annotations", {}) for one in api.list(STORAGE, CLASSES)}
+    named = f"{', '.join(sorted(classes)) or 'none'}"
+    if own.storage_class is None:
+        if any(marks.get(DEFAULT_CLASS) == "true" for marks in classes.values()):
+            return []
+        return [f"{at}: the cluster has no default StorageClass for the volume of metrics; name one of: {named}"]
+    return [] if own.storage_class in classes else [f"{at}: the cluster has no {own.storage_class}; it has: {named}"]
 
 
 def missing_monitoring(api: Api, plan: Plan) -> list[str]:

@@ -15,7 +15,8 @@ from modelfleet.infra.local import emulator
 from modelfleet.infra.local.provider.serve_api import ServeApi, Unreachable, deployed
 from modelfleet.infra.local.resources import LocalResource
 from modelfleet.infra.local.runtime import REPLICA_ENVIRONMENT, gateway_runtime, serve_environment
-from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, Plan
+from modelfleet.infra.observability.own import local_files
+from modelfleet.infra.planning.plan import MirrorPlan, ModelPlan, OwnMonitoringPlan, Plan
 from modelfleet.infra.planning.release import release_notice, wanted_configs
 from modelfleet.infra.provider import Refused
 
@@ -29,7 +30,8 @@ class LocalFleet(pulumi.ComponentResource):
     """Everything in a stack with target `local`, rendered from its plan.
 
     Children: the emulator's provider, the bucket, one Weights per mirrored model, Code, Ray, Release, one Application
-    per model, Gateway. `folder` holds logs, lock files and the gateway's configuration.
+    per model, Gateway, and Monitor where the stack runs a Prometheus itself. `folder` holds logs, lock files, and the
+    files of the gateway and of Prometheus.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class LocalFleet(pulumi.ComponentResource):
         self._release = self._create_release(begin=not live)
         self._applications = [self._create_application(m) for m in plan.models]
         self._create_gateway(api_keys)
+        if plan.own_monitoring is not None:
+            self._create_monitor(plan.own_monitoring)
         self.base_url = f"http://127.0.0.1:{self._local.gateway_port}/v1"
         self.register_outputs({"base_url": self.base_url})
 
@@ -175,6 +179,18 @@ class LocalFleet(pulumi.ComponentResource):
             "keys": keys,
         }
         return LocalResource("Gateway", "gateway", props, self._child())
+
+    def _create_monitor(self, own: OwnMonitoringPlan) -> LocalResource:
+        """Depends on no other resource: what it scrapes may come and go."""
+        props = {
+            "folder": self._folder,
+            "prometheusPort": self._local.prometheus_port,
+            "alertmanagerPort": self._local.alertmanager_port,
+            "retentionDays": own.retention_days,
+            "keepMib": own.keep_mib,
+            "texts": local_files(self._plan, own),
+        }
+        return LocalResource("Monitor", "monitor", props, self._child())
 
     def _child(
         self, *, provider: aws.Provider | None = None, depends_on: list[LocalResource] | None = None

@@ -5,6 +5,7 @@ The second kind are rows of alerts.yaml. Each alert's `runbook` is a command tha
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 import yaml
 
 from modelfleet.infra.catalog.slo import BurnRate
-from modelfleet.infra.observability.metrics import bound_text, of_backend, of_model, of_stack, selector
+from modelfleet.infra.observability.metrics import bound_text, of_backend, of_model, of_stack, quoted, selector
 from modelfleet.infra.planning.plan import ModelPlan, Plan
 from modelfleet.infra.planning.slo import Objective
 
@@ -20,6 +21,10 @@ ALERTS: Final = Path(__file__).parent / "alerts.yaml"
 #: The share of bad requests over a window, by `stack`, `model` and `objective`.
 BAD_SHARE: Final = "modelfleet:slo_bad:ratio_rate"
 RESPONSES: Final = "haproxy_backend_http_responses_total"
+#: Names of mirror Jobs, as infra/kubernetes/manifests/mirror.py gives them, which a test holds together.
+MIRROR_JOBS: Final = "mirror-.+"
+#: A copy that takes less is never late, in seconds.
+LEAST_LATE_S: Final = 3600
 #: By objective: the alert's name, and what of a model is bad.
 SAID: Final = {
     "ttft": ("ModelfleetSlowFirstToken", "begin to be answered only after {limit:g} ms"),
@@ -30,7 +35,7 @@ SAID: Final = {
 
 def rule_groups(plan: Plan) -> dict[str, Any]:
     """A file of Prometheus rules: `{"groups": […]}`, one group per model, the stack's own last."""
-    alerts = [_filled(plan, None, row) for row in _rows("stack")]
+    alerts = [_filled(plan, None, row) for row in _rows("stack") if _has(plan, row)]
     return {
         "groups": [*(_group(plan, one) for one in plan.models), {"name": f"modelfleet.{plan.stack}", "rules": alerts}]
     }
@@ -106,13 +111,36 @@ def _applies(model: ModelPlan, row: dict[str, Any]) -> bool:
     return not (row.get("awake") and model.replicas.min == 0)
 
 
+def _has(plan: Plan, row: dict[str, Any]) -> bool:
+    """What the row is about is there."""
+    cluster = not plan.target.on_this_machine
+    return {
+        "every": True,
+        "cluster": cluster,
+        "gpu": cluster and any(pool.node.gpus for pool in plan.pools),
+        "host": plan.front_door is not None and plan.front_door.tls and plan.front_door.hostname is not None,
+    }[row.get("only", "every")]
+
+
+def _places(plan: Plan, model: ModelPlan | None) -> dict[str, str]:
+    """What words in braces become: selectors of series, and what else a row knows from the plan."""
+    mirrors = f'{{namespace={quoted(plan.mirror_namespace)},job_name=~"{MIRROR_JOBS}"}}'
+    late_s = max(LEAST_LATE_S, 3 * (plan.copies.seconds or 0))
+    host = (plan.front_door.hostname if plan.front_door else None) or ""
+    return {
+        "STACK": of_stack(plan),
+        **({"MODEL": of_model(plan, model.slug)} if model else {}),
+        "MIRRORS": mirrors,
+        "MIRROR_LATE_S": str(late_s),
+        "NAMESPACE": plan.namespace,
+        "HOST": re.escape(host).replace("\\", "\\\\"),
+    }
+
+
 def _filled(plan: Plan, model: ModelPlan | None, row: dict[str, Any]) -> dict[str, Any]:
     """A row with the selectors and names of its stack and model."""
-    places = {"STACK": of_stack(plan)}
-    if model is not None:
-        places["MODEL"] = of_model(plan, model.slug)
     expr, subject = str(row["expr"]).strip(), model.model_id if model else f"stack {plan.stack}"
-    for place, text in places.items():
+    for place, text in _places(plan, model).items():
         expr = expr.replace(f"{{{place}}}", text)
     return {
         "alert": row["alert"],
@@ -123,5 +151,9 @@ def _filled(plan: Plan, model: ModelPlan | None, row: dict[str, Any]) -> dict[st
             **({"model": model.model_id} if model else {}),
             "severity": row["severity"],
         },
-        "annotations": {"summary": f"{subject}: {row['summary']}", "runbook": runbook(plan, model)},
+        "annotations": {
+            "summary": f"{subject}: {row['summary']}",
+            "runbook": runbook(plan, model),
+            **({"needs": row["from"]} if "from" in row else {}),
+        },
     }

@@ -16,6 +16,7 @@ from modelfleet.infra.planning.plan import (
     CostRange,
     FixedCost,
     HeadStoragePlan,
+    OwnMonitoringPlan,
     PoolPlan,
     ReturnPlan,
     SystemPlan,
@@ -24,6 +25,7 @@ from modelfleet.infra.stack import LoadedStack, Target
 from modelfleet.serving.config.errors import Finding, Severity
 
 KMS_KEY = "kms-key"
+VOLUME = "ebs-gp3-gib"
 NOTHING = CostRange(0.0, 0.0)
 
 
@@ -89,10 +91,11 @@ def fixed_costs(
     system: SystemPlan | None,
     head_storage: HeadStoragePlan | None,
     bucket: BucketPlan,
+    own_monitoring: OwnMonitoringPlan | None,
     catalog: Catalog,
 ) -> tuple[FixedCost, ...]:
     """Costs of an EKS stack on top of its pools: control plane, system nodes, the head's Valkey, the keys of cluster,
-    bucket and manifests, NAT, load balancer, and what their addresses on the internet cost.
+    bucket and manifests, NAT, load balancer, the volume for metrics, and what their addresses on the internet cost.
 
     Without the system node more that a rollout takes for its minutes.
     """
@@ -114,6 +117,9 @@ def fixed_costs(
         ),
         FixedCost("KMS keys", 1 + bucket.create + signs, catalog.usd_per_hour(KMS_KEY, region=region)),
     ]
+    if own_monitoring is not None and own_monitoring.makes_class:
+        gib = own_monitoring.volume_gib
+        parts.append(FixedCost("GiB of volume for metrics", gib, catalog.usd_per_hour(VOLUME, region=region)))
     if head_storage is not None:
         name, nodes = head_storage.node_type, head_storage.nodes
         parts.insert(

@@ -45,20 +45,20 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
     copied = [one for model in models for one in all_mirrors(stack, model.config)]
     from_elsewhere = any(one.prefix and not one.source.startswith("s3://") for one in copied)
     storage = _storage(stack)
-    internet = _public("internet", HTTPS)
+    internet = public("internet", HTTPS)
     collector = collector_of(stack)
     outside = collector is not None and collector.namespace is None
     return EgressPlan(
         replicas=(
             *storage,
             *([internet] if needs - {"media"} or outside else []),
-            *([_public("media", HTTP, HTTPS)] if "media" in needs else []),
+            *([public("media", HTTP, HTTPS)] if "media" in needs else []),
             *_media_addresses(models),
         ),
         head=(*_api(stack), *_store(stack)),
         mirror=(*storage, *([internet] if from_elsewhere else []), *_kms(stack)),
         api=_api(stack),
-        aws=(_public("aws", HTTPS), Way("aws", PRIVATE, (HTTPS,)), _CREDENTIALS) if config.target.makes_cluster else (),
+        aws=(public("aws", HTTPS), Way("aws", PRIVATE, (HTTPS,)), _CREDENTIALS) if config.target.makes_cluster else (),
         collector=(collector.namespace, collector.port) if collector and collector.namespace else None,
     )
 
@@ -99,7 +99,8 @@ def public_needs(stack: LoadedStack, model: ModelConfig) -> Iterator[str]:
         yield "media"
 
 
-def _public(purpose: str, *ports: int) -> Way:
+def public(purpose: str, *ports: int) -> Way:
+    """Public addresses at these TCP ports."""
     return Way(purpose, (EVERYWHERE,), ports, without=(*PRIVATE, LINK))
 
 
@@ -112,7 +113,7 @@ def _storage(stack: LoadedStack) -> list[Way]:
     if config.mirror.storage_cidrs is not None:
         named = [Way("storage", tuple(config.mirror.storage_cidrs))] if config.mirror.storage_cidrs else []
         return [*named, _CREDENTIALS]
-    known = [_public("storage", HTTPS), _CREDENTIALS]
+    known = [public("storage", HTTPS), _CREDENTIALS]
     if not config.target.makes_cluster:
         return [*known, Way("storage", PRIVATE)]
     # An interface endpoint of S3 has private addresses, and only AWS knows whether an existing network has one.
@@ -125,7 +126,7 @@ def _kms(stack: LoadedStack) -> list[Way]:
     if config.trust.manifest_key is None:
         return []
     private = [Way("kms", PRIVATE, (HTTPS,))] if config.network.vpc_id or not config.target.makes_cluster else []
-    return [_public("kms", HTTPS), *private]
+    return [public("kms", HTTPS), *private]
 
 
 def _api(stack: LoadedStack) -> tuple[Way, ...]:
@@ -138,7 +139,7 @@ def _api(stack: LoadedStack) -> tuple[Way, ...]:
         return (Way("api", tuple(named), ports),)
     if stack.config.target.makes_cluster:
         return (Way("api", PRIVATE, (HTTPS,)),)
-    return (Way("api", PRIVATE), _public("api", *API_PORTS))
+    return (Way("api", PRIVATE), public("api", *API_PORTS))
 
 
 def _store(stack: LoadedStack) -> list[Way]:
@@ -150,7 +151,7 @@ def _store(stack: LoadedStack) -> list[Way]:
     config = stack.config
     if address := config.kubernetes.redis_address:
         port = int(address.rpartition(":")[2])
-        return [Way("store", PRIVATE, (port,)), _public("store", port)]
+        return [Way("store", PRIVATE, (port,)), public("store", port)]
     if head_storage_plan(stack) is None:
         return []
     return [Way("store", PRIVATE if config.network.vpc_id else (config.network.cidr,), (STORE_PORT,))]

@@ -2,22 +2,106 @@
 
 from __future__ import annotations
 
-from modelfleet.infra.planning.plan import MonitoringPlan
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic.alias_generators import to_camel
+
+from modelfleet.infra.names import METRICS_CLASS
+from modelfleet.infra.planning.egress import HTTPS, public
+from modelfleet.infra.planning.plan import MonitoringPlan, OwnMonitoringPlan
+from modelfleet.infra.planning.traces import address_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
+
+#: Share of the volume for metrics. The rest is for the log of the last hours and for compaction, which Prometheus does
+#: not count. https://prometheus.io/docs/prometheus/latest/storage/#right-sizing-retention-size
+KEEP: Final = 0.8
+#: Of the EKS add-on: its namespace, https://docs.aws.amazon.com/eks/latest/userguide/community-addons.html, and the
+#: project's own name and port of its Service, kubernetes/kube-state-metrics examples/standard/service.yaml.
+STATES: Final = "http://kube-state-metrics.kube-state-metrics.svc:8080"
+#: Keys that say how a Prometheus of the stack's own runs.
+ONLY_OWN: Final = {
+    "retention_days": "retentionDays",
+    "volume_gib": "volumeGib",
+    "storage_class": "storageClass",
+    "webhook": "webhook",
+    "kube_state_metrics": "kubeStateMetrics",
+}
 
 
 def monitoring_plan(stack: LoadedStack) -> MonitoringPlan | None:
     """The objects for the cluster's Prometheus Operator; None where the stack asks for none."""
     wanted = stack.config.observability
-    if wanted.metrics == "none" or stack.config.target.on_this_machine:
+    if wanted.metrics != "prometheus" or stack.config.target.on_this_machine:
         return None
     return MonitoringPlan(wanted.labels, wanted.dashboard_labels)
 
 
+def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
+    """The Prometheus that the stack runs; None where it runs none."""
+    wanted, target = stack.config.observability, stack.config.target
+    if wanted.metrics != "own":
+        return None
+    makes_states = target.makes_cluster and wanted.kube_state_metrics is None
+    states = STATES if makes_states else wanted.kube_state_metrics
+    asked = [address_of(url) for url in (wanted.webhook, states) if url]
+    services = tuple((service, port) for port, service in asked if service)
+    makes_class = target.makes_cluster and wanted.storage_class is None
+    return OwnMonitoringPlan(
+        retention_days=wanted.retention_days,
+        volume_gib=wanted.volume_gib,
+        keep_mib=int(wanted.volume_gib * 1024 * KEEP),
+        storage_class=f"{stack.config.kubernetes.namespace_of(stack.name)}-{METRICS_CLASS}"
+        if makes_class
+        else wanted.storage_class,
+        makes_class=makes_class,
+        webhook=wanted.webhook,
+        states=urlsplit(states).netloc if states else None,
+        makes_states=makes_states,
+        services=services,
+        out=(public("alerts", HTTPS),) if wanted.webhook and not address_of(wanted.webhook)[1] else (),
+    )
+
+
 def monitoring_findings(stack: LoadedStack) -> list[Finding]:
     """An operator has to be there, and to be let in; and pods, where their output has a form."""
-    return [*_operator_findings(stack), *_log_findings(stack)]
+    return [*_operator_findings(stack), *_own_findings(stack), *_log_findings(stack)]
+
+
+def _own_findings(stack: LoadedStack) -> list[Finding]:
+    """Keys without a Prometheus of the stack's own, and an address that it may not reach."""
+    wanted, here = stack.config.observability, stack.config.target.on_this_machine
+    if wanted.metrics != "own":
+        message = f"is for a Prometheus of the stack's own, and metrics is '{wanted.metrics}'; set it to own"
+        set_here = [key for name, key in ONLY_OWN.items() if name in wanted.model_fields_set]
+        return [stack.finding(("observability", key), message) for key in set_here]
+    found = [*_taken_ports(stack)] if here else []
+    if here and wanted.storage_class is not None:
+        message = f"found '{wanted.storage_class}', and on this machine metrics are files; remove it"
+        found.append(stack.finding(("observability", "storageClass"), message))
+    if here and wanted.kube_state_metrics is not None:
+        message = f"found '{wanted.kube_state_metrics}', and on this machine there is no cluster; remove it"
+        found.append(stack.finding(("observability", "kubeStateMetrics"), message))
+    if wanted.webhook and not here:
+        port, service = address_of(wanted.webhook)
+        if not service and port != HTTPS:
+            message = (
+                f"found {wanted.webhook}, which Alertmanager may not reach; name a Service as "
+                "http://NAME.NAMESPACE.svc:PORT, or a receiver at a public address and port 443"
+            )
+            found.append(stack.finding(("observability", "webhook"), message))
+    return found
+
+
+def _taken_ports(stack: LoadedStack) -> Iterator[Finding]:
+    """A port of Prometheus or Alertmanager that another part of the stack has."""
+    ports = {to_camel(name): port for name, port in stack.config.local if name.endswith("_port")}
+    for key in ("prometheusPort", "alertmanagerPort"):
+        if others := [other for other, port in ports.items() if port == ports[key] and other != key]:
+            message = f"found {ports[key]}, which {others[0]} has too; each service needs its own port"
+            yield stack.finding(("local", key), message)
 
 
 def _log_findings(stack: LoadedStack) -> list[Finding]:
@@ -31,12 +115,12 @@ def _log_findings(stack: LoadedStack) -> list[Finding]:
 
 def _operator_findings(stack: LoadedStack) -> list[Finding]:
     at = ("observability", "metrics")
-    if stack.config.observability.metrics == "none":
+    if stack.config.observability.metrics != "prometheus":
         return []
     if stack.config.target.on_this_machine:
         message = (
-            "found 'prometheus', which is an operator in a cluster; remove it, and write files for a Prometheus here: "
-            f"`modelfleet observability --stack {stack.name} --out DIR`"
+            "found 'prometheus', which is an operator in a cluster; say own for a Prometheus that `up` starts here, or "
+            f"write files for any other: `modelfleet observability --stack {stack.name} --out DIR`"
         )
         return [stack.finding(at, message)]
     if not stack.config.kubernetes.scrapers:

@@ -751,6 +751,29 @@ class MonitoringPlan:
 
 
 @dataclass(frozen=True)
+class OwnMonitoringPlan:
+    """The Prometheus and the Alertmanager that a stack runs itself.
+
+    Metrics are kept for `retention_days`, and at most `keep_mib` of them, which leaves room in the volume for what is
+    not compacted yet. `storage_class` is None for the cluster's default; `makes_class`: the stack makes it, of gp3.
+    `webhook` is where alerts go, and `states` where kube-state-metrics is (host:port); `makes_states`: the stack brings
+    it. `services` are those of the
+    cluster among them, by namespace and port, and `out` is the way to a webhook outside.
+    """
+
+    retention_days: int
+    volume_gib: int
+    keep_mib: int
+    storage_class: str | None
+    makes_class: bool
+    webhook: str | None
+    states: str | None
+    makes_states: bool
+    services: tuple[tuple[str, int], ...]
+    out: tuple[Way, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a stack will be."""
 
@@ -795,6 +818,8 @@ class Plan:
     cards: CardPlan | None = None
     #: None where no operator in the cluster watches the stack.
     monitoring: MonitoringPlan | None = None
+    #: None where the stack runs no Prometheus itself.
+    own_monitoring: OwnMonitoringPlan | None = None
     #: How pods write their logs.
     logs: Literal["text", "json"] = "text"
     #: What else keeps this machine from serving a local stack, one sentence each with its fix.

@@ -47,7 +47,10 @@ def _plan(name: str, vcpus: int, least: int, needed: int) -> SystemPlan:
 def system_requests(stack: LoadedStack, catalog: Catalog) -> list[Request]:
     """What each pod that always runs on the system pool requests."""
     gateway = stack.config.gateway
+    own = int(stack.config.observability.metrics == "own")
     words = {
+        "monitors": own,
+        "volumes": 2 * own,  # the driver's controller and the one that waits
         "gateways": gateway.replicas,
         "load-balancers": int(gateway.expose != "none"),
         "returns": int(any(pool.return_after_minutes is not None for pool in stack.config.pools)),

@@ -29,9 +29,14 @@ def collector_of(stack: LoadedStack) -> Collector | None:
         return None
     parts = urlsplit(wanted.otlp)
     url = wanted.otlp if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}{PATH}"
+    return Collector(url, *address_of(url))
+
+
+def address_of(url: str) -> tuple[int, str | None]:
+    """Its port, and the namespace of the Service that it names, None for any other address."""
+    parts = urlsplit(url)
     words = (parts.hostname or "").removesuffix(".cluster.local").split(".")
-    namespace = words[1] if len(words) == 3 and words[2] == "svc" else None
-    return Collector(url, parts.port or PORTS[parts.scheme], namespace)
+    return parts.port or PORTS[parts.scheme], words[1] if len(words) == 3 and words[2] == "svc" else None
 
 
 def traces_findings(stack: LoadedStack) -> list[Finding]:

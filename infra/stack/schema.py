@@ -50,8 +50,15 @@ Namespace = Annotated[
     Matching(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "1 to 63 lower-case letters, digits and `-`"),
 ]
 
-OtlpUrl = Annotated[
+HttpUrl = Annotated[
     str, Matching(r"^https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
+]
+ServiceUrl = Annotated[
+    str,
+    Matching(
+        r"^http://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?(:\d{1,5})?$",
+        "a Service: http://NAME.NAMESPACE.svc:PORT",
+    ),
 ]
 RedisAddress = Annotated[
     str,
@@ -680,6 +687,8 @@ class Local(StackSection):
     metrics_port: Port = Field(8003, description="Port of the gateway's metrics.")
     ray_metrics_port: Port = Field(8004, description="Port of Ray's metrics, with Serve's and vLLM's for every model.")
     dashboard_port: Port = Field(8265, description="Port of the Ray dashboard.")
+    prometheus_port: Port = Field(9090, description="Port of Prometheus, with observability.metrics: own.")
+    alertmanager_port: Port = Field(9093, description="Port of Alertmanager, with observability.metrics: own.")
     gcs_port: Port = Field(6380, description="Port of Ray's control store.")
     cpus: PositiveInt | None = Field(
         None, description="CPUs that Ray counts for all pools together; default 32. They only steer placement."
@@ -695,7 +704,8 @@ class Local(StackSection):
         """Each service has its own port."""
         owners: dict[int, str] = {}
         for name in type(self).model_fields:
-            if not name.endswith("_port"):
+            # Those of a Prometheus that most stacks do not run are held against these where one does.
+            if not name.endswith("_port") or name in ("prometheus_port", "alertmanager_port"):
                 continue
             port, key = getattr(self, name), to_camel(name)
             if port in owners:
@@ -707,7 +717,7 @@ class Local(StackSection):
 class Traces(StackSection):
     """Where the spans of requests go."""
 
-    otlp: OtlpUrl = Field(
+    otlp: HttpUrl = Field(
         description="URL of an OTLP/HTTP receiver (protobuf); without a path, `/v1/traces` is added. In a cluster "
         "a Service, http://NAME.NAMESPACE.svc:4318, or a public address at port 443. A change restarts the models."
     )
@@ -716,10 +726,29 @@ class Traces(StackSection):
 class Observability(StackSection):
     """Who watches the stack."""
 
-    metrics: Literal["prometheus", "none"] = Field(
+    metrics: Literal["prometheus", "own", "none"] = Field(
         "none",
         description="`prometheus` makes PodMonitors, PrometheusRules and dashboards for the Prometheus Operator that "
-        "the cluster has; `modelfleet observability` writes files for any other Prometheus and Grafana.",
+        "the cluster has; `own` runs a Prometheus and an Alertmanager of the stack's own; `modelfleet observability` "
+        "writes files for any other Prometheus and Grafana.",
+    )
+    retention_days: PositiveInt = Field(15, description="How long `own` keeps metrics.")
+    volume_gib: PositiveInt = Field(
+        20, description="Volume of `own`; where metrics fill 80 % of it, the oldest go before retentionDays."
+    )
+    storage_class: str | None = Field(
+        None,
+        description="StorageClass of that volume; by default the cluster's own, and on target eks encrypted gp3.",
+    )
+    webhook: HttpUrl | None = Field(
+        None,
+        description="URL to which `own` sends alerts, as Alertmanager's webhook_config does. In a cluster a Service, "
+        "http://NAME.NAMESPACE.svc:PORT, or a public address at port 443. Without it alerts are only shown.",
+    )
+    kube_state_metrics: ServiceUrl | None = Field(
+        None,
+        description="Service of the cluster's kube-state-metrics for `own`, http://NAME.NAMESPACE.svc:8080; on target "
+        "eks the stack brings it. Without it nobody sees weights whose copy is late, and nodes without their GPUs.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict,

@@ -18,9 +18,12 @@ from modelfleet.infra.kubernetes.api import ApiError
 from modelfleet.infra.kubernetes.manifests.everything import warm_ups
 from modelfleet.infra.kubernetes.manifests.gateway import KEYS_ID, gateway_config, gateway_deployment
 from modelfleet.infra.kubernetes.manifests.namespace import namespaces, priority_class, service_accounts
+from modelfleet.infra.kubernetes.manifests.network import network_policies
 from modelfleet.infra.kubernetes.manifests.operator import CRDS_FILE
+from modelfleet.infra.kubernetes.manifests.own_monitoring import own_monitoring
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys
+from modelfleet.infra.kubernetes.names import MONITOR
 from tests.cluster.conftest import MANAGER, apply_all, wait_for
 from tests.cluster.eks_nodes import system_nodes
 from tests.cluster.fleet import five_models, model, planned
@@ -106,6 +109,34 @@ def test_a_warm_up_job_and_its_class_are_taken_by_the_server(cluster: ControlPla
     assert (priority["value"], priority["preemptionPolicy"]) == (-10, "Never")
     assert job["spec"]["template"]["spec"]["priorityClassName"] == priority["metadata"]["name"]
     assert job["spec"]["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
+
+
+def test_a_prometheus_of_the_stacks_own_is_taken_by_the_server_where_it_enforces_restricted(
+    cluster: ControlPlane, tmp_path: Path
+) -> None:
+    """Its pod too, which a Deployment alone does not show."""
+    namespace, labels = "watched", {"pod-security.kubernetes.io/enforce": "restricted"}
+    where = {"namespace": namespace, "createNamespace": False, "image": "i:1"}
+    watch = {"metrics": "own", "webhook": "http://hook.ops.svc:8080/alerts"}
+    plan = planned(tmp_path, [model("org/m", "L4")], kubernetes=where, observability=watch)
+    metadata = {"name": namespace, "labels": labels}
+    cluster.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, manager=MANAGER)
+    try:
+        account, *others = own_monitoring(plan)
+        cluster.api.apply(account, manager=MANAGER)
+        for one in others:
+            taken = cluster.api.apply(one, manager=MANAGER, dry_run=True)
+            if one["kind"] == "Deployment":
+                spec = {**taken["spec"]["template"]["spec"], "serviceAccountName": account["metadata"]["name"]}
+                pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", "namespace": namespace}}
+                running = cluster.api.apply({**pod, "spec": spec}, manager=MANAGER, dry_run=True)
+                assert [each["name"] for each in running["spec"]["containers"]] == ["prometheus", "alertmanager"]
+                with pytest.raises(ApiError, match="PodSecurity"):
+                    cluster.api.apply({**pod, "spec": {**spec, "hostNetwork": True}}, manager=MANAGER, dry_run=True)
+        policies = [one for one in network_policies(plan) if one["metadata"]["name"] == MONITOR]
+        assert [cluster.api.apply(one, manager=MANAGER, dry_run=True)["kind"] for one in policies] == ["NetworkPolicy"]
+    finally:
+        cluster.api.delete("v1", "Namespace", namespace)
 
 
 def test_a_key_is_revoked_by_the_command_in_a_real_cluster(

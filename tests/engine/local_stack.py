@@ -113,6 +113,8 @@ for light in lights:
         "dashboardPort": ports["dashboard"],
         "config": json.dumps(light),
     }}, pulumi.ResourceOptions(depends_on=after))
+if monitor := config.require_object("monitor"):
+    LocalResource("Monitor", "monitor", {{"folder": {folder!r}, **monitor}})
 for name, args in config.require_object("applications").items():
     LocalResource("Application", name, {{
         "folder": {folder!r},
@@ -128,7 +130,10 @@ for name, args in config.require_object("applications").items():
 
 
 class LocalStack(Project):
-    """A project whose program is Ray and one application per entry of `applications` (name → args)."""
+    """A project whose program is Ray and one application per entry of `applications` (name → args).
+
+    `config["monitor"]`, if not empty, is what its own Prometheus and Alertmanager are made of.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.run_folder = local_folder(folder, "test")  # where the command looks
@@ -137,7 +142,7 @@ class LocalStack(Project):
         super().__init__(
             folder,
             pulumi_yaml={"plugins": {"providers": [plugin]}, "options": {"refresh": "always"}},
-            config={"ports": self.ports, "applications": {}, "lights": []},
+            config={"ports": self.ports, "applications": {}, "lights": [], "monitor": {}},
         )
         #: What the last run left running next to Ray; None if unknown.
         self.settled: dict[str, dict[str, Any]] | None = None

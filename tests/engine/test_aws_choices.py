@@ -250,6 +250,19 @@ def test_administrators_are_those_of_the_stack_file_and_pinned_versions_are_take
     assert account.node_groups(CLUSTER)["l4"]["releaseVersion"] == "1.35.0-20261101"
 
 
+def test_a_prometheus_of_the_stacks_own_brings_the_driver_of_its_volume_with_a_role(
+    fleet: Maker, account: Account
+) -> None:
+    fleet.make(observability={"metrics": "own"})
+    addons = account.addons(CLUSTER)
+    assert "kube-state-metrics" in addons
+    (identity,) = addons["aws-ebs-csi-driver"]["podIdentityAssociations"]
+    assert identity["serviceAccount"] == "ebs-csi-controller-sa"
+    role = identity["roleArn"].rpartition("/")[2]
+    attached = account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
+    assert [one["PolicyName"] for one in attached] == ["AmazonEBSCSIDriverPolicyV2"]
+
+
 def test_each_rung_of_a_ladder_is_a_node_group_per_zone(fleet: Maker, account: Account) -> None:
     fleet.make(pools=[LADDER])
     groups = {name.rpartition("-")[0]: group for name, group in _groups_of(account, "l4").items()}

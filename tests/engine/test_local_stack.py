@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from itertools import count
@@ -26,13 +27,20 @@ import psutil
 import pytest
 
 from modelfleet.cli.pulumi_lock import clear_dead_locks
+from modelfleet.infra.local.ports import is_free
 from modelfleet.infra.local.provider.ray import LOOPBACK_ONLY
 from modelfleet.infra.local.runtime import short_folder
 from modelfleet.infra.local.token import environment, headers, token_file
+from modelfleet.infra.observability.own import local_files
+from modelfleet.serving.config.errors import SetupError
 from tests.doctor_faults import Fault, healthy, ids, prove
 from tests.engine.local_faults import QUICK, SLOW, Live, live_of, misspelt, other_dashboard_port, without_keys
 from tests.engine.local_stack import LocalStack, listening_addresses
+from tests.ports import free_port
+from tests.unit.planning.builders import model, planned, pool
+from tests.unit.planning.builders import stack as stack_file
 from tests.waiting import wait_until
+from tools.prometheus import alertmanager, prometheus
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +120,41 @@ def test_up_brings_applications_that_answer(empty: LocalStack) -> None:
     assert run.changes.get("create", 0) >= 3
     assert empty.ask("first")["args"] == {"answer": "a"}
     assert empty.ask("second")["args"] == {"answer": "b"}
+
+
+@pytest.mark.long(why="half a minute; tests/unit/provider/test_monitor.py runs the same programs without Ray")
+def test_a_prometheus_of_the_stacks_own_scrapes_its_ray_and_goes_when_nobody_wants_it(
+    running: LocalStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        folders = [str(find().parent) for find in (prometheus, alertmanager)]
+    except SetupError as error:
+        pytest.skip(f"no Prometheus: {error}")
+    monkeypatch.setitem(running.environ, "PATH", os.pathsep.join([*folders, running.environ["PATH"]]))
+    ports = {"prometheusPort": free_port(), "alertmanagerPort": free_port()}
+    local = {**ports, "rayMetricsPort": running.ports["metrics"]}
+    keys = {"local": local, "observability": {"metrics": "own"}, "accountId": None}
+    plan = planned([model("org/a", "CPU")], stack_file(pool("cpu", "CPU"), target="local", region=None, **keys))
+    assert plan.own_monitoring is not None
+    texts = local_files(plan, plan.own_monitoring)
+    running.config["monitor"] = {**ports, "texts": texts, "retentionDays": 1, "keepMib": 100}
+
+    def value() -> object:
+        query = urllib.parse.urlencode({"query": 'ray_serve_application_status{application="first"}'})
+        url = f"http://127.0.0.1:{ports['prometheusPort']}/api/v1/query?{query}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            found = json.loads(answer.read())["data"]["result"]
+        return found and found[0]["value"][1]
+
+    try:
+        running.up()
+        wait_until(lambda: value() == "6", what="Prometheus has what Ray says of an application", seconds=240)
+        assert running.preview().changes.keys() == {"same"}
+    finally:
+        running.config["monitor"] = {}
+        running.up()
+    assert running.resources("modelfleet:local:Monitor") == []
+    assert all(is_free(port) for port in ports.values())
 
 
 def test_ray_listens_on_loopback_only(running: LocalStack) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +91,14 @@ def test_the_service_that_the_gateway_asks_follows_the_cluster_and_has_no_addres
     service = fleet.cluster.api.get("v1", "Service", SERVE_SERVICE, fleet.namespace)
     assert service is not None and service["spec"]["clusterIP"] == "None"
     assert service["spec"]["selector"].keys() == {"ray.io/cluster", "ray.io/serve"}
+
+
+def test_top_reads_every_pod_through_forwarded_ports(fleet: NodesFleet) -> None:
+    words = [Path(sys.prefix) / "bin" / "modelfleet", "top", "--stack", fleet.stack, "--json", "--window", "2"]
+    done = subprocess.run(
+        words, cwd=fleet.project.folder, env=fleet.project.environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    (model,), (pool,) = shown["models"], shown["pools"]
+    assert (model["replicas"], model["running"], pool["nodes"], shown["unread"]) == (2, 0, 2, [])

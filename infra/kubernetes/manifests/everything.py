@@ -42,6 +42,7 @@ from modelfleet.infra.kubernetes.manifests.operator import (
     operator_deployment,
     operator_role,
 )
+from modelfleet.infra.kubernetes.manifests.own_monitoring import own_monitoring
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS, ray_service, serve_service
 from modelfleet.infra.kubernetes.manifests.scripts import mirror_scripts, scripts, serving_code
@@ -121,6 +122,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
         *load_balancer(plan, cluster_name, PLACEHOLDER),
         *gateway(plan, keys_id),
         *observability(plan),
+        *own_monitoring(plan),
     ]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT, PORT
 from modelfleet.infra.kubernetes.manifests.load_balancer import has_balancer
+from modelfleet.infra.kubernetes.manifests.own_monitoring import ALERTMANAGER_PORT, PROMETHEUS_PORT
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.names import (
     DASHBOARD_PORT,
@@ -23,6 +24,7 @@ from modelfleet.infra.kubernetes.names import (
     HEAD_ACCOUNT,
     LADDER_RETURN,
     MIRROR_ACCOUNT,
+    MONITOR,
     OPERATOR,
     RAY_METRICS_PORT,
     REPLICA_PORTS,
@@ -32,7 +34,7 @@ from modelfleet.infra.kubernetes.names import (
 )
 from modelfleet.infra.names import LOAD_BALANCER_ACCOUNT
 from modelfleet.infra.planning.egress import PRIVATE
-from modelfleet.infra.planning.plan import EgressPlan, Plan, Way
+from modelfleet.infra.planning.plan import OwnMonitoringPlan, Plan, Way
 
 RAY_PODS: Final = {"matchLabels": {"ray.io/is-ray-node": "yes"}}
 #: What the selector of KubeRay's Service for Serve has, and `RAY_PODS` has not. The VPC CNI judges a connection by the
@@ -47,6 +49,7 @@ GATEWAY_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": GATEWAY}}
 OPERATOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": OPERATOR}}
 CONTROLLER_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LOAD_BALANCER_ACCOUNT}}
 RETURN_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": LADDER_RETURN}}
+MONITOR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MONITOR}}
 MIRROR_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": MIRROR_ACCOUNT}}
 WARM_UP_PODS: Final = {"matchLabels": {"app.kubernetes.io/name": WARM_UP_ACCOUNT}}
 
@@ -78,11 +81,13 @@ def network_policies(plan: Plan) -> list[Manifest]:
         # The operator sends the Serve config to the dashboard and queries the health of the head's proxy.
         _allow([operator], DASHBOARD_PORT, SERVE_PORT),
         *_metrics(plan, RAY_METRICS_PORT),
+        *_monitor(plan, RAY_METRICS_PORT),
     ]
     gateway_ingress = [
         {"ports": [{"port": PORT}]},
         *_front_door(plan),
         *_metrics(plan, GATEWAY_METRICS_PORT, BODIES_METRICS_PORT),
+        *_monitor(plan, GATEWAY_METRICS_PORT, BODIES_METRICS_PORT),
         _allow([{"podSelector": RAY_PODS if plan.gateway.settles else HEAD_PODS}], GATEWAY_METRICS_PORT),
     ]
     # At the gateway's metrics port Serve's controller, on the head, asks how many requests wait, and replicas tell what
@@ -92,7 +97,7 @@ def network_policies(plan: Plan) -> list[Manifest]:
     to_serve = {"to": [{"podSelector": RAY_PODS}, {"podSelector": SERVE_PODS}], "ports": _SERVING}
     to_ray = {"to": [{"podSelector": RAY_PODS}]}
     copying = _policy(plan, MIRROR_ACCOUNT, MIRROR_PODS, ingress=[], egress=[DNS, *_out(ways.mirror)], where=mirrors)
-    replicas = [to_ray, DNS, *settles, *_out(ways.replicas), *_collector(ways)]
+    replicas = [to_ray, DNS, *settles, *_out(ways.replicas), *([_to_service(ways.collector)] if ways.collector else [])]
     policies = [
         _policy(plan, "closed", {}, ingress=[], egress=[]),
         _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=replicas),
@@ -110,6 +115,8 @@ def network_policies(plan: Plan) -> list[Manifest]:
         policies.append(_policy(plan, OPERATOR, OPERATOR_PODS, ingress=[], egress=[DNS, *_out(ways.api), to_ray]))
     if plan.returning:
         policies.append(_policy(plan, LADDER_RETURN, RETURN_PODS, ingress=[], egress=[DNS, *_out(ways.api)]))
+    if plan.own_monitoring:
+        policies.append(_own_monitoring(plan, plan.own_monitoring))
     if has_balancer(plan):
         account = LOAD_BALANCER_ACCOUNT
         out = [DNS, *_out([*ways.api, *ways.aws])]
@@ -134,12 +141,24 @@ def _metrics(plan: Plan, *ports: int) -> list[Manifest]:
     return [_allow(peers, *ports)] if peers else []
 
 
-def _collector(ways: EgressPlan) -> list[Manifest]:
-    """Whoever takes the replicas' traces."""
-    if ways.collector is None:
-        return []
-    namespace, port = ways.collector
-    return [{"to": [_in_namespace(namespace)], "ports": [{"port": port}]}]
+def _monitor(plan: Plan, *ports: int) -> list[Manifest]:
+    """The Prometheus that the stack runs itself."""
+    return [_allow([{"podSelector": MONITOR_PODS}], *ports)] if plan.own_monitoring else []
+
+
+def _own_monitoring(plan: Plan, own: OwnMonitoringPlan) -> Manifest:
+    """Who may read metrics may ask it; it reads Ray's pods and the gateway's, and tells where alerts go."""
+    scraped = {RAY_METRICS_PORT: RAY_PODS, GATEWAY_METRICS_PORT: GATEWAY_PODS, BODIES_METRICS_PORT: GATEWAY_PODS}
+    to_pods = [{"to": [{"podSelector": pods}], "ports": [{"port": port}]} for port, pods in scraped.items()]
+    out = [DNS, *_out([*plan.egress.api, *own.out]), *to_pods, *(_to_service(one) for one in own.services)]
+    asked = _metrics(plan, PROMETHEUS_PORT, ALERTMANAGER_PORT)
+    return _policy(plan, MONITOR, MONITOR_PODS, ingress=asked, egress=out)
+
+
+def _to_service(named: tuple[str, int]) -> Manifest:
+    """A Service of the cluster, by its namespace and port: whoever takes the replicas' traces, or alerts."""
+    namespace, port = named
+    return {"to": [_in_namespace(namespace)], "ports": [{"port": port}]}
 
 
 def _out(ways: Iterable[Way]) -> list[Manifest]:

@@ -6,15 +6,13 @@ Field names: prometheus-operator 0.93.0, example/prometheus-operator-crd.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from modelfleet.infra.kubernetes.manifests.network import GATEWAY_PODS, RAY_PODS
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.names import GATEWAY, digest, dns_name, labels
+from modelfleet.infra.kubernetes.names import digest, dns_name, labels
 from modelfleet.infra.observability import dashboards, rule_groups
-from modelfleet.infra.observability.scrape import INTERVAL_S
-from modelfleet.infra.planning.gateway_paths import KEY_METRICS, METRICS
+from modelfleet.infra.observability.scrape import INTERVAL_S, PODS
 from modelfleet.infra.planning.plan import MonitoringPlan, Plan
 
 MONITORING_API: Final = "monitoring.coreos.com/v1"
@@ -25,12 +23,13 @@ def observability(plan: Plan) -> list[Manifest]:
     wanted = plan.monitoring
     if wanted is None:
         return []
-    ends = [("metrics", METRICS), ("metrics", KEY_METRICS), ("bodies-metrics", METRICS)]
     return [
-        _pod_monitor(plan, wanted, "ray", RAY_PODS, [("metrics", "/metrics")]),
-        _pod_monitor(plan, wanted, GATEWAY, GATEWAY_PODS, ends),
+        *(
+            _pod_monitor(plan, wanted, name, {"matchLabels": {label: value}}, ends)
+            for name, (label, value, ends) in PODS.items()
+        ),
         *_rules(plan, wanted),
-        *_dashboards(plan, wanted),
+        *dashboard_maps(plan, wanted.dashboard_labels),
     ]
 
 
@@ -61,9 +60,12 @@ def _rules(plan: Plan, wanted: MonitoringPlan) -> list[Manifest]:
     ]
 
 
-def _dashboards(plan: Plan, wanted: MonitoringPlan) -> list[Manifest]:
-    """One ConfigMap each: all together might be more than the 1 MiB that a ConfigMap holds."""
-    if not wanted.dashboard_labels:
+def dashboard_maps(plan: Plan, found_by: Mapping[str, str]) -> list[Manifest]:
+    """One ConfigMap each, with the labels by which Grafana's sidecar finds them; without any, none.
+
+    All together might be more than the 1 MiB that a ConfigMap holds.
+    """
+    if not found_by:
         return []
     return [
         _object(
@@ -71,7 +73,7 @@ def _dashboards(plan: Plan, wanted: MonitoringPlan) -> list[Manifest]:
             "v1",
             "ConfigMap",
             f"dashboard-{dns_name(file.removesuffix('.json'))}-{digest(file, 6)}",
-            wanted.dashboard_labels,
+            found_by,
             data={f"{plan.namespace}-{file}": json.dumps(dashboard, indent=1) + "\n"},
         )
         for file, dashboard in dashboards(plan).items()

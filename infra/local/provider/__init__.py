@@ -1,4 +1,4 @@
-"""The Pulumi provider plugin `modelfleet`: the local target's Ray, applications, weights, code and gateway.
+"""The Pulumi provider plugin `modelfleet`: the local target's Ray, applications, weights, code, gateway and monitor.
 
 It also offers `modelfleet.infra.image_build`, which the target `eks` uses.
 

@@ -9,6 +9,7 @@ from modelfleet.infra.kubernetes.release import RELEASE as KUBERNETES_RELEASE
 from modelfleet.infra.local.processes import raise_open_files
 from modelfleet.infra.local.provider.application import APPLICATION
 from modelfleet.infra.local.provider.gateway import GATEWAY
+from modelfleet.infra.local.provider.monitor import MONITOR
 from modelfleet.infra.local.provider.objects import CODE, WEIGHTS, end_fetching
 from modelfleet.infra.local.provider.ray import RAY
 from modelfleet.infra.local.provider.release import RELEASE
@@ -16,7 +17,7 @@ from modelfleet.infra.local.runtime import straight_to_loopback
 from modelfleet.infra.provider import Plugin, Props, main
 from modelfleet.serving.config.errors import SetupError
 
-RESOURCES = (WEIGHTS, CODE, RAY, RELEASE, APPLICATION, GATEWAY, IMAGE_BUILD, KUBERNETES_RELEASE)
+RESOURCES = (WEIGHTS, CODE, RAY, RELEASE, APPLICATION, GATEWAY, MONITOR, IMAGE_BUILD, KUBERNETES_RELEASE)
 
 
 class LocalPlugin(Plugin[Props]):

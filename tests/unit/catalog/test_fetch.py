@@ -81,5 +81,13 @@ def test_prices_come_from_every_region_and_the_rest_stays(fetched: Path) -> None
     assert rows["eu-west-1", LOAD_BALANCER]["source"] == "AWS Price List API"
     assert ("eu-west-1", "p4de.24xlarge") not in rows, "not sold there: unknown, and never 0"
     assert rows["*", "eks-cluster"]["usd_per_hour"] == "0.10", "the command does not query it, so it stays"
-    kept = ["eks-cluster", "public-ipv4", "codebuild-general1-large", "codebuild-general1-small", "ecr-gb", "kms-key"]
+    kept = [
+        "eks-cluster",
+        "public-ipv4",
+        "codebuild-general1-large",
+        "codebuild-general1-small",
+        "ecr-gb",
+        "kms-key",
+        "ebs-gp3-gib",
+    ]
     assert len(rows) == len(list(csv_rows(fetched / "prices.csv"))) == 2 * (len(NAMES) + 3) - 1 + len(kept)

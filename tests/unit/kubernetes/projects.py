@@ -18,7 +18,7 @@ def eks(root: Path) -> Plan:
 
 
 def existing(root: Path) -> Plan:
-    """An existing cluster, with a host name, limits per key, Redis and `rollout: replace`."""
+    """An existing cluster, with a host name, limits per key, Redis, `rollout: replace` and a Prometheus of its own."""
     models = [model("org/chat", "L4"), model("org/straight", "L4", hf_model_id="/models/straight")]
     kubernetes = {"rollout": "replace", "redisAddress": "redis.data:6379", "image": "registry.example/serving:1"}
     door = {
@@ -28,7 +28,9 @@ def existing(root: Path) -> Plan:
         "tlsSecret": "llm-tls",
     }
     gateway = {**door, "requestsPerMinute": 60, "timeoutS": 1800}
-    return planned(root, models, stack="dev", pools=[L4], kubernetes=kubernetes, gateway=gateway)
+    watched = {"metrics": "own", "webhook": "http://hook.ops.svc:8080/modelfleet"}
+    keys = {"kubernetes": kubernetes, "gateway": gateway, "observability": watched}
+    return planned(root, models, stack="dev", pools=[L4], **keys)
 
 
 STACKS: dict[str, Callable[[Path], Plan]] = {"eks": eks, "existing-cluster": existing}

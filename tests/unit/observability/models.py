@@ -12,6 +12,7 @@ import yaml
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.observability import dashboards, rule_groups
+from modelfleet.infra.observability.rules import ALERTS
 from modelfleet.infra.observability.samples import Look
 from modelfleet.infra.observability.top import names
 from modelfleet.infra.planning import Plan
@@ -55,9 +56,19 @@ def queries(plan: Plan) -> dict[str, str]:
 
 
 def scraped_names(plan: Plan) -> set[str]:
-    """The series that all these ask a scrape for; each stands before its labels."""
-    named = {name for text in queries(plan).values() for name in re.findall(r"([a-zA-Z_:][\w:]*)\{", text)}
-    return {name for name in named if not name.startswith("modelfleet:")}
+    """The series that all these ask a scrape for; each stands before its labels.
+
+    But for what only some stacks have (`only` in alerts.yaml): no stack on this machine exports it.
+    """
+    rows = yaml.safe_load(ALERTS.read_text())["stack"]
+    some = {row["alert"] for row in rows if "only" in row}
+    asked = [text for where, text in queries(plan).items() if not some & set(where.split())]
+    return {name for text in asked for name in series_of(text) if not name.startswith("modelfleet:")}
+
+
+def series_of(expression: str) -> set[str]:
+    """The names of series in PromQL; each stands before its labels."""
+    return set(re.findall(r"([a-zA-Z_:][\w:]*)\{", expression))
 
 
 def watched(*models: LoadedModel, **stack_keys: Any) -> Plan:

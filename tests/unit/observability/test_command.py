@@ -50,6 +50,8 @@ def test_a_cluster_gets_rules_and_dashboards_and_json_lists_them(
     listed = json.loads(capsys.readouterr().out)
     assert {Path(one) for one in listed["files"]} == {one for one in Path("watch").rglob("*") if one.is_file()}
     assert {one["severity"] for one in listed["alerts"]} == {"page", "ticket"}
+    needs = {one["alert"]: one["needs"] for one in listed["alerts"]}
+    assert needs["ModelfleetMirrorLate"] == "kube-state-metrics" and needs["ModelfleetRayUnseen"] == ""
     assert not Path("watch/prometheus.yml").exists()
 
 

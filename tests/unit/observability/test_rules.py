@@ -17,29 +17,50 @@ from typer.testing import CliRunner
 
 from modelfleet.cli.main import app
 from modelfleet.infra.catalog.slo import latency_histograms
+from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
 from modelfleet.infra.observability import rule_groups
-from modelfleet.infra.observability.rules import RESPONSES
+from modelfleet.infra.observability.rules import MIRROR_JOBS, RESPONSES
 from modelfleet.infra.planning import Plan
 from tests.unit.observability.models import CHAT, watched, with_slo
-from tests.unit.planning.builders import model
+from tests.unit.planning.builders import model, planned, pool, stack
 
 SLUG = CHAT.replace("/", "--")
 SLO = {"ttft_p95_ms": 800, "tpot_p95_ms": 60, "availability": 0.999}
+HOST = "llm.example.com"
 AT = f'namespace="modelfleet-test",application="{SLUG}"'
 #: Requests a minute.
 LOAD = 600
+NS = 'namespace="modelfleet-test"'
+JOB = 'namespace="modelfleet-test-mirror",job_name="mirror-qwen-1"'
+DAY = 24 * 3600
 HEALTHY = {
     f"ray_serve_application_status{{{AT}}}": "6",
     f"ray_serve_deployment_replica_healthy{{{AT}}}": "2",
     f"ray_serve_autoscaling_target_replicas{{{AT}}}": "2",
     f"ray_vllm_num_requests_running{{{AT}}}": "8",
     f"ray_vllm_num_requests_waiting{{{AT}}}": "1",
+    f'ray_cluster_pending_nodes{{{NS},node_type="l4"}}': "0",
+    f"kube_job_status_start_time{{{JOB}}}": "0",
+    f"kube_job_status_active{{{JOB}}}": "0",
+    f"kube_job_status_succeeded{{{JOB}}}": "1",
+    # A copy that came at its second try.
+    f'kube_job_status_failed{{{JOB},reason=""}}': "1",
+    'kube_node_spec_taint{node="n",key="nvidia.com/gpu",value="true",effect="NoSchedule"}': "1",
+    'kube_node_status_allocatable{node="n",resource="nvidia_com_gpu",unit="integer"}': "1",
+    f'probe_ssl_earliest_cert_expiry{{instance="https://{HOST}/v1"}}': f"{60 * DAY}",
+    'certmanager_certificate_expiration_timestamp_seconds{namespace="elsewhere"}': f"{DAY}",
+    f'certmanager_certificate_expiration_timestamp_seconds{{namespace="certs",exported_{NS}}}': f"{60 * DAY}",
 }
+#: Loops of one controller, some 60 a minute.
+LOOPS = f'ray_serve_controller_num_control_loops{{{NS},actor_id="a",WorkerId="1"}}'
 
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return watched(with_slo(SLO))
+    """With everything that an alert may be about: goals, a GPU, copies, and a name with a certificate."""
+    certificate = "arn:aws:acm:us-east-1:123456789012:certificate/1"
+    door = {"expose": "internet", "hostname": HOST, "certificate": certificate}
+    return watched(with_slo(SLO), auth="keys", secrets=["apiKeys"], gateway=door)
 
 
 @dataclass(frozen=True)
@@ -133,13 +154,16 @@ def windows(found: Alerts, alert: str) -> set[str]:
 
 
 GOOD = [Phase(300)]
+#: When alerts are looked for that take longer than most: those of faults that begin at minute 29.
+MINUTE = {"ModelfleetMirrorLate": 100, "ModelfleetCertificateEnds": 100}
 
 
 def everything(*, ttft: Iterable[Phase] = GOOD, tpot: Iterable[Phase] = GOOD, answers: Iterable[Phase] = GOOD,
                **others: str) -> dict[str, str]:  # fmt: skip
     """All series of a stack that is well, but for what is named."""
     levels = {name: f"{value}x300" for name, value in HEALTHY.items()}
-    levels |= {next(one for one in HEALTHY if f"_{key}{{" in one): value for key, value in others.items()}
+    levels[LOOPS] = "0+60x300"
+    levels |= {next(one for one in levels if key in one): value for key, value in others.items()}
     return {
         **latency("ttft", ttft, 0.2, 5.0),
         **latency("tpot", tpot, 0.02, 0.4),
@@ -214,16 +238,56 @@ def test_no_requests_fire_nothing(promtool: Path, plan: Plan, tmp_path: Path) ->
         ({"target_replicas": "2x29 4x200"}, "ModelfleetReplicasMissing"),
         ({"requests_waiting": "1x29 30x200"}, "ModelfleetRequestsWait"),
         ({"application_status": "6x29 _x200"}, "ModelfleetRayUnseen"),
+        # In the same pod; and in a new one, whose controller has another series.
+        ({"num_control_loops": "0+60x49 _x4 0+60x200"}, "ModelfleetHeadRestarted"),
+        ({"cluster_pending_nodes": "0x29 2x200"}, "ModelfleetNodesPending"),
+        (
+            {
+                "job_status_start_time": "1740x300",
+                "job_status_active": "_x29 1x200",
+                "job_status_succeeded": "0x300",
+                "job_status_failed": "0x300",
+            },
+            "ModelfleetMirrorLate",
+        ),
+        ({"job_status_succeeded": "1x29 0x200", "job_status_failed": "0x29 3x200"}, "ModelfleetMirrorLate"),
+        ({"node_status_allocatable": "1x29 0x200"}, "ModelfleetNodeWithoutGpu"),
+        ({"node_status_allocatable": "1x29 _x200"}, "ModelfleetNodeWithoutGpu"),
+        ({"earliest_cert_expiry": f"{60 * DAY}x29 {13 * DAY}x200"}, "ModelfleetCertificateEnds"),
+        ({f"exported_{NS}": f"{60 * DAY}x29 {13 * DAY}x200"}, "ModelfleetCertificateEnds"),
     ],
 )
 def test_each_fault_fires_its_alert(
     promtool: Path, plan: Plan, tmp_path: Path, series: dict[str, Any], alert: str
 ) -> None:
-    before, found = fired(promtool, tmp_path, plan, everything(**series), 25, 75)
+    before, found = fired(promtool, tmp_path, plan, everything(**series), 25, MINUTE.get(alert, 75))
     assert len(found[alert]) == 1, found
     others = {name for name, labels in found.items() if labels} - {alert, "ModelfleetReplicasMissing"}
     assert not others, found
     assert not before[alert]
+
+
+def test_a_head_that_began_again_is_forgotten_after_half_an_hour(promtool: Path, plan: Plan, tmp_path: Path) -> None:
+    """A new pod's controller is another series; the old one's ends."""
+    old, new = everything(num_control_loops="0+60x100"), LOOPS.replace('"a"', '"b"')
+    early, late = fired(promtool, tmp_path, plan, {**old, new: "_x102 0+60x200"}, 115, 145)
+    assert len(early["ModelfleetHeadRestarted"]) == 1 and not late["ModelfleetHeadRestarted"]
+
+
+def test_names_of_mirror_jobs_are_those_that_the_rule_asks_for(plan: Plan) -> None:
+    made = [mirror_job(plan, model, mirror)["metadata"] for model, mirror in mirrored(plan)]
+    assert made and all(re.fullmatch(MIRROR_JOBS, one["name"]) for one in made)
+    assert all(f'namespace="{one["namespace"]}"' in JOB for one in made)
+
+
+def test_a_stack_without_cluster_gpu_or_certificate_has_no_alerts_of_them() -> None:
+    def alerts(plan: Plan) -> set[str]:
+        return {rule["alert"] for rule in rule_groups(plan)["groups"][-1]["rules"]}
+
+    plain = alerts(watched(with_slo(SLO)))
+    assert "ModelfleetCertificateEnds" not in plain and {"ModelfleetMirrorLate", "ModelfleetNodeWithoutGpu"} <= plain
+    here = planned([model(CHAT, "CPU")], stack(pool("cpu", "CPU"), target="local", region=None, accountId=None))
+    assert alerts(here) == {"ModelfleetRayUnseen", "ModelfleetGatewayUnseen", "ModelfleetHeadRestarted"}
 
 
 @pytest.mark.parametrize("least", [0, 1])

@@ -124,6 +124,11 @@ CHANGES: dict[str, Any] = {
     "observability.metrics": "prometheus",
     "observability.labels": {"release": "kube-prometheus-stack"},
     "observability.dashboardLabels": {"grafana": "yes"},
+    "observability.retentionDays": 30,
+    "observability.volumeGib": 40,
+    "observability.storageClass": "fast",
+    "observability.webhook": "http://hook.ops.svc:8080/alerts",
+    "observability.kubeStateMetrics": "http://kube-state-metrics.monitoring.svc:8080",
     "observability.logs": "json",
     "observability.traces.otlp": {"otlp": "http://collector.tracing.svc:4318"},
     "local.gatewayPort": 9000,
@@ -133,6 +138,8 @@ CHANGES: dict[str, Any] = {
     "local.rayMetricsPort": 9004,
     "local.dashboardPort": 9005,
     "local.gcsPort": 9006,
+    "local.prometheusPort": 9007,
+    "local.alertmanagerPort": 9008,
     "local.cpus": 4,
     "local.gpus": 2,
     "auth": "keys",
@@ -190,6 +197,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     },
     "gateway.parentGateway": {"gateway.expose": "internal", "gateway.hostname": "models.example.org"},
     "gateway.webAcl": {"gateway.expose": "internal"},
+    **{
+        f"observability.{key}": {"observability.metrics": "own"}
+        for key in ("retentionDays", "volumeGib", "storageClass", "webhook", "kubeStateMetrics")
+    },
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
     **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams."))},
     "keys.team": {"auth": "keys", "teams.requestsPerMinute": 60},
