@@ -64,7 +64,8 @@ def render(
     texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
     if homes := maps.homes_map(gateway):
         texts[files.HOMES_MAP] = homes
-    texts |= jwt.texts(gateway)
+    if gateway.jwt:
+        texts |= {jwt.LUA: _own(jwt.LUA), **jwt.texts(gateway.jwt)}
     if gateway.entries:
         texts[files.ACCESS_MAP] = access.access_map(gateway)
     if gateway.teams:
@@ -119,9 +120,16 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
     ]
     slots = bodies_at_once(gateway, runtime)
     sections = [
-        _global(gateway, runtime, buffer=BUFFER, most=runtime.max_connections, admin=runtime.admin_socket),
+        _global(
+            gateway,
+            runtime,
+            buffer=BUFFER,
+            most=runtime.max_connections,
+            admin=runtime.admin_socket,
+            more=jwt.loads(gateway, runtime),
+        ),
         _defaults(gateway),
-        _resolvers(runtime),
+        _resolvers(needed=runtime.resolve_names or jwt.asks(gateway)),
         _section("frontend api", frontend),
         *(_model(route, servers[route.slug], runtime, one_queue(gateway, route)) for route in gateway.routes),
         *(_readiness(route, servers[route.slug], runtime) for route in gateway.routes),
@@ -131,6 +139,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) -
         _section("backend limits", [LIMITS_TABLE]),
         _section("backend teams", [LIMITS_TABLE]) if gateway.teams else None,
         *(_section(f"backend {name}", [table]) for name, table in budgets.tables(gateway)),
+        _section("listen issuer", jwt.issuer(gateway, runtime)) if jwt.asks(gateway) else None,
         _metrics(runtime.metrics_bind, gateway.routes, [*KEY_METRICS_RULES, *budgets.hear(gateway)]),
     ]
     return _text(sections)
@@ -175,7 +184,7 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str]) 
             admin=runtime.bodies_admin_socket,
         ),
         _defaults(gateway),
-        _resolvers(runtime),
+        _resolvers(needed=runtime.resolve_names),
         _section("frontend bodies", frontend),
         *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
         *([_metrics(runtime.bodies_metrics_bind, (), [])] if runtime.bodies_metrics_bind else []),
@@ -188,7 +197,9 @@ def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
     return max(4, runtime.bodies_memory_mib // (2 * gateway.settings.max_body_mib))
 
 
-def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str) -> str:
+def _global(
+    gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str, more: Sequence[str] = ()
+) -> str:
     lines = [
         # By default a line ends after 1,023 bytes, in the middle of its JSON.
         f"log {runtime.log} len 65535 format raw local0 info",
@@ -204,6 +215,7 @@ def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, a
         f"tune.maxrewrite {REWRITE}",
         f"lua-load-per-thread {runtime.folder}/{files.LUA}",
         *([f"lua-load {runtime.folder}/{files.SETTLE_LUA}"] if gateway.settles else []),
+        *more,
     ]
     if runtime.threads:
         lines.append(f"nbthread {runtime.threads}")
@@ -233,12 +245,12 @@ def _defaults(gateway: GatewayPlan) -> str:
     )
 
 
-def _resolvers(runtime: Runtime) -> str | None:
-    return _section("resolvers cluster", ["parse-resolv-conf", "hold valid 10s"]) if runtime.resolve_names else None
+def _resolvers(*, needed: bool) -> str | None:
+    return _section(f"resolvers {files.RESOLVERS}", ["parse-resolv-conf", "hold valid 10s"]) if needed else None
 
 
 def _server(upstream: str, runtime: Runtime, options: str = "") -> str:
-    resolve = " resolvers cluster init-addr last,libc,none" if runtime.resolve_names else ""
+    resolve = f" resolvers {files.RESOLVERS} init-addr last,libc,none" if runtime.resolve_names else ""
     return f"server serve {upstream}{resolve}{options}"
 
 

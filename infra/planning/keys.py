@@ -60,7 +60,15 @@ def jwt_plan(stack: LoadedStack, names: Sequence[str], keys: Sequence[JwtKey]) -
         )
         for team in teams
     )
-    return JwtPlan(jwt.issuer, jwt.audience, jwt.name_claim, jwt.team_claim, tuple(keys), entries)
+    return JwtPlan(
+        jwt.issuer,
+        jwt.audience,
+        jwt.name_claim,
+        jwt.team_claim,
+        tuple(keys),
+        entries,
+        jwks=jwt.jwks if jwt.asks_issuer else None,
+    )
 
 
 def jwt_findings(stack: LoadedStack) -> list[Finding]:

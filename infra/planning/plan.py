@@ -321,6 +321,8 @@ class EgressPlan:
     mirror: tuple[Way, ...]
     api: tuple[Way, ...]
     aws: tuple[Way, ...]
+    #: Of the gateway, to the issuer of tokens.
+    issuer: tuple[Way, ...] = ()
     #: The namespace and TCP port to which replicas send traces, where that is in the cluster.
     collector: tuple[str, int] | None = None
 
@@ -588,6 +590,8 @@ class JwtPlan:
     team_claim: str | None
     keys: tuple[JwtKey, ...]
     entries: tuple[KeyPlan, ...]
+    #: Where the issuer publishes its keys, https://…; None where they are in a file of the project.
+    jwks: str | None = None
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ Make = Callable[..., Gateway]
 
 @pytest.fixture(scope="session")
 def make_gateway() -> Iterator[Make]:
-    """Start gateways with their own backend; all end with the session."""
+    """Start gateways with their own backend, `at` other addresses or files; all end with the session."""
     started: list[Gateway] = []
     folders: list[str] = []
 
@@ -121,6 +121,7 @@ def make_gateway() -> Iterator[Make]:
         keys: dict[str, str] | None = KEYS,
         down: Sequence[str] = (),
         replica_ports: tuple[int, int] | None = None,
+        at: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Gateway:
         folder = tempfile.mkdtemp(prefix="gateway-")
@@ -136,6 +137,7 @@ def make_gateway() -> Iterator[Make]:
             bodies_memory_mib=256,
             replica_ports=replica_ports,
         )
+        runtime = replace(runtime, **(at or {}))
         backend = Backend(free_port(), down=set(down)).start()
         gateway = Gateway(changed(PLAN, changes), runtime, backend, Path(folder) / "gateway.log", keys)
         started.append(gateway)

@@ -45,7 +45,9 @@ def test_a_team_of_tokens_has_the_teams_models_and_all_tokens_the_gateways_limit
 
 
 def test_the_map_has_each_key_with_its_own_algorithms_alone() -> None:
-    made = texts(plan_of().gateway)
+    jwt = plan_of().gateway.jwt
+    assert jwt is not None
+    made = texts(jwt)
     assert made["jwt.map"] == "one|RS256 0\ntwo|ES256 1\ntwo|ES384 1\n"
     assert (made["jwt-0.pem"], made["jwt-1.pem"]) == ("PEM\n", "PEM2\n")
 
@@ -122,12 +124,14 @@ def test_a_key_for_one_algorithm_is_for_no_other() -> None:
         (rsa_jwk(kid="a|b"), "has no `kid`"),
         (rsa_jwk(kid="a\n0"), "has no `kid`"),
         (rsa_jwk(n="AQAB"), "fewer than 2048"),
+        (rsa_jwk(n="B" * 1370), "allowed are 8192"),
+        (rsa_jwk(e="AQAAAAE"), "allowed are 8192 and 32"),
         (rsa_jwk(n=7), "has no `n` in base64url"),
         (rsa_jwk(n="a+b/"), "has no `n` in base64url"),
         ({**signers()["P-256"].jwk, "x": "AQAB"}, "keys[0]: "),
         ("text", "is no object"),
     ],
-    ids=range(13),
+    ids=range(15),
 )  # fmt: skip
 def test_a_key_that_cannot_be_used_is_left_out_with_its_reason(key: Any, words: str) -> None:
     found, left_out = keys_of(set_of(key, signers()["P-384"].jwk))
@@ -139,7 +143,7 @@ def test_keys_for_encryption_are_none_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{}", b'{"keys": {}}', b"<html>", b"{" * 100_000, b" " * (1 << 20) + b" "]
+    "data", [b"", b"[]", b"{}", b'{"keys": {}}', b"<html>", b"{" * 100_000, b" " * (1 << 18) + b" "]
 )
 def test_what_is_no_key_set_is_said(data: bytes) -> None:
     with pytest.raises(JwksError):
@@ -149,6 +153,13 @@ def test_what_is_no_key_set_is_said(data: bytes) -> None:
 def test_two_keys_with_one_id_are_refused() -> None:
     with pytest.raises(JwksError, match="two keys with the id rsa"):
         keys_of(set_of(rsa_jwk(), {**signers()["P-256"].jwk, "kid": "rsa"}))
+
+
+def test_a_set_of_more_keys_than_an_issuer_has_is_refused() -> None:
+    many = [{**signers()["P-256"].jwk, "kid": f"k{number}"} for number in range(65)]
+    assert len(keys_of(set_of(*many[:64]))[0]) == 64
+    with pytest.raises(JwksError, match="more than 64 keys"):
+        keys_of(set_of(*many))
 
 
 def from_file(tmp_path: Path, data: bytes | None) -> Any:
@@ -199,7 +210,7 @@ def test_the_issuer_is_asked_only_where_something_is_deployed(tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [(200, b"<html>", "is no key set"), (200, b"x" * (2 << 20), "has more than 1 MiB")],
+    [(200, b"<html>", "is no key set"), (200, b"x" * (2 << 20), "has more than 256 KiB")],
 )
 def test_an_issuer_that_gives_no_keys_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, words: str
