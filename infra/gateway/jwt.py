@@ -3,7 +3,7 @@
 A token names its key (`kid`) and algorithm. Only pairs that the issuer's key set allows are in `jwt.map`, so neither
 `none` nor HMAC with a public key as its secret ever reaches a comparison (RFC 8725, 3.1). Claims count after the
 signature. Whom a token names is called `jwt:<claim>` from then on: no API key has a colon in its name. What it may is
-its team's: HAProxy looks up the entry `jwt:<team>` of `access.map`.
+what its team and its list of models may: HAProxy looks up the entry `jwt:<team>:<list>` of `access.map`.
 
 The keys are those of the last run. Where the issuer has an address, `jwks.lua` asks there (`issuer`) for what they are
 now, and takes them over without a reload.
@@ -85,6 +85,8 @@ def token(gateway: GatewayPlan, folder: str) -> list[str]:
     jwt = gateway.jwt
     if jwt is None:
         return []
+    of_list = ",concat(,txn.jwt_list)" if jwt.lists else ""
+    known = f"var(txn.entry),map_str({folder}/access.map)"
     return [
         "http-request set-var(txn.jwt) http_auth_bearer unless { var(txn.key) -m found }",
         # Three parts with a header that can be read; all else is an unknown API key.
@@ -99,7 +101,8 @@ def token(gateway: GatewayPlan, folder: str) -> list[str]:
         *_refused("its signature is wrong", "token !{ var(txn.jwt_verified) -m int 1 }"),
         *_claims(jwt, folder),
         f"http-request set-var(txn.key) str({JWT_PREFIX}),concat(,txn.jwt_name) if token",
-        f"http-request set-var(txn.entry) str({JWT_PREFIX}),concat(,txn.jwt_team) if token",
+        f"http-request set-var(txn.entry) str({JWT_PREFIX}),concat(,txn.jwt_team){of_list} if token",
+        *(_refused("its team may use none of its models", f"token !{{ {known} -m found }}") if jwt.lists else []),
     ]
 
 
@@ -124,14 +127,26 @@ def _claims(jwt: JwtPlan, folder: str) -> list[str]:
             f"token !{{ var(txn.jwt_name) -m reg {quoted(CLAIM)} }}",
         ),
     ]
-    if jwt.team_claim is None:
-        return lines
+    if jwt.team_claim:
+        lines += _team(jwt.team_claim, claim, folder)
+    return lines + (_models(jwt) if jwt.lists else [])
+
+
+def _team(name: str, claim: str, folder: str) -> list[str]:
     return [
-        *lines,
-        f"http-request set-var(txn.jwt_team) {claim}('$.{jwt.team_claim}') if token",
+        f"http-request set-var(txn.jwt_team) {claim}('$.{name}') if token",
         f"http-request set-var(txn.jwt_known) var(txn.jwt_team),map_str({folder}/teams.map) if token",
+        *_refused(f"`{name}` is missing, or no team of this service", "token !{ var(txn.jwt_known) -m found }"),
+    ]
+
+
+def _models(jwt: JwtPlan) -> list[str]:
+    """The first list that the token names, as text or in an array, which HAProxy's own JSON reads no further."""
+    return [
+        f"http-request lua.find_list {jwt.models_claim} {','.join(jwt.lists)} if token",
         *_refused(
-            f"`{jwt.team_claim}` is missing, or no team of this service", "token !{ var(txn.jwt_known) -m found }"
+            f"`{jwt.models_claim}` is missing, or no list of models of this service",
+            "token !{ var(txn.jwt_list) -m found }",
         ),
     ]
 

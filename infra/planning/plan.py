@@ -581,7 +581,9 @@ class JwtKey:
 class JwtPlan:
     """Whose tokens the gateway takes, what they say who asks and in which team, and the keys to verify them.
 
-    `entries` are what tokens may: one for each team (`jwt:<team>`), or one for all of them (`jwt:`).
+    `entries` are what tokens may: one for each team (`jwt:<team>`), or one for all of them (`jwt:`). Where tokens name
+    lists of models, of which the first one of `lists` counts, there is one for each team and list
+    (`jwt:<team>:<list>`) that have a model in common.
     """
 
     issuer: str
@@ -592,6 +594,8 @@ class JwtPlan:
     entries: tuple[KeyPlan, ...]
     #: Where the issuer publishes its keys, https://…; None where they are in a file of the project.
     jwks: str | None = None
+    models_claim: str | None = None
+    lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

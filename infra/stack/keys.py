@@ -132,6 +132,20 @@ class Jwt(StackSection):
     team_claim: Claim | None = Field(
         None, description="One of `teams`, whose models and limits it has; default: all models, no team."
     )
+    models_claim: Claim | None = Field(
+        None, description="Names of lists in `models`, as text or a list; default: all models of its team."
+    )
+    models: dict[KeyName, Annotated[list[ModelGlob], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Models by what `modelsClaim` may say. The first of them that a token names is its list.",
+    )
+
+    @model_validator(mode="after")
+    def lists_have_a_claim(self) -> Self:
+        """Neither without the other."""
+        if (self.models_claim is None) != (not self.models):
+            raise ValueError("name both modelsClaim and models, or neither")
+        return self
 
     @property
     def asks_issuer(self) -> bool:

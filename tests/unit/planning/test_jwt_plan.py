@@ -44,6 +44,22 @@ def test_a_team_of_tokens_has_the_teams_models_and_all_tokens_the_gateways_limit
     assert alone is not None and alone.entries == (KeyPlan("jwt:"),)
 
 
+def test_lists_of_models_are_cut_by_the_teams_and_keep_their_order() -> None:
+    plan = plan_of(
+        jwt={**JWT, "teamClaim": "team", "modelsClaim": "roles", "models": {"z": ["org/*"], "a": ["*"]}},
+        teams={"one": {"models": ["small"]}, "two": {}},
+    )
+    jwt = plan.gateway.jwt
+    assert jwt is not None and (jwt.models_claim, jwt.lists) == ("roles", ("z", "a"))
+    assert {one.name: (one.team, one.models) for one in jwt.entries} == {
+        "jwt:one:a": ("one", ("small",)),
+        "jwt:two:z": ("two", ("org/large",)),
+        "jwt:two:a": ("two", ("org/large", "small")),
+    }
+    alone = plan_of(jwt={**JWT, "modelsClaim": "roles", "models": {"z": ["org/*"]}}).gateway.jwt
+    assert alone is not None and alone.entries == (KeyPlan("jwt::z", models=("org/large",)),)
+
+
 def test_the_map_has_each_key_with_its_own_algorithms_alone() -> None:
     jwt = plan_of().gateway.jwt
     assert jwt is not None
@@ -56,6 +72,17 @@ def test_the_map_has_each_key_with_its_own_algorithms_alone() -> None:
     ("sections", "words"),
     [
         ({"auth": "none"}, "jwt: is set, but auth is none"),
+        (
+            {"jwt": {**JWT, "modelsClaim": "roles", "models": {"z": ["smal"]}}},
+            "jwt.models.z[0]: found 'smal', which matches no model",
+        ),
+        (
+            {
+                "jwt": {**JWT, "teamClaim": "t", "modelsClaim": "roles", "models": {"z": ["small"]}},
+                "teams": {"one": {"models": ["org/*"]}},
+            },
+            "jwt.models.z: and those of each team have no model in common",
+        ),
         ({"jwt": {**JWT, "teamClaim": "team"}}, "jwt.teamClaim: found team, and no team is in modelfleet:teams"),
     ],
 )
@@ -77,10 +104,18 @@ def test_tokens_that_open_nothing_are_refused(sections: dict[str, Any], words: s
         ({"nameClaim": "a'b"}, "jwt.nameClaim"),
         ({"nameClaim": "$.x"}, "jwt.nameClaim"),
         ({"secret": "x"}, "jwt.secret: unknown"),
+        ({"modelsClaim": "roles"}, "name both modelsClaim and models, or neither"),
+        ({"models": {"a": ["*"]}}, "name both modelsClaim and models, or neither"),
+        ({"modelsClaim": "roles", "models": {"a:b": ["*"]}}, "jwt.models"),
+        ({"modelsClaim": "roles", "models": {"a": []}}, "jwt.models.a"),
+        ({"jwks": "https://login.example.org/a b"}, "jwt.jwks"),
+        ({"jwks": "https://login.example.org/a'b"}, "jwt.jwks"),
+        ({"jwks": "https://me:pw@login.example.org/"}, "jwt.jwks"),
+        ({"jwks": "https://login.example.org:99999/keys"}, "jwt.jwks"),
     ],
 )
 def test_what_haproxy_could_misread_is_refused_with_its_line(
-    tmp_path: Path, change: dict[str, str], words: str
+    tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     found = sentences(tmp_path, HEAD + f"  modelfleet:jwt: {json.dumps({**JWT, **change})}\n")
     assert any(words in one and one.startswith("stacks/Pulumi.dev.yaml:5") for one in found), found

@@ -268,6 +268,20 @@ local function of_chunks(text)
   end
 end
 
+-- Sets txn.jwt_list to `:<name>`, of the first of `names` (commas between) that the claim has, as text or in an array.
+core.register_action('find_list', { 'http-req' }, function(txn, claim, names)
+  local read, found = pcall(function() return parsed(txn.c:ub64dec(txn.c:field(txn:get_var('txn.jwt'), 2, '.'))) end)
+  if not read then return end
+  for part in claim:gmatch('[^.]+') do found = type(found) == 'table' and found[part] or nil end
+  local has = {}
+  for _, one in ipairs(type(found) == 'table' and found or { found }) do
+    if type(one) == 'string' then has[one] = true end
+  end
+  for name in names:gmatch('[^,]+') do
+    if has[name] then return txn:set_var('txn.jwt_list', ':' .. name) end
+  end
+end, 2)
+
 -- The issuer's answer, whole; an error of `refuse` where there is none.
 local function answered()
   local socket, parts, size = core.tcp(), {}, 0
