@@ -372,7 +372,7 @@ def test_both_readers_of_key_sets_find_the_same_keys(tmp_path: Path) -> None:
             assert python is None, (text, lua)
             continue
         # Lua leaves it to OpenSSL whether a point is on its curve.
-        loads = {entry: pem for entry, pem in lua.items() if is_key(pem)}
+        loads = {entry: pem for entry, pem in lua.items() if "|ES" not in entry or is_key(pem)}
         assert loads == (python or {}), text
         read += 1
     assert read > 100, "most of them are no key sets"

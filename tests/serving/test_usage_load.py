@@ -12,7 +12,6 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -33,15 +32,14 @@ import yaml
 from modelfleet.cli.usage import run_usage
 from modelfleet.infra.gateway import Runtime, render
 from modelfleet.infra.local import haproxy
-from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.plan import GatewayPlan, KeyPlan, Route
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.stack.schema import Gateway as Settings
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.usage import CURRENT, UsageMeter
 from tests.ports import free_port
-from tests.serving.conftest import EAGER, model
 from tests.serving.metered import EACH_S, POOL
+from tests.serving.metering import metered_model, runtime_of, start_replica
 from tests.serving.test_usage import CHAT, ONLY, START_S, counters_of
 from tests.serving.tiny import make_adapter, make_thinking_model
 from tests.unit.serving.test_usage import Answer
@@ -65,22 +63,22 @@ pytestmark = pytest.mark.long(why="two engines, and 2,000 requests take minutes"
 class Replica:
     """One model's process, and what its counters said when somebody last looked."""
 
-    model_id: str
-    arguments: list[str]
-    port: int
+    config: ModelConfig
+    weights: Path
+    adapter: Path
+    records: Path
     log: Path
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] = field(init=False)
     #: Prompt and generation tokens of the processes that were killed.
     of_killed: tuple[float, float] = (0.0, 0.0)
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
-            words = [sys.executable, "-m", "tests.serving.metered", *self.arguments, str(self.port)]
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+        self.process = start_replica(self.config, self.weights, self.adapter, self.records, self.port, self.log)
 
     @property
     def slug(self) -> str:
-        return self.model_id.replace("/", "--")
+        return self.config.slug
 
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -141,16 +139,10 @@ class Fleet:
 
 
 def replica_of(model_id: str, weights: Path, folder: Path, adapters: dict[str, Path], **engine: Any) -> Replica:
-    named = {"lora": [{"name": name, "source": str(adapter)} for name, adapter in adapters.items()]}
-    kwargs = {"dtype": "float32", "max_num_seqs": 8, **EAGER, "enable_auto_tool_choice": True,
-              "tool_call_parser": "hermes", **engine}  # fmt: skip
-    data = model(model_id, weights, engine={**(named if adapters else {}), "engine_kwargs": kwargs})
-    config = with_host_memory(ModelConfig.model_validate(data), None, reserve=False)
-    file = folder / f"{config.slug}.json"
-    file.write_text(config.model_dump_json())
+    tools = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+    config = metered_model(model_id, weights, adapters, **tools, **engine)
     adapter = next(iter(adapters.values()), weights)
-    arguments = [str(file), str(weights), str(adapter), str(folder / "usage" / config.slug)]
-    return Replica(model_id, arguments, free_port(), folder / f"{config.slug}.log")
+    return Replica(config, weights, adapter, folder / "usage" / config.slug, folder / f"{config.slug}.log")
 
 
 @pytest.fixture(scope="module")
@@ -162,16 +154,13 @@ def fleet(scratch: Path, tiny: Path) -> Iterator[Fleet]:
         replica_of(FIRST, thinking, folder, dict.fromkeys(ADAPTERS, adapter), reasoning_parser="deepseek_r1"),
         replica_of(SECOND, thinking, folder, {}, reasoning_parser="qwen3"),
     ]
-    replicas = {one.model_id: one for one in made}
+    replicas = {one.config.model_id: one for one in made}
     routes = (
         Route(FIRST, made[0].slug, (FIRST, *ADAPTERS), answer_tokens=16),
         Route(SECOND, made[1].slug, (SECOND,), answer_tokens=16),
     )
     keys = (KeyPlan("alice", team=None), KeyPlan("bob"), KeyPlan("limited", models=(FIRST,)))
-    runtime = Runtime(
-        bind=f"127.0.0.1:{free_port()}", folder=f"{folder}/files", run_folder=f"{folder}/run",
-        key_map=f"{folder}/run/keys.map", metrics_bind=f"127.0.0.1:{free_port()}", threads=1, bodies_memory_mib=256,
-    )  # fmt: skip
+    runtime = runtime_of(folder)
     upstreams = {one.slug: f"127.0.0.1:{one.port}" for one in made}
     files = render(
         GatewayPlan(routes, "keys", Settings(), keys=keys), runtime, upstream="127.0.0.1:1", upstreams=upstreams
