@@ -96,7 +96,7 @@ class Replica:
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ends it, and then whatever of its engine is left."""
         if self.process.poll() is None:
-            engine = self.tree()[1:]
+            engine = psutil.Process(self.process.pid).children(recursive=True)
             self.process.send_signal(number)
             self.process.wait(60)
             _, left = psutil.wait_procs(engine, 0 if number == signal.SIGKILL else 20)
@@ -106,14 +106,9 @@ class Replica:
             _, left = psutil.wait_procs(left, 20)
             assert not left
 
-    def tree(self) -> list[psutil.Process]:
-        """Its process, and those of its engine."""
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
-
     def cpu_s(self) -> float:
-        """Seconds of CPU that all of them took until now."""
-        return sum(sum(one.cpu_times()[:2]) for one in self.tree())
+        """Seconds of CPU that its process took until now, which does all accounting; its engine's own are others."""
+        return float(sum(psutil.Process(self.process.pid).cpu_times()[:2]))
 
 
 @dataclass
