@@ -325,3 +325,12 @@ def test_a_list_opens_nothing_that_the_team_may_not(listed: Gateway) -> None:
 def test_a_token_that_names_no_list_is_refused(listed: Gateway, names: Any) -> None:
     answer = ask(listed, may(names))
     assert answer.status_code == 401 and "`org.may` is missing, or no list of models" in answer.text
+
+
+def test_without_teams_a_list_is_all_that_a_token_may(make_gateway: Make) -> None:
+    entries = (KeyPlan("jwt::big", models=("org/large",)),)
+    plan = replace(jwt_plan("rsa"), team_claim=None, entries=entries, models_claim="roles", lists=("big",))
+    gateway = make_gateway(jwt=plan)
+    own = token(team=None, roles=["big"])
+    assert [ask(gateway, own, name).status_code for name in ("org/large", "small")] == [200, 404]
+    assert ask(gateway, token(team=None)).status_code == 401
