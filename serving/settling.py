@@ -317,10 +317,14 @@ class Settling:
 
     def _share(self, text: str) -> None:
         now = time.monotonic()
-        if text not in (self._written, "{}") and now >= self._next_write:
+        budgets = any(
+            any(one.budgets) for known in list(self._gateways.values()) for one in list(known.askers.values())
+        )
+        # Where nobody ever had a budget nobody reads the sums. Where somebody had one, those of the last minutes count.
+        if (budgets or self._seeded) and text not in (self._written, "{}") and now >= self._next_write:
             self._store.put(self._replica, text)
             self._written, self._next_write = text, now + len(text) / BYTES_PER_S
-        if not any(any(one.budgets) for known in list(self._gateways.values()) for one in list(known.askers.values())):
+        if not budgets:
             return
         if not self._seeded:
             self._seed()

@@ -41,6 +41,6 @@ def logged(log: Path, request_id: str) -> dict[str, Any]:
 
     def look() -> dict[str, Any] | None:
         entries = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
-        return next((entry for entry in entries if entry["request_id"] == request_id), None)
+        return next((entry for entry in entries if entry.get("request_id") == request_id), None)
 
     return wait_until(look, what=f"a log entry for {request_id}") or {}

@@ -19,6 +19,8 @@ TEAMS_MAP = "teams.map"
 LUA = "gateway.lua"
 SETTLE_LUA = "settle.lua"
 CHAT = "chat.html"
+#: HAProxy's section for names that are looked up while it runs.
+RESOLVERS = "cluster"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Runtime:
     HTTP server only while a model has no replica. With `pods` these are ports of the pods that the upstream's name has
     in DNS, of which so many are looked at. At `door_bind` whoever comes is a load balancer or an Ingress, which
     says the client's address in X-Forwarded-For; `door_idle_s` is how long it keeps a silent connection. `told_at` is
-    where replicas reach `metrics_bind`, `host:port` in HAProxy's log format; without it, there.
+    where replicas reach `metrics_bind`, `host:port` in HAProxy's log format; without it, there. Each
+    `jwks_interval_s` seconds it asks the tokens' issuer for its keys, by TLS with the authorities in `ca_file`.
     """
 
     bind: str
@@ -53,6 +56,8 @@ class Runtime:
     door_bind: str | None = None
     door_idle_s: int = 0
     told_at: str | None = None
+    jwks_interval_s: float = 60
+    ca_file: str = "/etc/ssl/certs/ca-certificates.crt"
 
     @property
     def settle_address(self) -> str:

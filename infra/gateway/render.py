@@ -66,7 +66,8 @@ def render(
     texts |= {files.CHAT: _own(files.CHAT)} if gateway.chat else {}
     if homes := maps.homes_map(gateway):
         texts[files.HOMES_MAP] = homes
-    texts |= jwt.texts(gateway)
+    if gateway.jwt:
+        texts |= {jwt.LUA: _own(jwt.LUA), **jwt.texts(gateway.jwt)}
     if gateway.entries:
         texts[files.ACCESS_MAP] = access.access_map(gateway)
     if gateway.teams:
@@ -121,9 +122,16 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str], u
     ]
     slots = bodies_at_once(gateway, runtime)
     sections = [
-        _global(gateway, runtime, buffer=BUFFER, most=runtime.max_connections, admin=runtime.admin_socket),
+        _global(
+            gateway,
+            runtime,
+            buffer=BUFFER,
+            most=runtime.max_connections,
+            admin=runtime.admin_socket,
+            more=jwt.loads(gateway, runtime),
+        ),
         _defaults(gateway, runtime),
-        _resolvers(runtime),
+        _resolvers(runtime, needed=runtime.resolve_names or jwt.asks(gateway)),
         _pods(runtime, upstream),
         _section("frontend api", frontend),
         *(_model(route, servers[route.slug], runtime, one_queue(gateway, route)) for route in gateway.routes),
@@ -134,6 +142,7 @@ def _first(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str], u
         _section("backend limits", [LIMITS_TABLE]),
         _section("backend teams", [LIMITS_TABLE]) if gateway.teams else None,
         *(_section(f"backend {name}", [table]) for name, table in budgets.tables(gateway)),
+        _section("listen issuer", jwt.issuer(gateway, runtime)) if jwt.asks(gateway) else None,
         _metrics(runtime.metrics_bind, gateway.routes, [*KEY_METRICS_RULES, *budgets.hear(gateway)]),
     ]
     return _text(sections)
@@ -178,7 +187,7 @@ def _second(gateway: GatewayPlan, runtime: Runtime, servers: Mapping[str, str], 
             admin=runtime.bodies_admin_socket,
         ),
         _defaults(gateway, runtime),
-        _resolvers(runtime),
+        _resolvers(runtime, needed=runtime.resolve_names),
         _pods(runtime, upstream),
         _section("frontend bodies", frontend),
         *(_model(route, servers[route.slug], runtime) for route in gateway.routes),
@@ -192,7 +201,9 @@ def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
     return max(4, runtime.bodies_memory_mib // (2 * gateway.settings.max_body_mib))
 
 
-def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str) -> str:
+def _global(
+    gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str, more: Sequence[str] = ()
+) -> str:
     lines = [
         f"maxconn {most}",
         # Two processes on one port would silently share its connections; a reload hands the sockets over instead.
@@ -207,6 +218,7 @@ def _global(gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, a
         f"lua-load-per-thread {runtime.folder}/{files.LUA}"
         + (" {} {}".format(*runtime.replica_ports) if runtime.pods and runtime.replica_ports else ""),
         *([f"lua-load {runtime.folder}/{files.SETTLE_LUA}"] if gateway.settles else []),
+        *more,
     ]
     if runtime.pods is not None:
         # For `gateway.lua`, which asks ports that are closed: a second time, after a second, would be too late.
@@ -241,12 +253,12 @@ def _defaults(gateway: GatewayPlan, runtime: Runtime) -> str:
     )
 
 
-def _resolvers(runtime: Runtime) -> str | None:
-    if not runtime.resolve_names:
+def _resolvers(runtime: Runtime, *, needed: bool) -> str | None:
+    if not needed:
         return None
     # By default an answer has room for 28 addresses, and one that is cut is none.
     room = ["accepted_payload_size 8192"] if runtime.pods is not None else []
-    return _section("resolvers cluster", ["parse-resolv-conf", *room, "hold valid 10s"])
+    return _section(f"resolvers {files.RESOLVERS}", ["parse-resolv-conf", *room, "hold valid 10s"])
 
 
 def _pods(runtime: Runtime, upstream: str) -> str | None:
@@ -254,14 +266,14 @@ def _pods(runtime: Runtime, upstream: str) -> str | None:
     if runtime.pods is None:
         return None
     return _section(
-        "backend pods", [f"server-template pod- {runtime.pods} {upstream} resolvers cluster init-addr none"]
+        "backend pods", [f"server-template pod- {runtime.pods} {upstream} resolvers {files.RESOLVERS} init-addr none"]
     )
 
 
 def _server(upstream: str, runtime: Runtime, options: str = "") -> str:
     if runtime.pods is not None:  # a name with an address for each pod
-        return f"server-template serve- {SERVE_PODS} {upstream} resolvers cluster init-addr none{options}"
-    resolve = " resolvers cluster init-addr last,libc,none" if runtime.resolve_names else ""
+        return f"server-template serve- {SERVE_PODS} {upstream} resolvers {files.RESOLVERS} init-addr none{options}"
+    resolve = f" resolvers {files.RESOLVERS} init-addr last,libc,none" if runtime.resolve_names else ""
     return f"server serve {upstream}{resolve}{options}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import ssl
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,4 +127,5 @@ def gateway_runtime(folder: str, port: int, metrics_port: int, serve_port: int |
         metrics_bind=f"127.0.0.1:{metrics_port}",
         threads=1,
         replica_ports=None if serve_port is None else replica_ports(serve_port),
+        ca_file=ssl.get_default_verify_paths().cafile or "@system-ca",
     )

@@ -59,6 +59,7 @@ def egress_plan(stack: LoadedStack, models: Sequence[LoadedModel]) -> EgressPlan
         mirror=(*storage, *([internet] if from_elsewhere else []), *_kms(stack)),
         api=_api(stack),
         aws=(public("aws", HTTPS), Way("aws", PRIVATE, (HTTPS,)), _CREDENTIALS) if config.target.makes_cluster else (),
+        issuer=_issuer(stack),
         collector=(collector.namespace, collector.port) if collector and collector.namespace else None,
     )
 
@@ -118,6 +119,14 @@ def _storage(stack: LoadedStack) -> list[Way]:
         return [*known, Way("storage", PRIVATE)]
     # An interface endpoint of S3 has private addresses, and only AWS knows whether an existing network has one.
     return [*known, Way("storage", PRIVATE, (HTTPS,))] if config.network.vpc_id else known
+
+
+def _issuer(stack: LoadedStack) -> tuple[Way, ...]:
+    """Where the gateway reads the keys of tokens; only its owner knows whether its name has private addresses."""
+    jwt = stack.config.jwt
+    if jwt is None or not jwt.asks_issuer:
+        return ()
+    return (public("issuer", jwt.jwks_port), Way("issuer", PRIVATE, (jwt.jwks_port,)))
 
 
 def _kms(stack: LoadedStack) -> list[Way]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -15,7 +15,7 @@ from modelfleet.infra.planning.plan import (
     JwtPlan,
     KeyPlan,
 )
-from modelfleet.infra.stack import LoadedStack
+from modelfleet.infra.stack import LoadedStack, StackConfig
 from modelfleet.infra.stack.keys import Allowance, Budget
 from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.validation import near
@@ -27,7 +27,6 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
     plans = []
     for name, key in sorted(config.keys.items()):
         team = config.teams[key.team] if key.team else None
-        globs = [one for one in (key.models, team.models if team else None) if one is not None]
         plans.append(
             KeyPlan(
                 name=name,
@@ -36,7 +35,7 @@ def key_plans(stack: LoadedStack, names: Sequence[str]) -> tuple[KeyPlan, ...]:
                 concurrent_requests=key.concurrent_requests or config.gateway.concurrent_requests,
                 budget=_budget(key.budget),
                 team=key.team,
-                models=tuple(sorted(one for one in names if _in_all(one, globs))) if globs else None,
+                models=_names(names, [key.models, team.models if team else None]),
                 ends_at=key.ends_at,
             )
         )
@@ -51,16 +50,27 @@ def jwt_plan(stack: LoadedStack, names: Sequence[str], keys: Sequence[JwtKey]) -
     teams = sorted(stack.config.teams) if jwt.team_claim else [None]
     entries = tuple(
         KeyPlan(
-            name=f"{JWT_PREFIX}{team or ''}",
+            name=f"{JWT_PREFIX}{team or ''}" + (f":{one}" if one else ""),
             requests_per_minute=gateway.requests_per_minute,
             tokens_per_minute=gateway.tokens_per_minute,
             concurrent_requests=gateway.concurrent_requests,
             team=team,
-            models=_names(names, stack.config.teams[team].models) if team else None,
+            models=_names(names, [stack.config.teams[team].models if team else None, jwt.models.get(one or "")]),
         )
         for team in teams
+        for one in jwt.models or [None]
     )
-    return JwtPlan(jwt.issuer, jwt.audience, jwt.name_claim, jwt.team_claim, tuple(keys), entries)
+    return JwtPlan(
+        jwt.issuer,
+        jwt.audience,
+        jwt.name_claim,
+        jwt.team_claim,
+        tuple(keys),
+        tuple(one for one in entries if one.models != ()),
+        jwks=jwt.jwks if jwt.asks_issuer else None,
+        models_claim=jwt.models_claim,
+        lists=tuple(jwt.models),
+    )
 
 
 def jwt_findings(stack: LoadedStack) -> list[Finding]:
@@ -77,8 +87,10 @@ def jwt_findings(stack: LoadedStack) -> list[Finding]:
     return findings
 
 
-def _names(names: Sequence[str], globs: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if globs is None else tuple(sorted(one for one in names if _in_all(one, [globs])))
+def _names(names: Sequence[str], globs: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
+    """Those that match one of each list; None where there is no list."""
+    given = [one for one in globs if one is not None]
+    return tuple(sorted(one for one in names if _in_all(one, given))) if given else None
 
 
 def team_plans(stack: LoadedStack) -> tuple[AllowancePlan, ...]:
@@ -156,8 +168,7 @@ def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
     findings = [
         *jwt_findings(stack),
         *_unknown_teams(stack),
-        *(one for name, key in config.keys.items() for one in _unmatched(stack, "keys", name, key, names)),
-        *(one for name, team in config.teams.items() for one in _unmatched(stack, "teams", name, team, names)),
+        *(one for path, globs in _globs(config) for one in _unmatched(stack, path, globs, names)),
     ]
     if config.auth == "none":
         return findings + [
@@ -171,7 +182,17 @@ def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
             for plan in key_plans(stack, names)
             if plan.models == ()
         ]
+        findings += _unused_lists(stack, names)
     return findings + _without_secret(stack)
+
+
+def _unused_lists(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
+    jwt = jwt_plan(stack, names, ())
+    return [
+        stack.finding(("jwt", "models", name), "and those of each team have no model in common")
+        for name in (jwt.lists if jwt else ())
+        if jwt and not any(entry.name.endswith(f":{name}") for entry in jwt.entries)
+    ]
 
 
 def _unknown_teams(stack: LoadedStack) -> list[Finding]:
@@ -201,12 +222,20 @@ def _without_secret(stack: LoadedStack) -> list[Finding]:
     ]
 
 
-def _unmatched(
-    stack: LoadedStack, section: str, name: str, allowance: Allowance, names: Sequence[str]
-) -> list[Finding]:
+def _globs(config: StackConfig) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:
+    """Every list of models in the sections for keys, with its place in the file."""
+    sections: dict[str, Mapping[str, Allowance]] = {"keys": config.keys, "teams": config.teams}
+    for section, given in sections.items():
+        for name, one in given.items():
+            yield (section, name, "models"), one.models or ()
+    for name, globs in (config.jwt.models if config.jwt else {}).items():
+        yield ("jwt", "models", name), globs
+
+
+def _unmatched(stack: LoadedStack, path: tuple[str, ...], globs: Sequence[str], names: Sequence[str]) -> list[Finding]:
     return [
-        stack.finding((section, name, "models", index), f"found {glob!r}, which matches no model; {near(glob, names)}")
-        for index, glob in enumerate(allowance.models or ())
+        stack.finding((*path, index), f"found {glob!r}, which matches no model; {near(glob, names)}")
+        for index, glob in enumerate(globs)
         if not any(fnmatchcase(one, glob) for one in names)
     ]
 

@@ -323,6 +323,8 @@ class EgressPlan:
     mirror: tuple[Way, ...]
     api: tuple[Way, ...]
     aws: tuple[Way, ...]
+    #: Of the gateway, to the issuer of tokens.
+    issuer: tuple[Way, ...] = ()
     #: The namespace and TCP port to which replicas send traces, where that is in the cluster.
     collector: tuple[str, int] | None = None
 
@@ -588,7 +590,9 @@ class JwtKey:
 class JwtPlan:
     """Whose tokens the gateway takes, what they say who asks and in which team, and the keys to verify them.
 
-    `entries` are what tokens may: one for each team (`jwt:<team>`), or one for all of them (`jwt:`).
+    `entries` are what tokens may: one for each team (`jwt:<team>`), or one for all of them (`jwt:`). Where tokens name
+    lists of models, of which the first one of `lists` counts, there is one for each team and list
+    (`jwt:<team>:<list>`) that have a model in common.
     """
 
     issuer: str
@@ -597,6 +601,10 @@ class JwtPlan:
     team_claim: str | None
     keys: tuple[JwtKey, ...]
     entries: tuple[KeyPlan, ...]
+    #: Where the issuer publishes its keys, https://…; None where they are in a file of the project.
+    jwks: str | None = None
+    models_claim: str | None = None
+    lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from modelfleet.infra.names import POOL_LABEL, STACK_LABEL
+from modelfleet.infra.reading.aws_errors import plain_setup_errors
 from modelfleet.serving.config.errors import SetupError
 
 #: Cost Explorer's one endpoint in each partition.
@@ -18,6 +19,11 @@ API_REGION = "us-east-1"
 #: https://docs.aws.amazon.com/cost-management/latest/userguide/ce-filtering.html
 SERVICE = "Amazon Elastic Compute Cloud - Compute"
 
+#: Where it refuses.
+FIX = (
+    "allow ce:GetCostAndUsage, and in AWS Organizations have the management account open Cost Explorer to this account"
+)
+
 
 def cost_by_pool(
     stack: str, region: str, first: date, end: date, *, profile: str | None = None, client: Any = None
@@ -27,8 +33,6 @@ def cost_by_pool(
     Under the empty name is what has the stack's tag and no pool's. The cost is unblended: what each machine was billed
     with. Raises `SetupError` where Cost Explorer is not there for us.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     asked: dict[str, Any] = {
         "TimePeriod": {"Start": first.isoformat(), "End": end.isoformat()},
         "Granularity": "DAILY",
@@ -42,7 +46,7 @@ def cost_by_pool(
         "GroupBy": [{"Type": "TAG", "Key": POOL_LABEL}],
     }
     found: dict[str, Decimal] = defaultdict(Decimal)
-    try:
+    with plain_setup_errors(f"the bill of stack {stack}", FIX, service="Cost Explorer"):
         asking = client or _client(region, profile)
         while True:
             answer = asking.get_cost_and_usage(**asked)
@@ -55,14 +59,6 @@ def cost_by_pool(
             if not (token := answer.get("NextPageToken")):
                 return dict(found)
             asked["NextPageToken"] = token
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "unknown")
-        raise SetupError(
-            f"Cost Explorer returned {code}; allow ce:GetCostAndUsage, and in AWS Organizations have the management "
-            "account open Cost Explorer to this account"
-        ) from None
-    except BotoCoreError as error:
-        raise SetupError(f"Cost Explorer: {str(error).splitlines()[0][:200]}") from None
 
 
 def _client(region: str, profile: str | None) -> Any:

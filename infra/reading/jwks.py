@@ -14,9 +14,14 @@ from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, SetupError, Severity
 
 TIMEOUT_S: Final = 10.0
-MOST_BYTES: Final = 1 << 20
+#: As in `infra/gateway/jwks.lua`, which reads the same key sets while the gateway runs.
+MOST_BYTES: Final = 1 << 18
+MOST_KEYS: Final = 64
 #: Fewer bits are no protection (RFC 7518, 3.3).
 FEWEST_BITS: Final = 2048
+#: More cost too much time for each token.
+MOST_BITS: Final = 8192
+MOST_EXPONENT_BITS: Final = 32
 RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 CURVES: Final[Mapping[str, str]] = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
 #: A key id becomes a word of HAProxy's maps, between `|` and a blank.
@@ -41,7 +46,7 @@ def read_jwks(
     jwt = stack.config.jwt
     if jwt is None:
         return (), []
-    if jwt.jwks.startswith("https://") and not (network or needed):
+    if jwt.asks_issuer and not (network or needed):
         message = f"the issuer's keys are read when {stack.name} is deployed, not now"
         return (), [stack.finding(("jwt", "jwks"), message, Severity.NOTICE)]
     try:
@@ -88,7 +93,7 @@ def _text(where: str, root: Path) -> bytes:
 def keys_of(data: bytes) -> tuple[tuple[JwtKey, ...], list[str]]:
     """The usable keys of a key set, sorted by id, and why others are left out; raises `JwksError` for what is none."""
     if len(data) > MOST_BYTES:
-        raise JwksError(f"has more than {MOST_BYTES >> 20} MiB")
+        raise JwksError(f"has more than {MOST_BYTES >> 10} KiB")
     try:
         keys = json.loads(data)["keys"]
         if not isinstance(keys, list):
@@ -107,6 +112,8 @@ def keys_of(data: bytes) -> tuple[tuple[JwtKey, ...], list[str]]:
             raise JwksError(f"has two keys with the id {made.kid}")
         if made is not None:
             found[made.kid] = made
+    if len(found) > MOST_KEYS:
+        raise JwksError(f"has more than {MOST_KEYS} keys")
     return tuple(found[kid] for kid in sorted(found)), left_out
 
 
@@ -144,6 +151,11 @@ def _rsa(n: int, e: int) -> str:
 
     if n.bit_length() < FEWEST_BITS:
         raise ValueError(f"has {n.bit_length()} bits, and fewer than {FEWEST_BITS} are no protection")
+    if n.bit_length() > MOST_BITS or e.bit_length() > MOST_EXPONENT_BITS:
+        raise ValueError(
+            f"has {n.bit_length()} bits and an exponent of {e.bit_length()}; "
+            f"allowed are {MOST_BITS} and {MOST_EXPONENT_BITS}"
+        )
     return _pem(RSAPublicNumbers(e, n).public_key())
 
 

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modelfleet.infra.names import USAGE
-from modelfleet.serving.config.errors import Finding, SetupError
+from modelfleet.infra.reading.aws_errors import plain_setup_errors
+from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.node_hours import NODES
 
 #: Objects that are fetched at a time: one takes some 20 ms, nearly all of it waiting.
@@ -35,18 +36,9 @@ def fetch_usage(
     Returns the object of each file, by the file's path. An object that cannot be unpacked is one more of `faults`, and
     its file has what could be. Raises `SetupError` where the bucket cannot be read.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
+    fix = f"allow s3:ListBucket of it and s3:GetObject of {USAGE}/*, and kms:Decrypt with its key"
+    with plain_setup_errors(f"s3://{bucket}/{prefix}", fix):
         return _fetched(s3 or _client(region, profile), bucket, prefix, since, folder, faults)
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "unknown")
-        raise SetupError(
-            f"s3://{bucket}/{prefix}: S3 returned {code}; allow s3:ListBucket of it and s3:GetObject of {USAGE}/*, "
-            "and kms:Decrypt with its key"
-        ) from None
-    except BotoCoreError as error:
-        raise SetupError(f"s3://{bucket}/{prefix}: {str(error).splitlines()[0][:200]}") from None
 
 
 def _client(region: str | None, profile: str | None) -> Any:

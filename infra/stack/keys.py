@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -27,6 +28,11 @@ ModelGlob = Annotated[
 ]
 
 
+#: An address becomes words of HAProxy's configuration, and a file's name is a path of the project.
+JWKS_PATTERN = (
+    r"^(https://[A-Za-z0-9.-]+(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}))?(/[\x21\x23-\x26\x28-\x5b\x5d-\x7e]*)?"
+    r"|(?!/)[A-Za-z0-9._/-]+\.json)\Z"
+)
 Claim = Annotated[
     str, Matching(r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z", "a claim's name, such as sub or org.team")
 ]
@@ -120,12 +126,36 @@ class Jwt(StackSection):
     ] = Field(description="The `aud` of tokens for this service.")
     jwks: Annotated[
         str,
-        Matching(r"^(https://\S+|(?!/)[A-Za-z0-9._/-]+\.json)\Z", "an https:// URL, or a .json file of the project"),
+        Matching(JWKS_PATTERN, "an https:// URL of a host by name, or a .json file of the project"),
     ] = Field(description="The issuer's key set: `jwks_uri` of its /.well-known/openid-configuration, or a file.")
     name_claim: Claim = Field("sub", description="Who it is, in usage, logs and limits: `jwt:` and this claim.")
     team_claim: Claim | None = Field(
         None, description="One of `teams`, whose models and limits it has; default: all models, no team."
     )
+    models_claim: Claim | None = Field(
+        None, description="Names of lists in `models`, as text or a list; default: all models of its team."
+    )
+    models: dict[KeyName, Annotated[list[ModelGlob], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Models by what `modelsClaim` may say. The first of them that a token names is its list.",
+    )
+
+    @model_validator(mode="after")
+    def lists_have_a_claim(self) -> Self:
+        """Neither without the other."""
+        if (self.models_claim is None) != (not self.models):
+            raise ValueError("name both modelsClaim and models, or neither")
+        return self
+
+    @property
+    def asks_issuer(self) -> bool:
+        """Whether the keys are the issuer's own, and no file."""
+        return self.jwks.startswith("https://")
+
+    @property
+    def jwks_port(self) -> int:
+        """Where the issuer listens."""
+        return urlsplit(self.jwks).port or 443
 
 
 Keys = dict[KeyName, ApiKey]

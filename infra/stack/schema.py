@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -18,7 +19,7 @@ from modelfleet.infra.stack.keys import Jwt, Keys, Teams
 from modelfleet.infra.stack.section import StackSection
 from modelfleet.infra.stack.target import TARGETS, Target, TargetName
 from modelfleet.serving.config.accelerators import accelerators
-from modelfleet.serving.config.cron import begins_with_another, known_zone, minutes_of_week
+from modelfleet.serving.config.cron import TimeZone, WeeklyCron, begin_apart
 from modelfleet.serving.config.signer import Signer
 from modelfleet.serving.config.validation import KeyFault, Matching
 
@@ -554,20 +555,13 @@ class Trust(StackSection):
 class StackScheduleEntry(StackSection):
     """From when on which bounds hold for all models."""
 
-    cron: str = Field(description="When it begins, every week: minute, hour, `*`, `*`, weekday.")
+    cron: WeeklyCron = Field(description="When it begins, every week: minute, hour, `*`, `*`, weekday.")
     min_replicas: NonNegativeInt | None = Field(
         None, description="No model has more as its fewest from then on; default each model's own. 0: they may sleep."
     )
     max_replicas: PositiveInt | None = Field(
         None, description="No model has more replicas from then on; default each model's own."
     )
-
-    @field_validator("cron")
-    @classmethod
-    def cron_repeats_every_week(cls, value: str) -> str:
-        """Refuses what is not the same every week."""
-        minutes_of_week(value)
-        return value
 
     @model_validator(mode="after")
     def fewest_are_at_most_most(self) -> Self:
@@ -580,23 +574,10 @@ class StackScheduleEntry(StackSection):
 class StackSchedule(StackSection):
     """Bounds of all models by the time of the week, such as none at night. A model's own schedule goes on below."""
 
-    time_zone: str = Field(description="Whose clock counts, in summer and winter, such as Europe/Berlin.")
-    entries: list[StackScheduleEntry] = Field(
+    time_zone: TimeZone = Field(description="Whose clock counts, in summer and winter, such as Europe/Berlin.")
+    entries: Annotated[list[StackScheduleEntry], AfterValidator(begin_apart)] = Field(
         min_length=1, description="Of all entries the one that began last counts, at any time."
     )
-
-    @field_validator("time_zone")
-    @classmethod
-    def zone_is_known(cls, value: str) -> str:
-        """Refuses what the IANA database does not have."""
-        return known_zone(value)
-
-    @model_validator(mode="after")
-    def entries_begin_apart(self) -> Self:
-        """Of two that begin in the same minute nobody knows which counts."""
-        if both := begins_with_another([one.cron for one in self.entries]):
-            raise KeyFault("entries", both)
-        return self
 
 
 class Gateway(StackSection):

@@ -7,7 +7,10 @@ travel to Serve's controller, which has no library (`serving/scaling.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Protocol, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from pydantic import AfterValidator
 
 from modelfleet.serving.config.validation import near, shown
 
@@ -16,6 +19,13 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 #: cron counts from Sunday, as 0 and as 7.
 _NUMBERS = {**{name: number for number, name in enumerate(DAYS, 1)}, "sun": 0}
 FORM = "minute hour * * weekday, such as '0 20 * * mon-fri'"
+
+
+class _Begins(Protocol):
+    cron: str
+
+
+Entry = TypeVar("Entry", bound=_Begins)
 
 
 def minutes_of_week(line: str) -> tuple[int, ...]:
@@ -43,6 +53,13 @@ def begins_with_another(lines: Sequence[str]) -> str | None:
                 return f"entries {taken[minute]} and {number} both begin {clock(minute)}; move one of them by a minute"
             taken[minute] = number
     return None
+
+
+def begin_apart(entries: list[Entry]) -> list[Entry]:
+    """`entries`; raises ValueError where two begin in the same minute, of which nobody knows which counts."""
+    if both := begins_with_another([one.cron for one in entries]):
+        raise ValueError(both)
+    return entries
 
 
 def clock(minute: int) -> str:
@@ -78,6 +95,11 @@ def _plain(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 4
 
 
+def _weekly(line: str) -> str:
+    minutes_of_week(line)
+    return line
+
+
 def known_zone(name: str) -> str:
     """`name`; raises ValueError unless it is a time zone of the IANA database, with a similar one."""
     try:
@@ -87,3 +109,8 @@ def known_zone(name: str) -> str:
             f"found {shown(name)}, which is no time zone; {near(name, available_timezones())}, e.g. Europe/Berlin"
         ) from None
     return name
+
+
+#: The two texts of a schedule, in model and stack files.
+WeeklyCron = Annotated[str, AfterValidator(_weekly)]
+TimeZone = Annotated[str, AfterValidator(known_zone)]

@@ -6,13 +6,13 @@ see them (`rayllm/legacy.py`). Every field's description becomes the reference i
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from modelfleet.serving.config.accelerators import CPU, accelerator_of, known_gpus, resource_name
 from modelfleet.serving.config.catalogs import serve_options
-from modelfleet.serving.config.cron import begins_with_another, known_zone, minutes_of_week
+from modelfleet.serving.config.cron import TimeZone, WeeklyCron, begin_apart
 from modelfleet.serving.config.engine_schema import (
     AzureMirrorConfig,
     EngineConfig,
@@ -81,7 +81,7 @@ POLICY_TARGETS = {"time_to_first_token": "target_ttft_s", "kv_use": "target_kv_u
 class ScheduleEntry(Section):
     """From when on a model has which bounds."""
 
-    cron: str = Field(
+    cron: WeeklyCron = Field(
         description="When it begins, every week: minute, hour, `*`, `*`, weekday.", examples=["0 8 * * mon-fri"]
     )
     min_replicas: Replicas | None = Field(
@@ -91,36 +91,16 @@ class ScheduleEntry(Section):
         None, description="Most replicas from then on; default the model's own.", examples=[8]
     )
 
-    @field_validator("cron")
-    @classmethod
-    def cron_repeats_every_week(cls, value: str) -> str:
-        """Refuses what is not the same every week."""
-        minutes_of_week(value)
-        return value
-
 
 class Schedule(Section):
     """A model's bounds by the time of the week."""
 
-    time_zone: str = Field(description="Whose clock counts, in summer and winter.", examples=["Europe/Berlin"])
-    entries: list[ScheduleEntry] = Field(
+    time_zone: TimeZone = Field(description="Whose clock counts, in summer and winter.", examples=["Europe/Berlin"])
+    entries: Annotated[list[ScheduleEntry], AfterValidator(begin_apart)] = Field(
         min_length=1,
         description="Of all entries the one that began last counts, at any time.",
         examples=[[{"cron": "0 8 * * mon-fri", "min_replicas": 2}, {"cron": "0 20 * * *", "min_replicas": 0}]],
     )
-
-    @field_validator("time_zone")
-    @classmethod
-    def zone_is_known(cls, value: str) -> str:
-        """Refuses what the IANA database does not have."""
-        return known_zone(value)
-
-    @model_validator(mode="after")
-    def entries_begin_apart(self) -> Self:
-        """Of two that begin in the same minute nobody knows which counts."""
-        if both := begins_with_another([one.cron for one in self.entries]):
-            raise KeyFault("entries", both)
-        return self
 
 
 class AutoscalingConfig(Section):

@@ -119,7 +119,7 @@ Make = Callable[..., Gateway]
 
 @pytest.fixture(scope="session")
 def make_gateway() -> Iterator[Make]:
-    """Start gateways with their own backend; all end with the session."""
+    """Start gateways with their own backend, `at` other addresses or files; all end with the session."""
     started: list[Gateway] = []
     folders: list[str] = []
 
@@ -129,6 +129,7 @@ def make_gateway() -> Iterator[Make]:
         replica_ports: tuple[int, int] | None = None,
         pods: int | None = None,
         dns: int | None = None,
+        at: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Gateway:
         folder = tempfile.mkdtemp(prefix="gateway-")
@@ -146,6 +147,7 @@ def make_gateway() -> Iterator[Make]:
             pods=pods,
             resolve_names=pods is not None,
         )
+        runtime = replace(runtime, **(at or {}))
         backend = Backend(free_port(), down=set(down)).start()
         gateway = Gateway(changed(PLAN, changes), runtime, backend, Path(folder) / "gateway.log", keys, dns=dns)
         started.append(gateway)

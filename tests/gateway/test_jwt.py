@@ -264,3 +264,73 @@ def test_a_rotated_key_is_taken_after_a_reload_and_the_old_one_no_more(make_gate
     assert [ask(gateway, one).status_code for one in (old, new)] == [200, 401]
     gateway.change(jwt=replace(plan, keys=jwt_plan("P-256").keys))
     assert [ask(gateway, one).status_code for one in (old, new)] == [401, 200]
+
+
+@pytest.fixture(scope="module")
+def listed(make_gateway: Make) -> Gateway:
+    """Tokens name lists of models beside their team. `web` may use the small model alone, whatever they say."""
+    entries = (
+        KeyPlan("jwt:web:ml.basic", team="web", models=("small",)),
+        KeyPlan("jwt:all:ml.basic", team="all", models=("small",)),
+        KeyPlan("jwt:all:big", team="all", models=("org/large", "org/large-lora")),
+    )
+    plan = replace(jwt_plan("rsa"), entries=entries, models_claim="org.may", lists=("big", "ml.basic"))
+    return make_gateway(jwt=plan, teams=(AllowancePlan("all"), AllowancePlan("web")))
+
+
+def may(names: Any, team: str = "all") -> str:
+    return token(team=team, org={"may": names})
+
+
+@pytest.mark.parametrize(
+    ("names", "models"),
+    [
+        ("ml.basic", ["small"]),
+        (["x", "ml.basic"], ["small"]),
+        (["ml.basic", "big"], ["org/large", "org/large-lora"]),
+        (["x"] * 200 + ["big"], ["org/large", "org/large-lora"]),
+    ],
+)
+def test_a_token_has_the_first_list_of_models_that_it_names(listed: Gateway, names: Any, models: list[str]) -> None:
+    own = may(names)
+    assert [one["id"] for one in listed.get("/v1/models", own).json()["data"]] == models
+    asked = {name: ask(listed, own, name).status_code for name in ("small", "org/large", "org/large-lora")}
+    assert asked == {name: 200 if name in models else 404 for name in asked}
+
+
+def test_a_list_opens_nothing_that_the_team_may_not(listed: Gateway) -> None:
+    assert ask(listed, may("ml.basic", "web")).status_code == 200
+    answer = ask(listed, may("big", "web"), "org/large")
+    assert answer.status_code == 401 and "its team may use none of its models" in answer.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        None,
+        "",
+        "other",
+        "big ml.basic",
+        "bigger",
+        "mlxbasic",
+        "big\n",
+        [],
+        ['x"big"', 'a,"big",b', "big "],
+        {"big": 1},
+        True,
+        7,
+    ],
+    ids=range(12),
+)
+def test_a_token_that_names_no_list_is_refused(listed: Gateway, names: Any) -> None:
+    answer = ask(listed, may(names))
+    assert answer.status_code == 401 and "`org.may` is missing, or no list of models" in answer.text
+
+
+def test_without_teams_a_list_is_all_that_a_token_may(make_gateway: Make) -> None:
+    entries = (KeyPlan("jwt::big", models=("org/large",)),)
+    plan = replace(jwt_plan("rsa"), team_claim=None, entries=entries, models_claim="roles", lists=("big",))
+    gateway = make_gateway(jwt=plan)
+    own = token(team=None, roles=["big"])
+    assert [ask(gateway, own, name).status_code for name in ("org/large", "small")] == [200, 404]
+    assert ask(gateway, token(team=None)).status_code == 401

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from modelfleet.infra.gateway import render_key_map
 from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.secrets import gateway_keys
 from modelfleet.infra.kubernetes.names import REPLICA_PORTS, SERVE_PORT, SERVE_SERVICE
 from tests.cluster.fleet import model, planned
 from tests.nodes.life import cordon, drain, on
@@ -42,6 +44,7 @@ async def answer(reader, writer):
                 writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s" % (len(said), said))
                 break
             asked[writer.get_extra_info("sockname")[1]] += 1
+            print(*(line for line in lines if line.startswith("x-modelfleet-settle:")), flush=True)
             ticks = json.loads(await reader.readexactly(length))["max_tokens"]
             writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n")
             for tick in range(ticks):
@@ -65,7 +68,7 @@ CLIENT = """
 import asyncio, sys
 streams, ticks = int(sys.argv[1]), int(sys.argv[2])
 body = b'{"model": "org/one", "stream": true, "max_tokens": %d, "prompt": "x"}' % ticks
-request = b"POST /v1/completions HTTP/1.1\\r\\nHost: gateway\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s" % (len(body), body)
+request = b"POST /v1/completions HTTP/1.1\\r\\nHost: gateway\\r\\nAuthorization: Bearer sk-one-0123456789abcdef\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n%s" % (len(body), body)
 opened = 0
 async def stream():
     global opened
@@ -83,6 +86,18 @@ async def main():
     whole = await asyncio.gather(*(stream() for _ in range(streams)), return_exceptions=True)
     print("whole", sum(one is True for one in whole), [repr(one) for one in whole if one is not True][:3], flush=True)
 asyncio.run(main())
+"""
+#: The key that the client shows.
+KEY = "sk-one-0123456789abcdef"
+#: Tells a gateway what a request took, and prints its answer; 000 for none. Policies hear of a new pod a moment late.
+TELL = """
+for _ in $(seq {tries}); do
+    sleep 2
+    code=$(curl -s -m 5 -o /dev/null -w '%{{http_code}}' -X POST -H 'x-modelfleet-secret: {secret}' \\
+        -H 'x-modelfleet-key: one' -H 'x-modelfleet-more: 1' -H 'x-modelfleet-less: 0' http://{address}/settle)
+    [ "$code" = 000 ] || break
+done
+echo "$code"
 """
 
 
@@ -151,11 +166,13 @@ class Gateway:
 def gateway(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     one = model("org/one", "CPU")
     one["deployment_config"]["max_ongoing_requests"] = 1000  # all streams of these tests at once
-    plan = planned(tmp_path_factory.mktemp("gateway"), [one], stack="gateway", pools=[POOL])
+    limit = {"auth": "keys", "apiKeys": {"one": {"secure": "v1:x"}}, "gateway": {"tokensPerMinute": 100_000_000}}
+    plan = planned(tmp_path_factory.mktemp("gateway"), [one], stack="gateway", pools=[POOL], **limit)
     wanted = {"Namespace", "PriorityClass", "ServiceAccount", "ConfigMap", "PodDisruptionBudget"}
     for manifest in everything(plan):
         if manifest["kind"] in wanted or manifest["metadata"]["name"] == "gateway":
             cluster.api.apply(manifest, manager=MANAGER, force=True)
+    cluster.api.apply(gateway_keys(plan, render_key_map({"one": KEY})), manager=MANAGER, force=True)
     pods = Pods(cluster, plan.namespace)
     pods.create(
         "server", "", container={"command": ["python3", "-c", SERVER]}, labels={"app": "server", **RAY}, **on(1)
@@ -179,6 +196,19 @@ def gateway(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     yield made
     cluster.api.delete("v1", "Namespace", plan.namespace)
+
+
+def test_a_replica_tells_the_gateway_that_asked_at_its_pods_own_address_and_nobody_else_may(gateway: Gateway) -> None:
+    """What the pod says of itself (`POD_IP`), heard by the server, and reached from a pod with the labels of Ray's."""
+    gateway.stream("told", 4, 1)
+    assert gateway.whole("told") == "whole 4 []"
+    said = [line.split()[1:] for line in gateway.pods.log("server").splitlines() if line.startswith("x-modelfleet-")]
+    address, secret, *budgets = said[-1]
+    pods = {pod["status"]["podIP"] for pod in gateway.running.values()}
+    assert address in {f"{ip}:8405" for ip in pods} and budgets == ["-", "-"]
+    assert gateway.pods.says(TELL.format(tries=30, secret=secret, address=address), labels=RAY) == "204"
+    assert gateway.pods.says(TELL.format(tries=30, secret="0" * 32, address=address), labels=RAY) == "403"
+    assert gateway.pods.says(TELL.format(tries=2, secret=secret, address=address)) == "000"
 
 
 def test_a_roll_under_200_open_streams_cuts_none(gateway: Gateway) -> None:

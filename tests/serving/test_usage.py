@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,12 @@ import requests
 
 from modelfleet.infra.gateway import Runtime, render
 from modelfleet.infra.local import haproxy
-from modelfleet.infra.planning.host_memory import with_host_memory
 from modelfleet.infra.planning.plan import AllowancePlan, BudgetPlan, GatewayPlan, KeyPlan, Route
 from modelfleet.infra.reading.usage import read_usage
 from modelfleet.infra.stack.schema import Gateway as Settings
-from modelfleet.serving.config.schema import ModelConfig
 from tests.ports import free_port
-from tests.serving.conftest import EAGER, model
 from tests.serving.metered import EACH_S
+from tests.serving.metering import metered_model, runtime_of, start_replica
 from tests.serving.tiny import END, START, make_adapter, make_thinking_model
 from tests.waiting import wait_until
 
@@ -44,7 +41,7 @@ class Metered:
     url: str
     port: int
     folder: Path
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     runtime: Runtime
 
     def post(self, path: str = "/v1/completions", key: str = ALICE, **body: Any) -> requests.Response:
@@ -102,25 +99,15 @@ def weights(tiny: Path, scratch: Path) -> tuple[Path, Path]:
 def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
     folder.mkdir()
     tiny, adapter = weights
-    engine = {
-        "lora": [{"name": ADAPTER, "source": str(adapter)}],
-        "engine_kwargs": {"dtype": "float32", "max_num_seqs": 8, **EAGER, "reasoning_parser": "deepseek_r1"},
-    }
-    config = with_host_memory(ModelConfig.model_validate(model(MODEL, tiny, engine=engine)), None, reserve=False)
-    (folder / "model.json").write_text(config.model_dump_json())
-    port, usage = free_port(), folder / "usage"
-    words = [sys.executable, "-m", "tests.serving.metered", folder / "model.json", tiny, adapter, usage, str(port)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log, text=True, start_new_session=True)
+    config = metered_model(MODEL, tiny, {ADAPTER: adapter}, reasoning_parser="deepseek_r1")
+    port, usage, log = free_port(), folder / "usage", folder / "log"
+    process = start_replica(config, tiny, adapter, usage, port, log)
     slug = config.slug
     plan = GatewayPlan(
         (Route(MODEL, slug, (MODEL, ADAPTER), answer_tokens=16),), "keys", Settings(),
         keys=(KeyPlan("alice", team="web"), KeyPlan("bob"), KeyPlan("carol", budget=BudgetPlan(BUDGET, "tokens", "day"))), teams=(AllowancePlan("web"),),
     )  # fmt: skip
-    runtime = Runtime(
-        bind=f"127.0.0.1:{free_port()}", folder=f"{folder}/files", run_folder=f"{folder}/run",
-        key_map=f"{folder}/run/keys.map", metrics_bind=f"127.0.0.1:{free_port()}", threads=1, bodies_memory_mib=256,
-    )  # fmt: skip
+    runtime = runtime_of(folder)
     haproxy.write(
         render(plan, runtime, upstream=f"127.0.0.1:{port}"), runtime, {"alice": ALICE, "bob": BOB, "carol": CAROL}
     )
@@ -128,7 +115,7 @@ def launched(folder: Path, weights: tuple[Path, Path]) -> Metered:
     (folder / "pids").write_text(json.dumps(made.__dict__))
 
     def answers() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        assert process.poll() is None, log.read_text()[-3000:]
         return requests.get(f"http://127.0.0.1:{port}/{slug}/health", timeout=20).ok
 
     wait_until(answers, what="vLLM answers", seconds=START_S, retry=requests.RequestException)

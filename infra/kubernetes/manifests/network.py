@@ -103,7 +103,7 @@ def network_policies(plan: Plan) -> list[Manifest]:
         _policy(plan, "ray", RAY_PODS, ingress=ray_ingress, egress=replicas),
         # What only the head needs; policies add up.
         _policy(plan, HEAD_ACCOUNT, HEAD_PODS, ingress=[], egress=[to_gateway, *_out(ways.head)]),
-        _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS]),
+        _policy(plan, GATEWAY, GATEWAY_PODS, ingress=gateway_ingress, egress=[to_serve, DNS, *_out(ways.issuer)]),
         copying,
     ]
     if plan.sealed_pools:

@@ -85,6 +85,7 @@ CASES = {
                 "org.team",
                 (JwtKey("2026-a", ("RS256",), PEM),),
                 (KeyPlan("jwt:web", 60, team="web", models=("small",)),),
+                jwks="https://login.example.org:8443/keys?for=it's%20us",
             ),
         ),
         LOCAL,

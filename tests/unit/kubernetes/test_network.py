@@ -135,9 +135,14 @@ FROM_BUCKET = {"sources": {one["engine_config"]["model_id"]: "s3://theirs/weight
 
 
 def tight(root: Path) -> Plan:
-    """A stack that says where its object store is and who reads its metrics; all weights come from that store."""
+    """A stack that says where its object store is and who reads its metrics; all weights come from that store.
+
+    Its keys have a budget, and the issuer of its tokens listens at port 9000.
+    """
     kubernetes = {"scrapers": [{"namespace": "monitoring", "podLabels": PROMETHEUS}]}
-    return planned(root, five_models(), mirror={**STORE, **FROM_BUCKET}, kubernetes=kubernetes)
+    who = {"auth": "keys", "apiKeys": {"a": {"secure": "v1:x"}}, "keys": {"a": {"budget": {"tokens": 1000}}}}
+    jwt = {"issuer": "https://login.example.org/", "audience": "models", "jwks": "https://login.example.org:9000/keys"}
+    return planned(root, five_models(), mirror={**STORE, **FROM_BUCKET}, kubernetes=kubernetes, jwt=jwt, **who)
 
 
 def with_own_store(root: Path) -> Plan:
@@ -220,8 +225,9 @@ def test_exactly_these_connections_into_the_stack_are_open(plan: Plan, request: 
     others = [end.name for end in ends(plan) if end.namespace not in (plan.namespace, plan.mirror_namespace)]
     to_gateway = {(source, "gateway", 8080) for source in (*own, *others)}
     metrics = {(reader, "gateway", port) for reader in readers for port in (8405, 8406)}
-    queues = {("head", "gateway", 8405)}
-    assert reachable(policies_of(plan), plan) == among_ray | to_ray | to_gateway | metrics | queues
+    asked = {("head", "gateway", 8405)}
+    settled = {("worker", "gateway", 8405)} if kind == "tight" else set()
+    assert reachable(policies_of(plan), plan) == among_ray | to_ray | to_gateway | metrics | asked | settled
 
 
 #: Ways out by what they are for.
@@ -232,6 +238,7 @@ ANY_PRIVATE = {(host, port) for host in ("neighbour", "api") for port in OUT_POR
 PRIVATE_443 = {("neighbour", 443), ("api", 443)}
 CREDENTIALS = {("credentials", 80)}
 STATE = {(host, 6379) for host in ("neighbour", "api", "internet", "store", "resolver")}
+ISSUER = {(host, 9000) for host in ("internet", "store", "resolver", "neighbour", "api")}
 NAMED = {("store", port) for port in OUT_PORTS}
 EXPECTED: dict[str, dict[str, set[tuple[str, int]]]] = {
     # Nobody knows here where the object store is, and private addresses are open.
@@ -267,8 +274,9 @@ EXPECTED: dict[str, dict[str, set[tuple[str, int]]]] = {
 def test_exactly_these_connections_out_of_the_stack_are_open(plan: Plan, request: pytest.FixtureRequest) -> None:
     """A pod has the rights of its own role: none gets those of the node, from the instance metadata."""
     expected = EXPECTED[request.node.callspec.params["plan"]]
-    nothing = {"intruder": set[tuple[str, int]](), "impostor": set[tuple[str, int]](), "gateway": PRIVATE_DNS}
-    assert leaving(policies_of(plan), plan) == expected | nothing
+    nothing = {"intruder": set[tuple[str, int]](), "impostor": set[tuple[str, int]]()}
+    issuer = ISSUER if request.node.callspec.params["plan"] == "tight" else set()
+    assert leaving(policies_of(plan), plan) == expected | nothing | {"gateway": PRIVATE_DNS | issuer}
 
 
 def _opened_by_the_agent(policies: list[Policy], pod: End, address: str, port: int) -> bool:

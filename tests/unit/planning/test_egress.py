@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from modelfleet.infra.kubernetes.manifests.network import network_policies
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.egress import PRIVATE
 from modelfleet.infra.planning.plan import Way
 from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import model, planned
+from tests.gateway.test_jwt import jwks
 
 L4 = [{"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.2xlarge"]}]
 STORE = "10.8.0.0/24"
@@ -178,3 +180,28 @@ def test_mirror_jobs_have_a_namespace_of_their_own_where_the_stack_makes_namespa
 def test_a_namespace_for_mirror_jobs_that_cannot_be(tmp_path: Path, kubernetes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputErrors, match=said):
         plan_of(tmp_path, kubernetes=kubernetes)
+
+
+def test_the_gateway_reaches_the_issuer_whose_keys_it_reads_at_its_port(tmp_path: Path) -> None:
+    """A file of the project needs no way."""
+    keys = {"auth": "keys", "apiKeys": {"a": {"secure": "v1:x"}}}
+    jwt = {"issuer": "https://login.example.org/", "audience": "models", "jwks": "https://login.example.org:8443/keys"}
+    plan = plan_of(tmp_path / "asked", jwt=jwt, **keys)
+    public, private = plan.egress.issuer
+    assert (public.networks, public.ports, private.networks, private.ports) == (
+        ("0.0.0.0/0",),
+        (8443,),
+        PRIVATE,
+        (8443,),
+    )
+    assert set(PRIVATE) < set(public.without)
+    policies = {one["metadata"]["name"]: one["spec"] for one in network_policies(plan)}
+    of_gateway = [rule["ports"] for rule in policies["gateway"]["egress"]]
+    assert of_gateway.count([{"port": 8443}]) == 2
+    assert not any(
+        {"port": 8443} in rule.get("ports", []) for name in ("ray", "closed") for rule in policies[name]["egress"]
+    )
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "keys.json").write_bytes(jwks("rsa"))
+    from_file = plan_of(tmp_path / "file", jwt={**jwt, "jwks": "keys.json"}, **keys)
+    assert from_file.gateway.jwt is not None and not from_file.egress.issuer

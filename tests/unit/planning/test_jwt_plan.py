@@ -44,8 +44,26 @@ def test_a_team_of_tokens_has_the_teams_models_and_all_tokens_the_gateways_limit
     assert alone is not None and alone.entries == (KeyPlan("jwt:"),)
 
 
+def test_lists_of_models_are_cut_by_the_teams_and_keep_their_order() -> None:
+    plan = plan_of(
+        jwt={**JWT, "teamClaim": "team", "modelsClaim": "roles", "models": {"z": ["org/*"], "a": ["*"]}},
+        teams={"one": {"models": ["small"]}, "two": {}},
+    )
+    jwt = plan.gateway.jwt
+    assert jwt is not None and (jwt.models_claim, jwt.lists) == ("roles", ("z", "a"))
+    assert {one.name: (one.team, one.models) for one in jwt.entries} == {
+        "jwt:one:a": ("one", ("small",)),
+        "jwt:two:z": ("two", ("org/large",)),
+        "jwt:two:a": ("two", ("org/large", "small")),
+    }
+    alone = plan_of(jwt={**JWT, "modelsClaim": "roles", "models": {"z": ["org/*"]}}).gateway.jwt
+    assert alone is not None and alone.entries == (KeyPlan("jwt::z", models=("org/large",)),)
+
+
 def test_the_map_has_each_key_with_its_own_algorithms_alone() -> None:
-    made = texts(plan_of().gateway)
+    jwt = plan_of().gateway.jwt
+    assert jwt is not None
+    made = texts(jwt)
     assert made["jwt.map"] == "one|RS256 0\ntwo|ES256 1\ntwo|ES384 1\n"
     assert (made["jwt-0.pem"], made["jwt-1.pem"]) == ("PEM\n", "PEM2\n")
 
@@ -54,6 +72,17 @@ def test_the_map_has_each_key_with_its_own_algorithms_alone() -> None:
     ("sections", "words"),
     [
         ({"auth": "none"}, "jwt: is set, but auth is none"),
+        (
+            {"jwt": {**JWT, "modelsClaim": "roles", "models": {"z": ["smal"]}}},
+            "jwt.models.z[0]: found 'smal', which matches no model",
+        ),
+        (
+            {
+                "jwt": {**JWT, "teamClaim": "t", "modelsClaim": "roles", "models": {"z": ["small"]}},
+                "teams": {"one": {"models": ["org/*"]}},
+            },
+            "jwt.models.z: and those of each team have no model in common",
+        ),
         ({"jwt": {**JWT, "teamClaim": "team"}}, "jwt.teamClaim: found team, and no team is in modelfleet:teams"),
     ],
 )
@@ -75,10 +104,18 @@ def test_tokens_that_open_nothing_are_refused(sections: dict[str, Any], words: s
         ({"nameClaim": "a'b"}, "jwt.nameClaim"),
         ({"nameClaim": "$.x"}, "jwt.nameClaim"),
         ({"secret": "x"}, "jwt.secret: unknown"),
+        ({"modelsClaim": "roles"}, "name both modelsClaim and models, or neither"),
+        ({"models": {"a": ["*"]}}, "name both modelsClaim and models, or neither"),
+        ({"modelsClaim": "roles", "models": {"a:b": ["*"]}}, "jwt.models"),
+        ({"modelsClaim": "roles", "models": {"a": []}}, "jwt.models.a"),
+        ({"jwks": "https://login.example.org/a b"}, "jwt.jwks"),
+        ({"jwks": "https://login.example.org/a'b"}, "jwt.jwks"),
+        ({"jwks": "https://me:pw@login.example.org/"}, "jwt.jwks"),
+        ({"jwks": "https://login.example.org:99999/keys"}, "jwt.jwks"),
     ],
 )
 def test_what_haproxy_could_misread_is_refused_with_its_line(
-    tmp_path: Path, change: dict[str, str], words: str
+    tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     found = sentences(tmp_path, HEAD + f"  modelfleet:jwt: {json.dumps({**JWT, **change})}\n")
     assert any(words in one and one.startswith("stacks/Pulumi.dev.yaml:5") for one in found), found
@@ -122,12 +159,14 @@ def test_a_key_for_one_algorithm_is_for_no_other() -> None:
         (rsa_jwk(kid="a|b"), "has no `kid`"),
         (rsa_jwk(kid="a\n0"), "has no `kid`"),
         (rsa_jwk(n="AQAB"), "fewer than 2048"),
+        (rsa_jwk(n="B" * 1370), "allowed are 8192"),
+        (rsa_jwk(e="AQAAAAE"), "allowed are 8192 and 32"),
         (rsa_jwk(n=7), "has no `n` in base64url"),
         (rsa_jwk(n="a+b/"), "has no `n` in base64url"),
         ({**signers()["P-256"].jwk, "x": "AQAB"}, "keys[0]: "),
         ("text", "is no object"),
     ],
-    ids=range(13),
+    ids=range(15),
 )  # fmt: skip
 def test_a_key_that_cannot_be_used_is_left_out_with_its_reason(key: Any, words: str) -> None:
     found, left_out = keys_of(set_of(key, signers()["P-384"].jwk))
@@ -139,7 +178,7 @@ def test_keys_for_encryption_are_none_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{}", b'{"keys": {}}', b"<html>", b"{" * 100_000, b" " * (1 << 20) + b" "]
+    "data", [b"", b"[]", b"{}", b'{"keys": {}}', b"<html>", b"{" * 100_000, b" " * (1 << 18) + b" "]
 )
 def test_what_is_no_key_set_is_said(data: bytes) -> None:
     with pytest.raises(JwksError):
@@ -149,6 +188,13 @@ def test_what_is_no_key_set_is_said(data: bytes) -> None:
 def test_two_keys_with_one_id_are_refused() -> None:
     with pytest.raises(JwksError, match="two keys with the id rsa"):
         keys_of(set_of(rsa_jwk(), {**signers()["P-256"].jwk, "kid": "rsa"}))
+
+
+def test_a_set_of_more_keys_than_an_issuer_has_is_refused() -> None:
+    many = [{**signers()["P-256"].jwk, "kid": f"k{number}"} for number in range(65)]
+    assert len(keys_of(set_of(*many[:64]))[0]) == 64
+    with pytest.raises(JwksError, match="more than 64 keys"):
+        keys_of(set_of(*many))
 
 
 def from_file(tmp_path: Path, data: bytes | None) -> Any:
@@ -199,7 +245,7 @@ def test_the_issuer_is_asked_only_where_something_is_deployed(tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [(200, b"<html>", "is no key set"), (200, b"x" * (2 << 20), "has more than 1 MiB")],
+    [(200, b"<html>", "is no key set"), (200, b"x" * (2 << 20), "has more than 256 KiB")],
 )
 def test_an_issuer_that_gives_no_keys_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, words: str

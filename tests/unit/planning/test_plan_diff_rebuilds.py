@@ -158,6 +158,8 @@ CHANGES: dict[str, Any] = {
     "jwt.jwks": {**JWT, "jwks": "https://login.example.org/other"},
     "jwt.nameClaim": {**JWT, "nameClaim": "email"},
     "jwt.teamClaim": {**JWT, "teamClaim": "org.team"},
+    "jwt.modelsClaim": {**JWT, "modelsClaim": "roles", "models": {"all": ["*"]}},
+    "jwt.models": {**JWT, "modelsClaim": "roles", "models": {"none": ["*"]}},
     "keys.expires": "2030-12-31",
     "keys.team": "search",
 }

@@ -189,6 +189,24 @@ def test_what_a_new_ray_does_not_know_comes_from_the_records(told: list[dict[str
     assert used(told[-1]) == 200 + 9
 
 
+def test_sums_go_to_the_store_where_somebody_has_a_budget_and_stay_there(told: list[dict[str, str]]) -> None:
+    """Limits per minute settle without it."""
+    store, clock = Shared(), Clock()
+    one = Settling("a", store, clock=clock)
+    one.heard(ALICE, settle(charge=100))
+    one.count(ALICE, 3, 4, None)
+    one.end(ALICE, settle(charge=100), 7, 0.0)
+    round_of(one)
+    assert told and not store.texts
+    one.heard(ALICE, settle(DAY))
+    round_of(one)
+    assert used(told[-1]) == 7 and "7" in store.texts["a"], "what was counted before the budget counts"
+    one.heard(ALICE, settle(charge=100))
+    one.count(ALICE, 1, 1, None)
+    round_of(one)
+    assert "9" in store.texts["a"], "another replica may still be asked for the budget"
+
+
 def test_a_store_that_fails_leaves_this_replicas_own_sums(
     told: list[dict[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import os
+import re
+import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -227,3 +231,47 @@ def test_the_last_words_wait_for_a_copy_that_is_on_its_way(tmp_path: Path) -> No
     first.join(10)
     last.join(10)
     assert len(sent) == 2 and sent[0] < sent[1]
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "keys.md"
+#: Athena's types (https://docs.aws.amazon.com/athena/latest/ug/data-types.html), and those of JSON in them.
+TYPES = {"string": str, "int": int, "bigint": int}
+
+
+def test_the_table_for_athena_has_the_fields_of_real_records_and_finds_their_objects(s3: Any, tmp_path: Path) -> None:
+    """The guide's statements: the columns against a real object, the query in SQLite, which has this part of SQL."""
+    table, query = re.search(r"```sql\n(.*?;)\n\n(.*?;)\n```", GUIDE.read_text(), re.S).groups()  # type: ignore[union-attr]
+    columns, partitions = (
+        dict(re.findall(r"`?(\w+)`? (string|int|bigint)\b", part)) for part in table.split("PARTITIONED BY")
+    )
+    meter = replica(tmp_path / "pod", "r", Answer(7, ended=True), Answer(2, ended=True))
+    for _ in range(3):
+        ask(meter, request_id="again")
+    BucketCopy(tmp_path / "pod", URI, "r", lambda: s3).send()
+    (key,) = objects(s3)
+    lines = gzip.decompress(s3.get_object(Bucket="fleet", Key=key)["Body"].read()).splitlines()
+    records = [record for record in map(json.loads, lines) if record.get("record", "usage") == "usage"]
+    records.append({**records[-1], "completion_tokens": 10_000, "written": f"{records[-1]['written'][:10]}T00:00:00"})
+    for record in records:
+        assert set(columns) <= set(record), "a column that no record has is NULL in each row"
+        assert all(isinstance(record[name], (TYPES[kind], type(None))) for name, kind in columns.items())
+
+    template = re.search(r"'storage.location.template' = 's3://BUCKET/(.*?)'", table)[1]  # type: ignore[index]
+    place = re.fullmatch(re.sub(r"\$\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "[^/]+", key)
+    assert place is not None and set(place.groupdict()) == set(partitions)
+    assert datetime.fromisoformat(place["dt"]) and place["hour"] == f"{int(place['hour']):02}"
+    assert place["stack"] == "prod" and "'projection.stack.values' = 'prod'" in table
+
+    with closing(sqlite3.connect(":memory:")) as athena:
+        names = [*columns, *partitions]
+        athena.execute(f"CREATE TABLE usage_lines ({', '.join(f'`{name}`' for name in names)})")
+        for record in records:
+            row = {**record, **place.groupdict()}
+            athena.execute(
+                f"INSERT INTO usage_lines VALUES ({', '.join('?' * len(names))})", [row[one] for one in names]
+            )
+        first, last = place["dt"], str((datetime.fromisoformat(place["dt"]) + timedelta(days=2)).date())
+        query = re.sub(r"(>=|<) '[0-9-]+'", lambda found: f"{found[1]} '{first if found[1] == '>=' else last}'", query)
+        found = athena.execute(query).fetchall()
+    counted = list(read_usage(tmp_path / "pod"))
+    assert len(counted) == 3 and found == [(None, "org/model", sum(one["completion_tokens"] for one in counted))]
