@@ -130,6 +130,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
         "ray-client-server-port": client,
         "metrics-export-port": metrics,
         "num-cpus": cpus,
+        "num-gpus": 1,  # of which no model computes on any: it only counts for placement
         "resources": '{"accelerator_type:CPU": 1}',
         "object-store-memory": 128 * 2**20,
         "temp-dir": folder,

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from tests.serving.cluster import Cluster
 from tests.serving.conftest import application, model
@@ -22,6 +23,7 @@ from tests.serving.front import Front, front
 from tests.waiting import wait_until
 
 PAIR, NARROW, ELASTIC, TIMED = "test/pair", "test/narrow", "test/elastic", "test/timed"
+QUARTERS, ASLEEP = "test/quarters", "test/asleep"
 PATH = "/v1/completions"
 AUTOSCALING = {
     "min_replicas": 1,
@@ -32,11 +34,18 @@ AUTOSCALING = {
     "upscale_delay_s": 2,
     "downscale_delay_s": 8,
 }
+TO_ZERO = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 4}
 
 
 def light(model_id: str, **deployment: Any) -> dict[str, Any]:
     data = model(model_id, deployment=deployment, scaling={"num_cpus_per_worker": 0.1})
     return application(data, module="light")
+
+
+def quarters(count: int) -> dict[str, Any]:
+    """So many replicas of a model with a quarter of a GPU each."""
+    scaling = {"num_cpus_per_worker": 0.1, "num_gpus_per_worker": 0.25}
+    return application(model(QUARTERS, deployment={"num_replicas": count}, scaling=scaling), module="light")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +54,13 @@ def gateway(cluster: Cluster, scratch: Path) -> Iterator[Front]:
         light(PAIR, num_replicas=2, max_ongoing_requests=50, graceful_shutdown_timeout_s=60),
         light(NARROW, num_replicas=1, max_ongoing_requests=2),
         light(ELASTIC, autoscaling_config=AUTOSCALING, max_ongoing_requests=8, graceful_shutdown_timeout_s=20),
+        light(ASLEEP, autoscaling_config=TO_ZERO, graceful_shutdown_timeout_s=5),
     )
-    slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC)]
+    slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC, ASLEEP)]
     for slug in slugs:
         cluster.wait(slug)
-    places = {NARROW: {"places": 2, "queue": 4}, ELASTIC: {"places": 8, "queue": 16}}
-    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: ()}, places) as running:
+    places = {NARROW: {"places": 2, "queue": 4}, ELASTIC: {"places": 8, "queue": 16}, ASLEEP: {"scales_to_zero": True}}
+    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: (), ASLEEP: ()}, places) as running:
         running.wait_ready()
         yield running
     cluster.remove(*slugs)
@@ -196,3 +206,38 @@ def test_replicas_come_with_load_and_go_without(cluster: Cluster, gateway: Front
             client.join(120)
     assert set(codes) == {200}
     wait_until(lambda: count() == 1, seconds=120, what="back to one replica")
+
+
+def test_four_quarters_share_a_gpu_and_a_fifth_waits_for_its_turn(cluster: Cluster) -> None:
+    """Ray's own count of a pretended card; that card's memory is the fit check's."""
+    slug = QUARTERS.replace("/", "--")
+    cluster.serve(quarters(5))
+    try:
+
+        def states() -> Counter[str]:
+            return Counter(one["state"] for one in cluster.replicas(slug))
+
+        wait_until(lambda: states()["RUNNING"] == 4, seconds=240, what="four replicas", every_s=0.5)
+        for _ in range(10):  # room for a fifth would show in a second: the others took as long together
+            assert states()["RUNNING"] == 4 and states().total() == 5, states()
+            time.sleep(0.5)
+        cluster.serve(quarters(4))
+        wait_until(lambda: states() == {"RUNNING": 4}, seconds=60, what="no replica that waits", every_s=0.5)
+    finally:
+        cluster.remove(slug)
+
+
+def test_a_model_at_zero_is_woken_by_a_request_alone_and_answers_it(cluster: Cluster, gateway: Front) -> None:
+    slug = ASLEEP.replace("/", "--")
+    assert not cluster.replicas(slug)
+    for _ in range(4):
+        assert gateway.get("/ready").status_code == 200
+        assert ASLEEP in {one["id"] for one in gateway.get("/v1/models").json()["data"]}
+        cluster.metrics()
+        requests.get(f"{gateway.metrics_url}/metrics", timeout=30).raise_for_status()
+        time.sleep(2)  # more is asked for after UPSCALE_S
+        assert not cluster.replicas(slug), "nobody asked the model anything"
+    answer = gateway.post(PATH, {"model": ASLEEP}, timeout=300)
+    assert answer.status_code == 200 and answer.json()["pid"] == cluster.replicas(slug)[0]["pid"]
+    wait_until(lambda: not cluster.replicas(slug), seconds=120, what="none again")
+    assert gateway.post(PATH, {"model": ASLEEP}, timeout=300).status_code == 200, "and once more"
