@@ -61,7 +61,11 @@ def gateway(cluster: Cluster, scratch: Path) -> Iterator[Front]:
     slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC, ASLEEP)]
     for slug in slugs:
         cluster.wait(slug)
-    places = {NARROW: {"places": 2, "queue": 4}, ELASTIC: {"places": 8, "queue": 16}, ASLEEP: {"scales_to_zero": True}}
+    places: dict[str, dict[str, Any]] = {
+        NARROW: {"places": 2, "queue": 4},
+        ELASTIC: {"places": 8, "queue": 16},
+        ASLEEP: {"scales_to_zero": True},
+    }
     with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: (), ASLEEP: ()}, places) as running:
         running.wait_ready()
         # Awake once, so that it comes down again while the other tests run.
