@@ -227,7 +227,8 @@ def test_four_quarters_share_a_gpu_and_a_fifth_waits_for_its_turn(cluster: Clust
 
         wait_until(lambda: states()["RUNNING"] == 4, seconds=240, what="four replicas", every_s=0.5)
         for _ in range(10):  # room for a fifth would show in a second: the others took as long together
-            assert states()["RUNNING"] == 4 and states().total() == 5, states()
+            seen = states()
+            assert seen["RUNNING"] == 4 and seen.total() == 5, seen
             time.sleep(0.5)
         cluster.serve(quarters(4))
         wait_until(lambda: states() == {"RUNNING": 4}, seconds=120, what="no replica that waits", every_s=0.5)
