@@ -77,6 +77,8 @@ class Setting:
     """Of a card that the worker has (`num_gpus_per_worker`)."""
     draft: Draft | None = None
     """What drafts them, where it takes memory and can be counted."""
+    experts_whole: bool = False
+    """Each worker has whole experts (`enable_expert_parallel`)."""
 
     @property
     def engine(self) -> EngineArguments:
@@ -90,7 +92,14 @@ class Setting:
             prefix_caching=self.prefix_caching,
             drafts=self.drafts,
             batches=1 if self.accelerator.name == CPU else CONCURRENT_BATCHES,
+            experts_whole=self.experts_whole,
         )
+
+    @property
+    def shares(self) -> EngineArguments:
+        """Of the engine's arguments those that decide what of the weights one worker has."""
+        capability = self.accelerator.compute_capability
+        return EngineArguments(1, ranks=self.workers, capability=capability, experts_whole=self.experts_whole)
 
 
 def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) -> Setting:
@@ -117,7 +126,13 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         part=model.scaling_config.num_gpus_per_worker or 1.0,
         adapters=int(kwargs.get("max_loras") or 1) if kwargs.get("enable_lora") is True else 0,
         adapter_rank=int(kwargs.get("max_lora_rank") or DEFAULT_ADAPTER_RANK),
+        experts_whole=experts_are_whole(model),
     )
+
+
+def experts_are_whole(model: ModelConfig) -> bool:
+    """Whether each worker has whole experts instead of a part of each."""
+    return model.engine_config.engine_kwargs.get("enable_expert_parallel") is True
 
 
 def utilization_of(model: ModelConfig) -> float:
@@ -156,9 +171,9 @@ def _memory(checkpoint: Checkpoint, engine: EngineArguments, draft: Draft | None
 
 
 @lru_cache(maxsize=512)
-def _weight_bytes(checkpoint: Checkpoint, ranks: int, capability: tuple[int, int]) -> tuple[float, float]:
+def _weight_bytes(checkpoint: Checkpoint, shares: EngineArguments) -> tuple[float, float]:
     """Bytes on one GPU and, of these, in host memory."""
-    weights = _memory(checkpoint, EngineArguments(1, ranks=ranks, capability=capability)).weights
+    weights = _memory(checkpoint, shares).weights
     return weights.bytes, weights.host_bytes
 
 
@@ -171,9 +186,9 @@ def memory_in(facts: ModelFacts, setting: Setting) -> ModelMemory:
 
 
 @lru_cache(maxsize=512)
-def _draft_bytes(checkpoint: Checkpoint, draft: Draft, ranks: int, capability: tuple[int, int]) -> float:
+def _draft_bytes(checkpoint: Checkpoint, draft: Draft, shares: EngineArguments) -> float:
     """Bytes of a draft's weights on one GPU."""
-    return _memory(checkpoint, EngineArguments(1, ranks=ranks, capability=capability), draft).draft_bytes
+    return _memory(checkpoint, shares, draft).draft_bytes
 
 
 def draft_bytes(facts: ModelFacts, setting: Setting) -> float:
@@ -181,7 +196,7 @@ def draft_bytes(facts: ModelFacts, setting: Setting) -> float:
     if (draft := setting.draft) is None:
         return 0.0
     checkpoint = memory_in(facts, setting).checkpoint
-    held = _draft_bytes(checkpoint, draft, setting.workers, setting.accelerator.compute_capability)
+    held = _draft_bytes(checkpoint, draft, setting.shares)
     quantized = (draft.checkpoint or checkpoint).quantization
     return held if quantized else held * setting.value_bytes / 2
 
@@ -189,7 +204,7 @@ def draft_bytes(facts: ModelFacts, setting: Setting) -> float:
 def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
     """Bytes of the weights on one GPU, with towers for images and sound, what drafts and the adapters' slots."""
     memory = memory_in(facts, setting)
-    held, host = _weight_bytes(memory.checkpoint, setting.workers, setting.accelerator.compute_capability)
+    held, host = _weight_bytes(memory.checkpoint, setting.shares)
     plain = setting.value_bytes / 2 if facts.quantization is None and setting.quantization is None else 1.0
     decoder = (held - host) * plain * facts.header_ratio
     extras = draft_bytes(facts, setting) + adapter_bytes(facts, setting)
@@ -197,23 +212,23 @@ def weight_bytes(facts: ModelFacts, setting: Setting) -> float:
 
 
 @lru_cache(maxsize=512)
-def _slots_bytes(checkpoint: Checkpoint, ranks: int, capability: tuple[int, int]) -> float:
+def _slots_bytes(checkpoint: Checkpoint, shares: EngineArguments) -> float:
     """Bytes of one adapter's slot of rank 1 on one GPU."""
-    return slots_bytes(checkpoint, EngineArguments(1, ranks=ranks, capability=capability), 1, 1)
+    return slots_bytes(checkpoint, shares, 1, 1)
 
 
 def adapter_bytes(facts: ModelFacts, setting: Setting) -> float:
     """Bytes that vLLM reserves on one GPU for adapters."""
     if not setting.adapters:
         return 0.0
-    one = _slots_bytes(facts.checkpoint, setting.workers, setting.accelerator.compute_capability)
+    one = _slots_bytes(facts.checkpoint, setting.shares)
     return one * setting.adapters * setting.adapter_rank * setting.value_bytes / 2
 
 
 def host_weight_bytes(facts: ModelFacts, setting: Setting) -> float:
     """Bytes of the weights that a worker keeps in its node's memory instead: vLLM's pinned n-gram tables."""
     memory = memory_in(facts, setting)
-    _, host = _weight_bytes(memory.checkpoint, setting.workers, setting.accelerator.compute_capability)
+    _, host = _weight_bytes(memory.checkpoint, setting.shares)
     return host
 
 
@@ -274,6 +289,7 @@ def variant(facts: ModelFacts, setting: Setting) -> str:
         "eager": setting.eager,
         f"drafts={setting.drafts}": bool(setting.drafts),
         f"adapters={setting.adapters}x{setting.adapter_rank}": bool(setting.adapters),
+        "experts_whole": setting.experts_whole and setting.workers > 1,
     }
     return " ".join(word for word, applies in words.items() if applies)
 

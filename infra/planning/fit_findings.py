@@ -9,7 +9,15 @@ from modelfleet.infra.catalog import Accelerator, Catalog, Quantization, default
 from modelfleet.infra.planning.cards import LEAST_SHARE, UTILIZATION, WHOLE_CARD, Card, share_of_part
 from modelfleet.infra.planning.drafting import drafting_of, section_of
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, gpu_memory, memory_in, sequence_bytes, setting_of, utilization_of
+from modelfleet.infra.planning.fit import (
+    Setting,
+    experts_are_whole,
+    gpu_memory,
+    memory_in,
+    sequence_bytes,
+    setting_of,
+    utilization_of,
+)
 from modelfleet.infra.planning.length import with_length
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.nodes import MIB
@@ -83,11 +91,12 @@ def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
 
 
 def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
-    workers = model.config.scaling_config.num_workers
-    if workers_allowed(facts, workers):
+    workers, whole = model.config.scaling_config.num_workers, experts_are_whole(model.config)
+    if workers_allowed(facts, workers, experts_whole=whole):
         return []
-    allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count)]
-    message = f"found {workers}, but {undivided(facts.checkpoint, workers)}; allowed are {', '.join(allowed)}"
+    allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count, experts_whole=whole)]
+    fault = undivided(facts.checkpoint, workers, experts_whole=whole)
+    message = f"found {workers}, but {fault}; allowed are {', '.join(allowed)}"
     return [model.document.finding(WORKERS, message)]
 
 

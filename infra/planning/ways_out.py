@@ -49,9 +49,9 @@ def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog, here: Sequen
     return sorted(found, key=lambda way: (way.usd_per_replica_hour or 0.0, way.effort, way.text))
 
 
-def workers_allowed(facts: ModelFacts, workers: int) -> bool:
+def workers_allowed(facts: ModelFacts, workers: int, *, experts_whole: bool = False) -> bool:
     """Whether heads and widths divide evenly. Fewer KV heads than workers are copied, which must be even too."""
-    return not undivided(facts.checkpoint, workers)
+    return not undivided(facts.checkpoint, workers, experts_whole=experts_whole)
 
 
 def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog, whole: float) -> Iterator[WayOut]:
@@ -128,7 +128,12 @@ def _more_workers(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iter
     for workers in (2, 4, 8) if setting.part == 1 else ():
         wider = dataclasses.replace(setting, workers=workers)
         price = replica_price(setting.accelerator.name, workers, catalog)
-        if workers > setting.workers and price and workers_allowed(facts, workers) and fits(facts, wider):
+        if (
+            workers > setting.workers
+            and price
+            and workers_allowed(facts, workers, experts_whole=setting.experts_whole)
+            and fits(facts, wider)
+        ):
             yield WayOut(price.usd_per_hour, 5, f"num_workers: {workers}{_room(facts, wider)}")
             return
 
@@ -142,7 +147,7 @@ def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -
             if refusals(facts.checkpoint, there.engine, accelerator.compute_capability):
                 break
             price = replica_price(accelerator.name, workers, catalog)
-            if price and workers_allowed(facts, workers) and fits(facts, there):
+            if price and workers_allowed(facts, workers, experts_whole=setting.experts_whole) and fits(facts, there):
                 text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"
                 yield WayOut(price.usd_per_hour * setting.part, 6, text + _room(facts, there))
                 break

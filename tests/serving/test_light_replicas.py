@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from tests.serving.cluster import CARD, Cluster
 from tests.serving.conftest import application, model
@@ -23,6 +24,7 @@ from tests.waiting import wait_until
 
 PAIR, NARROW, ELASTIC, TIMED = "test/pair", "test/narrow", "test/elastic", "test/timed"
 HALF, QUARTER = "test/half", "test/quarter"
+QUARTERS, ASLEEP = "test/quarters", "test/asleep"
 PATH = "/v1/completions"
 AUTOSCALING = {
     "min_replicas": 1,
@@ -33,6 +35,7 @@ AUTOSCALING = {
     "upscale_delay_s": 2,
     "downscale_delay_s": 8,
 }
+TO_ZERO = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 4}
 
 
 def light(model_id: str, **deployment: Any) -> dict[str, Any]:
@@ -49,19 +52,34 @@ def part_of_a_card(model_id: str, part: float, notes: Path) -> dict[str, Any]:
     return made
 
 
+def quarters() -> dict[str, Any]:
+    """Five replicas of a model with a quarter of a GPU each."""
+    scaling = {"num_cpus_per_worker": 0.1, "num_gpus_per_worker": 0.25}
+    # Serve gives a replica that never had a place its whole time to shut down, too.
+    deployment = {"num_replicas": 5, "graceful_shutdown_timeout_s": 1}
+    return application(model(QUARTERS, deployment=deployment, scaling=scaling), module="light")
+
+
 @pytest.fixture(scope="module")
 def gateway(cluster: Cluster, scratch: Path) -> Iterator[Front]:
     cluster.serve(
         light(PAIR, num_replicas=2, max_ongoing_requests=50, graceful_shutdown_timeout_s=60),
         light(NARROW, num_replicas=1, max_ongoing_requests=2),
         light(ELASTIC, autoscaling_config=AUTOSCALING, max_ongoing_requests=8, graceful_shutdown_timeout_s=20),
+        light(ASLEEP, autoscaling_config=TO_ZERO, graceful_shutdown_timeout_s=5),
     )
-    slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC)]
+    slugs = [name.replace("/", "--") for name in (PAIR, NARROW, ELASTIC, ASLEEP)]
     for slug in slugs:
         cluster.wait(slug)
-    places = {NARROW: {"places": 2, "queue": 4}, ELASTIC: {"places": 8, "queue": 16}}
-    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: ()}, places) as running:
+    places: dict[str, dict[str, Any]] = {
+        NARROW: {"places": 2, "queue": 4},
+        ELASTIC: {"places": 8, "queue": 16},
+        ASLEEP: {"scales_to_zero": True},
+    }
+    with front(cluster, scratch / "light", {PAIR: (), NARROW: (), ELASTIC: (), ASLEEP: ()}, places) as running:
         running.wait_ready()
+        # Awake once, so that it comes down again while the other tests run.
+        assert running.post(PATH, {"model": ASLEEP}, timeout=300).status_code == 200
         yield running
     cluster.remove(*slugs)
 
@@ -233,3 +251,36 @@ def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(cl
         for left in tmp_path.glob("*.starts"):
             left.unlink()
         cluster.remove(*slugs)
+
+
+def test_four_quarters_share_a_gpu_and_a_fifth_waits(cluster: Cluster) -> None:
+    """Ray's own count of a pretended card; that card's memory is the fit check's."""
+    slug = QUARTERS.replace("/", "--")
+    cluster.serve(quarters())
+    try:
+
+        def states() -> Counter[str]:
+            return Counter(one["state"] for one in cluster.replicas(slug))
+
+        wait_until(lambda: states()["RUNNING"] == 4, seconds=240, what="four replicas", every_s=0.5)
+        for _ in range(10):  # room for a fifth would show in a second: the others took as long together
+            seen = states()
+            assert seen["RUNNING"] == 4 and seen.total() == 5, seen
+            time.sleep(0.5)
+    finally:
+        cluster.remove(slug)
+
+
+def test_a_model_goes_to_zero_and_a_request_alone_wakes_it_and_is_answered(cluster: Cluster, gateway: Front) -> None:
+    slug = ASLEEP.replace("/", "--")
+    # After CALM_S without load; the other tests took longer.
+    wait_until(lambda: not cluster.replicas(slug), seconds=240, what="no replica without load", every_s=0.5)
+    for _ in range(4):
+        assert gateway.get("/ready").status_code == 200
+        assert ASLEEP in {one["id"] for one in gateway.get("/v1/models").json()["data"]}
+        cluster.metrics()
+        requests.get(f"{gateway.metrics_url}/metrics", timeout=30).raise_for_status()
+        time.sleep(2)  # more is asked for after UPSCALE_S
+        assert not cluster.replicas(slug), "nobody asked the model anything"
+    answer = gateway.post(PATH, {"model": ASLEEP}, timeout=300)
+    assert answer.status_code == 200 and answer.json()["pid"] == cluster.replicas(slug)[0]["pid"]

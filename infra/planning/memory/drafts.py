@@ -173,7 +173,7 @@ def _predicted(target: Checkpoint, engine: EngineArguments) -> Iterator[Part]:
         else:
             yield from mixers.attention(target, traits, layer, "full", ranks, shares=False)
         if predictor.sparse:
-            yield from feed_forward(target, traits, layer, ranks, engine.capability)
+            yield from feed_forward(target, traits, layer, engine)
         else:
             yield from dense(target, traits, f"{name}.mlp", target.count("intermediate_size"), ranks)
 

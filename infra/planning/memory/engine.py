@@ -18,7 +18,8 @@ class EngineArguments:
     """What vLLM is asked to do on one GPU, as far as memory is concerned.
 
     `length` is `max_model_len`; `ranks` the tensor-parallel GPUs; `capability` the card's compute capability, which
-    chooses the attention backend and with it the block size; `drafts` the tokens that are speculated a step.
+    chooses the attention backend and with it the block size; `drafts` the tokens that are speculated a step;
+    `experts_whole` says that each GPU has whole experts, not a part of each (`enable_expert_parallel`).
     """
 
     length: int
@@ -29,6 +30,7 @@ class EngineArguments:
     prefix_caching: bool = True
     drafts: int = 0
     batches: int = CONCURRENT_BATCHES
+    experts_whole: bool = False
 
     @property
     def in_flight(self) -> int:

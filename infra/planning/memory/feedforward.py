@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
+from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.parts import SINGLE, Part, plain
 from modelfleet.infra.planning.memory.traits import Traits
 
@@ -46,12 +47,11 @@ def is_sparse(checkpoint: Checkpoint, layer: int) -> bool:
     return (layer + 1) % checkpoint.count("decoder_sparse_step", "expert_layer_period", default=1) == 0
 
 
-def feed_forward(
-    checkpoint: Checkpoint, traits: Traits, layer: int, ranks: int, capability: tuple[int, int]
-) -> Iterator[Part]:
+def feed_forward(checkpoint: Checkpoint, traits: Traits, layer: int, engine: EngineArguments) -> Iterator[Part]:
     """The feed-forward part of a layer."""
+    ranks = engine.ranks
     if is_sparse(checkpoint, layer):
-        yield from _experts(checkpoint, traits, layer, ranks, capability)
+        yield from _experts(checkpoint, traits, layer, engine)
     else:
         width = checkpoint.get("intermediate_size_mlp", "dense_intermediate_size", "ffn_hidden_size")
         width = width or checkpoint.get("intermediate_size", "n_inner", "ffn_dim") or 4 * checkpoint.hidden
@@ -90,24 +90,27 @@ def _inputs(checkpoint: Checkpoint) -> int:
     )
 
 
-def _experts(
-    checkpoint: Checkpoint, traits: Traits, layer: int, ranks: int, capability: tuple[int, int]
-) -> Iterator[Part]:
-    name, hidden, count = f"layers.{layer}.mlp", checkpoint.hidden, experts_of(checkpoint)
+def _experts(checkpoint: Checkpoint, traits: Traits, layer: int, engine: EngineArguments) -> Iterator[Part]:
+    """Router, experts and shared experts. Whole experts are dealt out; the first GPUs have those that do not divide.
+
+    Only the experts are: attention, router and shared experts stay as tensor parallel has them (vLLM 0.32
+    `fused_moe/config.py`, `FusedMoEParallelConfig.make`; `expert_map_manager.py`, `determine_expert_map`).
+    """
+    name, hidden, count, ranks = f"layers.{layer}.mlp", checkpoint.hidden, experts_of(checkpoint), engine.ranks
     width = checkpoint.get("moe_intermediate_size", "expert_ffn_hidden_size")
     width = width[0] if isinstance(width, list) else width or checkpoint.need("intermediate_size")
     inner = checkpoint.count("moe_latent_size", "routed_expert_hidden_size", default=hidden)
     yield from _router(checkpoint, traits, layer, count)
-    local = int(width) // ranks
+    own, local = (-(-count // ranks), int(width)) if engine.experts_whole else (count, int(width) // ranks)
     padded, wide = local, inner
     if str(checkpoint.quantization.get("quant_method")) in ("mxfp4", "gpt_oss_mxfp4"):
-        step, step_hidden = MXFP4_PADDING.get(capability[0], (64, 64))
+        step, step_hidden = MXFP4_PADDING.get(engine.capability[0], (64, 64))
         padded, wide = step * -(-local // step), step_hidden * -(-inner // step_hidden)
     biased = checkpoint.model_type == "gpt_oss"
     rows = (2 if traits.gated else 1) * padded
     experts = f"layers.{layer}.experts" if checkpoint.model_type.startswith("gemma4") else f"{name}.experts"
-    yield Part(experts, rows, wide, count, rows if biased else 0, expert=True, pieces=1 + traits.gated)
-    yield Part(experts, wide, padded, count, wide if biased else 0, expert=True)
+    yield Part(experts, rows, wide, own, rows if biased else 0, expert=True, pieces=1 + traits.gated)
+    yield Part(experts, wide, padded, own, wide if biased else 0, expert=True)
     if inner != hidden:
         yield Part(f"{name}.fc1_latent_proj", inner, hidden)
         yield Part(f"{name}.fc2_latent_proj", hidden, inner)
@@ -142,8 +145,8 @@ def _zaya_router(checkpoint: Checkpoint, layer: int, count: int) -> Iterator[Par
     yield plain(f"layers.{layer}.mlp.gate", own + (size if layer else 0))
 
 
-def _shared(checkpoint: Checkpoint, traits: Traits, name: str, width: int, ranks: int) -> Iterator[Part]:
-    """Shared experts: one matrix of all of them."""
+def shared_width(checkpoint: Checkpoint, width: int) -> int:
+    """Width of all shared experts together, which are one matrix; `width` is an expert's. 0 without any."""
     named = checkpoint.get(
         "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "share_expert_dim",
         "shared_intermediate_size",
@@ -151,12 +154,15 @@ def _shared(checkpoint: Checkpoint, traits: Traits, name: str, width: int, ranks
     count = checkpoint.get("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
     count = count[0] if isinstance(count, list) else count
     if checkpoint.model_type.startswith("llama4"):
-        total = checkpoint.count("intermediate_size")
-    elif named is not None and checkpoint.model_type != "minimax_m3":
-        total = int(named)
-    else:
-        total = int(count or 0) * width
-    if not total:
+        return checkpoint.count("intermediate_size")
+    if named is not None and checkpoint.model_type != "minimax_m3":
+        return int(named)
+    return int(count or 0) * width
+
+
+def _shared(checkpoint: Checkpoint, traits: Traits, name: str, width: int, ranks: int) -> Iterator[Part]:
+    """Shared experts, which every GPU has a part of."""
+    if not (total := shared_width(checkpoint, width)):
         return
     if checkpoint.model_type.startswith("inkling"):
         local = total // ranks

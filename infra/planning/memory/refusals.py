@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.engine import EngineArguments, kv_dtype
-from modelfleet.infra.planning.memory.feedforward import experts_of
+from modelfleet.infra.planning.memory.feedforward import experts_of, shared_width
 from modelfleet.infra.planning.memory.kinds import head_shape, layer_kinds
 from modelfleet.infra.planning.memory.parts import format_of
 
@@ -50,8 +50,12 @@ def _attention(checkpoint: Checkpoint, engine: EngineArguments, capability: tupl
         yield "its sparse attention computes in bfloat16, which needs compute capability 8.0"
 
 
-def undivided(checkpoint: Checkpoint, ranks: int) -> str:
-    """Why a model cannot be split over so many GPUs (vllm/distributed/utils.py: `divide`); empty when it can."""
+def undivided(checkpoint: Checkpoint, ranks: int, *, experts_whole: bool = False) -> str:
+    """Why a model cannot be split over so many GPUs (vllm/distributed/utils.py: `divide`); empty when it can.
+
+    With `experts_whole` an expert's width is not split (`fused_moe/config.py`, `FusedMoEParallelConfig.make` sets its
+    `tp_size` to 1), and experts need not divide: `determine_expert_map` gives the first GPUs one more.
+    """
     if ranks == 1:
         return ""
     if checkpoint.heads and checkpoint.heads % ranks:
@@ -72,6 +76,9 @@ def undivided(checkpoint: Checkpoint, ranks: int) -> str:
             return f"{heads} heads of its states ({key}) do not divide evenly"
     width = checkpoint.get("moe_intermediate_size" if experts_of(checkpoint) else "intermediate_size")
     width = width[0] if isinstance(width, list) else width
+    if experts_whole and experts_of(checkpoint):
+        shared = shared_width(checkpoint, int(width or 0))
+        return f"a width of {shared} of its shared experts does not divide evenly" if shared % ranks else ""
     if width and width % ranks:
         return f"a width of {width} does not divide evenly"
     block = checkpoint.quantization.get("weight_block_size")

@@ -161,7 +161,7 @@ def _layer(checkpoint: Checkpoint, traits: Traits, engine: EngineArguments, laye
     ranks, hidden = engine.ranks, checkpoint.hidden
     yield from _mixer(checkpoint, traits, engine, layer, kind)
     if checkpoint.model_type not in STATES_ONLY:
-        yield from feed_forward(checkpoint, traits, layer, ranks, engine.capability)
+        yield from feed_forward(checkpoint, traits, layer, engine)
     norms = traits.norms * hidden * (2 if traits.norm_bias else 1)
     if checkpoint.get("hc_count"):
         norms = 0  # Qwen4Exp normalises inside its hyper-connections
@@ -247,7 +247,7 @@ def _single_layers(checkpoint: Checkpoint, traits: Traits, engine: EngineArgumen
         if kind == "state":
             yield from mixers.mamba2(checkpoint, layer, engine.ranks)
         elif kind == "none" and name in ("moe", "E"):
-            yield from feed_forward(checkpoint, traits, layer, engine.ranks, engine.capability)
+            yield from feed_forward(checkpoint, traits, layer, engine)
         elif kind == "none":
             yield from dense(
                 checkpoint, traits, f"layers.{layer}.mlp", checkpoint.count("intermediate_size"), engine.ranks
@@ -264,7 +264,7 @@ def _double_layers(checkpoint: Checkpoint, traits: Traits, engine: EngineArgumen
         for half in range(2):
             yield from mixers.latent(checkpoint, layer, engine.ranks, f"layers.{layer}.self_attn.{half}")
             yield from dense(checkpoint, traits, f"layers.{layer}.mlps.{half}", width, engine.ranks)
-        yield from feed_forward(checkpoint, traits, layer, engine.ranks, engine.capability)
+        yield from feed_forward(checkpoint, traits, layer, engine)
         yield plain(f"layers.{layer}.norms", 4 * checkpoint.hidden)
 
 
@@ -272,7 +272,7 @@ def _looped_layers(checkpoint: Checkpoint, traits: Traits, engine: EngineArgumen
     """HRM-Text: two stacks of layers, run many times."""
     for layer in range(2 * checkpoint.count("num_layers_per_stack")):
         yield from mixers.attention(checkpoint, traits, layer, "full", engine.ranks, shares=False)
-        yield from feed_forward(checkpoint, traits, layer, engine.ranks, engine.capability)
+        yield from feed_forward(checkpoint, traits, layer, engine)
 
 
 def _puzzle_layers(checkpoint: Checkpoint, engine: EngineArguments) -> Iterator[Part]:

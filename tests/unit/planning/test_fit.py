@@ -8,7 +8,7 @@ import pytest
 
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
-from modelfleet.infra.planning.fit import gpu_memory, memory_in, memory_of, setting_of, shortened
+from modelfleet.infra.planning.fit import gpu_memory, memory_in, memory_of, setting_of, shortened, weight_bytes
 from modelfleet.infra.planning.fit_findings import fit_findings
 from modelfleet.serving.config.errors import Severity
 from modelfleet.serving.config.load import LoadedModel
@@ -141,6 +141,30 @@ def kwargs(**engine: Any) -> dict[str, Any]:
 )
 def test_a_model_that_cannot_run_is_refused(one: LoadedModel, sentence: str) -> None:
     assert any(sentence in found for found in sentences(one))
+
+
+def test_the_plan_counts_whole_experts_where_the_file_asks_for_them() -> None:
+    split = model("openai/gpt-oss-120b", "H100", workers=8)
+    whole = model("openai/gpt-oss-120b", "H100", workers=8, **kwargs(enable_expert_parallel=True))
+    cards = CATALOG.accelerators["H100"]
+    settings = [setting_of(one.config, facts_of(one), cards) for one in (split, whole)]
+    held = [round(weight_bytes(facts_of(split), setting) / 2**30, 2) for setting in settings]
+    assert held == [8.11, 7.62], "whole experts need less padding"
+
+
+def test_workers_that_split_an_expert_are_refused_unless_each_has_whole_ones() -> None:
+    sizes = {"num_experts": 6, "moe_intermediate_size": 100, "num_attention_heads": 8, "num_key_value_heads": 8}
+    config = {
+        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "hidden_size": 64, "num_hidden_layers": 2,
+        "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 4096, **sizes,
+    }  # fmt: skip
+
+    def refused(**engine: Any) -> bool:
+        one = model("test/odd", "H100", workers=8, max_total_tokens=1024, **kwargs(**engine))
+        found = fit_findings([one], {"test/odd": facts_from_config(config, "test", CATALOG)})
+        return any("does not divide evenly" in finding.message for finding in found)
+
+    assert refused() and not refused(enable_expert_parallel=True)
 
 
 def test_a_bfloat16_checkpoint_on_a_t4_is_a_warning() -> None:

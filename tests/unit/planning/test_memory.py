@@ -11,6 +11,7 @@ from modelfleet.infra.planning.memory.checkpoint import Checkpoint, UnknownShape
 from modelfleet.infra.planning.memory.engine import EngineArguments
 from modelfleet.infra.planning.memory.groups import pool_of
 from modelfleet.infra.planning.memory.layers import layout_of
+from modelfleet.infra.planning.memory.refusals import undivided
 from modelfleet.infra.planning.memory.weights import weights_of
 from tools.probe.__main__ import differences, ours
 from tools.probe.rows import FIXTURES, rows
@@ -36,6 +37,35 @@ def test_weights_are_counted_tensor_by_tensor() -> None:
     """100 rows are padded to 128; a layer is q, k, v, o (64x64, 2x32x64, 64x64), 3 matrices of 128x64, 2 norms."""
     layer = (64 + 32 + 32) * 64 + 64 * 64 + 3 * 128 * 64 + 2 * 64
     assert weights_of(Checkpoint(LLAMA), EngineArguments(4096)).elements == 2 * 128 * 64 + 2 * layer + 64
+
+
+#: GiB on one GPU with `enable_expert_parallel`, as the probe (`tools/probe`) got it from vLLM 0.32 on 2026-12-01.
+WHOLE_EXPERTS = [
+    ("openai--gpt-oss-120b", 4, 15.211),  # MXFP4's kernels pad the 720 columns of a quarter, and whole experts less
+    ("openai--gpt-oss-120b", 8, 7.618),
+    ("qwen2_moe", 8, 3.532),  # 60 experts: the first four GPUs have one more
+    ("deepseek-ai--DeepSeek-V3", 8, 79.293),
+]
+
+
+@pytest.mark.parametrize(("config", "ranks", "gib"), WHOLE_EXPERTS)
+def test_with_expert_parallel_each_gpu_has_whole_experts_and_its_part_of_all_else(
+    config: str, ranks: int, gib: float
+) -> None:
+    checkpoint = Checkpoint(CONFIGS[config])
+    found = weights_of(checkpoint, EngineArguments(8192, ranks=ranks, experts_whole=True)).bytes
+    assert round(found / 2**30, 3) == gib
+
+
+def test_the_width_of_whole_experts_need_not_divide_but_that_of_shared_ones() -> None:
+    """Source: `FusedMoEParallelConfig.make` and `determine_expert_map` in vLLM 0.32."""
+    sizes = {"num_attention_heads": 8, "num_experts": 6, "moe_intermediate_size": 100, "model_type": "qwen2_moe"}
+    odd = {**LLAMA, **sizes}
+    assert undivided(Checkpoint(odd), 8) == "a width of 100 does not divide evenly"
+    assert undivided(Checkpoint(odd), 8, experts_whole=True) == ""
+    shared = Checkpoint({**odd, "shared_expert_intermediate_size": 60})
+    assert "60 of its shared experts" in undivided(shared, 8, experts_whole=True)
+    assert undivided(Checkpoint(LLAMA | {"intermediate_size": 130}), 4, experts_whole=True), "a dense model has none"
 
 
 @pytest.mark.parametrize(("ranks", "heads"), [(1, 2), (2, 1), (4, 1)])
