@@ -71,10 +71,9 @@ def difference(root: Path, after: Plan) -> Difference:
     return Difference(after.stack, "the files now", before, after, tuple(changes(before, after)), warnings)
 
 
-def text_of(root: Path, file: str) -> str | None:
-    """A file's text; None where there is none."""
-    path = root / file
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+def nothing_proved(stack: str) -> str:
+    """What to do for a stack without a proved state."""
+    return f"stack {stack} has proved nothing yet; `modelfleet up --stack {stack}` does, once its models answer"
 
 
 def write_files(root: Path, texts: Mapping[str, str]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from modelfleet.cli import output
-from modelfleet.cli.changed_files import Answer, difference, plan_with, text_of, write_files
+from modelfleet.cli.changed_files import Answer, difference, nothing_proved, plan_with, write_files
+from modelfleet.cli.memory import memory_of, text_of
 from modelfleet.cli.plan_pin import round_trip
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.proved import Proved, ProvedModel, file_for, image_to_write, promotion_findings
-from modelfleet.infra.reading.proved import Memory
-from modelfleet.infra.reading.workspace import make_plan, read_workspace
+from modelfleet.infra.reading.workspace import read_workspace
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import Finding, InputErrors, errors_in
 from modelfleet.serving.config.schema import slug_of
@@ -54,30 +54,27 @@ def promotion(root: Path, model_id: str, source: str, target: str) -> Promotion:
     if source == target:
         raise InputErrors([Finding("--to", 0, "", f"found {target}, which is --from; name another stack")])
     proved, model = _proved(root, model_id, source)
-    before = make_plan(root, target, deploying=False)
     file = _file(root, model, source, target)
     texts = {} if text_of(root, file) == model.text else {file: model.text}
-    if (image := image_to_write(proved, before)) is not None:
-        stack_path = f"stacks/Pulumi.{target}.yaml"
-        texts[stack_path] = with_image((root / stack_path).read_text("utf-8"), image)
     after = plan_with(root, target, texts)
+    if (image := image_to_write(proved, after)) is not None:
+        path = f"stacks/Pulumi.{target}.yaml"
+        texts[path] = with_image((root / path).read_text("utf-8"), image)
+        after = plan_with(root, target, texts)
     planned = next(one for one in after.models if one.model_id == model_id)
     refused = promotion_findings(proved, model, planned, after)
     if errors := errors_in(refused):
         raise InputErrors(errors)
-    output.show_findings([*refused, *(one for one in after.notices if one not in before.notices)])
+    output.show_findings([*refused, *(one for one in after.notices if one.file in texts)])
     if after.target.makes_cluster:
         _ask_aws(after)
     return Promotion(proved, model, texts, after)
 
 
 def _proved(root: Path, model_id: str, source: str) -> tuple[Proved, ProvedModel]:
-    states = Memory(root, load_stack(root, source)).states()
+    states = memory_of(root, load_stack(root, source)).states()
     if not states:
-        message = (
-            f"stack {source} has proved nothing yet; `modelfleet up --stack {source}` does, once its models answer"
-        )
-        raise InputErrors([Finding("--from", 0, "", message)])
+        raise InputErrors([Finding("--from", 0, "", nothing_proved(source))])
     model = states[-1].model(model_id)
     if model is None:
         names = [one.model_id for one in states[-1].models]
@@ -93,14 +90,13 @@ def _file(root: Path, model: ProvedModel, source: str, target: str) -> str:
     patterns = workspace.stack.config.models
     file = there or file_for(patterns, slug_of(model.model_id))
     if file is None:
-        message = (
-            f"none of {', '.join(patterns)} would find {slug_of(model.model_id)}.yaml; add a pattern with a folder"
-        )
+        name = f"{slug_of(model.model_id)}.yaml"
+        message = f"none of {', '.join(patterns)} would find a new {name}; add one such as {target}/*"
         raise InputErrors([workspace.stack.finding(("models",), message)])
     if file == model.file and text_of(root, file) != model.text:
         message = (
-            f"is read by {target} and by {source}, and differs from what {source} proved; give {target} a folder of its "
-            f"own in `models`, or prove the edit: `modelfleet up --stack {source}`"
+            f"is read by {target} and by {source}, and differs from what {source} proved; give {target} a folder of "
+            f"its own in `models`, or prove the edit: `modelfleet up --stack {source}`"
         )
         raise InputErrors([Finding(file, 0, "", message)])
     return file

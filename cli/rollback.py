@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modelfleet.cli import output
-from modelfleet.cli.changed_files import Answer, difference, plan_with, text_of, write_files
+from modelfleet.cli.changed_files import Answer, difference, nothing_proved, plan_with, write_files
+from modelfleet.cli.memory import memory_of, text_of
 from modelfleet.infra.planning.proved import Proved, before_now
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.proved import Memory
@@ -19,7 +20,7 @@ from modelfleet.serving.errors import MirrorError
 def run_rollback(model_id: str | None, answer: Answer, *, stack: str) -> int:
     """Find the state, show what it changes, ask, turn the mirror back and write the files; returns the exit code."""
     root = Path.cwd()
-    memory = Memory(root, load_stack(root, stack))
+    memory = memory_of(root, load_stack(root, stack))
     states = memory.states()
     _refuse_unknown(states, model_id, stack)
     files = {one.file for state in states for one in state.models}
@@ -46,13 +47,11 @@ def run_rollback(model_id: str | None, answer: Answer, *, stack: str) -> int:
 
 def _refuse_unknown(states: Sequence[Proved], model_id: str | None, stack: str) -> None:
     if not states:
-        message = f"stack {stack} has proved nothing yet; `modelfleet up --stack {stack}` does, once its models answer"
-        raise InputErrors([Finding("--stack", 0, "", message)])
+        raise InputErrors([Finding("--stack", 0, "", nothing_proved(stack))])
     names = {one.model_id for state in states for one in state.models}
     if model_id is not None and model_id not in names:
-        raise InputErrors(
-            [Finding("MODEL", 0, "", f"found {model_id!r}, never proved by {stack}; {near(model_id, names)}")]
-        )
+        message = f"found {model_id!r}, which stack {stack} never proved; {near(model_id, names)}"
+        raise InputErrors([Finding("MODEL", 0, "", message)])
 
 
 def _versions(memory: Memory, states: Sequence[Proved]) -> Mapping[str, str | None]:

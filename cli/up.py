@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelfleet.cli import output, pulumi_run
-from modelfleet.cli.changed_files import text_of
 from modelfleet.cli.endpoint import curl_example, first_exchange, openai_example, wait_for_first_answer, why_no_way_to
+from modelfleet.cli.memory import memory_of, text_of
 from modelfleet.cli.plan_table import plan_table
 from modelfleet.cli.release import installed_version
 from modelfleet.cli.status import base_url
@@ -19,7 +19,6 @@ from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.keys import key_for
 from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.infra.reading.cards import name_of_a_card
-from modelfleet.infra.reading.proved import Memory
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack.load import stack_file
 from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, ModelfleetError, SetupError, errors_in
@@ -65,7 +64,7 @@ def _keep_what_is_proved(root: Path, plan: Plan, texts: Mapping[str, str]) -> No
     """For `promote` and `rollback`. A bucket that refuses is only said: the stack itself is up."""
     try:
         made = {} if plan.target.on_this_machine else pulumi_run.outputs(root, plan.stack) or {}
-        memory = Memory(root, plan.source)
+        memory = memory_of(root, plan.source)
         memory.keep(plan, texts, release=installed_version(), image=made.get("image"))
     except ModelfleetError as error:
         output.say(f"promote and rollback will not know this state: {error}", "yellow")

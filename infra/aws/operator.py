@@ -364,11 +364,15 @@ def _store(site: Site) -> dict[str, object]:
     return _allow([*own, nodes, f"{here}:parametergroup:default.*"], _of("elasticache", STORE_CHANGES))
 
 
+OURS_IN_A_BUCKET = ("code/*", "image/*", "proved/*", "models/*/proved/*", "models/*/manifest.json")
+
+
 def _bucket(arn: str, *, makes: bool) -> list[Statement]:
     if not makes:
         return [
             _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
-            _allow([f"{arn}/code/*", f"{arn}/image/*"], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+            # `modelfleet up` keeps what it proved, and `rollback` brings a manifest back.
+            _allow([f"{arn}/{below}" for below in OURS_IN_A_BUCKET], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
             _allow(f"{arn}/{USAGE}/*", ["s3:GetObject"]),
         ]
     return [

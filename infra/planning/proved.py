@@ -1,4 +1,4 @@
-"""What a stack has proved: the model files, weights, code and image of a run of `up` that ended with models that answer.
+"""What a stack has proved: model files, weights, code and image of a run of `up` that ended with models that answer.
 
 Promotion copies a proved model to another stack, rollback brings one back. Both only write model files (and a stack's
 image): what is wrong with them there, the plan says.
@@ -129,8 +129,8 @@ def promotion_findings(proved: Proved, model: ProvedModel, after: ModelPlan, wan
     ours = {_named(copy.source, copy.revision) for copy in model.copies}
     if ours and (others := sorted(theirs - ours)):
         errors.append(
-            f"{wanted.stack} would copy {', '.join(others)}, and stack {proved.stack} proved {', '.join(sorted(ours))}; "
-            "make mirror.sources of both the same"
+            f"{wanted.stack} would copy {', '.join(others)}, and {proved.stack} proved {', '.join(sorted(ours))}; make "
+            "mirror.sources of both the same"
         )
     found = [Finding(model.file, 0, "", message) for message in errors]
     if proved.image and not wanted.target.on_this_machine and DIGEST not in proved.image:

@@ -25,7 +25,7 @@ from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror.manifest import MANIFEST, MAX_MANIFEST_BYTES, PROVED, parse_manifest
 from modelfleet.serving.mirror.read import missing_files, read_manifest
-from modelfleet.serving.mirror.store import Location, S3Store, client, parse_uri, plain_errors
+from modelfleet.serving.mirror.store import Location, S3Store, parse_uri, plain_errors
 
 MAX_RECORD_BYTES = 16 * 2**20
 #: States that are kept; older ones go.
@@ -100,33 +100,18 @@ class InBucket:
 class Memory:
     """The proved states of one stack, and its mirror. Raises `MirrorError` where its bucket refuses."""
 
-    def __init__(self, root: Path, stack: LoadedStack, s3: Any = None) -> None:
-        """`s3` is a client; by default that of the environment, or of the local stack's emulator.
-
-        Raises `SetupError` for a stack without a bucket.
-        """
+    def __init__(self, root: Path, stack: LoadedStack, s3: Any) -> None:
+        """`s3` is a client for the stack's bucket. Raises `SetupError` for a stack without a bucket."""
         self.stack, self.here = stack.name, stack.config.target.on_this_machine
         bucket = bucket_plan(stack, ())[0].name
         if bucket is None:
             raise SetupError(f"stack {stack.name} has no bucket, where what it proved would be; name mirror.bucket")
-        self._store = S3Store(bucket, s3 or self._client(stack))
+        self._store = S3Store(bucket, s3)
         self._records: Records = (
             InFolder(root / ".modelfleet" / PROVED / stack.name)
             if self.here
             else InBucket(self._store, f"{PROVED}/{stack.name}/")
         )
-
-    def _client(self, stack: LoadedStack) -> Any:
-        if not self.here:
-            return client()
-        import boto3
-
-        from modelfleet.infra.local.emulator import ACCESS_KEY, REGION, endpoint
-
-        session = boto3.session.Session(
-            aws_access_key_id=ACCESS_KEY, aws_secret_access_key=ACCESS_KEY, region_name=REGION
-        )
-        return session.client("s3", endpoint_url=endpoint(stack.config.local.s3_port))
 
     def states(self) -> list[Proved]:
         """The oldest first. Raises `SetupError` for one that another version of modelfleet wrote."""
@@ -136,9 +121,7 @@ class Memory:
                 try:
                     found.append(Proved.model_validate_json(self._records.get(name) or b""))
                 except ValidationError:
-                    message = (
-                        f"{PROVED}/{self.stack}/{name} is not of this version of modelfleet; upgrade, or delete it"
-                    )
+                    message = f"{PROVED}/{self.stack}/{name} is of another version of modelfleet; upgrade, or delete it"
                     raise SetupError(message) from None
         return found
 

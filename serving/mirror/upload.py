@@ -360,12 +360,8 @@ def _delete_all_but(versions: set[str], bucket: S3Store, location: Location, rep
 
     DeleteObjects answers 200 and lists what it could not delete. The copy is whole by then, so that is only said.
     """
-    prefix = location.key("")
-    stale = [
-        key
-        for key in bucket.list(prefix)
-        if (version := key.removeprefix(prefix).split("/")[0]) not in (*versions, MANIFEST, PROVED)
-    ]
+    prefix, staying = location.key(""), {*versions, MANIFEST, PROVED}
+    stale = [key for key in bucket.list(prefix) if key.removeprefix(prefix).split("/")[0] not in staying]
     refused: list[Mapping[str, str]] = []
     for start in range(0, len(stale), DELETE_AT_ONCE):
         objects = [{"Key": key} for key in stale[start : start + DELETE_AT_ONCE]]
