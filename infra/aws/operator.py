@@ -15,6 +15,7 @@ from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
 from modelfleet.infra.names import USAGE
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
+from modelfleet.serving.mirror.manifest import PROVED
 
 #: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
 READS = (
@@ -364,15 +365,15 @@ def _store(site: Site) -> dict[str, object]:
     return _allow([*own, nodes, f"{here}:parametergroup:default.*"], _of("elasticache", STORE_CHANGES))
 
 
-OURS_IN_A_BUCKET = ("code/*", "image/*", "proved/*", "models/*/proved/*", "models/*/manifest.json")
-
-
 def _bucket(arn: str, *, makes: bool) -> list[Statement]:
     if not makes:
         return [
             _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
-            # `modelfleet up` keeps what it proved, and `rollback` brings a manifest back.
-            _allow([f"{arn}/{below}" for below in OURS_IN_A_BUCKET], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+            # `modelfleet up` keeps what it proved. There is no mirror whose manifests `rollback` would bring back.
+            _allow(
+                [f"{arn}/{below}/*" for below in ("code", "image", PROVED)],
+                [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"],
+            ),
             _allow(f"{arn}/{USAGE}/*", ["s3:GetObject"]),
         ]
     return [

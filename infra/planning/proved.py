@@ -125,11 +125,13 @@ def promotion_findings(proved: Proved, model: ProvedModel, after: ModelPlan, wan
         for copy in model.copies
         if _moves(copy)
     ]
-    theirs = {_named(one.source, one.revision) for one in (after.mirror, *after.others) if one.prefix}
+    elsewhere = wanted.config.mirror.sources.values()
+    loaded = (one for one in (after.mirror, *after.others) if one.prefix or one.source in elsewhere)
+    theirs = {_named(one.source, one.revision) for one in loaded}
     ours = {_named(copy.source, copy.revision) for copy in model.copies}
     if ours and (others := sorted(theirs - ours)):
         errors.append(
-            f"{wanted.stack} would copy {', '.join(others)}, and {proved.stack} proved {', '.join(sorted(ours))}; make "
+            f"{wanted.stack} would load {', '.join(others)}, and {proved.stack} proved {', '.join(sorted(ours))}; make "
             "mirror.sources of both the same"
         )
     found = [Finding(model.file, 0, "", message) for message in errors]

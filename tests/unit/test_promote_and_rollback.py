@@ -172,6 +172,7 @@ def test_the_file_that_the_target_has_already_is_the_one_that_changes(proved: Tr
         ({"pools": [{"name": "t4", "accelerator": "T4", "instanceTypes": ["g4dn.xlarge"], "maxNodes": 4}]}, "L4"),
         ({"models": ["p*/*"]}, "such as prod/*"),
         ({"mirror": {"bucket": "fleet-prod", "sources": {ID: "s3://elsewhere/copy"}}}, "mirror.sources"),
+        ({"mirror": {"bucket": "fleet-prod", "create": False, "sources": {ID: "s3://else/where"}}}, "mirror.sources"),
     ],
 )
 def test_what_the_target_s_plan_refuses_is_not_promoted(proved: Tree, keys: dict[str, Any], says: str) -> None:
@@ -345,6 +346,22 @@ def test_a_local_stack_keeps_its_states_in_files_because_its_bucket_is_forgotten
     done = tree.run("rollback", "--stack", "staging", "--yes")
     assert done.exit_code == 0, (done.output, done.exception)
     assert tree.read(STAGING_FILE) == cpu
+
+
+def test_between_this_machine_and_aws_the_accelerator_decides_and_that_is_said_in_one_line(tree: Tree) -> None:
+    """The file says what it runs on, and promotion copies files byte for byte."""
+    pool = {"name": "cpu", "accelerator": "CPU", "maxNodes": 1}
+    tree.stack("staging", target="local", pools=[pool], kubernetes={}, local={"s3Port": 1})
+    cpu = text().replace("L4", "CPU").replace("num_gpus_per_worker: 1", "num_gpus_per_worker: 0")
+    tree.write(STAGING_FILE, cpu)
+    tree.prove("staging")
+    refused = tree.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    assert isinstance(refused.exception, InputErrors)
+    (finding,) = refused.exception.findings
+    assert finding.file == "stacks/Pulumi.prod.yaml" and "CPU" in finding.message, finding
+    tree.stack("prod", pools=[{**pool, "instanceTypes": ["m7i.2xlarge"]}])
+    done = tree.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    assert done.exit_code == 0 and tree.read(PROD_FILE) == cpu, (done.output, done.exception)
 
 
 def state(at: str, *models: ProvedModel) -> Proved:
