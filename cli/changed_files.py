@@ -12,7 +12,16 @@ from pathlib import Path
 import typer
 
 from modelfleet.cli import output
-from modelfleet.cli.plan_diff import Difference, as_json, as_text, changes, rebuild_warnings, roll_warnings
+from modelfleet.cli.plan_diff import (
+    MODELS_AND_STACKS,
+    Difference,
+    as_json,
+    as_text,
+    changes,
+    link_rest,
+    rebuild_warnings,
+    roll_warnings,
+)
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import InputErrors
@@ -51,11 +60,10 @@ def plan_with(root: Path, stack: str, texts: Mapping[str, str]) -> Plan:
     """The plan of a stack as if the files had these texts, by path. Raises `InputErrors` with all that it refuses."""
     with tempfile.TemporaryDirectory(prefix="modelfleet-") as folder:
         there = Path(folder)
-        for name in ("models", "stacks"):
+        for name in MODELS_AND_STACKS:
             if (root / name).is_dir():
                 shutil.copytree(root / name, there / name)
-        if (root / ".modelfleet").is_dir():
-            (there / ".modelfleet").symlink_to((root / ".modelfleet").resolve(), target_is_directory=True)
+        link_rest(root, there)
         write_files(there, texts)
         return make_plan(there, stack, deploying=False)
 

@@ -20,6 +20,7 @@ from modelfleet.serving.mirror import fetch, fill
 from tests.engine.aws_account import Account
 from tests.engine.aws_fleet import REGION, REPOSITORY, FleetProject, model, stack_of
 from tests.engine.conftest import Emulator
+from tools.cloud.app import QUOTAS
 
 BUCKET = "company-fleet-weights"
 PROGRAM = """\
@@ -213,7 +214,9 @@ def life(project: FleetProject, emulator: Emulator, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.long(why="six runs of the engine; tests/unit/test_promote_and_rollback.py has the same without them")
-def test_staging_proves_prod_takes_it_and_goes_back_although_the_mirror_was_cleaned(life: Life, tmp_path: Path) -> None:
+def test_staging_proves_prod_takes_it_and_goes_back_although_the_mirror_was_cleaned(
+    life: Life, emulator: Emulator, tmp_path: Path
+) -> None:
     promote = ("promote", "Qwen/Qwen3-8B", "--from", "staging", "--to", "prod")
     life.stack("staging")
     life.stack("prod", licence={"forbid": ["apache"]})
@@ -221,6 +224,11 @@ def test_staging_proves_prod_takes_it_and_goes_back_although_the_mirror_was_clea
     life.up("staging")
     refused = life.run(*promote, "--yes")
     assert isinstance(refused.exception, InputErrors) and "licence" in str(refused.exception)
+    life.stack("prod", target="eks", mirror={})
+    emulator.switch(QUOTAS, {"L-DB2E81BA": 4})
+    refused = life.run(*promote, "--yes")
+    emulator.switch(QUOTAS, {})
+    assert "quota L-DB2E81BA in us-west-2 is 4" in str(refused.exception), (refused.output, refused.exception)
     life.stack("prod")
     assert "--yes writes it" in life.run(*promote).stderr and not life.file("prod").exists()
     done = life.run(*promote, "--yes")

@@ -23,6 +23,7 @@ from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import InputErrors, SetupError
 from modelfleet.serving.mirror import Status, fetch, fill, status
+from tests.gateway.test_jwt import AUDIENCE, ISSUER, jwks
 
 ID, SLUG = "Qwen/Qwen3-8B", "Qwen--Qwen3-8B"
 COMMIT = "b968826d9c46dd6066d109eabc6255188de91218"
@@ -205,6 +206,14 @@ def test_another_image_is_named_in_the_target_s_file_by_its_digest(proved: Tree)
     written = load_stack(proved.root, "prod").config.kubernetes
     assert (written.image, written.namespace) == (DIGEST, "prod")
     assert proved.read("stacks/Pulumi.prod.yaml").startswith("# prod\n"), "comments stay"
+
+
+def test_what_the_target_s_plan_reads_beside_its_files_is_read_here_too(proved: Tree) -> None:
+    proved.write("issuer.json", jwks("rsa").decode())
+    issuer = {"issuer": ISSUER, "audience": AUDIENCE, "jwks": "issuer.json"}
+    proved.stack("prod", auth="keys", apiKeys={"team": {"secure": "v1:abc:def"}}, jwt=issuer)
+    done = proved.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    assert done.exit_code == 0, (done.output, done.exception)
 
 
 def test_an_image_that_only_a_tag_names_is_refused(tree: Tree) -> None:
