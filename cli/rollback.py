@@ -8,7 +8,8 @@ from pathlib import Path
 from modelfleet.cli import output
 from modelfleet.cli.changed_files import Answer, difference, nothing_proved, plan_with, write_files
 from modelfleet.cli.memory import memory_of, text_of
-from modelfleet.infra.planning.proved import Proved, before_now
+from modelfleet.cli.promote import with_image
+from modelfleet.infra.planning.proved import Proved, before_now, other_image
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.proved import Memory
 from modelfleet.infra.stack import load_stack
@@ -20,19 +21,22 @@ from modelfleet.serving.errors import MirrorError
 def run_rollback(model_id: str | None, answer: Answer, *, stack: str) -> int:
     """Find the state, show what it changes, ask, turn the mirror back and write the files; returns the exit code."""
     root = Path.cwd()
-    memory = memory_of(root, load_stack(root, stack))
+    loaded = load_stack(root, stack)
+    memory, image = memory_of(root, loaded), loaded.config.kubernetes.image
     states = memory.states()
     _refuse_unknown(states, model_id, stack)
     files = {one.file for state in states for one in state.models}
     now = {file: text for file in files if (text := text_of(root, file)) is not None}
-    found = before_now(states, model_id, now, _versions(memory, states))
+    found = before_now(states, model_id, now, _versions(memory, states), image)
     if found is None:
         output.say(f"{model_id or f'stack {stack}'}: no proved state differs from what is there now")
         return 0
     state, models = found
     texts = {one.file: one.text for one in models if now.get(one.file) != one.text}
+    if other := other_image(state, image):
+        texts |= _image(root, stack, other, all_models=model_id is None)
     change = difference(root, plan_with(root, stack, texts))
-    output.say(f"{', '.join(one.model_id for one in models)} as stack {stack} proved it at {state.at}")
+    output.say(f"{', '.join(one.model_id for one in models) or 'image'} as stack {stack} proved it at {state.at}")
     _say_code(state)
     if not answer.agreed(change, texts, state.at):
         return 0
@@ -63,6 +67,17 @@ def _versions(memory: Memory, states: Sequence[Proved]) -> Mapping[str, str | No
         if memory.here:
             return {}
         raise
+
+
+def _image(root: Path, stack: str, image: str, *, all_models: bool) -> dict[str, str]:
+    """The stack file with the image of then. One model alone does not take it back: it is every model's."""
+    if not all_models:
+        output.say(
+            f"that was in {image}; `modelfleet rollback --stack {stack}` goes back to it, with all models", "yellow"
+        )
+        return {}
+    file = f"stacks/Pulumi.{stack}.yaml"
+    return {file: with_image((root / file).read_text("utf-8"), image)}
 
 
 def _say_code(state: Proved) -> None:

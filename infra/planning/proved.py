@@ -85,18 +85,32 @@ def differs(was: ProvedModel, text: str | None, versions: Mapping[str, str | Non
 
 
 def before_now(
-    records: Sequence[Proved], model_id: str | None, texts: Mapping[str, str], versions: Mapping[str, str | None]
+    records: Sequence[Proved],
+    model_id: str | None,
+    texts: Mapping[str, str],
+    versions: Mapping[str, str | None],
+    image: str | None = None,
 ) -> tuple[Proved, tuple[ProvedModel, ...]] | None:
     """The newest proved state that is not what the files and the mirror say now, with the models that differ.
 
     After a failed edit that is the last one, after a proved one that before. `texts` are the files by path, `versions`
-    the mirror's by URI. None where all are as now.
+    the mirror's by URI, `image` the one that the stack file names. The image counts where no model is named, and then
+    perhaps no model differs. None where all are as now.
     """
     for one in reversed(records):
         asked = [model for model in one.models if model_id in (None, model.model_id)]
-        if changed := tuple(model for model in asked if differs(model, texts.get(model.file), versions)):
+        changed = tuple(model for model in asked if differs(model, texts.get(model.file), versions))
+        if changed or (model_id is None and other_image(one, image)):
             return one, changed
     return None
+
+
+def other_image(was: Proved, image: str | None) -> str | None:
+    """The image that a state was proved in, where the stack file names another one; None elsewhere.
+
+    A stack that makes its image has that of its version of modelfleet.
+    """
+    return was.image if image and was.image and was.image != image else None
 
 
 def file_for(patterns: Iterable[str], name: str) -> str | None:
@@ -135,6 +149,18 @@ def promotion_findings(proved: Proved, model: ProvedModel, after: ModelPlan, wan
             "mirror.sources of both the same"
         )
     found = [Finding(model.file, 0, "", message) for message in errors]
+    found += [
+        Finding(
+            model.file,
+            0,
+            "",
+            f"{copy.source} may have other files by the time that {wanted.stack} copies it; {proved.stack} proved "
+            f"version {copy.version}; give each version a folder of its own",
+            Severity.WARNING,
+        )
+        for copy in model.copies
+        if copy.source.startswith(("s3://", "file://"))
+    ]
     if proved.image and not wanted.target.on_this_machine and DIGEST not in proved.image:
         other = wanted.ray_cluster.image != proved.image
         message = (

@@ -216,6 +216,17 @@ def test_what_the_target_s_plan_reads_beside_its_files_is_read_here_too(proved: 
     assert done.exit_code == 0, (done.output, done.exception)
 
 
+def test_a_folder_that_may_change_is_said_with_the_version_that_was_proved(tree: Tree) -> None:
+    for name in ("staging", "prod"):
+        tree.stack(name, mirror={"bucket": f"fleet-{name}", "sources": {ID: "s3://company/qwen"}})
+    tree.write(STAGING_FILE, text())
+    version = tree.mirror("staging", "one")
+    tree.prove("staging")
+    done = tree.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "s3://company/qwen may have other files" in done.stderr and version in done.stderr
+
+
 def test_an_image_that_only_a_tag_names_is_refused(tree: Tree) -> None:
     tree.stack("staging", kubernetes={"image": "registry.example/serving:2"})
     tree.write(STAGING_FILE, text())
@@ -279,6 +290,20 @@ def test_a_failed_edit_goes_back_to_the_last_proved_state_and_a_proved_one_to_th
     assert proved.read(STAGING_FILE) == text()
     assert "Next: modelfleet up --stack staging" in proved.run("rollback", "--stack", "staging", "--yes").stderr
     assert proved.read(STAGING_FILE) == text(most=4), "after a rollback that was not proved, forward again"
+
+
+def test_the_image_goes_back_with_all_models_and_not_with_one(proved: Tree) -> None:
+    other = DIGEST.replace("a" * 64, "b" * 64)
+    proved.stack("staging", kubernetes={"image": other, "namespace": "here"})  # not proved
+    proved.write(STAGING_FILE, text(most=3))
+    one = proved.run("rollback", ID, "--stack", "staging", "--yes")
+    assert one.exit_code == 0 and f"that was in {DIGEST}" in one.stderr.replace("\n", ""), one.output
+    assert load_stack(proved.root, "staging").config.kubernetes.image == other
+    done = proved.run("rollback", "--stack", "staging", "--yes")
+    assert done.exit_code == 0 and "the Ray cluster changes" in done.stdout, done.output
+    kubernetes = load_stack(proved.root, "staging").config.kubernetes
+    assert (kubernetes.image, kubernetes.namespace) == (DIGEST, "here")
+    assert "no proved state differs" in proved.run("rollback", "--stack", "staging", "--yes").stderr
 
 
 def test_a_rollback_out_of_a_file_that_has_no_plan(proved: Tree) -> None:
