@@ -199,6 +199,53 @@ def down(stack: Stack = "local") -> None:
     raise typer.Exit(run_down(stack))
 
 
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")]
+Deploy = Annotated[bool, typer.Option("--up", help="Then deploy at once, as `modelfleet up`.")]
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.", show_default=False)],
+    source: Annotated[str, typer.Option("--from", metavar="ENV", help="The stack that proved it.")],
+    target: Annotated[str, typer.Option("--to", metavar="ENV", help="The stack that gets it.")],
+    yes: Yes = False,
+    json: Json = False,
+    up: Deploy = False,
+) -> None:
+    """Copy a model that one stack has proved to another: its file, weights, code and image, or say why not.
+
+    A stack has proved what its last `modelfleet up` ended with. It writes files and deploys nothing without `--up`.
+
+    Example: `modelfleet promote org/model --from staging --to prod`
+    """
+    from modelfleet.cli.changed_files import Answer
+    from modelfleet.cli.promote import run_promote
+
+    raise typer.Exit(run_promote(model, Answer(yes, json, up), source=source, target=target))
+
+
+@app.command()
+def rollback(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="One model's id; default: all.", show_default=False)
+    ] = None,
+    stack: Stack = "local",
+    yes: Yes = False,
+    json: Json = False,
+    up: Deploy = False,
+) -> None:
+    """Bring back what the stack proved before: model files and weights.
+
+    Without `--up` it deploys nothing.
+
+    Example: `modelfleet rollback org/model --stack prod --up`
+    """
+    from modelfleet.cli.changed_files import Answer
+    from modelfleet.cli.rollback import run_rollback
+
+    raise typer.Exit(run_rollback(model, Answer(yes, json, up), stack=stack))
+
+
 @app.command()
 def status(stack: Stack = "local", json: Json = False) -> None:
     """Show what runs: models, replicas, endpoint.

@@ -19,6 +19,8 @@ from modelfleet.infra.planning.system_roll import system_nodes_of, system_roll
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
 
+MODELS_AND_STACKS = ("models", "stacks")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -57,13 +59,18 @@ def _plan_of(root: Path, revision: str, stack: str) -> tuple[Plan | None, str]:
         old = Path(folder)
         with tarfile.open(fileobj=io.BytesIO(_archive(root, revision))) as archive:
             archive.extractall(old, filter="data")
-        kept = root / ".modelfleet"
-        if kept.is_dir():
-            (old / ".modelfleet").symlink_to(kept.resolve(), target_is_directory=True)
+        link_rest(root, old)
         try:
             return make_plan(old, stack, deploying=False), ""
         except InputErrors as error:
             return None, error.findings[0].sentence()
+
+
+def link_rest(root: Path, there: Path) -> None:
+    """What a plan reads beside models/ and stacks/: an issuer's keys, measured figures, what .modelfleet knows."""
+    for path in root.iterdir():
+        if path.name not in MODELS_AND_STACKS:
+            (there / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
 
 
 def _archive(root: Path, revision: str) -> bytes:
@@ -71,7 +78,7 @@ def _archive(root: Path, revision: str) -> bytes:
     if revision.startswith("-"):
         raise _wrong(f"found {revision!r}; name a git revision, e.g. main or HEAD~1")
     try:
-        there = _git(root, "ls-tree", "--name-only", revision, "models", "stacks")
+        there = _git(root, "ls-tree", "--name-only", revision, *MODELS_AND_STACKS)
         if there.returncode == 0:
             names = there.stdout.decode().split()
             return _git(root, "archive", "--format=tar", revision, "--", *names).stdout if names else _empty_tar()

@@ -19,7 +19,7 @@ def pin(root: Path, plan: Plan) -> list[str]:
     """Write `instanceTypes` of every pool that leaves them open; returns a line for each pool changed."""
     path = stack_file(root, plan.stack)
     text = path.read_text("utf-8")
-    yaml = _yaml(text)
+    yaml = round_trip(text)
     document: Any = yaml.load(text)
     written = []
     for entry, wanted, planned in zip(document["config"][POOLS], plan.config.pools, plan.pools, strict=True):
@@ -40,7 +40,7 @@ def _flow(names: tuple[str, ...]) -> CommentedSeq:
     return sequence
 
 
-def _yaml(text: str) -> YAML:
+def round_trip(text: str) -> YAML:
     """A round-trip YAML that keeps the file's indentation of lists and adds no line breaks."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True

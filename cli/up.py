@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelfleet.cli import output, pulumi_run
 from modelfleet.cli.endpoint import curl_example, first_exchange, openai_example, wait_for_first_answer, why_no_way_to
+from modelfleet.cli.memory import memory_of, text_of
 from modelfleet.cli.plan_table import plan_table
+from modelfleet.cli.release import installed_version
 from modelfleet.cli.status import base_url
 from modelfleet.infra.local import emulator
 from modelfleet.infra.planning import Plan
@@ -19,7 +21,7 @@ from modelfleet.infra.planning.plan import ModelKind, ModelPlan
 from modelfleet.infra.reading.cards import name_of_a_card
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack.load import stack_file
-from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, SetupError, errors_in
+from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, InputErrors, ModelfleetError, SetupError, errors_in
 
 if TYPE_CHECKING:
     from modelfleet.cli.cluster_watch import ClusterWatch
@@ -36,6 +38,7 @@ def run_up(stack: str) -> int:
     """Check and show the plan, deploy it, wait for a first answer, print examples; returns the exit code."""
     root, began = Path.cwd(), time.monotonic()
     plan = make_plan(root, stack, ask_issuer=True)
+    texts = {model.file: text for model in plan.models if (text := text_of(root, model.file)) is not None}
     _say_cards(root, plan)
     output.show_findings(plan.notices)
     output.show(plan_table(plan, head=False))
@@ -54,8 +57,19 @@ def run_up(stack: str) -> int:
         return EXIT_ENVIRONMENT
     changed = ", ".join(f"{count} {kind}" for kind, count in sorted(done.changes.items())) or "unchanged"
     _show_endpoint(root, plan)
+    _keep_what_is_proved(root, plan, texts)
     output.say(f"{stack}: {changed}, {time.monotonic() - began:.0f} s. Next: modelfleet status --stack {stack}")
     return 0
+
+
+def _keep_what_is_proved(root: Path, plan: Plan, texts: Mapping[str, str]) -> None:
+    """For `promote` and `rollback`. A bucket that refuses is only said: the stack itself is up."""
+    try:
+        made = {} if plan.target.on_this_machine else pulumi_run.outputs(root, plan.stack) or {}
+        memory = memory_of(root, plan.source)
+        memory.keep(plan, texts, release=installed_version(), image=made.get("image"))
+    except ModelfleetError as error:
+        output.say(f"promote and rollback will not know this state: {error}", "yellow")
 
 
 def _prepare(root: Path, plan: Plan) -> ClusterWatch | None:
@@ -69,7 +83,7 @@ def _prepare(root: Path, plan: Plan) -> ClusterWatch | None:
         check_cluster(plan)
         return ClusterWatch(plan)
     else:
-        _ask_aws(plan)
+        ask_aws(plan)
     return None
 
 
@@ -82,7 +96,7 @@ def _say_cards(root: Path, plan: Plan) -> None:
         output.say(f"This machine has {name}, and stack {plan.stack} serves on CPUs. On the card: {way}")
 
 
-def _ask_aws(plan: Plan) -> None:
+def ask_aws(plan: Plan) -> None:
     """The preflight, which the program repeats: here it ends in one line and an exit code of ours."""
     from modelfleet.infra.aws.facts_boto3 import run_preflight
 

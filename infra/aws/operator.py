@@ -15,6 +15,7 @@ from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
 from modelfleet.infra.names import USAGE
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
+from modelfleet.serving.mirror.manifest import PROVED
 
 #: What only looks. AWS has no resource for most list actions. None of them reads an object of a bucket or a secret.
 READS = (
@@ -368,7 +369,11 @@ def _bucket(arn: str, *, makes: bool) -> list[Statement]:
     if not makes:
         return [
             _allow(arn, ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions"]),
-            _allow([f"{arn}/code/*", f"{arn}/image/*"], [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"]),
+            # `modelfleet up` keeps what it proved. There is no mirror whose manifests `rollback` would bring back.
+            _allow(
+                [f"{arn}/{below}/*" for below in ("code", "image", PROVED)],
+                [*_of("s3", OBJECT_CHANGES), "s3:GetObject*"],
+            ),
             _allow(f"{arn}/{USAGE}/*", ["s3:GetObject"]),
         ]
     return [

@@ -2,6 +2,7 @@
 
     <uri>/manifest.json        written last; without it the mirror counts as absent
     <uri>/<version>/<file>…    the files in Hugging Face layout; `version` names their content
+    <uri>/proved/…             manifests of versions that a stack may go back to: these stay
 
 A changed model gets a new version next to the old one, so a replica that is still reading is never disturbed.
 
@@ -25,6 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from modelfleet.serving.errors import MirrorError
 
 MANIFEST = "manifest.json"
+PROVED = "proved"
+"""Folder beside it with the manifests of versions that stay: `proved/<stack>/<version>.json`."""
+
 SCHEMA = 2
 CHUNK_BYTES = 32 * 2**20
 """Size of each piece that is checked, sent and read separately (small parts are up to four times slower)."""

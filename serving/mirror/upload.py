@@ -20,7 +20,17 @@ from typing import Any, TypeVar
 
 from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror.download import ranges
-from modelfleet.serving.mirror.manifest import CHUNK_BYTES, MANIFEST, Checksum, Manifest, ManifestFile, version_of
+from modelfleet.serving.mirror.manifest import (
+    CHUNK_BYTES,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    PROVED,
+    Checksum,
+    Manifest,
+    ManifestFile,
+    parse_manifest,
+    version_of,
+)
 from modelfleet.serving.mirror.origin import Folder, Origin, OriginFile
 from modelfleet.serving.mirror.proof import Expected, KmsKey, name_of, statement
 from modelfleet.serving.mirror.read import read_manifest
@@ -117,11 +127,23 @@ def fill_from(
             ContentType="application/json",
             ChecksumAlgorithm="SHA256",
         )
-        kept = [manifest, *([replaced] if replaced else [])]
+        kept = [manifest, *([replaced] if replaced else []), *_proved(bucket, location, report)]
         names = {name for one in kept for name in (one.version, name_of(one.to_json()))}
         _delete_all_but(names, bucket, location, report)
     report(f"{uri} has {len(manifest.files)} files, {manifest.total_bytes / 1e6:.0f} MB")
     return manifest
+
+
+def _proved(bucket: S3Store, location: Location, report: Report) -> list[Manifest]:
+    """The versions that a stack may go back to. One that cannot be read is said, and keeps nothing."""
+    found = []
+    for key in bucket.list(location.key(PROVED, "")):
+        try:
+            data = bucket.read(key, MAX_MANIFEST_BYTES)
+            found += [parse_manifest(data, f"s3://{bucket.bucket}/{key}")] if data is not None else []
+        except MirrorError as error:
+            report(str(error))
+    return found
 
 
 def _current(bucket: S3Store, location: Location, expected: Expected | None = None) -> Manifest | None:
@@ -334,16 +356,12 @@ def _finished(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _delete_all_but(versions: set[str], bucket: S3Store, location: Location, report: Report) -> None:
-    """Deletes older versions and signatures; the one just replaced stays for replicas that are still reading it.
+    """Deletes other versions and signatures. The one just replaced is among `versions`: replicas may still read it.
 
     DeleteObjects answers 200 and lists what it could not delete. The copy is whole by then, so that is only said.
     """
-    prefix = location.key("")
-    stale = [
-        key
-        for key in bucket.list(prefix)
-        if (version := key.removeprefix(prefix).split("/")[0]) not in versions and version != MANIFEST
-    ]
+    prefix, staying = location.key(""), {*versions, MANIFEST, PROVED}
+    stale = [key for key in bucket.list(prefix) if key.removeprefix(prefix).split("/")[0] not in staying]
     refused: list[Mapping[str, str]] = []
     for start in range(0, len(stale), DELETE_AT_ONCE):
         objects = [{"Key": key} for key in stale[start : start + DELETE_AT_ONCE]]

@@ -244,6 +244,41 @@ def test_a_second_up_is_unchanged_and_status_says_what_runs(running: Fleet) -> N
     ]
 
 
+def test_what_up_proved_goes_to_another_stack_and_comes_back_after_edits(running: Fleet) -> None:
+    """The edits are words in a comment and a fault, so that no engine starts again for them."""
+    file, folder = running.folder / "models" / f"{SLUG}.yaml", running.folder / ".modelfleet" / "proved" / "test"
+    first = file.read_text()
+    (state,) = [json.loads(path.read_text()) for path in folder.iterdir()]
+    (proved,) = state["models"]
+    (copy,) = proved["copies"]
+    assert proved["text"] == first and copy["version"] and copy["source"] == WEIGHTS
+
+    stack = yaml.safe_load((running.folder / "stacks" / "Pulumi.test.yaml").read_text())
+    stack["config"]["modelfleet:models"] = ["prod/*"]
+    (running.folder / "stacks" / "Pulumi.prod.yaml").write_text(yaml.safe_dump(stack))
+    asked = running.plain("promote", MODEL, "--from", "test", "--to", "prod", "--json")
+    assert json.loads(asked.stdout)["files"] == [f"models/prod/{SLUG}.yaml"]
+    promoted = running.folder / "models" / "prod" / f"{SLUG}.yaml"
+    assert not promoted.exists(), "nobody agreed"
+    file.write_text(first + "# not proved\n")
+    running.plain("promote", MODEL, "--from", "test", "--to", "prod", "--yes")
+    assert promoted.read_text() == first
+    promoted.unlink()
+    (running.folder / "stacks" / "Pulumi.prod.yaml").unlink()
+
+    replicas = running.replicas(SLUG)
+    assert "test: unchanged" in running.modelfleet("up").stderr
+    assert len([*folder.iterdir()]) == 2, "the words are another text"
+    running.modelfleet("rollback", MODEL, "--yes")
+    assert file.read_text() == first
+    file.write_text("engine_config: [")
+    assert running.modelfleet("up", check=False).returncode == 1
+    back = running.modelfleet("rollback", "--yes")
+    assert "the files now have no plan" in back.stdout and file.read_text() == first + "# not proved\n"
+    assert running.replicas(SLUG) == replicas, "files came and went; the model stayed"
+    file.write_text(first)
+
+
 def test_top_shows_the_models_tokens_while_it_answers(running: Fleet) -> None:
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{running.ports['gatewayPort']}/v1", api_key="none")
     command = running.command("top", "--once", "--json", "--window", "25")

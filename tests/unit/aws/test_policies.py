@@ -68,6 +68,15 @@ def test_the_operator_makes_a_cluster_in_the_stacks_region(tmp_path: Path) -> No
     assert not allowed(own, "eks:CreateCluster", "*", {"aws:RequestedRegion": "us-east-1"})
 
 
+def test_the_operator_keeps_what_a_stack_proved_in_a_bucket_that_is_not_its_own(tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path, mirror={"create": False, "bucket": "company"})
+    printed = iam_documents(plan, site_of(plan, facts()))
+    own = [one for name, document in printed.items() if name.startswith("operator") for one in document["Statement"]]
+    for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
+        assert allowed(own, action, "arn:aws:s3:::company/proved/test/20261201T000000Z.json")
+        assert not allowed(own, action, "arn:aws:s3:::company/models/org--model/manifest.json"), "others keep that"
+
+
 def test_a_build_makes_the_cache_of_its_base_and_no_other_repository() -> None:
     """ECR makes a pull-through cache's repository at the first pull, in the name of who pulls."""
     base, own = (f"arn:aws:ecr:us-west-2:123456789012:repository/{name}" for name in ("hub/vllm/vllm-openai", "own"))
