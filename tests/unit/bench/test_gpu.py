@@ -412,8 +412,8 @@ def test_a_replica_is_deployed_with_its_seal(tmp_path: Path, monkeypatch: pytest
         sent.extend(applications)
         raise RuntimeError("far enough")
 
-    monkeypatch.setattr(servers, "_ray", ray)
-    monkeypatch.setattr(servers, "_deploy", deploy)
+    monkeypatch.setattr(servers, "ray", ray)
+    monkeypatch.setattr(servers, "deploy", deploy)
     model = bench(tmp_path, Servers())._model(Step("modelfleet"))
     for seal in (None, "s3://seals/modelfleet-uni-1"):
         variant = servers.Variant("modelfleet", "fleet", seal=seal)

@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -99,7 +101,10 @@ def test_the_command_ends_on_ctrl_c_with_the_code_of_its_last_look(tmp_path: Pat
     (tmp_path / "Pulumi.yaml").write_text("name: fleet\nruntime: python\n")
     environ = {**os.environ, "PULUMI_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "modelfleet.cli.main", "doctor", "--watch", "--json", "--stack", "local"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    how: Any = {"cwd": tmp_path, "env": environ, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **how, preexec_fn=default)  # noqa: PLW1509  it takes no lock
     assert process.stdout is not None
     first = json.loads(process.stdout.readline())
     time.sleep(0.2)
