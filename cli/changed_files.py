@@ -46,6 +46,12 @@ class Answer:
             return False
         return self.yes or typer.confirm("Write it?", default=False, err=True)
 
+    def nothing_to_write(self, stack: str) -> int:
+        """Also that is an answer for a script; files that are there may still have to be deployed (`--up`)."""
+        if self.as_json:
+            output.show_json({"stack": stack, "changes": [], "files": [], "proved_at": None})
+        return self.then(stack) if self.deploy else 0
+
     def then(self, stack: str) -> int:
         """Deploy, or say how; returns the exit code."""
         if not self.deploy:

@@ -236,7 +236,7 @@ def rollback(
 ) -> None:
     """Bring back what the stack proved before: model files and weights.
 
-    Without `--up` it deploys nothing.
+    Without `--up` it deploys nothing; but from then on replicas that start load the weights that it turned back.
 
     Example: `modelfleet rollback org/model --stack prod --up`
     """

@@ -39,7 +39,7 @@ def run_promote(model_id: str, answer: Answer, *, source: str, target: str) -> i
     said = f"{model_id} as stack {source} proved it at {made.proved.at}"
     if not made.texts:
         output.say(f"stack {target} has {said} already")
-        return 0
+        return answer.nothing_to_write(target)
     for copy in made.model.copies:
         output.say(f"weights {copy.source}{f'@{copy.revision}' if copy.revision else ''}: version {copy.version}")
     if not answer.agreed(difference(root, made.after), made.texts, made.proved.at):

@@ -12,7 +12,8 @@ from modelfleet.cli.promote import with_image
 from modelfleet.infra.planning.proved import Proved, before_now, other_image
 from modelfleet.infra.reading.code import code_artifact
 from modelfleet.infra.reading.proved import Memory
-from modelfleet.infra.stack import load_stack
+from modelfleet.infra.reading.workspace import model_files
+from modelfleet.infra.stack import LoadedStack, load_stack
 from modelfleet.serving.config.errors import Finding, InputErrors
 from modelfleet.serving.config.validation import near
 from modelfleet.serving.errors import MirrorError
@@ -25,12 +26,14 @@ def run_rollback(model_id: str | None, answer: Answer, *, stack: str) -> int:
     memory, image = memory_of(root, loaded), loaded.config.kubernetes.image
     states = memory.states()
     _refuse_unknown(states, model_id, stack)
+    if model_id is None:
+        _refuse_new(root, loaded, states)
     files = {one.file for state in states for one in state.models}
     now = {file: text for file in files if (text := text_of(root, file)) is not None}
     found = before_now(states, model_id, now, _versions(memory, states), image)
     if found is None:
         output.say(f"{model_id or f'stack {stack}'}: no proved state differs from what is there now")
-        return 0
+        return answer.nothing_to_write(stack)
     state, models = found
     texts = {one.file: one.text for one in models if now.get(one.file) != one.text}
     if other := other_image(state, image):
@@ -40,9 +43,10 @@ def run_rollback(model_id: str | None, answer: Answer, *, stack: str) -> int:
     _say_code(state)
     if not answer.agreed(change, texts, state.at):
         return 0
-    # The mirror first: it refuses where a version is gone, and then no file says something else.
-    back = [] if memory.here else [copy for one in models for copy in one.copies if memory.bring_back(copy)]
-    for copy in back:
+    # The mirror first: it refuses where any version is gone, and then no copy and no file is another one.
+    copies = [] if memory.here else dict.fromkeys(copy for one in models for copy in one.copies)
+    for copy, manifest in [(copy, body) for copy in copies if (body := memory.kept(copy)) is not None]:
+        memory.bring_back(copy, manifest)
         output.say(f"{copy.uri} has version {copy.version} again")
     write_files(root, texts)
     output.say(f"wrote {', '.join(sorted(texts))}" if texts else "no file differs")
@@ -56,6 +60,18 @@ def _refuse_unknown(states: Sequence[Proved], model_id: str | None, stack: str) 
     if model_id is not None and model_id not in names:
         message = f"found {model_id!r}, which stack {stack} never proved; {near(model_id, names)}"
         raise InputErrors([Finding("MODEL", 0, "", message)])
+
+
+def _refuse_new(root: Path, stack: LoadedStack, states: Sequence[Proved]) -> None:
+    """A model that came since may be what failed: the last state then still holds of all others, which stay."""
+    proved = {one.file for state in states for one in state.models}
+    message = (
+        f"is in no state that stack {stack.name} proved, and rollback takes no file away; move it out of models/, or "
+        "name the model that goes back"
+    )
+    files = (path.relative_to(root).as_posix() for path in model_files(root, stack)[0])
+    if new := [Finding(file, 0, "", message) for file in files if file not in proved]:
+        raise InputErrors(new)
 
 
 def _versions(memory: Memory, states: Sequence[Proved]) -> Mapping[str, str | None]:

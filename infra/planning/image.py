@@ -41,7 +41,7 @@ def image_plan(stack: LoadedStack, source: ImageSource | None, catalog: Catalog)
         source=source,
         dockerfile="serving/Dockerfile",
         base=base,
-        repository=f"{_as_repository(f'modelfleet-{stack.name}')}/serving",
+        repository=serving_repository(stack.name),
         tag=f"ray{PINNED['ray']}-{_content(source.serving_sha256, base)}",
         compute_type=SERVING_COMPUTE,
         minutes=SERVING_MINUTES,
@@ -113,6 +113,11 @@ def image_findings(stack: LoadedStack, made: ImagePlan | None) -> list[Finding]:
         "that the nodes can reach, and name it here"
     )
     return [stack.finding(("kubernetes", "image"), message, Severity.WARNING)]
+
+
+def serving_repository(stack: str) -> str:
+    """Where a stack of that name has the images that it makes."""
+    return f"{_as_repository(f'modelfleet-{stack}')}/serving"
 
 
 def _as_repository(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from modelfleet.infra.planning.image import serving_repository
 from modelfleet.infra.planning.plan import ModelPlan, Plan
 from modelfleet.infra.planning.signers import from_hub
 from modelfleet.serving.config.errors import Finding, Severity
@@ -134,10 +135,12 @@ def promotion_findings(proved: Proved, model: ProvedModel, after: ModelPlan, wan
             f"{proved.release}`, or with this version {again}"
         )
     errors += [
-        f"its {copy.source} came from a branch of the Hub, which may have other files now; run `modelfleet check --fix "
+        f"its {source} came from a branch of the Hub, which may have other files now; run `modelfleet check --fix "
         f"--pin`, and {again}"
-        for copy in model.copies
-        if _moves(copy)
+        # Also what the target loads: a stack without a mirror has no copies to tell.
+        for source in dict.fromkeys(
+            one.source for one in (*model.copies, after.mirror, *after.others) if _moves(one.source, one.revision)
+        )
     ]
     elsewhere = wanted.config.mirror.sources.values()
     loaded = (one for one in (after.mirror, *after.others) if one.prefix or one.source in elsewhere)
@@ -168,16 +171,31 @@ def promotion_findings(proved: Proved, model: ProvedModel, after: ModelPlan, wan
             f"({DIGEST}…) in kubernetes.image of both stacks, and {again}"
         )
         found.append(Finding(model.file, 0, "", message, Severity.ERROR if other else Severity.WARNING))
-    return found
+    return [*found, *_foreign_image(proved, model, wanted)]
+
+
+def _foreign_image(proved: Proved, model: ProvedModel, wanted: Plan) -> list[Finding]:
+    """A repository that the other stack makes ends with it, keeps few images, and answers only its own account."""
+    image = wanted.ray_cluster.image
+    if image != proved.image or f"/{serving_repository(proved.stack)}@" not in image:
+        return []
+    account = wanted.config.account_id
+    refused = account is not None and not image.startswith(f"{account}.")
+    why = f"which account {account} may not pull from" if refused else "which keeps few images and goes with it"
+    message = (
+        f"{image} is in the repository of stack {proved.stack}, {why}; push it to a registry that both "
+        f"reach, name it by its digest in kubernetes.image of both, and run `modelfleet up --stack {proved.stack}`"
+    )
+    return [Finding(model.file, 0, "", message, Severity.ERROR if refused else Severity.WARNING)]
 
 
 def _named(source: str, revision: str | None) -> str:
     return f"{source}@{revision}" if revision else source
 
 
-def _moves(copy: Copy) -> bool:
-    """Whether its source may have other bytes tomorrow: the Hub without a commit."""
-    return from_hub(copy.source) and not re.fullmatch(r"[0-9a-f]{40}", copy.revision or "")
+def _moves(source: str, revision: str | None) -> bool:
+    """Whether a source may have other bytes tomorrow: the Hub without a commit."""
+    return from_hub(source) and not re.fullmatch(r"[0-9a-f]{40}", revision or "")
 
 
 def image_to_write(proved: Proved, target: Plan) -> str | None:

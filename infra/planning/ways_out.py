@@ -79,7 +79,8 @@ def _on_these_cards(facts: ModelFacts, setting: Setting, catalog: Catalog, cards
             yield dataclasses.replace(way, usd_per_replica_hour=None)
     for workers in (2, 4, 8) if setting.part == 1 else ():
         wider = dataclasses.replace(setting, workers=workers)
-        if setting.workers < workers <= len(cards) and workers_allowed(facts, workers) and fits(facts, wider):
+        divides = workers_allowed(facts, workers, experts_whole=setting.experts_whole)
+        if setting.workers < workers <= len(cards) and divides and fits(facts, wider):
             yield WayOut(None, 5, f"num_workers: {workers}{_room(facts, wider)}")
             break
     users = [user for card in cards for user in card.users if user.mib >= NOTICED_MIB]

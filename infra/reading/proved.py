@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -97,6 +97,11 @@ class InBucket:
         self.store.s3.delete_object(Bucket=self.store.bucket, Key=self.prefix + name)
 
 
+def _is_model_file(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.parts[:1] == ("models",) and ".." not in path.parts and path.suffix == ".yaml"
+
+
 class Memory:
     """The proved states of one stack, and its mirror. Raises `MirrorError` where its bucket refuses."""
 
@@ -114,15 +119,20 @@ class Memory:
         )
 
     def states(self) -> list[Proved]:
-        """The oldest first. Raises `SetupError` for one that another version of modelfleet wrote."""
+        """The oldest first. Raises `SetupError` for one that another version of modelfleet wrote, or a stranger."""
         found = []
         with plain_errors(f"read what stack {self.stack} proved"):
             for name in self._records.names():
                 try:
-                    found.append(Proved.model_validate_json(self._records.get(name) or b""))
+                    state = Proved.model_validate_json(self._records.get(name) or b"")
                 except ValidationError:
                     message = f"{PROVED}/{self.stack}/{name} is of another version of modelfleet; upgrade, or delete it"
                     raise SetupError(message) from None
+                # `rollback` writes these files. Who writes to the bucket must not choose others.
+                if strange := [one.file for one in state.models if not _is_model_file(one.file)]:
+                    message = f"names {strange[0]!r}, which is no model file; see who wrote that, and delete it"
+                    raise SetupError(f"{PROVED}/{self.stack}/{name} {message}")
+                found.append(state)
         return found
 
     def keep(self, plan: Plan, texts: Mapping[str, str], *, release: str, image: str | None) -> Proved | None:
@@ -143,10 +153,11 @@ class Memory:
             )
             if states and states[-1].same_as(now):
                 return None
+            # First: what fails here is done again by the next run, which finds no such state.
+            self._hold([*states, now], models)
             self._records.put(f"{now.at}.json", now.model_dump_json(indent=1).encode())
             for name in self._records.names()[:-STATES]:
                 self._records.drop(name)
-            self._hold([*states, now], models)
         return now
 
     def _proved(self, model: ModelPlan, plan: Plan, text: str) -> ProvedModel:
@@ -184,21 +195,25 @@ class Memory:
     def _marker(self, location: Location, version: str) -> str:
         return location.key(PROVED, self.stack, f"{version}.json")
 
-    def bring_back(self, copy: Copy) -> bool:
-        """Make a proved version of a copy the mirror's again; whether it had another one.
+    def kept(self, copy: Copy) -> bytes | None:
+        """The manifest of a proved version of a copy; None where the mirror has that version now.
 
         Raises `MirrorError` where the mirror does not hold it whole.
         """
         location = parse_uri(copy.uri)
         with plain_errors(f"bring {copy.uri} back"):
             if self.version(copy.uri) == copy.version:
-                return False
+                return None
             body = self._store.read(self._marker(location, copy.version), MAX_MANIFEST_BYTES)
             manifest = parse_manifest(body, copy.uri) if body is not None else None
             if body is None or manifest is None or (gone := missing_files(self._store, location, manifest)):
                 why = f"{len(gone)} of its files are gone" if manifest is not None else "nobody kept it"
                 raise MirrorError(f"{copy.uri} no longer has version {copy.version}: {why}; deploy the older revision")
-            self._store.s3.put_object(
-                Bucket=self._store.bucket, Key=location.key(MANIFEST), Body=body, ContentType="application/json"
-            )
-        return True
+        return body
+
+    def bring_back(self, copy: Copy, manifest: bytes) -> None:
+        """Make a version that is `kept` the mirror's again: replicas that start from now on load it."""
+        key = parse_uri(copy.uri).key(MANIFEST)
+        with plain_errors(f"bring {copy.uri} back"):
+            put = self._store.s3.put_object
+            put(Bucket=self._store.bucket, Key=key, Body=manifest, ContentType="application/json")

@@ -77,10 +77,13 @@ class Store(Protocol):
         """Bytes of a range, in pieces; fails if the object no longer has `tag`."""
 
 
-def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None, **config: Any) -> Any:
+def client(
+    *, signed: bool = True, credentials: Mapping[str, str] | None = None, session: Any = boto3, **config: Any
+) -> Any:
     """An S3 client from the environment: its role or keys, region, and `AWS_ENDPOINT_URL` when set.
 
-    `credentials` (boto3's `aws_access_key_id` and so on) replace those of the environment; `config` is botocore's.
+    `credentials` (boto3's `aws_access_key_id` and so on) replace those of the environment, and so do a `session`'s
+    profile and region; `config` is botocore's.
     """
     from botocore import UNSIGNED
 
@@ -91,7 +94,7 @@ def client(*, signed: bool = True, credentials: Mapping[str, str] | None = None,
         "read_timeout": 60,
         "signature_version": None if signed else UNSIGNED,
     }
-    return boto3.client("s3", **(credentials or {}), config=Config(**(patient | config)))
+    return session.client("s3", **(credentials or {}), config=Config(**(patient | config)))
 
 
 @contextmanager

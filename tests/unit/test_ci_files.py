@@ -210,6 +210,18 @@ def test_the_github_file_checks_plans_and_keeps_one_comment(tmp_path: Path) -> N
     wants_a_growing_prod(ours["body"])
 
 
+def test_a_plan_that_is_cut_within_a_letter_is_told_all_the_same(tmp_path: Path) -> None:
+    """iconv calls the half letter a failure, and the job ended there without a comment."""
+    text = fleet_files(Fleet("f", ("prod",), "1"), release_of(WHEEL), ci="github", local=False)[CI_FILES["github"]]
+    (step,) = [one for one in yaml.safe_load(text)["jobs"]["check"]["steps"] if one.get("id") == "plan"]
+    (tmp_path / "plan.md").write_text("a" + "→" * 30_000, encoding="utf-8")
+    output, after = tmp_path / "output", step["run"].partition("} > plan.md\n")[2]
+    environ = {**os.environ, "GITHUB_OUTPUT": str(output), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    subprocess.run(["bash", "-e", "-c", after], cwd=tmp_path, env=environ, check=True, timeout=60)
+    first, plan, *_, last = output.read_text(encoding="utf-8").splitlines()
+    assert first == f"plan<<{last}" and plan == "a" + "→" * 19_999
+
+
 def filled(text: str, values: dict[str, str]) -> str:
     """With the runner's expressions replaced; one that this test does not know is an error."""
     return re.sub(r"\$\{\{ ([\w.]+) \}\}", lambda found: values[found[1]], text)

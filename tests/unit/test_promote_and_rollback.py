@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from typer.testing import CliRunner, Result
 
@@ -22,6 +23,7 @@ from modelfleet.infra.reading.proved import STATES, Memory
 from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.infra.stack import load_stack
 from modelfleet.serving.config.errors import InputErrors, SetupError
+from modelfleet.serving.errors import MirrorError
 from modelfleet.serving.mirror import Status, fetch, fill, status
 from tests.gateway.test_jwt import AUDIENCE, ISSUER, jwks
 
@@ -142,8 +144,13 @@ def test_a_proved_model_is_copied_byte_for_byte_and_the_plan_s_difference_is_sho
     assert proved.read(PROD_FILE) == text()
     assert f"+ model {ID}" in done.stdout and "Next: modelfleet up --stack prod" in done.stderr
     assert "version" in done.stderr, "which weights were proved"
-    again = proved.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    again = proved.run("promote", ID, "--from", "staging", "--to", "prod", "--yes", "--json")
     assert again.exit_code == 0 and "already" in again.stderr
+    assert json.loads(again.stdout)["files"] == []
+    nothing = proved.run("rollback", ID, "--stack", "staging", "--yes", "--json")
+    assert json.loads(nothing.stdout)["files"] == [STAGING_FILE], "the edit"
+    nothing = proved.run("rollback", ID, "--stack", "staging", "--yes", "--json")
+    assert json.loads(nothing.stdout)["files"] == []
 
 
 def test_without_yes_nothing_is_written_where_nobody_can_be_asked(proved: Tree) -> None:
@@ -199,6 +206,16 @@ def test_other_code_and_a_moving_branch_are_refused_with_what_to_run(proved: Tre
     assert "modelfleet upgrade 0.0.9" in str(done.exception) and "--fix --pin" in str(done.exception)
 
 
+def test_a_moving_branch_is_refused_although_the_stack_that_proved_it_has_no_copies(tree: Tree) -> None:
+    for name in ("staging", "prod"):
+        tree.stack(name, mirror={"bucket": f"fleet-{name}", "create": False})
+    tree.write(STAGING_FILE, text(revision="main"))
+    state = tree.prove("staging")
+    assert state and state.models[0].copies == ()
+    done = tree.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    assert isinstance(done.exception, InputErrors) and "a branch of the Hub" in str(done.exception), done.output
+
+
 def test_another_image_is_named_in_the_target_s_file_by_its_digest(proved: Tree) -> None:
     proved.stack("prod", kubernetes={"image": "registry.example/serving:2", "namespace": "prod"})
     done = proved.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
@@ -206,6 +223,21 @@ def test_another_image_is_named_in_the_target_s_file_by_its_digest(proved: Tree)
     written = load_stack(proved.root, "prod").config.kubernetes
     assert (written.image, written.namespace) == (DIGEST, "prod")
     assert proved.read("stacks/Pulumi.prod.yaml").startswith("# prod\n"), "comments stay"
+
+
+@pytest.mark.parametrize(("account", "code"), [(None, 0), ("444455556666", 1)])
+def test_an_image_in_the_other_stack_s_own_repository_is_no_place_to_stay(
+    tree: Tree, account: str | None, code: int
+) -> None:
+    """Staging's `down` deletes that repository, and five builds expire the image that prod's next node would pull."""
+    image = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/modelfleet-staging/serving@sha256:{'b' * 64}"
+    tree.stack("staging", kubernetes={"image": image})
+    tree.stack("prod", accountId=account)
+    tree.write(STAGING_FILE, text())
+    tree.prove("staging")
+    done = tree.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    said = done.stderr if code == 0 else str(done.exception)
+    assert done.exit_code == code and "is in the repository of stack staging" in said.replace("\n", ""), done.output
 
 
 def test_what_the_target_s_plan_reads_beside_its_files_is_read_here_too(proved: Tree) -> None:
@@ -279,6 +311,22 @@ def current(tree: Tree) -> str | None:
     return Memory(tree.root, load_stack(tree.root, "staging"), tree.s3).version(f"s3://fleet-staging/models/{SLUG}")
 
 
+def test_each_stack_s_bucket_is_asked_as_its_own_profile(
+    proved: Tree, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Staging and prod are often two accounts. The other readers, such as usage's, go by `aws:profile` too."""
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    keys = "aws_access_key_id = x\naws_secret_access_key = x\n"
+    (tmp_path / "config").write_text(f"[profile of-prod]\n{keys}")
+    for name, profile in (("staging", "of-staging"), ("prod", "of-prod")):
+        file = f"stacks/Pulumi.{name}.yaml"
+        proved.write(file, proved.read(file) + f"  aws:profile: {profile}\n")
+    done = proved.run("promote", ID, "--from", "staging", "--to", "prod", "--yes")
+    assert isinstance(done.exception, SetupError) and "(of-staging) could not be found" in str(done.exception)
+    (tmp_path / "config").write_text(f"[profile of-prod]\n{keys}[profile of-staging]\n{keys}")
+    assert proved.run("promote", ID, "--from", "staging", "--to", "prod", "--yes").exit_code == 0
+
+
 def test_a_failed_edit_goes_back_to_the_last_proved_state_and_a_proved_one_to_that_before(proved: Tree) -> None:
     proved.write(STAGING_FILE, text(most=3))  # not proved
     done = proved.run("rollback", "--stack", "staging", "--yes")
@@ -304,6 +352,18 @@ def test_the_image_goes_back_with_all_models_and_not_with_one(proved: Tree) -> N
     kubernetes = load_stack(proved.root, "staging").config.kubernetes
     assert (kubernetes.image, kubernetes.namespace) == (DIGEST, "here")
     assert "no proved state differs" in proved.run("rollback", "--stack", "staging", "--yes").stderr
+
+
+def test_a_model_that_came_since_sends_no_other_one_back(proved: Tree) -> None:
+    """The last state, in which that model is not, is not what is there now, and the others are as it says."""
+    proved.write(STAGING_FILE, text(most=4))
+    proved.prove("staging")
+    proved.write("models/staging/new.yaml", text().replace(ID, "Qwen/Qwen3-4B"))  # it has a plan, and `up` fails
+    done = proved.run("rollback", "--stack", "staging", "--yes")
+    assert isinstance(done.exception, InputErrors), done.output
+    assert [one.file for one in done.exception.findings] == ["models/staging/new.yaml"]
+    assert proved.read(STAGING_FILE) == text(most=4)
+    assert proved.run("rollback", ID, "--stack", "staging", "--yes").exit_code == 0, "it is named"
 
 
 def test_a_rollback_out_of_a_file_that_has_no_plan(proved: Tree) -> None:
@@ -337,6 +397,31 @@ def test_a_version_that_somebody_deleted_by_hand_is_no_rollback(proved: Tree) ->
     assert proved.read(STAGING_FILE) == text(most=3), "then no file is changed either"
 
 
+def test_no_copy_is_turned_back_where_another_one_is_gone(proved: Tree) -> None:
+    """Replicas that start meanwhile would have one model's weights of then in the file of now."""
+    tokenizer = "  engine_kwargs: {tokenizer: org/tok}\n"
+    with_one = text().replace("  max_total_tokens", f"{tokenizer}  max_total_tokens")
+    proved.write(STAGING_FILE, with_one)
+
+    def fill_tokenizer(content: str) -> str:
+        folder = proved.root / "tokenizer"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer.json").write_text(content)
+        uri = "s3://fleet-staging/models/_tokenizer/org--tok"
+        return fill(folder, uri, model_id="org/tok", source="org/tok").version
+
+    gone = fill_tokenizer("one")
+    state = proved.prove("staging")
+    assert state and [copy.version for copy in state.models[0].copies] == [current(proved), gone]
+    second = proved.mirror("staging", "two")
+    fill_tokenizer("two")
+    proved.s3.delete_object(Bucket="fleet-staging", Key=f"models/_tokenizer/org--tok/{gone}/tokenizer.json")
+    done = proved.run("rollback", "--stack", "staging", "--yes")
+    assert "1 of its files are gone" in str(done.exception), (done.output, done.exception)
+    assert current(proved) == second
+
+
 def test_the_mirror_keeps_the_last_proved_versions_and_no_older_ones(proved: Tree) -> None:
     versions = [current(proved)]
     for number in range(KEPT + 1):
@@ -349,6 +434,25 @@ def test_the_mirror_keeps_the_last_proved_versions_and_no_older_ones(proved: Tre
     there = proved.s3.list_objects_v2(Bucket="fleet-staging", Prefix=f"models/{SLUG}/")["Contents"]
     folders = {one["Key"].split("/")[2] for one in there} - {"proved", "manifest.json"}
     assert folders == {*versions[-KEPT:], current(proved)}
+
+
+def test_a_mark_that_the_bucket_refused_is_made_by_the_next_up(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.write(STAGING_FILE, text())
+    first, put = tree.mirror("staging", "one"), tree.s3.put_object
+
+    def refuse(**words: Any) -> Any:
+        if "/proved/" in words["Key"]:
+            raise ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")
+        return put(**words)
+
+    with monkeypatch.context() as once, pytest.raises(MirrorError, match="SlowDown"):
+        once.setattr(tree.s3, "put_object", refuse)
+        tree.prove("staging")
+    assert tree.prove("staging") is not None
+    tree.mirror("staging", "two")
+    tree.mirror("staging", "three")
+    assert tree.run("rollback", "--stack", "staging", "--yes").exit_code == 0
+    assert current(tree) == first
 
 
 def test_the_same_state_is_kept_once_and_the_oldest_go(proved: Tree) -> None:
@@ -364,6 +468,20 @@ def test_a_state_of_another_version_is_said_in_one_line(proved: Tree) -> None:
     proved.s3.put_object(Bucket="fleet-staging", Key="proved/staging/20990101T000000Z.json", Body=b'{"version": 2}')
     done = proved.run("rollback", "--stack", "staging")
     assert isinstance(done.exception, SetupError) and "another version of modelfleet" in str(done.exception)
+
+
+@pytest.mark.parametrize("file", ["models/../__main__.py", "{tmp}/outside.yaml", "stacks/Pulumi.staging.yaml"])
+def test_a_state_that_names_another_file_than_a_model_s_writes_nothing(proved: Tree, file: str) -> None:
+    """A cluster's workers may have the same rights in the bucket (Secret `object-storage`)."""
+    path = file.format(tmp=proved.root.parent)
+    (last,) = Memory(proved.root, load_stack(proved.root, "staging"), proved.s3).states()
+    (one,) = last.models
+    strange = last.model_copy(update={"models": (one.model_copy(update={"file": path, "text": "# not yours"}),)})
+    key = "proved/staging/29991201T000000Z.json"
+    proved.s3.put_object(Bucket="fleet-staging", Key=key, Body=strange.model_dump_json().encode())
+    done = proved.run("rollback", "--stack", "staging", "--yes")
+    assert isinstance(done.exception, SetupError) and "no model file" in str(done.exception), done.output
+    assert "# not yours" not in [one.read_text() for one in proved.root.parent.rglob("*") if one.is_file()]
 
 
 def test_a_local_stack_keeps_its_states_in_files_because_its_bucket_is_forgotten(tree: Tree) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.planning.cards import Card
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
 from modelfleet.infra.planning.fit import gpu_memory, memory_in, memory_of, setting_of, shortened, weight_bytes
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.ways_out import ways_out
 from modelfleet.serving.config.errors import Severity
 from modelfleet.serving.config.load import LoadedModel
 from tests.unit.planning.builders import model
@@ -165,6 +167,23 @@ def test_workers_that_split_an_expert_are_refused_unless_each_has_whole_ones() -
         return any("does not divide evenly" in finding.message for finding in found)
 
     assert refused() and not refused(enable_expert_parallel=True)
+
+
+def test_the_other_card_of_this_machine_is_named_where_each_has_whole_experts() -> None:
+    sizes = {"num_experts": 64, "moe_intermediate_size": 1001, "num_attention_heads": 64, "num_key_value_heads": 8}
+    config = {
+        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "hidden_size": 8192,
+        "num_hidden_layers": 32, "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 4096, **sizes,
+    }  # fmt: skip
+    facts = facts_from_config(config, "test", CATALOG)
+    here = [Card(f"GPU-{number}", "NVIDIA H100 80GB HBM3", 81559, (9, 0)) for number in range(2)]
+
+    def ways(**engine: Any) -> list[str]:
+        one = model("test/odd", "H100", max_total_tokens=1024, **kwargs(**engine))
+        setting = setting_of(one.config, facts, CATALOG.accelerators["H100"])
+        return [way.text.partition(":")[0] for way in ways_out(facts, setting, CATALOG, here)]
+
+    assert "num_workers" in ways(enable_expert_parallel=True) and "num_workers" not in ways()
 
 
 def test_a_bfloat16_checkpoint_on_a_t4_is_a_warning() -> None:
