@@ -73,8 +73,8 @@ def test_the_map_has_each_key_with_its_own_algorithms_alone() -> None:
     [
         ({"auth": "none"}, "jwt: is set, but auth is none"),
         (
-            {"jwt": {**JWT, "modelsClaim": "roles", "models": {"z": ["smal"]}}},
-            "jwt.models.z[0]: found 'smal', which matches no model",
+            {"jwt": {**JWT, "modelsClaim": "roles", "models": {"z": ["other"]}}},
+            "jwt.models.z[0]: found 'other', which matches no model",
         ),
         (
             {
