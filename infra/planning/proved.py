@@ -139,7 +139,12 @@ def promotion_findings(proved: Proved, model: ProvedModel, after: ModelPlan, wan
         f"--pin`, and {again}"
         # Also what the target loads: a stack without a mirror has no copies to tell.
         for source in dict.fromkeys(
-            one.source for one in (*model.copies, after.mirror, *after.others) if _moves(one.source, one.revision)
+            source
+            for source, revision in (
+                *((one.source, one.revision) for one in model.copies),
+                *((one.source, one.revision) for one in (after.mirror, *after.others)),
+            )
+            if _moves(source, revision)
         )
     ]
     elsewhere = wanted.config.mirror.sources.values()

@@ -145,10 +145,10 @@ def _ready(ports: servers.Ports) -> bool:
     return servers.get(f"http://127.0.0.1:{ports.gateway}/ready") is not None
 
 
-def _states(ports: servers.Ports, slug: str) -> list[str]:
-    """The state of each replica of a model, those included that start or end."""
+def _states(ports: servers.Ports, slug: str) -> list[str] | None:
+    """The state of each replica of a model, those included that start or end; None where Serve does not say."""
     deployments = servers.details(ports).get("applications", {}).get(slug, {}).get("deployments", {})
-    return [replica["state"] for one in deployments.values() for replica in one["replicas"]]
+    return [replica["state"] for one in deployments.values() for replica in one["replicas"]] or None
 
 
 class _Course:
@@ -159,6 +159,7 @@ class _Course:
         self.ttft_s = [DRAINED_S] * len(trace.arrivals)
         self.points: list[Point] = []
         self.open, self.failed, self.replica_s = 0, 0, 0.0
+        self.states: list[str] = []
 
     async def ask(self, number: int, session: aiohttp.ClientSession, base: str) -> None:
         """One request of the trace."""
@@ -178,12 +179,16 @@ class _Course:
         finally:
             self.open -= 1
 
-    def look(self, at: float, took_s: float, states: list[str]) -> None:
-        """Replicas and requests at a second of the trace; a replica costs from its start to its end."""
-        ready = states.count("RUNNING")
-        self.replica_s += took_s * len(states)
+    def look(self, at: float, took_s: float, states: list[str] | None) -> None:
+        """Replicas and requests at a second of the trace; a replica costs from its start to its end.
+
+        A Serve that does not answer in time, on a machine that is too busy, counts as one where nothing changed.
+        """
+        self.states = states or self.states
+        ready = self.states.count("RUNNING")
+        self.replica_s += took_s * len(self.states)
         working = min(self.open, ready * PLACES)
-        target = ready + states.count("STARTING")
+        target = ready + self.states.count("STARTING")
         self.points.append(Point(at, ready, target, working, self.open - working))
 
     def outcome(self) -> Outcome:
