@@ -1,6 +1,6 @@
 """A SIMULATOR of one model's replicas: no Serve, no engine, no clock. Both policies are the real code of each.
 
-`python -m tools.scaling` prints its table. Serve's controller has not replayed these traces yet.
+`python -m tools.scaling` prints its table; `replay` plays the same traces to Serve's own controller.
 """
 
 from __future__ import annotations
