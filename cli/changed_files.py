@@ -68,7 +68,7 @@ def plan_with(root: Path, stack: str, texts: Mapping[str, str]) -> Plan:
         there = Path(folder)
         for name in MODELS_AND_STACKS:
             if (root / name).is_dir():
-                shutil.copytree(root / name, there / name)
+                shutil.copytree(root / name, there / name, ignore_dangling_symlinks=True)  # an editor's lock is one
         link_rest(root, there)
         write_files(there, texts)
         return make_plan(there, stack, deploying=False)

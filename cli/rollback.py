@@ -16,7 +16,6 @@ from modelfleet.infra.reading.workspace import model_files
 from modelfleet.infra.stack import LoadedStack, load_stack
 from modelfleet.serving.config.errors import Finding, InputErrors
 from modelfleet.serving.config.validation import near
-from modelfleet.serving.errors import MirrorError
 
 
 def run_rollback(model_id: str | None, answer: Answer, *, stack: str) -> int:
@@ -77,12 +76,7 @@ def _refuse_new(root: Path, stack: LoadedStack, states: Sequence[Proved]) -> Non
 def _versions(memory: Memory, states: Sequence[Proved]) -> Mapping[str, str | None]:
     """What the mirror has now of each copy. A local stack's bucket is gone with its emulator, and is filled anew."""
     uris = {copy.uri for state in states for one in state.models for copy in one.copies}
-    try:
-        return {uri: memory.version(uri) for uri in sorted(uris)}
-    except MirrorError:
-        if memory.here:
-            return {}
-        raise
+    return {} if memory.here else {uri: memory.version(uri) for uri in sorted(uris)}
 
 
 def _image(root: Path, stack: str, image: str, *, all_models: bool) -> dict[str, str]:
