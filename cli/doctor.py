@@ -22,13 +22,13 @@ from modelfleet.cli.pulumi_run import command
 from modelfleet.cli.pulumi_state import prepare, state_folder, user_chose_a_backend
 from modelfleet.doctor.diagnose import Cause, diagnose, short
 from modelfleet.doctor.diagnose import as_json as as_json_fact
-from modelfleet.doctor.evidence import Reading
+from modelfleet.doctor.evidence import Layer, Reading
 from modelfleet.doctor.look import Looked, look
 from modelfleet.doctor.readers import readers_of
 from modelfleet.doctor.readers.state import Exported
 from modelfleet.doctor.rules import default_rules
 from modelfleet.doctor.subject import Subject, open_subject, slug_of
-from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT, SetupError
+from modelfleet.serving.config.errors import EXIT_ENVIRONMENT, EXIT_INPUT, InputErrors, SetupError
 
 #: The whole command, from the start of its process; a layer that takes longer is said to be unread.
 WHOLE_S = 9.0
@@ -51,10 +51,20 @@ def run_doctor(stack: str, model: str | None, *, as_json: bool = False, bundle: 
 def watch_doctor(stack: str, model: str | None, *, as_json: bool = False) -> int:
     """Print what changes until Ctrl-C; returns the exit code of the last look."""
 
+    last: Seen | None = None
+
     def again() -> Seen:
-        # Files too are read anew: whoever mends one looks on.
-        _, looked, causes = _examined(stack, model, WHOLE_S)
-        return Seen(causes, looked.unread, exit_code(looked, causes))
+        # Files too are read anew: whoever mends one looks on, also while it is half written.
+        nonlocal last
+        try:
+            _, looked, causes = _examined(stack, model, WHOLE_S)
+        except InputErrors as error:
+            if last is None:
+                raise
+            others = [one for one in last.unread if one.layer is not Layer.FILES]
+            return Seen(last.causes, (*others, Reading(Layer.FILES, unread=str(error))), EXIT_INPUT)
+        last = Seen(causes, looked.unread, exit_code(looked, causes))
+        return last
 
     return Watch(again, partial(_show_change, stack), as_json=as_json).run()
 

@@ -47,18 +47,24 @@ class Change:
 def changes(before: Seen | None, now: Seen) -> Iterator[Change]:
     """What changed, news first. A cause is the same one while its rule and its models, or else its object, are.
 
-    A pod that is made again has another name; of the same fault for the same models that is no news.
+    A pod that is made again has another name; of the same fault for the same models that is no news. That a layer fell
+    silent mends nothing: what it showed is not said to be gone, and nothing is healthy while a layer is unread.
     """
     old = {_key(one): one for one in before.causes} if before else {}
     new = {_key(one): one for one in now.causes}
-    yield from (Change("found", one) for key, one in new.items() if key not in old)
-    yield from (Change("gone", one) for key, one in old.items() if key not in new)
     silent = {one.layer.value for one in before.unread} if before else set()
     named: Mapping[str, str] = {one.layer.value: short(one.unread or "") for one in now.unread}
-    yield from (Change("unread", layer=layer, why=why) for layer, why in named.items() if layer not in silent)
+    fell = {*named} - silent
+    yield from (Change("found", one) for key, one in new.items() if key not in old)
+    yield from (Change("gone", one) for key, one in old.items() if key not in new and fell.isdisjoint(_shown_in(one)))
+    yield from (Change("unread", layer=layer, why=why) for layer, why in named.items() if layer in fell)
     yield from (Change("read", layer=layer) for layer in sorted(silent - {*named}))
-    if not new and (before is None or old):
+    if not new and not named and (before is None or old or silent):
         yield Change("healthy")
+
+
+def _shown_in(cause: Cause) -> set[str]:
+    return {one.layer.value for one in cause.evidence}
 
 
 def _key(cause: Cause) -> tuple[str, ...]:
@@ -80,10 +86,12 @@ class Watch:
         last: Seen | None = None
         try:
             while True:
-                now = self.look()
-                for change in changes(last, now):
+                before, last = (
+                    last,
+                    self.look(),
+                )  # before it prints: an interrupted print is no reason to forget the look
+                for change in changes(before, last):
                     self._print(change)
-                last = now
                 self.sleep(self.every_s)
         except KeyboardInterrupt:
             if last is None:

@@ -28,8 +28,10 @@ from modelfleet.doctor.readers.state import Exported
 from modelfleet.infra.kubernetes.manifests.ray import ray_service
 from modelfleet.infra.planning import Plan
 
-#: For a fault to show, and for a mended one to go: controllers need a moment each.
-PATIENCE_S: Final = 40.0
+#: For a fault to show, and for a mended one to go: controllers need a moment each, and minutes on a busy machine.
+PATIENCE_S: Final = 180.0
+#: What the readers of one look may take together.
+LOOK_S: Final = 40.0
 EVERY_S: Final = 0.3
 
 
@@ -76,7 +78,7 @@ class Doctor:
     #: What must never be printed.
     secrets: tuple[str, ...] = ()
     #: What its readers may take together.
-    seconds: float = PATIENCE_S
+    seconds: float = LOOK_S
     #: Whether the last answer had nothing to fix.
     well: bool = False
 

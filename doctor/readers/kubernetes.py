@@ -13,7 +13,7 @@ from modelfleet.infra.kubernetes.api import Api, ApiError, Unreachable
 from modelfleet.infra.kubernetes.names import RAY_SERVICE, dns_name
 from modelfleet.infra.kubernetes.preflight import missing_nodes, operators
 from modelfleet.infra.kubernetes.troubles import RUNNING, failed_jobs, still_to_do, troubles, wanted_pods
-from modelfleet.infra.names import AUTOSCALER_NAMESPACE, MODEL_LABEL, POOL_LABEL
+from modelfleet.infra.names import AUTOSCALER_NAMESPACE, MODEL_LABEL, POOL_LABEL, STACK_LABEL
 
 Manifest = Mapping[str, Any]
 Connect = Callable[[], Api]
@@ -76,9 +76,9 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
     """The objects, and what the cluster refused to show; raises `Unreachable`."""
     namespace, refused, hidden = subject.namespace, list[str](), set[str]()
 
-    def listed(version: str, kind: str, where: str | None) -> tuple[dict[str, Any], ...]:
+    def listed(version: str, kind: str, where: str | None, labels: str = "") -> tuple[dict[str, Any], ...]:
         try:
-            return tuple(api.list(version, kind, where))
+            return tuple(api.list(version, kind, where, labels))
         except ApiError as error:
             if error.code != 404:  # 404: the cluster does not know the kind, so it has none
                 refused.append(f"{kind}: {error.message}")
@@ -99,7 +99,8 @@ def fetch(api: Api, subject: Subject) -> tuple[Objects, list[str]]:
     jobs = listed("batch/v1", "Job", subject.mirror_namespace)
     services = listed("ray.io/v1", "RayService", namespace)
     clusters = listed("ray.io/v1", "RayCluster", namespace)
-    deployments = listed("apps/v1", "Deployment", namespace)
+    # A namespace may have been there before the stack, and others' Deployments in it may sleep by right.
+    deployments = listed("apps/v1", "Deployment", namespace, f"{STACK_LABEL}={subject.stack.name}")
     lacking = tuple(_lacking(api, subject, refused))
     seen = (exists, nodes, pods, events, jobs, services, clusters, deployments, frozenset(hidden), lacking)
     return Objects(*seen), refused
@@ -205,7 +206,9 @@ def _standing(objects: Objects) -> Iterator[Manifest]:
         lives = {"Pod": pods, "Job": jobs}.get(str(kind))
         gone = lives is not None and kind not in objects.hidden and name not in lives
         waited = event.get("reason") in WAITING and pods.get(name) in ("Running", "Succeeded")
-        overtaken = bool(about.get("uid")) and _when(event) < well.get(about["uid"], "")
+        # What the autoscaler does for one group, it records on the same object as what failed for another.
+        own = bool(about.get("uid")) and name != AUTOSCALER_STATUS
+        overtaken = own and _when(event) < well.get(about["uid"], "")
         overtaken |= kind == "RayService" and event.get("reason") == REFUSED_SPEC  # a condition says whether it is so
         overtaken |= event.get("reason") in NOT_MADE and _is_said(about, objects)
         overtaken |= event.get("reason") in SCALE_UPS and not waits

@@ -51,13 +51,15 @@ Namespace = Annotated[
     Matching(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", "1 to 63 lower-case letters, digits and `-`"),
 ]
 
+#: Of an address: what is above 65535 is no port, and urllib raises where it is asked for.
+_PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5]))?"
 HttpUrl = Annotated[
-    str, Matching(r"^https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
+    str, Matching(rf"^https?://[A-Za-z0-9.-]+{_PORT}(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
 ]
 ServiceUrl = Annotated[
     str,
     Matching(
-        r"^http://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?(:\d{1,5})?$",
+        rf"^http://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?{_PORT}$",
         "a Service: http://NAME.NAMESPACE.svc:PORT",
     ),
 ]
@@ -668,8 +670,9 @@ class Local(StackSection):
     metrics_port: Port = Field(8003, description="Port of the gateway's metrics.")
     ray_metrics_port: Port = Field(8004, description="Port of Ray's metrics, with Serve's and vLLM's for every model.")
     dashboard_port: Port = Field(8265, description="Port of the Ray dashboard.")
-    prometheus_port: Port = Field(9090, description="Port of Prometheus, with observability.metrics: own.")
-    alertmanager_port: Port = Field(9093, description="Port of Alertmanager, with observability.metrics: own.")
+    # Not 9090 and 9093: the packages' own services have those from their installation on.
+    prometheus_port: Port = Field(8005, description="Port of Prometheus, with observability.metrics: own.")
+    alertmanager_port: Port = Field(8006, description="Port of Alertmanager, with observability.metrics: own.")
     gcs_port: Port = Field(6380, description="Port of Ray's control store.")
     cpus: PositiveInt | None = Field(
         None, description="CPUs that Ray counts for all pools together; default 32. They only steer placement."

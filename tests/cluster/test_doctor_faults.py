@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Stack, take_away, wait_for
+from tests.cluster.conftest import MANAGER, Stack, take_away, wait_for
 from tests.cluster.doctor_faults import FAULTS, Live
 from tests.cluster.eks_nodes import pool_nodes, system_nodes
 from tests.cluster.fleet import model, planned
@@ -71,6 +71,13 @@ def _is_ready(stack: Stack) -> bool:
 
 
 def test_a_stack_that_serves_has_nothing_to_fix(live: Live) -> None:
+    """Also where others have a Deployment in its namespace, which they switched off."""
+    labels, container = {"app": "theirs"}, {"name": "c", "image": "busybox"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+    meta = {"name": "theirs", "namespace": live.stack.namespace}
+    theirs = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
+    live.stack.api.apply(theirs, manager=MANAGER)
     answer = healthy(live.doctor)
     print(f"a look takes {answer.seconds:.1f} s")
     assert set(answer.unread) <= {"engine"}, "kwok keeps no logs; all else is read"

@@ -400,14 +400,14 @@ def removed(live: Live) -> Iterator[None]:
 @contextmanager
 def killed_replica(live: Live) -> Iterator[None]:
     """The model's one replica is killed, and the next one takes as long as a model's does."""
-    slow = {**live.config()["args"], "delay_s": 12}
+    slow = {**live.config()["args"], "delay_s": 30}  # a look takes seconds where the machine is busy
 
     def new_one() -> int:
         found = live.stack.ask(SICK)
         return int(found["pid"]) if found["args"] == slow else 0
 
     with deployed(live, args=slow):
-        pid = wait_until(new_one, seconds=120, what="the slow replica", retry=OSError)
+        pid = wait_until(new_one, seconds=240, what="the slow replica", retry=OSError)
         os.kill(pid, signal.SIGKILL)
         yield
 

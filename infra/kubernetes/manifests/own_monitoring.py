@@ -111,11 +111,14 @@ def _claim(plan: Plan, own: OwnMonitoringPlan) -> Manifest:
 
 
 def _rules(plan: Plan) -> list[Manifest]:
-    """A ConfigMap holds 1 MiB, and 27 models with three goals have half of that."""
+    """A ConfigMap holds 1 MiB, and 27 models with three goals have half of that.
+
+    All their files come into one folder, where of two with one name the kubelet keeps the last: long names are cut.
+    """
     return [
-        _config_map(plan, f"{MONITOR}-rules-{dns_name(name)}-{digest(name, 6)}", {f"{dns_name(name)}.yaml": text})
+        _config_map(plan, f"{MONITOR}-rules-{name}", {f"{name}.yaml": as_yaml({"groups": [group]})})
         for group in rule_groups(plan)["groups"]
-        for name, text in ((group["name"], as_yaml({"groups": [group]})),)
+        for name in (f"{dns_name(group['name'])}-{digest(group['name'], 6)}",)
     ]
 
 

@@ -186,7 +186,12 @@ def test_an_event_of_a_mended_fault_is_not_the_cause_of_the_next_one(event: dict
 def test_a_failed_scale_up_is_the_cause_while_a_pod_waits() -> None:
     waits = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available: 2 Insufficient cpu."}
     pod = {"metadata": {"name": "p", "labels": {}}, "spec": {}, "status": {"phase": "Pending", "conditions": [waits]}}
-    objects = Objects(nodes=(NODE,), pods=(pod,), services=(RUNNING,), events=(scale_up_failed(),))
+    about = {"kind": "ConfigMap", "name": "cluster-autoscaler-status", "uid": "u"}
+    failed = {**scale_up_failed(), "involvedObject": about, "lastTimestamp": "2026-12-01T01:00:00Z"}
+    # Of another pool, whose last node went.
+    down = {"type": "Normal", "reason": "ScaleDown", "message": "Scale-down: removing node n", "involvedObject": about}
+    events = (failed, {**down, "lastTimestamp": "2026-12-01T01:01:00Z"})
+    objects = Objects(nodes=(NODE,), pods=(pod,), services=(RUNNING,), events=events)
     assert [one.rule for one in causes(*kubernetes.facts(objects, SUBJECT))] == ["scale-up-failed"]
 
 
@@ -199,6 +204,20 @@ def test_a_deployment_without_pods_is_said(replicas: int, available: str | None,
     gateway = {"metadata": {"name": "gateway"}, "spec": {"replicas": replicas}, "status": {"conditions": conditions}}
     facts = kubernetes.facts(Objects(nodes=(NODE,), services=(RUNNING,), deployments=(gateway,)), SUBJECT)
     assert [one.rule for one in causes(*facts)] == rules
+
+
+def test_a_deployment_of_others_in_the_namespace_is_not_the_stacks() -> None:
+    """`kubernetes.createNamespace: false`: a team's namespace has more than the stack."""
+
+    class Shared(Events):
+        def list(self, api_version: str, kind: str, namespace: str | None = None, selector: str = "") -> list[Manifest]:
+            if (kind, namespace) != ("Deployment", SUBJECT.namespace):
+                return []
+            names = {"": ["theirs", "gateway"], "modelfleet.dev/stack=test": ["gateway"]}
+            return [{"metadata": {"name": one}, "spec": {"replicas": 0}} for one in names[selector]]
+
+    objects, _ = kubernetes.fetch(Shared(), SUBJECT)
+    assert SUBJECT.stack.name == "test" and [one["metadata"]["name"] for one in objects.deployments] == ["gateway"]
 
 
 def test_what_happens_to_mirror_jobs_is_read_in_their_namespace() -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,10 +16,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from modelfleet.cli import doctor
 from modelfleet.cli.doctor_watch import Change, Seen, Watch, changes
 from modelfleet.cli.main import app
 from modelfleet.doctor.diagnose import Cause
 from modelfleet.doctor.evidence import Layer, Reading
+from modelfleet.doctor.look import Looked
+from modelfleet.serving.config.errors import Finding, InputErrors
 from tests.unit.doctor.builders import evidence, judged
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +57,19 @@ def test_a_layer_that_falls_silent_and_speaks_again_is_said_once_each() -> None:
     silent = seen(unread="no credentials")
     assert [(one.kind, one.layer, one.why) for one in changes(seen(), silent)] == [("unread", "aws", "no credentials")]
     assert kinds(silent, silent) == []
-    assert kinds(silent, seen()) == ["read"]
+    assert kinds(silent, seen()) == ["read", "healthy"]
+
+
+def test_a_layer_that_falls_silent_mends_nothing() -> None:
+    """The API server goes while a pod is sick: neither is the pod well nor the stack."""
+    sick, shown = gated(), gated().evidence[0].layer
+    away = Seen((), (Reading(shown, unread="no answer"),), 2)
+    assert kinds(seen(sick), away) == ["unread"]
+    assert kinds(None, away) == ["unread"]
+    assert kinds(away, seen(sick)) == ["found", "read"]
+    assert kinds(away, seen()) == ["read", "healthy"]
+    other = replace(away, unread=(Reading(Layer.AWS, unread="no credentials"),))
+    assert shown is not Layer.AWS and kinds(seen(sick), other) == ["gone", "unread"]
 
 
 class Looks:
@@ -105,14 +119,36 @@ def test_the_command_ends_on_ctrl_c_with_the_code_of_its_last_look(tmp_path: Pat
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     how: Any = {"cwd": tmp_path, "env": environ, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **how, preexec_fn=default)  # noqa: PLW1509  it takes no lock
-    assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (first["change"], first["cause"]["rule"]) == ("found", "never-brought-up")
     assert process.returncode == 1
     assert "Traceback" not in rest
+
+
+def test_a_stack_file_that_is_half_written_ends_no_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = InputErrors([Finding("stacks/Pulumi.x.yaml", 3, "", "is no YAML")])
+    looks: list[list[Cause] | BaseException] = [[gated()], broken, broken, [], KeyboardInterrupt()]
+
+    def examined(*_: object) -> tuple[None, Looked, list[Cause]]:
+        look = looks.pop(0)
+        if isinstance(look, BaseException):
+            raise look
+        return None, Looked((Reading(Layer.FILES),)), look
+
+    monkeypatch.setattr(doctor, "_examined", examined)
+    monkeypatch.setattr(doctor, "Watch", partial(Watch, every_s=0))
+    assert doctor.watch_doctor("x", None, as_json=True) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["change"] for one in found] == ["found", "unread", "gone", "read", "healthy"]
+    assert "Pulumi.x.yaml:3" in found[1]["why"]
 
 
 def test_a_bundle_is_of_one_look() -> None:

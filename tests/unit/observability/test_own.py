@@ -78,6 +78,19 @@ def test_the_real_programs_take_their_files(promtool: Path, amtool: Path, plan: 
     assert said.count("rules found") == len(rule_groups(plan)["groups"]), said
 
 
+def test_models_whose_long_names_begin_alike_keep_each_its_own_rules(tmp_path: Path) -> None:
+    """The pod has all files in one folder, and the kubelet says nothing of two with one name."""
+    models = [model(f"org/DeepSeek-R1-Distill-Qwen-{size}", "L4") for size in ("7B", "14B")]
+    plan = planned(tmp_path, models, pools=[L4], kubernetes={"image": "registry.example/serving:1"}, observability=OWN)
+    (pod,) = of_kind(plan, "Deployment")
+    (folder,) = [
+        one["projected"]["sources"] for one in pod["spec"]["template"]["spec"]["volumes"] if "projected" in one
+    ]
+    mounted = {one["configMap"]["name"] for one in folder}
+    files = [name for one in of_kind(plan, "ConfigMap") if one["metadata"]["name"] in mounted for name in one["data"]]
+    assert len(files) == len({*files}) == len(rule_groups(plan)["groups"]), files
+
+
 def test_alerts_go_to_the_webhook_and_a_ticket_of_the_same_goal_is_held_back(
     amtool: Path, plan: Plan, tmp_path: Path
 ) -> None:
@@ -223,6 +236,9 @@ def test_a_cluster_that_would_make_no_volume_is_refused_before_anything_is_made(
             "kubeStateMetrics: found 'http://10.0.0.9:8080'",
         ),
         ({**OWN, "webhook": "http://10.0.0.9:8080/x"}, "webhook: found http://10.0.0.9:8080/x, which Alertmanager may"),
+        ({**OWN, "webhook": "http://hook.ops.svc:80800/x"}, "webhook: found 'http://hook.ops.svc:80800/x'"),
+        ({**OWN, "kubeStateMetrics": "http://a.b.svc:65536"}, "kubeStateMetrics: found 'http://a.b.svc:65536'"),
+        ({"traces": {"otlp": "http://c.t.svc:99999"}}, "otlp: found 'http://c.t.svc:99999'"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, watch: dict[str, Any], said: str) -> None:
@@ -232,12 +248,12 @@ def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, watch: dict[str, An
 
 def test_ports_of_a_prometheus_that_no_stack_runs_take_nobodys_place(tmp_path: Path) -> None:
     cpu = [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1}]
-    ports = {"gatewayPort": 9090}
+    ports = {"gatewayPort": 8005}
 
     def local(name: str, watch: dict[str, Any]) -> Plan:
         models = [model("org/chat", "CPU")]
         return planned(tmp_path / name, models, pools=cpu, target="local", local=ports, observability=watch)
 
     assert local("none", {}).own_monitoring is None
-    with pytest.raises(InputErrors, match="prometheusPort: found 9090, which gatewayPort has too"):
+    with pytest.raises(InputErrors, match="prometheusPort: found 8005, which gatewayPort has too"):
         local("own", {"metrics": "own"})
