@@ -323,7 +323,7 @@ local function look()
     say(core.warning, 'WARNING', 'had more than ' .. MOST_LOADED .. ' keys since this gateway started; its last keys stay')
   else
     keys = found
-    say(core.info, 'INFO', 'was read')
+    say(core.notice, 'INFO', 'was read')  -- the log has no `info` of Lua's (render.py, `_global`)
   end
 end
 

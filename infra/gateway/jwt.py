@@ -68,6 +68,8 @@ def issuer(gateway: GatewayPlan, runtime: Runtime) -> list[str]:
     address = urlsplit(gateway.jwt.jwks)
     host = address.hostname or ""
     path = (address.path or "/") + (f"?{address.query}" if address.query else "")
+    # Left to itself HAProxy takes the IPv6 address of a name with both, which NetworkPolicies and most pods do not reach.
+    found = f"resolvers {RESOLVERS} resolve-prefer ipv4 init-addr last,libc,none"
     tls = f"ssl verify required ca-file {quoted(runtime.ca_file)} ssl-min-ver TLSv1.2 sni str({host}) verifyhost {host}"
     return [
         f"bind unix@{runtime.run_folder}/issuer.sock mode 600",
@@ -76,7 +78,7 @@ def issuer(gateway: GatewayPlan, runtime: Runtime) -> list[str]:
         "retries 1",
         f"http-request set-header host {quoted(log_format(address.netloc))}",
         f"http-request set-uri {quoted(log_format(path))}",
-        f"server issuer {host}:{address.port or HTTPS} resolvers {RESOLVERS} init-addr last,libc,none {tls}",
+        f"server issuer {host}:{address.port or HTTPS} {found} {tls}",
     ]
 
 

@@ -205,6 +205,9 @@ def _global(
     gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str, more: Sequence[str] = ()
 ) -> str:
     lines = [
+        # What Lua says, but not the lines of HAProxy's own client, which has one (`info`) for each closed port that
+        # `gateway.lua` asks.
+        _log(runtime, "notice"),
         f"maxconn {most}",
         # Two processes on one port would silently share its connections; a reload hands the sockets over instead.
         "noreuseport",
@@ -233,9 +236,7 @@ def _defaults(gateway: GatewayPlan, runtime: Runtime) -> str:
         "defaults",
         [
             "mode http",
-            # Not `global`, which would log each closed port that `gateway.lua` asks. By default a line ends after 1,023
-            # bytes, in the middle of its JSON.
-            f"log {runtime.log} len 65535 format raw local0 info",
+            _log(runtime, "info"),
             "option dontlognull",
             "option abortonclose",
             # Without it the head and the first event of a stream wait for more data: 80 ms over two hops, measured.
@@ -251,6 +252,11 @@ def _defaults(gateway: GatewayPlan, runtime: Runtime) -> str:
             *proxy_errors(),
         ],
     )
+
+
+def _log(runtime: Runtime, most: str) -> str:
+    """By default a line ends after 1,023 bytes, in the middle of its JSON."""
+    return f"log {runtime.log} len 65535 format raw local0 {most}"
 
 
 def _resolvers(runtime: Runtime, *, needed: bool) -> str | None:

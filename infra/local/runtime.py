@@ -21,6 +21,15 @@ OWN_ADDRESSES = ("localhost", "127.0.0.1")
 #: More than the replicas that ever run on one machine, including those that an update is ending.
 REPLICA_PORTS = 32
 
+#: Where systems keep the authorities that they trust, as one file: Debian, Fedora, SUSE, then Alpine and macOS
+#: (https://go.dev/src/crypto/x509/root_linux.go).
+AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
 #: Environment of vLLM and Ray in every replica on this machine. The CPU settings have no effect on a GPU.
 REPLICA_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -127,5 +136,15 @@ def gateway_runtime(folder: str, port: int, metrics_port: int, serve_port: int |
         metrics_bind=f"127.0.0.1:{metrics_port}",
         threads=1,
         replica_ports=None if serve_port is None else replica_ports(serve_port),
-        ca_file=ssl.get_default_verify_paths().cafile or "@system-ca",
+        ca_file=authorities(),
     )
+
+
+def authorities() -> str:
+    """The file of the authorities that this machine trusts, as its Python or its system has it.
+
+    Where neither has one HAProxy ends at its start and names this file, if it needs one at all. Its own `@system-ca` is
+    nowhere in the wheel that Ray brings, which was built for a folder that is gone.
+    """
+    places = (ssl.get_default_verify_paths().cafile, *AUTHORITIES)
+    return next((one for one in places if one and Path(one).is_file()), AUTHORITIES[0])

@@ -24,6 +24,7 @@ from modelfleet.infra.planning.plan import JwtPlan, KeyPlan
 from modelfleet.infra.reading.jwks import JwksError, keys_of
 from tests.gateway.conftest import Gateway, Make
 from tests.gateway.test_jwt import CURVES, ask, jwks, jwt_plan, signers, token
+from tests.gateway.test_pods import Dns
 from tests.unit.kubernetes.https_server import Certificate, certificate
 from tests.waiting import wait_until
 
@@ -271,6 +272,21 @@ def test_without_tls_nobody_is_believed(running: Gateway) -> None:
             connection.sendall(published(jwks("P-256")))
         log.says("answers with status 503")
     assert (status(running, old()), status(running, new())) == (200, 401)
+
+
+def test_of_an_issuer_that_has_both_the_ipv4_address_is_asked(
+    make_gateway: Make, authority: tuple[Certificate, Path], tmp_path: Path
+) -> None:
+    """The other one leads nowhere, as in pods, whose policies name IPv4 networks alone."""
+    dns = Dns(["127.0.0.1"], {"issuer": "100::1"}).start()
+    issuer = Issuer(tmp_path, authority[0], "issuer.test")
+    issuer.answer = published(jwks("P-256"))
+    at = {"jwks_interval_s": EVERY_S, "ca_file": str(authority[1]), "resolve_names": True}
+    gateway = make_gateway(jwt=plan_of(f"https://issuer.test:{issuer.port}/keys"), dns=dns.port, at=at)
+    becomes(gateway, 200, new())
+    gateway.change(jwt=plan_of(None))
+    issuer.down()
+    dns.socket.close()
 
 
 @pytest.mark.long(why="an answer has ten seconds")

@@ -33,9 +33,10 @@ ROUTES = tuple(
 
 @dataclass
 class Dns:
-    """A name server that answers every question for an A record with `addresses`."""
+    """A name server that answers every question for an A record with `addresses`, and for AAAA by name with `sixth`."""
 
     addresses: list[str] = field(default_factory=list)
+    sixth: dict[str, str] = field(default_factory=dict)
     socket: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
     def start(self) -> Dns:
@@ -59,8 +60,10 @@ class Dns:
     def _answer(self, query: bytes) -> bytes:
         end = query.index(b"\0", 12) + 5  # the name, its type and its class
         (kind,) = struct.unpack("!H", query[end - 4 : end - 2])
-        found = list(self.addresses) if kind == 1 else []
-        records = b"".join(struct.pack("!HHHIH4s", 0xC00C, 1, 1, 1, 4, socket.inet_aton(one)) for one in found)
+        name = query[13 : 13 + query[12]].decode()  # without its domain
+        own = {1: self.addresses, 28: [self.sixth[name]] if name in self.sixth else []}.get(kind, [])
+        found = [socket.inet_pton(socket.AF_INET if kind == 1 else socket.AF_INET6, one) for one in own]
+        records = b"".join(struct.pack("!HHHIH", 0xC00C, kind, 1, 1, len(one)) + one for one in found)
         return query[:2] + struct.pack("!HHHHH", 0x8180, 1, len(found), 0, 0) + query[12:end] + records
 
 

@@ -143,9 +143,8 @@ class Gateway:
 
             def finds(address: str = address) -> bool:
                 before = self.asked()
-                self.pods.says(
-                    f"curl -sf -H 'Content-Type: application/json' -d '{QUESTION}' http://{address}:8080/v1/completions"
-                )
+                says = f"-H 'Authorization: Bearer {KEY}' -H 'Content-Type: application/json' -d '{QUESTION}'"
+                self.pods.says(f"curl -sf {says} http://{address}:8080/v1/completions")
                 return self.asked() == (before[0], before[1] + 1)
 
             wait_until(finds, what=f"{pod} sends to the replica's own port", seconds=120)

@@ -6,11 +6,13 @@ import os
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import venv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ from modelfleet.cli import pulumi_run
 from modelfleet.cli.up import run_up
 from modelfleet.infra.gateway import render
 from modelfleet.infra.local import emulator, haproxy
+from modelfleet.infra.local import runtime as local_runtime
 from modelfleet.infra.local.ports import require_free
 from modelfleet.infra.local.processes import raise_open_files
 from modelfleet.infra.local.provider.ray import ray_environment
@@ -249,6 +252,19 @@ def test_a_python_from_conda_serves_with_its_own_programs_and_a_compiler_that_is
     for compiler, there in (("x86_64-conda-linux-gnu-cc", False), (shutil.which("sh"), True)):
         monkeypatch.setenv("CC", str(compiler))
         assert these_gpus("none").compiler is there
+
+
+def test_the_gateway_finds_the_authorities_of_this_machine_although_its_python_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Python that was built for another system."""
+    own = tmp_path / "ca.pem"
+    own.touch()
+    monkeypatch.setattr(local_runtime, "AUTHORITIES", (str(tmp_path / "none"), str(own)))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: SimpleNamespace(cafile=None))
+    assert gateway_runtime("/nowhere", 8080, 8081).ca_file == str(own)
+    own.unlink()
+    assert gateway_runtime("/nowhere", 8080, 8081).ca_file == str(tmp_path / "none")
 
 
 def test_nothing_of_a_local_stack_needs_ipv6() -> None:
