@@ -68,7 +68,7 @@ def issuer(gateway: GatewayPlan, runtime: Runtime) -> list[str]:
     address = urlsplit(gateway.jwt.jwks)
     host = address.hostname or ""
     path = (address.path or "/") + (f"?{address.query}" if address.query else "")
-    # Left to itself HAProxy takes the IPv6 address of a name with both, which NetworkPolicies and most pods do not reach.
+    # Left to itself HAProxy takes the IPv6 address of a name with both, and NetworkPolicies here let no pod reach that.
     found = f"resolvers {RESOLVERS} resolve-prefer ipv4 init-addr last,libc,none"
     tls = f"ssl verify required ca-file {quoted(runtime.ca_file)} ssl-min-ver TLSv1.2 sni str({host}) verifyhost {host}"
     return [
