@@ -198,8 +198,8 @@ def _revoke_in_cluster(root: Path, stack: LoadedStack, name: str) -> tuple[str, 
 
 def _with_keys(root: Path, stack: str) -> LoadedStack:
     loaded = load_stack(root, stack)
-    if loaded.config.auth == "none":
-        raise InputErrors([loaded.finding(("auth",), "is none, so nobody shows a key; leave it out first")])
+    if (auth := loaded.config.auth) != "keys":
+        raise InputErrors([loaded.finding(("auth",), f"is {auth}, so no API key opens anything; leave it out first")])
     if loaded.key_names is None:
         raise InputErrors(
             [

@@ -147,13 +147,17 @@ def _first_answers(root: Path, plan: Plan, base: str, models: Sequence[ModelPlan
 
     A model that no key with a secret may use now is not asked.
     """
-    with_key = plan.gateway.auth == "keys"
-    secrets = _api_keys(root, plan.stack) if with_key else {}
+    auth = plan.gateway.auth
+    with_key = auth != "none"
+    secrets = _api_keys(root, plan.stack) if auth == "keys" else {}
+    unasked = (
+        "no key that lives may use it (modelfleet key list)" if auth == "keys" else "only its issuer's tokens open it"
+    )
     answered: list[tuple[ModelPlan, ModelKind, str | None]] = []
     for model in models:
         name = key_for(plan.gateway, model.model_id, secrets, time.time()) if with_key else None
         if with_key and name is None:
-            output.say(f"{model.model_id}: not asked, because no key that lives may use it (modelfleet key list)")
+            output.say(f"{model.model_id}: not asked, because {unasked}")
             continue
         key = str(secrets[name]) if name is not None else None
         seconds, kind = wait_for_first_answer(base, model, key)

@@ -124,20 +124,27 @@ def chat(gateway: GatewayPlan, file: str) -> list[str]:
 
 
 def keys(gateway: GatewayPlan, folder: str, key_map: str) -> list[str]:
-    """Finds the key's name by its hash and drops the key. With auth `none` the client's address takes its place."""
+    """Finds the key's name by its hash and drops the key. With auth `none` the client's address takes its place.
+
+    With auth `jwt` only a token has a name.
+    """
     drop = ["http-request del-header authorization", "http-request del-header x-api-key"]
     if gateway.auth == "none":
         return ["http-request set-var(txn.key) src", *drop]
     lookup = f"sha2(256),hex,lower,map_str({key_map})"
+    by_hash = [
+        f"http-request set-var(txn.key) http_auth_bearer,{lookup}",
+        f"http-request set-var(txn.key) req.fhdr(x-api-key),{lookup} unless {{ var(txn.key) -m found }}",
+    ]
+    what, shown = ("API key", "key") if gateway.auth == "keys" else ("token", "token")
     refusal = refuses(
-        401, "No valid API key was given. Send it as `Authorization: Bearer <key>`.", "AuthenticationError",
+        401, f"No valid {what} was given. Send it as `Authorization: Bearer <{shown}>`.", "AuthenticationError",
         headers={"WWW-Authenticate": "Bearer", **CLOSE},
     )  # fmt: skip
     return [
         refuses(400, "Authorization was given more than once.", "Bad Request")
         + " if { req.fhdr_cnt(authorization) gt 1 }",
-        f"http-request set-var(txn.key) http_auth_bearer,{lookup}",
-        f"http-request set-var(txn.key) req.fhdr(x-api-key),{lookup} unless {{ var(txn.key) -m found }}",
+        *(by_hash if gateway.auth == "keys" else []),
         *jwt.token(gateway, folder),
         refusal + " unless { var(txn.key) -m found }",
         *drop,

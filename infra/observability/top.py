@@ -124,7 +124,7 @@ def page(plan: Plan, before: Look, after: Look) -> Now:
         tuple(_model(one, between) for one in plan.models),
         tuple(_pool(one, after, between) for one in plan.pools),
         # Without keys the gateway counts by address.
-        tuple(_keys(between)) if plan.gateway.auth == "keys" else (),
+        tuple(_keys(between)) if plan.gateway.auth != "none" else (),
         after.unread,
     )
 

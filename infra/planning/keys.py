@@ -87,6 +87,16 @@ def jwt_findings(stack: LoadedStack) -> list[Finding]:
     return findings
 
 
+def auth_findings(stack: LoadedStack) -> list[Finding]:
+    """With auth `jwt`: no issuer, and API keys, of which none opens anything."""
+    found = []
+    if stack.config.jwt is None:
+        found.append(stack.finding(("auth",), "is jwt, and no issuer is named; add `modelfleet:jwt`"))
+    given = {"keys": bool(stack.config.keys), "apiKeys": "apiKeys" in stack.secrets}
+    message = "is set, but auth is jwt, so no API key opens anything; leave it out, or set `auth: keys` to take both"
+    return found + [stack.finding((section,), message) for section, there in given.items() if there]
+
+
 def _names(names: Sequence[str], globs: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
     """Those that match one of each list; None where there is no list."""
     given = [one for one in globs if one is not None]
@@ -183,7 +193,7 @@ def key_findings(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:
             if plan.models == ()
         ]
         findings += _unused_lists(stack, names)
-    return findings + _without_secret(stack)
+    return findings + (_without_secret(stack) if config.auth == "keys" else [])
 
 
 def _unused_lists(stack: LoadedStack, names: Sequence[str]) -> list[Finding]:

@@ -617,7 +617,7 @@ class GatewayPlan:
     """
 
     routes: tuple[Route, ...]
-    auth: Literal["keys", "none"]
+    auth: Literal["keys", "jwt", "none"]
     settings: Gateway
     chat: bool = False
     keys: tuple[KeyPlan, ...] = ()
@@ -647,7 +647,7 @@ class GatewayPlan:
     @property
     def settles(self) -> bool:
         """Whether replicas tell the gateway what a request took. They know who asked by its key."""
-        return self.auth == "keys" and (self.counts_tokens or self.has_budgets)
+        return self.auth != "none" and (self.counts_tokens or self.has_budgets)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ from modelfleet.infra.planning.gap import Room, Rooms, gap_findings, gap_of
 from modelfleet.infra.planning.head_storage import head_storage_findings, head_storage_plan
 from modelfleet.infra.planning.host_memory import PROCESSOR, with_host_memory
 from modelfleet.infra.planning.image import image_findings, image_name, image_plan, mirror_image_name, mirror_image_plan
-from modelfleet.infra.planning.keys import key_budget_findings, key_findings, with_prices
+from modelfleet.infra.planning.keys import auth_findings, key_budget_findings, key_findings, with_prices
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.local import Machine, machine_missing, memory_short
@@ -398,6 +398,8 @@ def _region(stack: LoadedStack) -> list[Finding]:
 
 
 def _auth(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
+    if stack.config.auth == "jwt":
+        return auth_findings(stack)
     if stack.config.auth == "none" or "apiKeys" in stack.secrets:
         return []
     message = (

@@ -782,7 +782,11 @@ class StackConfig(StackSection):
     jwt: Jwt | None = Field(None, description="Tokens of an OIDC issuer, which the gateway takes beside API keys.")
     observability: Observability = Field(default_factory=Observability, description="Who watches the stack.")
     local: Local = Field(default_factory=Local, description="Ports of the local target.")
-    auth: Literal["keys", "none"] = Field("keys", description="`none` opens the API to everyone who can reach it.")
+    auth: Literal["keys", "jwt", "none"] = Field(
+        "keys",
+        description="`keys`: API keys, and tokens of `jwt` beside them; `jwt`: those tokens alone; `none` opens the "
+        "API to everyone who can reach it.",
+    )
     models_at_once: PositiveInt = Field(
         1, description="Models that take a new release of the serving code at the same time."
     )

@@ -97,6 +97,15 @@ def jwt_plan(*names: str) -> JwtPlan:
     return JwtPlan(ISSUER, AUDIENCE, "sub", "team", found, entries)
 
 
+def test_with_auth_jwt_a_token_opens_and_no_api_key_does(make_gateway: Make) -> None:
+    teams = (AllowancePlan("all"), AllowancePlan("web"))
+    gateway = make_gateway(auth="jwt", jwt=jwt_plan("rsa"), teams=teams, keys=None)
+    assert ask(gateway, token()).status_code == 200
+    headers = {"x-api-key": ALICE}
+    for refused in (ask(gateway, ALICE), gateway.post(CHAT, {"model": "small"}, key=None, headers=headers)):
+        assert refused.status_code == 401 and "No valid token was given" in refused.json()["error"]["message"]
+
+
 @pytest.fixture(scope="module")
 def gateway(make_gateway: Make) -> Gateway:
     teams = (AllowancePlan("all"), AllowancePlan("web"))

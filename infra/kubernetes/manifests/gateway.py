@@ -112,7 +112,7 @@ def gateway_deployment(plan: Plan, keys_id: Any) -> Manifest:
         "containers": [_gateway(plan), _bodies(plan)],
         "volumes": [
             {"name": "config", "configMap": {"name": GATEWAY}},
-            {"name": "keys", "secret": {"secretName": GATEWAY_KEYS, "optional": plan.gateway.auth == "none"}},
+            {"name": "keys", "secret": {"secretName": GATEWAY_KEYS, "optional": plan.gateway.auth != "keys"}},
             {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
         ],
     }

@@ -92,6 +92,20 @@ def test_tokens_that_open_nothing_are_refused(sections: dict[str, Any], words: s
     assert words in caught.value.findings[0].sentence()
 
 
+def test_auth_jwt_needs_an_issuer_and_no_api_key() -> None:
+    plan = plan_of(auth="jwt", secrets=[], teams={"a": {}}, jwt={**JWT, "teamClaim": "team"})
+    assert plan.gateway.auth == "jwt" and plan.gateway.jwt is not None
+    with pytest.raises(InputErrors) as caught:
+        plan_of(auth="jwt", jwt=None, keys={"a": {}})
+    said = [one.sentence() for one in caught.value.findings]
+    for words in (
+        "auth: is jwt, and no issuer is named; add `modelfleet:jwt`",
+        "keys: is set, but auth is jwt, so no API key opens anything",
+        "apiKeys: is set, but auth is jwt, so no API key opens anything",
+    ):
+        assert any(words in one for one in said), said
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
