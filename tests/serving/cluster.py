@@ -23,8 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
 """A vLLM start takes one to several minutes on two busy cores."""
 
-#: A pretended card, which Ray knows by its UUID as on the local target.
-CARD = "GPU-00000000-0000-4000-8000-00000000000c"
 ENVIRONMENT = {
     **REPLICA_ENVIRONMENT,
     # Without the process that an engine starts only to bind its threads, which imports all of vLLM once more. The real
@@ -47,6 +45,10 @@ class Cluster:
     process: ProcessId
     #: Where the scaling policy asks the gateway how many requests wait: the metrics port of `front`.
     queues_port: int
+    #: Where further nodes join it, and their environment and Python.
+    address: str
+    python: Path
+    environment: dict[str, str]
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def serve(self, *applications: dict[str, Any]) -> None:
@@ -99,6 +101,26 @@ class Cluster:
         """Ray's scrape of this node."""
         return requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
 
+    def join(self, folder: Path, *, cpus: int, gpus: int = 0, more: dict[str, str] | None = None) -> ProcessId:
+        """Starts one more node of this Ray on this machine, with `more` in its environment; who calls it ends it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        agent, metrics = free_ports(2)
+        options = {
+            "address": self.address,
+            "node-ip-address": "127.0.0.1",
+            "dashboard-agent-listen-port": agent,
+            "metrics-export-port": metrics,
+            "num-cpus": cpus,
+            "num-gpus": gpus,
+            "resources": '{"accelerator_type:CPU": 1}',
+            "object-store-memory": 80 * 2**20,
+            "include-log-monitor": "false",
+        }
+        command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        env = {**self.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **(more or {})}  # with 0, no node may join
+        return spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
+
     def stop(self) -> None:
         """Ends every process of this Ray and no other."""
         end_all(lambda: members(self.process), 10.0)
@@ -132,7 +154,6 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
         "ray-client-server-port": client,
         "metrics-export-port": metrics,
         "num-cpus": cpus,
-        "num-gpus": 1,  # of which no model computes on any: it only counts for placement
         "resources": '{"accelerator_type:CPU": 1}',
         "object-store-memory": 128 * 2**20,
         "temp-dir": folder,
@@ -142,11 +163,14 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     command += [f"--{name}={value}" for name, value in options.items()]
     # As the local target: nothing that changes Python for Ray's workers, such as PYTHONPATH.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    env = {**own, **ENVIRONMENT, "CUDA_VISIBLE_DEVICES": CARD, **serve_environment(serve), **environment}
+    env = {**own, **ENVIRONMENT, **serve_environment(serve), **environment}
     env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     logs = folder / "session_latest" / "logs"
-    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues)
+    return Cluster(
+        f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues,
+        f"127.0.0.1:{gcs}", python, env,
+    )  # fmt: skip
 
 
 def _answers(cluster: Cluster) -> bool:

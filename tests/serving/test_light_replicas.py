@@ -17,7 +17,8 @@ import psutil
 import pytest
 import requests
 
-from tests.serving.cluster import CARD, Cluster
+from modelfleet.infra.local.processes import end_all, members
+from tests.serving.cluster import Cluster
 from tests.serving.conftest import application, model
 from tests.serving.front import Front, front
 from tests.waiting import wait_until
@@ -26,6 +27,8 @@ PAIR, NARROW, ELASTIC, TIMED = "test/pair", "test/narrow", "test/elastic", "test
 HALF, QUARTER = "test/half", "test/quarter"
 QUARTERS, ASLEEP = "test/quarters", "test/asleep"
 PATH = "/v1/completions"
+#: A pretended card, which Ray knows by its UUID as on the local target.
+CARD = "GPU-00000000-0000-4000-8000-00000000000c"
 AUTOSCALING = {
     "min_replicas": 1,
     "max_replicas": 2,
@@ -226,6 +229,35 @@ def test_replicas_come_with_load_and_go_without(cluster: Cluster, gateway: Front
     wait_until(lambda: count() == 1, seconds=120, what="back to one replica")
 
 
+def test_a_model_goes_to_zero_and_a_request_alone_wakes_it_and_is_answered(cluster: Cluster, gateway: Front) -> None:
+    slug = ASLEEP.replace("/", "--")
+    # After CALM_S without load; the other tests took longer.
+    wait_until(lambda: not cluster.replicas(slug), seconds=240, what="no replica without load", every_s=0.5)
+    for _ in range(4):
+        assert gateway.get("/ready").status_code == 200
+        assert ASLEEP in {one["id"] for one in gateway.get("/v1/models").json()["data"]}
+        cluster.metrics()
+        requests.get(f"{gateway.metrics_url}/metrics", timeout=30).raise_for_status()
+        time.sleep(2)  # more is asked for after UPSCALE_S
+        assert not cluster.replicas(slug), "nobody asked the model anything"
+    answer = gateway.post(PATH, {"model": ASLEEP}, timeout=300)
+    assert answer.status_code == 200 and answer.json()["pid"] == cluster.replicas(slug)[0]["pid"]
+
+
+@pytest.fixture(scope="module")
+def card(cluster: Cluster, scratch: Path) -> Iterator[None]:
+    """One more node, with a card that only counts: Ray places replicas on it, and no model computes there.
+
+    Not on the first node: there what a replica holds of the machine is counted by its CPUs.
+    """
+    node = cluster.join(scratch / "card", cpus=4, gpus=1, more={"CUDA_VISIBLE_DEVICES": CARD})
+    try:
+        yield
+    finally:
+        end_all(lambda: members(node), 10.0)
+
+
+@pytest.mark.usefixtures("card")
 def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
     """The card only counts: Ray places 0.5 and 0.25 on it by its UUID, and the turns on it are those of real replicas."""
     sharing = {name: part_of_a_card(name, part, tmp_path) for name, part in ((HALF, 0.5), (QUARTER, 0.25))}
@@ -253,6 +285,7 @@ def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(cl
         cluster.remove(*slugs)
 
 
+@pytest.mark.usefixtures("card")
 def test_four_quarters_share_a_gpu_and_a_fifth_waits(cluster: Cluster) -> None:
     """Ray's own count of a pretended card; that card's memory is the fit check's."""
     slug = QUARTERS.replace("/", "--")
@@ -269,18 +302,3 @@ def test_four_quarters_share_a_gpu_and_a_fifth_waits(cluster: Cluster) -> None:
             time.sleep(0.5)
     finally:
         cluster.remove(slug)
-
-
-def test_a_model_goes_to_zero_and_a_request_alone_wakes_it_and_is_answered(cluster: Cluster, gateway: Front) -> None:
-    slug = ASLEEP.replace("/", "--")
-    # After CALM_S without load; the other tests took longer.
-    wait_until(lambda: not cluster.replicas(slug), seconds=240, what="no replica without load", every_s=0.5)
-    for _ in range(4):
-        assert gateway.get("/ready").status_code == 200
-        assert ASLEEP in {one["id"] for one in gateway.get("/v1/models").json()["data"]}
-        cluster.metrics()
-        requests.get(f"{gateway.metrics_url}/metrics", timeout=30).raise_for_status()
-        time.sleep(2)  # more is asked for after UPSCALE_S
-        assert not cluster.replicas(slug), "nobody asked the model anything"
-    answer = gateway.post(PATH, {"model": ASLEEP}, timeout=300)
-    assert answer.status_code == 200 and answer.json()["pid"] == cluster.replicas(slug)[0]["pid"]
