@@ -46,9 +46,12 @@ def state_facts(deployment: Mapping[str, Any], subject: Subject) -> Iterator[Evi
     if not resources:
         yield _fact("state", "the state holds no resources: the stack was taken down, or its first run failed", time)
         return
+    made = {one.get("urn") for one in resources}
     for pending in deployment.get("pending_operations") or []:
-        name = str(pending.get("resource", {}).get("urn", "?")).rpartition("::")[2]
-        yield _fact("pending", f"{pending.get('type', 'changing')} {name}", time)
+        urn, what = str(pending.get("resource", {}).get("urn", "?")), pending.get("type", "changing")
+        # Pulumi keeps a creation that was cut off until somebody clears it, although a later run has made the resource.
+        if not (what == "creating" and urn in made):
+            yield _fact("pending", f"{what} {urn.rpartition('::')[2]}", time)
     yield from _drift(_deployed(resources), subject, time)
 
 

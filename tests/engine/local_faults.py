@@ -208,6 +208,7 @@ def live_of(stack: LocalStack) -> Iterator[Live]:
         {one.slug: json.loads(json.dumps(one.application.as_config()["args"], default=dict)) for one in plan.models}
     )
     clear_dead_locks(f"file://{stack.state}")
+    stack.refresh("--clear-pending-creates")  # what other tests cut off
     stack.up()
     environ = {name: stack.environ[name] for name in ("PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE_FILE")}
     state = Exported(stack.run("stack", "export", "--stack", stack.stack).stdout)

@@ -16,10 +16,13 @@ from tests.serving.conftest import EAGER, model
 
 
 def metered_model(model_id: str, weights: Path, adapters: Mapping[str, Path], **engine: Any) -> ModelConfig:
-    """A tiny model on this CPU, with its adapters."""
+    """A tiny model on this CPU, with its adapters.
+
+    Its context is as long as its weights allow: an answer that a test cuts off must not end before that.
+    """
     named = {"lora": [{"name": name, "source": str(adapter)} for name, adapter in adapters.items()]} if adapters else {}
     kwargs = {"dtype": "float32", "max_num_seqs": 8, **EAGER, **engine}
-    data = model(model_id, weights, engine={**named, "engine_kwargs": kwargs})
+    data = model(model_id, weights, engine={**named, "max_total_tokens": 2048, "engine_kwargs": kwargs})
     return with_host_memory(ModelConfig.model_validate(data), None, reserve=False)
 
 

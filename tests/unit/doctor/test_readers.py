@@ -455,6 +455,9 @@ def test_what_a_killed_run_left_half_done_is_named() -> None:
     pending = {"pending_operations": [{"type": "creating", "resource": {"urn": urn}}]}
     (fact,) = state.state_facts(deployed("org--one", "org--two") | pending, SUBJECT)
     assert causes(fact)[0].sentence.startswith("the last run was killed while it was creating prod-l4")
+    deployment = deployed("org--one", "org--two") | pending
+    deployment["resources"].append({"type": "aws:eks/nodeGroup:NodeGroup", "urn": urn, "inputs": {}})
+    assert list(state.state_facts(deployment, SUBJECT)) == [], "a later run has made it"
 
 
 def test_what_a_run_at_work_has_begun_is_not_cut_off() -> None:
