@@ -337,12 +337,15 @@ end)
 -- In a cluster replicas listen at any of these ports of Ray's pods. The backend `pods` has the pods' addresses, from DNS;
 -- whoever answers there says which model it serves, and gets one of that model's servers. From then on HAProxy's own
 -- check of the server looks after it. One task for each pod, so that one that does not answer delays no other.
-local FIRST, LAST = ...
+local FIRST, LAST, ALONE = ...
 local ROUND_MS, PATIENCE_MS = 2000, 1000
 -- Ray gives out the lowest free port, and keeps one that a replica had for as long as an old stream may last. So the next
 -- replica is at one of the few ports behind the last one, unless many have failed; every so many rounds it looks farther.
 -- A closed port costs 0.2 ms of CPU.
 local NEAR, FAR, ROUNDS = 8, 64, 10
+-- In the process for large bodies a question takes buffers of a whole body each, and 30 ms: there one task asks few ports
+-- one after the other, and seldom. Until it knows a replica, the others and Serve's proxies get such requests.
+if ALONE then ROUND_MS, NEAR, FAR = 20000, 2, 8 end
 -- The server of each replica by its address and port, and whether a server is one's, by its full name: HAProxy 2.8 makes
 -- another object of a server each time.
 local server_of, taken = {}, {}
@@ -404,19 +407,24 @@ local function look(address, most)
   end
 end
 
-local function follow(pod)
-  local before, round = nil, 0
+local function step(pod, seen)
+  local address = address_of(pod)
+  if seen.address ~= address then
+    seen.round = 0
+    if seen.address then give_back(seen.address, true) end
+  end
+  if address then
+    give_back(address, false)
+    look(address, seen.round % ROUNDS == 0 and FAR or NEAR)
+  end
+  seen.address, seen.round = address, seen.round + 1
+end
+
+local function follow(pods)
+  local seen = {}
+  for name in pairs(pods) do seen[name] = { round = 0 } end
   while true do
-    local address = address_of(pod)
-    if before ~= address then
-      round = 0
-      if before then give_back(before, true) end
-    end
-    if address then
-      give_back(address, false)
-      look(address, round % ROUNDS == 0 and FAR or NEAR)
-    end
-    before, round = address, round + 1
+    for name, pod in pairs(pods) do step(pod, seen[name]) end
     core.msleep(ROUND_MS)
   end
 end
@@ -425,7 +433,9 @@ if FIRST then
   FIRST, LAST = tonumber(FIRST), tonumber(LAST)
   core.register_init(function()
     if core.thread > 1 then return end
-    for _, pod in pairs(core.backends['pods'].servers) do core.register_task(follow, pod) end
+    local pods = core.backends['pods'].servers
+    if ALONE then return core.register_task(follow, pods) end
+    for name, pod in pairs(pods) do core.register_task(follow, { [name] = pod }) end
   end)
 end
 

@@ -204,6 +204,7 @@ def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
 def _global(
     gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str, more: Sequence[str] = ()
 ) -> str:
+    alone = "" if buffer == BUFFER else " alone"
     lines = [
         # What Lua says, but not the lines of HAProxy's own client, which has one (`info`) for each closed port that
         # `gateway.lua` asks.
@@ -219,7 +220,7 @@ def _global(
         f"tune.bufsize {buffer}",
         f"tune.maxrewrite {REWRITE}",
         f"lua-load-per-thread {runtime.folder}/{files.LUA}"
-        + (" {} {}".format(*runtime.replica_ports) if runtime.pods and runtime.replica_ports else ""),
+        + (" {} {}".format(*runtime.replica_ports) + alone if runtime.pods and runtime.replica_ports else ""),
         *([f"lua-load {runtime.folder}/{files.SETTLE_LUA}"] if gateway.settles else []),
         *more,
     ]
