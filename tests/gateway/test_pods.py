@@ -214,3 +214,12 @@ def test_two_gateways_agree_where_a_conversation_is_at_home(
             after = [len(replica.seen) for replica in (*replicas.values(), late)]
             homes[-1].append(next(n for n, (was, is_) in enumerate(zip(before, after, strict=True)) if is_ > was))
     assert homes[0] == homes[1] and len(set(homes[0])) == 3
+
+
+def test_the_process_for_large_bodies_finds_it_too(gateway: Gateway, dns: Dns, start: Start) -> None:
+    """Later than the other one: it looks every 20 s, and fewer ports."""
+    replica = start(ONE, FIRST)
+    dns.addresses = [ONE]
+    body = {"model": "small", "messages": [{"role": "user", "content": "a" * 400_000}]}
+    wait_until(lambda: gateway.post(CHAT, body).status_code == 200, what="a large body is answered", every_s=1)
+    assert replica.seen
