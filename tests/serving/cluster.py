@@ -45,10 +45,6 @@ class Cluster:
     process: ProcessId
     #: Where the scaling policy asks the gateway how many requests wait: the metrics port of `front`.
     queues_port: int
-    #: Where further nodes join it, and their environment and Python.
-    address: str
-    python: Path
-    environment: dict[str, str]
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def serve(self, *applications: dict[str, Any]) -> None:
@@ -101,32 +97,12 @@ class Cluster:
         """Ray's scrape of this node."""
         return requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
 
-    def join(self, folder: Path, *, cpus: int, gpus: int = 0, more: dict[str, str] | None = None) -> ProcessId:
-        """Starts one more node of this Ray on this machine, with `more` in its environment; who calls it ends it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        agent, metrics = free_ports(2)
-        options = {
-            "address": self.address,
-            "node-ip-address": "127.0.0.1",
-            "dashboard-agent-listen-port": agent,
-            "metrics-export-port": metrics,
-            "num-cpus": cpus,
-            "num-gpus": gpus,
-            "resources": '{"accelerator_type:CPU": 1}',
-            "object-store-memory": 80 * 2**20,
-            "include-log-monitor": "false",
-        }
-        command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        env = {**self.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **(more or {})}  # with 0, no node may join
-        return spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
-
     def stop(self) -> None:
         """Ends every process of this Ray and no other."""
         end_all(lambda: members(self.process), 10.0)
 
 
-def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
+def start(folder: Path, environment: dict[str, str], cpus: int = 8, gpus: int = 0) -> Cluster:
     """Starts Ray with more CPUs than exist: they only count for placement, and all models share two cores.
 
     Its Python does not see this checkout: replicas have only the code zip, as in a pod. Ray gives its
@@ -135,7 +111,7 @@ def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
     folder.mkdir(parents=True, exist_ok=True)
     python = bare_python(folder / "python")
     for last in (False, False, True):
-        cluster = _started(python, folder, environment, cpus)
+        cluster = _started(python, folder, environment, cpus, gpus)
         if _answers(cluster):
             return cluster
         cluster.stop()
@@ -143,7 +119,7 @@ def start(folder: Path, environment: dict[str, str], cpus: int = 8) -> Cluster:
     raise AssertionError("unreachable")
 
 
-def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int) -> Cluster:
+def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int, gpus: int) -> Cluster:
     gcs, dashboard, serve, agent, client, metrics, queues = free_ports(7)
     options = {
         "node-ip-address": "127.0.0.1",
@@ -154,6 +130,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
         "ray-client-server-port": client,
         "metrics-export-port": metrics,
         "num-cpus": cpus,
+        "num-gpus": gpus,
         "resources": '{"accelerator_type:CPU": 1}',
         "object-store-memory": 128 * 2**20,
         "temp-dir": folder,
@@ -167,10 +144,7 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     logs = folder / "session_latest" / "logs"
-    return Cluster(
-        f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues,
-        f"127.0.0.1:{gcs}", python, env,
-    )  # fmt: skip
+    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues)
 
 
 def _answers(cluster: Cluster) -> bool:

@@ -17,8 +17,7 @@ import psutil
 import pytest
 import requests
 
-from modelfleet.infra.local.processes import end_all, members
-from tests.serving.cluster import Cluster
+from tests.serving.cluster import Cluster, start
 from tests.serving.conftest import application, model
 from tests.serving.front import Front, front
 from tests.waiting import wait_until
@@ -245,27 +244,27 @@ def test_a_model_goes_to_zero_and_a_request_alone_wakes_it_and_is_answered(clust
 
 
 @pytest.fixture(scope="module")
-def card(cluster: Cluster, scratch: Path) -> Iterator[None]:
-    """One more node, with a card that only counts: Ray places replicas on it, and no model computes there.
+def card(cluster: Cluster, scratch: Path, s3: dict[str, str]) -> Iterator[Cluster]:
+    """A Ray with a card that only counts: it places replicas on it, and no model computes there.
 
-    Not on the first node: there what a replica holds of the machine is counted by its CPUs.
+    Not the other one: there what a replica holds of the machine is counted by its CPUs. Its code is in that one's bucket.
     """
-    node = cluster.join(scratch / "card", cpus=4, gpus=1, more={"CUDA_VISIBLE_DEVICES": CARD})
+    running = start(scratch / "card", {**s3, "CUDA_VISIBLE_DEVICES": CARD}, cpus=4, gpus=1)
     try:
-        yield
+        yield running
     finally:
-        end_all(lambda: members(node), 10.0)
+        running.stop()
 
 
-@pytest.mark.usefixtures("card")
-def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.long(why="a second Ray")
+def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(card: Cluster, tmp_path: Path) -> None:
     """The card only counts: Ray places 0.5 and 0.25 on it by its UUID, and the turns on it are those of real replicas."""
     sharing = {name: part_of_a_card(name, part, tmp_path) for name, part in ((HALF, 0.5), (QUARTER, 0.25))}
 
     def noted(what: str) -> set[str]:
         return {one.stem for one in tmp_path.glob(f"*.{what}")}
 
-    cluster.serve(*sharing.values())
+    card.serve(*sharing.values())
     slugs = {one["name"] for one in sharing.values()}
     try:
         wait_until(lambda: noted("card") == slugs, seconds=240, what="both have their part")
@@ -276,24 +275,24 @@ def test_two_models_share_a_card_by_their_parts_and_start_one_after_the_other(cl
         (tmp_path / f"{first}.starts").unlink()
         (second,) = slugs - {first}
         wait_until(lambda: noted("starts") == {second}, what="the other one starts")
-        cluster.wait(first)
+        card.wait(first)
         (tmp_path / f"{second}.starts").unlink()
-        cluster.wait(second)
+        card.wait(second)
     finally:
         for left in tmp_path.glob("*.starts"):
             left.unlink()
-        cluster.remove(*slugs)
+        card.remove(*slugs)
 
 
-@pytest.mark.usefixtures("card")
-def test_four_quarters_share_a_gpu_and_a_fifth_waits(cluster: Cluster) -> None:
+@pytest.mark.long(why="a second Ray")
+def test_four_quarters_share_a_gpu_and_a_fifth_waits(card: Cluster) -> None:
     """Ray's own count of a pretended card; that card's memory is the fit check's."""
     slug = QUARTERS.replace("/", "--")
-    cluster.serve(quarters())
+    card.serve(quarters())
     try:
 
         def states() -> Counter[str]:
-            return Counter(one["state"] for one in cluster.replicas(slug))
+            return Counter(one["state"] for one in card.replicas(slug))
 
         wait_until(lambda: states()["RUNNING"] == 4, seconds=240, what="four replicas", every_s=0.5)
         for _ in range(10):  # room for a fifth would show in a second: the others took as long together
@@ -301,4 +300,4 @@ def test_four_quarters_share_a_gpu_and_a_fifth_waits(cluster: Cluster) -> None:
             assert seen["RUNNING"] == 4 and seen.total() == 5, seen
             time.sleep(0.5)
     finally:
-        cluster.remove(slug)
+        card.remove(slug)
