@@ -133,6 +133,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         front_door=plan.front_door is not None,
         web_acl=plan.config.gateway.web_acl,
         signs=plan.manifest_key is not None and plan.manifest_key.made,
+        amp=plan.amp is not None,
     )
     found = {
         **policies.numbered("operator", may),
