@@ -252,7 +252,6 @@ PROMETHEUS_CHANGES = (
     "TagResource",
     "UntagResource",
     "UpdateScraper",
-    "UpdateWorkspaceAlias",
 )
 PROMETHEUS_READS = (
     "aps:DescribeAlertManagerDefinition",

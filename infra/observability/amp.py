@@ -7,7 +7,7 @@ https://docs.aws.amazon.com/prometheus/latest/userguide/AMP-alertmanager-config.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from modelfleet.infra.observability.dashboards import dashboards
@@ -27,9 +27,13 @@ def scraper_config(plan: Plan) -> str:
 
     AWS bills each sample, and Ray alone exports hundreds of series a node that no rule and no panel names.
     """
-    keep = {"source_labels": ["__name__"], "regex": "|".join(sorted(asked_series(plan))), "action": "keep"}
-    pods = [{**job, "metric_relabel_configs": [keep]} for job in pod_scrape_configs(plan.namespace)]
+    asked = asked_series(plan)
+    pods = [{**job, "metric_relabel_configs": [_keep(asked)]} for job in pod_scrape_configs(plan.namespace)]
     return as_yaml({"global": {"scrape_interval": f"{AMP_INTERVAL_S}s"}, "scrape_configs": [*pods, _states()]})
+
+
+def _keep(names: Collection[str]) -> dict[str, Any]:
+    return {"source_labels": ["__name__"], "regex": "|".join(sorted(names)), "action": "keep"}
 
 
 def _states() -> dict[str, Any]:
@@ -47,7 +51,7 @@ def _states() -> dict[str, Any]:
             }
         ],
         "relabel_configs": [{"source_labels": [port], "regex": str(STATES_PORT), "action": "keep"}],
-        "metric_relabel_configs": [{"source_labels": ["__name__"], "regex": "|".join(STATES), "action": "keep"}],
+        "metric_relabel_configs": [_keep(STATES)],
     }
 
 

@@ -50,7 +50,7 @@ def _read_workspace(call: Call[Aws], id: str, state: Props) -> Props | None:
 
 def _update_workspace(call: Call[Aws], id: str, state: Props, inputs: Props) -> Props:
     if inputs.get("alias") != state.get("alias"):
-        _client(call, inputs).update_workspace_alias(workspaceId=id, alias=inputs.get("alias"))
+        raise NotDone("aws:amp/workspace:Workspace: another alias")
     return _retag(call, state, inputs)
 
 
