@@ -13,7 +13,9 @@ import yaml
 from modelfleet.infra.aws.addons import AFTER_NODES, after_nodes
 from modelfleet.infra.aws.addons import STATES as STATES_ADDON
 from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.gateway import BODIES_METRICS_PORT
 from modelfleet.infra.kubernetes.manifests.network import network_policies
+from modelfleet.infra.kubernetes.names import GATEWAY_METRICS_PORT, RAY_METRICS_PORT
 from modelfleet.infra.observability.amp import (
     alert_manager_definition,
     asked_series,
@@ -61,7 +63,9 @@ def test_the_scraper_finds_what_a_prometheus_in_the_cluster_finds_and_asks_no_se
 
 def test_every_series_that_a_rule_or_a_panel_asks_for_is_kept_and_no_other() -> None:
     plan = watched(with_slo({"ttft_p95_ms": 800, "tpot_p95_ms": 50, "availability": 0.99}), observability=AMP)
-    (regex,) = {job["metric_relabel_configs"][0]["regex"] for name, job in jobs(plan).items() if "states" not in name}
+    (regex,) = {
+        job["metric_relabel_configs"][0]["regex"] for name, job in jobs(plan).items() if name != "kube-state-metrics"
+    }
     assert scraped_names(plan) <= asked_series(plan)
     assert all(re.fullmatch(regex, name) for name in scraped_names(plan))
     assert not re.fullmatch(regex, "ray_node_cpu_utilization")
@@ -77,7 +81,10 @@ def test_the_scrapers_interfaces_read_metrics_and_nothing_else(plan: Plan, tmp_p
         name: [port["port"] for rule in spec["ingress"] if rule.get("from") == sources for port in rule["ports"]]
         for name, spec in policies.items()
     }
-    assert {name: ports for name, ports in let_in.items() if ports} == {"ray": [8080], "gateway": [8404, 8405]}
+    assert {name: ports for name, ports in let_in.items() if ports} == {
+        "ray": [RAY_METRICS_PORT],
+        "gateway": [GATEWAY_METRICS_PORT, BODIES_METRICS_PORT],
+    }
     named = {"vpcId": "vpc-0123456789abcdef0", "privateSubnetIds": ["subnet-1", "subnet-2"]}
     existing = plan_of(tmp_path / "existing", network=named).amp
     assert existing is not None and existing.networks[0] == "10.0.0.0/8"
