@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from modelfleet.infra.aws.names import store_id
 from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
-from modelfleet.infra.names import USAGE
+from modelfleet.infra.names import STACK_LABEL, USAGE
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
 from modelfleet.serving.mirror.manifest import PROVED
 
@@ -238,11 +238,15 @@ FRONT_DOOR_READS = (
     "route53:ListResourceRecordSets",
     "route53:ListTagsForResource",
 )
-#: Of a workspace of Amazon Managed Service for Prometheus, with its rules, its alert manager and its scraper.
-PROMETHEUS_CHANGES = (
-    "CreateAlertManagerDefinition",
+#: Of Amazon Managed Service for Prometheus: what makes a workspace's parts and names their stack, and what needs the
+#: stack's tag on what is there.
+PROMETHEUS_CREATIONS = (
     "CreateRuleGroupsNamespace",
     "CreateScraper",
+    "TagResource",
+)
+PROMETHEUS_CHANGES = (
+    "CreateAlertManagerDefinition",
     "DeleteAlertManagerDefinition",
     "DeleteRuleGroupsNamespace",
     "DeleteScraper",
@@ -403,7 +407,7 @@ def _store(site: Site) -> dict[str, object]:
 
 
 def _prometheus(site: Site, names: str) -> list[Statement]:
-    """A workspace that is asked for has no ARN yet, and its id and the scraper's are AWS's own.
+    """Ids of a workspace and its scraper are AWS's own, so tags say whose they are.
 
     AWS makes the scraper's access entry with the rights of who makes the scraper, which the cluster's statement has,
     and a role for each scraper, which goes with it. The permissions are those of CloudFormation's AWS::APS::Scraper and
@@ -412,10 +416,13 @@ def _prometheus(site: Site, names: str) -> list[Statement]:
     place = f"{site.region}:{site.account}"
     aps = [f"arn:{site.partition}:aps:{place}:{one}/*" for one in ("workspace", "rulegroupsnamespace", "scraper")]
     role = "aws-service-role/scraper.aps.amazonaws.com/AWSServiceRoleForAmazonPrometheusScraper*"
+    here = {"aws:RequestedRegion": site.region}
+    new, own = ({f"aws:{which}Tag/{STACK_LABEL}": site.stack} for which in ("Request", "Resource"))
     return [
         _allow("*", PROMETHEUS_READS),
-        _allow("*", ["aps:CreateWorkspace"]) | {"Condition": {"StringEquals": {"aws:RequestedRegion": site.region}}},
-        _allow([*aps, site.cluster_arn], _of("aps", PROMETHEUS_CHANGES)),
+        _allow("*", ["aps:CreateWorkspace"]) | {"Condition": {"StringEquals": {**here, **new}}},
+        _allow([*aps, site.cluster_arn], _of("aps", PROMETHEUS_CREATIONS)) | {"Condition": {"StringEquals": new}},
+        _allow(aps, _of("aps", PROMETHEUS_CHANGES)) | {"Condition": {"StringEquals": own}},
         _allow(f"arn:{site.partition}:iam::{site.account}:role/{role}", ["iam:DeleteServiceLinkedRole"]),
         _allow(f"arn:{site.partition}:sns:{place}:{names}-*", _of("sns", TOPIC_CHANGES)),
     ]

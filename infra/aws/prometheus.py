@@ -16,6 +16,9 @@ from modelfleet.infra.planning.plan import AmpPlan, Plan
 
 #: The stack has one namespace of rules, in a workspace of its own.
 RULES = "modelfleet"
+#: AWS puts it on a workspace that a scraper fills; without it here, each run would take it away.
+#: terraform-provider-aws website/docs/r/prometheus_scraper.html.markdown
+SCRAPED_TAG = "AMPAgentlessScraper"
 
 
 class Prometheus(pulumi.ComponentResource):
@@ -43,7 +46,9 @@ class Prometheus(pulumi.ComponentResource):
         super().__init__("modelfleet:aws:Prometheus", name, None, opts)
         self._name, self._site, self._plan = name, site, plan
         self._child = pulumi.ResourceOptions(parent=self)
-        workspace = aws.amp.Workspace(name, alias=site.cluster_name, tags=site.tagged(name), opts=self._child)
+        workspace = aws.amp.Workspace(
+            name, alias=site.cluster_name, tags={**site.tagged(name), SCRAPED_TAG: ""}, opts=self._child
+        )
         aws.amp.RuleGroupNamespace(
             name,
             name=RULES,

@@ -11,6 +11,7 @@ import yaml
 
 from modelfleet.infra.aws import policies
 from modelfleet.infra.aws.operator import EKS_CHANGES, READS, _allow, _of, _prometheus
+from modelfleet.infra.names import STACK_LABEL
 from tests.unit.aws.builders import ACCOUNT, REGION
 from tests.unit.cloud.conftest import subnets_in
 from tests.unit.cloud.test_judge import refused, role_with
@@ -29,7 +30,7 @@ POLICY = "arn:aws:eks::aws:cluster-access-policy/AmazonPrometheusScraperPolicy"
 class Stage:
     """A workspace, and a cluster in two zones."""
 
-    def __init__(self, cloud: Listening, mode: str = "API") -> None:
+    def __init__(self, cloud: Listening, mode: str = "API", *, private: bool = True) -> None:
         self.cloud, self.eks = cloud, cloud.client("eks")
         self.subnets = subnets_in(cloud, "us-west-2a", "us-west-2b")
         trust = json.dumps(policies.service_trust("eks.amazonaws.com"))
@@ -37,7 +38,7 @@ class Stage:
         self.eks.create_cluster(
             name=SITE.cluster_name,
             roleArn=role,
-            resourcesVpcConfig={"subnetIds": self.subnets},
+            resourcesVpcConfig={"subnetIds": self.subnets, "endpointPrivateAccess": private},
             accessConfig={"authenticationMode": mode},
         )
         self.amp = cloud.client("amp")
@@ -70,6 +71,11 @@ def jobs(**more: Any) -> dict[str, Any]:
         pytest.param(jobs(scrape_interval="15s"), "The scrape interval 15s of ray is below 30s", id="too-often"),
         pytest.param({**CONFIG, "global": {"scrape_interval": "5s"}}, "5s of ray is below 30s", id="usually-too-often"),
         pytest.param(jobs(dns_sd_configs=[{}]), "Unsupported service discovery dns_sd_configs", id="by-names"),
+        pytest.param(
+            jobs(static_configs=[{"targets": ["10.0.0.1:9", "a.b.svc:9"]}]),
+            "a.b.svc:9 of ray must be an IP",
+            id="a-name",
+        ),
         pytest.param({"scrape_configs": []}, "scrape_configs needs jobs", id="no-jobs"),
     ],
 )
@@ -94,6 +100,17 @@ def test_a_scraper_stands_in_two_zones_of_the_clusters_network(stage: Stage) -> 
     absent = stage.scraper(workspace=f"{stage.arn}x")
     assert refused(stage.amp.create_scraper, **absent)[:2] == (404, "ResourceNotFoundException")
     assert stage.amp.list_scrapers()["scrapers"] == []
+
+
+def test_a_scraper_reaches_a_private_endpoint_and_an_account_has_ten(account: Listening) -> None:
+    stage = Stage(account, private=False)
+    assert "must include private access" in refused(stage.amp.create_scraper, **stage.scraper())[2]
+    network = {"endpointPrivateAccess": True, "endpointPublicAccess": True}
+    stage.eks.update_cluster_config(name=SITE.cluster_name, resourcesVpcConfig=network)
+    for _ in range(10):
+        stage.amp.create_scraper(**stage.scraper())
+    assert refused(stage.amp.create_scraper, **stage.scraper())[:2] == (402, "ServiceQuotaExceededException")
+    assert stage.amp.describe_workspace(workspaceId=stage.workspace)["workspace"]["tags"] == {"AMPAgentlessScraper": ""}
 
 
 def test_aws_makes_the_scrapers_access_entry_and_nobody_else_may(stage: Stage) -> None:
@@ -181,7 +198,7 @@ def operator(cloud: Listening, without: str = "", name: str = "operator") -> dic
 
 def everything(stage: Stage, who: dict[str, str]) -> None:
     """What a stack makes, as `who`, and deletes."""
-    amp, sns, tags = stage.cloud.client("amp", who), stage.cloud.client("sns", who), {"team": "a"}
+    amp, sns, tags = stage.cloud.client("amp", who), stage.cloud.client("sns", who), {STACK_LABEL: SITE.stack}
     workspace = amp.create_workspace(alias="c", tags=tags)
     id = workspace["workspaceId"]
     amp.create_rule_groups_namespace(workspaceId=id, name="modelfleet", data=RULES, tags=tags)
@@ -192,6 +209,9 @@ def everything(stage: Stage, who: dict[str, str]) -> None:
     amp.create_alert_manager_definition(workspaceId=id, data=definition(topic))
     arn = sns.subscribe(TopicArn=topic, Protocol="email", Endpoint="a@b.org", ReturnSubscriptionArn=True)
     scraper = amp.create_scraper(**stage.scraper(workspace=workspace["arn"]), tags=tags)
+    for one in (scraper, workspace):
+        amp.tag_resource(resourceArn=one["arn"], tags={"team": "a"})
+        amp.untag_resource(resourceArn=one["arn"], tagKeys=["team"])
     amp.delete_scraper(scraperId=scraper["scraperId"])
     sns.unsubscribe(SubscriptionArn=arn["SubscriptionArn"])
     amp.delete_alert_manager_definition(workspaceId=id)
@@ -223,6 +243,18 @@ def test_one_permission_less_stops_it(stage: Stage, action: str) -> None:
         everything(stage, operator(stage.cloud, action))
 
 
-def test_another_stacks_topic_is_nothing_for_the_operator(stage: Stage) -> None:
-    sns = stage.cloud.client("sns", operator(stage.cloud))
+def test_another_stacks_workspace_and_topic_are_nothing_for_the_operator(stage: Stage) -> None:
+    who = operator(stage.cloud)
+    amp, sns = stage.cloud.client("amp", who), stage.cloud.client("sns", who)
+    other = {STACK_LABEL: "another"}
+    theirs = stage.amp.create_workspace(tags=other)
+    scraper = stage.amp.create_scraper(**stage.scraper(), tags=other)
+    for call, asked in (
+        (amp.delete_workspace, {"workspaceId": theirs["workspaceId"]}),
+        (amp.delete_scraper, {"scraperId": scraper["scraperId"]}),
+        (amp.untag_resource, {"resourceArn": theirs["arn"], "tagKeys": ["a"]}),
+        (amp.create_workspace, {"tags": other}),
+        (amp.create_alert_manager_definition, {"workspaceId": theirs["workspaceId"], "data": definition("x")}),
+    ):
+        assert refused(call, **asked)[1] == "AccessDeniedException"
     assert refused(sns.create_topic, Name="prod-alerts")[1] == "AuthorizationError"

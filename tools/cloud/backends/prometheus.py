@@ -8,6 +8,7 @@ refusal the words are ours.
 from __future__ import annotations
 
 import base64
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -29,9 +30,15 @@ ROLE: Final = "aws-service-role/scraper.aps.amazonaws.com/AWSServiceRoleForAmazo
 POLICY: Final = f"arn:{PARTITION}:eks::aws:cluster-access-policy/AmazonPrometheusScraperPolicy"
 #: In seconds; a scraper takes no shorter interval.
 LEAST_INTERVAL_S: Final = 30
+_IP: Final = re.compile(r"\d+(\.\d+){3}(:\d+)?")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
-#: Of a job's keys that find targets, those for which a scraper of EKS has clients.
+#: Of a job's keys that find targets those that a scraper takes.
 _FINDS: Final = ("kubernetes_sd_configs", "static_configs")
+#: In a region, of one account.
+MOST_SCRAPERS: Final = 10
+#: AWS puts it on a workspace that a scraper fills.
+#: terraform-provider-aws website/docs/r/prometheus_scraper.html.markdown
+SCRAPED_TAG: Final = "AMPAgentlessScraper"
 
 
 class Prometheus:
@@ -70,7 +77,18 @@ class Prometheus:
         cluster = found.get("source", {}).get("eksConfiguration", {}).get("clusterArn", "")
         workspace = found.get("destination", {}).get("ampConfiguration", {}).get("workspaceArn", "")
         names = {"clusterArn": cluster, "clusterName": _last(cluster), "workspaceArn": workspace}
-        return {**names, "scraperRole": found.get("roleArn", role)}
+        return {**names, "scraperRole": found.get("roleArn", role), "resourceTags": self._tags(call.region)}
+
+    def _tags(self, region: str) -> dict[str, dict[str, str]]:
+        """The tags of all that a policy can name, by ARN."""
+        backend: PrometheusServiceBackend = amp_backends[ACCOUNT][region]
+        spaces = list(backend.workspaces.values())
+        arns = [
+            *(one.arn for one in spaces),
+            *(rules.arn for one in spaces for rules in one.rule_group_namespaces.values()),
+        ]
+        found = {arn: backend.list_tags_for_resource(arn) for arn in arns}
+        return found | {str(one["arn"]): one["tags"] for one in self._scrapers.values()}
 
     def forget(self) -> None:
         """Loses everything."""
@@ -83,8 +101,10 @@ class Prometheus:
         asked = call.params
         cluster, config = str(asked["source"]["eksConfiguration"]["clusterArn"]), _config(asked)
         self._check_place(call, asked["source"]["eksConfiguration"])
-        workspace = _last(asked["destination"]["ampConfiguration"]["workspaceArn"])
-        _workspace(call, workspace)
+        workspace = _workspace(call, _last(asked["destination"]["ampConfiguration"]["workspaceArn"]))
+        if len(self._scrapers) >= MOST_SCRAPERS:
+            raise Error(402, "ServiceQuotaExceededException", f"The account has {MOST_SCRAPERS} scrapers in the region")
+        amp_backends[ACCOUNT][call.region].tag_resource(workspace.arn, {SCRAPED_TAG: ""})
         id, made = f"s-{uuid.uuid4()}", now()
         role = f"arn:{PARTITION}:iam::{ACCOUNT}:role/{ROLE}_{id[2:18]}"
         self._let_in(call, _last(cluster), role)
@@ -102,8 +122,10 @@ class Prometheus:
         return self._scrapers[id]
 
     def _check_place(self, call: Call, source: Mapping[str, Any]) -> None:
-        """Two zones at least, each once, all in the cluster's VPC."""
+        """A cluster that is reached from inside, and two zones at least, all in its VPC."""
         _, cluster = self._cluster(call, _last(source["clusterArn"]))
+        if not cluster.get("endpointPrivateAccess"):
+            raise _invalid("The cluster's endpoint access must include private access")
         known = {one.id: one for one in ec2_backends[ACCOUNT][call.region].describe_subnets()}
         wanted = [str(id) for id in source["subnetIds"]]
         if lacking := [id for id in wanted if id not in known]:
@@ -272,6 +294,9 @@ def _config_faults(config: Mapping[str, Any]) -> Iterator[str]:
         interval = str(job.get("scrape_interval", usual))
         if int(interval[:-1]) * _UNITS[interval[-1]] < LEAST_INTERVAL_S:
             yield f"The scrape interval {interval} of {job['job_name']} is below {LEAST_INTERVAL_S}s"
+        addresses = [target for one in job.get("static_configs") or [] for target in one.get("targets", [])]
+        if named := [one for one in addresses if not _IP.fullmatch(str(one))]:
+            yield f"The target {named[0]} of {job['job_name']} must be an IP address"
         if other := [key for key in job if key.endswith(("_sd_configs", "static_configs")) and key not in _FINDS]:
             yield f"Unsupported service discovery {other[0]} of {job['job_name']}"
 
