@@ -271,6 +271,8 @@ def test_amazons_prometheus_scrapes_the_cluster_and_sends_alerts_to_who_is_named
     fleet.make(observability={"metrics": "amp", **told})
     amp, sns = account.client("amp"), account.client("sns")
     (workspace,) = amp.list_workspaces()["workspaces"]
+    (ours,) = [state for kind, _, state in fleet.engine.made if kind == "aws:amp/workspace:Workspace"]
+    assert ours["tags"] == workspace["tags"], "AWS adds a tag of its own; each run would take it away"
     (one,) = amp.list_scrapers()["scrapers"]
     scraper = amp.describe_scraper(scraperId=one["scraperId"])["scraper"]
     assert scraper["destination"]["ampConfiguration"]["workspaceArn"] == workspace["arn"]
