@@ -41,9 +41,6 @@ NAMES = "aws"
 KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
-    "aps:PutAlertManagerDefinition": "a later version that routes alerts otherwise",
-    "aps:PutRuleGroupsNamespace": "a model whose goals change",
-    "aps:UpdateScraper": "a later version that scrapes otherwise",
     "acm:GetCertificate": "the official provider, while a certificate waits for its proof",
     "ecr:DescribeImages": "a stack that makes its image, or names one in ECR: this one does neither",
     "ecr:DescribeRepositories": "the same",
@@ -148,7 +145,6 @@ def stack(door: dict[str, Any] = DOOR, **more: Any) -> dict[str, Any]:
             "gateway": door,
             "kubernetes": STORE,
             "trust": {"manifestKey": {"kms": "own"}},
-            "observability": {"metrics": "amp", "alertEmails": ["one@example.org"]},
             **more,
         }
     )
@@ -181,7 +177,6 @@ def test_the_printed_policy_is_enough_to_make_change_and_delete_a_fleet(
     assert found == [], "the account has room, and the operator may look at all of it"
     project.up()
     changed = {"pools": [{**POOL, "maxNodes": 3}, SPOT], "tags": {"team": "a"}}
-    changed["observability"] = {"metrics": "amp", "alertEmails": ["another@example.org"]}
     newer = {"addonVersions": {"coredns": "v1.0.0-eksbuild.7"}, "version": "1.36"}
     open_to = {"publicAccessCidrs": ["203.0.113.0/24", "198.51.100.0/24"]}
     project.files(stack(OTHER_DOOR, **changed, cluster={**newer, **open_to}), ELSEWHERE)

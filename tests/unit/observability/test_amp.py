@@ -36,7 +36,7 @@ AMP = {"metrics": "amp"}
 
 
 def plan_of(root: Path, *, target: str = "eks", network: dict[str, Any] | None = None, **watch: Any) -> Plan:
-    more = {"network": network} if network else {}
+    more: dict[str, Any] = {"network": network} if network else {}
     return planned(root, [model("org/chat", "L4")], pools=[L4], target=target, observability={**AMP, **watch}, **more)
 
 
@@ -105,7 +105,7 @@ def test_the_real_amtool_takes_the_definition_and_sends_all_to_the_topic(
     config = f"--config.file={tmp_path / 'alertmanager.yml'}"
     checked = subprocess.run([amtool, "check-config", tmp_path / "alertmanager.yml"], capture_output=True, text=True)
     assert checked.returncode == 0, checked
-    words = [amtool, "config", "routes", "test", config, "severity=ticket", "model=org/chat"]
+    words: list[str | Path] = [amtool, "config", "routes", "test", config, "severity=ticket", "model=org/chat"]
     assert subprocess.run(words, capture_output=True, text=True).stdout.strip() == "everybody"
     (receiver,) = yaml.safe_load(text)["receivers"]
     (sns,) = receiver["sns_configs"]
