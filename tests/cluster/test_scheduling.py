@@ -94,7 +94,7 @@ def test_on_eks_daemon_sets_fit_beside_the_worker(stack_of: Make) -> None:
         on_gpus = found["nvidia-device-plugin"] == found["dcgm-exporter"] == gpu_nodes
         return on_gpus and found["log-collector"] == nodes > gpu_nodes
 
-    wait_for("device plugin and exporter on each GPU node, next to the worker, and the log collector on each", everywhere)
+    wait_for("device plugin and exporter next to each worker, the log collector on each node", everywhere)
 
 
 def _label(group: dict[str, Any]) -> None:
