@@ -52,7 +52,7 @@ def fluent_bit(plan: Plan, cluster_name: str) -> str:
     `pods/<namespace>.<pod>.<container>`.
     """
     namespaces = dict.fromkeys((plan.namespace, plan.mirror_namespace))
-    sections = {
+    sections: dict[str, dict[str, str | int | None]] = {
         "SERVICE": {
             "Flush": 5,
             "Grace": GRACE_S,
