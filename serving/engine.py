@@ -33,6 +33,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from modelfleet.serving.body_defaults import CHAT, CHATS, COMPLETIONS, BodyDefaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
@@ -227,6 +228,18 @@ async def start(
         served = BodyDefaults(served, {CHAT: chat, CHATS: chat, COMPLETIONS: completion})
     clock.passed("application")
     return served, engine, Adapters(app.state.openai_serving_models)
+
+
+def run_stage(arguments: dict[str, Any]) -> None:
+    """Runs the workers of a further stage of a pipeline, as `vllm serve --headless`; returns once one of them ended.
+
+    vLLM 0.32 `vllm/entrypoints/cli/serve.py`, `run_headless`. The engine of the first stage tells them what to do.
+    """
+    config = AsyncEngineArgs.from_cli_args(namespace(arguments)).create_engine_config(
+        UsageContext.OPENAI_API_SERVER, headless=True
+    )
+    executor = MultiprocExecutor(config, monitor_workers=False)
+    executor.start_worker_monitor(inline=True)
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:

@@ -17,7 +17,7 @@ from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
-from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
+from modelfleet.serving.config.serve_options import actor_options, stages_of, workers_are_ray_actors
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
@@ -30,6 +30,7 @@ from modelfleet.serving.ray_cluster import RayCluster, RayStore
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.settling import Settling
 from modelfleet.serving.shared_memory import note, remove_left
+from modelfleet.serving.stages import Stages
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.turns import turn_of
 from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
@@ -80,6 +81,8 @@ class VllmReplica:
         self._adapters: Any = None
         self._wanted: WantedAdapters | None = None
         self._seal_root: Path | None = None
+        self._stages: Stages | None = None
+        self._lost = ""
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._hours: NodeHours | None = None
@@ -134,9 +137,14 @@ class VllmReplica:
         for task in self.__dict__.pop("_tasks", ()):
             task.cancel()  # before the engine goes, or the replica would take it for dead
         self._last_words()
+        stages = self.__dict__.pop("_stages", None)
+        if stages is not None:
+            stages.forget()  # they end with the engine, which is then no fault
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.shutdown(timeout=ENGINE_END_S)
             remove_left()
+        if stages is not None:
+            stages.end()
 
     def _last_words(self) -> None:
         """What this replica has to write down before it ends, once; nothing of it may keep it from ending."""
@@ -266,6 +274,9 @@ class VllmReplica:
             await asyncio.to_thread(self._take_seal, self._weights["seal"], self._seal_root)
             self._clock.passed("sealed compile cache")
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
+        if stages_of(self._model) > 1:
+            self._stages = Stages(self._model, self._weights)
+        folders: Any = asyncio.ensure_future(self._stages.fetch()) if self._stages else None
         try:
             weights, others, adapters = await asyncio.to_thread(self._fetch)
         except OSError as error:  # such as a full disk
@@ -281,6 +292,10 @@ class VllmReplica:
                 if pretended:
                     logger.warning("the card is pretended: vLLM's CPU build serves %s", self._model.model_id)
                     arguments["enforce_eager"] = True  # as without GPUs (`engine_arguments`)
+                if self._stages is not None:
+                    arguments |= self._stages.begin(await folders)
+                    self._stages.watch(self._stage_lost)
+                    self._clock.passed("weights of the further stages")
                 async with turn_of(self._model, logger.info) as waited:
                     if waited:
                         self._clock.passed("turn on its card")
@@ -291,6 +306,15 @@ class VllmReplica:
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
+
+    def _stage_lost(self, why: str) -> None:
+        """A stage on another node ended: no request can be answered without it."""
+        self._lost = f"a stage on another node ({why})"
+        if self._meter is None:  # still starting: vLLM waits for that stage, and holds the event loop
+            logger.error(
+                "%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, self._lost
+            )
+            os._exit(1)
 
     def _take_seal(self, uri: str, root: Path) -> None:
         """Copies the sealed compile cache to this node; without one, or with a foreign one, vLLM compiles."""
@@ -314,9 +338,10 @@ class VllmReplica:
 
         Otherwise Serve waits for three failed health checks and returns 500 meanwhile (25 s, measured).
         """
-        while not gate.engine.errored:
+        while not gate.engine.errored and not self._lost:
             await asyncio.sleep(ENGINE_POLL_S)
-        logger.error("the engine of %s died; this replica ends so that Serve starts a new one", self._model.model_id)
+        died = self._lost or "its engine"
+        logger.error("%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, died)
         ends = time.monotonic() + LAST_WORDS_S
         while gate.open_requests and time.monotonic() < ends:
             await asyncio.sleep(SENT_S)

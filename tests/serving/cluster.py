@@ -47,6 +47,10 @@ class Cluster:
     process: ProcessId
     #: Where the scaling policy asks the gateway how many requests wait: the metrics port of `front`.
     queues_port: int
+    #: Where further nodes join it, and their environment and Python.
+    address: str = ""
+    python: Path = Path()
+    environment: dict[str, str] = field(default_factory=dict)
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def serve(self, *applications: dict[str, Any]) -> None:
@@ -99,6 +103,25 @@ class Cluster:
         """Ray's scrape of this node."""
         return requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
 
+    def join(self, folder: Path, cpus: int, resources: str) -> ProcessId:
+        """Starts one more node of this Ray on this machine; who calls it ends it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        dashboard_agent, metrics = free_ports(2)
+        options = {
+            "address": self.address,
+            "node-ip-address": "127.0.0.1",
+            "dashboard-agent-listen-port": dashboard_agent,
+            "metrics-export-port": metrics,
+            "num-cpus": cpus,
+            "num-gpus": 0,
+            "resources": resources,
+            "object-store-memory": 80 * 2**20,
+            "include-log-monitor": "false",
+        }
+        command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        return spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=self.environment)
+
     def stop(self) -> None:
         """Ends every process of this Ray and no other."""
         end_all(lambda: members(self.process), 10.0)
@@ -146,7 +169,10 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int)
     env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     logs = folder / "session_latest" / "logs"
-    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues)
+    return Cluster(
+        f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues,
+        f"127.0.0.1:{gcs}", python, env,
+    )  # fmt: skip
 
 
 def _answers(cluster: Cluster) -> bool:

@@ -1,0 +1,147 @@
+"""A replica over several nodes: the further stages of its pipeline, each a Ray actor on a node of its own.
+
+    replica (bundle 0)   vLLM's front end, its engine and the first stage's workers
+    Stage (bundle 1…)    vLLM's executor without an engine, and that stage's workers
+
+vLLM's workers find each other as in `vllm serve --nnodes`, by an address and a port of the first stage's node. Ray only
+places the stages and ends them: an actor lives no longer than the replica that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import placement_bundles, stages_of
+from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
+from modelfleet.serving.versions import check_versions
+from modelfleet.serving.weights import resolve, resolve_other
+
+logger = logging.getLogger("ray.serve")
+
+
+def meeting_arguments(stages: int, rank: int, address: str, port: int) -> dict[str, Any]:
+    """vLLM's arguments by which the stages of one replica find each other; none for a replica on one node."""
+    if stages == 1:
+        return {}
+    return {
+        "distributed_executor_backend": "mp",
+        "nnodes": stages,
+        "node_rank": rank,
+        "master_addr": address,
+        "master_port": port,
+    }
+
+
+class Stage:
+    """One further stage; a Ray actor in its own bundle of the replica's placement group."""
+
+    def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
+        self._model = ModelConfig.model_validate(model)
+        self._weights = weights
+        for name, value in DEFAULT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["VLLM_HOST_IP"] = own_address()
+
+    def fetch(self) -> dict[str, str | None]:
+        """Gets the weights onto this node; returns their folder and the tokenizer's."""
+        check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
+        found: dict[str, str | None] = {"path": resolve(self._model, self._weights, logger.info)}
+        return {**found, "tokenizer": resolve_other(self._weights, "tokenizer", logger.info)}
+
+    def run(self, folders: dict[str, str], rank: int, address: str, port: int) -> None:
+        """Runs the stage's workers until one of them ends, which is always a fault: the replica ends with it."""
+        from modelfleet.serving.engine import run_stage
+
+        arguments = engine_arguments(self._model, folders["path"], tokenizer=folders.get("tokenizer"))
+        run_stage({**arguments, **meeting_arguments(stages_of(self._model), rank, address, port)})
+
+
+class Stages:
+    """The further stages of this replica, from the replica's side."""
+
+    def __init__(self, model: ModelConfig, weights: Mapping[str, Any]) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group = ray.util.get_current_placement_group()
+        self._count = stages_of(model)
+        self._runs: list[Any] = []
+        self._over = False
+        self._actors = []
+        for rank, bundle in enumerate(placement_bundles(model)[1:], start=1):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            actor = ray.remote(Stage).options(scheduling_strategy=place, max_concurrency=1, **_resources(bundle))
+            self._actors.append(actor.remote(model.model_dump(mode="json"), dict(weights)))
+
+    async def fetch(self) -> list[dict[str, str]]:
+        """Waits until every stage's node has the weights. Raises what kept one of them from it."""
+        return list(await asyncio.gather(*(actor.fetch.remote() for actor in self._actors)))
+
+    def begin(self, folders: Sequence[dict[str, str]]) -> dict[str, Any]:
+        """Starts all further stages, and returns the first stage's arguments."""
+        address, port = own_address(), free_port()
+        os.environ["VLLM_HOST_IP"] = address
+        self._runs = [
+            actor.run.remote(folder, rank, address, port)
+            for rank, (actor, folder) in enumerate(zip(self._actors, folders, strict=True), start=1)
+        ]
+        return meeting_arguments(self._count, 0, address, port)
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        """Calls `lost` with the reason once a stage has ended, in a thread: vLLM's start holds the event loop."""
+        threading.Thread(target=self._watch, args=(lost,), daemon=True, name="stages").start()
+
+    def _watch(self, lost: Callable[[str], None]) -> None:
+        import ray
+
+        done, _ = ray.wait(self._runs, num_returns=1)
+        if not self._over:
+            lost(_why(done[0]))
+
+    def forget(self) -> None:
+        """From now on a stage may end."""
+        self._over = True
+
+    def end(self) -> None:
+        """Ends all further stages, once the engine has ended."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _why(run: Any) -> str:
+    import ray
+
+    try:
+        ray.get(run)
+    except ray.exceptions.RayError as error:  # its own error, or that its process died
+        return " ".join(str(error).split())
+    return "a worker of it ended"
+
+
+def _resources(bundle: Mapping[str, float]) -> dict[str, Any]:
+    """Ray's options of an actor that takes a whole bundle."""
+    own = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
+    return {"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0), "resources": own}
+
+
+def own_address() -> str:
+    """The address of this node, as Ray's other nodes reach it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def free_port() -> int:
+    """A free TCP port of this node."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
