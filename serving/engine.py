@@ -26,6 +26,7 @@ from vllm.entrypoints.serve.exception_handling.handlers.http import http_excepti
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -212,6 +213,11 @@ async def start(
     engine = FleetEngine.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
     )
+    if config.parallel_config.nnodes > 1 and current_platform.is_cpu():
+        # A further stage makes room for what it receives in the first batch that nobody sends it. With GPUs that is the
+        # profiling step, which the CPU build leaves out when it runs eagerly (vLLM 0.32 `cpu_model_runner.py`,
+        # `warming_up_model`; `gpu_model_runner.py`, `_dummy_run`).
+        await engine.collective_rpc("execute_dummy_batch")
     tasks = await engine.get_supported_tasks()
     clock.passed("engine")
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))

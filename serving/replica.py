@@ -17,8 +17,9 @@ from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
-from modelfleet.serving.config.serve_options import actor_options, stages_of, workers_are_ray_actors
-from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
+from modelfleet.serving.config.serve_options import stages_of, workers_are_ray_actors
+from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.environment import prepare
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
@@ -64,6 +65,9 @@ logger = logging.getLogger("ray.serve")
 class VllmReplica:
     """Serve deployment: builds vLLM's FastAPI application when the replica starts."""
 
+    _stages: Stages | None = None
+    _lost = ""
+
     def __init__(
         self,
         model: dict[str, Any],
@@ -81,8 +85,6 @@ class VllmReplica:
         self._adapters: Any = None
         self._wanted: WantedAdapters | None = None
         self._seal_root: Path | None = None
-        self._stages: Stages | None = None
-        self._lost = ""
         self._loading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._hours: NodeHours | None = None
@@ -93,13 +95,11 @@ class VllmReplica:
         bind_to_node_address_only()
         self._places = Places()
         self._places.watch()
-        for name, value in DEFAULT_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare(self._model)
         if traces:
             # Before vLLM, whose processes inherit it. Its own default is gRPC.
             os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
             os.environ.setdefault("OTEL_SERVICE_NAME", self._model.model_id)
-        lift_thread_limit(self._model)
         self._place_caches()
         names = self._model.engine_config.env_vars_to_propogate
         if names and workers_are_ray_actors(self._model):
@@ -357,17 +357,6 @@ def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any, Any]]]:
     with kept_targets(logger):
         from modelfleet.serving.engine import start
     return start
-
-
-def lift_thread_limit(model: ModelConfig) -> None:
-    """Drops the OMP_NUM_THREADS that Ray set in a replica with GPUs, unless the model file set it.
-
-    vLLM then loads weights with all CPUs of the node's share and serves with one thread; a value that it finds stays
-    for both (vLLM 0.32 `vllm/utils/torch_utils.py`, `vllm/v1/engine/utils.py`). Before torch is imported.
-    """
-    given = actor_options(model)["runtime_env"]["env_vars"]
-    if model.scaling_config.num_gpus_per_worker and "OMP_NUM_THREADS" not in given:
-        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _own_log() -> tuple[Path | None, int]:

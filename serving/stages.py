@@ -15,11 +15,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import placement_bundles, stages_of
-from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
+from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.environment import prepare
+from modelfleet.serving.seal import cache_environment
 from modelfleet.serving.versions import check_versions
 from modelfleet.serving.weights import resolve, resolve_other
 
@@ -45,8 +48,10 @@ class Stage:
     def __init__(self, model: dict[str, Any], weights: dict[str, Any]) -> None:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
-        for name, value in DEFAULT_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare(self._model)
+        if (root := os.environ.get("VLLM_CACHE_ROOT")) is not None:
+            for name, value in cache_environment(Path(root)).items():
+                os.environ.setdefault(name, value)
         os.environ["VLLM_HOST_IP"] = own_address()
 
     def fetch(self) -> dict[str, str | None]:
@@ -77,7 +82,7 @@ class Stages:
         self._actors = []
         for rank, bundle in enumerate(placement_bundles(model)[1:], start=1):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            actor = ray.remote(Stage).options(scheduling_strategy=place, max_concurrency=1, **_resources(bundle))
+            actor = ray.remote(Stage).options(scheduling_strategy=place, **_resources(bundle))
             self._actors.append(actor.remote(model.model_dump(mode="json"), dict(weights)))
 
     async def fetch(self) -> list[dict[str, str]]:

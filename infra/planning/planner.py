@@ -164,8 +164,10 @@ def plan(
     if cards and not any(choice.demands for choice in choices if choice.pool.accelerator != CPU):
         findings += unused_card_findings(stack, cards)
         cards = replace(cards, missing=())
-    findings += fallback_findings(stack, choices, facts, catalog)
-    findings += pipeline_findings(stack, choices, facts, catalog)
+    findings += [
+        *fallback_findings(stack, choices, facts, catalog),
+        *pipeline_findings(stack, choices, facts, catalog),
+    ]
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
     findings += [

@@ -123,9 +123,10 @@ def _placement(data: Any) -> Iterator[Fault]:
     workers, gpus = _number(scaling, "num_workers", None), _gpus(data)
     strategy = scaling.get("placement_strategy", "PACK")
     path = ("scaling_config", "placement_strategy")
+    if (_number(_section(data, *ENGINE_KWARGS), "pipeline_parallel_size", None) or 1) > 1:
+        return  # `_pipeline` says it
     if not gpus or _section(data, *ENGINE_KWARGS).get("distributed_executor_backend") != "ray":
-        staged = (_number(_section(data, *ENGINE_KWARGS), "pipeline_parallel_size", None) or 1) > 1
-        if strategy in ("SPREAD", "STRICT_SPREAD") and not staged:
+        if strategy in ("SPREAD", "STRICT_SPREAD"):
             message = f"{strategy} has no effect: a replica and its workers are one bundle, on one node; leave it out"
             yield path, message, Severity.NOTICE
         return
@@ -370,6 +371,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _executor, _pipeline, _gpu_parts, _fallback, _replica, _autoscaling, _stops, _prompts,
-    _runtime_envs, _mirror, _architecture,
+    _accelerator, _resources, _placement, _executor, _pipeline, _gpu_parts, _fallback, _replica, _autoscaling, _stops,
+    _prompts, _runtime_envs, _mirror, _architecture,
 )  # fmt: skip

@@ -120,7 +120,8 @@ class Cluster:
         }
         command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command += [f"--{name}={value}" for name, value in options.items()]
-        return spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=self.environment)
+        env = {**self.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # with 0, no node may join
+        return spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
 
     def stop(self) -> None:
         """Ends every process of this Ray and no other."""

@@ -19,8 +19,9 @@ import pytest
 from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.infra.reading.node_hours import read_node_hours
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
+from modelfleet.serving.environment import lift_thread_limit
 from modelfleet.serving.errors import EngineError, MirrorError, WeightsError
-from modelfleet.serving.replica import VllmReplica, lift_thread_limit
+from modelfleet.serving.replica import VllmReplica
 from modelfleet.serving.startup import StartupClock
 from tests.unit.serving.test_engine_args import CPU, model
 
