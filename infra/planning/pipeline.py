@@ -18,7 +18,7 @@ from modelfleet.infra.planning.fit import Setting, memory_in, setting_of, uncoun
 from modelfleet.infra.planning.speed.shape import shape_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.document import KeyPath
-from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.config.errors import Finding, Severity
 from modelfleet.serving.config.serve_options import stages_of
 
 STAGES: KeyPath = ("engine_config", "engine_kwargs", "pipeline_parallel_size")
@@ -64,6 +64,12 @@ def _findings(
     if pool.fallback:
         message = f"{demand.model_id} has replicas over {stages} nodes, whose cards must be equal; use another pool"
         yield stack.finding(("pools", index, "fallback"), message)
+    if stack.config.kubernetes.ray_tls:
+        message = (
+            f"encrypts what Ray sends; the stages of {demand.model_id} send each other hidden states as they are, in "
+            "one zone and between Ray's pods alone"
+        )
+        yield stack.finding(("kubernetes", "rayTls"), message, Severity.WARNING)
     accelerator = catalog.accelerators.get(demand.model.config.accelerator)
     if facts is None or accelerator is None:
         return

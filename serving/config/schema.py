@@ -355,7 +355,7 @@ class ScalingConfig(Section):
     """What one replica takes: its workers and where they are placed."""
 
     num_workers: Workers = Field(
-        description="Workers per replica: the tensor parallel size, times the nodes of a replica (`pipeline_parallel_size`).",
+        description="Workers per replica: the tensor parallel size, times `pipeline_parallel_size`, its nodes.",
         examples=[4],
     )
     num_gpus_per_worker: Literal[0, 1] | GpuPart = Field(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from modelfleet.infra.catalog import default_catalog
+from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, network_policies
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import gpu_memory, sequence_bytes, setting_of, weight_bytes
 from modelfleet.infra.planning.memory.stages import layers_of
@@ -19,7 +20,7 @@ from tests.unit.planning.builders import model, planned, pool, stack
 
 CATALOG = default_catalog()
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
-ONE_ZONE = {"zones": ["us-east-1a"]}
+ONE_ZONE: dict[str, Any] = {"zones": ["us-east-1a"]}
 
 
 def piped(
@@ -85,12 +86,14 @@ def test_the_first_stage_has_the_embedding_and_the_last_the_head() -> None:
 
 def test_the_stage_with_the_least_room_decides() -> None:
     """DeepSeek-V3: 61 layers, of which the first three are dense; its stages take 38.4 and 40.9 GiB a GPU."""
-    one = piped("deepseek-ai/DeepSeek-V3", "H100", workers=16)
+    one = piped("deepseek-ai/DeepSeek-V3", "H100", workers=16, max_total_tokens=2048)
     facts, setting = facts_of(one), setting_of(one.config, facts_of(one), CATALOG.accelerators["H100"])
-    stages = [gpu_memory(facts, dataclasses.replace(setting, stages=2)) for _ in (0,)]
     held = [round(weight_bytes(facts, dataclasses.replace(setting, stage=stage)) / 2**30, 1) for stage in (0, 1)]
     assert held == [38.4, 40.9]
-    assert stages[0].full_length_sequences == 5
+    found = gpu_memory(facts, setting)
+    assert round(found.weights_mib / 1024, 1) == 40.9, (
+        "the last one has less room, and fewer layers do not make up for it"
+    )
 
 
 def test_the_plan_takes_a_node_for_each_stage() -> None:
@@ -126,6 +129,25 @@ def test_a_network_that_holds_the_pipeline_up_is_refused_with_the_price_of_a_fas
 def test_layers_that_keep_different_caches_are_not_planned_by_stage() -> None:
     (found,) = refusals(piped("openai/gpt-oss-120b", "H100"), instanceTypes=["p5.4xlarge"], **ONE_ZONE)
     assert "keep different caches" in found
+
+
+def test_tls_between_rays_processes_does_not_cover_the_stages() -> None:
+    made = stack(
+        pool(instanceTypes=["g6.4xlarge"], **ONE_ZONE),
+        kubernetes={"image": "registry.example/serving:1", "rayTls": True},
+    )
+    notices = planned([piped()], made, facts={LLAMA: facts_of(piped())}).notices
+    assert any("send each other hidden states as they are" in one.message for one in notices)
+
+
+def test_vllms_ports_are_open_between_rays_pods_and_to_nobody_else() -> None:
+    """vLLM takes whichever ports are free."""
+    one = piped()
+    made = planned([one], stack(pool(instanceTypes=["g6.4xlarge"], **ONE_ZONE)), facts={LLAMA: facts_of(one)})
+    policy = next(one for one in network_policies(made) if one["metadata"]["name"] == "ray")
+    ray = {"podSelector": RAY_PODS}
+    everywhere = [rule["from"] for rule in policy["spec"]["ingress"] if "ports" not in rule]
+    assert everywhere == [[ray]] and {"to": [ray]} in policy["spec"]["egress"]
 
 
 def test_this_machine_is_one_node() -> None:

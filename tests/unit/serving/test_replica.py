@@ -322,3 +322,25 @@ def test_ray_knows_the_settings_that_every_node_gets(name: str) -> None:
 
 def test_the_local_target_has_the_settings_of_every_node() -> None:
     assert RAY_ENVIRONMENT.items() <= ray_environment({}).items()
+
+
+def test_a_stage_that_ends_while_the_engine_starts_ends_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM holds the event loop until that stage answers, which it never does."""
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    replica = VllmReplica.__new__(VllmReplica)
+    replica._model, replica._meter = model(), None
+    replica._stage_lost("its node went")
+    assert ended == [1] and "its node went" in replica._lost
+
+
+def test_a_stage_that_ends_later_is_the_engines_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    replica = VllmReplica.__new__(VllmReplica)
+    replica._model, replica._meter = model(), SimpleNamespace(last_words=lambda: None)
+    replica._stage_lost("its node went")
+    assert not ended
+    gate = SimpleNamespace(engine=SimpleNamespace(errored=False), open_requests=0)
+    asyncio.run(asyncio.wait_for(replica._exit_with_engine(gate), 30))
+    assert ended == [1]
