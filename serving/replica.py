@@ -31,7 +31,7 @@ from modelfleet.serving.ray_cluster import RayCluster, RayStore
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.settling import Settling
 from modelfleet.serving.shared_memory import note, remove_left
-from modelfleet.serving.stages import Stages
+from modelfleet.serving.stages import Stages, end_engine
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.turns import turn_of
 from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
@@ -293,7 +293,7 @@ class VllmReplica:
                     logger.warning("the card is pretended: vLLM's CPU build serves %s", self._model.model_id)
                     arguments["enforce_eager"] = True  # as without GPUs (`engine_arguments`)
                 if self._stages is not None:
-                    arguments |= self._stages.begin(await folders)
+                    arguments = self._stages.begin(arguments, await folders)
                     self._stages.watch(self._stage_lost)
                     self._clock.passed("weights of the further stages")
                 async with turn_of(self._model, logger.info) as waited:
@@ -308,13 +308,14 @@ class VllmReplica:
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
 
     def _stage_lost(self, why: str) -> None:
-        """A stage on another node ended: no request can be answered without it."""
+        """A stage on another node ended: no request can be answered without it. vLLM itself would wait for it."""
         self._lost = f"a stage on another node ({why})"
         if self._meter is None:  # still starting: vLLM waits for that stage, and holds the event loop
             logger.error(
                 "%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, self._lost
             )
             os._exit(1)
+        end_engine()
 
     def _take_seal(self, uri: str, root: Path) -> None:
         """Copies the sealed compile cache to this node; without one, or with a foreign one, vLLM compiles."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import socket
 import threading
@@ -20,10 +21,9 @@ from typing import Any
 
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import placement_bundles, stages_of
-from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.environment import prepare
 from modelfleet.serving.seal import cache_environment
-from modelfleet.serving.versions import check_versions
+from modelfleet.serving.versions import PRETENDED_CARD, check_versions
 from modelfleet.serving.weights import resolve, resolve_other
 
 logger = logging.getLogger("ray.serve")
@@ -54,18 +54,19 @@ class Stage:
                 os.environ.setdefault(name, value)
         os.environ["VLLM_HOST_IP"] = own_address()
 
-    def fetch(self) -> dict[str, str | None]:
-        """Gets the weights onto this node; returns their folder and the tokenizer's."""
-        check_versions(gpus=bool(self._model.scaling_config.num_gpus_per_worker))
-        found: dict[str, str | None] = {"path": resolve(self._model, self._weights, logger.info)}
-        return {**found, "tokenizer": resolve_other(self._weights, "tokenizer", logger.info)}
+    def fetch(self) -> dict[str, str]:
+        """Gets the weights onto this node; returns vLLM's arguments that name their folders."""
+        on_gpus = bool(self._model.scaling_config.num_gpus_per_worker)
+        check_versions(gpus=on_gpus, pretended=on_gpus and bool(os.environ.get(PRETENDED_CARD)))
+        found = {"model": resolve(self._model, self._weights, logger.info)}
+        tokenizer = resolve_other(self._weights, "tokenizer", logger.info)
+        return {**found, "tokenizer": tokenizer} if tokenizer else found
 
-    def run(self, folders: dict[str, str], rank: int, address: str, port: int) -> None:
+    def run(self, arguments: dict[str, Any]) -> None:
         """Runs the stage's workers until one of them ends, which is always a fault: the replica ends with it."""
         from modelfleet.serving.engine import run_stage
 
-        arguments = engine_arguments(self._model, folders["path"], tokenizer=folders.get("tokenizer"))
-        run_stage({**arguments, **meeting_arguments(stages_of(self._model), rank, address, port)})
+        run_stage(arguments)
 
 
 class Stages:
@@ -86,18 +87,25 @@ class Stages:
             self._actors.append(actor.remote(model.model_dump(mode="json"), dict(weights)))
 
     async def fetch(self) -> list[dict[str, str]]:
-        """Waits until every stage's node has the weights. Raises what kept one of them from it."""
-        return list(await asyncio.gather(*(actor.fetch.remote() for actor in self._actors)))
+        """Waits until every stage's node has the weights, and returns its arguments. Raises what kept one from it."""
+        import ray
 
-    def begin(self, folders: Sequence[dict[str, str]]) -> dict[str, Any]:
-        """Starts all further stages, and returns the first stage's arguments."""
+        try:
+            return list(await asyncio.gather(*(actor.fetch.remote() for actor in self._actors)))
+        except ray.exceptions.RayTaskError as error:  # a traceback of that node; its cause is one line
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    def begin(self, arguments: Mapping[str, Any], folders: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """Starts all further stages with the first one's `arguments` and their own `folders`; returns the first's."""
         address, port = own_address(), free_port()
         os.environ["VLLM_HOST_IP"] = address
-        self._runs = [
-            actor.run.remote(folder, rank, address, port)
-            for rank, (actor, folder) in enumerate(zip(self._actors, folders, strict=True), start=1)
-        ]
-        return meeting_arguments(self._count, 0, address, port)
+        all_folders: list[Mapping[str, str]] = [{}, *folders]
+        first, *further = (
+            {**arguments, **own, **meeting_arguments(self._count, rank, address, port)}
+            for rank, own in enumerate(all_folders)
+        )
+        self._runs = [actor.run.remote(one) for actor, one in zip(self._actors, further, strict=True)]
+        return first
 
     def watch(self, lost: Callable[[str], None]) -> None:
         """Calls `lost` with the reason once a stage has ended, in a thread: vLLM's start holds the event loop."""
@@ -122,6 +130,12 @@ class Stages:
             ray.kill(actor)
 
 
+def end_engine() -> None:
+    """Ends vLLM's processes below this one: it then tells its open requests, as when its engine dies."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def _why(run: Any) -> str:
     import ray
 
@@ -133,7 +147,7 @@ def _why(run: Any) -> str:
 
 
 def _resources(bundle: Mapping[str, float]) -> dict[str, Any]:
-    """Ray's options of an actor that takes a whole bundle."""
+    """Ray's options of an actor that takes a whole bundle; the memory is the bundle's without them."""
     own = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
     return {"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0), "resources": own}
 

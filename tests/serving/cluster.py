@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,14 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
 """A vLLM start takes one to several minutes on two busy cores."""
+
+#: One more node. `ray start` would look for the head at another address of this machine than 127.0.0.1, its only one.
+JOIN = """import json, signal, sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+node = Node(RayParams(**json.loads(sys.argv[1])), head=False)
+while True:
+    signal.pause()"""
 
 #: A pretended card, which Ray knows by its UUID as on the local target.
 CARD = "GPU-00000000-0000-4000-8000-00000000000c"
@@ -103,25 +112,26 @@ class Cluster:
         """Ray's scrape of this node."""
         return requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
 
-    def join(self, folder: Path, cpus: int, resources: str) -> ProcessId:
-        """Starts one more node of this Ray on this machine; who calls it ends it."""
+    def join(self, folder: Path, cpus: int, resources: dict[str, float]) -> ProcessId:
+        """Starts one more node of this Ray on this machine, as `ray.cluster_utils` does; who calls it ends it."""
         folder.mkdir(parents=True, exist_ok=True)
         dashboard_agent, metrics = free_ports(2)
         options = {
-            "address": self.address,
-            "node-ip-address": "127.0.0.1",
-            "dashboard-agent-listen-port": dashboard_agent,
-            "metrics-export-port": metrics,
-            "num-cpus": cpus,
-            "num-gpus": 0,
+            "gcs_address": self.address,
+            "node_ip_address": "127.0.0.1",
+            "dashboard_agent_listen_port": dashboard_agent,
+            "metrics_export_port": metrics,
+            "min_worker_port": 0,
+            "max_worker_port": 0,
+            "num_cpus": cpus,
+            "num_gpus": 0,
             "resources": resources,
-            "object-store-memory": 80 * 2**20,
-            "include-log-monitor": "false",
+            "object_store_memory": 80 * 2**20,
+            "include_log_monitor": False,
         }
-        command = [str(self.python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        env = {**self.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # with 0, no node may join
-        return spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
+        command = [str(self.python), "-c", JOIN, json.dumps(options)]
+        log = folder / "ray.log"
+        return spawn(command, mark=mark(str(folder), "ray"), log=log, cwd=folder, env=self.environment)
 
     def stop(self) -> None:
         """Ends every process of this Ray and no other."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import mmap
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from datetime import UTC, datetime
@@ -339,8 +341,12 @@ def test_a_stage_that_ends_later_is_the_engines_death(monkeypatch: pytest.Monkey
     monkeypatch.setattr("os._exit", ended.append)
     replica = VllmReplica.__new__(VllmReplica)
     replica._model, replica._meter = model(), SimpleNamespace(last_words=lambda: None)
+    engine = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+    engine.start()
     replica._stage_lost("its node went")
     assert not ended
+    engine.join(30)
+    assert engine.exitcode == -signal.SIGKILL, "vLLM tells its open requests once its engine is dead"
     gate = SimpleNamespace(engine=SimpleNamespace(errored=False), open_requests=0)
     asyncio.run(asyncio.wait_for(replica._exit_with_engine(gate), 30))
     assert ended == [1]
