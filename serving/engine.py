@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -236,15 +236,17 @@ async def start(
     return served, engine, Adapters(app.state.openai_serving_models)
 
 
-def run_stage(arguments: dict[str, Any]) -> None:
+def run_stage(arguments: dict[str, Any], begun: Callable[[], None]) -> None:
     """Runs the workers of a further stage of a pipeline, as `vllm serve --headless`; returns once one of them ended.
 
-    vLLM 0.32 `vllm/entrypoints/cli/serve.py`, `run_headless`. The engine of the first stage tells them what to do.
+    `begun` is called once they are up. The engine of the first stage tells them what to do. vLLM 0.32
+    `vllm/entrypoints/cli/serve.py`, `run_headless`.
     """
     config = AsyncEngineArgs.from_cli_args(namespace(arguments)).create_engine_config(
         UsageContext.OPENAI_API_SERVER, headless=True
     )
     executor = MultiprocExecutor(config, monitor_workers=False)
+    begun()
     executor.start_worker_monitor(inline=True)
 
 

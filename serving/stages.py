@@ -23,6 +23,7 @@ from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import placement_bundles, stages_of
 from modelfleet.serving.environment import prepare
 from modelfleet.serving.seal import cache_environment
+from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.versions import PRETENDED_CARD, check_versions
 from modelfleet.serving.weights import resolve, resolve_other
 
@@ -66,7 +67,8 @@ class Stage:
         """Runs the stage's workers until one of them ends, which is always a fault: the replica ends with it."""
         from modelfleet.serving.engine import run_stage
 
-        run_stage(arguments)
+        remove_left()
+        run_stage(arguments, begun=_note)
 
 
 class Stages:
@@ -128,6 +130,13 @@ class Stages:
 
         for actor in self._actors:
             ray.kill(actor)
+
+
+def _note() -> None:
+    try:
+        note()
+    except OSError as error:  # such as a full /dev/shm, which the workers themselves do without from here on
+        logger.warning("what this stage shares in /dev/shm is not noted: %s", error)
 
 
 def end_engine() -> None:
