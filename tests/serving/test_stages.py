@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_a_replica_over_two_nodes_answers_as_the_model_does_and_comes_again_whol
             before, running = cluster.replicas(SLUG), workers(cluster.process, second.process)
             assert sorted(running) == ["VLLM::Worker_PP0", "VLLM::Worker_PP1"]
             assert list(workers(second.process)) == ["VLLM::Worker_PP1"]
-            events = cut(cluster, fault)
+            events, begun = cut(cluster, fault), time.monotonic()
             assert "error" in events[-1] and len(events) < 480, "a stream that is cut says so"
 
             def again(before: list[dict[str, Any]] = before) -> bool:
@@ -123,6 +124,9 @@ def test_a_replica_over_two_nodes_answers_as_the_model_does_and_comes_again_whol
                 return len(pids) == 1 and not pids & {one["pid"] for one in before}
 
             wait_until(again, seconds=READY_S, what="a whole replica again", every_s=0.5)
+            print(
+                f"{fault.__name__}: {events[-1]} after {len(events)} events, whole after {time.monotonic() - begun:.0f} s"
+            )
             assert not [name for name, one in running.items() if one.find()], "none outlives its replica"
         assert ask(cluster, max_tokens=12).json()["choices"][0]["token_ids"] == right
     finally:
