@@ -26,18 +26,19 @@ def staged(tiny: Path) -> dict[str, Any]:
     engine = {"engine_kwargs": {"dtype": "float32", "max_num_seqs": 8, "enforce_eager": True}}
     engine["engine_kwargs"] |= {"pipeline_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
     scaling = {"num_workers": 2, "resources_per_worker": {"accelerator_type:CPU": 0.001}}
-    return application(model(STAGED, tiny, engine=engine, scaling=scaling))
+    actor = {"num_cpus": 1, "resources": {"accelerator_type:CPU": 0.001}}
+    return application(model(STAGED, tiny, engine=engine, scaling=scaling, deployment={"ray_actor_options": actor}))
 
 
 class Second:
-    """A second node, with room for a further stage and for no replica."""
+    """A second node, with a CPU for a further stage's worker and none for the replica's own."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster, self._folder = cluster, folder
         self.join()
 
     def join(self) -> None:
-        self.process = self._cluster.join(self._folder, 4, {"accelerator_type:CPU": 0.001})
+        self.process = self._cluster.join(self._folder, 1, {"accelerator_type:CPU": 1})
 
     def end(self) -> None:
         end_all(lambda: members(self.process), 0.0)
