@@ -55,4 +55,5 @@ def fleet(cluster: Cluster, storage: dict[str, str], tmp_path_factory: pytest.Te
         made.trial.prepare(storage, local_weights())
         made.project.up()
         wait_until(lambda: len(workers(made)) == 2, what="the replica that only the schedule asks for", seconds=240)
+        made.wait_for_gateways()
         yield made

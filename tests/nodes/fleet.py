@@ -14,9 +14,13 @@ from typing import Any
 
 import yaml
 
+from modelfleet.infra.kubernetes.forward import get
+from modelfleet.infra.kubernetes.manifests.gateway import PORT
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.gateway_paths import READY
 from modelfleet.infra.reading.workspace import make_plan
 from tests.engine.engine import PULUMI, Project
+from tests.waiting import wait_until
 from tools.kubernetes.cluster import Cluster
 from tools.kubernetes.node.serving_image import SERVING
 from tools.kubernetes.trial.trial import SEED_BUCKET, Trial
@@ -130,6 +134,16 @@ class NodesFleet:
                     os.killpg(run.pid, signal.SIGINT)
                     until = None
         return subprocess.CompletedProcess(words, run.returncode, said)
+
+    def wait_for_gateways(self) -> None:
+        """Until each gateway pod has found the models, which takes it up to 15 s after the first `pulumi up`."""
+        api = self.cluster.api
+
+        def ready() -> bool:
+            pods = api.list("v1", "Pod", self.namespace, "app.kubernetes.io/name=gateway")
+            return all(get(api, self.namespace, pod["metadata"]["name"], PORT, READY, 10) for pod in pods)
+
+        wait_until(ready, what="both gateways find the models", seconds=60, retry=OSError, every_s=1)
 
     def question(self, text: str, *, path: str = "/v1") -> str:
         """The command with which a pod anywhere in the cluster asks the model."""

@@ -30,8 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.mark.parametrize("path", ["/v1", f"/{SLUG}/v1"])
 def test_a_model_file_becomes_an_answer(fleet: NodesFleet, pods: Pods, path: str) -> None:
-    ask = fleet.question("What is the capital of France?", path=path)
-    assert "Paris" in json.loads(pods.says(ask))["choices"][0]["message"]["content"]
+    said = pods.says(fleet.question("What is the capital of France?", path=path))
+    assert "choices" in said, said
+    assert "Paris" in json.loads(said)["choices"][0]["message"]["content"]
 
 
 def test_the_head_sees_nothing_of_the_checkout(fleet: NodesFleet) -> None:
