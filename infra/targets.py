@@ -87,6 +87,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         "image": cloud.image or plan.ray_cluster.image,
         "pools": cloud.pools,
         "min_usd_per_hour": plan.cost.min_usd_per_hour,
+        **({"metrics_endpoint": cloud.prometheus.endpoint} if cloud.prometheus else {}),
     }
 
 

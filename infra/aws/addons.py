@@ -58,13 +58,15 @@ VOLUMES = AddonSpec(
 )
 
 
-#: What its Prometheus asks about Jobs and nodes; a community add-on, in a namespace of its own.
+#: What its Prometheus, or Amazon's, asks about Jobs and nodes; a community add-on, in a namespace of its own.
 STATES = AddonSpec("kube-state-metrics")
 
 
 def after_nodes(plan: Plan) -> Sequence[AddonSpec]:
     """The add-ons of the second group that a stack has."""
     own = plan.own_monitoring
+    if plan.amp is not None:
+        return (*AFTER_NODES, STATES)
     if own is None:
         return AFTER_NODES
     return (*AFTER_NODES, VOLUMES, *((STATES,) if own.makes_states else ()))

@@ -119,8 +119,8 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
 
     `operator` is for whoever runs `pulumi up`; no component makes it.
 
-    The bucket's key and that of manifests have no ARN until they are made; here these end in `BUCKET-KEY-ID` and
-    `MANIFEST-KEY-ID`.
+    The bucket's key, that of manifests and the workspace for metrics have no ARN until they are made; here these end in
+    `BUCKET-KEY-ID`, `MANIFEST-KEY-ID` and `WORKSPACE-ID`, and the topic of alerts lacks its suffix.
     """
     where = {"partition": site.partition, "account": site.account}
     may = operator(
@@ -133,6 +133,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         front_door=plan.front_door is not None,
         web_acl=plan.config.gateway.web_acl,
         signs=plan.manifest_key is not None and plan.manifest_key.made,
+        amp=plan.amp is not None,
     )
     found = {
         **policies.numbered("operator", may),
@@ -162,6 +163,13 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
             found["image-build-uses-key"] = policies.document(
                 policies.use_key(key_arn, write=False, region=site.region)
             )
+    if plan.amp:
+        place = f"{site.region}:{site.account}"
+        found["alerts-topic"] = policies.alerts_topic(
+            f"arn:{site.partition}:sns:{place}:{plan.stack}-prometheus-alerts",
+            workspace_arn=f"arn:{site.partition}:aps:{place}:workspace/WORKSPACE-ID",
+            account=site.account,
+        )
     if plan.bucket.create:
         found["bucket-key"] = policies.account_key(**where)
         found["bucket"] = policies.tls_only(plan.bucket.name or "", partition=site.partition)

@@ -22,9 +22,10 @@ from modelfleet.infra.aws.mirror import Mirror
 from modelfleet.infra.aws.network import Network
 from modelfleet.infra.aws.node_groups import NodeGroups, NodeRole, NodeSettings, SystemPool
 from modelfleet.infra.aws.preflight import preflight
+from modelfleet.infra.aws.prometheus import Prometheus
 from modelfleet.infra.aws.site import Site, site_of
 from modelfleet.infra.aws.storage import Storage, make_storage
-from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, rung_zones
+from modelfleet.infra.aws.zones import control_plane_subnets, network_zones, rung_zones, scraper_subnets
 from modelfleet.infra.names import AUTOSCALER
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import InputErrors, errors_in
@@ -52,6 +53,8 @@ class AwsFleet(pulumi.ComponentResource):
     front_door: FrontDoor | None
     #: That of manifests; None where the stack makes none.
     manifest_key: ManifestKey | None
+    #: None where AWS runs none for the stack.
+    prometheus: Prometheus | None
     ready: Sequence[pulumi.Resource]
 
     def __init__(
@@ -86,6 +89,7 @@ class AwsFleet(pulumi.ComponentResource):
         services = self._create_addons("services", after_nodes(self._plan), cluster, [*system.groups.values()])
         self.head_storage = self._create_head_storage(cluster, subnets)
         self.manifest_key = self._create_manifest_key()
+        self.prometheus = self._create_prometheus(cluster, subnets)
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
@@ -230,6 +234,22 @@ class AwsFleet(pulumi.ComponentResource):
         if key is None or not key.made:
             return None
         return ManifestKey(f"{self._name}-manifests", self._site, key, names=self._name, opts=self._child)
+
+    def _create_prometheus(
+        self, cluster: Cluster, subnets: Mapping[str, Sequence[pulumi.Input[str]]]
+    ) -> Prometheus | None:
+        """Beside what serves: no workload waits for it."""
+        if self._plan.amp is None:
+            return None
+        return Prometheus(
+            f"{self._name}-prometheus",
+            self._site,
+            self._plan,
+            self._plan.amp,
+            cluster=cluster,
+            subnet_ids=scraper_subnets(subnets),
+            opts=self._child,
+        )
 
     def _create_roles(self, cluster: Cluster, mirror: Mirror | None) -> list[PodRole]:
         return [self._pod_role(access, cluster, mirror) for access in pod_access(self._site, self._plan)]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from modelfleet.infra.aws.names import store_id
 from modelfleet.infra.aws.policies import Statement
 from modelfleet.infra.aws.site import Site, image_log_group, image_project
-from modelfleet.infra.names import USAGE
+from modelfleet.infra.names import STACK_LABEL, USAGE
 from modelfleet.infra.planning.plan import BucketPlan, ImagePlan
 from modelfleet.serving.mirror.manifest import PROVED
 
@@ -238,6 +238,45 @@ FRONT_DOOR_READS = (
     "route53:ListResourceRecordSets",
     "route53:ListTagsForResource",
 )
+#: Of Amazon Managed Service for Prometheus: what makes a workspace's parts and names their stack, and what needs the
+#: stack's tag on what is there.
+PROMETHEUS_CREATIONS = (
+    "CreateRuleGroupsNamespace",
+    "CreateScraper",
+    "TagResource",
+)
+PROMETHEUS_CHANGES = (
+    "CreateAlertManagerDefinition",
+    "DeleteAlertManagerDefinition",
+    "DeleteRuleGroupsNamespace",
+    "DeleteScraper",
+    "DeleteWorkspace",
+    "PutAlertManagerDefinition",
+    "PutRuleGroupsNamespace",
+    "TagResource",
+    "UntagResource",
+    "UpdateScraper",
+)
+PROMETHEUS_READS = (
+    "aps:DescribeAlertManagerDefinition",
+    "aps:DescribeRuleGroupsNamespace",
+    "aps:DescribeScraper",
+    "aps:DescribeWorkspace",
+    "aps:ListTagsForResource",
+)
+#: Of the topic of its alerts.
+TOPIC_CHANGES = (
+    "CreateTopic",
+    "DeleteTopic",
+    "GetSubscriptionAttributes",
+    "GetTopicAttributes",
+    "ListTagsForResource",
+    "SetTopicAttributes",
+    "Subscribe",
+    "TagResource",
+    "Unsubscribe",
+    "UntagResource",
+)
 OBJECT_CHANGES = (
     "AbortMultipartUpload",
     "DeleteObject",
@@ -258,12 +297,13 @@ def operator(
     front_door: bool = False,
     web_acl: str | None = None,
     signs: bool = False,
+    amp: bool = False,
 ) -> list[Statement]:
     """What `pulumi up`, `refresh` and `down` of a stack need. Roles and policies begin with `names`.
 
     With `endpoints` the network has interface endpoints. `store`: the stack makes one for the Ray head's state.
     `web_acl` judges what comes to its load balancer; the run that takes it away, or puts another there, reads it too.
-    `signs`: the stack makes the key of manifests.
+    `signs`: the stack makes the key of manifests. `amp`: it makes a workspace for metrics, and the topic of its alerts.
 
     A bucket that the stack only uses is read and gets the code, and the images' source.
     Whoever may make roles and pass them can give a role any right that this policy's holder does not have: add a
@@ -295,6 +335,7 @@ def operator(
         _allow(f"arn:{partition}:logs:{region}:{account}:log-group:{site.log_group}*", _of("logs", LOG_CHANGES)),
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *([_store(site)] if store else []),
+        *(_prometheus(site, names) if amp else ()),
         *(_bucket(f"arn:{partition}:s3:::{bucket.name}", makes=bucket.create) if bucket.name else ()),
         *(_images(site, images) if images else ()),
         # A certificate that is asked for has no ARN yet (Service Authorization Reference, AWS Certificate Manager).
@@ -363,6 +404,28 @@ def _store(site: Site) -> dict[str, object]:
     own = [f"{here}:{kind}:{store_id(site.stack)}" for kind in ("subnetgroup", "replicationgroup")]
     nodes = f"{here}:cluster:{store_id(site.stack)}-*"
     return _allow([*own, nodes, f"{here}:parametergroup:default.*"], _of("elasticache", STORE_CHANGES))
+
+
+def _prometheus(site: Site, names: str) -> list[Statement]:
+    """Ids of a workspace and its scraper are AWS's own, so tags say whose they are.
+
+    AWS makes the scraper's access entry with the rights of who makes the scraper, which the cluster's statement has,
+    and a role for each scraper, which goes with it. The permissions are those of CloudFormation's AWS::APS::Scraper and
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonmanagedserviceforprometheus.html
+    """
+    place = f"{site.region}:{site.account}"
+    aps = [f"arn:{site.partition}:aps:{place}:{one}/*" for one in ("workspace", "rulegroupsnamespace", "scraper")]
+    role = "aws-service-role/scraper.aps.amazonaws.com/AWSServiceRoleForAmazonPrometheusScraper*"
+    here = {"aws:RequestedRegion": site.region}
+    new, own = ({f"aws:{which}Tag/{STACK_LABEL}": site.stack} for which in ("Request", "Resource"))
+    return [
+        _allow("*", PROMETHEUS_READS),
+        _allow("*", ["aps:CreateWorkspace"]) | {"Condition": {"StringEquals": {**here, **new}}},
+        _allow([*aps, site.cluster_arn], _of("aps", PROMETHEUS_CREATIONS)) | {"Condition": {"StringEquals": new}},
+        _allow(aps, _of("aps", PROMETHEUS_CHANGES)) | {"Condition": {"StringEquals": own}},
+        _allow(f"arn:{site.partition}:iam::{site.account}:role/{role}", ["iam:DeleteServiceLinkedRole"]),
+        _allow(f"arn:{site.partition}:sns:{place}:{names}-*", _of("sns", TOPIC_CHANGES)),
+    ]
 
 
 def _bucket(arn: str, *, makes: bool) -> list[Statement]:

@@ -275,6 +275,29 @@ def tls_only(bucket: str, *, partition: str) -> Document:
     )
 
 
+def alerts_topic(topic_arn: str, *, workspace_arn: str, account: str) -> Document:
+    """Policy of a topic to which one workspace of Amazon Managed Service for Prometheus sends, and nobody else's.
+
+    https://docs.aws.amazon.com/prometheus/latest/userguide/AMP-alertmanager-receiver-AMPpermission.html. It takes the
+    place of the policy by which the account owns its topic, whose callers IAM's policies allow as well.
+    """
+    return document(
+        [
+            {
+                "Sid": "AlertsOfTheWorkspace",
+                "Effect": "Allow",
+                "Principal": {"Service": "aps.amazonaws.com"},
+                "Action": ["sns:Publish", "sns:GetTopicAttributes"],
+                "Resource": topic_arn,
+                "Condition": {
+                    "ArnEquals": {"aws:SourceArn": workspace_arn},
+                    "StringEquals": {"aws:SourceAccount": account},
+                },
+            }
+        ]
+    )
+
+
 def cluster_key(*, partition: str, region: str, account: str, log_group: str) -> Document:
     """Policy of the cluster's key: the account's IAM decides, and CloudWatch Logs may use it for one log group."""
     logs = f"arn:{partition}:logs:{region}:{account}:log-group:{log_group}"

@@ -13,6 +13,7 @@ Subnet = TypeVar("Subnet")
 #: EKS demands two zones, and keeps a cluster to the exact set of zones that it was made with.
 #: https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html
 CONTROL_PLANE_ZONES = 2
+MOST_SCRAPER_SUBNETS = 5
 
 
 def network_zones(plan: Plan, facts: AccountFacts) -> tuple[str, ...]:
@@ -31,6 +32,14 @@ def control_plane_subnets(subnets: Mapping[str, Sequence[Subnet]]) -> list[Subne
     `subnets` is by zone: in the order of the zones' names, or in the order of the stack file's subnets.
     """
     return [own[0] for own in list(subnets.values())[:CONTROL_PLANE_ZONES]]
+
+
+def scraper_subnets(subnets: Mapping[str, Sequence[Subnet]]) -> list[Subnet]:
+    """One subnet in each zone, of five at most: Amazon's scraper has an interface in each zone that it is given.
+
+    https://docs.aws.amazon.com/prometheus/latest/APIReference/API_EksConfiguration.html
+    """
+    return [own[0] for own in list(subnets.values())[:MOST_SCRAPER_SUBNETS]]
 
 
 def rung_zones(rung: Rung, zones: tuple[str, ...], facts: AccountFacts) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ https://prometheus.io/docs/alerting/latest/configuration/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import yaml
@@ -30,10 +30,13 @@ def prometheus_config(scraped: Sequence[Any], rules: Sequence[str], alertmanager
 
 
 def alertmanager_config(webhook: str | None) -> dict[str, Any]:
-    """All alerts to one receiver, together by what they are about; without `webhook` they are shown, and not sent."""
-    receiver: dict[str, Any] = {"name": "everybody"}
-    if webhook:
-        receiver["webhook_configs"] = [{"url": webhook, "send_resolved": True}]
+    """All alerts to one webhook; without it they are shown, and not sent."""
+    return routed({"webhook_configs": [{"url": webhook, "send_resolved": True}]} if webhook else {})
+
+
+def routed(sends: Mapping[str, Any]) -> dict[str, Any]:
+    """All alerts to one receiver, together by what they are about; `sends` is how it is told."""
+    receiver = {"name": "everybody", **sends}
     together = ["stack", "model", "alertname"]
     routes = [{"matchers": [f'severity="{one}"'], "repeat_interval": again} for one, again in REPEAT.items()]
     return {

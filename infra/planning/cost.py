@@ -26,6 +26,11 @@ from modelfleet.serving.config.errors import Finding, Severity
 
 KMS_KEY = "kms-key"
 VOLUME = "ebs-gp3-gib"
+#: Of Amazon Managed Service for Prometheus: its scraper, and a series with a sample every 30 s (AMP_INTERVAL_S).
+SCRAPER, SERIES = "amp-scraper", "amp-series-30s"
+#: Series of a Ray node with one model that the scraper keeps: as many lines has the scrape of a live stack that
+#: tests/unit/observability/scrapes/ray.txt is, of 2026-11.
+SERIES_OF_NODE = 58
 NOTHING = CostRange(0.0, 0.0)
 
 
@@ -126,6 +131,21 @@ def fixed_costs(
             2, FixedCost(f"Valkey for the Ray head ({name})", nodes, catalog.usd_per_hour(name, region=region))
         )
     return tuple(part for part in parts if part.count)
+
+
+def amp_costs(stack: LoadedStack, nodes: int, catalog: Catalog) -> tuple[FixedCost, ...]:
+    """Costs of Amazon Managed Service for Prometheus with as many GPU nodes; without storage, queries and SNS.
+
+    What is kept costs 0.03 USD per GB and month above 10 GB, at one or two bytes a sample: 58 series of a node are
+    about 10 MB a month. The free 40 million samples are not taken off: an account has them once.
+    """
+    if stack.config.observability.metrics != "amp" or not stack.config.target.makes_cluster:
+        return ()
+    region = stack.region or ""
+    return (
+        FixedCost("scraper of metrics", 1, catalog.usd_per_hour(SCRAPER, region=region)),
+        FixedCost("series of metrics", (1 + nodes) * SERIES_OF_NODE, catalog.usd_per_hour(SERIES, region=region)),
+    )
 
 
 def fixed_cost_range(parts: Sequence[FixedCost]) -> CostRange:

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from pydantic.alias_generators import to_camel
 
 from modelfleet.infra.names import METRICS_CLASS
-from modelfleet.infra.planning.egress import HTTPS, public
-from modelfleet.infra.planning.plan import MonitoringPlan, OwnMonitoringPlan
+from modelfleet.infra.planning.egress import HTTPS, PRIVATE, public
+from modelfleet.infra.planning.network import subnet_blocks
+from modelfleet.infra.planning.plan import AmpPlan, MonitoringPlan, OwnMonitoringPlan
 from modelfleet.infra.planning.traces import address_of
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding, Severity
@@ -20,7 +21,11 @@ from modelfleet.serving.config.errors import Finding, Severity
 KEEP: Final = 0.8
 #: Of the EKS add-on: its namespace, https://docs.aws.amazon.com/eks/latest/userguide/community-addons.html, and the
 #: project's own name and port of its Service, kubernetes/kube-state-metrics examples/standard/service.yaml.
-STATES: Final = "http://kube-state-metrics.kube-state-metrics.svc:8080"
+STATES_NAMESPACE, STATES_PORT = "kube-state-metrics", 8080
+STATES: Final = f"http://kube-state-metrics.{STATES_NAMESPACE}.svc:{STATES_PORT}"
+#: Seconds between scrapes of Amazon's scraper, which takes no shorter ones.
+#: https://docs.aws.amazon.com/prometheus/latest/userguide/AMP-collector-how-to.html
+AMP_INTERVAL_S: Final = 30
 #: Keys that say how a Prometheus of the stack's own runs.
 ONLY_OWN: Final = {
     "retention_days": "retentionDays",
@@ -65,9 +70,36 @@ def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
     )
 
 
+def amp_plan(stack: LoadedStack) -> AmpPlan | None:
+    """The workspace of Amazon Managed Service for Prometheus; None where the stack makes none.
+
+    Of subnets that exist only AWS knows the addresses.
+    """
+    wanted, network = stack.config.observability, stack.config.network
+    if wanted.metrics != "amp" or not stack.config.target.makes_cluster:
+        return None
+    networks = PRIVATE if network.vpc_id else subnet_blocks(network.cidr, network.zones).private
+    return AmpPlan(networks, tuple(wanted.alert_emails), tuple(wanted.alert_urls))
+
+
 def monitoring_findings(stack: LoadedStack) -> list[Finding]:
     """An operator has to be there, and to be let in; and pods, where their output has a form."""
-    return [*_operator_findings(stack), *_own_findings(stack), *_log_findings(stack)]
+    return [*_operator_findings(stack), *_own_findings(stack), *_amp_findings(stack), *_log_findings(stack)]
+
+
+def _amp_findings(stack: LoadedStack) -> Iterator[Finding]:
+    """Only target eks has a cluster of which the stack knows that Amazon's scraper reaches it."""
+    wanted = stack.config.observability
+    if wanted.metrics == "amp" and not stack.config.target.makes_cluster:
+        message = "found 'amp', which watches the cluster of target eks alone; say own, or prometheus in a cluster"
+        yield stack.finding(("observability", "metrics"), message)
+    for key, named in (("alertEmails", wanted.alert_emails), ("alertUrls", wanted.alert_urls)):
+        if named and wanted.metrics != "amp":
+            message = f"is for Amazon Managed Service for Prometheus, and metrics is '{wanted.metrics}'; set it to amp"
+            yield stack.finding(("observability", key), message)
+        for place, one in enumerate(named):
+            if one in named[:place]:
+                yield stack.finding(("observability", key, place), f"found '{one}' twice; remove one")
 
 
 def _own_findings(stack: LoadedStack) -> list[Finding]:

@@ -782,6 +782,19 @@ class OwnMonitoringPlan:
 
 
 @dataclass(frozen=True)
+class AmpPlan:
+    """The workspace of Amazon Managed Service for Prometheus that a stack makes, with all that belongs to it.
+
+    `networks` are those of the subnets in which its scraper stands, as far as the plan knows them. `emails` and `urls`
+    (https) are subscribed to the topic of its alerts.
+    """
+
+    networks: tuple[str, ...]
+    emails: tuple[str, ...]
+    urls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a stack will be."""
 
@@ -828,6 +841,8 @@ class Plan:
     monitoring: MonitoringPlan | None = None
     #: None where the stack runs no Prometheus itself.
     own_monitoring: OwnMonitoringPlan | None = None
+    #: None where AWS runs no Prometheus for the stack.
+    amp: AmpPlan | None = None
     #: How pods write their logs.
     logs: Literal["text", "json"] = "text"
     #: What else keeps this machine from serving a local stack, one sentence each with its fix.

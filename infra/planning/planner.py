@@ -32,6 +32,7 @@ from modelfleet.infra.planning.cards import (
     with_share,
 )
 from modelfleet.infra.planning.cost import (
+    amp_costs,
     budget_findings,
     fixed_cost_range,
     fixed_costs,
@@ -58,7 +59,7 @@ from modelfleet.infra.planning.length import length_source, sampling_of, with_le
 from modelfleet.infra.planning.local import Machine, machine_missing, memory_short
 from modelfleet.infra.planning.measured import on_measured
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
-from modelfleet.infra.planning.monitoring import monitoring_findings, monitoring_plan, own_monitoring_plan
+from modelfleet.infra.planning.monitoring import amp_plan, monitoring_findings, monitoring_plan, own_monitoring_plan
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
@@ -197,7 +198,10 @@ def plan(
     system, found = system_plan(stack, catalog)
     findings += found
     head_storage = head_storage_plan(stack)
-    fixed = fixed_costs(stack, system, head_storage, bucket, own_monitoring_plan(stack), catalog)
+    fixed = (
+        *fixed_costs(stack, system, head_storage, bucket, own_monitoring_plan(stack), catalog),
+        *amp_costs(stack, sum(min(pool.needed_nodes, pool.max_nodes) for pool in pools), catalog),
+    )
     cost = total([*(pool.cost for pool in pools), fixed_cost_range(fixed)])
     findings += budget_findings(stack, cost, pools, fixed, catalog)
     if errors := errors_in(findings):
@@ -267,6 +271,7 @@ def plan(
         cards=cards,
         monitoring=monitoring_plan(stack),
         own_monitoring=own_monitoring_plan(stack),
+        amp=amp_plan(stack),
         logs=stack.config.observability.logs,
         missing=tuple(machine_missing(machine, configs, facts)),
         week=week_plan(stack, choices, pools, schedules, fixed),

@@ -14,6 +14,8 @@ Props = Mapping[str, Any]
 NODE_GROUP, LAUNCH_TEMPLATE = "aws:eks/nodeGroup:NodeGroup", "aws:ec2/launchTemplate:LaunchTemplate"
 #: Types whose `tags` must name the stack. Others have no tags, or have them in another form.
 TAGGED = (
+    "aws:amp/scraper:Scraper",
+    "aws:amp/workspace:Workspace",
     "aws:cloudwatch/logGroup:LogGroup",
     "aws:ec2/eip:Eip",
     LAUNCH_TEMPLATE,
@@ -28,6 +30,7 @@ TAGGED = (
     "aws:lb/loadBalancer:LoadBalancer",
     "aws:lb/targetGroup:TargetGroup",
     "aws:s3/bucket:Bucket",
+    "aws:sns/topic:Topic",
 )
 ANYWHERE = ("0.0.0.0/0", "::/0")
 #: Only a load balancer's ports may be open to everybody.

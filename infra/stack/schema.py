@@ -56,6 +56,8 @@ _PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-
 HttpUrl = Annotated[
     str, Matching(rf"^https?://[A-Za-z0-9.-]+{_PORT}(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
 ]
+HttpsUrl = Annotated[str, Matching(rf"^https://[A-Za-z0-9.-]+{_PORT}(/[A-Za-z0-9._/-]*)?$", "an https:// URL")]
+Email = Annotated[str, Matching(r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$", "a mail address")]
 ServiceUrl = Annotated[
     str,
     Matching(
@@ -710,11 +712,12 @@ class Traces(StackSection):
 class Observability(StackSection):
     """Who watches the stack."""
 
-    metrics: Literal["prometheus", "own", "none"] = Field(
+    metrics: Literal["prometheus", "own", "amp", "none"] = Field(
         "none",
         description="`prometheus` makes PodMonitors, PrometheusRules and dashboards for the Prometheus Operator that "
-        "the cluster has; `own` runs a Prometheus and an Alertmanager of the stack's own; `modelfleet observability` "
-        "writes files for any other Prometheus and Grafana.",
+        "the cluster has; `own` runs a Prometheus and an Alertmanager of the stack's own; `amp`, on target eks, makes "
+        "a workspace of Amazon Managed Service for Prometheus with its scraper, rules and alerts; `modelfleet "
+        "observability` writes files for any other Prometheus and Grafana.",
     )
     retention_days: PositiveInt = Field(15, description="How long `own` keeps metrics.")
     volume_gib: PositiveInt = Field(
@@ -733,6 +736,14 @@ class Observability(StackSection):
         None,
         description="Service of the cluster's kube-state-metrics for `own`, http://NAME.NAMESPACE.svc:8080; on target "
         "eks the stack brings it. Without it nobody sees weights whose copy is late, and nodes without their GPUs.",
+    )
+    alert_emails: list[Email] = Field(
+        default_factory=list,
+        description="Mail addresses to which `amp` sends alerts, by SNS; each gets a mail with a link to confirm.",
+    )
+    alert_urls: list[HttpsUrl] = Field(
+        default_factory=list,
+        description="URLs to which `amp` sends alerts, as SNS does; each gets a request with a URL to confirm.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict,

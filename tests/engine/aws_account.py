@@ -171,6 +171,9 @@ class Account:
                 if "retentionInDays" in g
             ),
             *(one["ReplicationGroupId"] for one in self.stores()),
+            *(one["workspaceId"] for one in self.client("amp").list_workspaces()["workspaces"]),
+            *(one["scraperId"] for one in self.client("amp").list_scrapers()["scrapers"]),
+            *(one["TopicArn"] for one in self.client("sns").list_topics()["Topics"]),
             *(g["CacheSubnetGroupName"] for g in self.cache.describe_cache_subnet_groups()["CacheSubnetGroups"]),
             *self._emulator.buckets(),
             *(r["repositoryName"] for r in self.client("ecr").describe_repositories()["repositories"]),

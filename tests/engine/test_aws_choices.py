@@ -17,6 +17,7 @@ import pytest
 from modelfleet.infra.aws.facts_boto3 import run_preflight
 from modelfleet.infra.aws.fleet import AwsFleet
 from modelfleet.infra.kubernetes.manifests.autoscaler import priority_expander
+from modelfleet.infra.observability.amp import alert_manager_definition, rules_file, scraper_config
 from modelfleet.infra.planning import Plan
 from modelfleet.serving.config.errors import InputErrors
 from tests.engine.aws_account import Account
@@ -261,6 +262,35 @@ def test_a_prometheus_of_the_stacks_own_brings_the_driver_of_its_volume_with_a_r
     role = identity["roleArn"].rpartition("/")[2]
     attached = account.iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
     assert [one["PolicyName"] for one in attached] == ["AmazonEBSCSIDriverPolicyV2"]
+
+
+def test_amazons_prometheus_scrapes_the_cluster_and_sends_alerts_to_who_is_named(
+    fleet: Maker, account: Account
+) -> None:
+    told = {"alertEmails": ["pager@example.org"], "alertUrls": ["https://pager.example.org/sns"]}
+    fleet.make(observability={"metrics": "amp", **told})
+    amp, sns = account.client("amp"), account.client("sns")
+    (workspace,) = amp.list_workspaces()["workspaces"]
+    (ours,) = [state for kind, _, state in fleet.engine.made if kind == "aws:amp/workspace:Workspace"]
+    assert ours["tags"] == workspace["tags"], "AWS adds a tag of its own; each run would take it away"
+    (one,) = amp.list_scrapers()["scrapers"]
+    scraper = amp.describe_scraper(scraperId=one["scraperId"])["scraper"]
+    assert scraper["destination"]["ampConfiguration"]["workspaceArn"] == workspace["arn"]
+    network, source = account.cluster(CLUSTER)["resourcesVpcConfig"], scraper["source"]["eksConfiguration"]
+    assert source["securityGroupIds"] == [network["clusterSecurityGroupId"]]
+    assert scraper["scrapeConfiguration"]["configurationBlob"].decode() == scraper_config(fleet.plan)
+    assert scraper["roleArn"] in account.entries(CLUSTER), "AWS lets it in; the program makes no entry for it"
+    rules = amp.describe_rule_groups_namespace(workspaceId=workspace["workspaceId"], name="modelfleet")
+    assert rules["ruleGroupsNamespace"]["data"].decode() == rules_file(fleet.plan)
+    found = amp.describe_alert_manager_definition(workspaceId=workspace["workspaceId"])["alertManagerDefinition"]
+    (topic,) = [one["TopicArn"] for one in sns.list_topics()["Topics"]]
+    assert found["data"].decode() == alert_manager_definition(fleet.plan, topic)
+    told_now = {(one["Protocol"], one["Endpoint"]) for one in sns.list_subscriptions()["Subscriptions"]}
+    assert told_now == {("email", "pager@example.org"), ("https", "https://pager.example.org/sns")}
+    addons = account.addons(CLUSTER)
+    assert "kube-state-metrics" in addons and "aws-ebs-csi-driver" not in addons
+    fleet.engine.destroy()
+    assert account.everything() == []
 
 
 def test_each_rung_of_a_ladder_is_a_node_group_per_zone(fleet: Maker, account: Account) -> None:

@@ -96,6 +96,12 @@ _WORDS: Mapping[str, Mapping[str, _Words]] = {
         "token": _Words(403, "InvalidClientTokenId"),
         "expired": _Words(403, "ExpiredToken"),
     },
+    "sns": {  # https://docs.aws.amazon.com/sns/latest/api/API_CreateTopic.html#API_CreateTopic_Errors
+        "denied": _Words(403, "AuthorizationError"),
+        "key": _Words(403, "InvalidClientTokenId"),
+        "token": _Words(403, "InvalidClientTokenId"),
+        "expired": _Words(403, "ExpiredToken"),
+    },
     "json": {
         "denied": _Words(400, "AccessDeniedException"),
         "key": _Words(400, "UnrecognizedClientException"),

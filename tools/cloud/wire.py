@@ -48,7 +48,7 @@ class Call:
     @property
     def protocol(self) -> str:
         """botocore's name of the service's protocol, such as `rest-xml`."""
-        return str(get_service_model(self.service).protocol)
+        return str(get_service_model(_MODELS.get(self.service, self.service)).protocol)
 
 
 def buffered(environ: Environ) -> bytes:
@@ -119,6 +119,7 @@ def read_call(environ: Environ, body: bytes, signed: Signed | None) -> Call:
 
 #: Where a credential scope does not name botocore's model.
 _MODELS = {
+    "aps": "amp",
     "elasticloadbalancing": "elbv2",  # also the scope of the Classic Load Balancers' API, which nothing here uses
     "monitoring": "cloudwatch",
     "servicequotas": "service-quotas",

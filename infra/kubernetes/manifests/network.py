@@ -82,12 +82,14 @@ def network_policies(plan: Plan) -> list[Manifest]:
         _allow([operator], DASHBOARD_PORT, SERVE_PORT),
         *_metrics(plan, RAY_METRICS_PORT),
         *_monitor(plan, RAY_METRICS_PORT),
+        *_scraper(plan, RAY_METRICS_PORT),
     ]
     gateway_ingress = [
         {"ports": [{"port": PORT}]},
         *_front_door(plan),
         *_metrics(plan, GATEWAY_METRICS_PORT, BODIES_METRICS_PORT),
         *_monitor(plan, GATEWAY_METRICS_PORT, BODIES_METRICS_PORT),
+        *_scraper(plan, GATEWAY_METRICS_PORT, BODIES_METRICS_PORT),
         _allow([{"podSelector": RAY_PODS if plan.gateway.settles else HEAD_PODS}], GATEWAY_METRICS_PORT),
     ]
     # At the gateway's metrics port Serve's controller, on the head, asks how many requests wait, and replicas tell what
@@ -144,6 +146,13 @@ def _metrics(plan: Plan, *ports: int) -> list[Manifest]:
 def _monitor(plan: Plan, *ports: int) -> list[Manifest]:
     """The Prometheus that the stack runs itself."""
     return [_allow([{"podSelector": MONITOR_PODS}], *ports)] if plan.own_monitoring else []
+
+
+def _scraper(plan: Plan, *ports: int) -> list[Manifest]:
+    """Amazon's scraper is no pod: it stands in the subnets of the nodes, so their pods read metrics too."""
+    if plan.amp is None:
+        return []
+    return [_allow([{"ipBlock": {"cidr": network}} for network in plan.amp.networks], *ports)]
 
 
 def _own_monitoring(plan: Plan, own: OwnMonitoringPlan) -> Manifest:

@@ -89,5 +89,7 @@ def test_prices_come_from_every_region_and_the_rest_stays(fetched: Path) -> None
         "ecr-gb",
         "kms-key",
         "ebs-gp3-gib",
+        "amp-scraper",
+        "amp-series-30s",
     ]
     assert len(rows) == len(list(csv_rows(fetched / "prices.csv"))) == 2 * (len(NAMES) + 3) - 1 + len(kept)

@@ -129,6 +129,8 @@ CHANGES: dict[str, Any] = {
     "observability.storageClass": "fast",
     "observability.webhook": "http://hook.ops.svc:8080/alerts",
     "observability.kubeStateMetrics": "http://kube-state-metrics.monitoring.svc:8080",
+    "observability.alertEmails": ["pager@example.org"],
+    "observability.alertUrls": ["https://pager.example.org/sns"],
     "observability.logs": "json",
     "observability.traces.otlp": {"otlp": "http://collector.tracing.svc:4318"},
     "local.gatewayPort": 9000,
@@ -203,6 +205,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         f"observability.{key}": {"observability.metrics": "own"}
         for key in ("retentionDays", "volumeGib", "storageClass", "webhook", "kubeStateMetrics")
     },
+    **{f"observability.{key}": {"observability.metrics": "amp"} for key in ("alertEmails", "alertUrls")},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
     **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams."))},
     "keys.team": {"auth": "keys", "teams.requestsPerMinute": 60},
@@ -211,7 +214,15 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{key: {"mirror.image": "registry.example/mirror:1"} for key in CHANGES if key.startswith("trust.signers.")},
 }
 #: Keys of what only target eks makes, or that differ there.
-ON_EKS = ("gateway.certificate", "gateway.zone", "gateway.allowCidrs", "gateway.webAcl", "pools.returnAfterMinutes")
+ON_EKS = (
+    "gateway.certificate",
+    "gateway.zone",
+    "gateway.allowCidrs",
+    "gateway.webAcl",
+    "observability.alertEmails",
+    "observability.alertUrls",
+    "pools.returnAfterMinutes",
+)
 REBUILDS = {
     "target": "worker groups l4, a100; pools appended at the end change none",
     "pools.name": "worker groups l4; pools appended at the end change none",

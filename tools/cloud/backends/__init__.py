@@ -1,4 +1,4 @@
-"""What moto lacks, answered by us over the same HTTP: of EKS, Auto Scaling, quotas, ElastiCache, Pod Identity."""
+"""What moto lacks, answered by us over the same HTTP: of EKS, Auto Scaling, Managed Prometheus and other services."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from tools.cloud import groups
 from tools.cloud.answers import Answer
-from tools.cloud.backends import ec2, elasticache, firewall, quotas
+from tools.cloud.backends import ec2, elasticache, firewall, quotas, topics
 from tools.cloud.backends.codebuild import CodeBuild
 from tools.cloud.backends.eks import Eks
 from tools.cloud.backends.pod_identity import PodIdentity
+from tools.cloud.backends.prometheus import Prometheus
 from tools.cloud.backends.scaling import Scaling
 from tools.cloud.callers import Callers
 from tools.cloud.rules import Rules
@@ -26,6 +27,7 @@ class Backends:
         self.eks = Eks(self.scaling)
         self.pod_identity = PodIdentity(self.eks, callers)
         self.codebuild = CodeBuild(callers)
+        self.prometheus = Prometheus(self.eks)
 
     def answer(self, call: Call, url: str) -> Answer | None:
         """The answer to a call that is ours; None if it is moto's. Raises `Error` as AWS refuses.
@@ -36,6 +38,8 @@ class Backends:
             return self.codebuild.answer(call, url)
         if call.service == "eks":
             return self.eks.answer(call, url)
+        if call.service == "aps":
+            return self.prometheus.answer(call)
         if call.service == "servicequotas":
             return quotas.answer(call, self._rules)
         if call.service == "eks-auth":
@@ -52,6 +56,10 @@ class Backends:
             return self.codebuild.values(call)
         if call.service == "eks":
             return self.eks.values(call)
+        if call.service == "aps":
+            return self.prometheus.values(call)
+        if call.service == "sns":
+            return topics.values(call)
         if call.service == "ec2":
             return ec2.values(call)
         return groups.values(call) if call.service == "autoscaling" else {}
@@ -69,3 +77,4 @@ class Backends:
         self.eks.forget()
         self.codebuild.forget()
         self.scaling.forget()
+        self.prometheus.forget()

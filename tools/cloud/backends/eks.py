@@ -146,6 +146,37 @@ class Eks:
             known = self._parts[(region, cluster)] = Parts(made_with)
         return known
 
+    def seen_by_scraper(self, region: str, cluster: str) -> tuple[str, Mapping[str, Any]]:
+        """A cluster's authentication mode and its VPC configuration; raises `Error` if there is no such cluster."""
+        self.of(region, cluster)
+        live = _moto(region).clusters[cluster]
+        return str(live.accessConfig["authenticationMode"]), live.resources_vpc_config
+
+    def let_service_in(self, call: Call, cluster: str, role: str, policy: str) -> None:
+        """The access entry that AWS makes for a role of its own, with a policy for the whole cluster."""
+        parts, made = self.of(call.region, cluster), now()
+        parts.entries[role] = {
+            "clusterName": cluster,
+            "principalArn": role,
+            "kubernetesGroups": [],
+            "accessEntryArn": arn_of(call, "access-entry", cluster, "role", ACCOUNT, _last(role), str(uuid.uuid4())),
+            "createdAt": made,
+            "modifiedAt": made,
+            "tags": {},
+            "username": role,
+            "type": "STANDARD",
+        }
+        found = {"policyArn": policy, "accessScope": {"type": "cluster"}, "associatedAt": made, "modifiedAt": made}
+        parts.policies[(role, policy)] = found
+
+    def shut_service_out(self, region: str, cluster: str, role: str) -> None:
+        """Ends such an entry; of a cluster that is gone it is gone."""
+        if cluster in _moto(region).clusters:
+            parts = self.of(region, cluster)
+            parts.entries.pop(role, None)
+            for key in [key for key in parts.policies if key[0] == role]:
+                del parts.policies[key]
+
     def values(self, call: Call) -> Mapping[str, Any]:
         """What the ARNs of a call's needs have and its parameters have not: ids that AWS gave, an add-on's role."""
         params = call.params
@@ -170,6 +201,10 @@ class Eks:
             self._answered.clear()
             self.node_groups.drains.clear()
             self.servers = ApiServers()
+
+
+def _last(arn: str) -> str:
+    return arn.rpartition("/")[2]
 
 
 def _moto(region: str) -> EKSBackend:
@@ -205,6 +240,7 @@ def _create_entry(parts: Parts, call: Call) -> Item:
     params, principal = call.params, str(call.params["principalArn"])
     if principal in parts.entries:
         raise in_use("The specified access entry resource is already in use on this cluster.")
+    _require_own(principal)
     if ":assumed-role/" in principal or not re.fullmatch(r"arn:aws[\w-]*:iam::\d{12}:(role|user)/.+", principal):
         raise wrong(f"The specified principalArn is invalid: invalid principal {principal}")
     if ":role/" in principal:
@@ -227,6 +263,14 @@ def _create_entry(parts: Parts, call: Call) -> Item:
     return {"accessEntry": parts.entries[principal]}
 
 
+def _require_own(principal: str) -> None:
+    """AWS alone has entries for roles of services. The words are AWS's, as Terraform showed them to several."""
+    if ":role/aws-service-role/" in principal:
+        raise wrong(
+            "The caller is not allowed to modify access entries with a principalArn value of a Service Linked Role"
+        )
+
+
 def _entry(parts: Parts, call: Call) -> Item:
     principal = str(call.params["principalArn"])
     if principal not in parts.entries:
@@ -235,6 +279,7 @@ def _entry(parts: Parts, call: Call) -> Item:
 
 
 def _update_entry(parts: Parts, call: Call) -> Item:
+    _require_own(str(call.params["principalArn"]))
     entry = _entry(parts, call)
     entry |= {key: call.params[key] for key in ("kubernetesGroups", "username") if call.params.get(key) is not None}
     entry["modifiedAt"] = now()
@@ -242,6 +287,7 @@ def _update_entry(parts: Parts, call: Call) -> Item:
 
 
 def _delete_entry(parts: Parts, call: Call) -> Item:
+    _require_own(str(call.params["principalArn"]))
     principal = str(_entry(parts, call)["principalArn"])
     del parts.entries[principal]
     for key in [key for key in parts.policies if key[0] == principal]:
