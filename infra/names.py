@@ -54,6 +54,10 @@ AUTOSCALER_NAMESPACE: Final = "kube-system"
 #: The AWS Load Balancer Controller, in the stack's namespace: registers the gateway's pods with the load balancer.
 LOAD_BALANCER_ACCOUNT: Final = "load-balancer-controller"
 
+#: What sends the pods' output to CloudWatch Logs, on every node, in `kube-system`.
+LOG_COLLECTOR: Final = "log-collector"
+LOG_COLLECTOR_NAMESPACE: Final = "kube-system"
+
 #: Where pods find the public half of the key that the stack makes to sign manifests with: base64 of its DER.
 MANIFEST_KEY_FOLDER: Final = "/etc/modelfleet/manifest-key"
 MANIFEST_KEY_FILE: Final = f"{MANIFEST_KEY_FOLDER}/public"
@@ -67,6 +71,11 @@ LAST_START: Final = "ray.json"
 def local_folder(root: Path, stack: str) -> Path:
     """The run-time folder of a local stack, in the project at `root`: logs, sockets, the gateway's files."""
     return root / ".modelfleet" / "local" / stack
+
+
+def pods_log_group(cluster: str) -> str:
+    """The log group of the pods of a stack whose EKS cluster is called `cluster`, beside that of its control plane."""
+    return f"/aws/eks/{cluster}/pods"
 
 
 def mark(folder: str | Path, role: str) -> str:

@@ -20,13 +20,18 @@ ADMIN_POLICY = "cluster-access-policy/AmazonEKSClusterAdminPolicy"
 
 
 class Cluster(pulumi.ComponentResource):
-    """Children: key and alias, log group, role, cluster, and an access entry with its policy per administrator."""
+    """Children: key and alias, log groups, role, cluster, and an access entry with its policy per administrator.
+
+    `pod_log_days` is how long what pods write is kept; without it that has no log group.
+    """
 
     cluster: aws.eks.Cluster
     name: pulumi.Output[str]
     kubeconfig: pulumi.Output[str]
     security_group_id: pulumi.Output[str]
     access: list[pulumi.Resource]
+    #: The log group of what pods write, if there is one. What writes to it is made after it and deleted before it.
+    pod_logs: list[pulumi.Resource]
 
     def __init__(
         self,
@@ -37,6 +42,7 @@ class Cluster(pulumi.ComponentResource):
         subnet_ids: Sequence[pulumi.Input[str]],
         administrators: Sequence[str],
         has_log_group: bool,
+        pod_log_days: int | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Cluster", name, None, opts)
@@ -44,6 +50,7 @@ class Cluster(pulumi.ComponentResource):
         self._child = pulumi.ResourceOptions(parent=self)
         key = self._create_key()
         logs = self._create_log_group(key, exists=has_log_group)
+        self.pod_logs = [self._create_pods_log_group(key, pod_log_days)] if pod_log_days else []
         role, attached = self._create_role()
         self.cluster = self._create_cluster(subnet_ids, role, key, [attached, logs])
         self.access = [self._create_access(arn) for arn in sorted(set(administrators))]
@@ -57,7 +64,7 @@ class Cluster(pulumi.ComponentResource):
     def _create_key(self) -> aws.kms.Key:
         site = self._site
         policy = policies.cluster_key(
-            partition=site.partition, region=site.region, account=site.account, log_group=site.log_group
+            partition=site.partition, region=site.region, account=site.account, log_groups=site.log_groups
         )
         key = aws.kms.Key(
             self._name,
@@ -85,6 +92,18 @@ class Cluster(pulumi.ComponentResource):
             kms_key_id=key.arn,
             tags=self._site.tagged(self._name),
             opts=pulumi.ResourceOptions(parent=self, import_=self._site.log_group if exists else None),
+        )
+
+    def _create_pods_log_group(self, key: aws.kms.Key, days: int) -> aws.cloudwatch.LogGroup:
+        """The stack's, so that `down` deletes it; nothing of the cluster may make it again."""
+        name = f"{self._name}-pods"
+        return aws.cloudwatch.LogGroup(
+            name,
+            name=self._site.pods_log_group,
+            retention_in_days=days,
+            kms_key_id=key.arn,
+            tags=self._site.tagged(name),
+            opts=self._child,
         )
 
     def _create_role(self) -> tuple[aws.iam.Role, pulumi.Resource]:

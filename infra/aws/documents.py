@@ -16,6 +16,8 @@ from modelfleet.infra.names import (
     AUTOSCALER,
     AUTOSCALER_NAMESPACE,
     LOAD_BALANCER_ACCOUNT,
+    LOG_COLLECTOR,
+    LOG_COLLECTOR_NAMESPACE,
     READERS,
     SEALER,
     SEALS,
@@ -45,7 +47,7 @@ class PodAccess:
 
 def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     """Replicas read weights and code and write records of usage, the mirror Job also writes weights, the autoscaler
-    scales, and the load balancer's controller registers the gateway's pods.
+    scales, the load balancer's controller registers the gateway's pods, and the collector writes logs.
 
     Of other people's buckets replicas read what models name, and the Job what it copies. Where a pool seals compile
     caches, only the warm-up Jobs write these, and replicas read them.
@@ -71,6 +73,7 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
     scaling = policies.cluster_autoscaler(
         cluster_name=site.cluster_name, partition=partition, region=site.region, account=site.account
     )
+    logging = policies.write_logs(site.pods_log_group, partition=partition, region=site.region, account=site.account)
     return [
         PodAccess(HEAD, site.namespace, [*run, *foreign], "read"),
         PodAccess(WORKER, site.namespace, [*run, *foreign, *recording], "write" if recording else "read"),
@@ -78,6 +81,7 @@ def pod_access(site: Site, plan: Plan) -> list[PodAccess]:
         *([PodAccess(SEALER, plan.mirror_namespace, [*sealing, *run, *foreign], "write")] if plan.sealed_pools else ()),
         PodAccess(AUTOSCALER, AUTOSCALER_NAMESPACE, scaling),
         *([PodAccess(LOAD_BALANCER_ACCOUNT, site.namespace, balancing)] if plan.front_door else ()),
+        *([PodAccess(LOG_COLLECTOR, LOG_COLLECTOR_NAMESPACE, logging)] if plan.log_collector else ()),
     ]
 
 
@@ -139,7 +143,7 @@ def iam_documents(plan: Plan, site: Site) -> dict[str, Document]:
         **policies.numbered("operator", may),
         "cluster-trust": policies.service_trust("eks.amazonaws.com"),
         "node-trust": policies.service_trust("ec2.amazonaws.com"),
-        "cluster-key": policies.cluster_key(**where, region=site.region, log_group=site.log_group),
+        "cluster-key": policies.cluster_key(**where, region=site.region, log_groups=site.log_groups),
     }
     for spec in (*BEFORE_NODES, *after_nodes(plan)):
         if spec.service_account:

@@ -106,7 +106,8 @@ class AwsFleet(pulumi.ComponentResource):
         # Not the pools' groups: one that cannot get its machines must not keep the other models from serving.
         nodes = system.groups.values()
         stores = [*storage.ready, *(self.head_storage.ready if self.head_storage else ())]
-        self.ready = [*cluster.access, *basics.ready, *nodes, *services.ready, *associations, *stores, *built]
+        first = [*cluster.access, *cluster.pod_logs]
+        self.ready = [*first, *basics.ready, *nodes, *services.ready, *associations, *stores, *built]
         self._register()
 
     def _create_images(self, storage: Storage, source: pulumi.Asset | None) -> Images | None:
@@ -166,6 +167,7 @@ class AwsFleet(pulumi.ComponentResource):
             subnet_ids=control_plane_subnets(subnets),
             administrators=config.admin_role_arns or [self._facts.caller_role_arn],
             has_log_group=self._facts.has_log_group,
+            pod_log_days=self._plan.log_collector.retention_days if self._plan.log_collector else None,
             opts=self._child,
         )
 

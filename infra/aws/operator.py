@@ -315,6 +315,7 @@ def operator(
     kinds = ("nodegroup", "addon", "access-entry", "podidentityassociation")
     autoscaling = f"arn:{partition}:autoscaling:{region}:{account}:autoScalingGroup:*:autoScalingGroupName/eks-*"
     services = f"arn:{partition}:iam::{account}:role/aws-service-role/*"
+    logs = f"arn:{partition}:logs:{region}:{account}:log-group:"
     # An interface endpoint's private DNS name is a zone of AWS's own, so its id is not known: CreateVpcEndpoint depends
     # on this action. https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html
     zones = [f"arn:{partition}:route53:::hostedzone/*", f"arn:{partition}:ec2:{region}:{account}:vpc/*"]
@@ -332,7 +333,8 @@ def operator(
         _allow(f"arn:{partition}:iam::{account}:policy/{names}-*", _of("iam", POLICY_CHANGES)),
         # Made by AWS on the first use of EKS, node groups, Auto Scaling and spot in an account.
         _allow(services, ["iam:CreateServiceLinkedRole"]),
-        _allow(f"arn:{partition}:logs:{region}:{account}:log-group:{site.log_group}*", _of("logs", LOG_CHANGES)),
+        # Whoever takes the collector away deletes the second.
+        _allow([f"{logs}{name}*" for name in site.log_groups], _of("logs", LOG_CHANGES)),
         _allow(autoscaling, ["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"]),
         *([_store(site)] if store else []),
         *(_prometheus(site, names) if amp else ()),

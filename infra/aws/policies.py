@@ -241,6 +241,22 @@ def build_image(
     ]
 
 
+def write_logs(log_group: str, *, partition: str, region: str, account: str) -> list[Statement]:
+    """Begin log streams of a log group and write to them; neither make the group nor read it.
+
+    Both calls are all that Fluent Bit's `cloudwatch_logs` makes for a group that is there.
+    https://docs.fluentbit.io/manual/pipeline/outputs/cloudwatch#permissions
+    """
+    arn = f"arn:{partition}:logs:{region}:{account}:log-group:{log_group}"
+    return [
+        {
+            "Effect": "Allow",
+            "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
+            "Resource": [arn, f"{arn}:log-stream:*"],
+        }
+    ]
+
+
 def target_registration(*, stack: str, partition: str, region: str, account: str) -> list[Statement]:
     """What the AWS Load Balancer Controller needs for a target group that exists: the targets of this stack's alone.
 
@@ -298,9 +314,9 @@ def alerts_topic(topic_arn: str, *, workspace_arn: str, account: str) -> Documen
     )
 
 
-def cluster_key(*, partition: str, region: str, account: str, log_group: str) -> Document:
-    """Policy of the cluster's key: the account's IAM decides, and CloudWatch Logs may use it for one log group."""
-    logs = f"arn:{partition}:logs:{region}:{account}:log-group:{log_group}"
+def cluster_key(*, partition: str, region: str, account: str, log_groups: Sequence[str]) -> Document:
+    """Policy of the cluster's key: the account's IAM decides, and CloudWatch Logs may use it for these log groups."""
+    logs = [f"arn:{partition}:logs:{region}:{account}:log-group:{name}" for name in log_groups]
     return document(
         [
             _key_owner(partition, account),

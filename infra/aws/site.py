@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelfleet.infra.aws.facts import AccountFacts
-from modelfleet.infra.names import MANAGED_BY_TAG, STACK_LABEL
+from modelfleet.infra.names import MANAGED_BY_TAG, STACK_LABEL, pods_log_group
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -47,6 +47,16 @@ class Site(Home):
     def log_group(self) -> str:
         """The log group that EKS writes to. It is ours only if it exists before the cluster."""
         return _log_group(self.cluster_name)
+
+    @property
+    def pods_log_group(self) -> str:
+        """The log group of what pods write; made only where the plan has a collector."""
+        return pods_log_group(self.cluster_name)
+
+    @property
+    def log_groups(self) -> tuple[str, str]:
+        """The log groups that the cluster's key may encrypt."""
+        return self.log_group, self.pods_log_group
 
 
 def site_of(plan: Plan, facts: AccountFacts) -> Site:

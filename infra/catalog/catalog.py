@@ -66,10 +66,14 @@ class Quantization:
 
 @dataclass(frozen=True)
 class DaemonSet:
-    """What one daemon set requests on every worker node: millicores and MiB."""
+    """What one daemon set requests on every worker node: millicores and MiB.
+
+    `only_with` is the word of what a stack must ask for to have it, such as `logs`; empty: every stack has it.
+    """
 
     name: str
     gpu_only: bool
+    only_with: str
     cpu_millis: int
     memory_mib: int
 
@@ -158,8 +162,13 @@ class Catalog:
 
     def daemon_requests(self, *, gpu: bool) -> tuple[int, int]:
         """Millicores and MiB that the daemon sets of a worker node request together."""
-        found = [one for one in self.daemon_sets if gpu or not one.gpu_only]
+        found = [one for one in self.daemon_sets if not one.only_with and (gpu or not one.gpu_only)]
         return sum(one.cpu_millis for one in found), sum(one.memory_mib for one in found)
+
+    def with_daemon_sets(self, word: str) -> Catalog:
+        """This catalog for a stack that asks for the daemon sets `only_with` this word."""
+        asked = (dataclasses.replace(one, only_with="") if one.only_with == word else one for one in self.daemon_sets)
+        return dataclasses.replace(self, daemon_sets=tuple(asked))
 
     def with_prices(self, prices: Mapping[tuple[str, str], Price]) -> Catalog:
         """This catalog with more prices, e.g. from the AWS Price List API."""
@@ -212,7 +221,8 @@ def _quantization(row: dict[str, str]) -> Quantization:
 
 
 def _daemon_set(row: dict[str, str]) -> DaemonSet:
-    return DaemonSet(row["name"], row["gpu_only"] == "true", int(row["cpu_millis"]), int(row["memory_mib"]))
+    size = int(row["cpu_millis"]), int(row["memory_mib"])
+    return DaemonSet(row["name"], row["gpu_only"] == "true", row["only_with"], *size)
 
 
 def _system_pod(row: dict[str, str]) -> SystemPod:

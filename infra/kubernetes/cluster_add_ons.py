@@ -1,4 +1,4 @@
-"""`ClusterAddOns`: the device plugin, the GPU exporter and the node autoscaler of a new EKS cluster."""
+"""`ClusterAddOns`: device plugin, GPU exporter, node autoscaler and log collector of a new EKS cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from modelfleet.infra.planning.plan import Plan
 
 
 class ClusterAddOns(pulumi.ComponentResource):
-    """Children: DaemonSets and the autoscaler's account, role, binding and Deployment, all in kube-system."""
+    """Children: DaemonSets and the autoscaler's account, role, binding and Deployment, all in kube-system; the log
+    collector, where the stack has one, with its account and configuration."""
 
     def __init__(self, name: str, plan: Plan, cluster_name: str, *, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("modelfleet:kubernetes:ClusterAddOns", name, None, opts)

@@ -83,8 +83,8 @@ def amp_plan(stack: LoadedStack) -> AmpPlan | None:
 
 
 def monitoring_findings(stack: LoadedStack) -> list[Finding]:
-    """An operator has to be there, and to be let in; and pods, where their output has a form."""
-    return [*_operator_findings(stack), *_own_findings(stack), *_amp_findings(stack), *_log_findings(stack)]
+    """An operator has to be there, and to be let in."""
+    return [*_operator_findings(stack), *_own_findings(stack), *_amp_findings(stack)]
 
 
 def _amp_findings(stack: LoadedStack) -> Iterator[Finding]:
@@ -134,15 +134,6 @@ def _taken_ports(stack: LoadedStack) -> Iterator[Finding]:
         if others := [other for other, port in ports.items() if port == ports[key] and other != key]:
             message = f"found {ports[key]}, which {others[0]} has too; each service needs its own port"
             yield stack.finding(("local", key), message)
-
-
-def _log_findings(stack: LoadedStack) -> list[Finding]:
-    if stack.config.observability.logs == "text" or not stack.config.target.on_this_machine:
-        return []
-    message = (
-        "found 'json', which is how pods write; remove it: on this machine Ray's logs are files, as Ray makes them"
-    )
-    return [stack.finding(("observability", "logs"), message)]
 
 
 def _operator_findings(stack: LoadedStack) -> list[Finding]:

@@ -795,6 +795,15 @@ class AmpPlan:
 
 
 @dataclass(frozen=True)
+class LogCollectorPlan:
+    """What sends the output of the stack's pods to CloudWatch Logs, from each node, and how long it is kept there."""
+
+    retention_days: int
+    cpu_millis: int
+    memory_mib: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a stack will be."""
 
@@ -845,6 +854,8 @@ class Plan:
     amp: AmpPlan | None = None
     #: How pods write their logs.
     logs: Literal["text", "json"] = "text"
+    #: None where nothing of the stack's own takes them.
+    log_collector: LogCollectorPlan | None = None
     #: What else keeps this machine from serving a local stack, one sentence each with its fix.
     missing: tuple[str, ...] = ()
     #: None where there is no schedule, or nothing has a price.

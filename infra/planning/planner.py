@@ -57,6 +57,7 @@ from modelfleet.infra.planning.keys import auth_findings, key_budget_findings, k
 from modelfleet.infra.planning.ladder import ladder_findings, node_group_findings, rungs
 from modelfleet.infra.planning.length import length_source, sampling_of, with_length
 from modelfleet.infra.planning.local import Machine, machine_missing, memory_short
+from modelfleet.infra.planning.logs import log_collector_plan, log_findings, log_format, with_collector
 from modelfleet.infra.planning.measured import on_measured
 from modelfleet.infra.planning.mirrors import copy_findings, copy_plan, slow_copy_findings, stored_bytes
 from modelfleet.infra.planning.monitoring import amp_plan, monitoring_findings, monitoring_plan, own_monitoring_plan
@@ -141,7 +142,7 @@ def plan(
     not set yet is just a warning. Raises `InputErrors` with every finding, each at the line of the model or stack file
     that has to change. `jwt_keys` are the public keys of the issuer in `modelfleet:jwt`.
     """
-    catalog = catalog or default_catalog()
+    catalog = with_collector(stack, catalog or default_catalog())
     facts = catalog_facts((m.config for m in models), catalog) if facts is None else facts
     # This machine's memory is not the plan's to divide.
     reserve = not stack.config.target.on_this_machine
@@ -272,7 +273,8 @@ def plan(
         monitoring=monitoring_plan(stack),
         own_monitoring=own_monitoring_plan(stack),
         amp=amp_plan(stack),
-        logs=stack.config.observability.logs,
+        logs=log_format(stack),
+        log_collector=log_collector_plan(stack, catalog),
         missing=tuple(machine_missing(machine, configs, facts)),
         week=week_plan(stack, choices, pools, schedules, fixed),
     )
@@ -338,6 +340,7 @@ def _stack_findings(stack: LoadedStack, *, deploying: bool) -> list[Finding]:
         *front_door_findings(stack),
         *egress_findings(stack),
         *monitoring_findings(stack),
+        *log_findings(stack),
         *traces_findings(stack),
         *(network_findings(stack) if stack.config.target.makes_cluster else []),
     ]

@@ -709,6 +709,13 @@ class Traces(StackSection):
     )
 
 
+#: What CloudWatch Logs takes.
+#: https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutRetentionPolicy.html
+LogDays = Literal[
+    1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653
+]
+
+
 class Observability(StackSection):
     """Who watches the stack."""
 
@@ -753,11 +760,14 @@ class Observability(StackSection):
         default={"grafana_dashboard": "1"},
         description="Labels by which Grafana's sidecar finds the ConfigMaps with dashboards; empty: none are made.",
     )
-    logs: Literal["text", "json"] = Field(
+    logs: Literal["text", "json", "cloudwatch"] = Field(
         "text",
         description="How Serve, its replicas with vLLM, and mirror and warm-up Jobs write to the output of their pods; "
-        "the gateway's access log is JSON always. A change restarts nothing.",
+        "the gateway's access log is JSON always. A change between these two restarts nothing. `cloudwatch`, on target "
+        "eks: JSON, and a collector on each node sends all pods of the stack to CloudWatch Logs; it takes room of the "
+        "nodes, so the Ray cluster is built anew.",
     )
+    log_retention_days: LogDays = Field(30, description="How long CloudWatch Logs keeps what pods write.")
     traces: Traces | None = Field(None, description="Traces of requests (OpenTelemetry); without it there are none.")
 
 

@@ -131,7 +131,7 @@ def take_away(stack: Stack) -> None:
     api.delete("ray.io/v1", "RayService", "fleet", where)
     for deployment in api.list("apps/v1", "Deployment", where):
         api.delete("apps/v1", "Deployment", deployment["metadata"]["name"], where)
-    for kind in ("nvidia-device-plugin", "dcgm-exporter"):
+    for kind in ("nvidia-device-plugin", "dcgm-exporter", "log-collector"):
         api.delete("apps/v1", "DaemonSet", kind, "kube-system")
     copies = stack.plan.mirror_namespace
     for job in api.list("batch/v1", "Job", copies):

@@ -82,17 +82,19 @@ def test_ray_start_declares_what_the_plan_promises_to_replicas(stack_of: Make) -
 
 
 def test_on_eks_daemon_sets_fit_beside_the_worker(stack_of: Make) -> None:
-    stack = stack_of(five_models(), target="eks")
+    stack = stack_of(five_models(), target="eks", observability={"logs": "cloudwatch"})
     stack.scale({pool.name: pool.max_nodes for pool in stack.plan.pools})
     placed(stack, {pool.name: pool.max_nodes for pool in stack.plan.pools})
     gpu_nodes = sum(pool.max_nodes for pool in stack.plan.pools)
+    nodes = len(stack.api.list("v1", "Node", selector=f"modelfleet.dev/stack={stack.plan.stack}"))
 
     def everywhere() -> bool:
         pods = [p for p in stack.api.list("v1", "Pod", "kube-system") if p["spec"].get("nodeName")]
         found = Counter(p["metadata"]["labels"]["app.kubernetes.io/name"] for p in pods)
-        return found["nvidia-device-plugin"] == found["dcgm-exporter"] == gpu_nodes
+        on_gpus = found["nvidia-device-plugin"] == found["dcgm-exporter"] == gpu_nodes
+        return on_gpus and found["log-collector"] == nodes > gpu_nodes
 
-    wait_for("device plugin and exporter on each GPU node, next to the worker", everywhere)
+    wait_for("device plugin and exporter next to each worker, the log collector on each node", everywhere)
 
 
 def _label(group: dict[str, Any]) -> None:

@@ -293,6 +293,19 @@ def test_amazons_prometheus_scrapes_the_cluster_and_sends_alerts_to_who_is_named
     assert account.everything() == []
 
 
+def test_logs_in_cloudwatch_have_a_group_with_days_and_a_key_and_go_with_the_stack(
+    fleet: Maker, account: Account
+) -> None:
+    fleet.make(observability={"logs": "cloudwatch", "logRetentionDays": 90})
+    logs, name = account.client("logs"), f"/aws/eks/{CLUSTER}/pods"
+    groups = {one["logGroupName"]: one for one in logs.describe_log_groups()["logGroups"]}
+    assert groups[name]["retentionInDays"] == 90
+    assert groups[name]["kmsKeyId"] == groups[f"/aws/eks/{CLUSTER}/cluster"]["kmsKeyId"], "its policy lets both in"
+    assert "kube-system/log-collector" in account.parts(CLUSTER)
+    fleet.engine.destroy()
+    assert name not in {one["logGroupName"] for one in logs.describe_log_groups()["logGroups"]}
+
+
 def test_each_rung_of_a_ladder_is_a_node_group_per_zone(fleet: Maker, account: Account) -> None:
     fleet.make(pools=[LADDER])
     groups = {name.rpartition("-")[0]: group for name, group in _groups_of(account, "l4").items()}

@@ -98,6 +98,7 @@ class NodesFleet:
                 "bucket": f"fleet-{self.stack}",
                 "sources": {MODEL: f"s3://{SEED_BUCKET}/smollm2"},
             },
+            "observability": {"logs": "json"},
             "kubernetes": {
                 "image": image or self.cluster.images.reference(SERVING),
                 "createNamespace": False,

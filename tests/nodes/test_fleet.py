@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from modelfleet.doctor.readers.logs import READY
 from modelfleet.infra.kubernetes.forward import get
 from modelfleet.infra.kubernetes.manifests.scripts import POLICY_PATH
 from modelfleet.infra.kubernetes.names import GATEWAY_METRICS_PORT, SERVE_SERVICE
@@ -92,6 +93,21 @@ def test_the_service_that_the_gateway_asks_follows_the_cluster_and_has_no_addres
     service = fleet.cluster.api.get("v1", "Service", SERVE_SERVICE, fleet.namespace)
     assert service is not None and service["spec"]["clusterIP"] == "None"
     assert service["spec"]["selector"].keys() == {"ray.io/cluster", "ray.io/serve"}
+
+
+def test_pods_write_objects_that_name_the_model(fleet: NodesFleet) -> None:
+    """But for what `ray start` says before; and records of usage, which are objects of their own, have no `file`."""
+    api = fleet.cluster.api
+    for name in workers(fleet).values():
+        lines = api.log(fleet.namespace, name).splitlines()
+        objects = [json.loads(line) for line in lines if line.startswith("{")]
+        found = [one for one in objects if "file" in one]
+        assert any(one.get("application") == SLUG and READY.search(one["message"]) for one in found), lines[-20:]
+        assert {one["file"].partition("-")[0] for one in found} >= {"raylet.out", "worker"}
+        assert not [line for line in lines if line.startswith(("replica_", "worker-"))]
+    jobs = [pod["metadata"]["name"] for pod in api.list("v1", "Pod", fleet.plan.mirror_namespace)]
+    said = [json.loads(line) for name in jobs for line in api.log(fleet.plan.mirror_namespace, name).splitlines()]
+    assert {one["file"] for one in said} == {"mirror"}
 
 
 def test_top_reads_every_pod_through_forwarded_ports(fleet: NodesFleet) -> None:

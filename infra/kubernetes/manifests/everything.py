@@ -24,6 +24,7 @@ from modelfleet.infra.kubernetes.manifests.guard import head_guard
 from modelfleet.infra.kubernetes.manifests.ladder_return import ladder_return
 from modelfleet.infra.kubernetes.manifests.load_balancer import controller, target_group_binding
 from modelfleet.infra.kubernetes.manifests.load_balancer import custom_resource_definitions as balancer_definitions
+from modelfleet.infra.kubernetes.manifests.log_collector import log_collector
 from modelfleet.infra.kubernetes.manifests.manifest_key import manifest_key
 from modelfleet.infra.kubernetes.manifests.mirror import mirror_job, mirrored
 from modelfleet.infra.kubernetes.manifests.namespace import (
@@ -58,7 +59,8 @@ def cluster_add_ons(plan: Plan, cluster_name: str) -> list[Manifest]:
     """What a new EKS cluster lacks; an existing cluster is used as its owner made it."""
     if not plan.target.makes_cluster:
         return []
-    return [device_plugin(plan), dcgm_exporter(plan), *cluster_autoscaler(plan, cluster_name)]
+    parts = [device_plugin(plan), dcgm_exporter(plan), *cluster_autoscaler(plan, cluster_name)]
+    return [*parts, *log_collector(plan, cluster_name)]
 
 
 def operator(plan: Plan) -> list[Manifest]:

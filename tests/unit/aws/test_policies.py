@@ -25,6 +25,7 @@ STATEMENTS = {
     "existing": policies.read_existing(["other/llama", "other/mistral", "whole"], **PARTITION),
     "autoscaler": policies.cluster_autoscaler(cluster_name="c", **PLACE),
     "targets": policies.target_registration(stack="prod", **PLACE),
+    "logs": policies.write_logs("/aws/eks/c/pods", **PLACE),
 }
 
 
@@ -193,12 +194,14 @@ def test_tls_only_denies_plain_http_and_nothing_else() -> None:
     assert not allowed(both, "s3:GetObject", "arn:aws:s3:::b/models/x", {"aws:SecureTransport": "false"})
 
 
-def test_the_logs_service_uses_the_key_for_one_log_group_only() -> None:
-    statements = policies.cluster_key(log_group="/aws/eks/c/cluster", **PLACE)["Statement"]
+def test_the_logs_service_uses_the_key_for_the_named_log_groups_only() -> None:
+    names = ["/aws/eks/c/cluster", "/aws/eks/c/pods"]
+    statements = policies.cluster_key(log_groups=names, **PLACE)["Statement"]
     (logs,) = [s for s in statements if s["Sid"] == "Logs"]
     context = "kms:EncryptionContext:aws:logs:arn"
     arn = "arn:aws:logs:us-west-2:123456789012:log-group:/aws/eks/c/cluster"
     assert allowed([logs], "kms:GenerateDataKey", "key", {context: arn})
+    assert allowed([logs], "kms:GenerateDataKey", "key", {context: arn.replace("/cluster", "/pods")})
     assert not allowed([logs], "kms:GenerateDataKey", "key", {context: arn + "-other"})
     assert not allowed([logs], "kms:ScheduleKeyDeletion", "key", {context: arn})
     wildcards = [s["Sid"] for s in statements if any("*" in action for action in _list(s["Action"]))]

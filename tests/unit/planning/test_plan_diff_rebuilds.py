@@ -132,6 +132,7 @@ CHANGES: dict[str, Any] = {
     "observability.alertEmails": ["pager@example.org"],
     "observability.alertUrls": ["https://pager.example.org/sns"],
     "observability.logs": "json",
+    "observability.logRetentionDays": 90,
     "observability.traces.otlp": {"otlp": "http://collector.tracing.svc:4318"},
     "local.gatewayPort": 9000,
     "local.servePort": 9001,
@@ -223,6 +224,8 @@ ON_EKS = (
     "observability.alertUrls",
     "pools.returnAfterMinutes",
 )
+#: Where a key needs others in the file before, whose own change is another matter.
+BASES = {"observability.logRetentionDays": {"target": "eks", "observability": {"logs": "cloudwatch"}}}
 REBUILDS = {
     "target": "worker groups l4, a100; pools appended at the end change none",
     "pools.name": "worker groups l4; pools appended at the end change none",
@@ -293,7 +296,7 @@ def test_every_key_of_the_stack_file_is_tried() -> None:
 @pytest.mark.parametrize("key", CHANGES)
 def test_the_diff_warns_exactly_when_kuberay_builds_another_cluster(key: str) -> None:
     """It was once silent about `redisAddress` and a longer `timeoutS`, while the stack paid for twice its GPUs."""
-    base = {"target": "eks"} if key in ON_EKS else {}
+    base = BASES.get(key, {"target": "eks"} if key in ON_EKS else {})
     before, after = plan_with({}, base), plan_with({**BESIDE.get(key, {}), key: CHANGES[key]}, base)
     assert before.config != after.config, "the change must reach the plan"
     warnings = rebuild_warnings(before, after)
