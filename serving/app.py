@@ -20,7 +20,13 @@ from ray.serve import Application
 
 from modelfleet.serving.card import Card
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import DEPLOYMENT, actor_options, deployment_options, placement_bundles
+from modelfleet.serving.config.serve_options import (
+    DEPLOYMENT,
+    actor_options,
+    deployment_options,
+    placement_bundles,
+    placement_strategy,
+)
 from modelfleet.serving.mirror import status
 from modelfleet.serving.mirror.proof import Expected
 from modelfleet.serving.mirror.waiting import wait_until_complete
@@ -95,7 +101,7 @@ def application(replica: type, args: AppArgs) -> Application:
         name=DEPLOYMENT,
         ray_actor_options=actor_options(model),
         placement_group_bundles=placement_bundles(model),
-        placement_group_strategy=model.scaling_config.placement_strategy,
+        placement_group_strategy=placement_strategy(model),
         logging_config={"enable_access_log": False},  # the gateway writes the access log, with the key's name
         # An option in Serve's file makes Serve's controller import the policy once more (Ray 2.60
         # `serve/_private/application_state.py`, `override_deployment_info`). Heads with this variable have the module;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -26,6 +26,7 @@ from vllm.entrypoints.serve.exception_handling.handlers.http import http_excepti
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -33,6 +34,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from modelfleet.serving.body_defaults import CHAT, CHATS, COMPLETIONS, BodyDefaults
 from modelfleet.serving.config.generate_kwargs import default_max_tokens
@@ -211,6 +213,11 @@ async def start(
     engine = FleetEngine.from_vllm_config(
         config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=args.disable_log_stats
     )
+    if config.parallel_config.nnodes > 1 and current_platform.is_cpu():
+        # A further stage makes room for what it receives in the first batch that nobody sends it. With GPUs that is the
+        # profiling step, which the CPU build leaves out when it runs eagerly (vLLM 0.32 `cpu_model_runner.py`,
+        # `warming_up_model`; `gpu_model_runner.py`, `_dummy_run`).
+        await engine.collective_rpc("execute_dummy_batch")
     tasks = await engine.get_supported_tasks()
     clock.passed("engine")
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))
@@ -227,6 +234,20 @@ async def start(
         served = BodyDefaults(served, {CHAT: chat, CHATS: chat, COMPLETIONS: completion})
     clock.passed("application")
     return served, engine, Adapters(app.state.openai_serving_models)
+
+
+def run_stage(arguments: dict[str, Any], begun: Callable[[], None]) -> None:
+    """Runs the workers of a further stage of a pipeline, as `vllm serve --headless`; returns once one of them ended.
+
+    `begun` is called once they are up. The engine of the first stage tells them what to do. vLLM 0.32
+    `vllm/entrypoints/cli/serve.py`, `run_headless`.
+    """
+    config = AsyncEngineArgs.from_cli_args(namespace(arguments)).create_engine_config(
+        UsageContext.OPENAI_API_SERVER, headless=True
+    )
+    executor = MultiprocExecutor(config, monitor_workers=False)
+    begun()
+    executor.start_worker_monitor(inline=True)
 
 
 def namespace(arguments: dict[str, Any]) -> Namespace:

@@ -9,6 +9,7 @@ from typing import Any
 
 from modelfleet.serving.config.generate_kwargs import ALLOWED
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import stages_of
 from modelfleet.serving.errors import EngineError
 from modelfleet.serving.prompt import compile_chat_template
 from modelfleet.serving.sampling import generation_overrides
@@ -71,7 +72,7 @@ def engine_arguments(
         "model": path,
         "served_model_name": [engine.model_id],
         "max_model_len": engine.length or LONGEST,
-        "tensor_parallel_size": model.scaling_config.num_workers,
+        "tensor_parallel_size": model.scaling_config.num_workers // stages_of(model),
     }
     if not model.scaling_config.num_gpus_per_worker and "compilation_config" not in arguments:
         arguments.setdefault("enforce_eager", True)

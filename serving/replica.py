@@ -17,8 +17,9 @@ from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
-from modelfleet.serving.config.serve_options import actor_options, workers_are_ray_actors
-from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, engine_arguments
+from modelfleet.serving.config.serve_options import stages_of, workers_are_ray_actors
+from modelfleet.serving.engine_args import engine_arguments
+from modelfleet.serving.environment import prepare
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
@@ -30,6 +31,7 @@ from modelfleet.serving.ray_cluster import RayCluster, RayStore
 from modelfleet.serving.seal import cache_environment, seal_root, take, this_machine
 from modelfleet.serving.settling import Settling
 from modelfleet.serving.shared_memory import note, remove_left
+from modelfleet.serving.stages import Stages, end_engine
 from modelfleet.serving.startup import StartupClock
 from modelfleet.serving.turns import turn_of
 from modelfleet.serving.usage import UsageMeter, last_records, replica_name, usage_folder
@@ -63,6 +65,9 @@ logger = logging.getLogger("ray.serve")
 class VllmReplica:
     """Serve deployment: builds vLLM's FastAPI application when the replica starts."""
 
+    _stages: Stages | None = None
+    _lost = ""
+
     def __init__(
         self,
         model: dict[str, Any],
@@ -90,13 +95,11 @@ class VllmReplica:
         bind_to_node_address_only()
         self._places = Places()
         self._places.watch()
-        for name, value in DEFAULT_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare(self._model)
         if traces:
             # Before vLLM, whose processes inherit it. Its own default is gRPC.
             os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
             os.environ.setdefault("OTEL_SERVICE_NAME", self._model.model_id)
-        lift_thread_limit(self._model)
         self._place_caches()
         names = self._model.engine_config.env_vars_to_propogate
         if names and workers_are_ray_actors(self._model):
@@ -134,9 +137,14 @@ class VllmReplica:
         for task in self.__dict__.pop("_tasks", ()):
             task.cancel()  # before the engine goes, or the replica would take it for dead
         self._last_words()
+        stages = self.__dict__.pop("_stages", None)
+        if stages is not None:
+            stages.forget()  # they end with the engine, which is then no fault
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.shutdown(timeout=ENGINE_END_S)
             remove_left()
+        if stages is not None:
+            stages.end()
 
     def _last_words(self) -> None:
         """What this replica has to write down before it ends, once; nothing of it may keep it from ending."""
@@ -266,6 +274,9 @@ class VllmReplica:
             await asyncio.to_thread(self._take_seal, self._weights["seal"], self._seal_root)
             self._clock.passed("sealed compile cache")
         importing = asyncio.create_task(asyncio.to_thread(_import_engine))
+        if stages_of(self._model) > 1:
+            self._stages = Stages(self._model, self._weights)
+        folders: Any = asyncio.ensure_future(self._stages.fetch()) if self._stages else None
         try:
             weights, others, adapters = await asyncio.to_thread(self._fetch)
         except OSError as error:  # such as a full disk
@@ -281,6 +292,10 @@ class VllmReplica:
                 if pretended:
                     logger.warning("the card is pretended: vLLM's CPU build serves %s", self._model.model_id)
                     arguments["enforce_eager"] = True  # as without GPUs (`engine_arguments`)
+                if self._stages is not None:
+                    arguments = self._stages.begin(arguments, await folders)
+                    self._stages.watch(self._stage_lost)
+                    self._clock.passed("weights of the further stages")
                 async with turn_of(self._model, logger.info) as waited:
                     if waited:
                         self._clock.passed("turn on its card")
@@ -291,6 +306,16 @@ class VllmReplica:
         except Exception as error:
             logger.exception("vLLM cannot start %s", self._model.model_id)
             raise EngineError(sentence(self._model.model_id, error, _read_from(log, offset))) from None
+
+    def _stage_lost(self, why: str) -> None:
+        """A stage on another node ended: no request can be answered without it. vLLM itself would wait for it."""
+        self._lost = f"a stage on another node ({why})"
+        if self._meter is None:  # still starting: vLLM waits for that stage, and holds the event loop
+            logger.error(
+                "%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, self._lost
+            )
+            os._exit(1)
+        end_engine()
 
     def _take_seal(self, uri: str, root: Path) -> None:
         """Copies the sealed compile cache to this node; without one, or with a foreign one, vLLM compiles."""
@@ -314,9 +339,10 @@ class VllmReplica:
 
         Otherwise Serve waits for three failed health checks and returns 500 meanwhile (25 s, measured).
         """
-        while not gate.engine.errored:
+        while not gate.engine.errored and not self._lost:
             await asyncio.sleep(ENGINE_POLL_S)
-        logger.error("the engine of %s died; this replica ends so that Serve starts a new one", self._model.model_id)
+        died = self._lost or "its engine"
+        logger.error("%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, died)
         ends = time.monotonic() + LAST_WORDS_S
         while gate.open_requests and time.monotonic() < ends:
             await asyncio.sleep(SENT_S)
@@ -332,17 +358,6 @@ def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any, Any]]]:
     with kept_targets(logger):
         from modelfleet.serving.engine import start
     return start
-
-
-def lift_thread_limit(model: ModelConfig) -> None:
-    """Drops the OMP_NUM_THREADS that Ray set in a replica with GPUs, unless the model file set it.
-
-    vLLM then loads weights with all CPUs of the node's share and serves with one thread; a value that it finds stays
-    for both (vLLM 0.32 `vllm/utils/torch_utils.py`, `vllm/v1/engine/utils.py`). Before torch is imported.
-    """
-    given = actor_options(model)["runtime_env"]["env_vars"]
-    if model.scaling_config.num_gpus_per_worker and "OMP_NUM_THREADS" not in given:
-        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _own_log() -> tuple[Path | None, int]:

@@ -35,6 +35,8 @@ class InstanceType:
     nvme_gb: int
     efa_interfaces: int
     max_pods: int
+    network_gbps: float
+    """Gbit/s that a pod has for long: the baseline of the default network card, without EFA."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ def _instance(row: dict[str, str]) -> InstanceType:
         nvme_gb=int(row["local_nvme_gb"]),
         efa_interfaces=int(row["efa_interfaces"]),
         max_pods=int(row["max_pods"]),
+        network_gbps=float(row["network_gbps"]),
     )
 
 

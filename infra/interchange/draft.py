@@ -176,10 +176,13 @@ class _Drafting:
             workers = self.hole(path, "GPUs of one replica; the file takes it from outside")
         machine = machine_of(self.workload.hardware, self.workload.image, self.workload.gpus)
         accelerator = self.accelerator or machine.accelerator
+        stages = self.left.get("pipeline_parallel_size", 1)
         scaling: dict[str, Any] = {"num_workers": workers}
+        if isinstance(workers, int) and isinstance(stages, int):
+            scaling["num_workers"] = workers * stages
         if accelerator == CPU:
             scaling["num_gpus_per_worker"] = 0
-        if workers != 1 or accelerator != CPU:
+        if stages == 1 and (workers != 1 or accelerator != CPU):
             scaling["placement_strategy"] = "STRICT_PACK"
         if accelerator:
             scaling["resources_per_worker"] = {resource_name(accelerator): STEERING_FRACTION}

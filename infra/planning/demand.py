@@ -8,7 +8,7 @@ from functools import cached_property
 
 from modelfleet.infra.planning.packing import Steps, copies, nodes_on, steps
 from modelfleet.serving.config.load import LoadedModel
-from modelfleet.serving.config.serve_options import Bundle, placement_bundles, replica_bounds
+from modelfleet.serving.config.serve_options import Bundle, placement_bundles, placement_strategy, replica_bounds
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Demand:
     @property
     def strategy(self) -> str:
         """Ray's placement strategy."""
-        return self.model.config.scaling_config.placement_strategy
+        return placement_strategy(self.model.config)
 
     @cached_property
     def total(self) -> Bundle:

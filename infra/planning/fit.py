@@ -28,6 +28,7 @@ from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import stages_of
 from modelfleet.serving.versions import PINNED
 
 GIB = 1024 * MIB
@@ -79,6 +80,10 @@ class Setting:
     """What drafts them, where it takes memory and can be counted."""
     experts_whole: bool = False
     """Each worker has whole experts (`enable_expert_parallel`)."""
+    stages: int = 1
+    """Nodes of a replica, each with `workers` of them: the stages of its pipeline."""
+    stage: int = 0
+    """Of which the memory is asked."""
 
     @property
     def engine(self) -> EngineArguments:
@@ -93,13 +98,22 @@ class Setting:
             drafts=self.drafts,
             batches=1 if self.accelerator.name == CPU else CONCURRENT_BATCHES,
             experts_whole=self.experts_whole,
+            stages=self.stages,
+            stage=self.stage,
         )
 
     @property
     def shares(self) -> EngineArguments:
         """Of the engine's arguments those that decide what of the weights one worker has."""
         capability = self.accelerator.compute_capability
-        return EngineArguments(1, ranks=self.workers, capability=capability, experts_whole=self.experts_whole)
+        return EngineArguments(
+            1,
+            ranks=self.workers,
+            capability=capability,
+            experts_whole=self.experts_whole,
+            stages=self.stages,
+            stage=self.stage,
+        )
 
 
 def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) -> Setting:
@@ -111,7 +125,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
     drafting = drafting_of(model, facts.checkpoint, facts.draft)
     return Setting(
         accelerator=accelerator,
-        workers=model.scaling_config.num_workers,
+        workers=model.scaling_config.num_workers // stages_of(model),
         length=length,
         utilization=utilization_of(model),
         batched_tokens=batch.tokens,
@@ -127,6 +141,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         adapters=int(kwargs.get("max_loras") or 1) if kwargs.get("enable_lora") is True else 0,
         adapter_rank=int(kwargs.get("max_lora_rank") or DEFAULT_ADAPTER_RANK),
         experts_whole=experts_are_whole(model),
+        stages=stages_of(model),
     )
 
 
@@ -237,7 +252,11 @@ def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
 
     The estimate, whatever was measured: a measurement is kept as its difference from this.
     """
-    fixed = CONTEXT_MIB + (COMMUNICATION_MIB if setting.workers > 1 else 0) + (0 if setting.eager else GRAPHS_MIB)
+    fixed = (
+        CONTEXT_MIB
+        + (COMMUNICATION_MIB if setting.workers * setting.stages > 1 else 0)
+        + (0 if setting.eager else GRAPHS_MIB)
+    )
     fixed += ENCODER_MIB if facts.encoder_bytes else 0
     row = LIVE_HIDDEN * facts.hidden_size + LIVE_INTERMEDIATE * facts.intermediate_size / setting.workers
     activations = setting.batched_tokens * row * setting.value_bytes
@@ -257,8 +276,25 @@ def token_bytes(facts: ModelFacts, setting: Setting) -> int:
     return round(sum(cache.per_token for cache in memory_in(facts, setting).layout.caches if cache.kind in kept))
 
 
+def uncounted_by_stage(facts: ModelFacts, setting: Setting) -> bool:
+    """Whether a pipeline's caches are not counted: only equal caches, one a layer, divide as its layers do."""
+    whole = memory_in(facts, dataclasses.replace(setting, stages=1, stage=0))
+    caches = whole.layout.caches
+    equal = all(caches[0].shares_block_table(cache) for cache in caches)
+    return not equal or len(caches) != whole.checkpoint.layers
+
+
 def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
-    """How one GPU's memory is used; `full_length_sequences` 0 means that the model does not fit."""
+    """How one GPU's memory is used; `full_length_sequences` 0 means that the model does not fit.
+
+    Of a pipeline's stages it is the one with the fewest sequences: vLLM takes as many blocks in all (vLLM 0.32
+    `v1/core/kv_cache_utils.py`, `get_kv_cache_configs`).
+    """
+    stages = [dataclasses.replace(setting, stage=stage) for stage in range(setting.stages)]
+    return min((_stage_memory(facts, one) for one in stages), key=lambda one: one.full_length_sequences)
+
+
+def _stage_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
     total = float(setting.accelerator.usable_mib * MIB)
     weights, reserve = weight_bytes(facts, setting), reserve_bytes(facts, setting)
     if row := measured_row(facts, setting):
@@ -290,6 +326,7 @@ def variant(facts: ModelFacts, setting: Setting) -> str:
         f"drafts={setting.drafts}": bool(setting.drafts),
         f"adapters={setting.adapters}x{setting.adapter_rank}": bool(setting.adapters),
         "experts_whole": setting.experts_whole and setting.workers > 1,
+        f"stages={setting.stages}": setting.stages > 1,
     }
     return " ".join(word for word, applies in words.items() if applies)
 

@@ -26,6 +26,7 @@ from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.document import KeyPath
 from modelfleet.serving.config.errors import Finding, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
+from modelfleet.serving.config.serve_options import stages_of
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 LENGTH: KeyPath = ("engine_config", "max_total_tokens")
@@ -91,13 +92,17 @@ def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
 
 
 def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
-    workers, whole = model.config.scaling_config.num_workers, experts_are_whole(model.config)
+    workers, whole = model.config.scaling_config.num_workers // stages_of(model.config), experts_are_whole(model.config)
     if workers_allowed(facts, workers, experts_whole=whole):
         return []
     allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count, experts_whole=whole)]
     fault = undivided(facts.checkpoint, workers, experts_whole=whole)
-    message = f"found {workers}, but {fault}; allowed are {', '.join(allowed)}"
+    message = f"found {workers}{_a_stage(model)}, but {fault}; allowed are {', '.join(allowed)}"
     return [model.document.finding(WORKERS, message)]
+
+
+def _a_stage(model: LoadedModel) -> str:
+    return " in each stage" if stages_of(model.config) > 1 else ""
 
 
 def _part(model: LoadedModel, accelerator: Accelerator | None) -> list[Finding]:

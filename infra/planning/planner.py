@@ -64,6 +64,7 @@ from modelfleet.infra.planning.monitoring import amp_plan, monitoring_findings, 
 from modelfleet.infra.planning.network import network_findings
 from modelfleet.infra.planning.nodes import ray_resources
 from modelfleet.infra.planning.packing import copies
+from modelfleet.infra.planning.pipeline import pipeline_findings
 from modelfleet.infra.planning.plan import (
     CodeArtifact,
     CostRange,
@@ -165,7 +166,10 @@ def plan(
     if cards and not any(choice.demands for choice in choices if choice.pool.accelerator != CPU):
         findings += unused_card_findings(stack, cards)
         cards = replace(cards, missing=())
-    findings += fallback_findings(stack, choices, facts, catalog)
+    findings += [
+        *fallback_findings(stack, choices, facts, catalog),
+        *pipeline_findings(stack, choices, facts, catalog),
+    ]
     bucket, found = bucket_plan(stack, models)
     made, made_mirror = image_plan(stack, image, catalog), mirror_image_plan(stack, image, catalog)
     findings += [

@@ -92,6 +92,8 @@ def why_no_speed(facts: ModelFacts, setting: Setting, load: Load, room: float | 
     tokens = load.input_tokens + load.output_tokens
     if encoder_only(memory_in(facts, setting).checkpoint):
         return "the model writes no tokens"
+    if setting.stages > 1:
+        return "pipelines over nodes are not in the estimate"
     if setting.accelerator.name not in speed_cards():
         return f"the peaks of {setting.accelerator.name} are not known"
     if tokens > setting.length:

@@ -44,7 +44,7 @@ def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog, here: Sequen
     if here:
         return sorted(_on_these_cards(facts, setting, catalog, here), key=lambda way: (way.effort, way.text))
     price = replica_price(setting.accelerator.name, setting.workers, catalog)
-    found = [*_same_gpus(facts, setting, catalog, price.usd_per_hour)] if price else []
+    found = [*_same_gpus(facts, setting, catalog, price.usd_per_hour * setting.stages)] if price else []
     found += [*_more_workers(facts, setting, catalog), *_other_accelerators(facts, setting, catalog)]
     return sorted(found, key=lambda way: (way.usd_per_replica_hour or 0.0, way.effort, way.text))
 
@@ -135,7 +135,8 @@ def _more_workers(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iter
             and workers_allowed(facts, workers, experts_whole=setting.experts_whole)
             and fits(facts, wider)
         ):
-            yield WayOut(price.usd_per_hour, 5, f"num_workers: {workers}{_room(facts, wider)}")
+            usd = price.usd_per_hour * setting.stages
+            yield WayOut(usd, 5, f"num_workers: {workers * setting.stages}{_room(facts, wider)}")
             return
 
 
@@ -144,12 +145,13 @@ def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -
         if accelerator.name == setting.accelerator.name or not _usable(accelerator, setting, catalog):
             continue
         for workers in (1, 2, 4, 8) if setting.part == 1 else (1,):
-            there = dataclasses.replace(setting, accelerator=accelerator, workers=workers)
+            there = dataclasses.replace(setting, accelerator=accelerator, workers=workers, stages=1, stage=0)
             if refusals(facts.checkpoint, there.engine, accelerator.compute_capability):
                 break
             price = replica_price(accelerator.name, workers, catalog)
             if price and workers_allowed(facts, workers, experts_whole=setting.experts_whole) and fits(facts, there):
                 text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"
+                text += ", without pipeline_parallel_size" if setting.stages > 1 else ""
                 yield WayOut(price.usd_per_hour * setting.part, 6, text + _room(facts, there))
                 break
 

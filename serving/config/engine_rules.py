@@ -14,9 +14,9 @@ from modelfleet.serving.config.validation import near, shown
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 
-_ONE_NODE = (
-    "a replica is scaling_config.num_workers tensor parallel workers on one node; raise num_workers, or take a pool "
-    "whose nodes have more or larger GPUs"
+_OWN_MEETING = (
+    "vLLM's nodes find each other by what the replica says; pipeline_parallel_size is how many nodes it has, and "
+    "num_workers all their workers"
 )
 _REPLICAS = (
     "data parallel ranks are replicas here: raise deployment_config.num_replicas or max_replicas; "
@@ -37,12 +37,11 @@ RESERVED: dict[str, str] = {
     "hf_token": "a token is a secret; run `pulumi config set --secret modelfleet:huggingFaceToken`",
     "load_s3_path": "it belonged to a private fork of vLLM; use s3_mirror_config.bucket_uri",
     "lora_modules": "engine_config.lora sets it",
+    "prefill_context_parallel_size": "a replica's workers are tensor parallel; raise scaling_config.num_workers",
     "api_key": "a key is a secret; run `pulumi config set --secret modelfleet:apiKeys`",
 } | dict.fromkeys(
-    (
-        "pipeline_parallel_size", "prefill_context_parallel_size", "nnodes", "node_rank", "master_addr", "master_port",
-    ),
-    _ONE_NODE,
+    ("nnodes", "node_rank", "master_addr", "master_port"),
+    _OWN_MEETING,
 ) | dict.fromkeys(
     (
         "data_parallel_size", "data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local",

@@ -123,6 +123,8 @@ def _placement(data: Any) -> Iterator[Fault]:
     workers, gpus = _number(scaling, "num_workers", None), _gpus(data)
     strategy = scaling.get("placement_strategy", "PACK")
     path = ("scaling_config", "placement_strategy")
+    if (_number(_section(data, *ENGINE_KWARGS), "pipeline_parallel_size", None) or 1) > 1:
+        return  # `_pipeline` says it
     if not gpus or _section(data, *ENGINE_KWARGS).get("distributed_executor_backend") != "ray":
         if strategy in ("SPREAD", "STRICT_SPREAD"):
             message = f"{strategy} has no effect: a replica and its workers are one bundle, on one node; leave it out"
@@ -155,6 +157,48 @@ def _executor(data: Any) -> Iterator[Fault]:
     elif asked == "uni" and workers is not None and workers > 1:
         message = f"found 'uni' with {shown(workers)} workers, but uni is one process; leave it out, or write mp"
         yield _error(path, message)
+
+
+_ON_ONE_NODE = {
+    "speculative_config": "what drafts runs in the last stage alone",
+    "kv_offloading_size": "it is one node's memory",
+    "cpu_offload_gb": "it is one node's memory",
+    "data_parallel_size": "replicas scale one by one",
+}
+"""Engine arguments that a replica over several nodes does not have yet, and why."""
+
+
+def _pipeline(data: Any) -> Iterator[Fault]:
+    """A pipeline: `num_workers` workers in equal stages, each on a node of its own, in vLLM's own processes."""
+    kwargs, scaling = _section(data, *ENGINE_KWARGS), _section(data, "scaling_config")
+    stages, workers = _number(kwargs, "pipeline_parallel_size", None), _number(scaling, "num_workers", None)
+    if stages is None or stages <= 1:
+        return
+    path = (*ENGINE_KWARGS, "pipeline_parallel_size")
+    if workers is not None and workers % stages:
+        yield _error(
+            path,
+            f"found {stages:g} with num_workers {workers:g}; num_workers are all workers of a replica, and each of its "
+            f"stages has as many: write a num_workers that {stages:g} divides",
+        )
+    if scaling.get("placement_strategy") == "STRICT_PACK":
+        message = "found 'STRICT_PACK', but each stage of a pipeline is on a node of its own: leave it out"
+        yield _error(("scaling_config", "placement_strategy"), message)
+    if (asked := kwargs.get("distributed_executor_backend")) not in (None, "mp"):
+        message = f"found {shown(asked)}; the stages of a pipeline are vLLM's own processes (mp): leave it out"
+        yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
+    for name in sorted(_ON_ONE_NODE.keys() & {key for key, value in kwargs.items() if value}):
+        message = f"a replica over several nodes does not have it, because {_ON_ONE_NODE[name]}: leave it out"
+        yield _error((*ENGINE_KWARGS, name), message)
+    if _section(data, "engine_config").get("lora"):
+        message = "a replica over several nodes has no adapters yet: leave them out, or serve it on one node"
+        yield _error(("engine_config", "lora"), message)
+    if scaling.get("fallback"):
+        message = "all stages of a replica have the same card, so it falls back on none: leave it out"
+        yield _error(("scaling_config", "fallback"), message)
+    if _gpus(data) and not {accelerator_of(name) for name in _section(data, *WORKERS)} - {None}:
+        message = "names no accelerator, so the further stages could land on any node; add `accelerator_type:…: 0.001`"
+        yield _error(WORKERS, message)
 
 
 def _gpu_parts(data: Any) -> Iterator[Fault]:
@@ -327,6 +371,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _executor, _gpu_parts, _fallback, _replica, _autoscaling, _stops, _prompts,
-    _runtime_envs, _mirror, _architecture,
+    _accelerator, _resources, _placement, _executor, _pipeline, _gpu_parts, _fallback, _replica, _autoscaling, _stops,
+    _prompts, _runtime_envs, _mirror, _architecture,
 )  # fmt: skip

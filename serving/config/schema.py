@@ -354,7 +354,10 @@ class Fallback(Section):
 class ScalingConfig(Section):
     """What one replica takes: its workers and where they are placed."""
 
-    num_workers: Workers = Field(description="Workers per replica: the tensor parallel size.", examples=[4])
+    num_workers: Workers = Field(
+        description="Workers per replica: the tensor parallel size, times `pipeline_parallel_size`, its nodes.",
+        examples=[4],
+    )
     num_gpus_per_worker: Literal[0, 1] | GpuPart = Field(
         1,
         description="GPUs per worker: 1, or 0 on CPU; 0.5, 0.25 or 0.125 for a small model that shares its card with "

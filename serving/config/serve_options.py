@@ -69,10 +69,22 @@ def workers_are_ray_actors(model: ModelConfig) -> bool:
     return asked == "ray" and bool(model.scaling_config.num_gpus_per_worker)
 
 
+def stages_of(model: ModelConfig) -> int:
+    """Nodes of one replica: the stages of its pipeline (`pipeline_parallel_size`), one a node; 1 without one."""
+    asked = model.engine_config.engine_kwargs.get("pipeline_parallel_size")
+    return asked if isinstance(asked, int) and asked > 1 else 1
+
+
+def placement_strategy(model: ModelConfig) -> str:
+    """Ray's strategy for the bundles: each stage of a pipeline is on a node of its own."""
+    return "STRICT_SPREAD" if stages_of(model) > 1 else model.scaling_config.placement_strategy
+
+
 def placement_bundles(model: ModelConfig) -> list[Bundle]:
     """Ray placement-group bundles of one replica; zero entries are dropped.
 
-    One bundle with the replica's and its workers' resources; with Ray's executor the replica's own and one per worker.
+    One bundle with the replica's and its workers' resources; of a pipeline one for each stage with its workers, the
+    first with the replica too; with Ray's executor the replica's own and one per worker.
     """
     scaling = model.scaling_config
     replica = _replica_bundle(model)
@@ -81,6 +93,10 @@ def placement_bundles(model: ModelConfig) -> list[Bundle]:
         "GPU": float(scaling.num_gpus_per_worker),
         **scaling.resources_per_worker,
     }
+    if (stages := stages_of(model)) > 1:
+        share: Bundle = {"memory": replica["memory"] / stages}
+        inside = [worker] * (scaling.num_workers // stages) + [share]
+        return [_without_zeros(_sum([replica | share, *inside[:-1]])), *[_without_zeros(_sum(inside))] * (stages - 1)]
     bundles = [replica] + [worker] * scaling.num_workers
     if not workers_are_ray_actors(model):
         return [_without_zeros(_sum(bundles))]

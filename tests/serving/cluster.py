@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,14 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 420.0
 """A vLLM start takes one to several minutes on two busy cores."""
+
+#: One more node. `ray start` would look for the head at another address of this machine than 127.0.0.1, its only one.
+JOIN = """import json, signal, sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+node = Node(RayParams(**json.loads(sys.argv[1])), head=False)
+while True:
+    signal.pause()"""
 
 ENVIRONMENT = {
     **REPLICA_ENVIRONMENT,
@@ -45,6 +54,10 @@ class Cluster:
     process: ProcessId
     #: Where the scaling policy asks the gateway how many requests wait: the metrics port of `front`.
     queues_port: int
+    #: Where further nodes join it, and their environment and Python.
+    address: str = ""
+    python: Path = Path()
+    environment: dict[str, str] = field(default_factory=dict)
     declared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def serve(self, *applications: dict[str, Any]) -> None:
@@ -97,6 +110,27 @@ class Cluster:
         """Ray's scrape of this node."""
         return requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
 
+    def join(self, folder: Path, cpus: int, resources: dict[str, float]) -> ProcessId:
+        """Starts one more node of this Ray on this machine, as `ray.cluster_utils` does; who calls it ends it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        dashboard_agent, metrics = free_ports(2)
+        options = {
+            "gcs_address": self.address,
+            "node_ip_address": "127.0.0.1",
+            "dashboard_agent_listen_port": dashboard_agent,
+            "metrics_export_port": metrics,
+            "min_worker_port": 0,
+            "max_worker_port": 0,
+            "num_cpus": cpus,
+            "num_gpus": 0,
+            "resources": resources,
+            "object_store_memory": 80 * 2**20,
+            "include_log_monitor": False,
+        }
+        command = [str(self.python), "-c", JOIN, json.dumps(options)]
+        log = folder / "ray.log"
+        return spawn(command, mark=mark(str(folder), "ray"), log=log, cwd=folder, env=self.environment)
+
     def stop(self) -> None:
         """Ends every process of this Ray and no other."""
         end_all(lambda: members(self.process), 10.0)
@@ -144,7 +178,10 @@ def _started(python: Path, folder: Path, environment: dict[str, str], cpus: int,
     env |= {QUEUES_VARIABLE: f"127.0.0.1:{queues}", FOLDER_VARIABLE: str(folder / "usage")}
     process = spawn(command, mark=mark(str(folder), "ray"), log=folder / "ray.log", cwd=folder, env=env)
     logs = folder / "session_latest" / "logs"
-    return Cluster(f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues)
+    return Cluster(
+        f"http://127.0.0.1:{dashboard}", serve, metrics, logs, folder / "usage", process, queues,
+        f"127.0.0.1:{gcs}", python, env,
+    )  # fmt: skip
 
 
 def _answers(cluster: Cluster) -> bool:

@@ -75,6 +75,7 @@ def instance_rows(found: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
                 "local_nvme_gb": str(one.get("InstanceStorageInfo", {}).get("TotalSizeInGB", 0)),
                 "efa_interfaces": str(one["NetworkInfo"].get("EfaInfo", {}).get("MaximumEfaInterfaces", 0)),
                 "max_pods": str(_max_pods(one["NetworkInfo"])),
+                "network_gbps": f"{_network_gbps(one['NetworkInfo']):g}",
             }
 
 
@@ -96,9 +97,18 @@ def _max_pods(network: Mapping[str, Any]) -> int:
 
     https://github.com/awslabs/amazon-eks-ami, max-pods-calculator. The VPC CNI uses only the default card.
     """
-    cards = {card["NetworkCardIndex"]: card for card in network["NetworkCards"]}
-    interfaces: int = cards[network["DefaultNetworkCardIndex"]]["MaximumNetworkInterfaces"]
+    interfaces: int = _default_card(network)["MaximumNetworkInterfaces"]
     return interfaces * (int(network["Ipv4AddressesPerInterface"]) - 1) + 2
+
+
+def _network_gbps(network: Mapping[str, Any]) -> float:
+    """What a pod has for long: the default network card's baseline. Others need EFA, bursts end after minutes."""
+    return float(_default_card(network)["BaselineBandwidthInGbps"])
+
+
+def _default_card(network: Mapping[str, Any]) -> Mapping[str, Any]:
+    cards: dict[int, Mapping[str, Any]] = {card["NetworkCardIndex"]: card for card in network["NetworkCards"]}
+    return cards[network["DefaultNetworkCardIndex"]]
 
 
 def _order(row: Row) -> tuple[int, str, int, str]:

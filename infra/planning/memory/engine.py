@@ -19,7 +19,8 @@ class EngineArguments:
 
     `length` is `max_model_len`; `ranks` the tensor-parallel GPUs; `capability` the card's compute capability, which
     chooses the attention backend and with it the block size; `drafts` the tokens that are speculated a step;
-    `experts_whole` says that each GPU has whole experts, not a part of each (`enable_expert_parallel`).
+    `experts_whole` says that each GPU has whole experts, not a part of each (`enable_expert_parallel`); `stage` is one
+    of `stages` of a pipeline, from 0.
     """
 
     length: int
@@ -31,6 +32,8 @@ class EngineArguments:
     drafts: int = 0
     batches: int = CONCURRENT_BATCHES
     experts_whole: bool = False
+    stages: int = 1
+    stage: int = 0
 
     @property
     def in_flight(self) -> int:

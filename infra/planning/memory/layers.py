@@ -24,6 +24,7 @@ from modelfleet.infra.planning.memory.kinds import (
     latent_kinds,
     layer_kinds,
 )
+from modelfleet.infra.planning.memory.stages import layers_of
 from modelfleet.infra.planning.memory.traits import traits_of
 
 #: Bytes of one token in the packed 8-bit and 4-bit latent caches (mla_attention.py, deepseek_v4/attention.py).
@@ -84,6 +85,8 @@ def layout_of(checkpoint: Checkpoint, engine: EngineArguments, draft: DraftCache
     block = base_block(checkpoint, dtype, engine.capability)
     reading = Reading(checkpoint, engine, dtype, block)
     found, sharing = caches_of(reading)
+    if engine.stages > 1 and len(found) == checkpoint.layers:  # `fit.uncounted_by_stage` refuses other models
+        found = [found[layer] for layer in layers_of(checkpoint.layers, engine.stages)[engine.stage]]
     found += draft(reading)
     layered = [cache for cache in found if cache.kind is Kind.STATE]
     if layered:

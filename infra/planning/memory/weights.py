@@ -16,6 +16,7 @@ from modelfleet.infra.planning.memory.feedforward import dense, feed_forward, pu
 from modelfleet.infra.planning.memory.kinds import STATES_ONLY, latent_kinds, layer_kinds
 from modelfleet.infra.planning.memory.layers import state_rule
 from modelfleet.infra.planning.memory.parts import SINGLE, Part, Size, format_of, plain
+from modelfleet.infra.planning.memory.stages import stage_has
 from modelfleet.infra.planning.memory.states import kimi_delta, mamba1, mamba2, short_convolution
 from modelfleet.infra.planning.memory.traits import ENCODER, Traits, traits_of
 
@@ -57,7 +58,11 @@ def linear_elements(checkpoint: Checkpoint, engine: EngineArguments) -> int:
 
 
 def parts_of(checkpoint: Checkpoint, engine: EngineArguments) -> Iterator[Part]:
-    """All tensors of the decoder on one GPU."""
+    """All tensors of the decoder on one GPU, in one stage of a pipeline those of the stage."""
+    return (part for part in _all_parts(checkpoint, engine) if stage_has(checkpoint, engine, part.name))
+
+
+def _all_parts(checkpoint: Checkpoint, engine: EngineArguments) -> Iterator[Part]:
     traits = traits_of(checkpoint)
     yield from _outside(checkpoint, traits, engine.ranks)
     if checkpoint.get("block_configs") is not None:

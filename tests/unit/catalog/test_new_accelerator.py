@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[3]
 ROWS = {
     "serving/config/data/accelerators.csv": "X9-192G,x9,X9,196608,190000,12.0,16384,1024,bf16 fp8,true,X9",
-    "infra/catalog/ec2-instances.csv": "X9-192G,x9.48xlarge,192,2048,8,30400,16,737",
+    "infra/catalog/ec2-instances.csv": "X9-192G,x9.48xlarge,192,2048,8,30400,16,737,100",
     "infra/catalog/prices.csv": "us-east-1,x9.48xlarge,98.32,2026-11-28,made up for a test",
     "infra/catalog/quotas.csv": "x9,on-demand,L-0000000X,Running On-Demand X9 instances",
 }

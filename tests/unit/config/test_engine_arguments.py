@@ -152,8 +152,8 @@ def test_findings_are_json() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "way"),
     [
-        ("{pipeline_parallel_size: 2}", "raise num_workers, or take a pool whose nodes have more or larger GPUs"),
-        ("{nnodes: 2}", "raise num_workers, or take a pool whose nodes have more or larger GPUs"),
+        ("{prefill_context_parallel_size: 2}", "raise scaling_config.num_workers"),
+        ("{nnodes: 2}", "pipeline_parallel_size is how many nodes it has"),
         ("{data_parallel_size: 2}", "raise deployment_config.num_replicas or max_replicas"),
         ("{data_parallel_backend: ray}", "raise deployment_config.num_replicas or max_replicas"),
     ],

@@ -330,6 +330,47 @@ def test_several_workers_need_no_strategy() -> None:
     assert findings_of(text) == []
 
 
+def piped(old: str = "", new: str = "") -> str:
+    text = changed("  placement_strategy: STRICT_PACK\n", "").replace("num_workers: 1", "num_workers: 4")
+    text = text.replace("  engine_kwargs:\n    max_num_seqs: 64\n", "  engine_kwargs: {pipeline_parallel_size: 2}\n")
+    assert "pipeline_parallel_size" in text and old in text
+    return text.replace(old, new) if old else text
+
+
+def test_a_pipeline_needs_no_strategy_and_names_its_nodes() -> None:
+    assert findings_of(piped()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "message"),
+    [
+        ("num_workers: 4", "num_workers: 3", "engine_config.engine_kwargs.pipeline_parallel_size", "that 2 divides"),
+        (
+            "num_workers: 4",
+            "num_workers: 4\n  placement_strategy: STRICT_PACK",
+            "scaling_config.placement_strategy",
+            "each stage of a pipeline is on a node of its own",
+        ),
+        (
+            "size: 2}",
+            "size: 2, distributed_executor_backend: ray}",
+            "engine_config.engine_kwargs.distributed_executor_backend",
+            "vLLM's own processes",
+        ),
+        ("size: 2}", "size: 2, cpu_offload_gb: 4}", "engine_config.engine_kwargs.cpu_offload_gb", "one node's memory"),
+        (
+            "size: 2}",
+            "size: 2}\n  lora: [{name: a/b, source: a/b}]",
+            "engine_config.lora",
+            "has no adapters yet",
+        ),
+    ],
+)
+def test_what_a_pipeline_cannot_have_is_refused(old: str, new: str, key: str, message: str) -> None:
+    found = [one for one in findings_of(piped(old, new)) if one.severity is Severity.ERROR]
+    assert [one.path for one in found] == [key] and message in found[0].message
+
+
 @pytest.mark.parametrize(
     ("executor", "scaling", "message"),
     [

@@ -122,7 +122,7 @@ def test_how_vllm_ran_its_workers_is_not_taken_over() -> None:
         ("--swap-space 16", "--swap-space 16: left vLLM after 0.12.0"),
         ("--disable-log-requests --max-model-len 9k", "--disable-log-requests: left vLLM"),
         ("--host 0.0.0.0 --port 80", "--host, --port: the gateway in front listens"),
-        ("--pipeline-parallel-size 2", "--pipeline-parallel-size 2: a replica is scaling_config.num_workers"),
+        ("--nnodes 2", "--nnodes 2: vLLM's nodes find each other"),
         ("--served-model-name a b", "--served-model-name b: a model file has one model_id"),
         ("--chat-template /app/chat.jinja", "--chat-template /app/chat.jinja: a file of that container"),
         ('--kv-transfer-config \'{"kv_connector": "NixlConnector"}\'', "needs packages or partners"),
@@ -253,7 +253,10 @@ def test_a_group_of_nodes_is_said_and_its_gpus_are_not_the_replicas() -> None:
         "           resources: {limits: {nvidia.com/gpu: '8'}}}\n"
         "    workerTemplate:\n      spec:\n        containers:\n        - {image: vllm/vllm-openai, command: [sh, -c, ray start]}\n"
     )
-    assert draft.data["scaling_config"]["num_workers"] == 8
+    assert (
+        draft.data["scaling_config"]["num_workers"] == 16 and "placement_strategy" not in draft.data["scaling_config"]
+    )
+    assert draft.data["engine_config"]["engine_kwargs"]["pipeline_parallel_size"] == 2
     assert "2 nodes for one replica" in notes(draft)
 
 

@@ -111,7 +111,7 @@ def _catalog(rng: random.Random) -> Catalog:
     types, prices = {}, {}
     for index, (gpus, vcpus) in enumerate(rng.sample(shapes, 3)):
         name = f"x{index}.large"
-        types[name] = InstanceType(name, "L4", vcpus, 65536, gpus, 0, 0, 58)
+        types[name] = InstanceType(name, "L4", vcpus, 65536, gpus, 0, 0, 58, 10.0)
         prices["us-east-1", name] = Price(round(gpus * rng.uniform(0.5, 1.5), 3), "2026-07-20", "test")
     return Catalog(types, prices)
 

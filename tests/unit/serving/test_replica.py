@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import mmap
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from datetime import UTC, datetime
@@ -19,8 +21,9 @@ import pytest
 from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.infra.reading.node_hours import read_node_hours
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
+from modelfleet.serving.environment import lift_thread_limit
 from modelfleet.serving.errors import EngineError, MirrorError, WeightsError
-from modelfleet.serving.replica import VllmReplica, lift_thread_limit
+from modelfleet.serving.replica import VllmReplica
 from modelfleet.serving.startup import StartupClock
 from tests.unit.serving.test_engine_args import CPU, model
 
@@ -321,3 +324,29 @@ def test_ray_knows_the_settings_that_every_node_gets(name: str) -> None:
 
 def test_the_local_target_has_the_settings_of_every_node() -> None:
     assert RAY_ENVIRONMENT.items() <= ray_environment({}).items()
+
+
+def test_a_stage_that_ends_while_the_engine_starts_ends_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM holds the event loop until that stage answers, which it never does."""
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    replica = VllmReplica.__new__(VllmReplica)
+    replica._model, replica._meter = model(), None
+    replica._stage_lost("its node went")
+    assert ended == [1] and "its node went" in replica._lost
+
+
+def test_a_stage_that_ends_later_is_the_engines_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    replica = VllmReplica.__new__(VllmReplica)
+    replica._model, replica._meter = model(), SimpleNamespace(last_words=lambda: None)
+    engine = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+    engine.start()
+    replica._stage_lost("its node went")
+    assert not ended
+    engine.join(30)
+    assert engine.exitcode == -signal.SIGKILL, "vLLM tells its open requests once its engine is dead"
+    gate = SimpleNamespace(engine=SimpleNamespace(errored=False), open_requests=0)
+    asyncio.run(asyncio.wait_for(replica._exit_with_engine(gate), 30))
+    assert ended == [1]

@@ -189,10 +189,9 @@ def test_an_application_hands_the_address_to_its_replicas_which_copy_there(
     bound = application(VllmReplica, args)._bound_deployment
     assert bound.init_kwargs == {"usage": URI}
     assert application(VllmReplica, AppArgs(model=args.model))._bound_deployment.init_kwargs == {}
-    for name in ("bind_to_node_address_only", "lift_thread_limit", "_import_engine"):  # for a process of its own
+    for name in ("bind_to_node_address_only", "prepare", "_import_engine"):  # for a process of its own
         monkeypatch.setattr(f"modelfleet.serving.replica.{name}", lambda *_: None)
     monkeypatch.setattr("modelfleet.serving.replica.check_versions", lambda **_: None)
-    monkeypatch.setattr("modelfleet.serving.replica.DEFAULT_ENVIRONMENT", {})
 
     def fails(*_: Any) -> None:
         raise WeightsError("no weights")
