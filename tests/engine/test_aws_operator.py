@@ -31,6 +31,9 @@ STORE = {"image": "registry.example/serving:1", "headStorage": "valkey"}
 DOOR = {"expose": "internet", "hostname": "models.example.org", "zone": "example.org"}
 #: Other clients, longer requests, another name: what changes of a front door without a new one.
 OTHER_DOOR = {**DOOR, "hostname": "llm.example.org", "timeoutS": 600, "allowCidrs": ["203.0.113.0/24"]}
+SEEN = {"metrics": "amp", "alertEmails": ["pager@example.org"], "logs": "cloudwatch"}
+#: Others hear the alerts.
+SEEN_ELSEWHERE = {**SEEN, "alertEmails": ["night@example.org"], "alertUrls": ["https://pager.example.org/sns"]}
 MODELS = {"org--m": model("org/m", "L4")}
 #: Weights in a bucket of the company's own, so the readers' policies change.
 ELSEWHERE = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://company/m"})}
@@ -41,6 +44,11 @@ NAMES = "aws"
 KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
+    "aps:ListTagsForResource": "the official provider, which reads a scraper's tags",
+    "aps:PutAlertManagerDefinition": "a later version whose alerts go on otherwise",
+    "aps:UntagResource": "a tag that is taken away while its workspace stays",
+    "aps:UpdateScraper": "a later version that asks for other series",
+    "sns:UntagResource": "a tag that is taken away while its topic stays",
     "acm:GetCertificate": "the official provider, while a certificate waits for its proof",
     "ecr:DescribeImages": "a stack that makes its image, or names one in ECR: this one does neither",
     "ecr:DescribeRepositories": "the same",
@@ -145,7 +153,7 @@ def stack(door: dict[str, Any] = DOOR, **more: Any) -> dict[str, Any]:
             "gateway": door,
             "kubernetes": STORE,
             "trust": {"manifestKey": {"kms": "own"}},
-            "observability": {"logs": "cloudwatch"},
+            "observability": SEEN,
             **more,
         }
     )
@@ -159,9 +167,9 @@ def documents(plan: Plan) -> list[Document]:
     """The printed ones, for a fleet whose name is not its stack's."""
     printed = {name: text for name, text in iam_documents(plan, site(plan)).items() if name.startswith("operator")}
     text = json.dumps(list(printed.values()))
-    for kind in ("role", "policy"):
-        assert f":{kind}/{plan.stack}-*" in text
-        text = text.replace(f":{kind}/{plan.stack}-*", f":{kind}/{NAMES}-*")
+    for where in (":role/", ":policy/", f":sns:{REGION}:123456789012:"):
+        assert f"{where}{plan.stack}-*" in text
+        text = text.replace(f"{where}{plan.stack}-*", f"{where}{NAMES}-*")
     found: list[Document] = json.loads(text)
     return found
 
@@ -177,7 +185,7 @@ def test_the_printed_policy_is_enough_to_make_change_and_delete_a_fleet(
     found = run_preflight(plan)
     assert found == [], "the account has room, and the operator may look at all of it"
     project.up()
-    changed = {"pools": [{**POOL, "maxNodes": 3}, SPOT], "tags": {"team": "a"}}
+    changed = {"pools": [{**POOL, "maxNodes": 3}, SPOT], "tags": {"team": "a"}, "observability": SEEN_ELSEWHERE}
     newer = {"addonVersions": {"coredns": "v1.0.0-eksbuild.7"}, "version": "1.36"}
     open_to = {"publicAccessCidrs": ["203.0.113.0/24", "198.51.100.0/24"]}
     project.files(stack(OTHER_DOOR, **changed, cluster={**newer, **open_to}), ELSEWHERE)
