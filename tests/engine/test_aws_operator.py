@@ -71,7 +71,6 @@ UNUSED = {
     "elasticloadbalancing:SetSecurityGroups": "a front door whose security group is replaced",
     "elasticloadbalancing:SetWebACL": "a front door that has a web ACL, or had one: tests/unit/cloud/test_web_acl.py",
     "elasticloadbalancing:SetSubnets": "a stack that gets another zone",
-    "iam:CreateServiceLinkedRole": "the first node group of an account",
     "iam:UpdateAssumeRolePolicy": "a stack that gets another namespace",
     "kms:CreateGrant": "EKS and CloudWatch Logs, with the cluster's key",
     "kms:DisableKeyRotation": "never by us; the provider's way back from a failed create",
