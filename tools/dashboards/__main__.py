@@ -146,7 +146,10 @@ def screenshot(shown: Mapping[str, Any], height: int, picture: Path) -> None:
             f"--user-data-dir={folder}/me",
         ]
         local = ["--allow-file-access-from-files", "--virtual-time-budget=10000", f"--window-size={WIDTH},{height}"]
-        _run([browser, *options, *local, f"--screenshot={picture.resolve()}", page.as_uri()], Path(folder))
+        shot = [f"--screenshot={picture.resolve()}", "--enable-logging=stderr"]
+        said = _run([browser, *options, *local, *shot, page.as_uri()], Path(folder))
+    if fault := next((line for line in said.splitlines() if "CONSOLE" in line and "Error" in line), None):
+        raise SetupError(f"the page of {picture.name} failed: {fault}")
 
 
 def bundle() -> Path:
@@ -172,13 +175,15 @@ def _install(folder: Path) -> None:
     _run(["npm", "install", *quiet], folder)
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: Path) -> str:
+    """What it wrote to stderr."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError:
         raise SetupError(f"{command[0]} is not on PATH; install it") from None
     if done.returncode:
         raise SetupError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+    return done.stderr
 
 
 class _Plain(argparse.RawDescriptionHelpFormatter):
