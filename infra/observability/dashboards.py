@@ -24,8 +24,9 @@ HEALTHY: Final = "ray_serve_deployment_replica_healthy"
 TOKENS: Final = "ray_modelfleet_tokens_total"
 #: Of Grafana's dashboard model. https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/
 SCHEMA_VERSION: Final = 39
-#: Fields of every line of a panel, in Grafana's words. Parts of a whole lie on each other: equal lines would hide.
-STACKED: Final = {"custom": {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 25}}
+#: Fields of every line of a panel, in Grafana's words. Parts of a whole lie on each other, for equal lines would hide
+#: each other; without an edge, which a part of 0 would draw over its neighbour's.
+STACKED: Final = {"custom": {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 50, "lineWidth": 0}}
 #: An axis without halves; one whose top is all there is.
 WHOLE: Final = {"decimals": 0}
 SHARE: Final = {"max": 1}
@@ -225,7 +226,7 @@ def _goal(plan: Plan, model: ModelPlan, goal: Objective) -> Panel:
     allowed = round(1 - goal.good_share, 9)
     queries = [(f"{BAD_SHARE}{window}{chosen} / {allowed:g}", window) for window in ("1h", "3d")]
     says = "1: as many bad requests as the goal allows. The rules of the stack record it."
-    return Panel(f"Error budget burned: {GOALS[goal.name]}", "short", queries, says, BUDGET)
+    return Panel(f"Error budget burned: {GOALS[goal.name]}", "short", queries, says, BUDGET, {"3d": DASHED})
 
 
 def _dashboard(plan: Plan, name: str, title: str, panels: Sequence[Panel]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Draws docs/dashboard-*.png: a stack's dashboards, with what a Prometheus that watched it answers.
 
     modelfleet observability --stack local --out watch
-    python -m tools.dashboards --prometheus http://127.0.0.1:8005 watch
+    python -m tools.dashboards --prometheus http://127.0.0.1:8005 watch/dashboards/*.json
 
 Panels, axes, legends, units and colours are Grafana's: its libraries @grafana/ui and @grafana/data (Apache 2.0) come
 from npm, once per machine, with esbuild. No Grafana server runs: the queries go straight to Prometheus.
@@ -26,13 +26,18 @@ from typing import Any, Final
 import requests
 
 from modelfleet.infra.observability.scrape import INTERVAL_S
-from modelfleet.serving.config.errors import ModelfleetError, SetupError
+from modelfleet.serving.config.errors import Finding, InputErrors, ModelfleetError, SetupError
 from tools.cache import once
 from tools.paths import ROOT
 
 PAGE: Final = Path(__file__).with_name("page.jsx")
 PACKAGES: Final = Path(__file__).with_name("package.json")
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
+#: Icons are files beside the page, and what fails in it is written to stderr.
+HEADLESS: Final = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"),
+    *("--allow-file-access-from-files", "--enable-logging=stderr"),
+)
 #: Of a picture, in pixels; a panel's row is 30 high, with 8 between (page.jsx).
 WIDTH, ROW, TITLE = 1280, 38, 52
 #: What esbuild makes of files that the libraries' styles name: letters into the page, pictures of an editor to nothing.
@@ -67,15 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--until", type=float, default=time.time(), metavar="S", help="seconds since 1970; now")
     parser.add_argument("--minutes", type=float, default=180, help="before `until`; 180, as the dashboards")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for the pictures; docs")
-    parser.add_argument("watch", type=Path, help="the folder that `modelfleet observability --out` wrote")
+    parser.add_argument("files", nargs="+", type=Path, help="dashboards that `modelfleet observability` wrote")
     chosen = parser.parse_args(arguments)
     span = Span(chosen.until - chosen.minutes * 60, chosen.until)
     try:
-        found = {path.stem: json.loads(path.read_text()) for path in sorted(chosen.watch.glob("dashboards/*.json"))}
-        if not found:
-            raise SetupError(
-                f"{chosen.watch} has no dashboards/*.json; `modelfleet observability --out DIR` writes them"
-            )
+        found = {path.stem: read(path) for path in chosen.files}
         empty = [line for name, one in found.items() for line in draw(name, one, chosen.prometheus, span, chosen.out)]
     except ModelfleetError as error:
         print(f"dashboards: {error}", file=sys.stderr)
@@ -83,6 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in empty:
         print(f"dashboards: {line} shows nothing", file=sys.stderr)
     return 1 if empty else 0
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A dashboard's file; raises `InputErrors` where it is none."""
+    try:
+        dashboard: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputErrors([Finding(str(path), 0, "", f"is no dashboard: {error}")]) from None
+    return dashboard
 
 
 def draw(name: str, dashboard: Mapping[str, Any], prometheus: str, span: Span, folder: Path) -> list[str]:
@@ -114,7 +124,7 @@ def ask(prometheus: str, query: str, span: Span) -> list[Any]:
     try:
         answer = requests.get(f"{prometheus}/api/v1/query_range", params=sent, timeout=60).json()
     except requests.RequestException as error:
-        raise SetupError(f"no Prometheus answers at {prometheus}: {error}") from error
+        raise SetupError(f"no Prometheus answers at {prometheus} ({type(error).__name__}); name its address") from error
     if answer["status"] != "success":
         raise SetupError(f"{prometheus} refuses {text}: {answer['error']}")
     series = [
@@ -125,7 +135,7 @@ def ask(prometheus: str, query: str, span: Span) -> list[Any]:
 
 
 def screenshot(shown: Mapping[str, Any], height: int, picture: Path) -> None:
-    """What Chromium shows of the page with `shown`."""
+    """Writes what Chromium shows of the page with `shown`; raises `SetupError` where it or the page fails."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         raise SetupError("no Chromium is on PATH; install it (`apt-get install chromium`)")
@@ -138,18 +148,13 @@ def screenshot(shown: Mapping[str, Any], height: int, picture: Path) -> None:
             f'<div id="root"></div><script>window.__grafana_public_path__ = "{built.as_uri()}/public/"; '
             f'window.shown = {data}</script><script src="{(built / "page.js").as_uri()}"></script>'
         )
-        options = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}/me",
-        ]
-        local = ["--allow-file-access-from-files", "--virtual-time-budget=10000", f"--window-size={WIDTH},{height}"]
-        shot = [f"--screenshot={picture.resolve()}", "--enable-logging=stderr"]
-        said = _run([browser, *options, *local, *shot, page.as_uri()], Path(folder))
-    if fault := next((line for line in said.splitlines() if "CONSOLE" in line and "Error" in line), None):
-        raise SetupError(f"the page of {picture.name} failed: {fault}")
+        sized = [f"--user-data-dir={folder}/me", f"--window-size={WIDTH},{height}"]
+        drawn = Path(folder) / picture.name
+        said = _run([browser, *HEADLESS, *sized, f"--screenshot={drawn}", page.as_uri()], Path(folder))
+        if fault := next((line for line in said.splitlines() if "CONSOLE" in line and "Error" in line), None):
+            raise SetupError(f"the page of {picture.name} failed: {fault}")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawn, picture)
 
 
 def bundle() -> Path:

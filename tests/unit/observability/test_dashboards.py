@@ -135,7 +135,7 @@ def test_grafanas_components_draw_every_panel_with_lines(address: str, plan: Pla
             what=f"every query of {name} has lines",
             seconds=240,
         )
-        assert (tmp_path / f"dashboard-{name}.png").stat().st_size > 30_000
+        assert (tmp_path / f"dashboard-{name}.png").stat().st_size > 40_000
 
 
 def test_lines_that_are_told_their_looks_are_lines_of_their_panel(plan: Plan) -> None:
