@@ -5,8 +5,8 @@ Grafana imports them as files, or by its sidecar from ConfigMaps. The datasource
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final
 
@@ -24,16 +24,40 @@ HEALTHY: Final = "ray_serve_deployment_replica_healthy"
 TOKENS: Final = "ray_modelfleet_tokens_total"
 #: Of Grafana's dashboard model. https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/
 SCHEMA_VERSION: Final = 39
+#: Fields of every line of a panel, in Grafana's words. Parts of a whole lie on each other, for equal lines would hide
+#: each other; without an edge, which a part of 0 would draw over its neighbour's.
+STACKED: Final = {"custom": {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 50, "lineWidth": 0}}
+#: An axis without halves; one whose top is all there is.
+WHOLE: Final = {"decimals": 0}
+SHARE: Final = {"max": 1}
+#: The burn that a budget just bears is drawn in, and in sight where nothing burns.
+BUDGET: Final = {
+    "custom": {"axisSoftMax": 1.2, "thresholdsStyle": {"mode": "dashed"}},
+    "thresholds": {
+        "mode": "absolute",
+        "steps": [{"color": "transparent", "value": None}, {"color": "red", "value": 1}],
+    },
+}
+DASHED: Final = {"custom.lineStyle": {"fill": "dash", "dash": [8, 8]}}
+#: By status class of HAProxy's `code`.
+STATUS: Final = {"1xx": "#808080", "2xx": "green", "3xx": "blue", "4xx": "orange", "5xx": "red", "other": "purple"}
+#: Objectives in a panel's title.
+GOALS: Final = {"ttft": "first token", "tpot": "time per token", "availability": "availability"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart over time: its queries, each with the name of its line (Grafana's `{{label}}` allowed), and its unit."""
+    """A chart over time: its queries, each with the name of its line (Grafana's `{{label}}` allowed), and its unit.
+
+    `fields` are of every line (`fieldConfig.defaults`), `lines` of one, by its name (`fieldConfig.overrides`).
+    """
 
     title: str
     unit: str
     queries: Sequence[tuple[str, str]]
     says: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    lines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def dashboards(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -49,38 +73,44 @@ def dashboards(plan: Plan) -> dict[str, dict[str, Any]]:
 def fleet_panels(plan: Plan) -> list[Panel]:
     """What is slow, what is full: every model in one picture."""
     stack = of_stack(plan)
+    ids = {model.slug: {"displayName": model.model_id} for model in plan.models}
 
-    def by_model(expression: str) -> list[tuple[str, str]]:
-        return [(expression, "{{application}}")]
+    def by_model(title: str, unit: str, expression: str, **fields: Any) -> Panel:
+        return Panel(title, unit, [(expression, "{{application}}")], fields=fields, lines=ids)
 
     p95 = "histogram_quantile(0.95, sum by (application, le) (rate({}_bucket{}[{}])))"
     found = [
-        Panel("Answers a second, by status", "reqps", [(_responses(stack, "code"), "{{code}}")]),
-        Panel("Healthy replicas", "short", by_model(f"sum by (application) ({HEALTHY}{stack})")),
+        _answers(stack),
+        by_model("Healthy replicas", "short", f"sum by (application) ({HEALTHY}{stack})", **STACKED, **WHOLE),
     ]
     if any(model.kind == "text" for model in plan.models):
         ttft, tpot = (latency_histograms()[name].metric for name in ("ttft", "tpot"))
         found += [
-            Panel("First token, 95th percentile", "s", by_model(p95.format(ttft, stack, WINDOW))),
-            Panel("Time per token, 95th percentile", "s", by_model(p95.format(tpot, stack, WINDOW))),
-            Panel("Tokens written a second", "short", by_model(_rate("ray_vllm_generation_tokens_total", stack))),
+            by_model("First token, 95th percentile", "s", p95.format(ttft, stack, WINDOW)),
+            by_model("Time per token, 95th percentile", "s", p95.format(tpot, stack, WINDOW)),
+            by_model("Tokens written a second", "short", _rate("ray_vllm_generation_tokens_total", stack), **STACKED),
         ]
+    run, wait, kv = (
+        f"{how} by (application) (ray_vllm_{name}{stack})"
+        for how, name in (
+            ("sum", "num_requests_running"),
+            ("sum", "num_requests_waiting"),
+            ("avg", "kv_cache_usage_perc"),
+        )
+    )
     return [
         *found,
-        Panel("Requests that run", "short", by_model(f"sum by (application) (ray_vllm_num_requests_running{stack})")),
-        Panel("Requests that wait", "short", by_model(f"sum by (application) (ray_vllm_num_requests_waiting{stack})")),
-        Panel(
-            "KV cache in use", "percentunit", by_model(f"avg by (application) (ray_vllm_kv_cache_usage_perc{stack})")
-        ),
+        by_model("Requests that run", "short", run, **STACKED, **WHOLE),
+        by_model("Requests that wait", "short", wait, **STACKED, **WHOLE),
+        by_model("KV cache in use", "percentunit", kv, **SHARE),
     ]
 
 
 def model_panels(plan: Plan, model: ModelPlan) -> list[Panel]:
     """One model: what clients wait for, against what its file promises, and what its engines do."""
     of = of_model(plan, model.slug)
-    backend = of_backend(plan, model.slug)
     found = [
-        Panel("Answers a second, by status", "reqps", [(_responses(backend, "code"), "{{code}}")]),
+        _answers(of_backend(plan, model.slug)),
         Panel(
             "Replicas",
             "short",
@@ -88,6 +118,8 @@ def model_panels(plan: Plan, model: ModelPlan) -> list[Panel]:
                 (f"sum({HEALTHY}{of})", "healthy"),
                 (f"max(ray_serve_autoscaling_target_replicas{of})", "wanted"),
             ],
+            fields=WHOLE,
+            lines={"healthy": {"custom.fillOpacity": 25}, "wanted": DASHED},
         ),
     ]
     if model.kind == "text":
@@ -103,6 +135,7 @@ def model_panels(plan: Plan, model: ModelPlan) -> list[Panel]:
                 (f"sum(ray_vllm_num_requests_running{of})", "run"),
                 (f"sum(ray_vllm_num_requests_waiting{of})", "wait"),
             ],
+            fields={**STACKED, **WHOLE},
         ),
         Panel(
             "Tokens a second",
@@ -112,8 +145,13 @@ def model_panels(plan: Plan, model: ModelPlan) -> list[Panel]:
                 (f"sum(rate(ray_vllm_generation_tokens_total{of}[{WINDOW}]))", "written"),
             ],
         ),
-        Panel("KV cache in use", "percentunit", [(f"avg(ray_vllm_kv_cache_usage_perc{of})", "in use")]),
-        Panel("Prompt tokens found in the cache", "percentunit", [(hits.format(of, WINDOW, of, WINDOW), "hits")]),
+        Panel("KV cache in use", "percentunit", [(f"avg(ray_vllm_kv_cache_usage_perc{of})", "in use")], fields=SHARE),
+        Panel(
+            "Prompt tokens found in the cache",
+            "percentunit",
+            [(hits.format(of, WINDOW, of, WINDOW), "hits")],
+            fields=SHARE,
+        ),
     ]
 
 
@@ -127,9 +165,9 @@ def money_panels(plan: Plan) -> list[Panel]:
         return [(f"sum by ({label}) ({parts})", f"{{{{{label}}}}}")]
 
     found = [
-        Panel("Tokens in the last hour, by model", "short", by("model")),
-        Panel("Tokens in the last hour, by key", "short", by("key")),
-        Panel("Tokens in the last hour, by team", "short", by("team")),
+        Panel("Tokens in the last hour, by model", "short", by("model"), fields=STACKED),
+        Panel("Tokens in the last hour, by key", "short", by("key"), fields=STACKED),
+        Panel("Tokens in the last hour, by team", "short", by("team"), fields=STACKED),
     ]
     priced = [(model, usd) for model in plan.models if (usd := usd_per_replica(model))]
     if priced:
@@ -137,7 +175,7 @@ def money_panels(plan: Plan) -> list[Panel]:
             "Healthy replicas times what one costs by the plan's prices; idle nodes, network and storage are not in it."
         )
         queries = [(f"sum({HEALTHY}{of_model(plan, one.slug)}) * {usd:g}", one.model_id) for one, usd in priced]
-        found.append(Panel("USD an hour for replicas", "currencyUSD", queries, says))
+        found.append(Panel("USD an hour for replicas", "currencyUSD", queries, says, STACKED))
         each = [
             (
                 f"sum({HEALTHY}{of}) * {usd / 3600:g} / sum(rate(ray_vllm_generation_tokens_total{of}[1h])) * 1e6",
@@ -157,8 +195,10 @@ def usd_per_replica(model: ModelPlan) -> float | None:
     return most / model.replicas.max if most else None
 
 
-def _responses(labels: str, by: str) -> str:
-    return f"sum by ({by}) (rate({RESPONSES}{labels}[{WINDOW}]))"
+def _answers(labels: str) -> Panel:
+    query = f"sum by (code) (rate({RESPONSES}{labels}[{WINDOW}]))"
+    colours = {code: {"color": {"mode": "fixed", "fixedColor": colour}} for code, colour in STATUS.items()}
+    return Panel("Answers a second, by status", "reqps", [(query, "{{code}}")], fields=STACKED, lines=colours)
 
 
 def _rate(name: str, labels: str) -> str:
@@ -176,7 +216,8 @@ def _latency(plan: Plan, model: ModelPlan, name: str, title: str) -> Panel:
     limits = [
         (f"vector({bound_text(one.limit_ms / 1e3)})", "goal") for one in model.slo if one.name == name and one.limit_ms
     ]
-    return Panel(title, "s", [*queries, *limits])
+    goal = {**DASHED, "color": {"mode": "fixed", "fixedColor": "red"}}
+    return Panel(title, "s", [*queries, *limits], lines={"goal": goal} if limits else {})
 
 
 def _goal(plan: Plan, model: ModelPlan, goal: Objective) -> Panel:
@@ -185,7 +226,7 @@ def _goal(plan: Plan, model: ModelPlan, goal: Objective) -> Panel:
     allowed = round(1 - goal.good_share, 9)
     queries = [(f"{BAD_SHARE}{window}{chosen} / {allowed:g}", window) for window in ("1h", "3d")]
     says = "1: as many bad requests as the goal allows. The rules of the stack record it."
-    return Panel(f"Error budget burned, {goal.name}", "short", queries, says)
+    return Panel(f"Error budget burned: {GOALS[goal.name]}", "short", queries, says, BUDGET, {"3d": DASHED})
 
 
 def _dashboard(plan: Plan, name: str, title: str, panels: Sequence[Panel]) -> dict[str, Any]:
@@ -199,7 +240,7 @@ def _dashboard(plan: Plan, name: str, title: str, panels: Sequence[Panel]) -> di
         "refresh": "30s",
         "time": {"from": "now-3h", "to": "now"},
         "templating": {"list": [chosen]},
-        "panels": [_panel(number, panel) for number, panel in enumerate(panels)],
+        "panels": [_panel(number, panel, last=number + 1 == len(panels)) for number, panel in enumerate(panels)],
     }
 
 
@@ -208,7 +249,9 @@ def _uid(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:40]
 
 
-def _panel(number: int, panel: Panel) -> dict[str, Any]:
+def _panel(number: int, panel: Panel, *, last: bool) -> dict[str, Any]:
+    """Two in a row; a last one without a neighbour takes its room."""
+    alone = last and number % 2 == 0
     source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "id": number + 1,
@@ -216,8 +259,17 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.says,
         "datasource": source,
-        "gridPos": {"x": number % 2 * WIDTH, "y": number // 2 * HEIGHT, "w": WIDTH, "h": HEIGHT},
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "gridPos": {"x": number % 2 * WIDTH, "y": number // 2 * HEIGHT, "w": WIDTH * (1 + alone), "h": HEIGHT},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0, **panel.fields},
+            "overrides": [
+                {
+                    "matcher": {"id": "byName", "options": line},
+                    "properties": [{"id": name, "value": value} for name, value in looks.items()],
+                }
+                for line, looks in panel.lines.items()
+            ],
+        },
         "targets": [
             {"refId": f"Q{place + 1}", "datasource": source, "expr": query, "legendFormat": line}
             for place, (query, line) in enumerate(panel.queries)

@@ -71,7 +71,8 @@ def bad_share(plan: Plan, model: ModelPlan, goal: Objective, window: str) -> str
         f"{rate('bucket', le=bound_text(bound))}{'' if weight == 1 else f' * {weight:g}'}"
         for bound, weight in goal.bounds
     ]
-    return f"1 - (\n  {' + '.join(parts)}\n)\n/\n{rate('count')}"
+    # rate() extrapolates each series by itself: in the first minutes it may count more good requests than all.
+    return f"clamp_min(1 - (\n  {' + '.join(parts)}\n)\n/\n{rate('count')}, 0)"
 
 
 def _burns(plan: Plan, model: ModelPlan, goal: Objective, burn: BurnRate) -> dict[str, Any]:

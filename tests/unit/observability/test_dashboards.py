@@ -6,8 +6,10 @@ import http.server
 import json
 import math
 import re
+import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from modelfleet.serving.usage_metrics import KINDS
 from tests.ports import free_port
 from tests.unit.observability.models import KEPT, SCRAPES, queries, scraped_names, watched, with_slo
 from tests.waiting import wait_until
+from tools.dashboards.__main__ import BROWSERS, Span, draw
 
 COUNTED = re.compile(r"^[a-z_]+_(total|bucket|count|sum)\{")
 
@@ -118,6 +121,41 @@ def test_dashboards_are_json_for_grafana_with_panels_that_do_not_overlap(plan: P
         assert json.loads(json.dumps(dashboard)) == dashboard
         places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
         assert len(set(places)) == len(places) and all(panel["targets"] for panel in dashboard["panels"])
+
+
+@pytest.mark.long(why="npm brings Grafana's components once; tools/dashboards draws docs/dashboard-*.png with them")
+def test_grafanas_components_draw_every_panel_with_lines(address: str, plan: Plan, tmp_path: Path) -> None:
+    missing = [name for name in ("npm", *BROWSERS[:1]) if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} on PATH")
+    for name, dashboard in dashboards(plan).items():
+        span = Span(time.time() - 60, time.time())
+        wait_until(
+            lambda name=name, dashboard=dashboard, span=span: not draw(name, dashboard, address, span, tmp_path),
+            what=f"every query of {name} has lines",
+            seconds=240,
+        )
+        assert (tmp_path / f"dashboard-{name}.png").stat().st_size > 40_000
+
+
+def test_lines_that_are_told_their_looks_are_lines_of_their_panel(plan: Plan) -> None:
+    """A look of a line that is not there changes nothing, and nobody sees it."""
+    of_codes = {"1xx", "2xx", "3xx", "4xx", "5xx", "other"}
+    for dashboard in dashboards(plan).values():
+        for panel in dashboard["panels"]:
+            named = {target["legendFormat"] for target in panel["targets"]}
+            lines = named | (of_codes if "{{code}}" in named else set())
+            lines |= {one.slug for one in plan.models} if "{{application}}" in named else set()
+            assert {one["matcher"]["options"] for one in panel["fieldConfig"]["overrides"]} <= lines, panel["title"]
+
+
+def test_a_last_panel_without_a_neighbour_takes_the_row(plan: Plan) -> None:
+    for dashboard in dashboards(plan).values():
+        rows: dict[int, int] = {}
+        for panel in dashboard["panels"]:
+            place = panel["gridPos"]
+            rows[place["y"]] = rows.get(place["y"], 0) + place["w"]
+        assert set(rows.values()) == {24}
 
 
 def test_no_token_is_twice_in_the_panels_of_tokens(plan: Plan) -> None:

@@ -221,6 +221,22 @@ def test_a_budget_that_burns_slowly_makes_a_ticket(promtool: Path, plan: Plan, t
     assert [one["severity"] for one in found["ModelfleetSlowFirstToken"]] == ["ticket"]
 
 
+def test_no_share_of_bad_requests_is_below_zero(promtool: Path, tmp_path: Path) -> None:
+    """A live stack began with -0.08: rate() extrapolates each series by itself, here the good ones further back."""
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule_groups(watched(with_slo({"tpot_p95_ms": 150})))))
+    metric = latency_histograms()["tpot"].metric
+    series = {f'{metric}_bucket{{{AT},le="0.15"}}': "18 36 44 68", f"{metric}_count{{{AT}}}": "20 38 46 72"}
+    labels = f'stack="test",model="{CHAT}",objective="tpot"'
+    share = {"labels": f"modelfleet:slo_bad:ratio_rate1h{{{labels}}}", "value": 0}
+    asked = {"expr": "modelfleet:slo_bad:ratio_rate1h", "eval_time": "45s", "exp_samples": [share]}
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"interval": "15s", "input_series": inputs, "promql_expr_test": [asked]}
+    document = {"rule_files": ["rules.yaml"], "evaluation_interval": "15s", "tests": [test]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(document))
+    done = subprocess.run([promtool, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_no_requests_fire_nothing(promtool: Path, plan: Plan, tmp_path: Path) -> None:
     """At night a share of nothing is not a number, and no alert."""
     silent = {name: values if "+" not in values else "7+0x299" for name, values in everything().items()}
