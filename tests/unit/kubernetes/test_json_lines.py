@@ -247,7 +247,7 @@ def test_the_key_changes_two_config_maps_and_nothing_else() -> None:
 
 
 def test_a_local_stack_is_told_that_its_logs_are_files() -> None:
-    with pytest.raises(InputErrors, match=r"observability.*on this machine Ray's logs are files"):
+    with pytest.raises(InputErrors, match=r"observability.*on this machine logs are files, as Ray makes them"):
         planned(
             [model("org/one", "CPU")], stack(pool(accelerator="CPU"), target="local", observability={"logs": "json"})
         )
