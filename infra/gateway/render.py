@@ -232,7 +232,7 @@ def _global(
 
 
 def _replicas_place(runtime: Runtime, *, asks: bool) -> list[str]:
-    """How `gateway.lua` finds a cluster's replicas: the first process asks these ports, the second reads what it wrote."""
+    """How `gateway.lua` finds a cluster's replicas: the first process asks ports, the second reads what it wrote."""
     if runtime.pods is None or runtime.replica_ports is None:
         return []
     return [runtime.found_replicas, *(str(port) for port in runtime.replica_ports if asks)]
