@@ -27,7 +27,7 @@ RESOLVERS = "cluster"
 class Runtime:
     """Addresses and folders at run time. Folders are absolute; HAProxy never writes into `folder`.
 
-    `bind` and `metrics_bind` are `address:port`; `run_folder` holds the sockets.
+    `bind` and `metrics_bind` are `address:port`; `run_folder` holds the sockets, and is one for both processes.
     `key_map` is the file of key hashes, used only with auth `keys`. `resolve_names` is for Kubernetes, where the
     upstream is a DNS name that may not exist yet. `bodies_memory_mib` bounds the second process's memory for request
     bodies, which are too large for the first. `replica_ports` (first, last) are the ports of this host on which Ray
@@ -77,6 +77,11 @@ class Runtime:
     def server_state(self, admin_socket: str) -> str:
         """The file of servers that were up; written before a reload, so that the new process knows from the start."""
         return admin_socket.removesuffix(".sock") + ".state"
+
+    @property
+    def found_replicas(self) -> str:
+        """In a cluster: where replicas are, which the first process tells the second one."""
+        return f"{self.run_folder}/replicas"
 
     @property
     def bodies_socket(self) -> str:

@@ -337,15 +337,14 @@ end)
 -- In a cluster replicas listen at any of these ports of Ray's pods. The backend `pods` has the pods' addresses, from DNS;
 -- whoever answers there says which model it serves, and gets one of that model's servers. From then on HAProxy's own
 -- check of the server looks after it. One task for each pod, so that one that does not answer delays no other.
-local FIRST, LAST, ALONE = ...
+-- The first process asks, and writes what it found to a file in the memory that both processes share. The other one has
+-- no ports and reads the file: a question of its own would copy buffers of a whole body, which takes 30 ms.
+local FOUND, FIRST, LAST = ...
 local ROUND_MS, PATIENCE_MS = 2000, 1000
 -- Ray gives out the lowest free port, and keeps one that a replica had for as long as an old stream may last. So the next
 -- replica is at one of the few ports behind the last one, unless many have failed; every so many rounds it looks farther.
 -- A closed port costs 0.2 ms of CPU.
 local NEAR, FAR, ROUNDS = 8, 64, 10
--- In the process for large bodies a question takes buffers of a whole body each, and 30 ms: there one task asks few ports
--- one after the other, and seldom. Until it knows a replica, the others and Serve's proxies get such requests.
-if ALONE then ROUND_MS, NEAR, FAR = 20000, 2, 8 end
 -- The server of each replica by its address and port, and whether a server is one's, by its full name: HAProxy 2.8 makes
 -- another object of a server each time.
 local server_of, taken = {}, {}
@@ -372,8 +371,9 @@ local function take(slug, address, port)
   if not backend then return end
   local free, fewest
   for name, server in pairs(backend.servers) do
-    local open = name:find('^replica') and not taken[slug .. '/' .. name] and server:get_cur_sess()
-    if open and (not fewest or open < fewest) then free, fewest = { name = slug .. '/' .. name, server = server }, open end
+    local full = slug .. '/' .. name
+    local open = name:find('^replica') and not taken[full] and server:get_cur_sess()
+    if open and (not fewest or open < fewest) then free, fewest = { slug = slug, name = full, server = server }, open end
   end
   if not free then return core.Warning('more replicas of ' .. slug .. ' than servers') end
   free.server:set_addr(address, port)
@@ -381,13 +381,19 @@ local function take(slug, address, port)
   taken[free.name], server_of[address .. ' ' .. port] = true, free
 end
 
--- A replica that does not answer its check gets no requests; its streams go on. Without `all` only of such ones.
+-- Whoever has the server gets no more requests; its streams go on.
+local function release(place)
+  local one = server_of[place]
+  one.server:set_maint()
+  taken[one.name], server_of[place] = nil, nil
+end
+
+local function is_down(place) return server_of[place].server:get_stats().status == 'DOWN' end
+
+-- Of a pod the replicas that do not answer their check, or all.
 local function give_back(address, all)
-  for place, one in pairs(server_of) do
-    if place:find(address .. ' ', 1, true) == 1 and (all or one.server:get_stats().status == 'DOWN') then
-      one.server:set_maint()
-      taken[one.name], server_of[place] = nil, nil
-    end
+  for place in pairs(server_of) do
+    if place:find(address .. ' ', 1, true) == 1 and (all or is_down(place)) then release(place) end
   end
 end
 
@@ -407,35 +413,84 @@ local function look(address, most)
   end
 end
 
-local function step(pod, seen)
-  local address = address_of(pod)
-  if seen.address ~= address then
-    seen.round = 0
-    if seen.address then give_back(seen.address, true) end
-  end
-  if address then
-    give_back(address, false)
-    look(address, seen.round % ROUNDS == 0 and FAR or NEAR)
-  end
-  seen.address, seen.round = address, seen.round + 1
-end
-
-local function follow(pods)
-  local seen = {}
-  for name in pairs(pods) do seen[name] = { round = 0 } end
+local function follow(pod)
+  local known, round = nil, 0
   while true do
-    for name, pod in pairs(pods) do step(pod, seen[name]) end
+    local address = address_of(pod)
+    if known ~= address then
+      round = 0
+      if known then give_back(known, true) end
+    end
+    if address then
+      give_back(address, false)
+      look(address, round % ROUNDS == 0 and FAR or NEAR)
+    end
+    known, round = address, round + 1
     core.msleep(ROUND_MS)
   end
 end
 
-if FIRST then
+-- Writes a new file and renames it, so that nobody reads half a file.
+local function write(text)
+  local done, fault = pcall(function()
+    local file = assert(io.open(FOUND .. '.new', 'wb'))
+    assert(file:write(text))
+    assert(file:close())
+    assert(os.rename(FOUND .. '.new', FOUND))
+  end)
+  if not done then core.Warning('cannot tell the process for large bodies where replicas are: ' .. fault) end
+  return done
+end
+
+-- Tells the process for large bodies: lines of address, port and slug. One that a newer process replaces is silent.
+local function tell()
+  local told
+  while core.get_info().Stopping == 0 do
+    local lines = {}
+    for place, one in pairs(server_of) do lines[#lines + 1] = place .. ' ' .. one.slug .. '\n' end
+    table.sort(lines)
+    local text = table.concat(lines)
+    if text ~= told and write(text) then told = text end
+    core.msleep(ROUND_MS)
+  end
+end
+
+-- The slug of each replica by its address and port, as the first process wrote it last.
+local function heard()
+  local slug_of, file = {}, io.open(FOUND, 'rb')
+  if not file then return slug_of end
+  for line in file:lines() do
+    local place, slug = line:match('^(%S+ %d+) (%S+)$')
+    if place then slug_of[place] = slug end
+  end
+  file:close()
+  return slug_of
+end
+
+-- Only a pod's absence from DNS takes away a replica that answers its check: after a restart the first process knows none.
+local function hear(pods)
+  while true do
+    local slug_of, there = heard(), {}
+    for _, pod in pairs(pods) do there[address_of(pod) or ''] = true end
+    for place, one in pairs(server_of) do
+      if not there[place:match('^%S+')] or (slug_of[place] ~= one.slug and is_down(place)) then release(place) end
+    end
+    for place, slug in pairs(slug_of) do
+      local address, port = place:match('^(%S+) (%d+)$')
+      if there[address] and not server_of[place] then take(slug, address, tonumber(port)) end
+    end
+    core.msleep(ROUND_MS)
+  end
+end
+
+if FOUND then
   FIRST, LAST = tonumber(FIRST), tonumber(LAST)
   core.register_init(function()
     if core.thread > 1 then return end
     local pods = core.backends['pods'].servers
-    if ALONE then return core.register_task(follow, pods) end
-    for name, pod in pairs(pods) do core.register_task(follow, { [name] = pod }) end
+    if not FIRST then return core.register_task(hear, pods) end
+    core.register_task(tell)
+    for _, pod in pairs(pods) do core.register_task(follow, pod) end
   end)
 end
 

@@ -204,7 +204,7 @@ def bodies_at_once(gateway: GatewayPlan, runtime: Runtime) -> int:
 def _global(
     gateway: GatewayPlan, runtime: Runtime, *, buffer: int, most: int, admin: str, more: Sequence[str] = ()
 ) -> str:
-    alone = "" if buffer == BUFFER else " alone"
+    first = buffer == BUFFER
     lines = [
         # What Lua says, but not the lines of HAProxy's own client, which has one (`info`) for each closed port that
         # `gateway.lua` asks.
@@ -219,17 +219,23 @@ def _global(
         "set-var proc.started date()",
         f"tune.bufsize {buffer}",
         f"tune.maxrewrite {REWRITE}",
-        f"lua-load-per-thread {runtime.folder}/{files.LUA}"
-        + (" {} {}".format(*runtime.replica_ports) + alone if runtime.pods and runtime.replica_ports else ""),
+        " ".join([f"lua-load-per-thread {runtime.folder}/{files.LUA}", *_replicas_place(runtime, asks=first)]),
         *([f"lua-load {runtime.folder}/{files.SETTLE_LUA}"] if gateway.settles else []),
         *more,
     ]
-    if runtime.pods is not None:
+    if first and runtime.pods is not None:
         # For `gateway.lua`, which asks ports that are closed: a second time, after a second, would be too late.
         lines += ["httpclient.retries 0", "httpclient.timeout.connect 1s", "httpclient.resolvers.disabled on"]
     if runtime.threads:
         lines.append(f"nbthread {runtime.threads}")
     return _section("global", lines)
+
+
+def _replicas_place(runtime: Runtime, *, asks: bool) -> list[str]:
+    """How `gateway.lua` finds a cluster's replicas: the first process asks ports, the second reads what it wrote."""
+    if runtime.pods is None or runtime.replica_ports is None:
+        return []
+    return [runtime.found_replicas, *(str(port) for port in runtime.replica_ports if asks)]
 
 
 def _defaults(gateway: GatewayPlan, runtime: Runtime) -> str:

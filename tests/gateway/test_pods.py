@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import re
+import signal
 import socket
 import struct
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import requests
 
+from modelfleet.infra.gateway.files import BODIES_CFG, HAPROXY_CFG
 from modelfleet.infra.local import haproxy
 from modelfleet.infra.planning.plan import Route
+from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.scaling import waiting_at
 from tests.gateway.backend import Backend
 from tests.gateway.conftest import Gateway, Make
@@ -216,10 +224,117 @@ def test_two_gateways_agree_where_a_conversation_is_at_home(
     assert homes[0] == homes[1] and len(set(homes[0])) == 3
 
 
-def test_the_process_for_large_bodies_finds_it_too(gateway: Gateway, dns: Dns, start: Start) -> None:
-    """Later than the other one: it looks every 20 s, and fewer ports."""
-    replica = start(ONE, FIRST)
+LARGE = {"model": "small", "messages": [{"role": "user", "content": "a" * 400_000}]}
+
+
+def large_places(gateway: Gateway, slug: str = "small") -> set[str]:
+    """Where the process for large bodies sends a model's requests to, as `address:port`."""
+    text = haproxy.ask(gateway.runtime.bodies_admin_socket, "show stat")
+    rows = csv.DictReader(text.removeprefix("# ").splitlines())
+    own = (row for row in rows if row["pxname"] == f"model.{slug}" and row["svname"].startswith("replica-"))
+    return {row["addr"] for row in own if row["status"].startswith("UP")}
+
+
+def test_the_process_for_large_bodies_hears_where_replicas_are(gateway: Gateway, dns: Dns, start: Start) -> None:
+    small, large = start(ONE, FIRST), start(TWO, FIRST + 40, "org--large")
+    dns.addresses = [ONE, TWO]
+    wait_until(lambda: large_places(gateway) == {f"{ONE}:{FIRST}"}, what="a replica in the first pod")
+    wait_until(lambda: large_places(gateway, "org--large") == {f"{TWO}:{FIRST + 40}"}, what="one in the second")
+    for model, replica in (("small", small), ("org/large", large)):
+        assert gateway.post(CHAT, {**LARGE, "model": model}).status_code == 200
+        assert len(replica.last.body) > 400_000
+
+
+def test_it_hears_of_another_model_at_a_replicas_place(gateway: Gateway, dns: Dns, start: Start) -> None:
+    leaving, staying = start(ONE, FIRST), start(TWO, FIRST)
+    dns.addresses = [ONE, TWO]
+    wait_until(lambda: large_places(gateway) == {f"{ONE}:{FIRST}", f"{TWO}:{FIRST}"}, what="both replicas")
+    leaving.stop()
+    for _ in range(4):
+        assert gateway.post(CHAT, LARGE).status_code == 200
+    leaving.replica_of = "org--large"
+    leaving.start()
+    wait_until(lambda: large_places(gateway, "org--large") == {f"{ONE}:{FIRST}"}, what="the port's new model")
+    assert large_places(gateway) == {f"{TWO}:{FIRST}"} and len(staying.seen) >= 4
+
+
+def test_a_large_bodys_stream_from_a_pod_that_dns_names_no_more_ends_in_peace(
+    gateway: Gateway, dns: Dns, start: Start
+) -> None:
+    old = start(ONE, FIRST)
+    old.events = 160
     dns.addresses = [ONE]
-    body = {"model": "small", "messages": [{"role": "user", "content": "a" * 400_000}]}
-    wait_until(lambda: gateway.post(CHAT, body).status_code == 200, what="a large body is answered", every_s=1)
-    assert replica.seen
+    wait_until(lambda: large_places(gateway) == {f"{ONE}:{FIRST}"}, what="the old replica")
+    lines = gateway.post(CHAT, {**LARGE, "stream": True}, stream=True).iter_lines()
+    next(lines)
+    new = start(TWO, FIRST)
+    dns.addresses = [TWO]
+    wait_until(lambda: large_places(gateway) == {f"{TWO}:{FIRST}"}, what="the new replica alone")
+    assert gateway.post(CHAT, LARGE).status_code == 200
+    assert (len(old.seen), len(new.seen)) == (1, 1)
+    assert [line for line in lines if line][-1] == b"data: [DONE]"
+
+
+def test_without_the_first_process_the_other_one_keeps_what_it_knows_and_so_does_its_successor(
+    gateway: Gateway, dns: Dns, start: Start
+) -> None:
+    """As in a cluster, where a container that ends is started again beside the other one.
+
+    What the first one told of a pod that DNS does not name is not believed.
+    """
+    start(ONE, FIRST)
+    start(TWO, FIRST)
+    dns.addresses = [ONE]
+    here = {f"{ONE}:{FIRST}"}
+    wait_until(lambda: large_places(gateway) == here, what="the replica")
+    assert gateway.processes
+    os.kill(gateway.processes.gateway, signal.SIGKILL)
+    os.kill(gateway.processes.bodies, signal.SIGKILL)
+    with Path(gateway.runtime.found_replicas).open("a", encoding="utf-8") as file:
+        file.write(f"{TWO} {FIRST} small\n")
+    bodies = again(gateway, BODIES_CFG)
+    wait_until(lambda: large_places(gateway) == here, what="the replica without the first process", retry=SetupError)
+    first = again(gateway, HAPROXY_CFG)
+    gateway.processes = haproxy.Processes(first, bodies)
+    seen: list[set[str]] = []
+
+    def known() -> bool:
+        seen.append(large_places(gateway))
+        return places(gateway) == here
+
+    wait_until(known, what="the first process knows it again", retry=(SetupError, requests.ConnectionError))
+    assert all(one == here for one in seen)
+    assert gateway.post(CHAT, LARGE).status_code == 200
+
+
+def again(gateway: Gateway, name: str) -> int:
+    """One of the two processes anew, by itself; its id."""
+    command = [haproxy.find_binary(), "-db", "-f", f"{gateway.runtime.folder}/{name}"]
+    with gateway.log.open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).pid
+
+
+def found(gateway: Gateway) -> set[str]:
+    """The replicas of which the first process tells the other one: address, port and slug."""
+    return set(Path(gateway.runtime.found_replicas).read_text(encoding="utf-8").splitlines())
+
+
+def test_a_process_that_is_replaced_tells_no_more_where_replicas_are(gateway: Gateway, dns: Dns, start: Start) -> None:
+    """The old one, which an open stream keeps, does not know the new model."""
+    first = start(ONE, FIRST)
+    first.events = 400
+    dns.addresses = [ONE]
+    wait_until(lambda: places(gateway) == {f"{ONE}:{FIRST}"}, what="the replica")
+    lines = gateway.post(CHAT, {"model": "small", "stream": True}, stream=True).iter_lines()
+    next(lines)
+    gateway.change(routes=(*ROUTES, Route("new", "new", ("new",), most_replicas=4)))
+    start(ONE, FIRST + 1, "new")
+    line = f"{ONE} {FIRST + 1} new"
+    wait_until(lambda: line in found(gateway), what="the new model's replica")
+    start(ONE, FIRST + 2)
+    until = time.monotonic() + 6
+    while time.monotonic() < until:
+        assert line in found(gateway)
+        time.sleep(0.02)
+    assert f"{ONE} {FIRST + 2} small" in found(gateway)
+    next(lines)  # the old process has not ended
