@@ -48,8 +48,8 @@ def _local(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.local import emulator
     from modelfleet.infra.local.fleet import LocalFleet
 
-    if plan.cards and plan.cards.missing:
-        raise SetupError("\n".join(plan.cards.missing))
+    if plan.stops_up:
+        raise SetupError("\n".join(plan.stops_up))
     emulator.start(plan.config.local.s3_port, root / ".modelfleet")
     folder = local_folder(root, plan.stack)
     fleet = LocalFleet(plan.stack, plan, folder=folder, api_keys=_api_keys(plan, given), opts=_below(given))

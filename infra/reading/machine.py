@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from modelfleet.infra.names import LAST_START, local_folder, mark
-from modelfleet.infra.planning.local import Machine, Room
+from modelfleet.infra.planning.local import MONITOR_PROGRAMS, Machine, Room
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -47,7 +47,14 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
         weights_here=_weights_in(hub) if wanted else (),
         executable_memory=_executable_memory(),
         selinux=SELINUX.is_file() and SELINUX.read_text().strip() == "1",
+        programs=monitor_programs() if stack.config.observability.metrics == "own" else None,
     )
+
+
+def monitor_programs() -> dict[str, str]:
+    """The paths of Prometheus and Alertmanager, of those that are on PATH."""
+    found = ((name, next(filter(None, map(shutil.which, known)), None)) for name, known in MONITOR_PROGRAMS.items())
+    return {name: path for name, path in found if path}
 
 
 def _executable_memory() -> bool:

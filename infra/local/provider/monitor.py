@@ -18,11 +18,12 @@ from modelfleet.infra.local.ports import LOOPBACK, require_free
 from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, members, spawn
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.names import mark
+from modelfleet.infra.planning.local import programs_absent
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.reading.machine import monitor_programs
 
-#: Each program and the port that it listens on. Debian calls the second one prometheus-alertmanager.
+#: Each program and the port that it listens on.
 PROGRAMS = {"prometheus": "prometheusPort", "alertmanager": "alertmanagerPort"}
-NAMES = {"prometheus": ("prometheus",), "alertmanager": ("alertmanager", "prometheus-alertmanager")}
 #: Prometheus reads its log of the last hours first.
 START_TIMEOUT_S = 120.0
 #: Time to close their files.
@@ -60,7 +61,9 @@ def delete(call: Call[Props], id: str, state: Props) -> None:
 
 
 def _start(call: Call[Props], inputs: Props) -> Props:
-    binaries = {name: _binary(name) for name in PROGRAMS}
+    binaries = monitor_programs()
+    if absent := [name for name in PROGRAMS if name not in binaries]:
+        raise Refused(programs_absent(absent))
     folder = _folder(inputs)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, text in inputs["texts"].items():
@@ -76,16 +79,6 @@ def _start(call: Call[Props], inputs: Props) -> Props:
         raise
     pids = {f"{name}Pid": process.pid for name, process in made.items()}
     return {**pids, **{f"{name}Started": process.started for name, process in made.items()}}
-
-
-def _binary(name: str) -> str:
-    for known in NAMES[name]:
-        if found := shutil.which(known):
-            return found
-    raise Refused(
-        f"{name} is not on PATH, and modelfleet:observability.metrics is own; install it (apt install "
-        f"{' '.join(names[-1] for names in NAMES.values())}), or take the key out"
-    )
 
 
 def _spawn(name: str, binary: str, inputs: Props) -> ProcessId:

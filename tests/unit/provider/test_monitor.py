@@ -139,5 +139,5 @@ def test_a_file_that_prometheus_refuses_is_its_own_sentence_and_nothing_is_left(
 
 def test_without_the_programs_the_way_to_them_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Refused, match="prometheus is not on PATH.*apt install prometheus prometheus-alertmanager"):
+    with pytest.raises(Refused, match="prometheus and alertmanager are not on PATH.*apt install prometheus prometheus-alertmanager"):
         monitor.create(CALL, inputs_of(plan_of(), tmp_path))
