@@ -127,7 +127,8 @@ def changes(before: Plan | None, after: Plan) -> Iterator[Change]:
 def _settings(plan: Plan) -> dict[str, str]:
     """The stack file's other keys with their values, defaults too: to write one out is no change."""
     sections = plan.config.model_dump(mode="json", by_alias=True, exclude=ELSEWHERE)
-    return {key: _yaml(value) for key, value in _leaves(sections) if value not in (None, [], {})}
+    values = {key: _yaml(value) for key, value in _leaves(sections) if value not in (None, [], {})}
+    return values | dict.fromkeys(sorted(plan.source.secrets), "a secret")
 
 
 def _yaml(value: Any) -> str:

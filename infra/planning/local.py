@@ -35,6 +35,8 @@ MONITOR_PROGRAMS: Final[Mapping[str, Sequence[str]]] = {
     "prometheus": ("prometheus",),
     "alertmanager": ("alertmanager", "prometheus-alertmanager"),
 }
+#: The Alertmanager that first took a webhook's URL from a file, and kept it (prometheus/alertmanager #3223, #3228).
+URL_FILE_SINCE: Final = (0, 26)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Machine:
     that a stack writes to, `weights_room` is the Hub's cache, and `weights_here` its bytes by Hub id. Where
     `executable_memory` is False, a process may not make code while it runs; `selinux` is enforcing. `programs` are the
     paths of those of `MONITOR_PROGRAMS` that are on PATH; None where nobody looked, because the stack runs none.
+    `alertmanager` is the version of the one that has to keep a secret; None where there is none, or none to keep.
     """
 
     memory_bytes: int
@@ -66,6 +69,7 @@ class Machine:
     executable_memory: bool = True
     selinux: bool = False
     programs: Mapping[str, str] | None = None
+    alertmanager: tuple[int, int] | None = None
 
 
 def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
@@ -98,7 +102,15 @@ def _programs_missing(machine: Machine) -> list[str]:
     if machine.programs is None:
         return []
     absent = [name for name in MONITOR_PROGRAMS if name not in machine.programs]
-    return [programs_absent(absent)] if absent else []
+    found = [programs_absent(absent)] if absent else []
+    if machine.alertmanager and machine.alertmanager < URL_FILE_SINCE:
+        has, needs = (".".join(map(str, one)) for one in (machine.alertmanager, URL_FILE_SINCE))
+        found.append(
+            f"alertmanager on PATH is {has}, which would show the URL of modelfleet:alertWebhook in its log and to "
+            f"every user of this machine; put {needs} or newer there (https://prometheus.io/download), or take the key "
+            "out"
+        )
+    return found
 
 
 def programs_absent(names: Sequence[str]) -> str:

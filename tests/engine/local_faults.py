@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -532,9 +532,10 @@ def watched(live: Live, *, metrics: int | None = None) -> Iterator[dict[str, Any
         assert plan and plan.own_monitoring
         texts = local_files(plan, plan.own_monitoring)
         config = yaml.safe_load(texts["prometheus.yml"])
-        config["global"]["scrape_interval"] = "1s"
-        for scrape in config["scrape_configs"] if metrics else []:
-            scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics}"]
+        for scrape in config["scrape_configs"]:
+            scrape["scrape_interval"] = "1s"
+            if metrics:
+                scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics}"]
         texts["prometheus.yml"] = yaml.safe_dump(config)
         inputs = {"folder": str(live.stack.run_folder), **ports, "texts": texts, "retentionDays": 1, "keepMib": 100}
         state = {**inputs, **monitor.create(call, inputs).outputs}
@@ -544,6 +545,9 @@ def watched(live: Live, *, metrics: int | None = None) -> Iterator[dict[str, Any
             yield state
         finally:
             monitor.delete(call, "monitor", state)
+            for name in monitor.PROGRAMS:  # of this process, not of Pulumi's
+                with suppress(ChildProcessError):
+                    os.waitpid(state[f"{name}Pid"], 0)
 
 
 @contextmanager

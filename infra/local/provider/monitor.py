@@ -18,6 +18,7 @@ from modelfleet.infra.local.ports import LOOPBACK, require_free
 from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, members, spawn
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.names import mark
+from modelfleet.infra.observability.own import WEBHOOK_FILE
 from modelfleet.infra.planning.local import programs_absent
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
 from modelfleet.infra.reading.machine import monitor_programs
@@ -68,6 +69,7 @@ def _start(call: Call[Props], inputs: Props) -> Props:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, text in inputs["texts"].items():
         (folder / name).write_text(text, encoding="utf-8")
+    _write_webhook(folder / WEBHOOK_FILE, inputs.get("webhook"))
     # Alertmanager first, so that no alert finds nobody.
     made = {name: _spawn(name, binaries[name], inputs) for name in reversed(PROGRAMS)}
     call.step("starting Prometheus and Alertmanager")
@@ -79,6 +81,14 @@ def _start(call: Call[Props], inputs: Props) -> Props:
         raise
     pids = {f"{name}Pid": process.pid for name, process in made.items()}
     return {**pids, **{f"{name}Started": process.started for name, process in made.items()}}
+
+
+def _write_webhook(file: Path, url: str | None) -> None:
+    """Its owner alone may read it, and nobody ever could."""
+    file.unlink(missing_ok=True)
+    if url is not None:
+        file.touch(mode=0o600)
+        file.write_text(url, encoding="utf-8")
 
 
 def _spawn(name: str, binary: str, inputs: Props) -> ProcessId:
@@ -133,12 +143,12 @@ def _log(name: str, inputs: Props) -> Path:
     return Path(inputs["folder"]) / f"{name}.log"
 
 
-INPUTS = frozenset({"folder", *PROGRAMS.values(), "texts", "retentionDays", "keepMib"})
+REQUIRED = frozenset({"folder", *PROGRAMS.values(), "texts", "retentionDays", "keepMib"})
 
 MONITOR = ResourceDef[Props](
     token="modelfleet:local:Monitor",  # noqa: S106 - Pulumi's word for a type
-    inputs=INPUTS,
-    required=INPUTS,
+    inputs=REQUIRED | {"webhook"},
+    required=REQUIRED,
     outputs=frozenset(OUTPUTS),
     force_new=frozenset({"folder"}),
     create=create,

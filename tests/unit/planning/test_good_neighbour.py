@@ -155,6 +155,41 @@ def test_prometheus_is_looked_for_where_the_stack_runs_one(tmp_path: Path, monke
     assert this_machine(stack(cpu, target="local"), tmp_path).programs is None
 
 
+@pytest.mark.parametrize(
+    ("version", "secrets", "stops"),
+    [
+        ("0.25.0", ("alertWebhook",), True),
+        ("0.26.0", ("alertWebhook",), False),
+        ("1.0.0", ("alertWebhook",), False),
+        ("0.25.0", (), False),
+    ],
+)
+def test_an_alertmanager_that_would_show_the_webhook_stops_up(
+    version: str, secrets: tuple[str, ...], stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian 12's has its URL in its log, and in an answer to everybody who asks."""
+    for name in ("prometheus", "alertmanager"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{name}, version {version} (branch: HEAD, revision: 1)'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    keys = {"accountId": None, "observability": {"metrics": "own"}, "secrets": secrets}
+    own = stack(pool("cpu", "CPU", maxNodes=1), target="local", region=None, **keys)
+    made = plan(
+        [],
+        own,
+        code=CODE,
+        machine=replace(
+            FINE, **{key: getattr(this_machine(own, tmp_path), key) for key in ("programs", "alertmanager")}
+        ),
+    )
+    assert bool(made.stops_up) is stops
+    if stops:
+        assert (
+            made.stops_up[0].startswith("alertmanager on PATH is 0.25, which would show the URL")
+            and "0.26 or newer" in made.stops_up[0]
+        )
+
+
 def test_a_read_only_folder_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert room("x", tmp_path / "a" / "b").writable
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere

@@ -127,7 +127,7 @@ CHANGES: dict[str, Any] = {
     "observability.retentionDays": 30,
     "observability.volumeGib": 40,
     "observability.storageClass": "fast",
-    "observability.webhook": "http://hook.ops.svc:8080/alerts",
+    "observability.webhookService": "http://hook.ops.svc:8080",
     "observability.kubeStateMetrics": "http://kube-state-metrics.monitoring.svc:8080",
     "observability.alertEmails": ["pager@example.org"],
     "observability.alertUrls": ["https://pager.example.org/sns"],
@@ -204,7 +204,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "gateway.webAcl": {"gateway.expose": "internal"},
     **{
         f"observability.{key}": {"observability.metrics": "own"}
-        for key in ("retentionDays", "volumeGib", "storageClass", "webhook", "kubeStateMetrics")
+        for key in ("retentionDays", "volumeGib", "storageClass", "webhookService", "kubeStateMetrics")
     },
     **{f"observability.{key}": {"observability.metrics": "amp"} for key in ("alertEmails", "alertUrls")},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
@@ -286,7 +286,8 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     )
     # A budget in USD needs the model's price, and that its facts.
     facts: dict[str, Any] = {"facts": None} if any(key.endswith("budget.usd") for key in changes) else {}
-    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False, **facts)
+    secrets = ("apiKeys", *(("alertWebhook",) if "observability.webhookService" in changes else ()))
+    return planned([demanded], stack(*pools, secrets=secrets, **settings), deploying=False, **facts)
 
 
 def test_every_key_of_the_stack_file_is_tried() -> None:
@@ -321,6 +322,7 @@ def test_the_diff_has_a_line_for_each_changed_key(key: str) -> None:
 
 
 def test_a_changed_key_is_shown_with_both_values_as_the_file_has_them() -> None:
+    key = "observability.webhookService"
     own = {"observability.metrics": "own", "observability.retentionDays": 30, "gateway.timeoutS": 7200}
     before, after = plan_with({}, {"gateway": {"replicas": 2}}), plan_with(own, {})
     assert list(changes(before, after)) == [
@@ -333,8 +335,12 @@ def test_a_changed_key_is_shown_with_both_values_as_the_file_has_them() -> None:
         "kubernetes.rayTls": "false → true",
         "kubernetes.apiCidrs": 'unset → ["10.9.0.0/24"]',
     }
+    hooked = settings_that_change(before, plan_with({**BESIDE[key], key: CHANGES[key]}, {}))
+    assert hooked["alertWebhook"] == "unset → a secret", "and nothing of it"
     signed = plan_with({"trust.manifestKey.kms": CHANGES["trust.manifestKey.kms"]}, {})
-    assert settings_that_change(before, signed)["trust.manifestKey.publicKey"] == "changed", "a key says nobody anything"
+    assert settings_that_change(before, signed)["trust.manifestKey.publicKey"] == "changed", (
+        "a key says nobody anything"
+    )
 
 
 @pytest.mark.parametrize("key", [key for key in CHANGES if key.startswith(NEAR_SYSTEM_NODES)])
