@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import actor_options
+from modelfleet.serving.config.serve_options import actor_options, stages_of
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT
+from modelfleet.serving.seal import cache_environment
+
+STAGES_ENVIRONMENT = {
+    # EC2 holds one TCP flow to 5 Gbit/s outside a cluster placement group (AWS: EC2 instance network bandwidth). NCCL
+    # opens these 16 by itself where it reads EC2's vendor id below /sys (NCCL `transport/net_socket.cc`); a pod's network
+    # card is a veth, which has none.
+    "NCCL_SOCKET_NTHREADS": "2",
+    "NCCL_NSOCKS_PERTHREAD": "8",
+}
+"""Environment of vLLM in a replica over several nodes, unless the node or the model file's `runtime_env` says otherwise."""
 
 
 def prepare(model: ModelConfig) -> None:
     """Sets our defaults, and lifts Ray's limit of threads."""
-    for name, value in DEFAULT_ENVIRONMENT.items():
+    own = STAGES_ENVIRONMENT if stages_of(model) > 1 else {}
+    for name, value in {**DEFAULT_ENVIRONMENT, **own}.items():
         os.environ.setdefault(name, value)
     lift_thread_limit(model)
+
+
+def place_caches() -> None:
+    """Puts all compile caches below the node's VLLM_CACHE_ROOT, which a pod has and this machine need not have."""
+    if (root := os.environ.get("VLLM_CACHE_ROOT")) is not None:
+        for name, value in cache_environment(Path(root)).items():
+            os.environ.setdefault(name, value)
 
 
 def lift_thread_limit(model: ModelConfig) -> None:

@@ -19,7 +19,7 @@ from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
 from modelfleet.serving.config.serve_options import stages_of, workers_are_ray_actors
 from modelfleet.serving.engine_args import engine_arguments
-from modelfleet.serving.environment import prepare
+from modelfleet.serving.environment import place_caches, prepare
 from modelfleet.serving.errors import EngineError, WeightsError
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
@@ -114,9 +114,8 @@ class VllmReplica:
         if (seal := self._weights.get("seal")) is not None:
             self._seal_root = seal_root(seal)  # asked once: it is below the variable that the next line changes
             os.environ.update(cache_environment(self._seal_root))
-        elif (root := os.environ.get("VLLM_CACHE_ROOT")) is not None:
-            for name, value in cache_environment(Path(root)).items():
-                os.environ.setdefault(name, value)
+        else:
+            place_caches()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica's process is up; the replica is ready when this returns."""
@@ -136,10 +135,10 @@ class VllmReplica:
         """
         for task in self.__dict__.pop("_tasks", ()):
             task.cancel()  # before the engine goes, or the replica would take it for dead
-        self._last_words()
         stages = self.__dict__.pop("_stages", None)
         if stages is not None:
             stages.forget()  # they end with the engine, which is then no fault
+        self._last_words()
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.shutdown(timeout=ENGINE_END_S)
             remove_left()
@@ -310,11 +309,15 @@ class VllmReplica:
     def _stage_lost(self, why: str) -> None:
         """A stage on another node ended: no request can be answered without it. vLLM itself would wait for it."""
         self._lost = f"a stage on another node ({why})"
-        if self._meter is None:  # still starting: vLLM waits for that stage, and holds the event loop
+        # The last words take the meter away.
+        if self.__dict__.get("_meter") is None:  # still starting: vLLM waits for that stage, and holds the event loop
             logger.error(
                 "%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, self._lost
             )
-            os._exit(1)
+            try:
+                self._last_words()
+            finally:
+                os._exit(1)
         end_engine()
 
     def _take_seal(self, uri: str, root: Path) -> None:

@@ -16,13 +16,12 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from modelfleet.serving.config.schema import ModelConfig
 from modelfleet.serving.config.serve_options import placement_bundles, stages_of
-from modelfleet.serving.environment import prepare
-from modelfleet.serving.seal import cache_environment
+from modelfleet.serving.environment import place_caches, prepare
+from modelfleet.serving.errors import WeightsError
 from modelfleet.serving.shared_memory import note, remove_left
 from modelfleet.serving.versions import PRETENDED_CARD, check_versions
 from modelfleet.serving.weights import resolve, resolve_other
@@ -50,17 +49,18 @@ class Stage:
         self._model = ModelConfig.model_validate(model)
         self._weights = weights
         prepare(self._model)
-        if (root := os.environ.get("VLLM_CACHE_ROOT")) is not None:
-            for name, value in cache_environment(Path(root)).items():
-                os.environ.setdefault(name, value)
+        place_caches()
         os.environ["VLLM_HOST_IP"] = own_address()
 
     def fetch(self) -> dict[str, str]:
         """Gets the weights onto this node; returns vLLM's arguments that name their folders."""
         on_gpus = bool(self._model.scaling_config.num_gpus_per_worker)
         check_versions(gpus=on_gpus, pretended=on_gpus and bool(os.environ.get(PRETENDED_CARD)))
-        found = {"model": resolve(self._model, self._weights, logger.info)}
-        tokenizer = resolve_other(self._weights, "tokenizer", logger.info)
+        try:
+            found = {"model": resolve(self._model, self._weights, logger.info)}
+            tokenizer = resolve_other(self._weights, "tokenizer", logger.info)
+        except OSError as error:  # such as a full disk
+            raise WeightsError(f"{self._model.model_id}: its weights cannot be fetched: {error}") from None
         return {**found, "tokenizer": tokenizer} if tokenizer else found
 
     def run(self, arguments: dict[str, Any]) -> None:
@@ -150,7 +150,9 @@ def _why(run: Any) -> str:
 
     try:
         ray.get(run)
-    except ray.exceptions.RayError as error:  # its own error, or that its process died
+    except ray.exceptions.RayTaskError as error:  # its own error, whose text is a traceback
+        return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())
+    except ray.exceptions.RayError as error:  # such as that its process died
         return " ".join(str(error).split())
     return "a worker of it ended"
 

@@ -180,6 +180,12 @@ class _Drafting:
         scaling: dict[str, Any] = {"num_workers": workers}
         if isinstance(workers, int) and isinstance(stages, int):
             scaling["num_workers"] = workers * stages
+            if stages > 1:
+                self.note(
+                    f"--pipeline-parallel-size {stages}",
+                    f"here each stage is on a node of its own, {stages} in all; for one node leave it out, and all of "
+                    "num_workers are tensor parallel",
+                )
         if accelerator == CPU:
             scaling["num_gpus_per_worker"] = 0
         if stages == 1 and (workers != 1 or accelerator != CPU):

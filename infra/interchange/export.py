@@ -23,7 +23,7 @@ from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import InputErrors
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import GATEWAY_KEYS, SCALING_KEYS
+from modelfleet.serving.config.serve_options import GATEWAY_KEYS, SCALING_KEYS, stages_of
 from modelfleet.serving.engine_args import SHUT
 from modelfleet.serving.engine_args import engine_arguments as served_arguments
 
@@ -47,7 +47,7 @@ def to_vllm(model: LoadedModel) -> str:
     setting = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     parsed = parse(words[2:] + [word for option in _options(arguments) for word in option])
     again = draft_of(Workload(model.file, parsed.arguments, environment=variables)).data
-    comments = _patch_lines(again, model)
+    comments = [*_patch_lines(again, model), *_on_each_node(model.config)]
     script = " \\\n  ".join(lines)
     return (
         "\n".join(
@@ -138,6 +138,16 @@ def _mirrors(config: ModelConfig) -> Iterator[Any]:
 def _variables(config: ModelConfig) -> dict[str, str]:
     found = config.engine_config.runtime_env.get("env_vars", {})
     return {str(name): str(value) for name, value in found.items() if re.fullmatch(r"[A-Za-z_]\w*", str(name))}
+
+
+def _on_each_node(config: ModelConfig) -> list[str]:
+    """How the command becomes that of one node among several, as a comment."""
+    if (nodes := stages_of(config)) == 1:
+        return []
+    return [
+        f"# On each of {nodes} nodes: append --nnodes {nodes} --node-rank RANK --master-addr FIRST, and --headless but on "
+        "the first."
+    ]
 
 
 def _options(arguments: Mapping[str, Any]) -> Iterator[list[str]]:

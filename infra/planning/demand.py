@@ -65,6 +65,10 @@ class Demand:
             return [{**part, self._apart: 1} for part in self.parts]
         return self.parts
 
+    def spreads(self, room: Steps) -> bool:
+        """Whether a replica takes several nodes with `room`, or may."""
+        return len(self.pieces(room)) > 1
+
     def fits(self, room: Steps) -> bool:
         """Whether nodes with `room` carry a replica."""
         return all(copies(piece, {**room, self._apart: 1}) for piece in self.pieces(room))

@@ -284,6 +284,12 @@ def uncounted_by_stage(facts: ModelFacts, setting: Setting) -> bool:
     return not equal or len(caches) != whole.checkpoint.layers
 
 
+def widest_stage(facts: ModelFacts, setting: Setting) -> Setting:
+    """The setting at the stage whose caches take most: a sequence needs room in each."""
+    stages = (dataclasses.replace(setting, stage=stage) for stage in range(setting.stages))
+    return max(stages, key=lambda one: sequence_bytes(facts, one))
+
+
 def gpu_memory(facts: ModelFacts, setting: Setting) -> GpuMemory:
     """How one GPU's memory is used; `full_length_sequences` 0 means that the model does not fit.
 

@@ -11,10 +11,10 @@ import math
 from typing import Any
 
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import host_weight_bytes, sequence_bytes, setting_of, weight_bytes
+from modelfleet.infra.planning.fit import host_weight_bytes, sequence_bytes, setting_of, weight_bytes, widest_stage
 from modelfleet.serving.config.accelerators import CPU, Accelerator, known_gpus
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import workers_are_ray_actors
+from modelfleet.serving.config.serve_options import stages_of, workers_are_ray_actors
 
 GIB = 1024**3
 #: Replica and engine, with Python, torch, Ray and vLLM (2.2 GiB resident, SmolLM2 on CPUs), and each worker that is a
@@ -63,7 +63,7 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
         return 0
     cache = own_cache_bytes(model)
     cache = _cache_bytes(model, facts) if cache is None else cache
-    setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1)
+    setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1, stages=1)
     return round(weight_bytes(facts, setting) + workers * cache + processes)
 
 
@@ -87,8 +87,9 @@ def _cache_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     """Room for one sequence of the longest length on one worker, and at least `CACHE_BYTES`."""
     if facts is None:
         return CACHE_BYTES
-    setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1)
-    return max(CACHE_BYTES, math.ceil(sequence_bytes(facts, setting) / model.scaling_config.num_workers))
+    setting = widest_stage(facts, dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1))
+    workers = model.scaling_config.num_workers // stages_of(model)
+    return max(CACHE_BYTES, math.ceil(sequence_bytes(facts, setting) / workers))
 
 
 def _arguments(model: ModelConfig) -> dict[str, Any]:

@@ -10,11 +10,20 @@ import dataclasses
 from modelfleet.infra.catalog import Catalog
 from modelfleet.infra.planning.applications import kind_of
 from modelfleet.infra.planning.facts import ModelFacts
-from modelfleet.infra.planning.fit import Setting, default_length, fits, sequence_bytes, setting_of, shortened
+from modelfleet.infra.planning.fit import (
+    Setting,
+    default_length,
+    fits,
+    sequence_bytes,
+    setting_of,
+    shortened,
+    widest_stage,
+)
 from modelfleet.infra.planning.host_memory import CACHE_BYTES, PROCESSOR, own_cache_bytes
 from modelfleet.infra.planning.plan import LengthSource, Sampling
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
+from modelfleet.serving.config.serve_options import stages_of
 
 
 def length_source(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> LengthSource:
@@ -67,8 +76,8 @@ def _longest_that_fits(model: ModelConfig, facts: ModelFacts, catalog: Catalog) 
     if model.accelerator != CPU:
         return None
     given = own_cache_bytes(model)
-    room = (CACHE_BYTES if given is None else given) * model.scaling_config.num_workers
-    setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1)
+    room = (CACHE_BYTES if given is None else given) * (model.scaling_config.num_workers // stages_of(model))
+    setting = widest_stage(facts, dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1))
     if sequence_bytes(facts, setting) <= room:
         return None
     return _longest_in(facts, setting, room)

@@ -55,7 +55,13 @@ def _findings(
         yield at(STAGES, f"found {stages}, but this machine is one node; leave it out here")
         return
     zones = pool.zones or []
-    if len(zones) != 1:
+    if not stack.config.target.makes_cluster:
+        message = (
+            f"{demand.model_id} has replicas over {stages} nodes, which must be in one zone, and only target eks puts a "
+            "pool's nodes there: label nodes of one zone alone for this pool"
+        )
+        yield stack.finding(("pools", index), message, Severity.WARNING)
+    elif len(zones) != 1:
         found = f"found {', '.join(zones)}" if zones else "is not set, which means all zones"
         message = (
             f"{found}, and {demand.model_id} has replicas over {stages} nodes, which must be in one: name one zone"
@@ -66,8 +72,8 @@ def _findings(
         yield stack.finding(("pools", index, "fallback"), message)
     if stack.config.kubernetes.ray_tls:
         message = (
-            f"encrypts what Ray sends; the stages of {demand.model_id} send each other hidden states as they are, in "
-            "one zone and between Ray's pods alone"
+            f"encrypts what Ray sends; the stages of {demand.model_id} send each other hidden states as they are, and "
+            "believe whoever reaches their ports: only a NetworkPolicy that is enforced keeps others out"
         )
         yield stack.finding(("kubernetes", "rayTls"), message, Severity.WARNING)
     accelerator = catalog.accelerators.get(demand.model.config.accelerator)

@@ -509,7 +509,7 @@ def _model_plan(
         pool=choice.pool.name,
         workers=model.scaling_config.num_workers,
         replicas=Replicas(demand.min, demand.initial, demand.max),
-        replicas_per_node=copies(demand.whole, choice.candidate.room),
+        replicas_per_node=0 if demand.spreads(choice.candidate.room) else copies(demand.whole, choice.candidate.room),
         bundles=demand.bundles,
         placement_strategy=demand.strategy,
         mirror=mirror,

@@ -191,9 +191,10 @@ def _cpu_hint(demand: Demand, choice: PoolChoice, candidates: Sequence[Candidate
     """The notice that with fewer CPUs per worker a cheaper node would be enough."""
     scaling = demand.model.config.scaling_config
     asked, workers = scaling.num_cpus_per_worker, scaling.num_workers
-    if not scaling.num_gpus_per_worker or not asked or not copies(demand.whole, choice.candidate.room):
+    room = choice.candidate.room
+    if not scaling.num_gpus_per_worker or not asked or demand.spreads(room) or not copies(demand.whole, room):
         return None
-    now = choice.candidate.rank_price / copies(demand.whole, choice.candidate.room)
+    now = choice.candidate.rank_price / copies(demand.whole, room)
     for candidate in sorted(candidates, key=lambda c: c.rank_price):
         without = {name: amount for name, amount in demand.whole.items() if name != "CPU"}
         count = copies(without, candidate.room)

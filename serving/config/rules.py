@@ -66,6 +66,11 @@ def _gpus(data: Any) -> float | None:
     return _number(_section(data, "scaling_config"), "num_gpus_per_worker", 1)
 
 
+def _stages(data: Any) -> float:
+    """Nodes of one replica; 1 where they are no number."""
+    return _number(_section(data, *ENGINE_KWARGS), "pipeline_parallel_size", None) or 1
+
+
 def _error(path: KeyPath, message: str) -> Fault:
     return path, message, Severity.ERROR
 
@@ -123,8 +128,8 @@ def _placement(data: Any) -> Iterator[Fault]:
     workers, gpus = _number(scaling, "num_workers", None), _gpus(data)
     strategy = scaling.get("placement_strategy", "PACK")
     path = ("scaling_config", "placement_strategy")
-    if (_number(_section(data, *ENGINE_KWARGS), "pipeline_parallel_size", None) or 1) > 1:
-        return  # `_pipeline` says it
+    if _stages(data) > 1:
+        return  # `_pipeline` says what is wrong with it there
     if not gpus or _section(data, *ENGINE_KWARGS).get("distributed_executor_backend") != "ray":
         if strategy in ("SPREAD", "STRICT_SPREAD"):
             message = f"{strategy} has no effect: a replica and its workers are one bundle, on one node; leave it out"
@@ -148,6 +153,8 @@ def _executor(data: Any) -> Iterator[Fault]:
     path = (*ENGINE_KWARGS, "distributed_executor_backend")
     asked = _section(data, *ENGINE_KWARGS).get("distributed_executor_backend")
     workers = _number(_section(data, "scaling_config"), "num_workers", None)
+    if _stages(data) > 1:
+        return  # `_pipeline` allows one alone
     if asked == "external_launcher":
         yield _error(
             path, f"found {shown(asked)}, for which somebody else starts the workers; allowed are mp, ray, uni"
@@ -159,11 +166,13 @@ def _executor(data: Any) -> Iterator[Fault]:
         yield _error(path, message)
 
 
+#: Which layers a stage has (vLLM 0.32 `vllm/distributed/utils.py`, `get_pp_indices`).
+DIVISION = "VLLM_PP_LAYER_PARTITION"
+
 _ON_ONE_NODE = {
     "speculative_config": "what drafts runs in the last stage alone",
     "kv_offloading_size": "it is one node's memory",
     "cpu_offload_gb": "it is one node's memory",
-    "data_parallel_size": "replicas scale one by one",
 }
 """Engine arguments that a replica over several nodes does not have yet, and why."""
 
@@ -171,8 +180,8 @@ _ON_ONE_NODE = {
 def _pipeline(data: Any) -> Iterator[Fault]:
     """A pipeline: `num_workers` workers in equal stages, each on a node of its own, in vLLM's own processes."""
     kwargs, scaling = _section(data, *ENGINE_KWARGS), _section(data, "scaling_config")
-    stages, workers = _number(kwargs, "pipeline_parallel_size", None), _number(scaling, "num_workers", None)
-    if stages is None or stages <= 1:
+    stages, workers = _stages(data), _number(scaling, "num_workers", None)
+    if stages <= 1:
         return
     path = (*ENGINE_KWARGS, "pipeline_parallel_size")
     if workers is not None and workers % stages:
@@ -181,15 +190,23 @@ def _pipeline(data: Any) -> Iterator[Fault]:
             f"found {stages:g} with num_workers {workers:g}; num_workers are all workers of a replica, and each of its "
             f"stages has as many: write a num_workers that {stages:g} divides",
         )
-    if scaling.get("placement_strategy") == "STRICT_PACK":
-        message = "found 'STRICT_PACK', but each stage of a pipeline is on a node of its own: leave it out"
-        yield _error(("scaling_config", "placement_strategy"), message)
+    strategy, place = scaling.get("placement_strategy", "PACK"), ("scaling_config", "placement_strategy")
+    if strategy == "STRICT_PACK":
+        yield _error(
+            place, f"found {shown(strategy)}, but each stage of a pipeline is on a node of its own: leave it out"
+        )
+    elif strategy in ("SPREAD", "STRICT_SPREAD"):
+        message = f"{strategy} has no effect: each stage of a pipeline is on a node of its own anyway; leave it out"
+        yield place, message, Severity.NOTICE
     if (asked := kwargs.get("distributed_executor_backend")) not in (None, "mp"):
         message = f"found {shown(asked)}; the stages of a pipeline are vLLM's own processes (mp): leave it out"
         yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
     for name in sorted(_ON_ONE_NODE.keys() & {key for key, value in kwargs.items() if value}):
         message = f"a replica over several nodes does not have it, because {_ON_ONE_NODE[name]}: leave it out"
         yield _error((*ENGINE_KWARGS, name), message)
+    for section in (("engine_config", "runtime_env"), (*ACTOR, "runtime_env")):
+        if DIVISION in _section(data, *section, "env_vars"):
+            yield _error((*section, "env_vars", DIVISION), "the plan counts vLLM's own division: leave it out")
     if _section(data, "engine_config").get("lora"):
         message = "a replica over several nodes has no adapters yet: leave them out, or serve it on one node"
         yield _error(("engine_config", "lora"), message)

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -58,11 +59,11 @@ class Fault:
 
     @classmethod
     def of(cls, text: str) -> Fault:
-        """One of `SECOND:replica` or `SECOND:gateway`; raises `ValueError` for anything else."""
-        at, _, victim = text.partition(":")
-        if victim not in ("replica", "gateway"):
-            raise ValueError(text)
-        return cls(float(at), victim)
+        """One of `SECOND:replica` or `SECOND:gateway`; raises `argparse.ArgumentTypeError` for anything else."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?):(replica|gateway)", text, re.ASCII)
+        if found is None:
+            raise argparse.ArgumentTypeError(f"found {text!r}; allowed are SECOND:replica and SECOND:gateway")
+        return cls(float(found[1]), found[2])
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say_fault(fault: Fault, found: dict[str, tuple[Outcome, list[Failure]]]) -> None:
     for name, (outcome, failed) in found.items():
-        (before, *_) = [one for one in reversed(outcome.course) if one.at <= fault.at]
+        before = next((one for one in reversed(outcome.course) if one.at <= fault.at), outcome.course[0])
         seen = Counter(one.seen for one in failed if fault.at <= one.at < fault.at + AFTER_FAULT_S)
         last = max((one.at - fault.at for one in failed if fault.at <= one.at < fault.at + AFTER_FAULT_S), default=0.0)
         words = ", ".join(f"{count} {what}" for what, count in sorted(seen.items())) or "nothing"
@@ -217,10 +218,11 @@ def _states(ports: servers.Ports, slug: str) -> list[str] | None:
 
 
 def _kill_replicas(ports: servers.Ports, slugs: Sequence[str]) -> None:
-    """The first of each model that runs."""
+    """The first of each model that runs; a model may have none at that moment."""
     for slug in slugs:
         running = [replica["pid"] for replica in _replicas(ports, slug) if replica["state"] == "RUNNING"]
-        os.kill(running[0], signal.SIGKILL)
+        for pid in running[:1]:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _seen(problem: Exception) -> str:

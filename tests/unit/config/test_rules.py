@@ -357,6 +357,24 @@ def test_a_pipeline_needs_no_strategy_and_names_its_nodes() -> None:
             "engine_config.engine_kwargs.distributed_executor_backend",
             "vLLM's own processes",
         ),
+        (
+            "size: 2}",
+            "size: 2, distributed_executor_backend: uni}",
+            "engine_config.engine_kwargs.distributed_executor_backend",
+            "vLLM's own processes",
+        ),
+        (
+            "size: 2}",
+            "size: 2, data_parallel_size: 2}",
+            "engine_config.engine_kwargs.data_parallel_size",
+            "raise deployment_config.num_replicas",
+        ),
+        (
+            "size: 2}",
+            "size: 2}\n  runtime_env: {env_vars: {VLLM_PP_LAYER_PARTITION: '20,12'}}",
+            "engine_config.runtime_env.env_vars.VLLM_PP_LAYER_PARTITION",
+            "vLLM's own division",
+        ),
         ("size: 2}", "size: 2, cpu_offload_gb: 4}", "engine_config.engine_kwargs.cpu_offload_gb", "one node's memory"),
         (
             "size: 2}",
@@ -369,6 +387,13 @@ def test_a_pipeline_needs_no_strategy_and_names_its_nodes() -> None:
 def test_what_a_pipeline_cannot_have_is_refused(old: str, new: str, key: str, message: str) -> None:
     found = [one for one in findings_of(piped(old, new)) if one.severity is Severity.ERROR]
     assert [one.path for one in found] == [key] and message in found[0].message
+
+
+@pytest.mark.parametrize("strategy", ["SPREAD", "STRICT_SPREAD"])
+def test_a_strategy_has_no_effect_on_stages(strategy: str) -> None:
+    finding = only(piped("num_workers: 4", f"num_workers: 4\n  placement_strategy: {strategy}"))
+    assert finding.path == "scaling_config.placement_strategy" and finding.severity is Severity.NOTICE
+    assert f"{strategy} has no effect: each stage of a pipeline is on a node of its own" in finding.message
 
 
 @pytest.mark.parametrize(

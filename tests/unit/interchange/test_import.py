@@ -258,6 +258,7 @@ def test_a_group_of_nodes_is_said_and_its_gpus_are_not_the_replicas() -> None:
     )
     assert draft.data["engine_config"]["engine_kwargs"]["pipeline_parallel_size"] == 2
     assert "2 nodes for one replica" in notes(draft)
+    assert "here each stage is on a node of its own, 2 in all" in notes(draft)
 
 
 def test_an_inference_service_is_merged_with_its_runtime() -> None:

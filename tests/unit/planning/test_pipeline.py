@@ -11,8 +11,10 @@ from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.kubernetes.manifests.network import RAY_PODS, network_policies
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts
 from modelfleet.infra.planning.fit import gpu_memory, sequence_bytes, setting_of, weight_bytes
+from modelfleet.infra.planning.host_memory import GIB, with_host_memory
+from modelfleet.infra.planning.length import with_length
 from modelfleet.infra.planning.memory.stages import layers_of
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.serving.config.errors import InputErrors, Severity
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.serve_options import actor_options, placement_bundles, placement_strategy
 from modelfleet.serving.engine_args import engine_arguments
@@ -96,12 +98,28 @@ def test_the_stage_with_the_least_room_decides() -> None:
     )
 
 
+def test_a_stage_on_processors_has_room_for_its_weights_and_a_whole_sequence() -> None:
+    """Half of Llama-3.1-8B's weights are 7.5 GiB, and half of what 65,536 tokens take (128 KiB each) is 4 GiB."""
+    one = piped(accelerator="CPU", max_total_tokens=65536)
+    made = with_host_memory(one.config, facts_of(one), reserve=True)
+    assert made.engine_config.engine_kwargs["kv_cache_memory_bytes"] == 4 * GIB
+    assert all(bundle["memory"] > (7.4 + 4) * GIB for bundle in placement_bundles(made))
+
+
+def test_a_stage_on_processors_is_as_long_as_its_own_cache() -> None:
+    """1 GiB is 16,384 tokens of 64 KiB in the half of the layers that a stage has."""
+    one = piped(accelerator="CPU", engine_kwargs={"kv_cache_memory_bytes": GIB})
+    length = with_length(one.config, facts_of(one), CATALOG).engine_config.length
+    assert length is not None and 16_000 <= length <= 16_384
+
+
 def test_the_plan_takes_a_node_for_each_stage() -> None:
     one = piped(replicas=(1, 3))
     made = planned([one], stack(pool(instanceTypes=["g6.4xlarge"], **ONE_ZONE)), facts={LLAMA: facts_of(one)})
     assert (made.pools[0].min_nodes, made.pools[0].needed_nodes) == (2, 6)
     planned_model = made.models[0]
     assert planned_model.placement_strategy == "STRICT_SPREAD" and len(planned_model.bundles) == 2
+    assert planned_model.replicas_per_node == 0, "spread: no node has a whole one"
     assert planned_model.speed is None, "nobody measured one"
 
 
@@ -115,6 +133,22 @@ def test_the_plan_takes_a_node_for_each_stage() -> None:
 def test_one_replica_never_stands_in_two_zones(zones: dict[str, Any], words: str) -> None:
     (found,) = refusals(piped(), instanceTypes=["g6.4xlarge"], **zones)
     assert words in found and "name one zone" in found
+
+
+def test_in_a_cluster_that_exists_the_labels_of_its_nodes_decide_on_zones() -> None:
+    for zones in ({}, ONE_ZONE):
+        made = stack(pool(instanceTypes=["g6.4xlarge"], **zones), target="kubernetes")
+        notices = planned([piped()], made, facts={LLAMA: facts_of(piped())}).notices
+        (found,) = [one for one in notices if "which must be in one zone" in one.message]
+        assert found.severity is Severity.WARNING and "label nodes of one zone alone" in found.message
+
+
+def test_fewer_cpus_are_no_hint_for_a_replica_that_no_single_node_has() -> None:
+    """The figures of the hint are those of one node with the whole replica."""
+    made = stack(pool(**ONE_ZONE))
+    for one, hints in ((piped(workers=2, cpus=6), 0), (model(workers=1, cpus=6), 1)):
+        notices = planned([one], made, facts={one.config.model_id: None}).notices
+        assert len([found for found in notices if "a replica would fit" in found.message]) == hints
 
 
 def test_a_network_that_holds_the_pipeline_up_is_refused_with_the_price_of_a_faster_one() -> None:
@@ -137,7 +171,7 @@ def test_tls_between_rays_processes_does_not_cover_the_stages() -> None:
         kubernetes={"image": "registry.example/serving:1", "rayTls": True},
     )
     notices = planned([piped()], made, facts={LLAMA: facts_of(piped())}).notices
-    assert any("send each other hidden states as they are" in one.message for one in notices)
+    assert any("believe whoever reaches their ports" in one.message for one in notices)
 
 
 def test_vllms_ports_are_open_between_rays_pods_and_to_nobody_else() -> None:
