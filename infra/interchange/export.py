@@ -144,10 +144,8 @@ def _on_each_node(config: ModelConfig) -> list[str]:
     """How the command becomes that of one node among several, as a comment."""
     if (nodes := stages_of(config)) == 1:
         return []
-    return [
-        f"# On each of {nodes} nodes: append --nnodes {nodes} --node-rank RANK --master-addr FIRST, and --headless but on "
-        "the first."
-    ]
+    added = f"--nnodes {nodes} --node-rank RANK --master-addr FIRST"
+    return [f"# On each of {nodes} nodes: append {added}, and --headless but on the first."]
 
 
 def _options(arguments: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -34,7 +34,11 @@ def pod_workloads(
     containers = [one for one in items(pod, "containers") if isinstance(one, dict)]
     earlier = downloads_of([*items(pod, "initContainers"), *containers])
     nodes = whole(mapping(holder, "leaderWorkerTemplate"), "size") or whole(holder, "size") or 1
-    notes = (Note(f"{nodes} nodes for one replica", "without pipeline_parallel_size a replica's workers share one node"),) if nodes > 1 else ()
+    notes = (
+        (Note(f"{nodes} nodes for one replica", "without pipeline_parallel_size a replica's workers share one node"),)
+        if nodes > 1
+        else ()
+    )
     for data in containers:
         for found in workloads_of(
             container_of(data), where, downloads=earlier, hardware=hardware_of(pod), replicas=whole(holder, "replicas")

@@ -57,8 +57,8 @@ def _findings(
     zones = pool.zones or []
     if not stack.config.target.makes_cluster:
         message = (
-            f"{demand.model_id} has replicas over {stages} nodes, which must be in one zone, and only target eks puts a "
-            "pool's nodes there: label nodes of one zone alone for this pool"
+            f"{demand.model_id} has replicas over {stages} nodes, which must be in one zone, and only target eks puts "
+            "a pool's nodes there: label nodes of one zone alone for this pool"
         )
         yield stack.finding(("pools", index), message, Severity.WARNING)
     elif len(zones) != 1:

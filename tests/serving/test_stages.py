@@ -48,6 +48,11 @@ class Second:
         (stage,) = [one for one in members(self.process) if title(one).startswith("ray::Stage")]
         stage.kill()
 
+    def end_worker(self) -> None:
+        """Ends vLLM's worker, and not the actor that it is of."""
+        (worker,) = workers(self.process).values()
+        psutil.Process(worker.pid).kill()
+
 
 @pytest.fixture
 def second(cluster: Cluster, scratch: Path) -> Iterator[Second]:
@@ -99,7 +104,7 @@ def cut(cluster: Cluster, fault: Callable[[], None]) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix(b"data: ")) for line in events]
 
 
-@pytest.mark.long(why="three starts of vLLM on two nodes of Ray")
+@pytest.mark.long(why="four starts of vLLM on two nodes of Ray")
 def test_a_replica_over_two_nodes_answers_as_the_model_does_and_comes_again_whole(
     cluster: Cluster, second: Second, tiny: Path
 ) -> None:
@@ -112,7 +117,7 @@ def test_a_replica_over_two_nodes_answers_as_the_model_does_and_comes_again_whol
     cluster.serve(staged(tiny))
     try:
         cluster.wait(SLUG)
-        for fault in (second.end_stage, end_node):
+        for fault in (second.end_stage, second.end_worker, end_node):
             assert ask(cluster, max_tokens=12).json()["choices"][0]["token_ids"] == right
             before, running = cluster.replicas(SLUG), workers(cluster.process, second.process)
             assert sorted(running) == ["VLLM::Worker_PP0", "VLLM::Worker_PP1"]

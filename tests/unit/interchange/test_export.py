@@ -74,6 +74,21 @@ def test_the_command_has_what_vllm_has_a_word_for() -> None:
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 
 
+def test_the_command_says_what_each_of_several_nodes_adds_and_comes_back_as_it_was() -> None:
+    text = MORE.replace(
+        "    speculative_config: {method: ngram, num_speculative_tokens: 4}\n", "    pipeline_parallel_size: 2\n"
+    )
+    text = text.replace("  lora: [{name: sql, source: team/sql}]\n", "").replace("num_workers: 2, placement_strategy: STRICT_PACK", "num_workers: 4")  # fmt: skip
+    model, findings = model_of(parse_document(text.encode(), "staged.yaml"))
+    assert model is not None and not findings, findings
+    script = to_vllm(model)
+    assert "# On each of 2 nodes: append --nnodes 2 --node-rank RANK --master-addr FIRST" in script
+    assert "--tensor-parallel-size 2" in script and "# On each" not in to_vllm(loaded()[-1])
+    (draft,) = read_drafts(script, "exported")
+    again, _ = model_of(parse_document(text_of(draft).encode(), "again.yaml"))
+    assert again is not None and again.config == model.config
+
+
 def test_ray_has_replicas_accelerator_and_arguments_in_its_own_keys() -> None:
     data = yaml.safe_load(to_ray_serve_llm(loaded()[-1]))
     (llm,) = data["applications"][0]["args"]["llm_configs"]

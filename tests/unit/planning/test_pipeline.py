@@ -144,11 +144,11 @@ def test_in_a_cluster_that_exists_the_labels_of_its_nodes_decide_on_zones() -> N
 
 
 def test_fewer_cpus_are_no_hint_for_a_replica_that_no_single_node_has() -> None:
-    """The figures of the hint are those of one node with the whole replica."""
-    made = stack(pool(**ONE_ZONE))
-    for one, hints in ((piped(workers=2, cpus=6), 0), (model(workers=1, cpus=6), 1)):
-        notices = planned([one], made, facts={one.config.model_id: None}).notices
-        assert len([found for found in notices if "a replica would fit" in found.message]) == hints
+    """The figures of the hint are those of one node with the whole replica, and its stages fit the cheaper one as is."""
+    whole = model("org/whole", workers=4, cpus=22)
+    notices = planned([whole, piped(workers=4, cpus=20)], stack(pool(**ONE_ZONE)), facts={}).notices
+    hints = [found for found in notices if "a replica would fit g6.12xlarge" in found.message]
+    assert [found.file for found in hints] == [whole.file]
 
 
 def test_a_network_that_holds_the_pipeline_up_is_refused_with_the_price_of_a_faster_one() -> None:

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from modelfleet.serving.errors import WeightsError
-from modelfleet.serving.stages import Stages
+from modelfleet.serving.stages import Stage, Stages, _why
+from tests.unit.serving.test_engine_args import model
 
 
 def stages(count: int, **methods: Any) -> Stages:
@@ -44,3 +45,38 @@ def test_what_kept_a_stage_from_its_weights_is_its_own_line() -> None:
     with pytest.raises(WeightsError) as raised:
         asyncio.run(stages(2, fetch=fails).fetch())
     assert str(raised.value) == "no weights"
+
+
+def test_a_disk_that_is_full_on_a_further_node_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device", "/cache/model.safetensors")
+
+    monkeypatch.setattr("modelfleet.serving.stages.check_versions", lambda **_: None)
+    monkeypatch.setattr("modelfleet.serving.stages.resolve", full)
+    stage = Stage.__new__(Stage)  # its `__init__` changes the process
+    stage._model, stage._weights = model(), {}
+    with pytest.raises(WeightsError, match=r"^org/name: its weights cannot be fetched: .*No space left .*'/cache"):
+        stage.fetch()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RayTaskError("run", "Traceback of that node", ValueError("no\n  port")), "ValueError: no port"),
+        (
+            RayTaskError("run", "Traceback of that node", ValueError("no port")).as_instanceof_cause(),
+            "ValueError: no port",
+        ),
+        (RayActorError(error_msg="The actor died\nunexpectedly"), "The actor died unexpectedly"),
+        (None, "a worker of it ended"),
+    ],
+)
+def test_why_a_stage_ended_is_one_line_without_a_traceback(
+    error: Exception | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(_: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("ray.get", get)
+    assert _why(None) == words

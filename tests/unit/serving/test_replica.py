@@ -21,7 +21,7 @@ import pytest
 from modelfleet.infra.local.provider.ray import ray_environment
 from modelfleet.infra.reading.node_hours import read_node_hours
 from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT
-from modelfleet.serving.environment import lift_thread_limit
+from modelfleet.serving.environment import lift_thread_limit, prepare
 from modelfleet.serving.errors import EngineError, MirrorError, WeightsError
 from modelfleet.serving.replica import VllmReplica
 from modelfleet.serving.startup import StartupClock
@@ -56,6 +56,20 @@ def test_threads_that_the_file_sets_or_that_compute_stay(
     assert threads_after(model(**sections), monkeypatch) == "1"
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_stages_send_over_as_many_connections_as_nccl_takes_on_ec2(
+    stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One connection has 5 Gbit/s there, and in a pod NCCL does not see where it is."""
+    sockets = ("NCCL_SOCKET_NTHREADS", "NCCL_NSOCKS_PERTHREAD")
+    monkeypatch.setattr("os.environ", {})
+    prepare(model(engine={"engine_kwargs": {"pipeline_parallel_size": stages}}, num_workers=stages))
+    assert [os.environ.get(name) for name in sockets] == (["2", "8"] if stages > 1 else [None, None])
+    os.environ["NCCL_NSOCKS_PERTHREAD"] = "4"
+    prepare(model(engine={"engine_kwargs": {"pipeline_parallel_size": stages}}, num_workers=stages))
+    assert os.environ["NCCL_NSOCKS_PERTHREAD"] == "4", "the model file's"
+
+
 class Engine:
     def __init__(self, seen: list[str]) -> None:
         self.seen = seen
@@ -78,12 +92,15 @@ def test_a_replica_that_ends_shuts_its_engine_down_once_and_does_not_take_it_for
     seen: list[str] = []
     replica = VllmReplica.__new__(VllmReplica)
     replica._engine, replica._tasks = Engine(seen), [Task(seen)]
+    replica._stages = SimpleNamespace(forget=lambda: seen.append("forget"), end=lambda: seen.append("stages"))
     replica._hours = SimpleNamespace(last_words=lambda: seen.append("hours"))
     replica._meter = SimpleNamespace(last_words=lambda: seen.append("meter") or 1 / 0)
     replica._copy = SimpleNamespace(last_words=lambda: seen.append("copy"))
     replica.__del__()
     replica.__del__()
-    assert seen == ["task", "hours", "meter", "copy", "engine"], "the copy has what the others wrote; a fault ends none"
+    assert seen == ["task", "forget", "hours", "meter", "copy", "engine", "stages"], (
+        "no stage that ends is a fault by then; the copy has what the others wrote; a fault ends none"
+    )
 
 
 def test_a_replica_that_never_started_ends_in_silence() -> None:
@@ -332,8 +349,11 @@ def test_a_stage_that_ends_while_the_engine_starts_ends_the_replica(monkeypatch:
     monkeypatch.setattr("os._exit", ended.append)
     replica = VllmReplica.__new__(VllmReplica)
     replica._model, replica._meter = model(), None
+    replica._hours = SimpleNamespace(last_words=lambda: ended.append(0))
     replica._stage_lost("its node went")
-    assert ended == [1] and "its node went" in replica._lost
+    assert ended == [0, 1] and "its node went" in replica._lost, "the books first"
+    replica._stage_lost("another one")
+    assert ended == [0, 1, 1], "once the books are closed too"
 
 
 def test_a_stage_that_ends_later_is_the_engines_death(monkeypatch: pytest.MonkeyPatch) -> None:

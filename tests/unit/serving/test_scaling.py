@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import subprocess
+from argparse import ArgumentTypeError
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +23,10 @@ from modelfleet.serving.config.serve_options import deployment_options
 from modelfleet.serving.scaling import QUEUES_VARIABLE, Aim, Sample, ScalingPolicy, Want, addresses, settled, wanted
 from modelfleet.serving.waiting import Places
 from tests.bare_python import bare_python
+from tools.bench.servers import Ports
 from tools.scaling.picture import draw
-from tools.scaling.simulate import run
+from tools.scaling.replay import Fault, _kill_replicas, _say_fault
+from tools.scaling.simulate import Outcome, Point, run
 from tools.scaling.traces import Arrival, Trace, burst
 
 AIM = Aim("requests", requests=4, places=10, target=0.0, up_s=2, down_s=600, to_zero_s=900)
@@ -346,3 +349,30 @@ def test_a_full_replica_says_how_many_wait_for_it(monkeypatch: pytest.MonkeyPatc
         return [*seen, places.stats()]
 
     assert asyncio.run(play()) == [{"waiting": 2.0, "finished": 0.0}, {"waiting": 0.0, "finished": 3.0}]
+
+
+@pytest.mark.parametrize("text", ["soon:replica", "5", "5:head", ":gateway", "-1:replica", "nan:replica"])
+def test_a_fault_that_the_replay_does_not_know_is_one_line(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="allowed are SECOND:replica and SECOND:gateway"):
+        Fault.of(text)
+    assert Fault.of("12.5:gateway") == Fault(12.5, "gateway")
+
+
+def test_a_fault_before_the_first_look_is_told_by_that_one(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(burst(), 0.0, (), (Point(2.0, 1, 1, 3, 0), Point(4.0, 2, 2, 5, 0)))
+    _say_fault(Fault(1.0, "replica"), {"requests": (outcome, [])})
+    _say_fault(Fault(5.0, "replica"), {"requests": (outcome, [])})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "1 replicas, 3 running" in first and "2 replicas, 5 running" in second
+
+
+def test_a_model_without_a_running_replica_keeps_no_other_models_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = {
+        "a": [{"state": "STARTING", "pid": 1}],
+        "b": [{"state": "RUNNING", "pid": 2}, {"state": "RUNNING", "pid": 3}],
+    }
+    killed: list[int] = []
+    monkeypatch.setattr("tools.scaling.replay._replicas", lambda _, slug: replicas[slug])
+    monkeypatch.setattr("os.kill", lambda pid, _: killed.append(pid))
+    _kill_replicas(Ports(9650, 9830), ["a", "b"])
+    assert killed == [2]
