@@ -12,8 +12,8 @@ from modelfleet.serving.seal import cache_environment
 
 STAGES_ENVIRONMENT = {
     # EC2 holds one TCP flow to 5 Gbit/s outside a cluster placement group (AWS: EC2 instance network bandwidth). NCCL
-    # opens these 16 by itself where it reads EC2's vendor id below /sys (NCCL `transport/net_socket.cc`); a pod's card is
-    # a veth, which has none.
+    # opens these 16 by itself where it reads EC2's vendor id below /sys (NCCL `transport/net_socket.cc`); a pod's card
+    # is a veth, which has none.
     "NCCL_SOCKET_NTHREADS": "2",
     "NCCL_NSOCKS_PERTHREAD": "8",
 }
