@@ -235,6 +235,8 @@ class VllmReplica:
         try:
             app = await self.start_engine()
         except BaseException:
+            if self._stages is not None:
+                self._stages.forget()  # what is wrong is said; a stage that ends now would only end this process first
             self._last_words()
             raise
         hours.ready()

@@ -119,7 +119,11 @@ def test_the_plan_takes_a_node_for_each_stage() -> None:
     assert (made.pools[0].min_nodes, made.pools[0].needed_nodes) == (2, 6)
     planned_model = made.models[0]
     assert planned_model.placement_strategy == "STRICT_SPREAD" and len(planned_model.bundles) == 2
-    assert planned_model.replicas_per_node == 0, "spread: no node has a whole one"
+    large = stack(pool(instanceTypes=["g6.12xlarge"], **ONE_ZONE))
+    spread = planned([one], large, facts={LLAMA: facts_of(one)}).models[0]
+    assert (planned_model.replicas_per_node, spread.replicas_per_node) == (0, 0), (
+        "also where a node had room for it all"
+    )
     assert planned_model.speed is None, "nobody measured one"
 
 

@@ -203,6 +203,21 @@ def test_a_start_that_fails_is_in_the_books_as_long_as_it_took(
     assert holding.ended >= int(failed[0] * 1e6), "until the end, not only until its last minute"
 
 
+def test_a_start_that_fails_says_why_although_its_stages_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that was lost would end the process before Serve has the message."""
+    forgotten: list[bool] = []
+    made = SimpleNamespace(fetch=lambda: asyncio.sleep(0, []), forget=lambda: forgotten.append(True))
+    monkeypatch.setattr("modelfleet.serving.replica.Stages", lambda *_: made)
+
+    def import_engine() -> Any:
+        raise ImportError("libcuda.so.1")
+
+    piped = {"engine": {"engine_kwargs": {"pipeline_parallel_size": 2}}, "num_workers": 2}
+    with pytest.raises(EngineError, match="libcuda"):
+        started(monkeypatch, lambda *_: "/folder", import_engine, **piped)
+    assert forgotten == [True]
+
+
 def test_an_import_that_fails_is_the_engines_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def import_engine() -> Any:
         raise ImportError("libcuda.so.1: cannot open shared object file")
