@@ -206,7 +206,7 @@ def _update_scraper(call: Call[Aws], id: str, state: Props, inputs: Props) -> Pr
 
 SCRAPER = ResourceDef(
     token="aws:amp/scraper:Scraper",
-    inputs=frozenset({"alias", "destination", "region", "scrapeConfiguration", "source", "tags"}),
+    inputs=frozenset({"alias", "destination", "region", "scrapeConfiguration", "source", "tags", "timeouts"}),
     required=frozenset({"destination", "scrapeConfiguration", "source"}),
     outputs=frozenset({"arn", "region", "roleArn", "tagsAll"}),
     force_new=frozenset({"destination", "region", "source"}),
