@@ -69,8 +69,12 @@ class Maker:
         self.plan = plan
         code.write_bytes(b"the serving package")
         asset = pulumi.FileAsset(str(code)) if with_code else None
-        webhook = pulumi.Output.secret(WEBHOOK) if plan.amp and plan.amp.sends else None
-        self.engine.run(lambda: self.fleets.append(AwsFleet("aws", plan, code=asset, alert_webhook=webhook)))
+
+        def program() -> None:
+            webhook = pulumi.Output.secret(WEBHOOK) if plan.amp and plan.amp.sends else None
+            self.fleets.append(AwsFleet("aws", plan, code=asset, alert_webhook=webhook))
+
+        self.engine.run(program)
         return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
 
 
