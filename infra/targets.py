@@ -28,7 +28,7 @@ class Given:
     """What a program has besides the plan: secrets, the kubeconfig of a cluster that exists, and a parent.
 
     `api_keys` are keys by name; the gateway gets only their hashes. `alert_webhook` is the URL to which the stack's own
-    Alertmanager sends.
+    Alertmanager sends, or SNS what Amazon's alert manager tells it.
     """
 
     huggingface_token: pulumi.Input[str] | None = None
@@ -74,7 +74,14 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.kubernetes.manifest_key import Signing
 
     webhook = _alert_webhook(plan, given)
-    cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), image_source=_image(root, plan), opts=_below(given))
+    cloud = AwsFleet(
+        plan.stack,
+        plan,
+        code=_code(root, plan),
+        image_source=_image(root, plan),
+        alert_webhook=webhook if plan.amp else None,
+        opts=_below(given),
+    )
     fleet = KubernetesFleet(
         plan.stack,
         plan,
@@ -84,7 +91,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         balancer=cloud.front_door.dns_name if cloud.front_door else None,
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
-        alert_webhook=webhook,
+        alert_webhook=webhook if plan.own_monitoring else None,
         head_storage=HeadStorage(store.address, store.password) if (store := cloud.head_storage) else None,
         signing=Signing(key.arn, key.public) if (key := cloud.manifest_key) else None,
         image=cloud.image,
@@ -165,7 +172,8 @@ def _alert_webhook(plan: Plan, given: Given) -> pulumi.Output[str] | None:
 
     Raises `SetupError` where the program does not hand over what the stack file has.
     """
-    if plan.own_monitoring is None or not plan.own_monitoring.sends:
+    watched = plan.own_monitoring or plan.amp
+    if watched is None or not watched.sends:
         return None
     if given.alert_webhook is None:
         raise SetupError(

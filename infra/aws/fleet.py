@@ -64,6 +64,7 @@ class AwsFleet(pulumi.ComponentResource):
         *,
         code: pulumi.Asset | None = None,
         image_source: pulumi.Asset | None = None,
+        alert_webhook: pulumi.Output[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         facts = read_facts(plan, parent=opts.parent if opts else None)
@@ -89,7 +90,7 @@ class AwsFleet(pulumi.ComponentResource):
         services = self._create_addons("services", after_nodes(self._plan), cluster, [*system.groups.values()])
         self.head_storage = self._create_head_storage(cluster, subnets)
         self.manifest_key = self._create_manifest_key()
-        self.prometheus = self._create_prometheus(cluster, subnets)
+        self.prometheus = self._create_prometheus(cluster, subnets, alert_webhook)
         roles = self._create_roles(cluster, storage.mirror)
         self.kubeconfig, self.endpoint = cluster.kubeconfig, cluster.cluster.endpoint
         self.cluster_name = cluster.name
@@ -238,7 +239,10 @@ class AwsFleet(pulumi.ComponentResource):
         return ManifestKey(f"{self._name}-manifests", self._site, key, names=self._name, opts=self._child)
 
     def _create_prometheus(
-        self, cluster: Cluster, subnets: Mapping[str, Sequence[pulumi.Input[str]]]
+        self,
+        cluster: Cluster,
+        subnets: Mapping[str, Sequence[pulumi.Input[str]]],
+        webhook: pulumi.Output[str] | None,
     ) -> Prometheus | None:
         """Beside what serves: no workload waits for it."""
         if self._plan.amp is None:
@@ -250,6 +254,7 @@ class AwsFleet(pulumi.ComponentResource):
             self._plan.amp,
             cluster=cluster,
             subnet_ids=scraper_subnets(subnets),
+            webhook=webhook,
             opts=self._child,
         )
 

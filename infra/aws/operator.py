@@ -257,13 +257,9 @@ PROMETHEUS_CHANGES = (
     "UntagResource",
     "UpdateScraper",
 )
-PROMETHEUS_READS = (
-    "aps:DescribeAlertManagerDefinition",
-    "aps:DescribeRuleGroupsNamespace",
-    "aps:DescribeScraper",
-    "aps:DescribeWorkspace",
-    "aps:ListTagsForResource",
-)
+#: A pattern: with a workspace the official provider reads its logging configuration, which the stack never sets
+#: (terraform-provider-aws internal/service/amp/workspace.go, resourceWorkspaceRead).
+PROMETHEUS_READS = ("aps:Describe*", "aps:ListTagsForResource")
 #: Of the topic of its alerts.
 TOPIC_CHANGES = (
     "CreateTopic",
@@ -423,7 +419,10 @@ def _prometheus(site: Site, names: str) -> list[Statement]:
     return [
         _allow("*", PROMETHEUS_READS),
         _allow("*", ["aps:CreateWorkspace"]) | {"Condition": {"StringEquals": {**here, **new}}},
-        _allow([*aps, site.cluster_arn], _of("aps", PROMETHEUS_CREATIONS)) | {"Condition": {"StringEquals": new}},
+        # What has another stack's tag takes neither this stack's nor its scraper. What has none yet takes both: IAM
+        # cannot tell a tag at creation from a later one.
+        _allow([*aps, site.cluster_arn], _of("aps", PROMETHEUS_CREATIONS))
+        | {"Condition": {"StringEquals": new, "StringEqualsIfExists": own}},
         _allow(aps, _of("aps", PROMETHEUS_CHANGES)) | {"Condition": {"StringEquals": own}},
         _allow(f"arn:{site.partition}:iam::{site.account}:role/{role}", ["iam:DeleteServiceLinkedRole"]),
         _allow(f"arn:{site.partition}:sns:{place}:{names}-*", _of("sns", TOPIC_CHANGES)),

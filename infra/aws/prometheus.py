@@ -20,6 +20,9 @@ RULES = "modelfleet"
 #: terraform-provider-aws website/docs/r/prometheus_scraper.html.markdown
 SCRAPED_TAG = "AMPAgentlessScraper"
 
+#: Minutes for which a run waits for a scraper that gets another configuration, as for one that goes.
+UPDATED_MIN = 20
+
 
 class Prometheus(pulumi.ComponentResource):
     """Children: workspace, rules, topic with its policy and subscriptions, alert manager, scraper.
@@ -41,6 +44,7 @@ class Prometheus(pulumi.ComponentResource):
         *,
         cluster: Cluster,
         subnet_ids: Sequence[pulumi.Input[str]],
+        webhook: pulumi.Output[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:aws:Prometheus", name, None, opts)
@@ -57,12 +61,12 @@ class Prometheus(pulumi.ComponentResource):
             tags=site.tagged(name),
             opts=self._child,
         )
-        self._create_alerts(workspace, wanted)
+        self._create_alerts(workspace, wanted, webhook)
         self._create_scraper(workspace, cluster, subnet_ids)
         self.endpoint = workspace.prometheus_endpoint
         self.register_outputs({"endpoint": self.endpoint})
 
-    def _create_alerts(self, workspace: aws.amp.Workspace, wanted: AmpPlan) -> None:
+    def _create_alerts(self, workspace: aws.amp.Workspace, wanted: AmpPlan, webhook: pulumi.Output[str] | None) -> None:
         """The topic lets the workspace send before the alert manager knows it, so that no alert is lost between."""
         name = f"{self._name}-alerts"
         topic = aws.sns.Topic(name, tags=self._site.tagged(name), opts=self._child)
@@ -82,12 +86,13 @@ class Prometheus(pulumi.ComponentResource):
             definition=topic.arn.apply(lambda arn: alert_manager_definition(self._plan, arn)),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[policy]),
         )
-        for protocol, endpoints in (("email", wanted.emails), ("https", wanted.urls)):
-            for endpoint in endpoints:
-                # Named by who is told, so that one more changes no other subscription.
-                aws.sns.TopicSubscription(
-                    f"{name}-to-{endpoint}", topic=topic.arn, protocol=protocol, endpoint=endpoint, opts=self._child
-                )
+        # Named by who is told, so that one more changes no other subscription; a URL is a secret, and names nothing.
+        told: list[tuple[str, str, pulumi.Input[str]]] = [(email, "email", email) for email in wanted.emails]
+        told += [("webhook", "https", pulumi.Output.secret(webhook))] if webhook is not None else []
+        for who, protocol, endpoint in told:
+            aws.sns.TopicSubscription(
+                f"{name}-to-{who}", topic=topic.arn, protocol=protocol, endpoint=endpoint, opts=self._child
+            )
 
     def _create_scraper(
         self, workspace: aws.amp.Workspace, cluster: Cluster, subnet_ids: Sequence[pulumi.Input[str]]
@@ -105,6 +110,10 @@ class Prometheus(pulumi.ComponentResource):
             },
             destination={"amp": {"workspace_arn": workspace.arn}},
             scrape_configuration=scraper_config(self._plan),
+            # The provider waits two minutes (SetDefaultUpdateTimeout in terraform-provider-aws
+            # internal/service/amp/scraper.go) for what takes AWS longer. Not `custom_timeouts`, which Pulumi's bridge
+            # keeps to itself for such resources (pulumi-terraform-bridge pkg/pf/tfbridge/provider_update.go).
+            timeouts={"update": f"{UPDATED_MIN}m"},
             tags=self._site.tagged(self._name),
             opts=self._child,
         )

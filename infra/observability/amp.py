@@ -17,8 +17,6 @@ from modelfleet.infra.observability.scrape import STATES, pod_scrape_configs
 from modelfleet.infra.planning.monitoring import AMP_INTERVAL_S, STATES_NAMESPACE, STATES_PORT
 from modelfleet.infra.planning.plan import Plan
 
-#: A subject of SNS has at most 100 characters. https://docs.aws.amazon.com/sns/latest/api/API_Publish.html
-LONGEST_SUBJECT: Final = 100
 _SERIES: Final = re.compile(r"([a-zA-Z_][\w:]*)\{")
 
 
@@ -81,7 +79,7 @@ def alert_manager_definition(plan: Plan, topic_arn: str) -> str:
     topic = {
         "topic_arn": topic_arn,
         "sigv4": {"region": plan.region},
-        "subject": f"modelfleet stack {plan.stack}"[:LONGEST_SUBJECT],
+        "subject": f"modelfleet stack {plan.stack}",
         "send_resolved": True,
     }
     return as_yaml({"alertmanager_config": as_yaml(routed({"sns_configs": [topic]}))})

@@ -32,6 +32,10 @@ AMP_INTERVAL_S: Final = 30
 ALERT_WEBHOOK: Final = "alertWebhook"
 #: Alertmanager takes braces for a template (notify/webhook/webhook.go).
 WEBHOOK: Final = re.compile(rf"https?://[A-Za-z0-9.-]+{PORT_PATTERN}([/?][A-Za-z0-9._~:/?#@!$&'()*+,;=%-]*)?")
+NOT_FOR_SNS: Final = (
+    f"modelfleet:{ALERT_WEBHOOK}: is no public https:// address, and with metrics 'amp' SNS sends there, which reaches "
+    "no Service of the cluster, and would send the URL itself unencrypted over http://"
+)
 #: Keys that say how a Prometheus of the stack's own runs.
 ONLY_OWN: Final = {
     "retention_days": "retentionDays",
@@ -80,10 +84,12 @@ def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
 def webhook_refused(url: str, plan: Plan) -> str | None:
     """Why alerts cannot go to the webhook, or None; the plan knows no secret, so the run asks this. Never has the URL.
 
-    In a cluster policies let Alertmanager out to what the plan knows alone.
+    In a cluster policies let Alertmanager out to what the plan knows alone. SNS sends from outside of it.
     """
     if not WEBHOOK.fullmatch(url):
         return f"modelfleet:{ALERT_WEBHOOK}: is no http:// or https:// URL"
+    if plan.amp is not None:
+        return None if url.startswith("https://") and address_of(url)[1] is None else NOT_FOR_SNS
     if plan.target.on_this_machine:
         return None
     service = plan.config.observability.webhook_service
@@ -110,12 +116,19 @@ def amp_plan(stack: LoadedStack) -> AmpPlan | None:
     if wanted.metrics != "amp" or not stack.config.target.makes_cluster:
         return None
     networks = PRIVATE if network.vpc_id else subnet_blocks(network.cidr, network.zones).private
-    return AmpPlan(networks, tuple(wanted.alert_emails), tuple(wanted.alert_urls))
+    return AmpPlan(networks, tuple(wanted.alert_emails), sends=ALERT_WEBHOOK in stack.secrets)
 
 
 def monitoring_findings(stack: LoadedStack) -> list[Finding]:
     """An operator has to be there, and to be let in."""
-    return [*_operator_findings(stack), *_own_findings(stack), *_amp_findings(stack)]
+    return [*_operator_findings(stack), *_own_findings(stack), *_amp_findings(stack), *_webhook_findings(stack)]
+
+
+def _webhook_findings(stack: LoadedStack) -> Iterator[Finding]:
+    metrics = stack.config.observability.metrics
+    if ALERT_WEBHOOK in stack.secrets and metrics not in ("own", "amp"):
+        message = f"is where own or amp sends alerts, and metrics is '{metrics}'; set it to one of them"
+        yield stack.finding((ALERT_WEBHOOK,), message)
 
 
 def _amp_findings(stack: LoadedStack) -> Iterator[Finding]:
@@ -124,13 +137,12 @@ def _amp_findings(stack: LoadedStack) -> Iterator[Finding]:
     if wanted.metrics == "amp" and not stack.config.target.makes_cluster:
         message = "found 'amp', which watches the cluster of target eks alone; say own, or prometheus in a cluster"
         yield stack.finding(("observability", "metrics"), message)
-    for key, named in (("alertEmails", wanted.alert_emails), ("alertUrls", wanted.alert_urls)):
-        if named and wanted.metrics != "amp":
-            message = f"is for Amazon Managed Service for Prometheus, and metrics is '{wanted.metrics}'; set it to amp"
-            yield stack.finding(("observability", key), message)
-        for place, one in enumerate(named):
-            if one in named[:place]:
-                yield stack.finding(("observability", key, place), f"found '{one}' twice; remove one")
+    if wanted.alert_emails and wanted.metrics != "amp":
+        message = f"is for Amazon Managed Service for Prometheus, and metrics is '{wanted.metrics}'; set it to amp"
+        yield stack.finding(("observability", "alertEmails"), message)
+    for place, one in enumerate(wanted.alert_emails):
+        if one in wanted.alert_emails[:place]:
+            yield stack.finding(("observability", "alertEmails", place), f"found '{one}' twice; remove one")
 
 
 def _own_findings(stack: LoadedStack) -> list[Finding]:
@@ -138,10 +150,8 @@ def _own_findings(stack: LoadedStack) -> list[Finding]:
     wanted, here = stack.config.observability, stack.config.target.on_this_machine
     if wanted.metrics != "own":
         message = f"is for a Prometheus of the stack's own, and metrics is '{wanted.metrics}'; set it to own"
-        set_here: list[tuple[str, ...]]
-        set_here = [("observability", key) for name, key in ONLY_OWN.items() if name in wanted.model_fields_set]
-        set_here += [(ALERT_WEBHOOK,)] if ALERT_WEBHOOK in stack.secrets else []
-        return [stack.finding(path, message) for path in set_here]
+        set_here = [key for name, key in ONLY_OWN.items() if name in wanted.model_fields_set]
+        return [stack.finding(("observability", key), message) for key in set_here]
     found = [*_taken_ports(stack)] if here else []
     if here and wanted.storage_class is not None:
         message = f"found '{wanted.storage_class}', and on this machine metrics are files; remove it"

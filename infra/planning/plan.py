@@ -785,13 +785,13 @@ class OwnMonitoringPlan:
 class AmpPlan:
     """The workspace of Amazon Managed Service for Prometheus that a stack makes, with all that belongs to it.
 
-    `networks` are those of the subnets in which its scraper stands, as far as the plan knows them. `emails` and `urls`
-    (https) are subscribed to the topic of its alerts.
+    `networks` are those of the subnets in which its scraper stands, as far as the plan knows them. `emails` are
+    subscribed to the topic of its alerts, and with `sends` the URL of the secret `alertWebhook`.
     """
 
     networks: tuple[str, ...]
     emails: tuple[str, ...]
-    urls: tuple[str, ...]
+    sends: bool
 
 
 @dataclass(frozen=True)

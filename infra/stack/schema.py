@@ -56,7 +56,6 @@ PORT_PATTERN = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|
 HttpUrl = Annotated[
     str, Matching(rf"^https?://[A-Za-z0-9.-]+{PORT_PATTERN}(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
 ]
-HttpsUrl = Annotated[str, Matching(rf"^https://[A-Za-z0-9.-]+{PORT_PATTERN}(/[A-Za-z0-9._/-]*)?$", "an https:// URL")]
 Email = Annotated[str, Matching(r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$", "a mail address")]
 ServiceUrl = Annotated[
     str,
@@ -736,8 +735,8 @@ class Observability(StackSection):
     )
     webhook_service: ServiceUrl | None = Field(
         None,
-        description="Service of the cluster, http://NAME.NAMESPACE.svc:PORT, at which the URL of the secret "
-        "`alertWebhook` is; without it that has to be a public address at port 443.",
+        description="For `own`: Service of the cluster, http://NAME.NAMESPACE.svc:PORT, at which the URL of the "
+        "secret `alertWebhook` is; without it that has to be a public address at port 443.",
     )
     kube_state_metrics: ServiceUrl | None = Field(
         None,
@@ -747,10 +746,6 @@ class Observability(StackSection):
     alert_emails: list[Email] = Field(
         default_factory=list,
         description="Mail addresses to which `amp` sends alerts, by SNS; each gets a mail with a link to confirm.",
-    )
-    alert_urls: list[HttpsUrl] = Field(
-        default_factory=list,
-        description="URLs to which `amp` sends alerts, as SNS does; each gets a request with a URL to confirm.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict,

@@ -57,6 +57,7 @@ try:
         plan(workspace.models, workspace.stack, code=code, image=image),
         code=pulumi.FileAsset(str(archive)),
         image_source=source and pulumi.FileAsset(str(source)),
+        alert_webhook=pulumi.Config().get_secret("alertWebhook"),
     )
 except ModelfleetError as error:
     pulumi.log.error(str(error))

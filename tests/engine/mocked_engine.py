@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 from pulumi.runtime.mocks import MockMonitor
 
 from modelfleet.infra.provider import Call, Made, PartlyMade, Props
+from modelfleet.infra.provider.sdk import SECRET_SIGNATURE, SIGNATURE_KEY
 from modelfleet.infra.provider.values import plain, wire
 from tools.standin.aws.provider import all_invokes, all_resources
 from tools.standin.aws.session import Aws, explain, open_session
@@ -177,5 +178,10 @@ class MockedEngine(pulumi.runtime.Mocks):
 
 
 def _plain(inputs: Any) -> Props:
-    """Inputs as the stand-in wants them: whole numbers as int, assets as they are."""
-    return {key: value if isinstance(value, pulumi.Asset) else plain(wire(value)) for key, value in inputs.items()}
+    """Inputs as the stand-in wants them: whole numbers as int, secrets revealed, assets as they are."""
+    shown = {key: _revealed(value) for key, value in inputs.items()}
+    return {key: value if isinstance(value, pulumi.Asset) else plain(wire(value)) for key, value in shown.items()}
+
+
+def _revealed(value: Any) -> Any:
+    return value["value"] if isinstance(value, Mapping) and value.get(SIGNATURE_KEY) == SECRET_SIGNATURE else value

@@ -35,6 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*has been deprecated in favor o
 
 POOL = {"name": "l4", "accelerator": "L4", "maxNodes": 2, "instanceTypes": ["g6.xlarge"]}
 CLUSTER = "modelfleet-test"
+#: Where alerts go, and how the stack file has it.
+WEBHOOK, HOOK = "https://pager.example.org/t0ken", {"secure": "v1:AAAA:AAAA"}
 LADDER = {
     **POOL,
     "instanceTypes": ["g6.xlarge", "g6.2xlarge"],
@@ -67,7 +69,12 @@ class Maker:
         self.plan = plan
         code.write_bytes(b"the serving package")
         asset = pulumi.FileAsset(str(code)) if with_code else None
-        self.engine.run(lambda: self.fleets.append(AwsFleet("aws", plan, code=asset)))
+
+        def program() -> None:
+            webhook = pulumi.Output.secret(WEBHOOK) if plan.amp and plan.amp.sends else None
+            self.fleets.append(AwsFleet("aws", plan, code=asset, alert_webhook=webhook))
+
+        self.engine.run(program)
         return [kind.rpartition(":")[2] for kind, _, _ in self.engine.made]
 
 
@@ -267,8 +274,7 @@ def test_a_prometheus_of_the_stacks_own_brings_the_driver_of_its_volume_with_a_r
 def test_amazons_prometheus_scrapes_the_cluster_and_sends_alerts_to_who_is_named(
     fleet: Maker, account: Account
 ) -> None:
-    told = {"alertEmails": ["pager@example.org"], "alertUrls": ["https://pager.example.org/sns"]}
-    fleet.make(observability={"metrics": "amp", **told})
+    fleet.make(observability={"metrics": "amp", "alertEmails": ["pager@example.org"]}, alertWebhook=HOOK)
     amp, sns = account.client("amp"), account.client("sns")
     (workspace,) = amp.list_workspaces()["workspaces"]
     (ours,) = [state for kind, _, state in fleet.engine.made if kind == "aws:amp/workspace:Workspace"]
@@ -286,7 +292,7 @@ def test_amazons_prometheus_scrapes_the_cluster_and_sends_alerts_to_who_is_named
     (topic,) = [one["TopicArn"] for one in sns.list_topics()["Topics"]]
     assert found["data"].decode() == alert_manager_definition(fleet.plan, topic)
     told_now = {(one["Protocol"], one["Endpoint"]) for one in sns.list_subscriptions()["Subscriptions"]}
-    assert told_now == {("email", "pager@example.org"), ("https", "https://pager.example.org/sns")}
+    assert told_now == {("email", "pager@example.org"), ("https", WEBHOOK)}
     addons = account.addons(CLUSTER)
     assert "kube-state-metrics" in addons and "aws-ebs-csi-driver" not in addons
     fleet.engine.destroy()

@@ -33,21 +33,25 @@ DOOR = {"expose": "internet", "hostname": "models.example.org", "zone": "example
 OTHER_DOOR = {**DOOR, "hostname": "llm.example.org", "timeoutS": 600, "allowCidrs": ["203.0.113.0/24"]}
 SEEN = {"metrics": "amp", "alertEmails": ["pager@example.org"], "logs": "cloudwatch"}
 #: Others hear the alerts.
-SEEN_ELSEWHERE = {**SEEN, "alertEmails": ["night@example.org"], "alertUrls": ["https://pager.example.org/sns"]}
+SEEN_ELSEWHERE = {**SEEN, "alertEmails": ["night@example.org"]}
 MODELS = {"org--m": model("org/m", "L4")}
 #: Weights in a bucket of the company's own, so the readers' policies change.
 ELSEWHERE = {"org--m": model("org/m", "L4", s3_mirror_config={"bucket_uri": "s3://company/m"})}
+#: And a goal, for which the scraper sends series that it did not send.
+ELSEWHERE["org--m"]["deployment_config"]["slo"] = {"ttft_p95_ms": 800}
 SPOT = {"name": "t4", "accelerator": "T4", "purchase": "spot", "maxNodes": 2, "instanceTypes": ["g4dn.xlarge"]}
 NAMES = "aws"
 """The fleet's name in this test; `modelfleet` names it like the stack."""
 #: A secret as Pulumi keeps it in a stack file.
-KEYS = {"one": {"secure": "v1:AAAA:AAAA"}}
+HOOK = {"secure": "v1:AAAA:AAAA"}
+KEYS = {"one": HOOK}
+#: By which a receiver of alerts knows who sends.
+TOKEN = "t0ken-of-a-test"
 #: What the operator may do and no test here does, with the reason.
 UNUSED = {
     "aps:ListTagsForResource": "the official provider, which reads a scraper's tags",
     "aps:PutAlertManagerDefinition": "a later version whose alerts go on otherwise",
     "aps:UntagResource": "a tag that is taken away while its workspace stays",
-    "aps:UpdateScraper": "a later version that asks for other series",
     "sns:UntagResource": "a tag that is taken away while its topic stays",
     "acm:GetCertificate": "the official provider, while a certificate waits for its proof",
     "ecr:DescribeImages": "a stack that makes its image, or names one in ECR: this one does neither",
@@ -187,8 +191,13 @@ def test_the_printed_policy_is_enough_to_make_change_and_delete_a_fleet(
     changed = {"pools": [{**POOL, "maxNodes": 3}, SPOT], "tags": {"team": "a"}, "observability": SEEN_ELSEWHERE}
     newer = {"addonVersions": {"coredns": "v1.0.0-eksbuild.7"}, "version": "1.36"}
     open_to = {"publicAccessCidrs": ["203.0.113.0/24", "198.51.100.0/24"]}
-    project.files(stack(OTHER_DOOR, **changed, cluster={**newer, **open_to}), ELSEWHERE)
-    project.up("--refresh")
+    project.files(stack(OTHER_DOOR, **changed, alertWebhook=HOOK, cluster={**newer, **open_to}), ELSEWHERE)
+    project.set_secret("alertWebhook", f"https://pager.example.org/{TOKEN}")
+    run = project.up("--refresh")
+    told = project.resources("aws:sns/topicSubscription:TopicSubscription")
+    (hook,) = [one for one in told if one["inputs"]["protocol"] == "https"]
+    assert "ciphertext" in hook["inputs"]["endpoint"] and "ciphertext" in hook["outputs"]["endpoint"]
+    assert TOKEN not in project.everything_on_disk() + run.text
     assert [one.severity for one in run_preflight(project.plan())] == []
     # Not the first host name again: moto remembers a deleted record as one that exists.
     project.files(stack(OTHER_DOOR, cluster={"version": "1.36"}, observability={}), MODELS)

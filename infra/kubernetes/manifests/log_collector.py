@@ -46,7 +46,7 @@ def log_collector(plan: Plan, cluster_name: str) -> list[Manifest]:
 
 
 def fluent_bit(plan: Plan, cluster_name: str) -> str:
-    """Fluent Bit's configuration (3.x, https://docs.fluentbit.io/manual/pipeline): one event for each message.
+    """Fluent Bit's configuration (4.x, https://docs.fluentbit.io/manual/pipeline): one event for each message.
 
     A message is sent as the pod wrote it: an object, whose fields CloudWatch Logs Insights finds. Its stream is
     `pods/<namespace>.<pod>.<container>`.

@@ -201,6 +201,7 @@ def everything(stage: Stage, who: dict[str, str]) -> None:
     amp, sns, tags = stage.cloud.client("amp", who), stage.cloud.client("sns", who), {STACK_LABEL: SITE.stack}
     workspace = amp.create_workspace(alias="c", tags=tags)
     id = workspace["workspaceId"]
+    amp.describe_logging_configuration(workspaceId=id)  # the official provider's question
     amp.create_rule_groups_namespace(workspaceId=id, name="modelfleet", data=RULES, tags=tags)
     amp.put_rule_groups_namespace(workspaceId=id, name="modelfleet", data=RULES)
     topic = sns.create_topic(Name="dev-alerts", Tags=[{"Key": "team", "Value": "a"}])["TopicArn"]
@@ -229,7 +230,7 @@ def test_the_operators_statements_are_enough_to_make_and_to_delete_all(stage: St
     [
         "aps:CreateScraper",
         "aps:CreateWorkspace",
-        "aps:DescribeWorkspace",
+        "aps:Describe*",
         "aps:TagResource",
         "eks:AssociateAccessPolicy",
         "eks:CreateAccessEntry",
@@ -258,3 +259,14 @@ def test_another_stacks_workspace_and_topic_are_nothing_for_the_operator(stage: 
     ):
         assert refused(call, **asked)[1] == "AccessDeniedException"
     assert refused(sns.create_topic, Name="prod-alerts")[1] == "AuthorizationError"
+
+
+def test_nobody_makes_another_stacks_workspace_their_own_by_a_tag(stage: Stage) -> None:
+    who = operator(stage.cloud)
+    amp, own = stage.cloud.client("amp", who), {STACK_LABEL: SITE.stack}
+    theirs = stage.amp.create_workspace(tags={STACK_LABEL: "another"})
+    for call, asked in (
+        (amp.tag_resource, {"resourceArn": theirs["arn"], "tags": own}),
+        (amp.create_scraper, {**stage.scraper(workspace=theirs["arn"]), "tags": own}),
+    ):
+        assert refused(call, **asked)[1] == "AccessDeniedException"

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 
@@ -25,18 +26,33 @@ from modelfleet.infra.observability.amp import (
 from modelfleet.infra.observability.scrape import pod_scrape_configs
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.cost import SERIES_OF_NODE
+from modelfleet.infra.planning.monitoring import webhook_refused
 from modelfleet.infra.planning.network import subnet_blocks
-from modelfleet.serving.config.errors import InputErrors
+from modelfleet.infra.provider.sdk import SECRET_SIGNATURE, SIGNATURE_KEY
+from modelfleet.infra.targets import Given, build
+from modelfleet.serving.config.errors import InputErrors, SetupError
 from tests.cluster.fleet import model, planned
+from tests.unit.aws.builders import facts
 from tests.unit.kubernetes.projects import L4
+from tests.unit.kubernetes.test_manifests_command import registered
 from tests.unit.observability.models import SCRAPES, scraped_names, watched, with_slo
 
 TOPIC = "arn:aws:sns:us-east-1:123456789012:dev-prometheus-alerts-1a2b3c4"
 AMP = {"metrics": "amp"}
+#: By which a receiver knows who sends, and that the stack file has it, as Pulumi encrypts it.
+TOKEN = "t0ken-of-a-test"
+HOOKED: dict[str, Any] = {"secrets": {"alertWebhook": {"secure": "v1:of:a-test"}}}
 
 
-def plan_of(root: Path, *, target: str = "eks", network: dict[str, Any] | None = None, **watch: Any) -> Plan:
-    more: dict[str, Any] = {"network": network} if network else {}
+def plan_of(
+    root: Path,
+    *,
+    target: str = "eks",
+    network: dict[str, Any] | None = None,
+    secrets: dict[str, Any] | None = None,
+    **watch: Any,
+) -> Plan:
+    more: dict[str, Any] = {**({"network": network} if network else {}), **(secrets or {})}
     return planned(root, [model("org/chat", "L4")], pools=[L4], target=target, observability={**AMP, **watch}, **more)
 
 
@@ -137,13 +153,61 @@ def test_a_node_has_as_many_series_as_a_live_stacks_scrape() -> None:
     [
         ("kubernetes", {}, "metrics: found 'amp', which watches the cluster of target eks alone; say own, or"),
         ("eks", {"metrics": "own", "alertEmails": ["a@b.org"]}, "alertEmails: is for Amazon Managed Service"),
-        ("eks", {"metrics": "none", "alertUrls": ["https://b.org/x"]}, "alertUrls: is for Amazon Managed Service"),
         ("eks", {"retentionDays": 9}, "retentionDays: is for a Prometheus of the stack's own"),
         ("eks", {"alertEmails": ["a@b.org", "a@b.org"]}, "found 'a@b.org' twice"),
-        ("eks", {"alertUrls": ["http://b.org/x"]}, "found 'http://b.org/x'"),
+        ("eks", {"webhookService": "http://b.ops.svc:80"}, "webhookService: is for a Prometheus of the stack's own"),
         ("eks", {"alertEmails": ["nobody"]}, "found 'nobody'"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, target: str, watch: dict[str, Any], said: str) -> None:
     with pytest.raises(InputErrors, match=said):
         plan_of(tmp_path, target=target, **watch)
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        (f"https://pager.example.org/v1?key={TOKEN}", None),
+        (f"https://pager.example.org:8443/{TOKEN}", None),
+        (f"http://pager.example.org/{TOKEN}", "is no public https:// address, and with metrics 'amp' SNS sends there"),
+        (f"https://alerts.ops.svc/{TOKEN}", "reaches no Service of the cluster"),
+        (f"https://alerts.ops.svc.cluster.local/{TOKEN}", "reaches no Service of the cluster"),
+        (TOKEN, "is no http:// or https:// URL"),
+    ],
+)
+def test_what_sns_cannot_reach_or_would_send_unencrypted_is_refused_and_not_shown(
+    tmp_path: Path, url: str, refused: str | None
+) -> None:
+    said = webhook_refused(url, plan_of(tmp_path, **HOOKED))
+    assert bool(said) == bool(refused) and (refused or "") in (said or "") and TOKEN not in (said or "")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pulumi_aws warns about its own old classes
+def test_the_secret_url_is_one_subscription_beside_those_of_mail_addresses_and_nothing_of_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelfleet.infra.aws import fleet as cloud
+    from modelfleet.infra.kubernetes import fleet
+
+    plan, url = plan_of(tmp_path, **HOOKED, alertEmails=["a@b.org"]), f"https://pager.example.org/{TOKEN}"
+    types = {one for pool in plan.pools for one in pool.instance_types} | {"m7i.xlarge"}
+    account = facts(offerings={one: frozenset(facts().zones) for one in types})
+    monkeypatch.setattr(cloud, "read_facts", lambda plan, parent: account)
+    monkeypatch.setattr(cloud, "preflight", lambda plan, facts: [])
+    monkeypatch.setattr(fleet, "_say_rebuild", lambda text, plan: None)
+    with pytest.raises(SetupError, match=r"modelfleet:alertWebhook is set, and the program does not hand it over"):
+        build(tmp_path, plan, Given(api_keys={"team": "k" * 16}))
+    made = registered(lambda: build(tmp_path, plan, Given(api_keys={"team": "k" * 16}, alert_webhook=url)))
+    told = [inputs for kind, inputs in made if kind == "aws:sns/topicSubscription:TopicSubscription"]
+    (mail, hook) = sorted(told, key=lambda inputs: str(inputs["protocol"]))
+    assert (mail["protocol"], mail["endpoint"]) == ("email", "a@b.org")
+    assert hook["protocol"] == "https"
+    assert hook["endpoint"] == {SIGNATURE_KEY: SECRET_SIGNATURE, "value": url}, "so the state has it encrypted"
+    assert [kind for kind, inputs in made if TOKEN in str(inputs)] == ["aws:sns/topicSubscription:TopicSubscription"]
+    (scraper,) = [inputs for kind, inputs in made if kind == "aws:amp/scraper:Scraper"]
+    assert scraper["timeouts"] == {"update": "20m"}
+    refused = Given(api_keys={"team": "k" * 16}, alert_webhook=f"http://pager.example.org/{TOKEN}")
+    with pytest.raises(pulumi.RunError, match="is no public https://") as said:
+        registered(lambda: build(tmp_path, plan, refused))
+    assert TOKEN not in str(said.value)

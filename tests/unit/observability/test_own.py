@@ -306,7 +306,7 @@ def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, watch: dict[str, An
 
 def test_a_webhook_that_nobody_sends_to_is_said_and_one_in_plain_text_is_refused(tmp_path: Path) -> None:
     for name, keys, said in (
-        ("none", SECRET, "modelfleet:alertWebhook: is for a Prometheus of the stack's own, and metrics is 'none'"),
+        ("none", SECRET, "modelfleet:alertWebhook: is where own or amp sends alerts, and metrics is 'none'"),
         (
             "plain",
             {"alertWebhook": "https://hooks.example.org/t0ken", "observability": {"metrics": "own"}},

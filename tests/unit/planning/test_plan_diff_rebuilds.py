@@ -130,7 +130,6 @@ CHANGES: dict[str, Any] = {
     "observability.webhookService": "http://hook.ops.svc:8080",
     "observability.kubeStateMetrics": "http://kube-state-metrics.monitoring.svc:8080",
     "observability.alertEmails": ["pager@example.org"],
-    "observability.alertUrls": ["https://pager.example.org/sns"],
     "observability.logs": "json",
     "observability.logRetentionDays": 90,
     "observability.traces.otlp": {"otlp": "http://collector.tracing.svc:4318"},
@@ -206,7 +205,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         f"observability.{key}": {"observability.metrics": "own"}
         for key in ("retentionDays", "volumeGib", "storageClass", "webhookService", "kubeStateMetrics")
     },
-    **{f"observability.{key}": {"observability.metrics": "amp"} for key in ("alertEmails", "alertUrls")},
+    "observability.alertEmails": {"observability.metrics": "amp"},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
     **{key: {"auth": "keys"} for key in CHANGES if key.startswith(("keys.", "teams."))},
     "keys.team": {"auth": "keys", "teams.requestsPerMinute": 60},
@@ -221,7 +220,6 @@ ON_EKS = (
     "gateway.allowCidrs",
     "gateway.webAcl",
     "observability.alertEmails",
-    "observability.alertUrls",
     "pools.returnAfterMinutes",
 )
 #: Where a key needs others in the file before, whose own change is another matter.

@@ -36,13 +36,23 @@ def _create_workspace(call: Call[Aws], inputs: Props) -> Made:
     alias = {"alias": inputs["alias"]} if inputs.get("alias") else {}
     id = amp.create_workspace(**alias, tags=call.session.tags(inputs))["workspaceId"]
     found = amp.describe_workspace(workspaceId=id)["workspace"]
+    _require_no_logging(call, id, inputs)
     return _made(call, inputs, id, arn=found["arn"], prometheusEndpoint=found["prometheusEndpoint"])
+
+
+def _require_no_logging(call: Call[Aws], id: str, props: Props) -> None:
+    """The provider asks whenever it reads a workspace, and once it made one."""
+    amp = _client(call, props)
+    answer = making.unless_absent(lambda: amp.describe_logging_configuration(workspaceId=id))
+    if answer and answer.get("loggingConfiguration"):
+        raise NotDone("aws:amp/workspace:Workspace: a logging configuration")
 
 
 def _read_workspace(call: Call[Aws], id: str, state: Props) -> Props | None:
     answer = making.unless_absent(lambda: _client(call, state).describe_workspace(workspaceId=id))
     if not answer:
         return None
+    _require_no_logging(call, id, state)
     found = answer["workspace"]
     alias = {"alias": found["alias"]} if found.get("alias") else {}
     return {**state, **alias, **making.live_tags(call, state, found.get("tags", {}))}
@@ -196,7 +206,7 @@ def _update_scraper(call: Call[Aws], id: str, state: Props, inputs: Props) -> Pr
 
 SCRAPER = ResourceDef(
     token="aws:amp/scraper:Scraper",
-    inputs=frozenset({"alias", "destination", "region", "scrapeConfiguration", "source", "tags"}),
+    inputs=frozenset({"alias", "destination", "region", "scrapeConfiguration", "source", "tags", "timeouts"}),
     required=frozenset({"destination", "scrapeConfiguration", "source"}),
     outputs=frozenset({"arn", "region", "roleArn", "tagsAll"}),
     force_new=frozenset({"destination", "region", "source"}),
