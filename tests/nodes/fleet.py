@@ -33,6 +33,8 @@ REGION = "us-west-2"
 #: CPUs that each node claims: a worker of the instance type takes more than half. A replica needs more than half of the
 #: worker's memory. So there is one on each node.
 NODE_CPUS, INSTANCE, REPLICA_BYTES = 30, "c7i.4xlarge", 16 << 30
+#: Where alerts go: a pod and its Service, which the fleet's fixture makes.
+WEBHOOK, WEBHOOK_PORT = "alerts", 8080
 #: Less than the plan would take, because other tests start vLLM beside these.
 CACHE_BYTES = 256 << 20
 
@@ -73,10 +75,13 @@ class NodesFleet:
         """The stack's."""
         return f"modelfleet-{self.stack}"
 
-    def write(self, *, nodes: int = 2, replicas: int = 2, image: str | None = None) -> None:
+    def write(
+        self, *, nodes: int = 2, replicas: int = 2, image: str | None = None, watch: Mapping[str, Any] | None = None
+    ) -> None:
         """Stack and model file: so many replicas, one on each node. Mirror Jobs have a namespace of their own.
 
-        The file itself asks for one replica; more there are by its schedule alone, in these hours.
+        The file itself asks for one replica; more there are by its schedule alone, in these hours. `watch` is the part
+        of `observability` that says who watches it; the model's goal is then one that no answer meets.
         """
         root = self.project.folder
         content = yaml.safe_load((ROOT / "models" / f"{SLUG}.yaml").read_text())
@@ -87,6 +92,8 @@ class NodesFleet:
             {"schedule": _now(replicas)} if replicas > 1 else {}
         )
         content["deployment_config"].setdefault("ray_actor_options", {})["memory"] = REPLICA_BYTES
+        if watch:
+            content["deployment_config"]["slo"] = {"ttft_p95_ms": 1}
         stack = {
             "target": "kubernetes",
             "models": [SLUG],
@@ -98,7 +105,7 @@ class NodesFleet:
                 "bucket": f"fleet-{self.stack}",
                 "sources": {MODEL: f"s3://{SEED_BUCKET}/smollm2"},
             },
-            "observability": {"logs": "json"},
+            "observability": {"logs": "json", **(watch or {})},
             "kubernetes": {
                 "image": image or self.cluster.images.reference(SERVING),
                 "createNamespace": False,
