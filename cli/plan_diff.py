@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from modelfleet.cli.plan_table import UNKNOWN, nodes_text, replicas_text, schedule_text, usd
 from modelfleet.infra.kubernetes.rollout import rebuild_reasons, sentence
@@ -20,11 +21,15 @@ from modelfleet.infra.reading.workspace import make_plan
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
 
 MODELS_AND_STACKS = ("models", "stacks")
+#: Sections of the stack file whose effects are shown at pools and models.
+ELSEWHERE: Final = {"models", "pools", "schedule"}
+#: A value that a side does not have.
+UNSET: Final = "unset"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One line: `sign` is `+`, `-` or `~`; `what` is `model` or `pool`."""
+    """One line: `sign` is `+`, `-` or `~`; `what` is `model`, `pool`, or `setting`, any other key of the stack file."""
 
     sign: str
     what: str
@@ -104,7 +109,7 @@ def _empty_tar() -> bytes:
 
 
 def changes(before: Plan | None, after: Plan) -> Iterator[Change]:
-    """What differs between two plans, pools first; without a first plan all is new."""
+    """What differs between two plans, pools first; without a first plan all is new, and no setting is a change."""
     old_pools, new_pools = _named(before.pools if before else ()), _named(after.pools)
     for name in [*new_pools, *(n for n in old_pools if n not in new_pools)]:
         yield from _change("pool", name, _pool_facts(old_pools.get(name)), _pool_facts(new_pools.get(name)))
@@ -115,6 +120,28 @@ def changes(before: Plan | None, after: Plan) -> Iterator[Change]:
         for change in _change("model", name, _model_facts(old), _model_facts(new)):
             restarts = old is not None and new is not None and old.application.args != new.application.args
             yield replace(change, detail=f"{change.detail}; {new.gap.sentence}") if new and restarts else change
+    if before is not None:
+        yield from _setting_changes(_settings(before), _settings(after))
+
+
+def _settings(plan: Plan) -> dict[str, str]:
+    """The stack file's other keys with their values, defaults too: to write one out is no change."""
+    sections = plan.config.model_dump(mode="json", by_alias=True, exclude=ELSEWHERE)
+    values = {key: _yaml(value) for key, value in _leaves(sections) if value not in (None, [], {})}
+    return values | dict.fromkeys(sorted(plan.source.secrets), "a secret")
+
+
+def _yaml(value: Any) -> str:
+    """As the stack file has it, in one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _setting_changes(old: dict[str, str], new: dict[str, str]) -> Iterator[Change]:
+    for key in [*new, *(one for one in old if one not in new)]:
+        was, will = old.get(key, UNSET), new.get(key, UNSET)
+        if was != will:
+            # A certificate says nobody anything.
+            yield Change("~", "setting", key, "changed" if "\n" in was + will else f"{was} → {will}")
 
 
 def _named(pools: tuple[PoolPlan, ...]) -> dict[str, PoolPlan]:
@@ -155,16 +182,17 @@ def _model_facts(model: ModelPlan | None) -> dict[str, str]:
     times = {"schedule": schedule_text(model.schedule)} if model.schedule else {}
     traces = {"traces": str(to)} if (to := model.application.args.get("traces")) else {}
     goals = {f"slo {one.name}": one.sentence for one in model.slo}
-    return {**facts, **weights, **named, **times, **traces, **goals, **dict(_flat(model.application.args["model"]))}
+    file = {key: str(value) for key, value in _leaves(model.application.args["model"])}
+    return {**facts, **weights, **named, **times, **traces, **goals, **file}
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The model file's keys with their values."""
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """A file's keys with their values."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
     else:
-        yield path, str(value)
+        yield path, value
 
 
 def _change(what: str, name: str, old: dict[str, str], new: dict[str, str]) -> Iterator[Change]:
@@ -175,7 +203,7 @@ def _change(what: str, name: str, old: dict[str, str], new: dict[str, str]) -> I
         yield Change("-", what, name, f"was {old['USD/h']} USD/h")
     else:
         keys = [key for key in [*new, *(k for k in old if k not in new)] if old.get(key) != new.get(key)]
-        texts = [f"{key} {old.get(key, 'unset')} → {new.get(key, 'unset')}" for key in keys]
+        texts = [f"{key} {old.get(key, UNSET)} → {new.get(key, UNSET)}" for key in keys]
         if texts:
             yield Change("~", what, name, "; ".join(texts))
 

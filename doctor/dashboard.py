@@ -1,4 +1,4 @@
-"""Ray's dashboard over HTTP: on this machine by its port, in a cluster through the API server's proxy."""
+"""What answers over HTTP: on this machine by its port, in a cluster through the API server's proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Silent(Exception):
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A dashboard's base URL, with the headers that lead to it.
+    """A dashboard's base URL, with the headers that lead to it; `name` is who answers there.
 
     `prove` raises `Silent` where somebody else answers there, before the headers, which are secret, are sent.
     """
@@ -27,6 +27,7 @@ class Dashboard:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     prove: Callable[[], None] = lambda: None
+    name: str = "Ray's dashboard"
 
     def get(self, path: str, seconds: float) -> dict[str, Any]:
         """A JSON answer; raises `Silent`."""
@@ -49,4 +50,4 @@ class Dashboard:
         except urllib.error.HTTPError as error:
             raise Silent(f"{self.url}{path} returned {error.code}") from None
         except (OSError, ValueError) as error:
-            raise Silent(f"Ray's dashboard at {self.url} does not answer: {getattr(error, 'reason', error)}") from None
+            raise Silent(f"{self.name} at {self.url} does not answer: {getattr(error, 'reason', error)}") from None

@@ -17,6 +17,7 @@ class Layer(StrEnum):
     SERVE = "serve"
     ENGINE = "engine"
     GATEWAY = "gateway"
+    MONITOR = "monitor"
 
 
 #: Kinds of evidence that tell what was, such as a log's lines: they count only where something is wrong now.

@@ -12,6 +12,7 @@ import pulumi
 
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.existing import existing_findings, existing_sections
+from modelfleet.infra.planning.monitoring import ALERT_WEBHOOK
 from modelfleet.infra.reading.workspace import Workspace, plan_workspace, read_workspace, workspace_of
 from modelfleet.infra.stack import StackConfig
 from modelfleet.infra.targets import OUTPUTS, Given, build
@@ -88,10 +89,11 @@ class Fleet(pulumi.ComponentResource):
         existing: Existing | None = None,
         huggingface_token: pulumi.Input[str] | None = None,
         api_keys: pulumi.Input[Mapping[str, str]] | None = None,
+        alert_webhook: pulumi.Input[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         there = (existing or Existing()).given()
-        secrets = {"huggingFaceToken": huggingface_token, "apiKeys": api_keys}
+        secrets = {"huggingFaceToken": huggingface_token, "apiKeys": api_keys, ALERT_WEBHOOK: alert_webhook}
         named = frozenset(key for key, value in secrets.items() if value is not None)
         root = Path(
             pulumi.get_root_directory() or Path.cwd()
@@ -106,7 +108,7 @@ class Fleet(pulumi.ComponentResource):
             super().__init__("modelfleet:index:Fleet", name, inputs, opts)
             for notice in self.plan.notices:
                 pulumi.log.warn(notice.sentence(), self)
-            given = Given(huggingface_token, api_keys, there.get("kubeconfig"), parent=self)
+            given = Given(huggingface_token, api_keys, alert_webhook, there.get("kubeconfig"), parent=self)
             if any(map(_is_output, there.values())):
                 self.outputs = self._later(asked, there, given)
             else:

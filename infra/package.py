@@ -33,6 +33,7 @@ class FleetArgs(TypedDict):
     namespace: NotRequired[pulumi.Input[str]]
     huggingface_token: NotRequired[pulumi.Input[str]]
     api_keys: NotRequired[pulumi.Input[dict[str, pulumi.Input[str]]]]
+    alert_webhook: NotRequired[pulumi.Input[str]]
 
 
 class Fleet(pulumi.ComponentResource):

@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from modelfleet.infra.component import Fleet
 from modelfleet.infra.gateway import with_rotated
+from modelfleet.infra.planning.monitoring import ALERT_WEBHOOK
 from modelfleet.serving.config.errors import ModelfleetError, SetupError
 
 #: Tells the language host that the error is reported: a `pulumi.RunError` adds "exited with non-zero exit code".
@@ -36,6 +37,7 @@ def deploy_stack() -> None:
             pulumi.get_stack(),
             huggingface_token=config.get_secret("huggingFaceToken"),
             api_keys=_api_keys(config),
+            alert_webhook=config.get_secret(ALERT_WEBHOOK),
         )
     except (ModelfleetError, pulumi.RunError) as error:
         pulumi.log.error(str(error))

@@ -10,6 +10,7 @@ from typing import Any
 import pulumi
 
 from modelfleet.infra.names import local_folder
+from modelfleet.infra.planning.monitoring import ALERT_WEBHOOK, webhook_refused
 from modelfleet.infra.planning.plan import Plan
 from modelfleet.serving.config.errors import SetupError
 
@@ -26,11 +27,13 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 class Given:
     """What a program has besides the plan: secrets, the kubeconfig of a cluster that exists, and a parent.
 
-    `api_keys` are keys by name; the gateway gets only their hashes.
+    `api_keys` are keys by name; the gateway gets only their hashes. `alert_webhook` is the URL to which the stack's own
+    Alertmanager sends.
     """
 
     huggingface_token: pulumi.Input[str] | None = None
     api_keys: pulumi.Input[Mapping[str, str]] | None = None
+    alert_webhook: pulumi.Input[str] | None = None
     kubeconfig: pulumi.Input[str] | None = None
     kubeconfig_text: str | None = None
     parent: pulumi.Resource | None = None
@@ -48,11 +51,19 @@ def _local(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.local import emulator
     from modelfleet.infra.local.fleet import LocalFleet
 
-    if plan.cards and plan.cards.missing:
-        raise SetupError("\n".join(plan.cards.missing))
+    if plan.stops_up:
+        raise SetupError("\n".join(plan.stops_up))
+    webhook = _alert_webhook(plan, given)
     emulator.start(plan.config.local.s3_port, root / ".modelfleet")
     folder = local_folder(root, plan.stack)
-    fleet = LocalFleet(plan.stack, plan, folder=folder, api_keys=_api_keys(plan, given), opts=_below(given))
+    fleet = LocalFleet(
+        plan.stack,
+        plan,
+        folder=folder,
+        api_keys=_api_keys(plan, given),
+        alert_webhook=webhook,
+        opts=_below(given),
+    )
     return {"base_url": fleet.base_url}
 
 
@@ -62,6 +73,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.kubernetes.fleet import HeadStorage, KubernetesFleet
     from modelfleet.infra.kubernetes.manifest_key import Signing
 
+    webhook = _alert_webhook(plan, given)
     cloud = AwsFleet(plan.stack, plan, code=_code(root, plan), image_source=_image(root, plan), opts=_below(given))
     fleet = KubernetesFleet(
         plan.stack,
@@ -72,6 +84,7 @@ def _eks(root: Path, plan: Plan, given: Given) -> Outputs:
         balancer=cloud.front_door.dns_name if cloud.front_door else None,
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
+        alert_webhook=webhook,
         head_storage=HeadStorage(store.address, store.password) if (store := cloud.head_storage) else None,
         signing=Signing(key.arn, key.public) if (key := cloud.manifest_key) else None,
         image=cloud.image,
@@ -96,6 +109,7 @@ def _kubernetes(root: Path, plan: Plan, given: Given) -> Outputs:
     from modelfleet.infra.kubernetes.fleet import KubernetesFleet
     from modelfleet.infra.kubernetes.preflight import check_cluster
 
+    webhook = _alert_webhook(plan, given)
     # Raises `SetupError` before the first resource when the cluster lacks something.
     if notice := check_cluster(plan, given.kubeconfig_text):
         pulumi.log.warn(notice)
@@ -106,6 +120,7 @@ def _kubernetes(root: Path, plan: Plan, given: Given) -> Outputs:
         kubeconfig=given.kubeconfig,
         huggingface_token=_output(given.huggingface_token),
         api_keys=_api_keys(plan, given),
+        alert_webhook=webhook,
         ready=storage.ready,
         opts=_below(given),
     )
@@ -143,3 +158,24 @@ def _output(value: pulumi.Input[Any] | None) -> pulumi.Output[Any] | None:
 def _api_keys(plan: Plan, given: Given) -> pulumi.Output[Mapping[str, str]] | None:
     """The API keys by name; None when the gateway needs none."""
     return _output(given.api_keys) if plan.gateway.auth == "keys" else None
+
+
+def _alert_webhook(plan: Plan, given: Given) -> pulumi.Output[str] | None:
+    """The URL to which alerts go; None where they are only shown. A run that gets it refuses what cannot be reached.
+
+    Raises `SetupError` where the program does not hand over what the stack file has.
+    """
+    if plan.own_monitoring is None or not plan.own_monitoring.sends:
+        return None
+    if given.alert_webhook is None:
+        raise SetupError(
+            f"modelfleet:{ALERT_WEBHOOK} is set, and the program does not hand it over; "
+            f'give Fleet `alert_webhook=pulumi.Config().require_secret("{ALERT_WEBHOOK}")`'
+        )
+
+    def taken(url: str) -> str:
+        if refused := webhook_refused(url.strip(), plan):
+            raise pulumi.RunError(refused)
+        return url.strip()
+
+    return pulumi.Output.secret(given.alert_webhook).apply(taken)

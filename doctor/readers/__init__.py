@@ -28,17 +28,19 @@ def readers_of(subject: Subject, export: Callable[[float], state.Exported]) -> d
 
 def _on_this_machine(subject: Subject) -> dict[Layer, Reader]:
     from modelfleet.doctor.dashboard import Dashboard
-    from modelfleet.doctor.readers import gateway, logs, ray, serve
+    from modelfleet.doctor.readers import gateway, logs, monitor, ray, serve
     from modelfleet.infra.local.provider.ray import logs_folder
     from modelfleet.infra.local.token import headers
 
     port = subject.stack.config.local.dashboard_port
+    watched = subject.stack.config.observability.metrics == "own"
     dashboard = Dashboard(f"http://127.0.0.1:{port}", headers(subject.folder), partial(_is_ours, subject.folder, port))
     return {
         Layer.RAY: partial(ray.read, subject, dashboard),
         Layer.SERVE: partial(serve.read, subject, dashboard),
         Layer.ENGINE: partial(logs.read, subject, logs_folder(str(subject.folder))),
         Layer.GATEWAY: partial(gateway.read, subject),
+        **({Layer.MONITOR: partial(monitor.read, subject)} if watched else {}),
     }
 
 

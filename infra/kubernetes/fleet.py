@@ -85,6 +85,7 @@ class KubernetesFleet(pulumi.ComponentResource):
         balancer: pulumi.Input[str] | None = None,
         huggingface_token: pulumi.Output[str] | None = None,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
+        alert_webhook: pulumi.Output[str] | None = None,
         head_storage: HeadStorage | None = None,
         signing: Signing | None = None,
         image: pulumi.Input[str] | None = None,
@@ -110,6 +111,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             plan,
             huggingface_token=huggingface_token,
             api_keys=api_keys,
+            alert_webhook=alert_webhook,
             head_storage_password=head_storage.password if head_storage else None,
             opts=self._child(*namespace.own),
         )
@@ -151,7 +153,7 @@ class KubernetesFleet(pulumi.ComponentResource):
             opts=self._child(*namespace.ready, *secrets.ready, *door),
         )
         if plan.monitoring is not None or plan.own_monitoring is not None:
-            Observability(f"{name}-observability", plan, opts=self._child(*namespace.ready))
+            Observability(f"{name}-observability", plan, opts=self._child(*namespace.ready, *secrets.ready))
         self.base_url = gateway.base_url
         self.register_outputs({"base_url": self.base_url})
 

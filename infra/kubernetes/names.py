@@ -35,6 +35,8 @@ MIRROR_SCRIPTS: Final = "mirror-scripts"
 LADDER_RETURN: Final = "ladder-return"
 #: The Prometheus and the Alertmanager that the stack runs itself.
 MONITOR: Final = "monitor"
+#: The URL to which that Alertmanager sends.
+ALERT_WEBHOOK: Final = "alert-webhook"
 #: Pods that keep a node for a worker.
 PLACEHOLDER: Final = f"{LADDER_RETURN}-placeholder"
 SERVING_CODE: Final = "serving-code"

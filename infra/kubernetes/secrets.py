@@ -14,8 +14,8 @@ from modelfleet.infra.planning.plan import Plan
 
 
 class Secrets(pulumi.ComponentResource):
-    """Children: of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, `head-storage`, `ray-authority-N`
-    those it needs.
+    """Children: of the Secrets `huggingface`, `replica-huggingface`, `gateway-keys`, `alert-webhook`, `head-storage`,
+    `ray-authority-N` those it needs.
 
     `keys_id` changes with the keys but reveals nothing about them; a change rolls the gateway's pods.
     """
@@ -29,6 +29,7 @@ class Secrets(pulumi.ComponentResource):
         *,
         huggingface_token: pulumi.Output[str] | None,
         api_keys: pulumi.Output[Mapping[str, str]] | None,
+        alert_webhook: pulumi.Output[str] | None = None,
         head_storage_password: pulumi.Output[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -37,6 +38,9 @@ class Secrets(pulumi.ComponentResource):
         self.ready: list[pulumi.Resource] = []
         if huggingface_token is not None:
             self.ready += each(name, secrets.huggingface(plan, pulumi.Output.secret(huggingface_token)), child)
+        if alert_webhook is not None:
+            url: pulumi.Output[str] = pulumi.Output.secret(alert_webhook)
+            self.ready.append(resource(f"{name}-alert-webhook", secrets.alert_webhook(plan, url), child))
         if head_storage_password is not None:
             password: pulumi.Output[str] = pulumi.Output.secret(head_storage_password)
             self.ready.append(resource(f"{name}-head-storage", secrets.head_storage(plan, password), child))

@@ -41,6 +41,7 @@ class LocalFleet(pulumi.ComponentResource):
         *,
         folder: Path,
         api_keys: pulumi.Output[Mapping[str, str]] | None = None,
+        alert_webhook: pulumi.Output[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("modelfleet:local:LocalFleet", name, None, opts)
@@ -64,7 +65,7 @@ class LocalFleet(pulumi.ComponentResource):
         self._applications = [self._create_application(m) for m in plan.models]
         self._create_gateway(api_keys)
         if plan.own_monitoring is not None:
-            self._create_monitor(plan.own_monitoring)
+            self._create_monitor(plan.own_monitoring, alert_webhook)
         self.base_url = f"http://127.0.0.1:{self._local.gateway_port}/v1"
         self.register_outputs({"base_url": self.base_url})
 
@@ -180,15 +181,16 @@ class LocalFleet(pulumi.ComponentResource):
         }
         return LocalResource("Gateway", "gateway", props, self._child())
 
-    def _create_monitor(self, own: OwnMonitoringPlan) -> LocalResource:
+    def _create_monitor(self, own: OwnMonitoringPlan, webhook: pulumi.Output[str] | None) -> LocalResource:
         """Depends on no other resource: what it scrapes may come and go."""
-        props = {
+        props: dict[str, Any] = {
             "folder": self._folder,
             "prometheusPort": self._local.prometheus_port,
             "alertmanagerPort": self._local.alertmanager_port,
             "retentionDays": own.retention_days,
             "keepMib": own.keep_mib,
             "texts": local_files(self._plan, own),
+            "webhook": webhook,
         }
         return LocalResource("Monitor", "monitor", props, self._child())
 

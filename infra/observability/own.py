@@ -18,6 +18,9 @@ from modelfleet.infra.planning.plan import OwnMonitoringPlan, Plan
 #: A receiver is told of a page again while it lasts, and of a ticket once a day.
 REPEAT: Final = {"page": "1h", "ticket": "24h"}
 
+#: The file with the webhook's URL, beside Alertmanager's own on this machine.
+WEBHOOK_FILE: Final = "webhook"
+
 
 def prometheus_config(scraped: Sequence[Any], rules: Sequence[str], alertmanager: str) -> dict[str, Any]:
     """`scraped` are scrape configurations, `rules` patterns of rule files, `alertmanager` is host:port."""
@@ -29,9 +32,9 @@ def prometheus_config(scraped: Sequence[Any], rules: Sequence[str], alertmanager
     }
 
 
-def alertmanager_config(webhook: str | None) -> dict[str, Any]:
-    """All alerts to one webhook; without it they are shown, and not sent."""
-    return routed({"webhook_configs": [{"url": webhook, "send_resolved": True}]} if webhook else {})
+def alertmanager_config(url_file: str | None) -> dict[str, Any]:
+    """All alerts to the webhook whose URL is in a file, since Alertmanager 0.26; without it they are only shown."""
+    return routed({"webhook_configs": [{"url_file": url_file, "send_resolved": True}]} if url_file else {})
 
 
 def routed(sends: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def local_files(plan: Plan, own: OwnMonitoringPlan) -> dict[str, str]:
     alertmanager = f"127.0.0.1:{plan.config.local.alertmanager_port}"
     return {
         "prometheus.yml": as_yaml(prometheus_config(scrape_configs(plan), ["rules.yaml"], alertmanager)),
-        "alertmanager.yml": as_yaml(alertmanager_config(own.webhook)),
+        "alertmanager.yml": as_yaml(alertmanager_config(WEBHOOK_FILE if own.sends else None)),
         "rules.yaml": as_yaml(rule_groups(plan)),
     }
 

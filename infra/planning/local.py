@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from modelfleet.infra.planning.cards import Gpus
 from modelfleet.infra.planning.facts import ModelFacts
@@ -28,6 +29,14 @@ UNKNOWN_MEMORY_MIB = 0
 LEAST_OPEN_FILES = 4096
 #: Logs, sockets, the gateway's files and Ray's session, beside the weights.
 LEAST_FREE_BYTES = 1024**3
+#: What `observability.metrics: own` runs here, with the names that each may have on PATH: Debian calls the second one
+#: prometheus-alertmanager, as its package.
+MONITOR_PROGRAMS: Final[Mapping[str, Sequence[str]]] = {
+    "prometheus": ("prometheus",),
+    "alertmanager": ("alertmanager", "prometheus-alertmanager"),
+}
+#: The Alertmanager that first took a webhook's URL from a file, and kept it (prometheus/alertmanager #3223, #3228).
+URL_FILE_SINCE: Final = (0, 26)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,9 @@ class Machine:
 
     `open_files` is the hard limit (None: there is none), up to which the plugin raises its own; `rooms` are the folders
     that a stack writes to, `weights_room` is the Hub's cache, and `weights_here` its bytes by Hub id. Where
-    `executable_memory` is False, a process may not make code while it runs; `selinux` is enforcing.
+    `executable_memory` is False, a process may not make code while it runs; `selinux` is enforcing. `programs` are the
+    paths of those of `MONITOR_PROGRAMS` that are on PATH; None where nobody looked, because the stack runs none.
+    `alertmanager` is the version of the one that has to keep a secret; None where there is none, or none to keep.
     """
 
     memory_bytes: int
@@ -57,6 +68,8 @@ class Machine:
     weights_here: tuple[tuple[str, int], ...] = ()
     executable_memory: bool = True
     selinux: bool = False
+    programs: Mapping[str, str] | None = None
+    alertmanager: tuple[int, int] | None = None
 
 
 def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], facts: Facts) -> list[str]:
@@ -81,7 +94,33 @@ def machine_missing(machine: Machine | None, models: Sequence[ModelConfig], fact
         elif room.free_bytes < LEAST_FREE_BYTES:
             free = f"{room.free_bytes / 1e6:,.0f} MB"
             found.append(f"{room.folder} has {free} free, and {room.what} goes there; free some, or {_elsewhere(room)}")
+    found += _programs_missing(machine)
     return [*found, *_weights_missing(machine, models, facts), *_memory_missing(machine, models, facts)]
+
+
+def _programs_missing(machine: Machine) -> list[str]:
+    if machine.programs is None:
+        return []
+    absent = [name for name in MONITOR_PROGRAMS if name not in machine.programs]
+    found = [programs_absent(absent)] if absent else []
+    if machine.alertmanager and machine.alertmanager < URL_FILE_SINCE:
+        has, needs = (".".join(map(str, one)) for one in (machine.alertmanager, URL_FILE_SINCE))
+        found.append(
+            f"alertmanager on PATH is {has}, which would show the URL of modelfleet:alertWebhook in its log and to "
+            f"every user of this machine; put {needs} or newer there (https://prometheus.io/download), or take the key "
+            "out"
+        )
+    return found
+
+
+def programs_absent(names: Sequence[str]) -> str:
+    """That programs of `MONITOR_PROGRAMS` are not there, and the way to them."""
+    packages = " ".join(MONITOR_PROGRAMS[name][-1] for name in names)
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    return (
+        f"{' and '.join(names)} {are} not on PATH, and modelfleet:observability.metrics is own; install {them} "
+        f"(apt install {packages}), or take the key out"
+    )
 
 
 def _elsewhere(room: Room) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,9 +12,10 @@ from pydantic.alias_generators import to_camel
 from modelfleet.infra.names import METRICS_CLASS
 from modelfleet.infra.planning.egress import HTTPS, PRIVATE, public
 from modelfleet.infra.planning.network import subnet_blocks
-from modelfleet.infra.planning.plan import AmpPlan, MonitoringPlan, OwnMonitoringPlan
+from modelfleet.infra.planning.plan import AmpPlan, MonitoringPlan, OwnMonitoringPlan, Plan
 from modelfleet.infra.planning.traces import address_of
 from modelfleet.infra.stack import LoadedStack
+from modelfleet.infra.stack.schema import PORT_PATTERN
 from modelfleet.serving.config.errors import Finding, Severity
 
 #: Share of the volume for metrics. The rest is for the log of the last hours and for compaction, which Prometheus does
@@ -26,12 +28,16 @@ STATES: Final = f"http://kube-state-metrics.{STATES_NAMESPACE}.svc:{STATES_PORT}
 #: Seconds between scrapes of Amazon's scraper, which takes no shorter ones.
 #: https://docs.aws.amazon.com/prometheus/latest/userguide/AMP-collector-how-to.html
 AMP_INTERVAL_S: Final = 30
+#: The secret of the stack file with the URL to which alerts go: most receivers know a sender by it.
+ALERT_WEBHOOK: Final = "alertWebhook"
+#: Alertmanager takes braces for a template (notify/webhook/webhook.go).
+WEBHOOK: Final = re.compile(rf"https?://[A-Za-z0-9.-]+{PORT_PATTERN}([/?][A-Za-z0-9._~:/?#@!$&'()*+,;=%-]*)?")
 #: Keys that say how a Prometheus of the stack's own runs.
 ONLY_OWN: Final = {
     "retention_days": "retentionDays",
     "volume_gib": "volumeGib",
     "storage_class": "storageClass",
-    "webhook": "webhook",
+    "webhook_service": "webhookService",
     "kube_state_metrics": "kubeStateMetrics",
 }
 
@@ -51,7 +57,8 @@ def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
         return None
     makes_states = target.makes_cluster and wanted.kube_state_metrics is None
     states = STATES if makes_states else wanted.kube_state_metrics
-    asked = [address_of(url) for url in (wanted.webhook, states) if url]
+    asked = [address_of(url) for url in (wanted.webhook_service, states) if url]
+    sends = ALERT_WEBHOOK in stack.secrets
     services = tuple((service, port) for port, service in asked if service)
     makes_class = target.makes_cluster and wanted.storage_class is None
     return OwnMonitoringPlan(
@@ -62,11 +69,35 @@ def own_monitoring_plan(stack: LoadedStack) -> OwnMonitoringPlan | None:
         if makes_class
         else wanted.storage_class,
         makes_class=makes_class,
-        webhook=wanted.webhook,
+        sends=sends,
         states=urlsplit(states).netloc if states else None,
         makes_states=makes_states,
         services=services,
-        out=(public("alerts", HTTPS),) if wanted.webhook and not address_of(wanted.webhook)[1] else (),
+        out=(public("alerts", HTTPS),) if sends and not wanted.webhook_service else (),
+    )
+
+
+def webhook_refused(url: str, plan: Plan) -> str | None:
+    """Why alerts cannot go to the webhook, or None; the plan knows no secret, so the run asks this. Never has the URL.
+
+    In a cluster policies let Alertmanager out to what the plan knows alone.
+    """
+    if not WEBHOOK.fullmatch(url):
+        return f"modelfleet:{ALERT_WEBHOOK}: is no http:// or https:// URL"
+    if plan.target.on_this_machine:
+        return None
+    service = plan.config.observability.webhook_service
+    if service is not None:
+        message = (
+            f"modelfleet:{ALERT_WEBHOOK}: is not at {service}, which modelfleet:observability.webhookService names"
+        )
+        return message if address_of(url) != address_of(service) else None
+    port, namespace = address_of(url)
+    if namespace is None and port == HTTPS:
+        return None
+    return (
+        f"modelfleet:{ALERT_WEBHOOK}: is at no public address at port 443, and Alertmanager may reach no other; where "
+        "it is a Service, name that in modelfleet:observability.webhookService"
     )
 
 
@@ -107,8 +138,10 @@ def _own_findings(stack: LoadedStack) -> list[Finding]:
     wanted, here = stack.config.observability, stack.config.target.on_this_machine
     if wanted.metrics != "own":
         message = f"is for a Prometheus of the stack's own, and metrics is '{wanted.metrics}'; set it to own"
-        set_here = [key for name, key in ONLY_OWN.items() if name in wanted.model_fields_set]
-        return [stack.finding(("observability", key), message) for key in set_here]
+        set_here: list[tuple[str, ...]]
+        set_here = [("observability", key) for name, key in ONLY_OWN.items() if name in wanted.model_fields_set]
+        set_here += [(ALERT_WEBHOOK,)] if ALERT_WEBHOOK in stack.secrets else []
+        return [stack.finding(path, message) for path in set_here]
     found = [*_taken_ports(stack)] if here else []
     if here and wanted.storage_class is not None:
         message = f"found '{wanted.storage_class}', and on this machine metrics are files; remove it"
@@ -116,14 +149,12 @@ def _own_findings(stack: LoadedStack) -> list[Finding]:
     if here and wanted.kube_state_metrics is not None:
         message = f"found '{wanted.kube_state_metrics}', and on this machine there is no cluster; remove it"
         found.append(stack.finding(("observability", "kubeStateMetrics"), message))
-    if wanted.webhook and not here:
-        port, service = address_of(wanted.webhook)
-        if not service and port != HTTPS:
-            message = (
-                f"found {wanted.webhook}, which Alertmanager may not reach; name a Service as "
-                "http://NAME.NAMESPACE.svc:PORT, or a receiver at a public address and port 443"
-            )
-            found.append(stack.finding(("observability", "webhook"), message))
+    if here and wanted.webhook_service is not None:
+        message = f"found '{wanted.webhook_service}', and on this machine there is no cluster; remove it"
+        found.append(stack.finding(("observability", "webhookService"), message))
+    elif wanted.webhook_service is not None and ALERT_WEBHOOK not in stack.secrets:
+        message = f"has no URL; set it: `pulumi config set --secret modelfleet:{ALERT_WEBHOOK} --stack {stack.name}`"
+        found.append(stack.finding(("observability", "webhookService"), message))
     return found
 
 

@@ -764,9 +764,9 @@ class OwnMonitoringPlan:
 
     Metrics are kept for `retention_days`, and at most `keep_mib` of them, which leaves room in the volume for what is
     not compacted yet. `storage_class` is None for the cluster's default; `makes_class`: the stack makes it, of gp3.
-    `webhook` is where alerts go, and `states` where kube-state-metrics is (host:port); `makes_states`: the stack brings
-    it. `services` are those of the
-    cluster among them, by namespace and port, and `out` is the way to a webhook outside.
+    `sends`: alerts go to a webhook, whose URL is a secret that no plan has. `states` is where kube-state-metrics is
+    (host:port); `makes_states`: the stack brings it. `services` are those of the cluster among them, by namespace and
+    port, and `out` is the way to a webhook outside.
     """
 
     retention_days: int
@@ -774,7 +774,7 @@ class OwnMonitoringPlan:
     keep_mib: int
     storage_class: str | None
     makes_class: bool
-    webhook: str | None
+    sends: bool
     states: str | None
     makes_states: bool
     services: tuple[tuple[str, int], ...]

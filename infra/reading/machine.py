@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import resource
 import shutil
+import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from modelfleet.infra.names import LAST_START, local_folder, mark
-from modelfleet.infra.planning.local import Machine, Room
+from modelfleet.infra.planning.local import MONITOR_PROGRAMS, Machine, Room
+from modelfleet.infra.planning.monitoring import ALERT_WEBHOOK
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.accelerators import CPU
@@ -34,6 +37,7 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = _hub_cache(cache)
+    programs = monitor_programs() if stack.config.observability.metrics == "own" else None
     return Machine(
         psutil.virtual_memory().total,
         gpus,
@@ -47,7 +51,26 @@ def this_machine(stack: LoadedStack, root: Path) -> Machine:
         weights_here=_weights_in(hub) if wanted else (),
         executable_memory=_executable_memory(),
         selinux=SELINUX.is_file() and SELINUX.read_text().strip() == "1",
+        programs=programs,
+        alertmanager=_version((programs or {}).get("alertmanager")) if ALERT_WEBHOOK in stack.secrets else None,
     )
+
+
+def monitor_programs() -> dict[str, str]:
+    """The paths of Prometheus and Alertmanager, of those that are on PATH."""
+    found = ((name, next(filter(None, map(shutil.which, known)), None)) for name, known in MONITOR_PROGRAMS.items())
+    return {name: path for name, path in found if path}
+
+
+def _version(program: str | None) -> tuple[int, int] | None:
+    """What `PROGRAM --version` says first: `alertmanager, version 0.25.0 (branch: …)`; None where it says none."""
+    if program is None:
+        return None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        if found := re.search(r"version (\d+)\.(\d+)", said.stdout):
+            return int(found[1]), int(found[2])
+    return None
 
 
 def _executable_memory() -> bool:

@@ -52,16 +52,16 @@ Namespace = Annotated[
 ]
 
 #: Of an address: what is above 65535 is no port, and urllib raises where it is asked for.
-_PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5]))?"
+PORT_PATTERN = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5]))?"
 HttpUrl = Annotated[
-    str, Matching(rf"^https?://[A-Za-z0-9.-]+{_PORT}(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
+    str, Matching(rf"^https?://[A-Za-z0-9.-]+{PORT_PATTERN}(/[A-Za-z0-9._/-]*)?$", "an http:// or https:// URL")
 ]
-HttpsUrl = Annotated[str, Matching(rf"^https://[A-Za-z0-9.-]+{_PORT}(/[A-Za-z0-9._/-]*)?$", "an https:// URL")]
+HttpsUrl = Annotated[str, Matching(rf"^https://[A-Za-z0-9.-]+{PORT_PATTERN}(/[A-Za-z0-9._/-]*)?$", "an https:// URL")]
 Email = Annotated[str, Matching(r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$", "a mail address")]
 ServiceUrl = Annotated[
     str,
     Matching(
-        rf"^http://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?{_PORT}$",
+        rf"^http://[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?{PORT_PATTERN}$",
         "a Service: http://NAME.NAMESPACE.svc:PORT",
     ),
 ]
@@ -734,10 +734,10 @@ class Observability(StackSection):
         None,
         description="StorageClass of that volume; by default the cluster's own, and on target eks encrypted gp3.",
     )
-    webhook: HttpUrl | None = Field(
+    webhook_service: ServiceUrl | None = Field(
         None,
-        description="URL to which `own` sends alerts, as Alertmanager's webhook_config does. In a cluster a Service, "
-        "http://NAME.NAMESPACE.svc:PORT, or a public address at port 443. Without it alerts are only shown.",
+        description="Service of the cluster, http://NAME.NAMESPACE.svc:PORT, at which the URL of the secret "
+        "`alertWebhook` is; without it that has to be a public address at port 443.",
     )
     kube_state_metrics: ServiceUrl | None = Field(
         None,
@@ -835,4 +835,4 @@ class StackConfig(StackSection):
 
 
 #: Keys that Pulumi keeps encrypted. Only the program reads their values, never this model.
-SECRET_KEYS = ("huggingFaceToken", "apiKeys", "rotatedKeys")
+SECRET_KEYS = ("huggingFaceToken", "apiKeys", "rotatedKeys", "alertWebhook")

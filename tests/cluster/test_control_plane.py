@@ -117,8 +117,9 @@ def test_a_prometheus_of_the_stacks_own_is_taken_by_the_server_where_it_enforces
     """Its pod too, which a Deployment alone does not show."""
     namespace, labels = "watched", {"pod-security.kubernetes.io/enforce": "restricted"}
     where = {"namespace": namespace, "createNamespace": False, "image": "i:1"}
-    watch = {"metrics": "own", "webhook": "http://hook.ops.svc:8080/alerts"}
-    plan = planned(tmp_path, [model("org/m", "L4")], kubernetes=where, observability=watch)
+    watch = {"metrics": "own", "webhookService": "http://hook.ops.svc:8080"}
+    secret = {"alertWebhook": {"secure": "v1:a:b"}}
+    plan = planned(tmp_path, [model("org/m", "L4")], kubernetes=where, observability=watch, **secret)
     metadata = {"name": namespace, "labels": labels}
     cluster.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}, manager=MANAGER)
     try:

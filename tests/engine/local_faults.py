@@ -13,17 +13,19 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 import yaml
 
 from modelfleet.infra.local.token import token_file
-from tests.doctor_faults import Doctor, Fault
+from modelfleet.serving.config.errors import SetupError
+from tests.doctor_faults import Doctor, Fault, healthy
 from tests.ports import free_port
 from tests.waiting import wait_until
 
@@ -496,6 +498,87 @@ def older_gateway(live: Live) -> Iterator[None]:
         live.start_gateway()
 
 
+# --- the stack's own Prometheus ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def watched(live: Live, *, metrics: int | None = None) -> Iterator[dict[str, Any]]:
+    """The stack runs a Prometheus and an Alertmanager of its own; `metrics` is where it looks in place of all ports.
+
+    Gives what Pulumi would keep of them. The doctor has nothing to say before they break.
+    """
+    from modelfleet.doctor.subject import open_subject
+    from modelfleet.infra.local.provider import monitor
+    from modelfleet.infra.observability.own import local_files
+    from modelfleet.infra.provider import Call
+    from tools.prometheus import alertmanager, prometheus
+
+    ports = {"prometheusPort": free_port(), "alertmanagerPort": free_port()}
+
+    def own(text: str) -> str:
+        document = yaml.safe_load(text)
+        document["config"]["modelfleet:local"] |= ports
+        document["config"]["modelfleet:observability"] = {"metrics": "own"}
+        return yaml.safe_dump(document, sort_keys=False)
+
+    try:
+        folders = [str(find().parent) for find in (prometheus, alertmanager)]
+    except SetupError as error:
+        pytest.skip(f"no Prometheus: {error}")
+    call = Call[Any]({}, "urn", "monitor", monitor.MONITOR.token, 0, print)
+    with written(f"stacks/{live.stack_file.name}", own, live), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([*folders, os.environ["PATH"]]))
+        plan = open_subject(live.doctor.root, live.doctor.stack).plan
+        assert plan and plan.own_monitoring
+        texts = local_files(plan, plan.own_monitoring)
+        config = yaml.safe_load(texts["prometheus.yml"])
+        for scrape in config["scrape_configs"]:
+            scrape["scrape_interval"] = "1s"
+            if metrics:
+                scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics}"]
+        texts["prometheus.yml"] = yaml.safe_dump(config)
+        inputs = {"folder": str(live.stack.run_folder), **ports, "texts": texts, "retentionDays": 1, "keepMib": 100}
+        state = {**inputs, **monitor.create(call, inputs).outputs}
+        try:
+            if metrics is None:
+                healthy(live.doctor)
+            yield state
+        finally:
+            monitor.delete(call, "monitor", state)
+            for name in monitor.PROGRAMS:  # of this process, not of Pulumi's
+                with suppress(ChildProcessError):
+                    os.waitpid(state[f"{name}Pid"], 0)
+
+
+@contextmanager
+def killed_monitor(name: str, live: Live, *, port: str | None = None) -> Iterator[None]:
+    """Prometheus or Alertmanager is killed; with `port` another program then has that key's port."""
+    with watched(live) as state, socket.socket() as other:
+        os.kill(state[f"{name}Pid"], signal.SIGKILL)
+        os.waitpid(state[f"{name}Pid"], 0)
+        if port:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", state[port]))
+            other.listen()
+        yield
+
+
+@contextmanager
+def broken_files(live: Live) -> Iterator[None]:
+    """Somebody edits Prometheus' file, and has it read by a signal."""
+    with watched(live) as state:
+        (live.stack.run_folder / "monitor" / "prometheus.yml").write_text("scrape_configs: none")
+        os.kill(state["prometheusPid"], signal.SIGHUP)
+        yield
+
+
+@contextmanager
+def blind(live: Live) -> Iterator[None]:
+    """Prometheus asks where nobody is."""
+    with watched(live, metrics=free_port()):
+        yield
+
+
 misspelt: Final = partial(written, f"models/{SICK}.yaml", lambda text: text.replace("num_workers", "num_wrokers"))
 
 
@@ -564,9 +647,20 @@ GATEWAY: Final = (
     Fault("gateway-without-keys", "the map of keys is emptied", without_keys),
     Fault("gateway-older-than-files", "the gateway is of older files", older_gateway),
 )
+MONITOR: Final = (
+    Fault("monitor-not-running", "Prometheus is killed", partial(killed_monitor, "prometheus")),
+    Fault("monitor-not-running", "Alertmanager is killed", partial(killed_monitor, "alertmanager")),
+    Fault(
+        "monitor-port-taken",
+        "another program has the port of a dead Prometheus",
+        partial(killed_monitor, "prometheus", port="prometheusPort"),
+    ),
+    Fault("monitor-files-refused", "Prometheus is to read a broken file", broken_files),
+    Fault("monitor-sees-nothing", "Prometheus asks where nobody is", blind),
+)
 LAST: Final = Fault("ray-not-running", "the raylet is killed", partial(dead, "raylet"))
 #: Those that take a second or so, and RayLLM's cases.
 QUICK: Final = (*FILES, *RAY, ABSENT, *CASES, *GATEWAY)
-#: Those for which replicas, runs or Ray start.
-SLOW: Final = (*SERVE, *REPLICAS, *RUNS, LAST)
+#: Those for which replicas, runs, Prometheus or Ray start.
+SLOW: Final = (*SERVE, *REPLICAS, *MONITOR, *RUNS, LAST)
 FAULTS: Final = (*QUICK, *SLOW)

@@ -114,7 +114,8 @@ for light in lights:
         "config": json.dumps(light),
     }}, pulumi.ResourceOptions(depends_on=after))
 if monitor := config.require_object("monitor"):
-    LocalResource("Monitor", "monitor", {{"folder": {folder!r}, **monitor}})
+    webhook = config.get_secret("webhook")
+    LocalResource("Monitor", "monitor", {{"folder": {folder!r}, "webhook": webhook, **monitor}})
 for name, args in config.require_object("applications").items():
     LocalResource("Application", name, {{
         "folder": {folder!r},
@@ -132,7 +133,7 @@ for name, args in config.require_object("applications").items():
 class LocalStack(Project):
     """A project whose program is Ray and one application per entry of `applications` (name → args).
 
-    `config["monitor"]`, if not empty, is what its own Prometheus and Alertmanager are made of.
+    `config["monitor"]`, if not empty, is what its own Prometheus and Alertmanager are made of, with the secret `webhook`.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -133,11 +133,12 @@ def test_a_prometheus_of_the_stacks_own_scrapes_its_ray_and_goes_when_nobody_wan
     monkeypatch.setitem(running.environ, "PATH", os.pathsep.join([*folders, running.environ["PATH"]]))
     ports = {"prometheusPort": free_port(), "alertmanagerPort": free_port()}
     local = {**ports, "rayMetricsPort": running.ports["metrics"]}
-    keys = {"local": local, "observability": {"metrics": "own"}, "accountId": None}
+    keys = {"local": local, "observability": {"metrics": "own"}, "accountId": None, "secrets": ("alertWebhook",)}
     plan = planned([model("org/a", "CPU")], stack_file(pool("cpu", "CPU"), target="local", region=None, **keys))
     assert plan.own_monitoring is not None
     texts = local_files(plan, plan.own_monitoring)
     running.config["monitor"] = {**ports, "texts": texts, "retentionDays": 1, "keepMib": 100}
+    running.set_secret("webhook", "http://127.0.0.1:9/t0ken-of-a-test")
 
     def value() -> object:
         query = urllib.parse.urlencode({"query": 'ray_serve_application_status{application="first"}'})
@@ -147,9 +148,14 @@ def test_a_prometheus_of_the_stacks_own_scrapes_its_ray_and_goes_when_nobody_wan
         return found and found[0]["value"][1]
 
     try:
-        running.up()
+        first = running.up()
         wait_until(lambda: value() == "6", what="Prometheus has what Ray says of an application", seconds=240)
-        assert running.preview().changes.keys() == {"same"}
+        again = running.preview()
+        assert again.changes.keys() == {"same"}
+        assert (running.run_folder / "monitor" / "webhook").read_text() == "http://127.0.0.1:9/t0ken-of-a-test"
+        (monitor,) = running.resources("modelfleet:local:Monitor")
+        assert {"ciphertext"} < {*monitor["inputs"]["webhook"]} and "ciphertext" in monitor["outputs"]["webhook"]
+        assert "t0ken-of-a-test" not in running.everything_on_disk() + first.text + again.text
     finally:
         running.config["monitor"] = {}
         running.up()

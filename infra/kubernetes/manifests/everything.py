@@ -47,7 +47,13 @@ from modelfleet.infra.kubernetes.manifests.own_monitoring import own_monitoring
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
 from modelfleet.infra.kubernetes.manifests.ray import STORE_ADDRESS, ray_service, serve_service
 from modelfleet.infra.kubernetes.manifests.scripts import mirror_scripts, scripts, serving_code
-from modelfleet.infra.kubernetes.manifests.secrets import authority, gateway_keys, head_storage, huggingface
+from modelfleet.infra.kubernetes.manifests.secrets import (
+    alert_webhook,
+    authority,
+    gateway_keys,
+    head_storage,
+    huggingface,
+)
 from modelfleet.infra.kubernetes.manifests.warm_up import warm_up_job, warm_up_priority_class, warmed
 from modelfleet.infra.planning.plan import Plan
 
@@ -131,7 +137,7 @@ def everything(plan: Plan, *, keys_id: str = "", cluster_name: str = "") -> list
 def with_secrets(plan: Plan, *, secrets: Collection[str], cluster_name: str = "") -> list[Manifest]:
     """`everything` with the CRDs and the Secrets; each secret value is the text PLACEHOLDER.
 
-    `secrets` are the secret keys that the stack file sets: `huggingFaceToken`, `apiKeys`.
+    `secrets` are the secret keys that the stack file sets: `huggingFaceToken`, `apiKeys`, `alertWebhook`.
     """
     with_keys = plan.gateway.auth == "keys" and "apiKeys" in secrets
     return [
@@ -140,6 +146,7 @@ def with_secrets(plan: Plan, *, secrets: Collection[str], cluster_name: str = ""
         *everything(plan, keys_id=PLACEHOLDER if with_keys else "", cluster_name=cluster_name),
         *(huggingface(plan, PLACEHOLDER) if "huggingFaceToken" in secrets else []),
         *([gateway_keys(plan, PLACEHOLDER)] if with_keys else []),
+        *([alert_webhook(plan, PLACEHOLDER)] if plan.own_monitoring and plan.own_monitoring.sends else []),
         *([head_storage(plan, PLACEHOLDER)] if plan.head_storage else []),
         *authority(plan, PLACEHOLDER, PLACEHOLDER),
     ]

@@ -18,9 +18,9 @@ from modelfleet.infra.kubernetes.manifests.pods import (
     resources,
     single,
 )
-from modelfleet.infra.kubernetes.names import MONITOR, digest, dns_name, labels, selector
+from modelfleet.infra.kubernetes.names import ALERT_WEBHOOK, MONITOR, digest, dns_name, labels, selector
 from modelfleet.infra.observability import rule_groups
-from modelfleet.infra.observability.own import alertmanager_config, as_yaml, prometheus_config
+from modelfleet.infra.observability.own import WEBHOOK_FILE, alertmanager_config, as_yaml, prometheus_config
 from modelfleet.infra.observability.scrape import pod_scrape_configs
 from modelfleet.infra.planning.plan import OwnMonitoringPlan, Plan
 
@@ -30,6 +30,7 @@ PROMETHEUS_PORT: Final = 9090
 ALERTMANAGER_PORT: Final = 9093
 CONFIG_PATH: Final = "/etc/modelfleet/monitor"
 RULES_PATH: Final = "/etc/modelfleet/rules"
+WEBHOOK_PATH: Final = "/etc/modelfleet/webhook"
 DATA_PATH: Final = "/data"
 PROVISIONER: Final = "ebs.csi.aws.com"
 #: Requests of the two, which infra/catalog/system-pods.csv adds up.
@@ -126,7 +127,9 @@ def _config(plan: Plan, own: OwnMonitoringPlan) -> Manifest:
     made = prometheus_config(
         pod_scrape_configs(plan.namespace, own.states), [f"{RULES_PATH}/*.yaml"], f"127.0.0.1:{ALERTMANAGER_PORT}"
     )
-    files = {"prometheus.yml": as_yaml(made), "alertmanager.yml": as_yaml(alertmanager_config(own.webhook))}
+    # A new URL reaches the file within two minutes, and Alertmanager reads it for each message: no pod starts anew.
+    webhook = f"{WEBHOOK_PATH}/{WEBHOOK_FILE}" if own.sends else None
+    files = {"prometheus.yml": as_yaml(made), "alertmanager.yml": as_yaml(alertmanager_config(webhook))}
     return _config_map(plan, MONITOR, files)
 
 
@@ -136,8 +139,9 @@ def _deployment(plan: Plan, own: OwnMonitoringPlan, rules: list[Manifest], conte
         {"name": "data", "persistentVolumeClaim": {"claimName": MONITOR}},
         {"name": "config", "configMap": {"name": MONITOR}},
         {"name": "rules", "projected": {"sources": sources}},
+        *([{"name": "webhook", "secret": {"secretName": ALERT_WEBHOOK}}] if own.sends else []),
     ]
-    made = single(plan, MONITOR, NOBODY, containers=[_prometheus(plan, own), _alertmanager(plan)], volumes=volumes)
+    made = single(plan, MONITOR, NOBODY, containers=[_prometheus(plan, own), _alertmanager(plan, own)], volumes=volumes)
     made["spec"]["template"]["metadata"]["annotations"] = {"modelfleet.dev/content": content}
     # Prometheus closes its files; a kill costs the next start the reading of its whole log.
     made["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 120
@@ -155,7 +159,7 @@ def _prometheus(plan: Plan, own: OwnMonitoringPlan) -> Manifest:
     return _container(plan, "prometheus", words, PROMETHEUS_PORT, PROMETHEUS_SIZE, "2Gi", {"rules": RULES_PATH})
 
 
-def _alertmanager(plan: Plan) -> Manifest:
+def _alertmanager(plan: Plan, own: OwnMonitoringPlan) -> Manifest:
     words = [
         f"--config.file={CONFIG_PATH}/alertmanager.yml",
         f"--storage.path={DATA_PATH}/alertmanager",
@@ -163,7 +167,8 @@ def _alertmanager(plan: Plan) -> Manifest:
         # One alone has nobody to tell what it sent.
         "--cluster.listen-address=",
     ]
-    return _container(plan, "alertmanager", words, ALERTMANAGER_PORT, ALERTMANAGER_SIZE, "256Mi", {})
+    more = {"webhook": WEBHOOK_PATH} if own.sends else {}
+    return _container(plan, "alertmanager", words, ALERTMANAGER_PORT, ALERTMANAGER_SIZE, "256Mi", more)
 
 
 def _container(

@@ -6,7 +6,15 @@ from typing import Any
 
 from modelfleet.infra.kubernetes.manifests.gateway import KEY_MAP
 from modelfleet.infra.kubernetes.manifests.pods import Manifest
-from modelfleet.infra.kubernetes.names import GATEWAY_KEYS, HEAD_STORAGE, HUGGINGFACE, REPLICA_HUGGINGFACE, labels
+from modelfleet.infra.kubernetes.names import (
+    ALERT_WEBHOOK,
+    GATEWAY_KEYS,
+    HEAD_STORAGE,
+    HUGGINGFACE,
+    REPLICA_HUGGINGFACE,
+    labels,
+)
+from modelfleet.infra.observability.own import WEBHOOK_FILE
 from modelfleet.infra.planning.plan import Plan
 
 
@@ -28,6 +36,11 @@ def gateway_keys(plan: Plan, key_map: Any) -> Manifest:
 def head_storage(plan: Plan, password: Any) -> Manifest:
     """What Ray's head gives to the store that the stack makes for its state."""
     return _secret(plan, HEAD_STORAGE, {"password": password})
+
+
+def alert_webhook(plan: Plan, url: Any) -> Manifest:
+    """Where the stack's own Alertmanager sends alerts."""
+    return _secret(plan, ALERT_WEBHOOK, {WEBHOOK_FILE: url})
 
 
 def authority(plan: Plan, certificate: Any, key: Any) -> list[Manifest]:

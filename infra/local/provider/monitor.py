@@ -18,11 +18,13 @@ from modelfleet.infra.local.ports import LOOPBACK, require_free
 from modelfleet.infra.local.processes import ProcessId, end_all, left_behind, members, spawn
 from modelfleet.infra.local.provider.replica_log import tail
 from modelfleet.infra.names import mark
+from modelfleet.infra.observability.own import WEBHOOK_FILE
+from modelfleet.infra.planning.local import programs_absent
 from modelfleet.infra.provider import Call, Made, Props, Refused, ResourceDef
+from modelfleet.infra.reading.machine import monitor_programs
 
-#: Each program and the port that it listens on. Debian calls the second one prometheus-alertmanager.
+#: Each program and the port that it listens on.
 PROGRAMS = {"prometheus": "prometheusPort", "alertmanager": "alertmanagerPort"}
-NAMES = {"prometheus": ("prometheus",), "alertmanager": ("alertmanager", "prometheus-alertmanager")}
 #: Prometheus reads its log of the last hours first.
 START_TIMEOUT_S = 120.0
 #: Time to close their files.
@@ -60,11 +62,14 @@ def delete(call: Call[Props], id: str, state: Props) -> None:
 
 
 def _start(call: Call[Props], inputs: Props) -> Props:
-    binaries = {name: _binary(name) for name in PROGRAMS}
+    binaries = monitor_programs()
+    if absent := [name for name in PROGRAMS if name not in binaries]:
+        raise Refused(programs_absent(absent))
     folder = _folder(inputs)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, text in inputs["texts"].items():
         (folder / name).write_text(text, encoding="utf-8")
+    _write_webhook(folder / WEBHOOK_FILE, inputs.get("webhook"))
     # Alertmanager first, so that no alert finds nobody.
     made = {name: _spawn(name, binaries[name], inputs) for name in reversed(PROGRAMS)}
     call.step("starting Prometheus and Alertmanager")
@@ -78,14 +83,12 @@ def _start(call: Call[Props], inputs: Props) -> Props:
     return {**pids, **{f"{name}Started": process.started for name, process in made.items()}}
 
 
-def _binary(name: str) -> str:
-    for known in NAMES[name]:
-        if found := shutil.which(known):
-            return found
-    raise Refused(
-        f"{name} is not on PATH, and modelfleet:observability.metrics is own; install it (apt install "
-        f"{' '.join(names[-1] for names in NAMES.values())}), or take the key out"
-    )
+def _write_webhook(file: Path, url: str | None) -> None:
+    """Its owner alone may read it, and nobody ever could."""
+    file.unlink(missing_ok=True)
+    if url is not None:
+        file.touch(mode=0o600)
+        file.write_text(url, encoding="utf-8")
 
 
 def _spawn(name: str, binary: str, inputs: Props) -> ProcessId:
@@ -140,12 +143,12 @@ def _log(name: str, inputs: Props) -> Path:
     return Path(inputs["folder"]) / f"{name}.log"
 
 
-INPUTS = frozenset({"folder", *PROGRAMS.values(), "texts", "retentionDays", "keepMib"})
+REQUIRED = frozenset({"folder", *PROGRAMS.values(), "texts", "retentionDays", "keepMib"})
 
 MONITOR = ResourceDef[Props](
     token="modelfleet:local:Monitor",  # noqa: S106 - Pulumi's word for a type
-    inputs=INPUTS,
-    required=INPUTS,
+    inputs=REQUIRED | {"webhook"},
+    required=REQUIRED,
     outputs=frozenset(OUTPUTS),
     force_new=frozenset({"folder"}),
     create=create,

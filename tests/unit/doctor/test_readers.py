@@ -17,13 +17,26 @@ from moto import mock_aws
 from modelfleet.doctor import look as looking
 from modelfleet.doctor.diagnose import Cause, diagnose
 from modelfleet.doctor.evidence import Evidence, Layer, Reading
-from modelfleet.doctor.readers import aws, engine, files, gateway, kubernetes, logs, ray, readers_of, serve, state
+from modelfleet.doctor.readers import (
+    aws,
+    engine,
+    files,
+    gateway,
+    kubernetes,
+    logs,
+    monitor,
+    ray,
+    readers_of,
+    serve,
+    state,
+)
 from modelfleet.doctor.readers.kubernetes import Objects
 from modelfleet.doctor.rules import default_rules
 from modelfleet.doctor.subject import Subject
 from modelfleet.infra.kubernetes.api import Api, ApiError, Manifest, Unreachable
 from modelfleet.infra.local.token import token_file
 from modelfleet.serving.config.errors import Finding
+from tests.ports import free_port
 from tests.unit.listener import listening
 from tests.unit.planning.builders import model, planned, pool, stack
 
@@ -499,6 +512,51 @@ def test_a_model_without_a_live_replica_behind_the_gateway_is_named() -> None:
 def test_a_model_that_the_gateway_does_not_know_is_named() -> None:
     (fact,) = gateway.facts("# pxname,svname,status\nmodel.org--one,BACKEND,UP\n", SUBJECT)
     assert (fact.kind, fact.models) == ("route", ("org--two",))
+
+
+def watched(folder: Path, **ports: int) -> Subject:
+    """A local stack with a Prometheus of its own."""
+    keys = {"local": ports, "observability": {"metrics": "own"}, "accountId": None}
+    made = stack(pool("cpu", "CPU", maxNodes=1), target="local", region=None, **keys)
+    return Subject(folder, made, None, ())
+
+
+def test_a_prometheus_that_does_not_run_is_said_and_another_program_at_its_port_too(tmp_path: Path) -> None:
+    with listening({}) as other:
+        port = other.server.server_port
+        subject = watched(tmp_path, prometheusPort=port, alertmanagerPort=free_port())
+        reading = readers_of(subject, lambda _: state.Exported())[Layer.MONITOR](5)
+    assert [(one.object, one.text.partition(" by ")[0]) for one in reading.evidence] == [
+        ("Prometheus", f"port {port} is taken"),
+        ("Alertmanager", f"nothing listens at port {subject.stack.config.local.alertmanager_port}"),
+    ]
+    assert other.seen == [], "it is asked nothing"
+    (cause,) = causes(*reading.evidence)
+    assert (cause.rule, [one.rule for one in cause.explains]) == ("monitor-port-taken", ["monitor-not-running"])
+    assert f"process {os.getpid()}" in cause.sentence
+
+
+def test_only_a_stack_that_runs_a_prometheus_is_asked_for_it() -> None:
+    local = stack(pool("cpu", "CPU", maxNodes=1), target="local", region=None, accountId=None)
+    for made in (local, STACK):
+        subject = dataclasses.replace(SUBJECT, stack=made)
+        assert Layer.MONITOR not in readers_of(subject, lambda _: state.Exported())
+
+
+def test_a_prometheus_that_reads_nothing_says_why_and_one_that_has_not_looked_yet_is_fine() -> None:
+    down = {"health": "down", "lastError": "connection refused"}
+    (fact,) = monitor.target_facts([{"health": "down", "lastError": ""}, down])
+    assert fact.text == "none of 2 targets is up: connection refused"
+    (none,) = monitor.target_facts([])
+    assert none.text == "none of 0 targets is up: there are none"
+    for other in ("up", "unknown"):
+        assert list(monitor.target_facts([down, {"health": other}])) == []
+
+
+@pytest.mark.parametrize("program", ["prometheus", "alertmanager"])
+def test_a_reload_that_failed_is_seen_in_the_metrics(program: str) -> None:
+    text = f"# HELP x\n{program}_config_last_reload_successful {{}}\nother 0\n"
+    assert monitor.REFUSED.search(text.format(0)) and not monitor.REFUSED.search(text.format(1))
 
 
 CLOUD = planned(MODELS, stack(pool(instanceTypes=["g6.2xlarge"], name="l4", maxNodes=2), target="eks"))

@@ -28,8 +28,13 @@ def existing(root: Path) -> Plan:
         "tlsSecret": "llm-tls",
     }
     gateway = {**door, "requestsPerMinute": 60, "timeoutS": 1800}
-    watched = {"metrics": "own", "webhook": "http://hook.ops.svc:8080/modelfleet"}
-    keys = {"kubernetes": kubernetes, "gateway": gateway, "observability": watched}
+    watched = {"metrics": "own", "webhookService": "http://hook.ops.svc:8080"}
+    keys = {
+        "kubernetes": kubernetes,
+        "gateway": gateway,
+        "observability": watched,
+        "alertWebhook": {"secure": "v1:a:b"},
+    }
     return planned(root, models, stack="dev", pools=[L4], **keys)
 
 

@@ -29,7 +29,7 @@ from tests.unit.kubernetes.projects import STACKS
 from tests.unit.kubernetes.rewrite import RENDERED, texts
 
 ENCRYPTED = {"secure": "v1:abc:def"}
-SECRETS = {"apiKeys": {"team": ENCRYPTED}, "huggingFaceToken": ENCRYPTED, "auth": "keys"}
+SECRETS = {"apiKeys": {"team": ENCRYPTED}, "huggingFaceToken": ENCRYPTED, "alertWebhook": ENCRYPTED, "auth": "keys"}
 
 
 def loaded(text: str) -> list[Any]:
@@ -104,7 +104,7 @@ def registered(program: Callable[[], Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def project(root: Path, target: str) -> Plan:
     hub = model("org/straight", "L4", hf_model_id="org/straight")
-    write_project(root, [*five_models(), hub], stack="prod", target=target, **SECRETS)
+    write_project(root, [*five_models(), hub], stack="prod", target=target, observability={"metrics": "own"}, **SECRETS)
     return make_plan(root, "prod")
 
 
@@ -120,8 +120,10 @@ def test_up_registers_exactly_the_objects_that_the_command_writes(
 
     def program() -> None:
         token, keys = pulumi.Output.secret("hf_1"), pulumi.Output.secret({"team": "k" * 16})
+        hook = pulumi.Output.secret("https://hooks.example.org/t0ken")
         given = {"kubeconfig": "{}", "cluster_name": "modelfleet-prod"} if target == "eks" else {}
-        fleet.KubernetesFleet("prod", plan, huggingface_token=token, api_keys=keys, **given)  # type: ignore[arg-type]
+        more = {"huggingface_token": token, "api_keys": keys, "alert_webhook": hook, **given}
+        fleet.KubernetesFleet("prod", plan, **more)  # type: ignore[arg-type]
 
     applied = [comparable(inputs) for kind, inputs in registered(program) if kind.startswith("kubernetes:")]
     wanted = [comparable(one) for one in written(run(tmp_path, monkeypatch, "prod"))]

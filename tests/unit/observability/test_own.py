@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
@@ -14,6 +18,7 @@ from modelfleet.infra.aws.addons import STATES as STATES_ADDON
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.kubernetes.api import Api
 from modelfleet.infra.kubernetes.manifests import everything
+from modelfleet.infra.kubernetes.manifests.everything import with_secrets
 from modelfleet.infra.kubernetes.manifests.network import network_policies
 from modelfleet.infra.kubernetes.manifests.own_monitoring import ALERTMANAGER_SIZE, PROMETHEUS_SIZE, own_monitoring
 from modelfleet.infra.kubernetes.preflight import DEFAULT_CLASS, missing_storage
@@ -22,21 +27,27 @@ from modelfleet.infra.observability.rules import ALERTS
 from modelfleet.infra.observability.scrape import STATES as STATES_KEPT
 from modelfleet.infra.observability.scrape import pod_scrape_configs
 from modelfleet.infra.planning import Plan
+from modelfleet.infra.planning.monitoring import webhook_refused
+from modelfleet.infra.stack.target import TARGETS
 from modelfleet.serving.config.errors import InputErrors
 from tests.cluster.fleet import model, planned
 from tests.unit.kubernetes.projects import L4
 from tests.unit.kubernetes.test_observability_manifests import pods
 from tests.unit.observability.models import series_of, watched, with_slo
 
-HOOK = "http://hook.ops.svc:8080/modelfleet"
+HOOK = "http://hook.ops.svc:8080"
+#: As Pulumi encrypts it.
+SECRET = {"alertWebhook": {"secure": "v1:of:a-test"}}
 STATES = "http://kube-state-metrics.states.svc:8080"
-OWN = {"metrics": "own", "webhook": HOOK}
+OWN = {"metrics": "own", "webhookService": HOOK}
 
 
-def plan_of(root: Path, *, target: str = "kubernetes", **keys: Any) -> Plan:
-    own = {"apiCidrs": ["10.0.0.0/16"], "image": "registry.example/serving:1"}
-    watch = {**OWN, **keys}
-    return planned(root, [model("org/chat", "L4")], pools=[L4], target=target, kubernetes=own, observability=watch)
+def plan_of(
+    root: Path, *, target: str = "kubernetes", secrets: Mapping[str, Any] = MappingProxyType(SECRET), **keys: Any
+) -> Plan:
+    more = {"kubernetes": {"apiCidrs": ["10.0.0.0/16"], "image": "registry.example/serving:1"}, **secrets}
+    watch = {key: value for key, value in {**OWN, **keys}.items() if value is not None}
+    return planned(root, [model("org/chat", "L4")], pools=[L4], target=target, observability=watch, **more)
 
 
 @pytest.fixture
@@ -81,7 +92,8 @@ def test_the_real_programs_take_their_files(promtool: Path, amtool: Path, plan: 
 def test_models_whose_long_names_begin_alike_keep_each_its_own_rules(tmp_path: Path) -> None:
     """The pod has all files in one folder, and the kubelet says nothing of two with one name."""
     models = [model(f"org/DeepSeek-R1-Distill-Qwen-{size}", "L4") for size in ("7B", "14B")]
-    plan = planned(tmp_path, models, pools=[L4], kubernetes={"image": "registry.example/serving:1"}, observability=OWN)
+    image = {"image": "registry.example/serving:1"}
+    plan = planned(tmp_path, models, pools=[L4], kubernetes=image, observability=OWN, **SECRET)
     (pod,) = of_kind(plan, "Deployment")
     (folder,) = [
         one["projected"]["sources"] for one in pod["spec"]["template"]["spec"]["volumes"] if "projected" in one
@@ -98,7 +110,53 @@ def test_alerts_go_to_the_webhook_and_a_ticket_of_the_same_goal_is_held_back(
     words = [amtool, "config", "routes", "test", f"--config.file={alertmanager}", "severity=page", "model=org/chat"]
     assert subprocess.run(words, capture_output=True, text=True).stdout.strip() == "everybody"
     (receiver,) = yaml.safe_load(alertmanager.read_text())["receivers"]
-    assert receiver["webhook_configs"] == [{"url": HOOK, "send_resolved": True}]
+    (hook,) = receiver["webhook_configs"]
+    assert hook == {"url_file": "/etc/modelfleet/webhook/webhook", "send_resolved": True}
+
+
+def test_the_url_of_the_webhook_is_a_secret_that_alertmanager_alone_reads(plan: Plan, tmp_path: Path) -> None:
+    (made,) = [one for one in with_secrets(plan, secrets=()) if one["metadata"]["name"] == "alert-webhook"]
+    assert made["kind"] == "Secret" and [*made["stringData"]] == ["webhook"]
+    (pod,) = of_kind(plan, "Deployment")
+    spec = pod["spec"]["template"]["spec"]
+    (volume,) = [one for one in spec["volumes"] if one["name"] == "webhook"]
+    assert volume["secret"]["secretName"] == made["metadata"]["name"]
+    mounts = {one["name"]: [mount["mountPath"] for mount in one["volumeMounts"]] for one in spec["containers"]}
+    assert "/etc/modelfleet/webhook" in mounts["alertmanager"] and "/etc/modelfleet/webhook" not in mounts["prometheus"]
+    silent = plan_of(tmp_path / "silent", secrets={}, webhookService=None)
+    assert "webhook" not in str([*own_monitoring(silent), *with_secrets(silent, secrets=())]).lower().replace(
+        "webhooks", ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "service", "refused"),
+    [
+        ("https://hooks.example.org/T0/B1?token=x%20y", None, None),
+        ("https://hooks.example.org:443/x", None, None),
+        ("http://hook.ops.svc:8080/t0ken", HOOK, None),
+        ("http://hook.ops.svc.cluster.local:8080/t0ken", HOOK, None),
+        ("http://hook.ops.svc:8080/t0ken", None, "at no public address at port 443.*webhookService"),
+        ("http://hooks.example.org/t0ken", None, "at no public address at port 443"),
+        ("https://hooks.example.org/t0ken", HOOK, f"is not at {HOOK}, which"),
+        ("http://hook.ops.svc:9090/t0ken", HOOK, f"is not at {HOOK}, which"),
+        ("http://other.net.svc:8080/t0ken", HOOK, f"is not at {HOOK}, which"),
+        ("t0ken", None, "is no http:// or https:// URL"),
+        ("https://hooks.example.org/{{ t0ken }}", None, "is no http:// or https:// URL"),
+        ("https://user:t0ken@hooks.example.org/", None, "is no http:// or https:// URL"),
+        ("https://hooks.example.org:99999/t0ken", None, "is no http:// or https:// URL"),
+    ],
+)
+def test_a_url_that_the_policies_keep_alerts_from_stops_the_run_and_is_not_shown(
+    url: str, service: str | None, refused: str | None, tmp_path: Path
+) -> None:
+    """The plan has no secret, so the run compares it with what the plan lets out."""
+    plan = plan_of(tmp_path, webhookService=service)
+    said = webhook_refused(url, plan)
+    assert bool(said) == bool(refused) and "t0ken" not in str(said)
+    assert re.search(refused or "", said or "")
+    here = replace(plan, target=TARGETS["local"])
+    assert (webhook_refused(url, here) is None) is (refused is None or "is no " not in refused)
 
 
 def test_every_scrape_finds_pods_with_its_port_and_the_policies_let_it_in_and_out(plan: Plan) -> None:
@@ -155,7 +213,7 @@ def test_alerts_reach_a_service_of_the_cluster_and_nothing_else(plan: Plan, tmp_
         return str(policy["spec"]["egress"])
 
     assert "'kubernetes.io/metadata.name': 'ops'" in out(plan) and "0.0.0.0/0" not in out(plan)
-    outside = plan_of(tmp_path / "outside", webhook="https://alerts.example.com/hook")
+    outside = plan_of(tmp_path / "outside", webhookService=None)
     assert "0.0.0.0/0" in out(outside) and "'ops'" not in out(outside)
 
 
@@ -165,7 +223,7 @@ def test_the_pod_starts_anew_when_a_rule_changes_and_not_otherwise(plan: Plan, t
         return str(pod["spec"]["template"]["metadata"]["annotations"])
 
     assert content(plan) == content(plan_of(tmp_path / "same", volumeGib=40))
-    assert content(plan) != content(plan_of(tmp_path / "another", webhook=None))
+    assert content(plan) != content(plan_of(tmp_path / "another", secrets={}, webhookService=None))
 
 
 def test_metrics_leave_room_in_the_volume_and_the_volume_has_a_price_on_eks(tmp_path: Path) -> None:
@@ -230,13 +288,13 @@ def test_a_cluster_that_would_make_no_volume_is_refused_before_anything_is_made(
     ("watch", "said"),
     [
         ({"metrics": "none", "retentionDays": 9}, "retentionDays: is for a Prometheus of the stack's own"),
-        ({"metrics": "prometheus", "webhook": HOOK}, "webhook: is for a Prometheus of the stack's own"),
+        ({"metrics": "prometheus", "webhookService": HOOK}, "webhookService: is for a Prometheus of the stack's own"),
+        (OWN, "webhookService: has no URL; set it: `pulumi config set --secret modelfleet:alertWebhook --stack dev`"),
         (
             {**OWN, "kubeStateMetrics": "http://10.0.0.9:8080"},
             "kubeStateMetrics: found 'http://10.0.0.9:8080'",
         ),
-        ({**OWN, "webhook": "http://10.0.0.9:8080/x"}, "webhook: found http://10.0.0.9:8080/x, which Alertmanager may"),
-        ({**OWN, "webhook": "http://hook.ops.svc:80800/x"}, "webhook: found 'http://hook.ops.svc:80800/x'"),
+        ({**OWN, "webhookService": "http://hook.ops.svc:80800"}, "webhookService: found 'http://hook.ops.svc:80800'"),
         ({**OWN, "kubeStateMetrics": "http://a.b.svc:65536"}, "kubeStateMetrics: found 'http://a.b.svc:65536'"),
         ({"traces": {"otlp": "http://c.t.svc:99999"}}, "otlp: found 'http://c.t.svc:99999'"),
     ],
@@ -244,6 +302,22 @@ def test_a_cluster_that_would_make_no_volume_is_refused_before_anything_is_made(
 def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, watch: dict[str, Any], said: str) -> None:
     with pytest.raises(InputErrors, match=said):
         planned(tmp_path, [model("org/chat", "L4")], pools=[L4], observability=watch)
+
+
+def test_a_webhook_that_nobody_sends_to_is_said_and_one_in_plain_text_is_refused(tmp_path: Path) -> None:
+    for name, keys, said in (
+        ("none", SECRET, "modelfleet:alertWebhook: is for a Prometheus of the stack's own, and metrics is 'none'"),
+        (
+            "plain",
+            {"alertWebhook": "https://hooks.example.org/t0ken", "observability": {"metrics": "own"}},
+            "is in plain text",
+        ),
+        ("here", {**SECRET, "observability": OWN, "target": "local"}, "webhookService: found '.*there is no cluster"),
+    ):
+        cpu = {"pools": [{"name": "cpu", "accelerator": "CPU", "maxNodes": 1}]} if name == "here" else {"pools": [L4]}
+        with pytest.raises(InputErrors, match=said) as refused:
+            planned(tmp_path / name, [model("org/chat", "CPU" if name == "here" else "L4")], **cpu, **keys)
+        assert "t0ken" not in str(refused.value)
 
 
 def test_ports_of_a_prometheus_that_no_stack_runs_take_nobodys_place(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from modelfleet.infra.planning import Plan, plan
 from modelfleet.infra.planning.local import LEAST_OPEN_FILES, Machine, Room
 from modelfleet.infra.reading.cards import these_gpus
 from modelfleet.infra.reading.machine import _weights_in, room, this_machine
+from modelfleet.infra.targets import build
 from modelfleet.serving.config.errors import SetupError
 from modelfleet.serving.config.load import LoadedModel
 from tests.unit.listener import listening
@@ -80,8 +81,28 @@ def test_a_machine_that_has_all_of_it_lacks_nothing() -> None:
             {"memory_bytes": 1 * GIB},
             "GiB of memory at their fewest replicas, and this machine has 1.0 GiB; serve fewer",
         ),
+        (
+            {"programs": {}},
+            "prometheus and alertmanager are not on PATH, and modelfleet:observability.metrics is own; install them "
+            "(apt install prometheus prometheus-alertmanager), or take the key out",
+        ),
+        (
+            {"programs": {"prometheus": "/usr/bin/prometheus"}},
+            "alertmanager is not on PATH, and modelfleet:observability.metrics is own; install it "
+            "(apt install prometheus-alertmanager), or take the key out",
+        ),
     ],
-    ids=["open-files", "read-only", "full", "weights", "selinux", "systemd", "memory"],
+    ids=[
+        "open-files",
+        "read-only",
+        "full",
+        "weights",
+        "selinux",
+        "systemd",
+        "memory",
+        "monitor",
+        "alertmanager",
+    ],
 )
 def test_what_a_machine_lacks_is_one_line_with_its_fix(changed: dict[str, object], said: str) -> None:
     one = model(LLAMA, max_total_tokens=4096)
@@ -115,6 +136,58 @@ def test_the_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found.weights_room and found.weights_room.folder == str(cache / "hub")
     assert dict(found.weights_here) == dict(_weights_in(cache / "hub")) and dict(found.weights_here)["org/a"] >= 8192
     assert all(one.writable and one.free_bytes > 0 for one in found.rooms)
+
+
+def test_prometheus_is_looked_for_where_the_stack_runs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "prometheus-alertmanager"
+    there.write_text("#!/bin/sh")
+    there.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cpu = pool("cpu", "CPU", maxNodes=1)
+    own = stack(cpu, target="local", region=None, accountId=None, observability={"metrics": "own"})
+    found = this_machine(own, tmp_path)
+    assert found.programs == {"alertmanager": str(there)}
+    made = plan([], own, code=CODE, machine=found)
+    assert [one for one in made.stops_up if one.startswith("prometheus is not on PATH")]
+    with pytest.raises(SetupError, match="prometheus is not on PATH.*apt install prometheus\\)"):
+        build(tmp_path, made)
+    assert not (tmp_path / ".modelfleet").exists(), "no emulator was started"
+    assert this_machine(stack(cpu, target="local"), tmp_path).programs is None
+
+
+@pytest.mark.parametrize(
+    ("version", "secrets", "stops"),
+    [
+        ("0.25.0", ("alertWebhook",), True),
+        ("0.26.0", ("alertWebhook",), False),
+        ("1.0.0", ("alertWebhook",), False),
+        ("0.25.0", (), False),
+    ],
+)
+def test_an_alertmanager_that_would_show_the_webhook_stops_up(
+    version: str, secrets: tuple[str, ...], stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian 12's has its URL in its log, and in an answer to everybody who asks."""
+    for name in ("prometheus", "alertmanager"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{name}, version {version} (branch: HEAD, revision: 1)'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    keys = {"accountId": None, "observability": {"metrics": "own"}, "secrets": secrets}
+    own = stack(pool("cpu", "CPU", maxNodes=1), target="local", region=None, **keys)
+    made = plan(
+        [],
+        own,
+        code=CODE,
+        machine=replace(
+            FINE, **{key: getattr(this_machine(own, tmp_path), key) for key in ("programs", "alertmanager")}
+        ),
+    )
+    assert bool(made.stops_up) is stops
+    if stops:
+        assert (
+            made.stops_up[0].startswith("alertmanager on PATH is 0.25, which would show the URL")
+            and "0.26 or newer" in made.stops_up[0]
+        )
 
 
 def test_a_read_only_folder_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

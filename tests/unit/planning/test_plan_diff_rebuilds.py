@@ -1,4 +1,4 @@
-"""`plan --diff` warns exactly about those keys of a stack file whose change makes KubeRay rebuild the cluster."""
+"""`plan --diff` shows each changed key of a stack file, and warns of those that make KubeRay rebuild the cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from modelfleet.cli.plan_diff import rebuild_warnings, roll_warnings
+from modelfleet.cli.plan_diff import ELSEWHERE, Change, changes, rebuild_warnings, roll_warnings
 from modelfleet.infra.kubernetes.manifests.ray import cluster_parts
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.stack import StackConfig
@@ -127,7 +127,7 @@ CHANGES: dict[str, Any] = {
     "observability.retentionDays": 30,
     "observability.volumeGib": 40,
     "observability.storageClass": "fast",
-    "observability.webhook": "http://hook.ops.svc:8080/alerts",
+    "observability.webhookService": "http://hook.ops.svc:8080",
     "observability.kubeStateMetrics": "http://kube-state-metrics.monitoring.svc:8080",
     "observability.alertEmails": ["pager@example.org"],
     "observability.alertUrls": ["https://pager.example.org/sns"],
@@ -204,7 +204,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "gateway.webAcl": {"gateway.expose": "internal"},
     **{
         f"observability.{key}": {"observability.metrics": "own"}
-        for key in ("retentionDays", "volumeGib", "storageClass", "webhook", "kubeStateMetrics")
+        for key in ("retentionDays", "volumeGib", "storageClass", "webhookService", "kubeStateMetrics")
     },
     **{f"observability.{key}": {"observability.metrics": "amp"} for key in ("alertEmails", "alertUrls")},
     "kubernetes.rayAuthority": {"kubernetes.rayTls": True},
@@ -286,7 +286,8 @@ def plan_with(changes: dict[str, Any], base: dict[str, Any]) -> Plan:
     )
     # A budget in USD needs the model's price, and that its facts.
     facts: dict[str, Any] = {"facts": None} if any(key.endswith("budget.usd") for key in changes) else {}
-    return planned([demanded], stack(*pools, secrets=("apiKeys",), **settings), deploying=False, **facts)
+    secrets = ("apiKeys", *(("alertWebhook",) if "observability.webhookService" in changes else ()))
+    return planned([demanded], stack(*pools, secrets=secrets, **settings), deploying=False, **facts)
 
 
 def test_every_key_of_the_stack_file_is_tried() -> None:
@@ -303,6 +304,43 @@ def test_the_diff_warns_exactly_when_kuberay_builds_another_cluster(key: str) ->
     assert (cluster_parts(before) != cluster_parts(after)) is (key in REBUILDS)
     assert len(warnings) == (key in REBUILDS)
     assert all(warning.startswith(f"the Ray cluster changes ({REBUILDS[key]}): ") for warning in warnings)
+
+
+def settings_that_change(before: Plan, after: Plan) -> dict[str, str]:
+    return {one.name: one.detail for one in changes(before, after) if one.what == "setting"}
+
+
+@pytest.mark.parametrize("key", [key for key in CHANGES if key.partition(".")[0] not in ELSEWHERE])
+def test_the_diff_has_a_line_for_each_changed_key(key: str) -> None:
+    base = BASES.get(key, {"target": "eks"} if key in ON_EKS else {})
+    before, after = plan_with({}, base), plan_with({**BESIDE.get(key, {}), key: CHANGES[key]}, base)
+    name = key.replace("keys.", "keys.search.").replace("teams.", "teams.search.")
+    of_lists = name.rpartition(".")[0]  # a list is shown whole
+    shown = settings_that_change(before, after)
+    assert [one for one in shown if one in (name, of_lists) or one.startswith(f"{name}.")], shown
+    assert settings_that_change(after, after) == {}
+
+
+def test_a_changed_key_is_shown_with_both_values_as_the_file_has_them() -> None:
+    key = "observability.webhookService"
+    own = {"observability.metrics": "own", "observability.retentionDays": 30, "gateway.timeoutS": 7200}
+    before, after = plan_with({}, {"gateway": {"replicas": 2}}), plan_with(own, {})
+    assert list(changes(before, after)) == [
+        Change("~", "setting", "gateway.timeoutS", "3600 → 7200"),
+        Change("~", "setting", "observability.metrics", "none → own"),
+        Change("~", "setting", "observability.retentionDays", "15 → 30"),
+    ], "a default that is written out is no change"
+    hosts = plan_with({"kubernetes.rayTls": True, "kubernetes.apiCidrs": ["10.9.0.0/24"]}, {})
+    assert settings_that_change(before, hosts) == {
+        "kubernetes.rayTls": "false → true",
+        "kubernetes.apiCidrs": 'unset → ["10.9.0.0/24"]',
+    }
+    hooked = settings_that_change(before, plan_with({**BESIDE[key], key: CHANGES[key]}, {}))
+    assert hooked["alertWebhook"] == "unset → a secret", "and nothing of it"
+    signed = plan_with({"trust.manifestKey.kms": CHANGES["trust.manifestKey.kms"]}, {})
+    assert settings_that_change(before, signed)["trust.manifestKey.publicKey"] == "changed", (
+        "a key says nobody anything"
+    )
 
 
 @pytest.mark.parametrize("key", [key for key in CHANGES if key.startswith(NEAR_SYSTEM_NODES)])
