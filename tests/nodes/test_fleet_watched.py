@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,7 +108,7 @@ def test_who_may_read_metrics_may_ask_it_and_nobody_else(fleet: NodesFleet, visi
 
 
 def test_an_alert_reaches_the_webhook_with_its_runbook(fleet: NodesFleet, pods: Pods) -> None:
-    """The model's goal is one that no answer meets: two scrapes that see more answers, and Alertmanager's 30 s."""
+    """The model's goal is one that no answer meets. It takes two scrapes that see answers, and Alertmanager's 30 s."""
     ask = fleet.question("What is the capital of France?")
     pods.create("asks-on", f"while true; do {ask} -o /dev/null; sleep 1; done")
 
@@ -125,14 +125,26 @@ def test_an_alert_reaches_the_webhook_with_its_runbook(fleet: NodesFleet, pods: 
     assert alert["annotations"]["runbook"] == f"modelfleet doctor {MODEL} --stack {fleet.stack}"
 
 
-def test_both_keep_what_they_know_in_the_volume_and_never_began_again(fleet: NodesFleet) -> None:
-    pod, folder = monitor(fleet), folder_of(fleet.cluster, "metrics")
-    assert {one["name"]: one["restartCount"] for one in pod["status"]["containerStatuses"]} == {
-        "prometheus": 0,
-        "alertmanager": 0,
-    }
-    assert owners(folder / "prometheus" / "wal", folder / "alertmanager") == {NOBODY}
+def test_both_write_into_the_volume_as_nobody(fleet: NodesFleet) -> None:
+    folder = folder_of(fleet.cluster, "metrics")
+    written = [folder / "prometheus" / "wal", folder / "alertmanager"]
+    assert {one.stat().st_uid for one in written} == {NOBODY}
 
 
-def owners(*folders: Path) -> set[int]:
-    return {folder.stat().st_uid for folder in folders}
+def test_a_new_pod_knows_what_the_last_one_saw(fleet: NodesFleet) -> None:
+    """As after an edit of a rule, or on another node."""
+    api, old = fleet.cluster.api, monitor(fleet)["metadata"]["name"]
+    targets = len(asked(fleet, "targets?state=active")["activeTargets"])
+    began = time.time()
+    api.delete("v1", "Pod", old, fleet.namespace)
+
+    def seen() -> int:
+        """How many targets were up before, as a new one says."""
+        if monitor(fleet)["metadata"]["name"] == old:
+            return 0
+        result = asked(fleet, f"query?query=count(up==1)&time={began}")["result"]
+        return int(result[0]["value"][1]) if result else -1
+
+    before = wait_until(seen, what="a new pod answers", seconds=120, retry=(OSError, ValueError), every_s=1)
+    print(f"a new pod of both answered after {time.time() - began:.0f} s")
+    assert before == targets

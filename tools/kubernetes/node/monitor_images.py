@@ -8,15 +8,10 @@ recipe says.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from modelfleet.infra.catalog.images import reference
-from tools.debian import unpacked
+from tools import prometheus as programs
 from tools.kubernetes.binaries import BINARIES
 from tools.kubernetes.node.images import DEBIAN, Recipe
-
-_ALERTMANAGER = "prometheus-alertmanager"
-_TEMPLATES = "usr/share/prometheus/alertmanager"
 
 
 def monitor() -> list[Recipe]:
@@ -25,32 +20,32 @@ def monitor() -> list[Recipe]:
 
 
 def prometheus() -> Recipe:
-    """The version that the official image has, built here from its Go module: of what finds targets it has Kubernetes
-    alone, and no page for a browser, whose files the module lacks.
+    """The official image's version, built from its Go module: of what finds targets it has Kubernetes alone, and no
+    page for a browser, whose files the module lacks.
     """
     binary = BINARIES["prometheus"]
-    dockerfile = f"FROM {DEBIAN}\nCOPY prometheus /bin/prometheus\n{_as_official('prometheus')}"
-    return Recipe(reference("prometheus"), dockerfile, (binary.module.name,), {"prometheus": lambda: binary.path})
+    return Recipe(
+        reference("prometheus"),
+        _dockerfile("prometheus"),
+        (binary.module.name,),
+        {"prometheus": lambda: binary.path},
+    )
 
 
 def alertmanager() -> Recipe:
-    """Debian's version, which is older than the official image's and reads its templates at /usr/share."""
-
-    def package() -> Path:
-        return unpacked(f"{_ALERTMANAGER}-debian", [_ALERTMANAGER])
-
-    dockerfile = (
-        f"FROM {DEBIAN}\n"
-        "COPY alertmanager /bin/alertmanager\n"
-        f"COPY templates /{_TEMPLATES}\n"
-        f"{_as_official('alertmanager')}"
+    """An older version than the official image's (`tools/prometheus.py` says why), built from its Go module."""
+    return Recipe(
+        reference("alertmanager"),
+        _dockerfile("alertmanager"),
+        (programs.ALERTMANAGER,),
+        {"alertmanager": programs.alertmanager},
     )
-    files = {"alertmanager": lambda: package() / "usr/bin" / _ALERTMANAGER, "templates": lambda: package() / _TEMPLATES}
-    return Recipe(reference("alertmanager"), dockerfile, (_ALERTMANAGER,), files)
 
 
-def _as_official(name: str) -> str:
+def _dockerfile(name: str) -> str:
     return (
+        f"FROM {DEBIAN}\n"
+        f"COPY {name} /bin/{name}\n"
         f"RUN mkdir /{name} && chown nobody:nogroup /{name}\n"
         "USER nobody\n"
         f'VOLUME ["/{name}"]\n'
