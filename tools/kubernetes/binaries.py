@@ -68,7 +68,7 @@ GO_MODULES = (
     _module(
         f"prometheus-{PROMETHEUS_VERSION}",
         "prometheus",
-        "about 3 minutes",
+        "about 2 minutes",
         ("prometheus", "github.com/prometheus/prometheus/cmd/prometheus", _PROMETHEUS),
         tags=_FINDS_PODS,
     ),
@@ -100,7 +100,7 @@ def require(names: Iterable[str] = tuple(BINARIES)) -> None:
     """Raise `SetupError` if a program is not built."""
     if absent := missing(names):
         raise SetupError(
-            f"not built: {', '.join(absent)}; run: python -m tools.kubernetes build (needs Go, about 8 minutes once)"
+            f"not built: {', '.join(absent)}; run: python -m tools.kubernetes build (needs Go, about 10 minutes once)"
         )
 
 
