@@ -32,6 +32,8 @@ class GoCommand:
     name: str
     package: str
     ldflags: str = ""
+    tags: str = ""
+    """Of the build: which parts of the program, separated by commas."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def build(module: GoModule, finish: Callable[[Path], None] = lambda folder: None
 
 
 def _command_line(go: str, command: GoCommand, module: GoModule, part: Path) -> list[str]:
-    flags = ["-ldflags", command.ldflags] if command.ldflags else []
+    named = {"-ldflags": command.ldflags, "-tags": command.tags}
+    flags = [word for flag, value in named.items() if value for word in (flag, value)]
     # Nobody debugs these programs, and its tables are an eighth of the compiler's time.
     compiler = "all=-dwarf=false" if module.inline else "all=-dwarf=false -l"
     # -v prints each package as it is compiled, which shows progress.

@@ -11,7 +11,7 @@ from tools.paths import ROOT
 
 #: Its module has its page, which 0.34's leaves to a browser's build tools. Debian 12 has 0.25, which takes no URL from
 #: a file.
-_ALERTMANAGER: Final = "0.28.1"
+ALERTMANAGER: Final = "0.28.1"
 _MAIN: Final = "github.com/prometheus/alertmanager/cmd"
 _VERSION: Final = "-X github.com/prometheus/common/version.Version="
 
@@ -34,9 +34,9 @@ def alertmanager() -> Path:
 def _built() -> Path:
     return build(
         GoModule(
-            f"alertmanager-{_ALERTMANAGER}",
+            f"alertmanager-{ALERTMANAGER}",
             ROOT / "tools" / "go" / "alertmanager",
-            [GoCommand(name, f"{_MAIN}/{name}", f"{_VERSION}{_ALERTMANAGER}") for name in ("alertmanager", "amtool")],
+            [GoCommand(name, f"{_MAIN}/{name}", f"{_VERSION}{ALERTMANAGER}") for name in ("alertmanager", "amtool")],
             minutes="about 2 minutes",
             needed_for="tests of alerts",
             inline=False,

@@ -18,6 +18,7 @@ from modelfleet.infra.kubernetes.forward import get
 from modelfleet.infra.kubernetes.manifests.gateway import PORT
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.gateway_paths import READY
+from modelfleet.infra.planning.monitoring import ALERT_WEBHOOK
 from modelfleet.infra.reading.workspace import make_plan
 from tests.engine.engine import PULUMI, Project
 from tests.waiting import wait_until
@@ -33,6 +34,8 @@ REGION = "us-west-2"
 #: CPUs that each node claims: a worker of the instance type takes more than half. A replica needs more than half of the
 #: worker's memory. So there is one on each node.
 NODE_CPUS, INSTANCE, REPLICA_BYTES = 30, "c7i.4xlarge", 16 << 30
+#: Where alerts go: a pod and its Service, and the part of the URL that nobody else knows.
+WEBHOOK, WEBHOOK_PORT, WEBHOOK_PATH = "alerts", 8080, "/T0K3N"
 #: Less than the plan would take, because other tests start vLLM beside these.
 CACHE_BYTES = 256 << 20
 
@@ -73,10 +76,13 @@ class NodesFleet:
         """The stack's."""
         return f"modelfleet-{self.stack}"
 
-    def write(self, *, nodes: int = 2, replicas: int = 2, image: str | None = None) -> None:
+    def write(
+        self, *, nodes: int = 2, replicas: int = 2, image: str | None = None, alerts_to: str | None = None
+    ) -> None:
         """Stack and model file: so many replicas, one on each node. Mirror Jobs have a namespace of their own.
 
-        The file itself asks for one replica; more there are by its schedule alone, in these hours.
+        The file itself asks for one replica; more there are by its schedule alone, in these hours. With a Service
+        for alerts the stack has a Prometheus of its own, and the model a goal that no answer meets.
         """
         root = self.project.folder
         content = yaml.safe_load((ROOT / "models" / f"{SLUG}.yaml").read_text())
@@ -87,6 +93,12 @@ class NodesFleet:
             {"schedule": _now(replicas)} if replicas > 1 else {}
         )
         content["deployment_config"].setdefault("ray_actor_options", {})["memory"] = REPLICA_BYTES
+        observability, secrets = {"logs": "json"}, {}
+        if alerts_to:
+            content["deployment_config"]["slo"] = {"ttft_p95_ms": 1}
+            observability |= {"metrics": "own", "webhookService": alerts_to}
+            secrets[ALERT_WEBHOOK] = {"secure": "its value is in the project's own settings"}
+            self.project.set_secret(ALERT_WEBHOOK, f"{alerts_to}{WEBHOOK_PATH}")
         stack = {
             "target": "kubernetes",
             "models": [SLUG],
@@ -98,7 +110,8 @@ class NodesFleet:
                 "bucket": f"fleet-{self.stack}",
                 "sources": {MODEL: f"s3://{SEED_BUCKET}/smollm2"},
             },
-            "observability": {"logs": "json"},
+            "observability": observability,
+            **secrets,
             "kubernetes": {
                 "image": image or self.cluster.images.reference(SERVING),
                 "createNamespace": False,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from modelfleet.infra.catalog.images import images
 from modelfleet.infra.kubernetes.versions import HAPROXY, KUBERAY, LOAD_BALANCER_CONTROLLER
 from modelfleet.serving import replica, weights
 from modelfleet.serving.config.errors import SetupError
@@ -59,6 +60,7 @@ REPEATED = {
     },
     "infra/catalog/quantization.csv": {"vllm": r"^# What vLLM (\S+) requires"},
     "tools/kubernetes/modules/kuberay/go.mod": {"kuberay": r"ray-operator v([0-9.]+)"},
+    "tools/kubernetes/modules/prometheus/go.mod": {"prometheus": r"prometheus/prometheus v0\.([0-9.]+)"},
 }
 
 
@@ -66,7 +68,10 @@ REPEATED = {
     ("file", "program"), [(file, program) for file, found in REPEATED.items() for program in found]
 )
 def test_a_version_that_another_file_repeats_matches_the_python_one(file: str, program: str) -> None:
-    wanted = {**PINNED, "kuberay": KUBERAY, "haproxy": HAPROXY, "load-balancer": LOAD_BALANCER_CONTROLLER}[program]
+    others = {"kuberay": KUBERAY, "haproxy": HAPROXY, "load-balancer": LOAD_BALANCER_CONTROLLER}
+    # The module of Prometheus 3.15.1 is v0.315.1.
+    prometheus = images()["prometheus"].tag.removeprefix("v").replace(".", "", 1)
+    wanted = {**PINNED, **others, "prometheus": prometheus}[program]
     found = re.findall(REPEATED[file][program], (ROOT / file).read_text(), re.MULTILINE)
     named = {"".join(one) if isinstance(one, tuple) else one for one in found}
     assert named == {wanted}, f"raise {program} in {file} as well"

@@ -20,6 +20,7 @@ from modelfleet.serving.config.errors import SetupError
 from tools.cache import once
 from tools.kubernetes.node import images
 from tools.kubernetes.node.images import DEBIAN, Recipe
+from tools.kubernetes.node.monitor_images import monitor
 from tools.paths import ROOT
 from tools.progress import say
 
@@ -41,13 +42,14 @@ RUN rm -f /usr/lib/python3*/EXTERNALLY-MANAGED && ln -s python3 /usr/bin/python
 
 
 def fleet() -> list[Recipe]:
-    """All images that a fleet's pods name: the serving image, the operator's and the gateway's."""
+    """All images that a fleet's pods name: the serving image, the operator's, the gateway's, and what watches it."""
     return [
         images.debian(),
         *serving(),
         images.program(reference("kuberay-operator"), "kuberay-operator", "manager"),
         haproxy(reference("haproxy")),
         object_store(),
+        *monitor(),
     ]
 
 
