@@ -96,6 +96,7 @@ def visitors(fleet: NodesFleet, pods: Pods) -> Iterator[dict[str, str]]:
     yield {name: where.namespace for name, where in places.items()}
     pods.delete("stranger")
     api.delete("v1", "Namespace", space)
+    wait_until(lambda: api.get("v1", "Namespace", space) is None, what=f"namespace {space} is gone", seconds=60)
 
 
 def test_who_may_read_metrics_may_ask_it_and_nobody_else(fleet: NodesFleet, visitors: dict[str, str]) -> None:
@@ -132,11 +133,12 @@ def test_both_write_into_the_volume_as_nobody(fleet: NodesFleet) -> None:
 
 
 def test_a_new_pod_knows_what_the_last_one_saw(fleet: NodesFleet) -> None:
-    """As after an edit of a rule, or on another node."""
+    """As after an edit of a rule, which changes the Deployment's template."""
     api, old = fleet.cluster.api, monitor(fleet)["metadata"]["name"]
     targets = len(asked(fleet, "targets?state=active")["activeTargets"])
     began = time.time()
-    api.delete("v1", "Pod", old, fleet.namespace)
+    edit = {"template": {"metadata": {"annotations": {"tests.modelfleet.dev/began": str(began)}}}}
+    api.merge("apps/v1", "Deployment", MONITOR, fleet.namespace, {"spec": edit})
 
     def seen() -> int:
         """How many targets were up before, as a new one says."""
