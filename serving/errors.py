@@ -28,3 +28,9 @@ class WeightsError(ServingError):
 
 class EngineError(ServingError):
     """vLLM refused to start with what the model file says."""
+
+
+def died(model_id: str, why: str = "") -> str:
+    """What a replica logs before it ends with its engine; `modelfleet doctor` knows it by these words."""
+    because = f" with {why}" if why else ""
+    return f"the engine of {model_id} died{because}; this replica ends so that Serve starts a new one"

@@ -20,7 +20,7 @@ from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
 from modelfleet.serving.config.serve_options import stages_of, workers_are_ray_actors
 from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.environment import place_caches, prepare
-from modelfleet.serving.errors import EngineError, WeightsError
+from modelfleet.serving.errors import EngineError, WeightsError, died
 from modelfleet.serving.explain import sentence
 from modelfleet.serving.gate import EngineGate
 from modelfleet.serving.log_handlers import kept_targets
@@ -313,9 +313,7 @@ class VllmReplica:
         self._lost = f"a stage on another node ({why})"
         # The last words take the meter away.
         if self.__dict__.get("_meter") is None:  # still starting: vLLM waits for that stage, and holds the event loop
-            logger.error(
-                "%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, self._lost
-            )
+            logger.error("%s", died(self._model.model_id, self._lost))
             try:
                 self._last_words()
             finally:
@@ -346,8 +344,7 @@ class VllmReplica:
         """
         while not gate.engine.errored and not self._lost:
             await asyncio.sleep(ENGINE_POLL_S)
-        died = self._lost or "its engine"
-        logger.error("%s: %s died; this replica ends so that Serve starts a new one", self._model.model_id, died)
+        logger.error("%s", died(self._model.model_id, self._lost))
         ends = time.monotonic() + LAST_WORDS_S
         while gate.open_requests and time.monotonic() < ends:
             await asyncio.sleep(SENT_S)

@@ -36,6 +36,7 @@ from modelfleet.doctor.subject import Subject
 from modelfleet.infra.kubernetes.api import Api, ApiError, Manifest, Unreachable
 from modelfleet.infra.local.token import token_file
 from modelfleet.serving.config.errors import Finding
+from modelfleet.serving.errors import died
 from tests.ports import free_port
 from tests.unit.listener import listening
 from tests.unit.planning.builders import model, planned, pool, stack
@@ -333,6 +334,13 @@ def test_the_root_of_an_engines_failure_is_found_below_ours() -> None:
     told = Evidence(Layer.SERVE, "application", "application org--one", "DEPLOY_FAILED: E", models=("org--one",))
     cause = causes(told, *logs.facts(log, "worker.log", ("org--one",), "log"))[0]
     assert (cause.rule, cause.evidence[0].line) == ("heads-do-not-divide", 3)
+
+
+@pytest.mark.parametrize("why", ["", "a stage on another node (its node went)"])
+def test_a_replicas_last_words_are_known(why: str) -> None:
+    log = f"INFO ready 31.4 s after the start of its process\nERROR {died('org/one', why)}"
+    told = Evidence(Layer.SERVE, "application", "application org--one", "UNHEALTHY: E", models=("org--one",))
+    assert "engine-died" in [one.rule for one in causes(told, *logs.facts(log, "worker.log", ("org--one",), "log"))]
 
 
 def test_serves_details_are_read_with_their_time() -> None:
