@@ -18,6 +18,7 @@ from modelfleet.infra.planning import Plan
 from modelfleet.infra.planning.plan import ModelPlan, PoolPlan
 from modelfleet.infra.planning.system_roll import system_nodes_of, system_roll
 from modelfleet.infra.reading.workspace import make_plan
+from modelfleet.infra.stack.load import NAMESPACE
 from modelfleet.serving.config.errors import Finding, InputErrors, SetupError
 
 MODELS_AND_STACKS = ("models", "stacks")
@@ -122,6 +123,7 @@ def changes(before: Plan | None, after: Plan) -> Iterator[Change]:
             yield replace(change, detail=f"{change.detail}; {new.gap.sentence}") if new and restarts else change
     if before is not None:
         yield from _setting_changes(_settings(before), _settings(after))
+        yield from _secret_changes(before, after)
 
 
 def _settings(plan: Plan) -> dict[str, str]:
@@ -142,6 +144,18 @@ def _setting_changes(old: dict[str, str], new: dict[str, str]) -> Iterator[Chang
         if was != will:
             # A certificate says nobody anything.
             yield Change("~", "setting", key, "changed" if "\n" in was + will else f"{was} → {will}")
+
+
+def _secret_changes(before: Plan, after: Plan) -> Iterator[Change]:
+    """Secrets that were encrypted anew; what they are Pulumi alone knows."""
+    was, will = ({key: _encrypted(plan, key) for key in plan.source.secrets} for plan in (before, after))
+    for key in sorted(was.keys() & will.keys()):
+        if was[key] != will[key]:
+            yield Change("~", "setting", key, "encrypted anew")
+
+
+def _encrypted(plan: Plan, key: str) -> Any:
+    return plan.source.document.data["config"].get(f"{NAMESPACE}{key}")
 
 
 def _named(pools: tuple[PoolPlan, ...]) -> dict[str, PoolPlan]:
@@ -257,11 +271,17 @@ def as_markdown(diff: Difference) -> str:
     lines = [f"### `{diff.stack}`: {cost_line(diff)}", ""]
     if diff.changes:
         lines += ["| | | | change |", "|---|---|---|---|"]
-        lines += [f"| {c.sign} | {c.what} | `{c.name}` | {_cell(c.detail)} |" for c in diff.changes]
+        lines += [f"| {c.sign} | {c.what} | {_code(c.name)} | {_cell(c.detail)} |" for c in diff.changes]
     else:
         lines.append("Nothing changes.")
     lines += ["", *(f"> **Warning:** {warning}" for warning in diff.warnings)] if diff.warnings else []
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """A name as code; those of labels and tags are anybody's."""
+    safe = text.replace("`", "'").replace("|", "\\|").replace("\n", " ")
+    return f"`{safe}`"
 
 
 def _cell(text: str) -> str:

@@ -126,7 +126,8 @@ class Fleet(pulumi.ComponentResource):
                 return build(asked.root, asked.plan(known), replace(given, kubeconfig_text=known.get("kubeconfig")))
 
         made = pulumi.Output.all(**there).apply(make)
-        outputs = {key: _of(made, key) for key in OUTPUTS[self.plan.target.name]}
+        keys = (*OUTPUTS[self.plan.target.name], *(("metrics_endpoint",) if self.plan.amp else ()))
+        outputs = {key: _of(made, key) for key in keys}
         # An address is no secret, although a kubeconfig is.
         return {**outputs, "base_url": pulumi.Output.unsecret(outputs["base_url"])}
 

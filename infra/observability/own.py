@@ -33,7 +33,7 @@ def prometheus_config(scraped: Sequence[Any], rules: Sequence[str], alertmanager
 
 
 def alertmanager_config(url_file: str | None) -> dict[str, Any]:
-    """All alerts to the webhook whose URL is in a file, since Alertmanager 0.26; without it they are only shown."""
+    """All alerts to the webhook whose URL is in a file; without it they are only shown."""
     return routed({"webhook_configs": [{"url_file": url_file, "send_resolved": True}]} if url_file else {})
 
 

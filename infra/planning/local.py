@@ -35,8 +35,9 @@ MONITOR_PROGRAMS: Final[Mapping[str, Sequence[str]]] = {
     "prometheus": ("prometheus",),
     "alertmanager": ("alertmanager", "prometheus-alertmanager"),
 }
-#: The Alertmanager that first took a webhook's URL from a file, and kept it (prometheus/alertmanager #3223, #3228).
-URL_FILE_SINCE: Final = (0, 26)
+#: The Alertmanager that takes a webhook's URL from a file, and lives on: 0.26 is the first that takes one, but it and
+#: 0.27 crash when the receiver answers with an error (prometheus/alertmanager #3223, #3800).
+URL_FILE_SINCE: Final = (0, 28)
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ def _programs_missing(machine: Machine) -> list[str]:
     if machine.alertmanager and machine.alertmanager < URL_FILE_SINCE:
         has, needs = (".".join(map(str, one)) for one in (machine.alertmanager, URL_FILE_SINCE))
         found.append(
-            f"alertmanager on PATH is {has}, which would show the URL of modelfleet:alertWebhook in its log and to "
-            f"every user of this machine; put {needs} or newer there (https://prometheus.io/download), or take the key "
-            "out"
+            f"alertmanager on PATH is {has}, and with the secret modelfleet:alertWebhook it takes {needs}: older ones "
+            "read no URL from a file, or crash when the receiver answers with an error; put a newer one there "
+            "(https://prometheus.io/download), or take the key out"
         )
     return found
 

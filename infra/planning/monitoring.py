@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -89,7 +90,7 @@ def webhook_refused(url: str, plan: Plan) -> str | None:
     if not WEBHOOK.fullmatch(url):
         return f"modelfleet:{ALERT_WEBHOOK}: is no http:// or https:// URL"
     if plan.amp is not None:
-        return None if url.startswith("https://") and address_of(url)[1] is None else NOT_FOR_SNS
+        return None if url.startswith("https://") and _public(url) else NOT_FOR_SNS
     if plan.target.on_this_machine:
         return None
     service = plan.config.observability.webhook_service
@@ -98,13 +99,21 @@ def webhook_refused(url: str, plan: Plan) -> str | None:
             f"modelfleet:{ALERT_WEBHOOK}: is not at {service}, which modelfleet:observability.webhookService names"
         )
         return message if address_of(url) != address_of(service) else None
-    port, namespace = address_of(url)
-    if namespace is None and port == HTTPS:
+    if _public(url) and address_of(url)[0] == HTTPS:
         return None
     return (
         f"modelfleet:{ALERT_WEBHOOK}: is at no public address at port 443, and Alertmanager may reach no other; where "
         "it is a Service, name that in modelfleet:observability.webhookService"
     )
+
+
+def _public(url: str) -> bool:
+    """Whether it may be outside of a cluster, as far as it tells: no Service, no private address, no bare name."""
+    host = (urlsplit(url).hostname or "").strip(".")
+    try:
+        return ip_address(host).is_global
+    except ValueError:
+        return "." in host and address_of(url)[1] is None
 
 
 def amp_plan(stack: LoadedStack) -> AmpPlan | None:

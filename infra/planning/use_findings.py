@@ -82,7 +82,7 @@ def token_findings(stack: LoadedStack, models: Iterable[LoadedModel], catalog: C
         return []
     message = (
         f"is not set, but the Hub asks for access to {', '.join(gated)}; run `pulumi config set --secret "
-        "modelfleet:huggingFaceToken TOKEN` with one of somebody who accepted the licence, unless the mirror has the "
+        "modelfleet:huggingFaceToken` with one of somebody who accepted the licence, unless the mirror has the "
         "weights already or the cluster has the Secret"
     )
     return [stack.finding(("huggingFaceToken",), message, Severity.WARNING)]

@@ -78,6 +78,7 @@ def _start(call: Call[Props], inputs: Props) -> Props:
             _wait(name, process, inputs)
     except Refused:
         end_all(lambda: [one for process in made.values() for one in members(process)], END_GRACE_S)
+        _write_webhook(folder / WEBHOOK_FILE, None)  # what is not made deletes nothing
         raise
     pids = {f"{name}Pid": process.pid for name, process in made.items()}
     return {**pids, **{f"{name}Started": process.started for name, process in made.items()}}

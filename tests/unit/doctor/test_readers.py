@@ -7,10 +7,13 @@ import dataclasses
 import datetime
 import json
 import os
+import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from moto import mock_aws
 
@@ -542,6 +545,20 @@ def test_a_prometheus_that_does_not_run_is_said_and_another_program_at_its_port_
     (cause,) = causes(*reading.evidence)
     assert (cause.rule, [one.rule for one in cause.explains]) == ("monitor-port-taken", ["monitor-not-running"])
     assert f"process {os.getpid()}" in cause.sentence
+
+
+def test_a_prometheus_that_hangs_is_a_fact_and_hides_nothing_of_alertmanager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "left_behind", lambda _: [psutil.Process()])
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        subject = watched(tmp_path, prometheusPort=silent.getsockname()[1], alertmanagerPort=free_port())
+        looked = looking.look({Layer.MONITOR: partial(monitor.read, subject)}, 3)
+    assert looked.unread == ()
+    (cause,) = causes(*looked.evidence)
+    assert {cause.rule, *(one.rule for one in cause.explains)} == {"monitor-does-not-serve", "monitor-not-running"}
 
 
 def test_only_a_stack_that_runs_a_prometheus_is_asked_for_it() -> None:

@@ -171,6 +171,7 @@ def test_what_cannot_be_is_said_with_its_key(tmp_path: Path, target: str, watch:
         (f"https://pager.example.org:8443/{TOKEN}", None),
         (f"http://pager.example.org/{TOKEN}", "is no public https:// address, and with metrics 'amp' SNS sends there"),
         (f"https://alerts.ops.svc/{TOKEN}", "reaches no Service of the cluster"),
+        (f"https://10.0.0.9/{TOKEN}", "is no public https:// address"),
         (f"https://alerts.ops.svc.cluster.local/{TOKEN}", "reaches no Service of the cluster"),
         (TOKEN, "is no http:// or https:// URL"),
     ],

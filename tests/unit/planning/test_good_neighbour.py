@@ -159,15 +159,16 @@ def test_prometheus_is_looked_for_where_the_stack_runs_one(tmp_path: Path, monke
     ("version", "secrets", "stops"),
     [
         ("0.25.0", ("alertWebhook",), True),
-        ("0.26.0", ("alertWebhook",), False),
+        ("0.27.0", ("alertWebhook",), True),
+        ("0.28.0", ("alertWebhook",), False),
         ("1.0.0", ("alertWebhook",), False),
         ("0.25.0", (), False),
     ],
 )
-def test_an_alertmanager_that_would_show_the_webhook_stops_up(
+def test_an_alertmanager_that_takes_no_url_from_a_file_or_crashes_with_it_stops_up(
     version: str, secrets: tuple[str, ...], stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Debian 12's has its URL in its log, and in an answer to everybody who asks."""
+    """Debian 12 has 0.25."""
     for name in ("prometheus", "alertmanager"):
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{name}, version {version} (branch: HEAD, revision: 1)'\n")
         (tmp_path / name).chmod(0o755)
@@ -184,10 +185,8 @@ def test_an_alertmanager_that_would_show_the_webhook_stops_up(
     )
     assert bool(made.stops_up) is stops
     if stops:
-        assert (
-            made.stops_up[0].startswith("alertmanager on PATH is 0.25, which would show the URL")
-            and "0.26 or newer" in made.stops_up[0]
-        )
+        assert f"alertmanager on PATH is {version[:4]}, and with the secret" in made.stops_up[0]
+        assert "it takes 0.28" in made.stops_up[0]
 
 
 def test_a_read_only_folder_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

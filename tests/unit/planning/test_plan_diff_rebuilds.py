@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from modelfleet.cli.plan_diff import ELSEWHERE, Change, changes, rebuild_warnings, roll_warnings
+from modelfleet.cli.plan_diff import (
+    ELSEWHERE,
+    Change,
+    Difference,
+    as_markdown,
+    changes,
+    rebuild_warnings,
+    roll_warnings,
+)
 from modelfleet.infra.kubernetes.manifests.ray import cluster_parts
 from modelfleet.infra.planning import Plan
 from modelfleet.infra.stack import StackConfig
@@ -339,6 +348,26 @@ def test_a_changed_key_is_shown_with_both_values_as_the_file_has_them() -> None:
     assert settings_that_change(before, signed)["trust.manifestKey.publicKey"] == "changed", (
         "a key says nobody anything"
     )
+
+
+def test_a_secret_that_is_encrypted_anew_has_a_line_and_shows_nothing_of_it() -> None:
+    def with_secret(text: str) -> Plan:
+        made = plan_with({}, {})
+        document = made.source.document
+        config = {**document.data["config"], "modelfleet:apiKeys": {"team": {"secure": text}}}
+        return replace(made, source=replace(made.source, document=replace(document, data={"config": config})))
+
+    before, after = with_secret("v1:AAAA:AAAA"), with_secret("v1:BBBB:BBBB")
+    assert list(changes(before, after)) == [Change("~", "setting", "apiKeys", "encrypted anew")]
+    assert list(changes(after, after)) == []
+
+
+def test_a_key_that_anybody_may_name_stays_in_its_cell() -> None:
+    label = "a` ![x](https://example.org/x.png) |"
+    keys = {"observability.metrics": "prometheus", "observability.labels": {label: "b"}}
+    before, after = plan_with({}, {}), plan_with(keys, {})
+    text = as_markdown(Difference("test", "main", before, after, tuple(changes(before, after)), ()))
+    assert "| `observability.labels.a' ![x](https://example.org/x.png) \\|` |" in text
 
 
 @pytest.mark.parametrize("key", [key for key in CHANGES if key.startswith(NEAR_SYSTEM_NODES)])
