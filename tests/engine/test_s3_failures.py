@@ -23,18 +23,18 @@ def test_what_the_stand_in_does_not_do_is_refused_by_name_before_anything_is_mad
 ) -> None:
     project.program("""
         options = pulumi.ResourceOptions(provider=local_aws())
-        if config.get_bool("topic"):
-            aws.sns.Topic("unknown", opts=options)
+        if config.get_bool("queue"):
+            aws.sqs.Queue("unknown", opts=options)
         else:
             aws.s3.Bucket("known", bucket="never-made", acl="public-read", opts=options)
     """)
     by_input = project.preview(check=False)
     assert by_input.code != 0
     assert "aws:s3/bucket:Bucket: input 'acl': the stand-in does not do this; install the real" in by_input.text
-    project.config["topic"] = "true"
+    project.config["queue"] = "true"
     by_type = project.preview(check=False)
     assert by_type.code != 0
-    assert "aws:sns/topic:Topic: the stand-in does not do this; install the real plugin" in by_type.text
+    assert "aws:sqs/queue:Queue: the stand-in does not do this; install the real plugin" in by_type.text
     assert "Traceback" not in by_input.text + by_type.text
     assert "never-made" not in emulator.buckets()
 
