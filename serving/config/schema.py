@@ -276,10 +276,10 @@ class DeploymentConfig(Section):
         examples=[False],
     )
     hash_balance_factor: BalanceFactor = Field(
-        125,
+        150,
         description="With prefix_cache_affinity: percent of the mean of open requests from which on a replica passes a "
         "conversation on to another one.",
-        examples=[150],
+        examples=[200],
     )
     ray_actor_options: RayActorOptions = Field(
         default_factory=RayActorOptions, description="Resources of the replica actor.", examples=[{"num_cpus": 1}]

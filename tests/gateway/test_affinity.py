@@ -13,13 +13,12 @@ from tests.gateway.backend import Backend
 from tests.gateway.conftest import PLAN, Gateway, Make
 from tests.gateway.test_replicas import up
 from tests.waiting import wait_until
-from tools.bench.affinity import LEASTCONN, replay
+from tools.bench.affinity import FACTOR, LEASTCONN, replay
 from tools.bench.conversations import Shape, trace
 
 CHAT = "/v1/chat/completions"
 #: Not used by the other tests.
 FIRST, LAST = 8720, 8726
-FACTOR = 125
 ROUTES = (
     *(route for route in PLAN.routes if route.slug != "small"),
     Route("small", "small", ("small", "small-lora"), hash_balance_factor=FACTOR),

@@ -3,7 +3,8 @@
 `python -m tools.bench.affinity` replays seeded traces through HAProxy as `infra/gateway` renders it, with `leastconn`
 and with `prefix_cache_affinity`, and prints hit rate, time to first token and load for each number of replicas. The
 replicas are stand-ins (`tools/bench/prefix_replica.py`); HAProxy, its configuration and the requests are real. On a
-busy machine the times say nothing: `--virtual` replays the same traces without HAProxy, in virtual time.
+busy machine the times say nothing: `--virtual` replays the same traces without HAProxy, in virtual time. There, Ray's
+prefix router may be compared too, and `one cache`, which no routing can beat: all replicas have all blocks.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from rich.console import Console
@@ -28,20 +29,33 @@ from modelfleet.infra.gateway import Runtime, render
 from modelfleet.infra.local import haproxy
 from modelfleet.infra.planning.plan import GatewayPlan, Route
 from modelfleet.infra.stack.schema import Gateway
+from modelfleet.serving.config.schema import DeploymentConfig
 from tools.bench.conversations import Conversation, Shape, bodies, trace
 from tools.bench.prefix_replica import BLOCK_TOKENS, PrefixCache, PrefixReplica, Speed
+from tools.bench.ray_prefix import RayPrefix
 
+#: The replica that gets a body.
+Choose = Callable[[Sequence[PrefixReplica], dict[str, Any]], PrefixReplica]
 MODEL = "org/model"
 SLUG = "org--model"
 #: Tokens that one replica's cache holds.
 CACHE_TOKENS = 160_000
 FIRST_PORT, GATEWAY_PORT, METRICS_PORT = 23_700, 23_690, 23_691
 SHAPES = {
-    "conversations": Shape(),
-    "mixed": Shape(conversations=700, over_s=24.0, alone=0.8),
+    "conversations": Shape(conversations=1200, over_s=120.0),
+    "agents": Shape(over_s=48.0, turns=(4, 12), user_tokens=(100, 800)),
+    "mixed": Shape(conversations=3500, over_s=120.0, alone=0.8),
     "unrelated": Shape(conversations=1000, over_s=24.0, alone=1.0),
 }
 LEASTCONN = 0
+FACTOR: Final = DeploymentConfig().hash_balance_factor
+ONE_CACHE = "one cache"
+#: What only `--virtual` knows, beside percents of the mean.
+ONLY_VIRTUAL: Final[Mapping[str, Callable[[], Choose]]] = {
+    ONE_CACHE: lambda: partial(chosen, LEASTCONN),
+    "ray": RayPrefix,
+    "ray, imbalanced by 5": partial(RayPrefix, 5),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class Outcome:
     requests: int
     failed: int
     hit_rate: float
+    ttft_mean_s: float
     ttft_p50_s: float
     ttft_p95_s: float
     total_p95_s: float
@@ -106,15 +121,19 @@ async def replay(
     return _outcome(name, factor, servers, times)
 
 
-def in_virtual_time(name: str, conversations: Sequence[Conversation], replicas: int, factor: int) -> Outcome:
+def in_virtual_time(name: str, conversations: Sequence[Conversation], replicas: int, balance: int | str) -> Outcome:
     """The same trace and replicas without HAProxy and without waiting: the clock jumps to what happens next.
 
-    The choice of a replica is `gateway.lua`'s, in Python. So a busy machine changes no figure.
+    The choice of a replica is `gateway.lua`'s, in Python, or one of `ONLY_VIRTUAL`. A busy machine changes no figure.
     """
     servers = servers_of(replicas, None)
+    if balance == ONE_CACHE:
+        for one in servers:
+            one.cache = servers[0].cache
+    choose = ONLY_VIRTUAL[balance]() if isinstance(balance, str) else partial(chosen, balance)
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        times = runner.run(_send(conversations, partial(_straight, servers, factor)))
-    return _outcome(f"{name}, virtual", factor, servers, times)
+        times = runner.run(_send(conversations, partial(_straight, servers, choose)))
+    return _outcome(f"{name}, virtual", balance, servers, times)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -138,7 +157,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
 
-async def _straight(servers: Sequence[PrefixReplica], factor: int, body: dict[str, Any]) -> tuple[float, bool]:
+async def _straight(servers: Sequence[PrefixReplica], choose: Choose, body: dict[str, Any]) -> tuple[float, bool]:
     clock = asyncio.get_running_loop().time
     first = clock()
 
@@ -146,11 +165,11 @@ async def _straight(servers: Sequence[PrefixReplica], factor: int, body: dict[st
         nonlocal first
         first = clock()
 
-    await chosen(servers, factor, body).serve(body, begin)
+    await choose(servers, body).serve(body, begin)
     return first, True
 
 
-def chosen(servers: Sequence[PrefixReplica], factor: int, body: dict[str, Any]) -> PrefixReplica:
+def chosen(factor: int, servers: Sequence[PrefixReplica], body: dict[str, Any]) -> PrefixReplica:
     """The replica that the gateway would choose (`find_home`, then `balance leastconn`)."""
     began = [one["content"] for one in body["messages"][: 1 + (body["messages"][0]["role"] == "system")]]
     if factor and any(one["role"] == "assistant" for one in body["messages"]):
@@ -200,17 +219,34 @@ async def _send(conversations: Sequence[Conversation], send: Send) -> list[Times
     return [one for many in await asyncio.gather(*map(talk, conversations)) for one in many]
 
 
-def _outcome(name: str, factor: int, servers: Sequence[PrefixReplica], times: Sequence[Times]) -> Outcome:
+def _balance(text: str) -> int | str:
+    """A percent, or one of `ONLY_VIRTUAL`; raises `argparse.ArgumentTypeError` for anything else."""
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    if text in ONLY_VIRTUAL:
+        return text
+    allowed = ", ".join(map(repr, ONLY_VIRTUAL))
+    raise argparse.ArgumentTypeError(f"found {text!r}; allowed are a percent, 0 for leastconn, and {allowed}")
+
+
+def _worded(balance: int | str) -> str:
+    if isinstance(balance, str):
+        return balance
+    return f"affinity, {balance} %" if balance else "leastconn"
+
+
+def _outcome(name: str, balance: int | str, servers: Sequence[PrefixReplica], times: Sequence[Times]) -> Outcome:
     first = statistics.quantiles([one.first_s for one in times], n=100)
     total = statistics.quantiles([one.total_s for one in times], n=100)
     tokens = sum(one.tokens for one in servers)
     return Outcome(
         trace=name,
-        balance=f"affinity, {factor} %" if factor else "leastconn",
+        balance=_worded(balance),
         replicas=len(servers),
         requests=len(times),
         failed=sum(not one.ok for one in times),
         hit_rate=sum(one.cached_tokens for one in servers) / max(1, tokens),
+        ttft_mean_s=statistics.fmean(one.first_s for one in times),
         ttft_p50_s=first[49],
         ttft_p95_s=first[94],
         total_p95_s=total[94],
@@ -223,7 +259,7 @@ def mean_of(runs: Sequence[Outcome]) -> Outcome:
     """The mean of each figure, of requests the sum; all runs are of one kind of trace."""
     means = {
         name: statistics.fmean(getattr(one, name) for one in runs)
-        for name in ("hit_rate", "ttft_p50_s", "ttft_p95_s", "total_p95_s", "load", "most_open")
+        for name in ("hit_rate", "ttft_mean_s", "ttft_p50_s", "ttft_p95_s", "total_p95_s", "load", "most_open")
     }
     counts = {name: sum(getattr(one, name) for one in runs) for name in ("requests", "failed")}
     return Outcome(**{**asdict(runs[0]), **means, **counts})
@@ -231,8 +267,8 @@ def mean_of(runs: Sequence[Outcome]) -> Outcome:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """The outcomes, one a row."""
-    made = Table("trace", "balance", "replicas", "requests", "failed", "hit rate", "TTFT p50 / p95 ms", "total p95 ms",
-                 "busiest / mean", "most open")  # fmt: skip
+    made = Table("trace", "balance", "replicas", "requests", "failed", "hit rate", "TTFT mean / p50 / p95 ms",
+                 "total p95 ms", "busiest / mean", "most open")  # fmt: skip
     for one in outcomes:
         made.add_row(
             one.trace,
@@ -241,7 +277,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             str(one.requests),
             str(one.failed),
             f"{one.hit_rate:.3f}",
-            f"{1000 * one.ttft_p50_s:.0f} / {1000 * one.ttft_p95_s:.0f}",
+            " / ".join(f"{1000 * time:.1f}" for time in (one.ttft_mean_s, one.ttft_p50_s, one.ttft_p95_s)),
             f"{1000 * one.total_p95_s:.0f}",
             f"{one.load:.2f}",
             f"{one.most_open:.0f}",
@@ -254,21 +290,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--replicas", nargs="*", type=int, default=[1, 2, 4])
-    parser.add_argument("--factors", nargs="*", type=int, default=[LEASTCONN, 125], help="0 is leastconn")
+    parser.add_argument(
+        "--balances", nargs="*", type=_balance, default=[LEASTCONN, FACTOR],
+        help=f"percents of the mean, 0 is leastconn; with --virtual also {', '.join(map(repr, ONLY_VIRTUAL))}",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="*", type=int, default=[1], help="each figure is the mean over them")
     parser.add_argument("--virtual", action="store_true", help="without HAProxy, in virtual time")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.virtual and (names := [one for one in arguments.balances if isinstance(one, str)]):
+        parser.error(f"only with --virtual: {', '.join(names)}")
     outcomes, say = [], Console(stderr=True)
     for name in arguments.traces:
         traces = [trace(SHAPES[name], seed) for seed in arguments.seeds]
         for replicas in arguments.replicas:
-            for factor in arguments.factors if replicas > 1 else [LEASTCONN]:
-                say.print(f"{name}, {replicas} replicas, factor {factor}")
+            for balance in arguments.balances if replicas > 1 else [LEASTCONN]:
+                say.print(f"{name}, {replicas} replicas, {_worded(balance)}")
                 if arguments.virtual:
-                    runs = [in_virtual_time(name, made, replicas, factor) for made in traces]
+                    runs = [in_virtual_time(name, made, replicas, balance) for made in traces]
                 else:
-                    runs = [asyncio.run(replay(name, made, replicas, factor)) for made in traces]
+                    runs = [asyncio.run(replay(name, made, replicas, balance)) for made in traces]
                 outcomes.append(mean_of(runs))
     if arguments.json:
         print(json.dumps([asdict(one) for one in outcomes], indent=2))

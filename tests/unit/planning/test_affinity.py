@@ -19,12 +19,12 @@ def factor(**keys: Any) -> int:
 @pytest.mark.parametrize(
     ("keys", "wanted"),
     [
-        ({}, 125),
+        ({}, 150),
         ({"deployment": {"hash_balance_factor": 200}}, 200),
         ({"deployment": {"prefix_cache_affinity": False, "hash_balance_factor": 200}}, 0),
         ({"engine_kwargs": {"enable_prefix_caching": False}}, 0),
         ({"engine_kwargs": {"runner": "pooling"}}, 0),
-        ({"engine_kwargs": {"runner": "pooling"}, "deployment": {"prefix_cache_affinity": True}}, 125),
+        ({"engine_kwargs": {"runner": "pooling"}, "deployment": {"prefix_cache_affinity": True}}, 150),
     ],
     ids=str,
 )
