@@ -9,7 +9,7 @@ from typing import Any
 
 from modelfleet.serving.config.generate_kwargs import ALLOWED
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import stages_of
+from modelfleet.serving.config.serve_options import data_ranks_of, tensor_ranks_of
 from modelfleet.serving.errors import EngineError
 from modelfleet.serving.prompt import compile_chat_template
 from modelfleet.serving.sampling import generation_overrides
@@ -72,7 +72,7 @@ def engine_arguments(
         "model": path,
         "served_model_name": [engine.model_id],
         "max_model_len": engine.length or LONGEST,
-        "tensor_parallel_size": model.scaling_config.num_workers // stages_of(model),
+        "tensor_parallel_size": tensor_ranks_of(model),
     }
     if not model.scaling_config.num_gpus_per_worker and "compilation_config" not in arguments:
         arguments.setdefault("enforce_eager", True)
@@ -111,7 +111,10 @@ def lora_rank(folder: Path) -> int:
 def executor_backend(model: ModelConfig) -> str | None:
     """How vLLM runs its workers where the file does not say it; None leaves it to vLLM.
 
-    One worker lives in the engine's process, as in `vllm serve` (`uni`). Several are its child processes (`mp`), which
-    has to be said: in a placement group vLLM would take Ray (vLLM 0.32 `vllm/config/parallel.py`).
+    One worker lives in the engine's process, as in `vllm serve` (`uni`). Several are its child processes (`mp`), and
+    data parallel ranks are engines with a worker each. Both have to be said: in a placement group vLLM would take Ray
+    (vLLM 0.32 `vllm/config/parallel.py`).
     """
+    if data_ranks_of(model) > 1:
+        return "uni"
     return "mp" if model.scaling_config.num_workers > 1 else None

@@ -58,12 +58,16 @@ FOLLOWED = {
 
 
 def followed() -> dict[str, float]:
-    """This replica's first tokens, the seconds until them, and the share of its KV blocks in use."""
-    found = dict.fromkeys(FOLLOWED.values(), 0.0)
+    """This replica's first tokens, the seconds until them, and the share of its KV blocks in use.
+
+    Each data parallel rank is an engine with series of its own.
+    """
+    found: dict[str, list[float]] = {one: [] for one in FOLLOWED.values()}
     for name, _, value in vllm_samples():
         if name in FOLLOWED:
-            found[FOLLOWED[name]] += value
-    return found
+            found[FOLLOWED[name]].append(value)
+    shares = found.pop("kv_use")
+    return {name: sum(values) for name, values in found.items()} | {"kv_use": sum(shares) / max(1, len(shares))}
 
 
 def vllm_samples() -> Iterator[tuple[str, dict[str, str], float]]:

@@ -196,7 +196,22 @@ class _Drafting:
             comment = f"the GPU, as in {{accelerator_type:L4: 0.001}}; {machine.found or 'the file does not say'}"
             scaling["resources_per_worker"] = self.hole(("scaling_config", "resources_per_worker"), comment)
         self.gpus(workers)
+        self.data_ranks(scaling, stages)
         return scaling
+
+    def data_ranks(self, scaling: dict[str, Any], stages: Any) -> None:
+        """A data parallel rank is one worker here; ranks of several are what replicas are."""
+        ranks = self.left.get("data_parallel_size", 1)
+        if not isinstance(ranks, int) or ranks == 1:
+            return
+        if scaling["num_workers"] == 1 and stages == 1:
+            scaling["num_workers"] = ranks
+            return
+        del self.left["data_parallel_size"]
+        self.note(
+            f"--data-parallel-size {ranks}",
+            "a rank is one GPU here; for ranks of several raise deployment_config.num_replicas or max_replicas",
+        )
 
     def gpus(self, workers: Any) -> None:
         gpus, sizes = (

@@ -23,7 +23,7 @@ from modelfleet.serving.config.document import parse_document
 from modelfleet.serving.config.errors import InputErrors
 from modelfleet.serving.config.load import LoadedModel
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import GATEWAY_KEYS, SCALING_KEYS, stages_of
+from modelfleet.serving.config.serve_options import GATEWAY_KEYS, SCALING_KEYS, data_ranks_of, stages_of
 from modelfleet.serving.engine_args import SHUT
 from modelfleet.serving.engine_args import engine_arguments as served_arguments
 
@@ -84,11 +84,13 @@ def to_ray_serve_llm(model: LoadedModel) -> str:
     if variables := _variables(config):
         llm["runtime_env"] = {"env_vars": variables}
     llm = {key: value for key, value in llm.items() if value != {}}
+    # With ranks Ray's builder takes one model, and makes a Serve replica of each rank.
+    ranked = data_ranks_of(config) > 1
     application = {
         "name": config.slug,
         "route_prefix": "/",
-        "import_path": "ray.serve.llm:build_openai_app",
-        "args": {"llm_configs": [llm]},
+        "import_path": f"ray.serve.llm:{'build_dp_openai_app' if ranked else 'build_openai_app'}",
+        "args": {"llm_config": llm} if ranked else {"llm_configs": [llm]},
     }
     body = yaml.safe_dump({"applications": [application]}, sort_keys=False, width=118, allow_unicode=True)
     workload = next(read_ray_serve(parse_document(body.encode(), model.file)))

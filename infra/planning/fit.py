@@ -28,7 +28,7 @@ from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.plan import GpuMemory
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import stages_of
+from modelfleet.serving.config.serve_options import data_ranks_of, stages_of, tensor_ranks_of
 from modelfleet.serving.versions import PINNED
 
 GIB = 1024 * MIB
@@ -84,6 +84,13 @@ class Setting:
     """Nodes of a replica, each with `workers` of them: the stages of its pipeline."""
     stage: int = 0
     """Of which the memory is asked."""
+    data_ranks: int = 1
+    """Data parallel ranks on a node, each with `workers` of them: they share the experts and nothing else."""
+
+    @property
+    def gpus(self) -> int:
+        """Cards of one replica on a node."""
+        return self.workers * self.data_ranks
 
     @property
     def engine(self) -> EngineArguments:
@@ -100,6 +107,7 @@ class Setting:
             experts_whole=self.experts_whole,
             stages=self.stages,
             stage=self.stage,
+            data_ranks=self.data_ranks,
         )
 
     @property
@@ -113,6 +121,7 @@ class Setting:
             experts_whole=self.experts_whole,
             stages=self.stages,
             stage=self.stage,
+            data_ranks=self.data_ranks,
         )
 
 
@@ -125,7 +134,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
     drafting = drafting_of(model, facts.checkpoint, facts.draft)
     return Setting(
         accelerator=accelerator,
-        workers=model.scaling_config.num_workers // stages_of(model),
+        workers=tensor_ranks_of(model),
         length=length,
         utilization=utilization_of(model),
         batched_tokens=batch.tokens,
@@ -142,6 +151,7 @@ def setting_of(model: ModelConfig, facts: ModelFacts, accelerator: Accelerator) 
         adapter_rank=int(kwargs.get("max_lora_rank") or DEFAULT_ADAPTER_RANK),
         experts_whole=experts_are_whole(model),
         stages=stages_of(model),
+        data_ranks=data_ranks_of(model),
     )
 
 
@@ -254,11 +264,13 @@ def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
     """
     fixed = (
         CONTEXT_MIB
-        + (COMMUNICATION_MIB if setting.workers * setting.stages > 1 else 0)
+        + (COMMUNICATION_MIB if setting.gpus * setting.stages > 1 else 0)
         + (0 if setting.eager else GRAPHS_MIB)
     )
     fixed += ENCODER_MIB if facts.encoder_bytes else 0
     row = LIVE_HIDDEN * facts.hidden_size + LIVE_INTERMEDIATE * facts.intermediate_size / setting.workers
+    # The experts of a rank take and give the hidden states of all ranks' batches (vLLM 0.32 `AgRsAll2AllManager`).
+    row += 2 * facts.hidden_size * (setting.data_ranks - 1)
     activations = setting.batched_tokens * row * setting.value_bytes
     rows = min(setting.sequences, setting.batched_tokens, SAMPLED_ROWS)
     return fixed * MIB + activations + rows * facts.vocab_size * SAMPLER_BYTES
@@ -331,7 +343,8 @@ def variant(facts: ModelFacts, setting: Setting) -> str:
         "eager": setting.eager,
         f"drafts={setting.drafts}": bool(setting.drafts),
         f"adapters={setting.adapters}x{setting.adapter_rank}": bool(setting.adapters),
-        "experts_whole": setting.experts_whole and setting.workers > 1,
+        "experts_whole": setting.experts_whole and setting.gpus > 1,
+        f"data_ranks={setting.data_ranks}": setting.data_ranks > 1,
         f"stages={setting.stages}": setting.stages > 1,
     }
     return " ".join(word for word, applies in words.items() if applies)
@@ -346,7 +359,7 @@ def measured_row(facts: ModelFacts, setting: Setting) -> Measured | None:
     rows = [
         row
         for row in facts.measured
-        if (row.accelerator, row.gpus, row.variant) == (setting.accelerator.name, setting.workers, own)
+        if (row.accelerator, row.gpus, row.variant) == (setting.accelerator.name, setting.gpus, own)
         and row.vllm == PINNED["vllm"]
     ]
     return max(rows, key=lambda row: (row.weights_gib + row.reserve_gib, row.date), default=None)
@@ -364,12 +377,13 @@ def setting_at(row: Measured, setting: Setting) -> Setting:
 
 
 def _sequences(facts: ModelFacts, setting: Setting, cache: float, starts: bool) -> int:
-    """Full-length sequences at once: a model without a cache takes as many as the engine schedules."""
+    """Full-length sequences of a replica: a model without a cache takes as many as its engines schedule."""
     memory = memory_in(facts, setting)
     blocks = memory.pool.request_blocks(memory.demand)
     if not blocks:
-        return setting.sequences if starts else 0
-    return max(0, (int(cache) // memory.pool.block_bytes - 1) // blocks)  # one block stays vLLM's null block
+        return setting.sequences * setting.data_ranks if starts else 0
+    one = (int(cache) // memory.pool.block_bytes - 1) // blocks  # one block stays vLLM's null block
+    return max(0, one) * setting.data_ranks
 
 
 def fits(facts: ModelFacts, setting: Setting) -> bool:

@@ -19,6 +19,7 @@ from modelfleet.infra.planning.fit import (
     utilization_of,
 )
 from modelfleet.infra.planning.length import with_length
+from modelfleet.infra.planning.memory.feedforward import experts_of
 from modelfleet.infra.planning.memory.refusals import refusals, undivided
 from modelfleet.infra.planning.nodes import MIB
 from modelfleet.infra.planning.ways_out import ways_out, workers_allowed
@@ -26,7 +27,7 @@ from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.document import KeyPath
 from modelfleet.serving.config.errors import Finding, Severity, errors_in
 from modelfleet.serving.config.load import LoadedModel
-from modelfleet.serving.config.serve_options import stages_of
+from modelfleet.serving.config.serve_options import data_ranks_of, stages_of, tensor_ranks_of
 
 KWARGS: KeyPath = ("engine_config", "engine_kwargs")
 LENGTH: KeyPath = ("engine_config", "max_total_tokens")
@@ -92,13 +93,26 @@ def _length(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
 
 
 def _division(model: LoadedModel, facts: ModelFacts) -> list[Finding]:
-    workers, whole = model.config.scaling_config.num_workers // stages_of(model.config), experts_are_whole(model.config)
+    workers, whole = tensor_ranks_of(model.config), experts_are_whole(model.config)
+    if (ranks := data_ranks_of(model.config)) > 1:
+        return _ranks(model, facts, ranks, experts_whole=whole)
     if workers_allowed(facts, workers, experts_whole=whole):
         return []
     allowed = [str(count) for count in (1, 2, 4, 8, 16) if workers_allowed(facts, count, experts_whole=whole)]
     fault = undivided(facts.checkpoint, workers, experts_whole=whole)
     message = f"found {workers}{_a_stage(model)}, but {fault}; allowed are {', '.join(allowed)}"
     return [model.document.finding(WORKERS, message)]
+
+
+def _ranks(model: LoadedModel, facts: ModelFacts, ranks: int, *, experts_whole: bool) -> list[Finding]:
+    """Data parallel ranks share experts: without any they are what replicas are, which come and go one by one."""
+    if not experts_of(facts.checkpoint):
+        fault = (
+            "the model has no experts that its ranks could share; raise deployment_config.num_replicas or max_replicas"
+        )
+    elif not (fault := undivided(facts.checkpoint, 1, experts_whole=experts_whole, data_ranks=ranks)):
+        return []
+    return [model.document.finding((*KWARGS, "data_parallel_size"), f"found {ranks}, but {fault}")]
 
 
 def _a_stage(model: LoadedModel) -> str:

@@ -23,7 +23,7 @@ from modelfleet.infra.planning.host_memory import CACHE_BYTES, PROCESSOR, own_ca
 from modelfleet.infra.planning.plan import LengthSource, Sampling
 from modelfleet.serving.config.accelerators import CPU
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import stages_of
+from modelfleet.serving.config.serve_options import tensor_ranks_of
 
 
 def length_source(model: ModelConfig, facts: ModelFacts | None, catalog: Catalog) -> LengthSource:
@@ -76,7 +76,7 @@ def _longest_that_fits(model: ModelConfig, facts: ModelFacts, catalog: Catalog) 
     if model.accelerator != CPU:
         return None
     given = own_cache_bytes(model)
-    room = (CACHE_BYTES if given is None else given) * (model.scaling_config.num_workers // stages_of(model))
+    room = (CACHE_BYTES if given is None else given) * tensor_ranks_of(model)
     setting = widest_stage(facts, dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1))
     if sequence_bytes(facts, setting) <= room:
         return None

@@ -114,7 +114,7 @@ def measured_of(taken: Taken, facts: ModelFacts, setting: Setting, where: Where)
     del found["pretended"]
     return Measured(
         accelerator=setting.accelerator.name,
-        gpus=setting.workers,
+        gpus=setting.gpus,
         variant=variant(facts, setting),
         length=setting.length,
         batched_tokens=setting.batched_tokens,

@@ -94,6 +94,8 @@ def why_no_speed(facts: ModelFacts, setting: Setting, load: Load, room: float | 
         return "the model writes no tokens"
     if setting.stages > 1:
         return "pipelines over nodes are not in the estimate"
+    if setting.data_ranks > 1:
+        return "data parallel ranks are not in the estimate"
     if setting.accelerator.name not in speed_cards():
         return f"the peaks of {setting.accelerator.name} are not known"
     if tokens > setting.length:

@@ -22,7 +22,13 @@ from modelfleet.infra.planning.start_up import StartUp, is_eager, unknown_second
 from modelfleet.infra.stack import LoadedStack
 from modelfleet.serving.config.errors import Finding
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import RAY_ENVIRONMENT, actor_options, stages_of, workers_are_ray_actors
+from modelfleet.serving.config.serve_options import (
+    RAY_ENVIRONMENT,
+    actor_options,
+    data_ranks_of,
+    stages_of,
+    workers_are_ray_actors,
+)
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, SHUT, engine_arguments
 
 #: Digits of a key. It is part of the folder's path on the node, which compilers write into their files.
@@ -111,6 +117,8 @@ def _without(stack: LoadedStack, model: ModelConfig) -> str:
         return "it brings code of its own, which would run with the right to write every model's seal"
     if stages_of(model) > 1:
         return "its replicas are over several nodes, which a Job has not"
+    if data_ranks_of(model) > 1:
+        return "its data parallel ranks compile side by side, which was not tried"
     if workers_are_ray_actors(model):
         return "its workers are Ray's, which a Job has not"
     if named := [name for name in PLACES if name in _variables(model)]:

@@ -43,7 +43,7 @@ def ways_out(facts: ModelFacts, setting: Setting, catalog: Catalog, here: Sequen
     """All changes that help, cheapest first. `here` are this machine's cards, beside which it has no others."""
     if here:
         return sorted(_on_these_cards(facts, setting, catalog, here), key=lambda way: (way.effort, way.text))
-    price = replica_price(setting.accelerator.name, setting.workers, catalog)
+    price = replica_price(setting.accelerator.name, setting.gpus, catalog)
     found = [*_same_gpus(facts, setting, catalog, price.usd_per_hour * setting.stages)] if price else []
     found += [*_more_workers(facts, setting, catalog), *_other_accelerators(facts, setting, catalog)]
     return sorted(found, key=lambda way: (way.usd_per_replica_hour or 0.0, way.effort, way.text))
@@ -77,11 +77,9 @@ def _on_these_cards(facts: ModelFacts, setting: Setting, catalog: Catalog, cards
     for way in _same_gpus(facts, setting, catalog, 0.0):
         if way.effort or not taken:
             yield dataclasses.replace(way, usd_per_replica_hour=None)
-    for workers in (2, 4, 8) if setting.part == 1 else ():
-        wider = dataclasses.replace(setting, workers=workers)
-        divides = workers_allowed(facts, workers, experts_whole=setting.experts_whole)
-        if setting.workers < workers <= len(cards) and divides and fits(facts, wider):
-            yield WayOut(None, 5, f"num_workers: {workers}{_room(facts, wider)}")
+    for wider in _wider(facts, setting):
+        if wider.gpus <= len(cards):
+            yield WayOut(None, 5, f"{_gpus(wider)}{_room(facts, wider)}")
             break
     users = [user for card in cards for user in card.users if user.mib >= NOTICED_MIB]
     alone = dataclasses.replace(setting, utilization=_share_without(users, setting, cards))
@@ -125,18 +123,30 @@ def _quantized(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterato
             yield WayOut(0.0, effort, f"{text}{_room(facts, small)}")
 
 
+def _wider(facts: ModelFacts, setting: Setting) -> Iterator[Setting]:
+    """The setting on more cards of a node, as far as that divides and fits."""
+    for gpus in (2, 4, 8) if setting.part == 1 else ():
+        if setting.data_ranks > 1:
+            wider = dataclasses.replace(setting, data_ranks=gpus)
+            divides = not undivided(facts.checkpoint, 1, experts_whole=setting.experts_whole, data_ranks=gpus)
+        else:
+            wider = dataclasses.replace(setting, workers=gpus)
+            divides = workers_allowed(facts, gpus, experts_whole=setting.experts_whole)
+        if gpus > setting.gpus and divides and fits(facts, wider):
+            yield wider
+
+
+def _gpus(setting: Setting) -> str:
+    """The keys that give a replica so many cards."""
+    if setting.data_ranks > 1:
+        return f"num_workers and data_parallel_size: {setting.data_ranks}"
+    return f"num_workers: {setting.workers * setting.stages}"
+
+
 def _more_workers(facts: ModelFacts, setting: Setting, catalog: Catalog) -> Iterator[WayOut]:
-    for workers in (2, 4, 8) if setting.part == 1 else ():
-        wider = dataclasses.replace(setting, workers=workers)
-        price = replica_price(setting.accelerator.name, workers, catalog)
-        if (
-            workers > setting.workers
-            and price
-            and workers_allowed(facts, workers, experts_whole=setting.experts_whole)
-            and fits(facts, wider)
-        ):
-            usd = price.usd_per_hour * setting.stages
-            yield WayOut(usd, 5, f"num_workers: {workers * setting.stages}{_room(facts, wider)}")
+    for wider in _wider(facts, setting):
+        if price := replica_price(setting.accelerator.name, wider.gpus, catalog):
+            yield WayOut(price.usd_per_hour * setting.stages, 5, f"{_gpus(wider)}{_room(facts, wider)}")
             return
 
 
@@ -145,13 +155,16 @@ def _other_accelerators(facts: ModelFacts, setting: Setting, catalog: Catalog) -
         if accelerator.name == setting.accelerator.name or not _usable(accelerator, setting, catalog):
             continue
         for workers in (1, 2, 4, 8) if setting.part == 1 else (1,):
-            there = dataclasses.replace(setting, accelerator=accelerator, workers=workers, stages=1, stage=0)
+            there = dataclasses.replace(
+                setting, accelerator=accelerator, workers=workers, stages=1, stage=0, data_ranks=1
+            )
             if refusals(facts.checkpoint, there.engine, accelerator.compute_capability):
                 break
             price = replica_price(accelerator.name, workers, catalog)
             if price and workers_allowed(facts, workers, experts_whole=setting.experts_whole) and fits(facts, there):
                 text = f"accelerator_type:{accelerator.name} with num_workers: {workers}"
                 text += ", without pipeline_parallel_size" if setting.stages > 1 else ""
+                text += ", without data_parallel_size" if setting.data_ranks > 1 else ""
                 yield WayOut(price.usd_per_hour * setting.part, 6, text + _room(facts, there))
                 break
 

@@ -18,9 +18,9 @@ _OWN_MEETING = (
     "vLLM's nodes find each other by what the replica says; pipeline_parallel_size is how many nodes it has, and "
     "num_workers all their workers"
 )
-_REPLICAS = (
-    "data parallel ranks are replicas here: raise deployment_config.num_replicas or max_replicas; "
-    "enable_expert_parallel: true gives each of num_workers whole experts"
+_RANKS = (
+    "a replica's ranks are on its node behind one front end, and data_parallel_size alone says how many; for more than "
+    "a node raise deployment_config.num_replicas or max_replicas"
 )
 _GATEWAY = "the gateway in front does this; leave it out"
 
@@ -44,16 +44,17 @@ RESERVED: dict[str, str] = {
     _OWN_MEETING,
 ) | dict.fromkeys(
     (
-        "data_parallel_size", "data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local",
-        "data_parallel_address", "data_parallel_rpc_port", "data_parallel_hybrid_lb", "data_parallel_external_lb",
+        "data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local", "data_parallel_address",
+        "data_parallel_rpc_port", "data_parallel_hybrid_lb", "data_parallel_external_lb",
         "data_parallel_multi_port_external_lb", "data_parallel_backend",
     ),
-    _REPLICAS,
+    _RANKS,
 )  # fmt: skip
 
 #: What an entry of `scaling_config.fallback` cannot say, because it is decided before a replica knows its card.
 PLACED: dict[str, str] = {
     "distributed_executor_backend": "Ray places a replica before its card is known; set it in engine_config",
+    "data_parallel_size": "Ray places a replica before its card is known; set it in engine_config",
     "trust_remote_code": "the model's code is the same on every card; set it in engine_config",
 } | dict.fromkeys(
     ("cpu_offload_gb", "kv_offloading_size"),

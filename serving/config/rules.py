@@ -71,6 +71,11 @@ def _stages(data: Any) -> float:
     return _number(_section(data, *ENGINE_KWARGS), "pipeline_parallel_size", None) or 1
 
 
+def _data_ranks(data: Any) -> float:
+    """Data parallel ranks of one replica; 1 where they are no number."""
+    return _number(_section(data, *ENGINE_KWARGS), "data_parallel_size", None) or 1
+
+
 def _error(path: KeyPath, message: str) -> Fault:
     return path, message, Severity.ERROR
 
@@ -153,8 +158,8 @@ def _executor(data: Any) -> Iterator[Fault]:
     path = (*ENGINE_KWARGS, "distributed_executor_backend")
     asked = _section(data, *ENGINE_KWARGS).get("distributed_executor_backend")
     workers = _number(_section(data, "scaling_config"), "num_workers", None)
-    if _stages(data) > 1:
-        return  # `_pipeline` allows one alone
+    if _stages(data) > 1 or _data_ranks(data) > 1:
+        return  # `_pipeline` and `_data_parallel` say which they allow
     if asked == "external_launcher":
         yield _error(
             path, f"found {shown(asked)}, for which somebody else starts the workers; allowed are mp, ray, uni"
@@ -216,6 +221,32 @@ def _pipeline(data: Any) -> Iterator[Fault]:
     if _gpus(data) and not {accelerator_of(name) for name in _section(data, *WORKERS)} - {None}:
         message = "names no accelerator, so the further stages could land on any node; add `accelerator_type:…: 0.001`"
         yield _error(WORKERS, message)
+
+
+def _data_parallel(data: Any) -> Iterator[Fault]:
+    """Data parallel ranks: one worker each, all on the replica's node, in vLLM's own processes."""
+    kwargs, scaling = _section(data, *ENGINE_KWARGS), _section(data, "scaling_config")
+    ranks, workers = _data_ranks(data), _number(scaling, "num_workers", None)
+    if ranks <= 1:
+        return
+    if _stages(data) > 1:
+        message = "ranks are on one node, and the stages of a pipeline on several: leave out one of both"
+        yield _error((*ENGINE_KWARGS, "pipeline_parallel_size"), message)
+    elif workers is not None and workers != ranks:
+        yield _error(
+            (*ENGINE_KWARGS, "data_parallel_size"),
+            f"found {ranks:g} with num_workers {workers:g}; each rank is one worker, with attention and a cache of its "
+            f"own: write num_workers {ranks:g}",
+        )
+    if (asked := kwargs.get("distributed_executor_backend")) not in (None, "mp", "uni"):
+        message = f"found {shown(asked)}; data parallel ranks are vLLM's own processes: leave it out"
+        yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
+    if kwargs.get("kv_offloading_size"):
+        message = "each data parallel rank would take as much of the node's memory: leave it out"
+        yield _error((*ENGINE_KWARGS, "kv_offloading_size"), message)
+    if _section(data, "engine_config").get("lora"):
+        message = "a replica with data parallel ranks has no adapters yet: leave them out, or leave out the ranks"
+        yield _error(("engine_config", "lora"), message)
 
 
 def _gpu_parts(data: Any) -> Iterator[Fault]:
@@ -388,6 +419,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _executor, _pipeline, _gpu_parts, _fallback, _replica, _autoscaling, _stops,
-    _prompts, _runtime_envs, _mirror, _architecture,
+    _accelerator, _resources, _placement, _executor, _pipeline, _data_parallel, _gpu_parts, _fallback, _replica,
+    _autoscaling, _stops, _prompts, _runtime_envs, _mirror, _architecture,
 )  # fmt: skip

@@ -355,7 +355,8 @@ class ScalingConfig(Section):
     """What one replica takes: its workers and where they are placed."""
 
     num_workers: Workers = Field(
-        description="Workers per replica: the tensor parallel size, times `pipeline_parallel_size`, its nodes.",
+        description="Workers per replica: the tensor parallel size, times `pipeline_parallel_size`, its nodes; or as "
+        "many as `data_parallel_size`, whose ranks share a model's experts.",
         examples=[4],
     )
     num_gpus_per_worker: Literal[0, 1] | GpuPart = Field(

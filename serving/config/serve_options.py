@@ -75,6 +75,20 @@ def stages_of(model: ModelConfig) -> int:
     return asked if isinstance(asked, int) and asked > 1 else 1
 
 
+def data_ranks_of(model: ModelConfig) -> int:
+    """Data parallel ranks of one replica (`data_parallel_size`), all on its node; 1 without.
+
+    Each has attention and a cache of its own, and all share the experts.
+    """
+    asked = model.engine_config.engine_kwargs.get("data_parallel_size")
+    return asked if isinstance(asked, int) and asked > 1 else 1
+
+
+def tensor_ranks_of(model: ModelConfig) -> int:
+    """Workers that share each layer's attention: those of one stage and one data parallel rank."""
+    return model.scaling_config.num_workers // (stages_of(model) * data_ranks_of(model))
+
+
 def placement_strategy(model: ModelConfig) -> str:
     """Ray's strategy for the bundles: each stage of a pipeline is on a node of its own."""
     return "STRICT_SPREAD" if stages_of(model) > 1 else model.scaling_config.placement_strategy

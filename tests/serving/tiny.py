@@ -65,3 +65,17 @@ def make_adapter(folder: Path, rank: int = 4) -> Path:
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 64, "target_modules": ["o_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+def make_expert_model(folder: Path, tokenizer: Path) -> Path:
+    """A random mixture of four experts with the tiny model's tokenizer, of which each token takes two."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(9)
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    config = MixtralConfig(vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=2048, **SIZES, **experts)
+    MixtralForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(tokenizer / name, folder / name)
+    return folder

@@ -20,7 +20,7 @@ class EngineArguments:
     `length` is `max_model_len`; `ranks` the tensor-parallel GPUs; `capability` the card's compute capability, which
     chooses the attention backend and with it the block size; `drafts` the tokens that are speculated a step;
     `experts_whole` says that each GPU has whole experts, not a part of each (`enable_expert_parallel`); `stage` is one
-    of `stages` of a pipeline, from 0.
+    of `stages` of a pipeline, from 0; `data_ranks` share a model's experts and nothing else.
     """
 
     length: int
@@ -34,6 +34,12 @@ class EngineArguments:
     experts_whole: bool = False
     stages: int = 1
     stage: int = 0
+    data_ranks: int = 1
+
+    @property
+    def expert_ranks(self) -> int:
+        """GPUs that share the routed experts."""
+        return self.ranks * self.data_ranks
 
     @property
     def in_flight(self) -> int:

@@ -101,7 +101,8 @@ def _experts(checkpoint: Checkpoint, traits: Traits, layer: int, engine: EngineA
     width = width[0] if isinstance(width, list) else width or checkpoint.need("intermediate_size")
     inner = checkpoint.count("moe_latent_size", "routed_expert_hidden_size", default=hidden)
     yield from _router(checkpoint, traits, layer, count)
-    own, local = (-(-count // ranks), int(width)) if engine.experts_whole else (count, int(width) // ranks)
+    among = engine.expert_ranks
+    own, local = (-(-count // among), int(width)) if engine.experts_whole else (count, int(width) // among)
     padded, wide = local, inner
     if str(checkpoint.quantization.get("quant_method")) in ("mxfp4", "gpt_oss_mxfp4"):
         step, step_hidden = MXFP4_PADDING.get(engine.capability[0], (64, 64))

@@ -50,14 +50,16 @@ def _attention(checkpoint: Checkpoint, engine: EngineArguments, capability: tupl
         yield "its sparse attention computes in bfloat16, which needs compute capability 8.0"
 
 
-def undivided(checkpoint: Checkpoint, ranks: int, *, experts_whole: bool = False) -> str:
+def undivided(checkpoint: Checkpoint, ranks: int, *, experts_whole: bool = False, data_ranks: int = 1) -> str:
     """Why a model cannot be split over so many GPUs (vllm/distributed/utils.py: `divide`); empty when it can.
+
+    Each of `data_ranks` has all of it but the experts, which they share.
 
     With `experts_whole` an expert's width is not split (`fused_moe/config.py`, `FusedMoEParallelConfig.make` sets its
     `tp_size` to 1), and experts need not divide: `determine_expert_map` gives the first GPUs one more.
     """
     if ranks == 1:
-        return ""
+        return "" if experts_whole or data_ranks == 1 else _undivided_experts(checkpoint, data_ranks)
     if checkpoint.heads and checkpoint.heads % ranks:
         return f"{checkpoint.heads} attention heads do not divide evenly"
     for layer, kind in enumerate(layer_kinds(checkpoint)):
@@ -85,6 +87,14 @@ def undivided(checkpoint: Checkpoint, ranks: int, *, experts_whole: bool = False
     if block and width and not experts_of(checkpoint) and (width // ranks) % int(block[0]):
         return f"a width of {width} over {ranks} GPUs is no multiple of the FP8 blocks of {block[0]}"
     return ""
+
+
+def _undivided_experts(checkpoint: Checkpoint, ranks: int) -> str:
+    width = checkpoint.get("moe_intermediate_size", "expert_ffn_hidden_size") or checkpoint.get("intermediate_size")
+    width = int((width[0] if isinstance(width, list) else width) or 0)
+    if not experts_of(checkpoint) or width % ranks == 0:
+        return ""
+    return f"an expert's width of {width} does not divide evenly; enable_expert_parallel: true gives each whole experts"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

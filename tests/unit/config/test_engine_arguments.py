@@ -154,7 +154,7 @@ def test_findings_are_json() -> None:
     [
         ("{prefill_context_parallel_size: 2}", "raise scaling_config.num_workers"),
         ("{nnodes: 2}", "pipeline_parallel_size is how many nodes it has"),
-        ("{data_parallel_size: 2}", "raise deployment_config.num_replicas or max_replicas"),
+        ("{data_parallel_size_local: 2}", "data_parallel_size alone says how many"),
         ("{data_parallel_backend: ray}", "raise deployment_config.num_replicas or max_replicas"),
     ],
 )

@@ -366,8 +366,8 @@ def test_a_pipeline_needs_no_strategy_and_names_its_nodes() -> None:
         (
             "size: 2}",
             "size: 2, data_parallel_size: 2}",
-            "engine_config.engine_kwargs.data_parallel_size",
-            "raise deployment_config.num_replicas",
+            "engine_config.engine_kwargs.pipeline_parallel_size",
+            "leave out one of both",
         ),
         (
             "size: 2}",
@@ -387,6 +387,31 @@ def test_a_pipeline_needs_no_strategy_and_names_its_nodes() -> None:
 def test_what_a_pipeline_cannot_have_is_refused(old: str, new: str, key: str, message: str) -> None:
     found = [one for one in findings_of(piped(old, new)) if one.severity is Severity.ERROR]
     assert [one.path for one in found] == [key] and message in found[0].message
+
+
+def ranked(kwargs: str = "data_parallel_size: 4") -> str:
+    text = changed("num_workers: 1", "num_workers: 4")
+    return text.replace("  engine_kwargs:\n    max_num_seqs: 64\n", f"  engine_kwargs: {{{kwargs}}}\n")
+
+
+def test_data_parallel_ranks_are_a_replicas_workers() -> None:
+    assert findings_of(ranked()) == []
+    (fault,) = findings_of(ranked("data_parallel_size: 2"))
+    assert fault.path == "engine_config.engine_kwargs.data_parallel_size"
+    assert "found 2 with num_workers 4" in fault.message and "write num_workers 2" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("added", "key", "message"),
+    [
+        ("distributed_executor_backend: ray", "engine_kwargs.distributed_executor_backend", "vLLM's own processes"),
+        ("kv_offloading_size: 8", "engine_kwargs.kv_offloading_size", "as much of the node's memory"),
+        ("}\n  lora: [{name: a/b, source: a/b}]\n  runtime_env: {", "lora", "has no adapters yet"),
+    ],
+)
+def test_what_data_parallel_ranks_cannot_have_is_refused(added: str, key: str, message: str) -> None:
+    found = [one for one in findings_of(ranked(f"data_parallel_size: 4, {added}")) if one.severity is Severity.ERROR]
+    assert [one.path for one in found] == [f"engine_config.{key}"] and message in found[0].message
 
 
 @pytest.mark.parametrize("strategy", ["SPREAD", "STRICT_SPREAD"])

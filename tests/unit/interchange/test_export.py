@@ -110,6 +110,22 @@ def test_ray_gets_no_key_that_it_has_not() -> None:
     assert llm["deployment_config"] == {"autoscaling_config": {"max_replicas": 3, "target_ongoing_requests": 4}}
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_data_parallel_ranks_leave_and_come_back(to: str) -> None:
+    text = MORE.replace("    enable_prefix_caching: false\n", "    data_parallel_size: 2\n")
+    text = text.replace("  lora: [{name: sql, source: team/sql}]\n", "")
+    model, findings = model_of(parse_document(text.encode(), "ranked.yaml"))
+    assert model is not None and not findings, findings
+    written = FORMATS[to](model)
+    (draft,) = read_drafts(written, "exported")
+    again, _ = model_of(parse_document(text_of(draft).encode(), "again.yaml"))
+    assert again is not None and again.config == model.config
+    if to != "vllm":
+        application = yaml.safe_load(written)["applications"][0]
+        assert application["import_path"] == "ray.serve.llm:build_dp_openai_app"
+        assert application["args"]["llm_config"]["engine_kwargs"]["data_parallel_size"] == 2
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(0, 3) | st.text("ab", max_size=2),
     lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3),

@@ -318,6 +318,17 @@ def test_an_llm_inference_service_has_its_parallelism_as_fields() -> None:
     assert "spec.prefill" in notes(draft) and "--data-parallel-size 2" in notes(draft)
 
 
+def test_data_parallel_ranks_of_one_gpu_are_workers() -> None:
+    draft = only(
+        "apiVersion: serving.kserve.io/v1alpha1\nkind: LLMInferenceService\nmetadata: {name: q}\nspec:\n"
+        "  model: {uri: 'hf://Qwen/Qwen3-30B-A3B', name: qwen}\n  parallelism: {data: 4, expert: true}\n"
+        "  template: {containers: [{name: main}]}\n"
+    )
+    assert draft.data["scaling_config"]["num_workers"] == 4
+    assert draft.data["engine_config"]["engine_kwargs"]["data_parallel_size"] == 4
+    assert "data-parallel" not in notes(draft)
+
+
 def test_the_production_stacks_values_are_read_with_the_charts_own_default() -> None:
     first, second = read_drafts(
         "servingEngineSpec:\n  modelSpec:\n"

@@ -169,6 +169,55 @@ def test_workers_that_split_an_expert_are_refused_unless_each_has_whole_ones() -
     assert refused() and not refused(enable_expert_parallel=True)
 
 
+DEEPSEEK = "deepseek-ai/DeepSeek-V3"
+
+
+def test_data_parallel_ranks_share_experts_and_have_attention_and_a_cache_each() -> None:
+    """Latent attention has one head of keys, which tensor parallel copies to each GPU: ranks hold more of them."""
+    whole = {"enable_expert_parallel": True}
+    tensor = model(DEEPSEEK, "H200", workers=8, max_total_tokens=8192, **kwargs(**whole))
+    data = model(DEEPSEEK, "H200", workers=8, max_total_tokens=8192, **kwargs(**whole, data_parallel_size=8))
+    facts, card = facts_of(tensor), CATALOG.accelerators["H200"]
+    split, ranked = (setting_of(one.config, facts, card) for one in (tensor, data))
+    assert (split.workers, split.gpus, ranked.workers, ranked.gpus) == (8, 8, 1, 8)
+    here, there = gpu_memory(facts, split), gpu_memory(facts, ranked)
+    assert here.kv_bytes_per_token == there.kv_bytes_per_token, "it is whole on each GPU either way"
+    assert there.full_length_sequences > 4 * here.full_length_sequences
+    assert there.full_length_sequences % 8 == 0, "each rank holds as many"
+
+
+@pytest.mark.parametrize(
+    ("config", "engine", "fault"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, {}, "the model has no experts"),
+        ({"num_experts": 6, "moe_intermediate_size": 100}, {}, "an expert's width of 100 does not divide evenly"),
+        ({"num_experts": 6, "moe_intermediate_size": 100}, {"enable_expert_parallel": True}, ""),
+        ({"num_experts": 6, "moe_intermediate_size": 96}, {}, ""),
+    ],
+    ids=["dense", "width", "whole experts", "divides"],
+)
+def test_ranks_without_experts_to_share_are_refused(config: dict[str, Any], engine: dict[str, Any], fault: str) -> None:
+    shape = {
+        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "hidden_size": 64, "num_hidden_layers": 2,
+        "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 4096, "num_attention_heads": 2,
+        "num_key_value_heads": 2, **config,
+    }  # fmt: skip
+    one = model("test/odd", "H100", workers=8, max_total_tokens=1024, **kwargs(data_parallel_size=8, **engine))
+    found = [
+        finding
+        for finding in fit_findings([one], {"test/odd": facts_from_config(shape, "test", CATALOG)})
+        if finding.severity is Severity.ERROR
+    ]
+    assert [finding.path for finding in found] == ["engine_config.engine_kwargs.data_parallel_size"] * bool(fault)
+    assert not fault or fault in found[0].message
+
+
+def test_a_way_out_of_too_few_ranks_names_both_keys() -> None:
+    one = model(DEEPSEEK, "H200", workers=4, **kwargs(enable_expert_parallel=True, data_parallel_size=4))
+    (said,) = sentences(one)
+    assert "num_workers and data_parallel_size: 8" in said
+
+
 def test_the_other_card_of_this_machine_is_named_where_each_has_whole_experts() -> None:
     sizes = {"num_experts": 64, "moe_intermediate_size": 1001, "num_attention_heads": 64, "num_key_value_heads": 8}
     config = {

@@ -39,22 +39,28 @@ def test_weights_are_counted_tensor_by_tensor() -> None:
     assert weights_of(Checkpoint(LLAMA), EngineArguments(4096)).elements == 2 * 128 * 64 + 2 * layer + 64
 
 
-#: GiB on one GPU with `enable_expert_parallel`, as the probe (`tools/probe`) got it from vLLM 0.32 on 2026-12-01.
-WHOLE_EXPERTS = [
-    ("openai--gpt-oss-120b", 4, 15.211),  # MXFP4's kernels pad the 720 columns of a quarter, and whole experts less
-    ("openai--gpt-oss-120b", 8, 7.618),
-    ("qwen2_moe", 8, 3.532),  # 60 experts: the first four GPUs have one more
-    ("deepseek-ai--DeepSeek-V3", 8, 79.293),
+#: GiB on one GPU of so many tensor and data parallel ranks, with or without `enable_expert_parallel`, as the probe got
+#: it from vLLM 0.32 on 2026-12-01: `python -m tools.probe.ask --configs configs.jsonl --tp 1 --dp 8 --expert-parallel`.
+SHARED_EXPERTS = [
+    ("openai--gpt-oss-120b", 4, 1, True, 15.211),  # MXFP4's kernels pad the 720 columns of a quarter, whole ones less
+    ("openai--gpt-oss-120b", 8, 1, True, 7.618),
+    ("openai--gpt-oss-120b", 1, 8, True, 11.063),
+    ("openai--gpt-oss-120b", 1, 4, False, 19.129),
+    ("qwen2_moe", 8, 1, True, 3.532),  # 60 experts: the first four GPUs have one more
+    ("qwen2_moe", 1, 8, True, 6.556),
+    ("qwen2_moe", 1, 8, False, 6.362),
+    ("deepseek-ai--DeepSeek-V3", 8, 1, True, 79.293),
+    ("deepseek-ai--DeepSeek-V3", 1, 8, True, 93.915),
+    ("deepseek-ai--DeepSeek-V3", 1, 4, False, 170.059),
 ]
 
 
-@pytest.mark.parametrize(("config", "ranks", "gib"), WHOLE_EXPERTS)
-def test_with_expert_parallel_each_gpu_has_whole_experts_and_its_part_of_all_else(
-    config: str, ranks: int, gib: float
+@pytest.mark.parametrize(("config", "ranks", "data_ranks", "whole", "gib"), SHARED_EXPERTS)
+def test_gpus_share_experts_as_vllm_deals_them_out(
+    config: str, ranks: int, data_ranks: int, whole: bool, gib: float
 ) -> None:
-    checkpoint = Checkpoint(CONFIGS[config])
-    found = weights_of(checkpoint, EngineArguments(8192, ranks=ranks, experts_whole=True)).bytes
-    assert round(found / 2**30, 3) == gib
+    engine = EngineArguments(8192, ranks=ranks, data_ranks=data_ranks, experts_whole=whole)
+    assert round(weights_of(Checkpoint(CONFIGS[config]), engine).bytes / 2**30, 3) == gib
 
 
 def test_the_width_of_whole_experts_need_not_divide_but_that_of_shared_ones() -> None:
@@ -66,6 +72,19 @@ def test_the_width_of_whole_experts_need_not_divide_but_that_of_shared_ones() ->
     shared = Checkpoint({**odd, "shared_expert_intermediate_size": 60})
     assert "60 of its shared experts" in undivided(shared, 8, experts_whole=True)
     assert undivided(Checkpoint(LLAMA | {"intermediate_size": 130}), 4, experts_whole=True), "a dense model has none"
+
+
+@pytest.mark.parametrize(("whole", "own"), [(False, 6 * 24), (True, 2 * 96)], ids=["a part of each", "two of six"])
+def test_data_parallel_ranks_share_routed_experts_alone(whole: bool, own: int) -> None:
+    """Each of four has all else; of the experts a quarter of every one's width, or whole ones."""
+    sizes = {"num_experts": 6, "moe_intermediate_size": 96, "model_type": "qwen2_moe"}
+    checkpoint = Checkpoint({**LLAMA, **sizes, "shared_expert_intermediate_size": 60})
+    one, ranked = (
+        weights_of(checkpoint, EngineArguments(4096, data_ranks=ranks, experts_whole=whole)).elements
+        for ranks in (1, 4)
+    )
+    layers, matrices = 2, 3
+    assert one - ranked == layers * matrices * (6 * 96 - own) * LLAMA["hidden_size"]
 
 
 @pytest.mark.parametrize(("ranks", "heads"), [(1, 2), (2, 1), (4, 1)])

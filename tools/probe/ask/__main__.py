@@ -67,8 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         ("--kv-gib", 60.0, "GiB of KV cache on one GPU, for kv_tokens"),
         ("--tp", 1, "tensor-parallel GPUs"),
         ("--rank", 0, "which of them is asked"),
+        ("--dp", 1, "data parallel ranks, each with --tp GPUs; the first is asked"),
     ):
         question.add_argument(option, type=type(default), default=default, help=f"{text} (default: %(default)s)")
+    question.add_argument("--expert-parallel", action="store_true", help="each GPU has whole experts")
     card = parser.add_argument_group("the pretended GPU, an H100 unless told otherwise")
     card.add_argument("--capability", type=_capability, default="9.0", help="compute capability (default: %(default)s)")
     card.add_argument("--memory-gib", type=float, default=79.18, help="GiB of memory (default: %(default)s)")
@@ -93,7 +95,7 @@ def _questions(options: argparse.Namespace) -> list[Asked]:
     """What the options ask. Raises `SetupError` when that is nothing."""
     like = Question(
         length=options.max_model_len, batched_tokens=options.batched_tokens, kv_gib=options.kv_gib,
-        ranks=options.tp, rank=options.rank,
+        ranks=options.tp, rank=options.rank, data_ranks=options.dp, experts_whole=options.expert_parallel,
     )  # fmt: skip
     found: list[Asked]
     if options.again:

@@ -30,7 +30,7 @@ def answer(folder: str, question: Question) -> dict[str, Any]:
 
     config = _engine_config(folder, question)
     with set_current_vllm_config(config):
-        ranks.join(question.ranks, question.rank)
+        ranks.join(question.ranks, question.rank, question.data_ranks)
         model = _build(config)
         return {
             "arch": config.model_config.architectures,
@@ -46,7 +46,8 @@ def _engine_config(folder: str, question: Question) -> Any:
     arguments: dict[str, Any] = {
         "model": folder, "load_format": "dummy", "skip_tokenizer_init": True, "language_model_only": True,
         "enforce_eager": True, "max_num_seqs": 256, "max_num_batched_tokens": question.batched_tokens,
-        "tensor_parallel_size": question.ranks,
+        "tensor_parallel_size": question.ranks, "data_parallel_size": question.data_ranks,
+        "enable_expert_parallel": question.experts_whole,
     }  # fmt: skip
     longest = EngineArgs(**arguments).create_model_config().max_model_len
     return EngineArgs(**arguments, max_model_len=min(question.length, longest)).create_engine_config()
@@ -60,9 +61,17 @@ def _build(config: Any) -> Any:
     from vllm.v1.worker.workspace import init_workspace_manager
 
     _without_tokenizer(config.model_config.hf_text_config)
+    _without_expert_map()
     init_workspace_manager(torch.device("meta"))
     with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"), ranks.on_meta():
         return initialize_model(config)
+
+
+def _without_expert_map() -> None:
+    """vLLM logs which experts a rank has, and reads that from a tensor that has no memory here."""
+    from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
+
+    ExpertMapManager.get_compressed_map_string = lambda self: ""
 
 
 def _without_tokenizer(text_config: Any) -> None:

@@ -14,7 +14,10 @@ from tools.probe.rows import BATCHED_TOKENS, rows
 
 @dataclass(frozen=True)
 class Question:
-    """One model on one GPU, that is on one rank of `ranks`. `length` and `batched_tokens` are tokens."""
+    """One model on one GPU, that is on one rank of `ranks`. `length` and `batched_tokens` are tokens.
+
+    With `data_ranks` it is the first of so many data parallel ones; `experts_whole` is `enable_expert_parallel`.
+    """
 
     model: str = ""
     content: dict[str, Any] | None = None
@@ -23,13 +26,17 @@ class Question:
     kv_gib: float = 60.0
     ranks: int = 1
     rank: int = 0
+    data_ranks: int = 1
+    experts_whole: bool = False
     config: str = ""
     note: str = ""
     """Why its weights are not compared (`weights_note`), kept from the row that it comes from."""
 
     def row(self, answer: dict[str, Any]) -> dict[str, Any]:
         """The answer between what a row says of its question."""
-        more = {"tp": self.ranks} if self.ranks > 1 else {}
+        more: dict[str, Any] = {"tp": self.ranks} if self.ranks > 1 else {}
+        more |= {"dp": self.data_ranks} if self.data_ranks > 1 else {}
+        more |= {"expert_parallel": True} if self.experts_whole else {}
         batch = {"batched_tokens": self.batched_tokens} if self.batched_tokens != BATCHED_TOKENS else {}
         note = {"weights_note": self.note} if self.note else {}
         return {"model": self.model, **answer, **more, "config": self.config or self.model, **batch, **note}

@@ -1,12 +1,15 @@
-"""The other GPUs of a tensor-parallel model, and tensors that have a shape and no memory."""
+"""The other GPUs of a model, and tensors that have a shape and no memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def join(ranks: int, rank: int) -> None:
-    """vLLM's process groups of so many ranks, of which only one exists: torch's fake backend answers for the others."""
+def join(ranks: int, rank: int, data_ranks: int) -> None:
+    """vLLM's process groups of so many ranks, of which only one exists: torch's fake backend answers for the others.
+
+    Of `data_ranks` of them, which vLLM reads from its config, it is the first.
+    """
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from vllm.distributed import parallel_state
@@ -16,7 +19,7 @@ def join(ranks: int, rank: int) -> None:
     dist.new_group = lambda ranks=None, timeout=None, backend=None, **more: new_group(ranks, backend="fake", **more)
     parallel_state._node_count = lambda group: 1
     MessageQueue.create_from_process_group = classmethod(lambda cls, *args, **more: None)
-    dist.init_process_group(backend="fake", store=FakeStore(), rank=rank, world_size=ranks)
+    dist.init_process_group(backend="fake", store=FakeStore(), rank=rank, world_size=ranks * data_ranks)
     parallel_state.init_distributed_environment(
         world_size=ranks, rank=rank, local_rank=rank, distributed_init_method="fake", backend="fake"
     )
