@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from weakref import WeakValueDictionary
 
@@ -222,6 +223,8 @@ async def start(
     clock.passed("engine")
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))
     await init_app_state(engine, app.state, args, tasks)
+    # vLLM's handler of a dead engine's error tells its server to end. Here there is none: the replica looks after itself.
+    app.state.server = SimpleNamespace()
     engine.stops = _stops(model, engine)
     MeteredOutputs.take_over(engine.output_processor, model.model_id, _thoughts(app, engine, args))
     _default_length(app, default_max_tokens(generation.generate_kwargs))

@@ -14,12 +14,12 @@ from modelfleet.infra.planning.facts import ModelFacts
 from modelfleet.infra.planning.fit import host_weight_bytes, sequence_bytes, setting_of, weight_bytes, widest_stage
 from modelfleet.serving.config.accelerators import CPU, Accelerator, known_gpus
 from modelfleet.serving.config.schema import ModelConfig
-from modelfleet.serving.config.serve_options import data_ranks_of, tensor_ranks_of, workers_are_ray_actors
+from modelfleet.serving.config.serve_options import tensor_ranks_of, workers_are_ray_actors
 
 GIB = 1024**3
 #: Replica and engine, with Python, torch, Ray and vLLM (2.2 GiB resident, SmolLM2 on CPUs), and each worker that is a
-#: process of its own (0.92 GiB after its imports): a single one is the engine itself, unless Ray has it. Data parallel
-#: ranks are engines of their own beside that, and one process more coordinates them.
+#: process of its own (0.92 GiB after its imports): a single one is the engine itself, unless Ray has it. Of data
+#: parallel ranks each is an engine, and one process more coordinates them: as many as of workers and an engine.
 PROCESSES_BYTES = 2 * GIB
 WORKER_BYTES = GIB
 #: The least key-value cache of a worker without a GPU.
@@ -54,9 +54,7 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     vLLM itself keeps here.
     """
     workers = model.scaling_config.num_workers
-    ranks = data_ranks_of(model)
     apart = workers if workers > 1 or workers_are_ray_actors(model) else 0
-    apart += ranks if ranks > 1 else 0
     processes = PROCESSES_BYTES + apart * WORKER_BYTES
     arguments = _arguments(model)
     if model.accelerator != CPU:
@@ -67,7 +65,7 @@ def host_bytes(model: ModelConfig, facts: ModelFacts | None) -> int:
     cache = own_cache_bytes(model)
     cache = _cache_bytes(model, facts) if cache is None else cache
     setting = dataclasses.replace(setting_of(model, facts, PROCESSOR), workers=1, stages=1)
-    return round(ranks * weight_bytes(facts, setting) + workers * cache + processes)
+    return round(weight_bytes(facts, setting) + workers * cache + processes)
 
 
 def _tables_bytes(model: ModelConfig, facts: ModelFacts | None) -> float:

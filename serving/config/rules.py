@@ -224,7 +224,10 @@ def _pipeline(data: Any) -> Iterator[Fault]:
 
 
 def _data_parallel(data: Any) -> Iterator[Fault]:
-    """Data parallel ranks: one worker each, all on the replica's node, in vLLM's own processes."""
+    """Data parallel ranks: one worker each, all on the replica's node, in vLLM's own processes.
+
+    On CPUs the first request would end the engine (vLLM 0.32 `cpu_communicator.py` has no `all_gatherv`).
+    """
     kwargs, scaling = _section(data, *ENGINE_KWARGS), _section(data, "scaling_config")
     ranks, workers = _data_ranks(data), _number(scaling, "num_workers", None)
     if ranks <= 1:
@@ -241,12 +244,24 @@ def _data_parallel(data: Any) -> Iterator[Fault]:
     if (asked := kwargs.get("distributed_executor_backend")) not in (None, "mp", "uni"):
         message = f"found {shown(asked)}; data parallel ranks are vLLM's own processes: leave it out"
         yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
+    if _gpus(data) == 0:
+        message = "vLLM's CPU build cannot exchange tokens between ranks that share experts: leave it out"
+        yield _error((*ENGINE_KWARGS, "data_parallel_size"), message)
     if kwargs.get("kv_offloading_size"):
         message = "each data parallel rank would take as much of the node's memory: leave it out"
         yield _error((*ENGINE_KWARGS, "kv_offloading_size"), message)
     if _section(data, "engine_config").get("lora"):
         message = "a replica with data parallel ranks has no adapters yet: leave them out, or leave out the ranks"
         yield _error(("engine_config", "lora"), message)
+
+
+def _expert_parallel(data: Any) -> Iterator[Fault]:
+    """Whole experts need GPUs: the CPU build's kernel reads beyond those that a worker has (vLLM 0.32, a segfault)."""
+    workers = _number(_section(data, "scaling_config"), "num_workers", None)
+    asked = _section(data, *ENGINE_KWARGS).get("enable_expert_parallel") is True
+    if asked and _gpus(data) == 0 and workers is not None and workers > 1:
+        message = f"with {workers:g} workers vLLM's CPU build ends at the first request: leave it out"
+        yield _error((*ENGINE_KWARGS, "enable_expert_parallel"), message)
 
 
 def _gpu_parts(data: Any) -> Iterator[Fault]:
@@ -419,6 +434,6 @@ def _architecture(data: Any) -> Iterator[Fault]:
 
 
 _RULES = (
-    _accelerator, _resources, _placement, _executor, _pipeline, _data_parallel, _gpu_parts, _fallback, _replica,
-    _autoscaling, _stops, _prompts, _runtime_envs, _mirror, _architecture,
+    _accelerator, _resources, _placement, _executor, _pipeline, _data_parallel, _expert_parallel, _gpu_parts, _fallback,
+    _replica, _autoscaling, _stops, _prompts, _runtime_envs, _mirror, _architecture,
 )  # fmt: skip

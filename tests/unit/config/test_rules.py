@@ -402,6 +402,20 @@ def test_data_parallel_ranks_are_a_replicas_workers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ("data_parallel_size: 4", "vLLM's CPU build cannot exchange tokens"),
+        ("enable_expert_parallel: true", "with 4 workers vLLM's CPU build ends"),
+    ],
+)
+def test_what_cpus_cannot_do_with_experts_is_refused(kwargs: str, message: str) -> None:
+    text = ranked(kwargs).replace("accelerator_type:L4", "accelerator_type:CPU")
+    text = text.replace("num_gpus_per_worker: 1", "num_gpus_per_worker: 0")
+    assert "num_gpus_per_worker: 0" in text and message in only(text).message
+    assert findings_of(ranked("enable_expert_parallel: true")) == []
+
+
+@pytest.mark.parametrize(
     ("added", "key", "message"),
     [
         ("distributed_executor_backend: ray", "engine_kwargs.distributed_executor_backend", "vLLM's own processes"),
