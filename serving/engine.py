@@ -223,7 +223,7 @@ async def start(
     clock.passed("engine")
     app = _with_openai_errors(build_app(args, tasks, engine.model_config))
     await init_app_state(engine, app.state, args, tasks)
-    # vLLM's handler of a dead engine's error tells its server to end. Here there is none: the replica looks after itself.
+    # vLLM's handler of a dead engine's error tells its server to end. Here there is none: the replica ends itself.
     app.state.server = SimpleNamespace()
     engine.stops = _stops(model, engine)
     MeteredOutputs.take_over(engine.output_processor, model.model_id, _thoughts(app, engine, args))
