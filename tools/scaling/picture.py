@@ -11,6 +11,8 @@ from tools.scaling.simulate import Outcome
 #: Pixels: the whole width, the room for the scale, and a panel's height with and without its heading.
 WIDTH, LEFT, RIGHT, HEIGHT, PANEL = 800, 60, 30, 130, 185
 TOP = 40
+#: Above this a mark every ten minutes is enough, below it is one every two.
+LONG_S = 2400.0
 COLOURS: Final = ("one", "two", "three")
 STYLE: Final = (
     "text{font:13px system-ui,sans-serif;fill:#24292f}.h{font-weight:600}.n{fill:#6e7781;font-size:11px}"
@@ -76,7 +78,7 @@ def _panel(
     for colour, line in zip(COLOURS, lines.values(), strict=False):
         points = " ".join(f"{LEFT + at * across:.1f},{bottom - value / most * HEIGHT:.1f}" for at, value in line)
         parts.append(f'<polyline class="line {colour}" points="{points}"/>')
-    for minute in range(0, int(seconds // 60) + 1, 10):
+    for minute in range(0, int(seconds // 60) + 1, 10 if seconds > LONG_S else 2):
         x = LEFT + minute * 60 * across
         parts.append(f'<text class="n" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{minute} min</text>')
     return parts
