@@ -17,7 +17,7 @@ from modelfleet.serving.bind import bind_to_node_address_only
 from modelfleet.serving.card import Card, on_this_card
 from modelfleet.serving.config.errors import ModelfleetError
 from modelfleet.serving.config.schema import POLICY_TARGETS, ModelConfig
-from modelfleet.serving.config.serve_options import stages_of, workers_are_ray_actors
+from modelfleet.serving.config.serve_options import data_ranks_of, stages_of, workers_are_ray_actors
 from modelfleet.serving.engine_args import engine_arguments
 from modelfleet.serving.environment import place_caches, prepare
 from modelfleet.serving.errors import EngineError, WeightsError, died
@@ -268,6 +268,8 @@ class VllmReplica:
         on_gpus = bool(self._model.scaling_config.num_gpus_per_worker)
         pretended = on_gpus and bool(os.environ.get(PRETENDED_CARD))
         check_versions(gpus=on_gpus, pretended=pretended)
+        if pretended:
+            check_experts(self._model)
         self._model = on_this_card(self._model, self._cards, logger.info)
         log, offset = _own_log()
         if self._seal_root is not None:
@@ -353,6 +355,16 @@ class VllmReplica:
             self._last_words()
         finally:
             os._exit(1)
+
+
+def check_experts(model: ModelConfig) -> None:
+    """Raises `EngineError` for a model on a pretended card whose first request would end vLLM's CPU build."""
+    dealt_out = model.engine_config.engine_kwargs.get("enable_expert_parallel") is True
+    if data_ranks_of(model) > 1 or (dealt_out and model.scaling_config.num_workers > 1):
+        raise EngineError(
+            f"{model.model_id}: the card is pretended, and vLLM's CPU build cannot share experts between workers: "
+            "leave out data_parallel_size and enable_expert_parallel"
+        )
 
 
 def _import_engine() -> Callable[..., Awaitable[tuple[ASGIApp, Any, Any]]]:

@@ -200,8 +200,17 @@ class _Drafting:
         return scaling
 
     def data_ranks(self, scaling: dict[str, Any], stages: Any) -> None:
-        """A data parallel rank is one worker here; ranks of several are what replicas are."""
-        ranks = self.left.get("data_parallel_size", 1)
+        """A data parallel rank is one worker here, all on one node; others are what replicas are."""
+        ranks, here = self.left.get("data_parallel_size", 1), self.left.get("data_parallel_size_local")
+        if isinstance(ranks, int) and isinstance(here, int) and 1 <= here < ranks:
+            self.note(
+                f"--data-parallel-size {ranks}",
+                f"a replica's ranks are on one node, as {here} of these are; for the others raise "
+                "deployment_config.num_replicas or max_replicas",
+            )
+            self.left["data_parallel_size"] = ranks = here
+        if ranks == 1:
+            self.left.pop("data_parallel_size", None)
         if not isinstance(ranks, int) or ranks == 1:
             return
         if scaling["num_workers"] == 1 and stages == 1:

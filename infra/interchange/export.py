@@ -95,9 +95,12 @@ def to_ray_serve_llm(model: LoadedModel) -> str:
     body = yaml.safe_dump({"applications": [application]}, sort_keys=False, width=118, allow_unicode=True)
     workload = next(read_ray_serve(parse_document(body.encode(), model.file)))
     comments = _patch_lines(draft_of(workload).data, model)
-    return "\n".join(
-        [f"# {config.model_id}, from {model.file}, for Ray Serve LLM alone: `serve run FILE`.", *comments, body]
-    )
+    about = [f"# {config.model_id}, from {model.file}, for Ray Serve LLM alone: `serve run FILE`."]
+    if ranked:
+        about.append(
+            "# Each rank is a Serve replica there, so max_ongoing_requests and target_ongoing_requests are a rank's."
+        )
+    return "\n".join([*about, *comments, body])
 
 
 def patch_in(text: str) -> Mapping[str, Any]:

@@ -139,9 +139,9 @@ def _llm(document: Document) -> Iterator[Workload]:
     parallel = mapping(spec, "parallelism")
     fields = {
         "tensor-parallel-size": whole(parallel, "tensor"), "pipeline-parallel-size": whole(parallel, "pipeline"),
-        "data-parallel-size": whole(parallel, "data"),
+        "data-parallel-size": whole(parallel, "data"), "data-parallel-size-local": whole(parallel, "dataLocal"),
     }  # fmt: skip
-    words = [f"--{name}={size}" for name, size in fields.items() if size and size > 1]
+    words = [f"--{name}={size}" for name, size in fields.items() if size and (size > 1 or name.endswith("-local"))]
     words += ["--enable-expert-parallel"] if parallel.get("expert") is True else []
     own = container_of(container)
     servers = list(servers_of(own)) or [Server(tuple(own.arguments), resolved(own.environment), own.image)]

@@ -21,6 +21,7 @@ from modelfleet.infra.planning.memory.caches import GROWING, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
 from modelfleet.infra.planning.memory.drafts import Draft
 from modelfleet.infra.planning.memory.engine import CONCURRENT_BATCHES, EngineArguments
+from modelfleet.infra.planning.memory.feedforward import chosen_experts
 from modelfleet.infra.planning.memory.parts import HALF
 from modelfleet.infra.planning.memory.slots import slots_bytes
 from modelfleet.infra.planning.memory.stored import SECTIONS, stored_as
@@ -269,11 +270,21 @@ def reserve_bytes(facts: ModelFacts, setting: Setting) -> float:
     )
     fixed += ENCODER_MIB if facts.encoder_bytes else 0
     row = LIVE_HIDDEN * facts.hidden_size + LIVE_INTERMEDIATE * facts.intermediate_size / setting.workers
-    # The experts of a rank take and give the hidden states of all ranks' batches (vLLM 0.32 `AgRsAll2AllManager`).
-    row += 2 * facts.hidden_size * (setting.data_ranks - 1)
+    row += _others_rows(facts, setting)
     activations = setting.batched_tokens * row * setting.value_bytes
     rows = min(setting.sequences, setting.batched_tokens, SAMPLED_ROWS)
     return fixed * MIB + activations + rows * facts.vocab_size * SAMPLER_BYTES
+
+
+def _others_rows(facts: ModelFacts, setting: Setting) -> int:
+    """Values per token of the batch that a data parallel rank keeps for those of the other ranks.
+
+    Its experts take and give the hidden states of all batches (vLLM 0.32 `AgRsAll2AllManager`), and their two
+    workspaces hold each token once per chosen expert, for all batches at once (`fused_moe/modular_kernel.py`,
+    `_allocate_buffers`; `experts/triton_moe.py`, `workspace_shapes`). An upper bound: DeepGEMM's take a quarter less.
+    Not measured.
+    """
+    return 2 * (1 + chosen_experts(facts.checkpoint)) * facts.hidden_size * (setting.data_ranks - 1)
 
 
 def sequence_bytes(facts: ModelFacts, setting: Setting) -> int:

@@ -66,7 +66,13 @@ def case_of(data: Any) -> Case:
     if parser := _section(kwargs, "structured_outputs_config").get("reasoning_parser"):
         kwargs.setdefault("reasoning_parser", parser)
     named = [accelerator_of(str(name)) for name in _section(scaling, "resources_per_worker")]
-    length, workers = engine.get("max_total_tokens"), scaling.get("num_workers")
+    length, workers, ranks = (
+        engine.get("max_total_tokens"),
+        scaling.get("num_workers"),
+        kwargs.get("data_parallel_size"),
+    )
+    if isinstance(workers, int) and isinstance(ranks, int) and ranks > 1:
+        workers //= ranks  # recipes mean those that share a layer
     return Case(
         hf_id=_hf_id(engine),
         gpu=next((gpu for name in named if name is not None and (gpu := known_gpus().get(name))), None),

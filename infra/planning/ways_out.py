@@ -67,8 +67,16 @@ def _same_gpus(facts: ModelFacts, setting: Setting, catalog: Catalog, whole: flo
     plain = memory_in(facts, setting).layout.kv_dtype == "auto"
     if plain and setting.accelerator.fp8 and fits(facts, half):
         yield WayOut(usd, 2, f"kv_cache_dtype: fp8{_room(facts, half)}")
-    for way in _quantized(facts, setting, catalog):
+    for way in (*_tensor_parallel(facts, setting), *_quantized(facts, setting, catalog)):
         yield dataclasses.replace(way, usd_per_replica_hour=usd)
+
+
+def _tensor_parallel(facts: ModelFacts, setting: Setting) -> Iterator[WayOut]:
+    """The same GPUs without data parallel ranks: each has a part of what every rank has whole."""
+    tensor = dataclasses.replace(setting, workers=setting.gpus, data_ranks=1)
+    divides = workers_allowed(facts, tensor.workers, experts_whole=setting.experts_whole)
+    if setting.data_ranks > 1 and divides and fits(facts, tensor):
+        yield WayOut(0.0, 0, f"no data_parallel_size{_room(facts, tensor)}")
 
 
 def _on_these_cards(facts: ModelFacts, setting: Setting, catalog: Catalog, cards: Sequence[Card]) -> Iterator[WayOut]:

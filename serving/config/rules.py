@@ -223,6 +223,19 @@ def _pipeline(data: Any) -> Iterator[Fault]:
         yield _error(WORKERS, message)
 
 
+_NOT_WITH_RANKS = {
+    "kv_offloading_size": "each data parallel rank would take as much of the node's memory",
+    "enable_elastic_ep": "it opens a fixed port of the node, and nothing here changes a replica's ranks",
+    "decode_context_parallel_size": "a data parallel rank is one GPU, which has nobody to share its cache with",
+    "mm_tensor_ipc": "vLLM shares tensors with one engine alone",
+    "enable_lora": "a replica with data parallel ranks has no adapters yet",
+}
+"""Engine arguments that data parallel ranks cannot have, and why (vLLM 0.32 `config/parallel.py`, `model.py`)."""
+
+_HARMLESS = {"decode_context_parallel_size": 1, "mm_tensor_ipc": "direct_rpc"}
+"""vLLM's defaults of those that have one."""
+
+
 def _data_parallel(data: Any) -> Iterator[Fault]:
     """Data parallel ranks: one worker each, all on the replica's node, in vLLM's own processes.
 
@@ -238,18 +251,18 @@ def _data_parallel(data: Any) -> Iterator[Fault]:
     elif workers is not None and workers != ranks:
         yield _error(
             (*ENGINE_KWARGS, "data_parallel_size"),
-            f"found {ranks:g} with num_workers {workers:g}; each rank is one worker, with attention and a cache of its "
-            f"own: write num_workers {ranks:g}",
+            f"found {ranks:.0f} with num_workers {workers:.0f}; each rank is one worker, with attention and a cache of "
+            f"its own: write num_workers {ranks:.0f}; for ranks of several GPUs raise num_replicas or max_replicas",
         )
-    if (asked := kwargs.get("distributed_executor_backend")) not in (None, "mp", "uni"):
+    if (asked := kwargs.get("distributed_executor_backend")) not in (None, "uni"):
         message = f"found {shown(asked)}; data parallel ranks are vLLM's own processes: leave it out"
         yield _error((*ENGINE_KWARGS, "distributed_executor_backend"), message)
     if _gpus(data) == 0:
         message = "vLLM's CPU build cannot exchange tokens between ranks that share experts: leave it out"
         yield _error((*ENGINE_KWARGS, "data_parallel_size"), message)
-    if kwargs.get("kv_offloading_size"):
-        message = "each data parallel rank would take as much of the node's memory: leave it out"
-        yield _error((*ENGINE_KWARGS, "kv_offloading_size"), message)
+    for name, why in _NOT_WITH_RANKS.items():
+        if kwargs.get(name) and kwargs[name] != _HARMLESS.get(name):
+            yield _error((*ENGINE_KWARGS, name), f"{why}: leave it out")
     if _section(data, "engine_config").get("lora"):
         message = "a replica with data parallel ranks has no adapters yet: leave them out, or leave out the ranks"
         yield _error(("engine_config", "lora"), message)

@@ -10,6 +10,8 @@ from modelfleet.infra.planning.memory.parts import SINGLE, Part, plain
 from modelfleet.infra.planning.memory.traits import Traits
 
 EXPERT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+#: Keys of the experts that a token goes through.
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 #: MXFP4 kernels pad an expert's width and the hidden size: Triton's on Hopper, Marlin's before it, TensorRT's after.
 MXFP4_PADDING = {7: (128, 256), 8: (128, 256), 9: (64, 64), 10: (256, 256), 12: (128, 256)}
 
@@ -20,6 +22,12 @@ def experts_of(checkpoint: Checkpoint) -> int:
         return 0
     found = checkpoint.get(*EXPERT_KEYS)
     return int(found[0] if isinstance(found, list) else found or 0)
+
+
+def chosen_experts(checkpoint: Checkpoint) -> int:
+    """Experts that a token goes through; 1 for a dense model."""
+    found = checkpoint.get(*CHOSEN, default=1)
+    return int(found[0] if isinstance(found, list) else found or 1)
 
 
 def is_sparse(checkpoint: Checkpoint, layer: int) -> bool:

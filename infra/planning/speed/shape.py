@@ -10,7 +10,7 @@ from typing import Final
 from modelfleet.infra.planning.memory.answer import ModelMemory
 from modelfleet.infra.planning.memory.caches import BOUNDED, Kind
 from modelfleet.infra.planning.memory.checkpoint import Checkpoint
-from modelfleet.infra.planning.memory.feedforward import experts_of
+from modelfleet.infra.planning.memory.feedforward import chosen_experts, experts_of
 from modelfleet.infra.planning.memory.kinds import EXPANDED_LATENTS, head_shape, latent_kinds, layer_kinds
 from modelfleet.infra.planning.memory.mixers import query_heads
 from modelfleet.infra.planning.memory.parts import format_of
@@ -20,9 +20,6 @@ from modelfleet.infra.planning.speed.inputs import SpeedShape, WeightFormat
 
 #: Tables of which a step reads a row a token: nothing beside the layers. A tied embedding is also the head.
 LOOKED_UP: Final = ("embed_tokens_per_layer", "positions", "embeddings", HOST_TABLE)
-#: Keys of the experts that a token goes through.
-CHOSEN: Final = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_topk",
-                 "moe_k")  # fmt: skip
 #: How each kind of `Format` multiplies.
 FORMATS: Final[dict[str, WeightFormat]] = {
     "": "16bit", "fp8-blocks": "fp8", "fp8-channels": "fp8", "int8-channels": "int8", "8-bit": "fp8", "mxfp8": "fp8",
@@ -64,7 +61,7 @@ def shape_of(memory: ModelMemory, tokens: float = math.inf, ratio: float = 1.0) 
         kv_bytes_per_sequence=(fixed + sum(c.content for c in caches if c.kind is Kind.RING)) * ranks,
         expert_bytes=weights.expert_bytes * ratio,
         experts=experts,
-        experts_per_token=_chosen(checkpoint) if experts else 0,
+        experts_per_token=chosen_experts(checkpoint) if experts else 0,
     )
 
 
@@ -84,11 +81,6 @@ def in_precision(checkpoint: Checkpoint, precision: str) -> Checkpoint:
     return checkpoint if same else stored
 
 
-def _chosen(checkpoint: Checkpoint) -> int:
-    found = checkpoint.get(*CHOSEN, default=1)
-    return int(found[0] if isinstance(found, list) else found)
-
-
 def _weights(memory: ModelMemory) -> _Weights:
     checkpoint, engine = memory.checkpoint, memory.engine
     form, experts = format_of(checkpoint), experts_of(checkpoint)
@@ -103,7 +95,7 @@ def _weights(memory: ModelMemory) -> _Weights:
         size = form.size(part).bytes
         if part.expert and part.copies > 1:
             routed += size
-            active += part.elements * _chosen(checkpoint) / experts
+            active += part.elements * chosen_experts(checkpoint) / experts
         else:
             dense += size
             active += part.elements

@@ -419,7 +419,12 @@ def test_what_cpus_cannot_do_with_experts_is_refused(kwargs: str, message: str) 
     ("added", "key", "message"),
     [
         ("distributed_executor_backend: ray", "engine_kwargs.distributed_executor_backend", "vLLM's own processes"),
+        ("distributed_executor_backend: mp", "engine_kwargs.distributed_executor_backend", "vLLM's own processes"),
         ("kv_offloading_size: 8", "engine_kwargs.kv_offloading_size", "as much of the node's memory"),
+        ("enable_elastic_ep: true", "engine_kwargs.enable_elastic_ep", "a fixed port"),
+        ("decode_context_parallel_size: 2", "engine_kwargs.decode_context_parallel_size", "nobody to share"),
+        ("mm_tensor_ipc: torch_shm", "engine_kwargs.mm_tensor_ipc", "one engine alone"),
+        ("enable_lora: true", "engine_kwargs.enable_lora", "no adapters yet"),
         ("}\n  lora: [{name: a/b, source: a/b}]\n  runtime_env: {", "lora", "has no adapters yet"),
     ],
 )

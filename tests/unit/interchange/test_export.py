@@ -120,7 +120,10 @@ def test_data_parallel_ranks_leave_and_come_back(to: str) -> None:
     (draft,) = read_drafts(written, "exported")
     again, _ = model_of(parse_document(text_of(draft).encode(), "again.yaml"))
     assert again is not None and again.config == model.config
-    if to != "vllm":
+    if to == "vllm":
+        assert "--data-parallel-size 2" in written and "--tensor-parallel-size" not in written
+    else:
+        assert "max_ongoing_requests and target_ongoing_requests are a rank's" in written
         application = yaml.safe_load(written)["applications"][0]
         assert application["import_path"] == "ray.serve.llm:build_dp_openai_app"
         assert application["args"]["llm_config"]["engine_kwargs"]["data_parallel_size"] == 2

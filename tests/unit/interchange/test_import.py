@@ -318,15 +318,26 @@ def test_an_llm_inference_service_has_its_parallelism_as_fields() -> None:
     assert "spec.prefill" in notes(draft) and "--data-parallel-size 2" in notes(draft)
 
 
-def test_data_parallel_ranks_of_one_gpu_are_workers() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "workers", "noted"),
+    [
+        ("data: 4", 4, False),
+        ("data: 16, dataLocal: 8", 8, True),
+        ("data: 2, dataLocal: 1", 1, True),
+        ("data: 1", 1, False),
+    ],
+)
+def test_data_parallel_ranks_of_one_gpu_are_workers_and_those_on_other_nodes_replicas(
+    sizes: str, workers: int, noted: bool
+) -> None:
     draft = only(
         "apiVersion: serving.kserve.io/v1alpha1\nkind: LLMInferenceService\nmetadata: {name: q}\nspec:\n"
-        "  model: {uri: 'hf://Qwen/Qwen3-30B-A3B', name: qwen}\n  parallelism: {data: 4, expert: true}\n"
+        f"  model: {{uri: 'hf://Qwen/Qwen3-30B-A3B', name: qwen}}\n  parallelism: {{{sizes}, expert: true}}\n"
         "  template: {containers: [{name: main}]}\n"
     )
-    assert draft.data["scaling_config"]["num_workers"] == 4
-    assert draft.data["engine_config"]["engine_kwargs"]["data_parallel_size"] == 4
-    assert "data-parallel" not in notes(draft)
+    assert draft.data["scaling_config"]["num_workers"] == workers
+    kept = draft.data["engine_config"]["engine_kwargs"].get("data_parallel_size", 1)
+    assert kept == workers and ("a replica's ranks are on one node" in notes(draft)) == noted
 
 
 def test_the_production_stacks_values_are_read_with_the_charts_own_default() -> None:

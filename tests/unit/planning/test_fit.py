@@ -182,7 +182,7 @@ def test_data_parallel_ranks_share_experts_and_have_attention_and_a_cache_each()
     assert (split.workers, split.gpus, ranked.workers, ranked.gpus) == (8, 8, 1, 8)
     here, there = gpu_memory(facts, split), gpu_memory(facts, ranked)
     assert here.kv_bytes_per_token == there.kv_bytes_per_token, "it is whole on each GPU either way"
-    assert there.full_length_sequences > 4 * here.full_length_sequences
+    assert there.full_length_sequences > 2 * here.full_length_sequences
     assert there.full_length_sequences % 8 == 0, "each rank holds as many"
 
 
@@ -216,6 +216,13 @@ def test_a_way_out_of_too_few_ranks_names_both_keys() -> None:
     one = model(DEEPSEEK, "H200", workers=4, **kwargs(enable_expert_parallel=True, data_parallel_size=4))
     (said,) = sentences(one)
     assert "num_workers and data_parallel_size: 8" in said
+
+
+def test_a_way_out_of_ranks_is_the_same_gpus_without_them() -> None:
+    ranks = kwargs(enable_expert_parallel=True, data_parallel_size=4)
+    one = model("Qwen/Qwen3-30B-A3B", "L4", workers=4, max_total_tokens=40960, **ranks)
+    (said,) = sentences(one)
+    assert "Fixes: " in said and "no data_parallel_size: 3 full-length sequences" in said
 
 
 def test_the_other_card_of_this_machine_is_named_where_each_has_whole_experts() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modelfleet.serving import metrics
 from modelfleet.serving.config.schema import DeploymentConfig, ModelConfig
 from modelfleet.serving.config.serve_options import (
     REPLICA_ENVIRONMENT,
@@ -17,6 +19,7 @@ from modelfleet.serving.config.serve_options import (
 )
 from modelfleet.serving.engine_args import DEFAULT_ENVIRONMENT, NO_MEDIA, engine_arguments, lora_rank
 from modelfleet.serving.errors import EngineError
+from modelfleet.serving.replica import check_experts
 from modelfleet.serving.sampling import body_defaults, compile_stops
 
 GPU = {"accelerator_type:L4": 0.001}
@@ -94,6 +97,40 @@ def test_one_gpu_runs_in_the_engines_process_and_several_are_its_children() -> N
     """In a placement group vLLM would take Ray for several workers, each in a process with imports of its own."""
     assert "distributed_executor_backend" not in arguments(), "vLLM's own choice for one worker is uni"
     assert arguments(num_workers=4)["distributed_executor_backend"] == "mp"
+
+
+def test_data_parallel_ranks_are_engines_with_one_gpu_each() -> None:
+    found = arguments({"engine_kwargs": {"data_parallel_size": 4}}, num_workers=4)
+    assert (found["data_parallel_size"], found["tensor_parallel_size"]) == (4, 1)
+    assert found["distributed_executor_backend"] == "uni", "in a placement group vLLM would take Ray"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "workers", "refused"),
+    [
+        ({"data_parallel_size": 2}, 2, True),
+        ({"enable_expert_parallel": True}, 2, True),
+        ({"enable_expert_parallel": True}, 1, False),
+        ({}, 2, False),
+    ],
+    ids=str,
+)
+def test_on_a_pretended_card_experts_are_not_shared(kwargs: dict[str, Any], workers: int, refused: bool) -> None:
+    with pytest.raises(EngineError, match="cannot share experts") if refused else nullcontext():
+        check_experts(model({"engine_kwargs": kwargs}, num_workers=workers))
+
+
+def test_a_replica_with_two_engines_follows_the_mean_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("vllm_kv_cache_usage_perc", "vllm_time_to_first_token_seconds_count", "vllm_num_requests_running")
+    samples = [
+        (name, {"engine": rank}, value)
+        for rank, values in (("0", (0.2, 3.0, 1.0)), ("1", (0.6, 4.0, 1.0)))
+        for name, value in zip(names, values, strict=True)
+    ]
+    monkeypatch.setattr(metrics, "vllm_samples", lambda: iter(samples))
+    assert metrics.followed() == {"kv_use": 0.4, "first_tokens": 7.0, "first_token_s": 0.0}
+    samples.clear()
+    assert metrics.followed() == {"kv_use": 0.0, "first_tokens": 0.0, "first_token_s": 0.0}
 
 
 def test_the_file_can_ask_for_rays_executor() -> None:
