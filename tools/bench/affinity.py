@@ -128,8 +128,9 @@ def in_virtual_time(name: str, conversations: Sequence[Conversation], replicas: 
     """
     servers = servers_of(replicas, None)
     if balance == ONE_CACHE:
+        cache = PrefixCache(replicas * CACHE_TOKENS // BLOCK_TOKENS)
         for one in servers:
-            one.cache = servers[0].cache
+            one.cache = cache
     choose = ONLY_VIRTUAL[balance]() if isinstance(balance, str) else partial(chosen, balance)
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         times = runner.run(_send(conversations, partial(_straight, servers, choose)))
