@@ -9,8 +9,10 @@ import pytest
 from modelfleet.infra.catalog import default_catalog
 from modelfleet.infra.planning.cards import Card
 from modelfleet.infra.planning.facts import ModelFacts, catalog_facts, facts_from_config
-from modelfleet.infra.planning.fit import gpu_memory, memory_in, memory_of, setting_of, shortened, weight_bytes
+from modelfleet.infra.planning.fit import gpu_memory, memory_in, memory_of, setting_of, shortened, variant, weight_bytes
 from modelfleet.infra.planning.fit_findings import fit_findings
+from modelfleet.infra.planning.replica_speed import why_no_speed
+from modelfleet.infra.planning.speed import Load
 from modelfleet.infra.planning.ways_out import ways_out
 from modelfleet.serving.config.errors import Severity
 from modelfleet.serving.config.load import LoadedModel
@@ -184,6 +186,12 @@ def test_data_parallel_ranks_share_experts_and_have_attention_and_a_cache_each()
     assert here.kv_bytes_per_token == there.kv_bytes_per_token, "it is whole on each GPU either way"
     assert there.full_length_sequences > 2 * here.full_length_sequences
     assert there.full_length_sequences % 8 == 0, "each rank holds as many"
+    batch, hidden, chosen, bytes_each = ranked.batched_tokens, 7168, 8, 2
+    others = 7 * batch * hidden * 2 * (1 + chosen) * bytes_each  # hidden states there and back, and two workspaces
+    assert there.reserve_mib - here.reserve_mib > others / 2**20
+    assert "data_ranks=8" in variant(facts, ranked)
+    assert why_no_speed(facts, ranked, Load(100, 100)) == "data parallel ranks are not in the estimate"
+    assert why_no_speed(facts, split, Load(100, 100)) == ""
 
 
 @pytest.mark.parametrize(

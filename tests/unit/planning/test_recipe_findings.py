@@ -155,6 +155,12 @@ def test_every_condition_of_a_setting_is_asked(when: dict[str, Any], holds: bool
     assert bool(missing_lines(recipe(setting), asked)) == holds
 
 
+def test_a_recipes_workers_are_those_that_share_a_layer() -> None:
+    setting = Setting(purpose="fast", why="w", when=When(workers=[4]), engine_kwargs={"max_num_seqs": 8})
+    ranked = document(workers=4, max_total_tokens=8192, engine_kwargs={"data_parallel_size": 4})
+    assert not missing_lines(recipe(setting), ranked)
+
+
 def test_figures_for_gpus_are_not_for_cpus() -> None:
     fast = Setting(purpose="fast", why="w", engine_kwargs={"max_num_seqs": 8})
     newer = Setting(purpose="correct", why="w", when=When(below_capability="9.0"), engine_kwargs={"block_size": 16})

@@ -163,7 +163,8 @@ def test_the_start_is_shorter_and_the_job_costs_its_node_until_the_autoscaler_ta
 
 def test_table_json_and_page_show_each_seal_its_cost_or_why_there_is_none() -> None:
     models = [model(QWEN), model("org/eager", engine_kwargs={"enforce_eager": True})]
-    plan = planned(models, stack(pool(sealedCaches=True)), facts={QWEN: facts_of(QWEN)})
+    ranked = model("org/ranked", engine_kwargs={"data_parallel_size": 2}, workers=2)
+    plan = planned([*models, ranked], stack(pool(sealedCaches=True)), facts={QWEN: facts_of(QWEN)})
     seal = next(found.seal for found in plan.models if found.model_id == QWEN)
     assert seal and seal.usd
     console = Console(width=200, record=True, file=io.StringIO())
@@ -172,6 +173,7 @@ def test_table_json_and_page_show_each_seal_its_cost_or_why_there_is_none() -> N
     row = next(line for line in lines if line.startswith(QWEN) and seal.key in line)
     assert f"about {seal.seconds / 60:.0f} min" in row and f"{seal.usd:.2f} USD" in row
     assert "org/eager none: it runs eagerly, so nothing is compiled" in lines
+    assert "org/ranked none: its data parallel ranks compile side by side, which was not tried" in lines
     shown = {found["model_id"]: found["seal"] for found in plan_json(plan)["models"]}
     assert shown[QWEN]["prefix"] == seal.prefix and shown["org/eager"]["prefix"] is None
     page = " ".join(plan_page(plan).split())
