@@ -77,18 +77,27 @@ class NodesFleet:
         return f"modelfleet-{self.stack}"
 
     def write(
-        self, *, nodes: int = 2, replicas: int = 2, image: str | None = None, alerts_to: str | None = None
+        self,
+        *,
+        nodes: int = 2,
+        replicas: int = 2,
+        image: str | None = None,
+        alerts_to: str | None = None,
+        sleeps_after_s: int | None = None,
     ) -> None:
         """Stack and model file: so many replicas, one on each node. Mirror Jobs have a namespace of their own.
 
-        The file itself asks for one replica; more there are by its schedule alone, in these hours. With a Service
-        for alerts the stack has a Prometheus of its own, and the model a goal that no answer meets.
+        The file itself asks for one replica; more there are by its schedule alone, in these hours. A model that sleeps
+        has none until it is asked. With a Service for alerts the stack has a Prometheus of its own, and the model a
+        goal that no answer meets.
         """
         root = self.project.folder
         content = yaml.safe_load((ROOT / "models" / f"{SLUG}.yaml").read_text())
         # vLLM's compiler takes minutes on two cores, and these tests are not about it.
         content["engine_config"]["engine_kwargs"] |= {"enforce_eager": True, "kv_cache_memory_bytes": CACHE_BYTES}
-        scaling = {"min_replicas": 1, "initial_replicas": 1, "max_replicas": replicas}
+        least = 1 if sleeps_after_s is None else 0
+        scaling = {"min_replicas": least, "initial_replicas": least, "max_replicas": replicas}
+        scaling |= {} if sleeps_after_s is None else {"downscale_to_zero_delay_s": sleeps_after_s}
         content["deployment_config"]["autoscaling_config"] |= scaling | (
             {"schedule": _now(replicas)} if replicas > 1 else {}
         )

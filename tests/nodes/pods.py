@@ -54,12 +54,12 @@ class Pods:
         assert found is not None, f"pod {name} is gone"
         return found
 
-    def wait(self, name: str, *phases: str) -> dict[str, Any]:
+    def wait(self, name: str, *phases: str, seconds: float = 120) -> dict[str, Any]:
         """Wait until the pod is in one of the phases; returns it."""
         return wait_until(
             lambda: pod if (pod := self.get(name))["status"].get("phase") in phases else None,
             what=f"pod {name} {' or '.join(phases)}",
-            seconds=120,
+            seconds=seconds,
         )
 
     def ready(self, name: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Trial:
         `environment` reaches the object store from here; `weights` are sources of `materialize`, by prefix.
         """
         plan = self.plan
-        self._seed(environment, weights)
+        self.seed(environment, weights)
         for pool in plan.pools:
             for name in self._nodes()[: pool.max_nodes]:
                 self.label_node(name, pool.name)
@@ -118,7 +118,8 @@ class Trial:
             labels = {STACK_LABEL: None, POOL_LABEL: None}
             self.api.merge("v1", "Node", node["metadata"]["name"], None, {"metadata": {"labels": labels}})
 
-    def _seed(self, environment: Mapping[str, str], weights: Mapping[str, str]) -> None:
+    def seed(self, environment: Mapping[str, str], weights: Mapping[str, str]) -> None:
+        """Weights in the bucket that a stack's mirror copies from."""
         s3: Any = boto3.client(
             "s3",
             endpoint_url=environment["AWS_ENDPOINT_URL"],
