@@ -329,7 +329,8 @@ def test_a_killed_replica_loses_no_more_of_an_open_stream_than_since_its_last_li
         noted: list[dict[str, Any]] = []
         answer = running.post(max_tokens=480, stream=True, headers={"x-request-id": "cut"}, prompt="One")
         times: list[float] = []
-        for line in answer.iter_lines():
+        lines = answer.iter_lines()  # held until the kill: one that nobody holds closes the stream, which is an abort
+        for line in lines:
             if line.startswith(b"data: {"):
                 times.append(time.time())
                 noted = [one for one in running.records() if one["request_id"] == "cut"]
